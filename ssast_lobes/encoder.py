@@ -1,0 +1,360 @@
+"""The audio spectrogram transformer: features of any length in, tokens out."""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from ssast_lobes.features import valid_frames
+from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
+from ssast_lobes.presets import load_preset
+from ssast_lobes.transformer import (
+    NORM_EPS,
+    TransformerBlock,
+    init_transformer,
+)
+
+# SSAST has two class tokens (DeiT's class and distillation token).
+N_CLASS_TOKENS = 2
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder gives back; all outputs at padding are 0.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        Patch tokens (B, N, D) after the final norm, frequency-major.
+    valid : torch.Tensor
+        Boolean (B, N), True at tokens that are audio.
+    class_tokens : torch.Tensor
+        (B, 2, D), after the final norm.
+    n_bands : int
+        F'. N = F' * T' unless tokens were dropped.
+    hidden_states : torch.Tensor or None
+        Patch tokens (L + 1, B, N, D) before the final norm: what enters the
+        first block, then the output of each block.
+    class_hidden_states : torch.Tensor or None
+        The same of the class tokens, (L + 1, B, 2, D).
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    class_tokens: torch.Tensor
+    n_bands: int
+    hidden_states: torch.Tensor = None
+    class_hidden_states: torch.Tensor = None
+
+    @property
+    def patches(self):
+        """Tokens on their grid, (B, F', T', D)."""
+        return self.tokens.unflatten(1, (self.n_bands, -1))
+
+    @property
+    def frames(self):
+        """One vector a time step, (B, T', D): the mean over frequency."""
+        return self.patches.mean(1)
+
+    @property
+    def n_steps(self):
+        """Valid time steps of each clip, (B,) int64."""
+        return self.valid.unflatten(1, (self.n_bands, -1))[:, 0].sum(1)
+
+    def clip(self, pooling="mean"):
+        """One vector a clip.
+
+        Arguments
+        ---------
+        pooling : str
+            ``"mean"`` of the valid tokens or ``"class"``, the mean of the
+            class tokens.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, D).
+        """
+        return pool(self.tokens, self.valid, self.class_tokens, pooling)
+
+
+def pool(tokens, valid, class_tokens, pooling):
+    """Pool tokens to one vector a clip.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        (B, N, D), 0 at padding.
+    valid : torch.Tensor
+        Boolean (B, N).
+    class_tokens : torch.Tensor
+        (B, 2, D).
+    pooling : str
+        ``"mean"`` or ``"class"``.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, D).
+
+    Raises
+    ------
+    ValueError
+        If `pooling` is unknown.
+
+    Example
+    -------
+    >>> tokens = torch.tensor([[[2.0], [4.0], [0.0]]])
+    >>> valid = torch.tensor([[True, True, False]])
+    >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
+    3.0
+    """
+    if pooling == "mean":
+        return tokens.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
+    if pooling == "class":
+        return class_tokens.mean(1)
+    raise ValueError(f"pooling must be 'mean' or 'class', got '{pooling}'")
+
+
+class SpectrogramEncoder(nn.Module):
+    """Transformer over spectrogram patches, for clips of any length.
+
+    Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
+    AAAI 2022. A clip's output never depends on the clips it is batched with:
+    padding is masked in attention, and positions follow each clip's own
+    length.
+
+    Arguments
+    ---------
+    grid : Grid or dict, optional
+        Patch geometry, or the arguments of one; 128 mel bins in 16 x 16
+        patches when left out.
+    dim : int
+        Token size D.
+    depth : int
+        Number of blocks L.
+    heads : int
+        Attention heads.
+    mlp_ratio : float
+        Hidden size of the MLPs over D.
+    table_frames : int
+        Frames the position table spans; longer clips interpolate it.
+    drop_path : float
+        Stochastic depth of the last block, growing linearly from 0.
+
+    Example
+    -------
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> feats = torch.randn(2, 100, 128)
+    >>> output = encoder(feats, n_frames=torch.tensor([100, 40]))
+    >>> output.patches.shape, output.n_steps.tolist()
+    (torch.Size([2, 8, 7, 32]), [7, 3])
+    """
+
+    def __init__(
+        self,
+        grid=None,
+        dim=192,
+        depth=12,
+        heads=3,
+        mlp_ratio=4,
+        table_frames=1024,
+        drop_path=0.0,
+    ):
+        super().__init__()
+        self.grid = grid if isinstance(grid, Grid) else Grid(**(grid or {}))
+        self.dim = dim
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
+        self.table_frames = table_frames
+        self.patch_embedding = PatchEmbedding(self.grid, dim)
+        self.positions = PositionTable(
+            self.grid.n_bands, self.grid.n_steps(table_frames), dim
+        )
+        self.class_tokens = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
+        self.class_positions = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
+        nn.init.trunc_normal_(self.class_tokens, std=0.02)
+        nn.init.trunc_normal_(self.class_positions, std=0.02)
+        self.blocks = nn.ModuleList(
+            TransformerBlock(
+                dim, heads, mlp_ratio, drop_path * number / max(1, depth - 1)
+            )
+            for number in range(depth)
+        )
+        self.blocks.apply(init_transformer)
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+
+    @classmethod
+    def from_size(
+        cls,
+        model_size="tiny",
+        geometry="patch",
+        n_mels=128,
+        stride=None,
+        **arguments,
+    ):
+        """An encoder of a named size and geometry.
+
+        Arguments
+        ---------
+        model_size : str
+            ``"tiny"``, ``"small"``, ``"base"``, or ``"micro"`` for CPUs: a
+            file of ``hparams/model/``.
+        geometry : str or tuple of int
+            See `Grid.from_geometry`.
+        n_mels : int
+            Mel bins.
+        stride : tuple of int, optional
+            Step between patches (mel bins, frames).
+        **arguments
+            Passed to the class.
+
+        Returns
+        -------
+        SpectrogramEncoder
+
+        Example
+        -------
+        >>> SpectrogramEncoder.from_size("micro", "frame").depth
+        6
+        """
+        grid = Grid.from_geometry(geometry, n_mels, stride)
+        return cls(grid, **{**load_preset("model", model_size), **arguments})
+
+    @property
+    def depth(self):
+        """L, the number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def config(self):
+        """The arguments that build this encoder again."""
+        return {
+            "grid": self.grid.config,
+            "dim": self.dim,
+            "depth": self.depth,
+            "heads": self.heads,
+            "mlp_ratio": self.mlp_ratio,
+            "table_frames": self.table_frames,
+        }
+
+    def forward(
+        self,
+        feats,
+        n_frames=None,
+        mask=None,
+        mask_embedding=None,
+        keep=None,
+        hidden_states=False,
+    ):
+        """Encode a batch of spectrograms.
+
+        There are three ways in: all tokens; some *replaced* (`mask` and
+        `mask_embedding`); some *dropped* (`keep`).
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,) int64. Left out, every frame counts as audio,
+            padding too, as in the official code.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where a token is hidden.
+        mask_embedding : torch.Tensor, optional
+            (D,), stands where `mask` is True.
+        keep : tuple of torch.Tensor, optional
+            Indices (B, K) of the tokens to encode, and boolean (B, K), False
+            at surplus entries.
+        hidden_states : bool
+            Return the output of every block too.
+
+        Returns
+        -------
+        EncoderOutput
+            With N = F' * T', or K under `keep`.
+
+        Raises
+        ------
+        ValueError
+            If the features do not have the grid's mel bins, or `mask` comes
+            without `mask_embedding`.
+        """
+        tokens, valid = self._embed(feats, n_frames, mask, mask_embedding)
+        if keep is not None:
+            index, kept = keep
+            tokens = tokens.gather(
+                1, index[:, :, None].expand(-1, -1, self.dim)
+            )
+            valid = valid.gather(1, index) & kept
+        head = self.class_tokens + self.class_positions
+        x = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
+        attend = self._attend(valid, padded=n_frames is not None or keep)
+        states = [x]
+        for block in self.blocks:
+            x = block(x, attend)
+            if hidden_states:
+                states.append(x)
+        normed = self.norm(x)
+        split = N_CLASS_TOKENS
+        shown = valid[:, :, None]
+        stack = torch.stack(states) if hidden_states else None
+        return EncoderOutput(
+            tokens=normed[:, split:] * shown,
+            valid=valid,
+            class_tokens=normed[:, :split],
+            n_bands=self.grid.n_bands,
+            hidden_states=stack[:, :, split:] * shown
+            if hidden_states
+            else None,
+            class_hidden_states=stack[:, :, :split] if hidden_states else None,
+        )
+
+    def _embed(self, feats, n_frames, mask, mask_embedding):
+        """Patch tokens with positions (B, N, D) and their validity (B, N)."""
+        batch, max_frames, _ = feats.shape
+        if n_frames is None:
+            n_frames = torch.full((batch,), max_frames, device=feats.device)
+        else:
+            feats = feats * valid_frames(n_frames, max_frames)[:, :, None]
+        patches = self.grid.unfold(feats)
+        n_steps, max_steps = self.token_steps(n_frames, max_frames)
+        valid = self.grid.valid_tokens(n_steps, max_steps)
+        tokens = self.patch_embedding(patches)
+        if mask is not None:
+            if mask_embedding is None:
+                raise ValueError("mask needs mask_embedding beside it")
+            hidden = mask.flatten(1)[:, :, None]
+            tokens = torch.where(hidden, mask_embedding, tokens)
+        positions = self.positions(self.grid.n_bands, n_steps, max_steps)
+        return tokens + positions, valid
+
+    def token_steps(self, n_frames, max_frames):
+        """Valid patches along time of each clip, and T' of the batch.
+
+        Arguments
+        ---------
+        n_frames : torch.Tensor
+            Valid frames (B,).
+        max_frames : int
+            Frames T of the batch.
+
+        Returns
+        -------
+        tuple
+            (B,) int64 and int.
+        """
+        max_steps = self.grid.n_steps(max_frames)
+        return self.grid.n_steps(n_frames).clamp(max=max_steps), max_steps
+
+    @staticmethod
+    def _attend(valid, padded):
+        """Attention mask (B, 1, 1, 2 + N), or None where nothing is hidden."""
+        if not padded:
+            return None
+        # Without a mask attention is faster. Only the CPU can look without
+        # waiting for the device.
+        if valid.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(valid.all()):
+                return None
+        seen = nn.functional.pad(valid, (N_CLASS_TOKENS, 0), value=True)
+        return seen[:, None, None, :]

@@ -1,0 +1,360 @@
+"""Front end: waveforms in, normalised log-mel spectrograms out.
+
+A batched Kaldi filterbank (what SSAST was trained on), the fixed
+normalisation ``(x - mean) / (2 * std)``, and the statistics it needs.
+"""
+
+import torch
+from speechbrain.utils.autocast import fwd_default_precision
+from torch import nn
+from torchaudio.compliance.kaldi import get_mel_banks
+
+from ssast_lobes.presets import load_preset
+
+PRE_EMPHASIS = 0.97
+# Kaldi's floor before the logarithm.
+EPSILON = torch.finfo(torch.float32).eps
+
+
+def valid_frames(n_frames, max_frames):
+    """Boolean mask of the frames that are audio, not padding.
+
+    Arguments
+    ---------
+    n_frames : torch.Tensor
+        Frame counts, (B,), int64.
+    max_frames : int
+        Number of columns of the mask.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean (B, max_frames), True at valid frames.
+
+    Example
+    -------
+    >>> valid_frames(torch.tensor([1, 3]), 3).int().tolist()
+    [[1, 0, 0], [1, 1, 1]]
+    """
+    steps = torch.arange(max_frames, device=n_frames.device)
+    return steps[None, :] < n_frames[:, None]
+
+
+class KaldiFbank(nn.Module):
+    """Log-mel filterbank of a batch, equal to Kaldi's for each clip alone.
+
+    Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
+    use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
+    waveform, as SSAST computes it: 25 ms windows every 10 ms, no frame that
+    reaches over the end. Always computed in float32, also under autocast.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Sampling rate of the waveforms in Hz.
+    n_mels : int
+        Number of mel bins, from 20 Hz to half the sampling rate.
+
+    Example
+    -------
+    >>> fbank = KaldiFbank()
+    >>> feats, n_frames = fbank(torch.randn(2, 16000), torch.tensor([1.0, 0.5]))
+    >>> feats.shape, n_frames.tolist()
+    (torch.Size([2, 98, 128]), [98, 48])
+    """
+
+    def __init__(self, sample_rate=16000, n_mels=128):
+        super().__init__()
+        self.sample_rate = sample_rate
+        self.n_mels = n_mels
+        self.window_samples = int(sample_rate * 0.025)
+        self.hop_samples = int(sample_rate * 0.010)
+        self.fft_size = 1 << (self.window_samples - 1).bit_length()
+        window = torch.hann_window(self.window_samples, periodic=False)
+        bands, _ = get_mel_banks(
+            n_mels, self.fft_size, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0
+        )
+        # Kaldi's bands leave out the Nyquist bin.
+        bands = nn.functional.pad(bands, (0, 1)).t().contiguous()
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("bands", bands, persistent=False)
+
+    def frames_of(self, n_samples):
+        """Number of frames Kaldi makes of so many samples.
+
+        Arguments
+        ---------
+        n_samples : int or torch.Tensor
+            Clip length in samples, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+            Frame count; 0 for a clip shorter than one window.
+
+        Example
+        -------
+        >>> KaldiFbank().frames_of(16000)
+        98
+        """
+        reach = n_samples - self.window_samples
+        count = reach // self.hop_samples + 1
+        if isinstance(n_samples, torch.Tensor):
+            return torch.where(reach < 0, torch.zeros_like(count), count)
+        return 0 if reach < 0 else count
+
+    @fwd_default_precision(cast_inputs=torch.float32)
+    def forward(self, wav, wav_lens=None):
+        """Compute the log-mel spectrogram of each clip.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Waveforms (B, S), any padding.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (B,) in (0, 1]; all clips are full when left out.
+
+        Returns
+        -------
+        feats : torch.Tensor
+            Log-mel energies (B, T, n_mels), 0 at padding. T is at least 1.
+        n_frames : torch.Tensor
+            Valid frames (B,), int64, exactly as Kaldi counts them.
+
+        Raises
+        ------
+        ValueError
+            If `wav` is not (B, S).
+        """
+        if wav.dim() != 2:
+            raise ValueError(
+                f"wav must be (batch, samples), got {tuple(wav.shape)}"
+            )
+        n_samples = self._sample_counts(wav, wav_lens)
+        max_frames = max(1, self.frames_of(wav.shape[1]))
+        n_frames = self.frames_of(n_samples).clamp(max=max_frames)
+
+        frames = self._frames(self._remove_mean(wav, n_samples), max_frames)
+        spectrum = torch.fft.rfft(frames, n=self.fft_size).abs().square()
+        feats = self._mel(spectrum).clamp(min=EPSILON).log()
+        valid = valid_frames(n_frames, max_frames)
+        return feats * valid[:, :, None], n_frames
+
+    @staticmethod
+    def _sample_counts(wav, wav_lens):
+        batch, samples = wav.shape
+        if wav_lens is None:
+            return torch.full((batch,), samples, device=wav.device)
+        exact = wav_lens.to(wav.device, torch.float64) * samples
+        return exact.round().long()
+
+    @staticmethod
+    def _remove_mean(wav, n_samples):
+        valid = valid_frames(n_samples, wav.shape[1])
+        mean = _clip_means(wav, n_samples, valid)
+        return torch.where(valid, wav - mean[:, None], 0.0)
+
+    def _frames(self, wav, max_frames):
+        missing = self.window_samples - wav.shape[1]
+        if missing > 0:
+            wav = nn.functional.pad(wav, (0, missing))
+        frames = wav.unfold(1, self.window_samples, self.hop_samples)
+        frames = frames[:, :max_frames]
+        frames = frames - frames.mean(2, keepdim=True)
+        previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
+        return (frames - PRE_EMPHASIS * previous) * self.window
+
+    def _mel(self, spectrum):
+        if spectrum.is_cuda:
+            # TF32 products would be off in the third digit.
+            return (spectrum.double() @ self.bands.double()).float()
+        return spectrum @ self.bands
+
+
+def _clip_means(wav, n_samples, valid):
+    """Mean of each clip's valid samples: (B, S), (B,), (B, S) to (B,)."""
+    if wav.is_cuda:
+        total = torch.where(valid, wav, 0.0).sum(1, dtype=torch.float64)
+        return (total / n_samples.clamp(min=1)).float()
+    # The quietest mel bands, which pre-emphasis nearly cancels, show a mean
+    # that is off by one rounding: a masked sum of the batch, even in float64,
+    # puts one noise clip in five more than 1e-4 from Kaldi's features. So the
+    # B numbers come from the very reduction that a clip alone would use; the
+    # work on frames stays batched.
+    lengths = n_samples.clamp(min=1).tolist()
+    return torch.stack([clip[:n].mean() for clip, n in zip(wav, lengths)])
+
+
+class SpectrogramNorm(nn.Module):
+    """Fixed normalisation ``(x - mean) / (2 * std)`` with padding kept at 0.
+
+    Arguments
+    ---------
+    mean : float
+        Mean of the log-mel energies over the valid frames of a data set.
+    std : float
+        Their standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If `std` is not positive.
+
+    Example
+    -------
+    >>> norm = SpectrogramNorm(mean=1.0, std=2.0)
+    >>> norm(torch.full((1, 2, 1), 5.0), torch.tensor([1])).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    def __init__(self, mean, std):
+        super().__init__()
+        if not std > 0:
+            raise ValueError(f"std must be positive, got {std}")
+        self.mean = float(mean)
+        self.std = float(std)
+
+    @classmethod
+    def from_preset(cls, name):
+        """The official statistics of a data set.
+
+        Arguments
+        ---------
+        name : str
+            ``"audioset"``, ``"esc50"`` or ``"speechcommands"``: a file of
+            ``hparams/features/``.
+
+        Returns
+        -------
+        SpectrogramNorm
+
+        Example
+        -------
+        >>> SpectrogramNorm.from_preset("audioset").mean
+        -4.2677393
+        """
+        return cls(**load_preset("features", name))
+
+    @property
+    def silence(self):
+        """The value that a raw log-mel energy of 0 gets: the padding of the
+        official code, which pads before it normalises."""
+        return -self.mean / (2 * self.std)
+
+    def forward(self, feats, n_frames=None):
+        """Normalise a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Log-mel energies (B, T, M).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); all are valid when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            Normalised (B, T, M), 0 at padding.
+        """
+        feats = (feats - self.mean) / (2 * self.std)
+        if n_frames is None:
+            return feats
+        return feats * valid_frames(n_frames, feats.shape[1])[:, :, None]
+
+
+class FrontEnd(nn.Module):
+    """Waveforms to normalised log-mel: `KaldiFbank`, then `SpectrogramNorm`.
+
+    Arguments
+    ---------
+    statistics : str or dict
+        Name of a preset in ``hparams/features/``, or ``{"mean": ..,
+        "std": ..}`` such as ``ssast-lobes stats`` prints for own audio.
+    sample_rate : int
+        Sampling rate of the waveforms in Hz.
+    n_mels : int
+        Number of mel bins.
+
+    Example
+    -------
+    >>> features = FrontEnd("audioset")
+    >>> feats, n_frames = features(torch.randn(1, 16000))
+    >>> feats.shape
+    torch.Size([1, 98, 128])
+    """
+
+    def __init__(self, statistics="audioset", sample_rate=16000, n_mels=128):
+        super().__init__()
+        if isinstance(statistics, str):
+            statistics = load_preset("features", statistics)
+        self.fbank = KaldiFbank(sample_rate, n_mels)
+        self.norm = SpectrogramNorm(**statistics)
+
+    @property
+    def config(self):
+        """The arguments that build this front end again."""
+        return {
+            "statistics": {"mean": self.norm.mean, "std": self.norm.std},
+            "sample_rate": self.fbank.sample_rate,
+            "n_mels": self.fbank.n_mels,
+        }
+
+    def forward(self, wav, wav_lens=None):
+        """Waveforms (B, S) to features (B, T, M) and frame counts (B,).
+
+        See `KaldiFbank.forward` for the arguments.
+        """
+        feats, n_frames = self.fbank(wav, wav_lens)
+        return self.norm(feats, n_frames), n_frames
+
+
+class RunningStatistics:
+    """Mean and standard deviation of log-mel energies, in float64.
+
+    Feed it batches of unnormalised features; only valid frames count.
+
+    Example
+    -------
+    >>> stats = RunningStatistics()
+    >>> stats.update(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    >>> stats.mean, stats.std
+    (2.0, 1.0)
+    """
+
+    def __init__(self):
+        self.count = 0
+        self.total = 0.0
+        self.squares = 0.0
+
+    def update(self, feats, n_frames):
+        """Add a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Log-mel energies (B, T, M).
+        n_frames : torch.Tensor
+            Valid frames (B,).
+        """
+        valid = valid_frames(n_frames, feats.shape[1])[:, :, None]
+        values = torch.where(valid, feats, 0.0).double()
+        self.count += int(n_frames.sum()) * feats.shape[2]
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    @property
+    def mean(self):
+        """Mean over all valid frames and mel bins so far."""
+        self._require_audio()
+        return self.total / self.count
+
+    @property
+    def std(self):
+        """Population standard deviation so far."""
+        variance = self.squares / self._require_audio() - self.mean**2
+        return max(variance, 0.0) ** 0.5
+
+    def _require_audio(self):
+        if self.count == 0:
+            raise ValueError("no audio frame was seen: nothing to average")
+        return self.count

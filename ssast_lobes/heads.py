@@ -1,0 +1,253 @@
+"""Heads: from encoder outputs to one vector a clip, and to class scores."""
+
+import torch
+from speechbrain.nnet.adapters import AdaptedModel, LoRA
+from torch import nn
+
+from ssast_lobes.encoder import pool
+
+LAYERS = ("last", "weighted")
+
+
+class ClipPooling(nn.Module):
+    """One vector a clip, from the last layer or a learned mix of layers.
+
+    Arguments
+    ---------
+    depth : int
+        Number of encoder blocks L.
+    pooling : str
+        ``"mean"`` of the valid tokens, or ``"class"`` tokens.
+    layers : str
+        ``"last"``: after the final norm. ``"weighted"``: the
+        softmax-weighted sum of the L block outputs before it, as SUPERB
+        probes do (Yang et al., Interspeech 2021).
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> pooling = ClipPooling(encoder.depth, layers="weighted")
+    >>> output = encoder(torch.randn(3, 50, 128), hidden_states=True)
+    >>> pooling(output).shape
+    torch.Size([3, 32])
+    """
+
+    def __init__(self, depth, pooling="mean", layers="last"):
+        super().__init__()
+        if layers not in LAYERS:
+            raise ValueError(f"layers must be one of {LAYERS}, got '{layers}'")
+        if pooling not in ("mean", "class"):
+            raise ValueError(
+                f"pooling must be 'mean' or 'class', got '{pooling}'"
+            )
+        self.depth = depth
+        self.pooling = pooling
+        self.layers = layers
+        if layers == "weighted":
+            self.layer_scores = nn.Parameter(torch.zeros(depth))
+
+    @property
+    def config(self):
+        """The arguments that build this again."""
+        return {
+            "depth": self.depth,
+            "pooling": self.pooling,
+            "layers": self.layers,
+        }
+
+    @property
+    def needs_hidden_states(self):
+        """Whether the encoder must return its hidden states."""
+        return self.layers == "weighted"
+
+    def forward(self, encoded):
+        """Pool an `EncoderOutput` to (B, D)."""
+        if self.layers == "last":
+            return encoded.clip(self.pooling)
+        share = self.layer_scores.softmax(0)
+        tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
+        classes = encoded.class_hidden_states[1:]
+        classes = torch.einsum("l,lbnd->bnd", share, classes)
+        return pool(tokens, encoded.valid, classes, self.pooling)
+
+
+class ClassificationHead(nn.Module):
+    """Layer norm and a linear layer: SSAST's fine-tuning head.
+
+    Arguments
+    ---------
+    dim : int
+        Size D of the clip vector.
+    n_classes : int
+        Number of classes C.
+
+    Example
+    -------
+    >>> ClassificationHead(32, 5)(torch.zeros(2, 1, 32)).shape
+    torch.Size([2, 1, 5])
+    """
+
+    def __init__(self, dim, n_classes):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+        self.linear = nn.Linear(dim, n_classes)
+
+    def forward(self, clip):
+        """Clip vectors (.., D) to class scores (logits) (.., C)."""
+        return self.linear(self.norm(clip))
+
+
+class SpectrogramClassifier(nn.Module):
+    """Encoder, pooling and head in one module: features in, scores out.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder, usually pretrained.
+    n_classes : int
+        Number of classes C.
+    pooling : str
+        See `ClipPooling`.
+    layers : str
+        See `ClipPooling`.
+    freeze_encoder : bool
+        Train the pooling and the head only.
+    frozen_blocks : int
+        Keep the patch projection, the positions and the first blocks as they
+        are.
+    lora_rank : int
+        Over 0: freeze the encoder and train low-rank adapters of this rank
+        in all its attention and MLP layers (SpeechBrain's `LoRA`).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer blocks than are to be frozen, or two ways of
+        freezing are asked for.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> model = SpectrogramClassifier(encoder, n_classes=5)
+    >>> model(torch.randn(3, 50, 128), torch.tensor([50, 20, 9])).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        encoder,
+        n_classes,
+        pooling="mean",
+        layers="last",
+        freeze_encoder=False,
+        frozen_blocks=0,
+        lora_rank=0,
+    ):
+        super().__init__()
+        if sum([freeze_encoder, frozen_blocks > 0, lora_rank > 0]) > 1:
+            raise ValueError(
+                "choose one of freeze_encoder, frozen_blocks and lora_rank"
+            )
+        if frozen_blocks > encoder.depth:
+            raise ValueError(
+                f"frozen_blocks is {frozen_blocks}, the encoder has "
+                f"{encoder.depth} blocks"
+            )
+        self.pooling = ClipPooling(encoder.depth, pooling, layers)
+        self.head = ClassificationHead(encoder.dim, n_classes)
+        self.freeze_encoder = freeze_encoder
+        self.encoder = encoder
+        if freeze_encoder:
+            encoder.requires_grad_(False)
+        elif lora_rank > 0:
+            self.encoder = AdaptedModel(
+                encoder,
+                LoRA,
+                target_layers=["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"],
+                adapter_kwargs={"rank": lora_rank},
+            )
+        elif frozen_blocks > 0:
+            _freeze_first(encoder, frozen_blocks)
+        if self.pooling.needs_hidden_states:
+            # Not on the way to the loss; DDP would wait for its gradient.
+            encoder.norm.requires_grad_(False)
+
+    def train(self, mode=True):
+        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    def forward(self, feats, n_frames=None):
+        """Class scores of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); see `SpectrogramEncoder.forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits (B, C).
+        """
+        return self.head(self.embed(feats, n_frames))
+
+    def embed(self, feats, n_frames=None):
+        """Clip vectors (B, D) of a batch; arguments as in `forward`."""
+        encoded = self.encoder(
+            feats, n_frames, hidden_states=self.pooling.needs_hidden_states
+        )
+        return self.pooling(encoded)
+
+    def merged_encoder_state(self):
+        """The encoder's tensors with adapters folded into the layers.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            Fits a plain `SpectrogramEncoder`.
+        """
+        if not isinstance(self.encoder, AdaptedModel):
+            return self.encoder.state_dict()
+        plain = self.encoder.adapted_model
+        adapters = {
+            name: module
+            for name, module in plain.named_modules()
+            if isinstance(module, LoRA)
+        }
+        state = {}
+        for key, value in plain.state_dict().items():
+            layer, _, rest = key.rpartition(".pretrained_module.")
+            if layer:
+                value = value + _lora_change(adapters[layer], rest)
+                key = f"{layer}.{rest}"
+            if ".adapter_" not in key:
+                state[key] = value
+        return state
+
+
+def _freeze_first(encoder, count):
+    for part in (encoder.patch_embedding, encoder.positions):
+        part.requires_grad_(False)
+    encoder.class_tokens.requires_grad_(False)
+    encoder.class_positions.requires_grad_(False)
+    for block in encoder.blocks[:count]:
+        block.requires_grad_(False)
+
+
+def _lora_change(adapter, tensor_name):
+    if tensor_name != "weight":
+        return 0.0
+    up, down = adapter.adapter_up_proj.weight, adapter.adapter_down_proj.weight
+    return adapter.scaling * (up @ down).detach()

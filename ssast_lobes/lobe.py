@@ -1,0 +1,241 @@
+"""Lobes for recipes: waveform in, representation out.
+
+`SSAST` stands where another recipe's YAML has its wav2vec 2.0 lobe: one
+tensor from ``forward(wav, wav_lens)``.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.encoder import SpectrogramEncoder
+from ssast_lobes.features import FrontEnd
+from ssast_lobes.heads import ClipPooling
+from ssast_lobes.weights import (
+    initialise,
+    load_strictly,
+    load_weights,
+)
+
+OUTPUTS = ("frames", "patches", "clip")
+
+
+class SpectrogramLobe(nn.Module):
+    """Front end and encoder in one SpeechBrain lobe.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder.
+    features : FrontEnd, optional
+        Waveform to features; AudioSet statistics when left out.
+    output : str
+        What ``forward`` gives: ``"frames"`` (B, T', D) in time order,
+        ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, D).
+    pooling : ClipPooling, optional
+        How a clip vector is made; the mean of the valid tokens when left out.
+    freeze : bool
+        Never train the encoder: no gradients, always evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If `output` is unknown, or features and encoder disagree.
+
+    Example
+    -------
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> lobe = SpectrogramLobe(encoder, output="clip")
+    >>> lobe(torch.randn(2, 16000), torch.tensor([1.0, 0.4])).shape
+    torch.Size([2, 1, 32])
+    """
+
+    def __init__(
+        self,
+        encoder,
+        features=None,
+        output="frames",
+        pooling=None,
+        freeze=False,
+    ):
+        super().__init__()
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")
+        n_mels = encoder.grid.n_mels
+        self.features = features or FrontEnd(n_mels=n_mels)
+        if self.features.fbank.n_mels != n_mels:
+            raise ValueError(
+                f"features have {self.features.fbank.n_mels} mel bins, the "
+                f"encoder {n_mels}"
+            )
+        self.encoder = encoder
+        self.pooling = pooling or ClipPooling(encoder.depth)
+        self.output = output
+        self.freeze = freeze
+        if freeze:
+            self.requires_grad_(False)
+            self.eval()
+
+    @property
+    def output_size(self):
+        """D, the size of every vector that comes out."""
+        return self.encoder.dim
+
+    def train(self, mode=True):
+        """Switch the mode; a frozen lobe stays in evaluation mode."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, wav, wav_lens=None):
+        """Represent a batch of waveforms.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            16 kHz mono waveforms (B, S).
+        wav_lens : torch.Tensor, optional
+            Relative lengths (B,); all clips are full when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T', D), (B, F', T', D) or (B, 1, D), after `output`; 0 at
+            padding.
+        """
+        if self.output == "clip":
+            return self.pooling(self.extract_features(wav, wav_lens))[:, None]
+        return getattr(self.extract_features(wav, wav_lens), self.output)
+
+    def extract_features(self, wav, wav_lens=None, hidden_states=False):
+        """Everything the encoder knows of a batch of waveforms.
+
+        Arguments
+        ---------
+        wav, wav_lens
+            As in `forward`.
+        hidden_states : bool
+            Keep the output of every block.
+
+        Returns
+        -------
+        EncoderOutput
+        """
+        wanted = hidden_states or self.pooling.needs_hidden_states
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.freeze
+        ):
+            feats, n_frames = self.features(wav, wav_lens)
+            return self.encoder(feats, n_frames, hidden_states=wanted)
+
+    @classmethod
+    def from_export(cls, folder, output="frames", freeze=False):
+        """The lobe of an exported folder, weights loaded strictly.
+
+        Arguments
+        ---------
+        folder : str or path
+            Written by a recipe, or by ``ssast-lobes convert``.
+        output, freeze
+            See the class.
+
+        Returns
+        -------
+        SpectrogramLobe
+
+        Raises
+        ------
+        WeightsError
+            If the weights do not fit their own configuration.
+        """
+        return lobe_of(load_weights(folder), output, freeze)
+
+
+def lobe_of(weights, output="frames", freeze=False):
+    """Build a lobe from loaded weights: encoder, features and pooling.
+
+    Arguments
+    ---------
+    weights : Weights
+        From `load_weights`.
+    output, freeze
+        See `SpectrogramLobe`.
+
+    Returns
+    -------
+    SpectrogramLobe
+    """
+    config = weights.config
+    encoder = SpectrogramEncoder(**config["encoder"])
+    features = FrontEnd(
+        **config.get("features", {"n_mels": encoder.grid.n_mels})
+    )
+    pooling = ClipPooling(**config.get("pooling", {"depth": encoder.depth}))
+    initialise(encoder, weights)
+    load_strictly(pooling, weights.part("pooling"), "pooling")
+    return SpectrogramLobe(encoder, features, output, pooling, freeze)
+
+
+class SSAST(SpectrogramLobe):
+    """SSAST as a lobe: by size and geometry, or from trained weights.
+
+    Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
+    AAAI 2022.
+
+    Arguments
+    ---------
+    model_size : str
+        ``"micro"`` (for CPUs), ``"tiny"``, ``"small"`` or ``"base"``.
+    geometry : str or tuple of int
+        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames).
+    source : str or path, optional
+        Exported folder or official ``.pth`` to start from. A folder brings
+        its own size, geometry and statistics.
+    freeze : bool
+        Never train the encoder.
+    output : str
+        ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
+    statistics : str or dict, optional
+        Normalisation; see `FrontEnd`. Those of `source`, else AudioSet's,
+        when left out.
+    stride : tuple of int, optional
+        Step between patches (mel bins, frames), smaller for overlap.
+
+    Raises
+    ------
+    WeightsError
+        If `source` does not load, or has another size than asked for.
+
+    Example
+    -------
+    >>> lobe = SSAST(model_size="micro", geometry="frame", output="frames")
+    >>> lobe(torch.randn(1, 16000)).shape, lobe.output_size
+    (torch.Size([1, 49, 128]), 128)
+    """
+
+    def __init__(
+        self,
+        model_size=None,
+        geometry=None,
+        source=None,
+        freeze=False,
+        output="frames",
+        statistics=None,
+        stride=None,
+    ):
+        weights = None if source is None else load_weights(source)
+        features = {} if weights is None else weights.config.get("features", {})
+        if statistics is not None:
+            features = {**features, "statistics": statistics}
+        if weights is not None and model_size is None and geometry is None:
+            config = dict(weights.config["encoder"])
+            if stride is not None:
+                config["grid"] = {**config["grid"], "stride": stride}
+            encoder = SpectrogramEncoder(**config)
+        else:
+            encoder = SpectrogramEncoder.from_size(
+                model_size or "tiny", geometry or "patch", stride=stride
+            )
+        features = {"n_mels": encoder.grid.n_mels, **features}
+        super().__init__(encoder, FrontEnd(**features), output, freeze=freeze)
+        if weights is not None:
+            initialise(encoder, weights)
+            if freeze:
+                encoder.requires_grad_(False)

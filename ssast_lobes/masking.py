@@ -1,0 +1,251 @@
+"""Maskers: which tokens are hidden. Pure, vectorised, seeded.
+
+A mask is boolean (B, F', T'), True where a token is hidden. Only a clip's
+own valid tokens are hidden, and exactly as many as asked for.
+"""
+
+import torch
+from torch import nn
+
+# Multipliers of the 64-bit mixer splitmix64 (Steele et al., OOPSLA 2014) as
+# signed numbers: torch's int64 products wrap around.
+_GOLDEN = -7046029254386353131
+_MIX_1 = -4658895280553007687
+_MIX_2 = -7723592293110705685
+
+
+def mix_bits(keys):
+    """Scramble integers: a hash of 64 bits, on any device.
+
+    Arguments
+    ---------
+    keys : torch.Tensor
+        int64, any shape.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 of the same shape.
+
+    Example
+    -------
+    >>> mix_bits(torch.tensor([1, 2])).unique().numel()
+    2
+    """
+    x = keys + _GOLDEN
+    x = (x ^ _shift(x, 30)) * _MIX_1
+    x = (x ^ _shift(x, 27)) * _MIX_2
+    return x ^ _shift(x, 31)
+
+
+def _shift(x, bits):
+    """Logical right shift of int64 (torch's own keeps the sign)."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def keyed_uniform(keys, rows, columns):
+    """Uniform noise that is a function of a clip's key and the place only.
+
+    The noise at a place does not change when the clip is padded further.
+
+    Arguments
+    ---------
+    keys : torch.Tensor
+        One int64 key a clip, (B,).
+    rows, columns : int
+        Size of the noise.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (B, rows, columns) in [0, 1).
+
+    Example
+    -------
+    >>> a = keyed_uniform(torch.tensor([7]), 2, 3)
+    >>> b = keyed_uniform(torch.tensor([7]), 2, 5)
+    >>> torch.equal(a, b[:, :, :3])
+    True
+    """
+    row = torch.arange(rows, device=keys.device)[:, None]
+    column = torch.arange(columns, device=keys.device)
+    place = mix_bits(keys)[:, None, None] + (row << 32) + column
+    return _shift(mix_bits(place), 40).float() / (1 << 24)
+
+
+class Masker(nn.Module):
+    """Base of the maskers: how many tokens, and how scores become a mask.
+
+    A subclass gives each token a score; the lowest are hidden.
+
+    Arguments
+    ---------
+    ratio : float, optional
+        Share of a clip's valid tokens to hide.
+    count : int, optional
+        Number of tokens to hide, at most all but one. Give one of the two.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one of `ratio` and `count` is given, or out of range.
+    """
+
+    def __init__(self, ratio=None, count=None):
+        super().__init__()
+        if (ratio is None) == (count is None):
+            raise ValueError("give either ratio or count")
+        if ratio is not None and not 0 < ratio < 1:
+            raise ValueError(f"ratio must lie between 0 and 1, got {ratio}")
+        if count is not None and count < 1:
+            raise ValueError(f"count must be at least 1, got {count}")
+        self.ratio = ratio
+        self.count = count
+
+    def n_hidden(self, n_tokens):
+        """Tokens to hide of so many: at least one, at most all but one.
+
+        Arguments
+        ---------
+        n_tokens : int or torch.Tensor
+            Valid tokens, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+            0 for a clip of a single token.
+
+        Example
+        -------
+        >>> masker = RandomMasker(ratio=0.75)
+        >>> [masker.n_hidden(n) for n in (1, 2, 512)]
+        [0, 1, 384]
+        """
+        many = isinstance(n_tokens, torch.Tensor)
+        n = n_tokens if many else torch.tensor(n_tokens)
+        if self.count is not None:
+            wanted = torch.full_like(n, self.count)
+        else:
+            wanted = (self.ratio * n.double()).round().long()
+        hidden = torch.minimum(wanted.clamp(min=1), n - 1).clamp(min=0)
+        return hidden if many else int(hidden)
+
+    def forward(
+        self, n_steps, bands, max_steps, generator=None, clip_keys=None
+    ):
+        """Draw a mask for each clip.
+
+        Arguments
+        ---------
+        n_steps : torch.Tensor
+            Valid patches along time of each clip, (B,) int64.
+        bands : int
+            F'.
+        max_steps : int
+            T' of the batch.
+        generator : torch.Generator, optional
+            Source of the draws, on the device of `n_steps`.
+        clip_keys : torch.Tensor, optional
+            (B,) int64: the mask becomes a function of the clip's key alone,
+            for validation.
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, F', T').
+        """
+
+        def noise(rows, columns):
+            if clip_keys is not None:
+                return keyed_uniform(clip_keys, rows, columns)
+            return torch.rand(
+                len(n_steps),
+                rows,
+                columns,
+                generator=generator,
+                device=n_steps.device,
+            )
+
+        scores = self.scores(noise, bands, max_steps)
+        steps = torch.arange(max_steps, device=n_steps.device)
+        padding = steps >= n_steps[:, None]
+        scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
+        rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        hidden = rank < self.n_hidden(n_steps * bands)[:, None]
+        return hidden.unflatten(1, (bands, max_steps))
+
+    def scores(self, noise, bands, max_steps):
+        """Scores of the tokens; the lowest are hidden.
+
+        Arguments
+        ---------
+        noise : callable
+            ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
+        bands, max_steps : int
+            F' and T'.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F', T').
+        """
+        raise NotImplementedError
+
+
+class RandomMasker(Masker):
+    """Hide tokens one by one, uniformly: SSAST's frame masks.
+
+    See `Masker` for the arguments.
+
+    Example
+    -------
+    >>> masker = RandomMasker(ratio=0.5)
+    >>> masker(torch.tensor([8, 4]), bands=1, max_steps=8).sum((1, 2)).tolist()
+    [4, 2]
+    """
+
+    def scores(self, noise, bands, max_steps):
+        """Plain noise; see `Masker.scores`."""
+        return noise(bands, max_steps)
+
+
+class ClusterMasker(Masker):
+    """Hide square clusters of tokens: SSAST's patch masks, without its bias.
+
+    Each clip draws a cluster size C. Noise on a grid extended by C - 1 seeds
+    clusters everywhere, also across the edges, so that every token is hidden
+    equally often (the official generator hides the lowest mel row half as
+    often as the middle). See section 2.2 of the paper.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`.
+    sizes : tuple of int
+        Cluster sizes C to draw from.
+
+    Example
+    -------
+    >>> masker = ClusterMasker(count=400)
+    >>> masker(torch.tensor([64]), bands=8, max_steps=64).sum().item()
+    400
+    """
+
+    def __init__(self, ratio=None, count=None, sizes=(3, 4, 5)):
+        super().__init__(ratio, count)
+        self.sizes = tuple(sizes)
+
+    def scores(self, noise, bands, max_steps):
+        """The least noise within C x C; see `Masker.scores`."""
+        reach = max(self.sizes) - 1
+        seeds = noise(bands + reach, 1 + max_steps + reach)
+        # The first column is spare: it draws C.
+        draw, seeds = seeds[:, 0, 0], seeds[:, :, 1:]
+        choice = (draw * len(self.sizes)).long()
+        scores = 0
+        for number, size in enumerate(self.sizes):
+            extended = seeds[:, : bands + size - 1, : max_steps + size - 1]
+            lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
+            scores = scores + lowest * (choice == number)[:, None, None]
+        # Tokens of one cluster tie: their own noise decides, not their order.
+        return scores + 1e-6 * seeds[:, :bands, :max_steps]

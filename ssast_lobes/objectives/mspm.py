@@ -1,0 +1,311 @@
+"""Masked spectrogram patch modelling, SSAST's objective.
+
+Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI
+2022, section 2.3: hidden patches are told apart (discriminative, InfoNCE
+within the clip) and reconstructed (generative, mean squared error).
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.masking import ClusterMasker, RandomMasker
+from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.presets import load_preset
+
+TASKS = ("joint", "discriminative", "generative")
+SOFTMAX_OVER = ("predictions", "targets")
+
+
+class MSPM(Objective):
+    """Joint discriminative and generative masked patch modelling.
+
+    One forward pass and one mask serve both losses, as in Algorithm 1 of the
+    paper: ``loss = nce + generative_weight * mse``. Losses are averaged
+    within a clip, then over clips.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    ratio : float, optional
+        Share of each clip's tokens to hide; the paper's 400 of 512 when
+        neither `ratio` nor `count` is given.
+    count : int, optional
+        Number of tokens to hide instead.
+    task : str
+        ``"joint"``, ``"discriminative"`` or ``"generative"``.
+    generative_weight : float, optional
+        Weight of the reconstruction in the joint loss; 10 in the paper.
+    softmax_over : str
+        ``"predictions"``: for a fixed target the softmax runs over the
+        predictions of all hidden tokens, as in the official code.
+        ``"targets"``: for a fixed prediction over all targets, as in
+        equation 1 of the paper.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown or the patches overlap.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['accuracy', 'mse', 'nce']
+    """
+
+    def __init__(
+        self,
+        encoder,
+        ratio=None,
+        count=None,
+        task="joint",
+        generative_weight=None,
+        softmax_over="predictions",
+    ):
+        if task not in TASKS:
+            raise ValueError(f"task must be one of {TASKS}, got '{task}'")
+        if softmax_over not in SOFTMAX_OVER:
+            raise ValueError(
+                f"softmax_over must be one of {SOFTMAX_OVER}, got "
+                f"'{softmax_over}'"
+            )
+        if encoder.grid.stride != encoder.grid.patch:
+            raise ValueError(
+                "a hidden patch must not show in its neighbours: pretrain "
+                f"with stride {encoder.grid.patch}, not {encoder.grid.stride}"
+            )
+        paper = load_preset("objective", "mspm_paper")
+        if ratio is None and count is None:
+            ratio = paper["ratio"]
+        if generative_weight is None:
+            generative_weight = paper["generative_weight"]
+        one_band = encoder.grid.n_bands == 1
+        masker = RandomMasker if one_band else ClusterMasker
+        super().__init__(encoder, masker(ratio=ratio, count=count))
+        self.task = task
+        self.generative_weight = generative_weight
+        self.softmax_over = softmax_over
+        self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
+        # Xavier's spread for the official (1, 1, D) tensor.
+        nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)
+        size = encoder.grid.patch_size
+        if task != "generative":
+            self.discriminator = _pretext_head(encoder.dim, size)
+        if task != "discriminative":
+            self.generator_head = _pretext_head(encoder.dim, size)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {
+            "ratio": self.masker.ratio,
+            "count": self.masker.count,
+            "task": self.task,
+            "generative_weight": self.generative_weight,
+            "softmax_over": self.softmax_over,
+        }
+
+    def forward(self, feats, n_frames, mask=None, generator=None):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; drawn when left out.
+        generator : torch.Generator, optional
+            Source of the mask.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``nce``, ``accuracy`` (share of hidden patches whose
+            prediction fits best to its own target) and ``mse``, as far as
+            the task has them.
+        """
+        if mask is None:
+            mask = self.draw_mask(feats, n_frames, generator)
+            most = self.masker.n_hidden(mask[0].numel())
+        else:
+            most = mask[0].numel()
+        encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
+        index, weight = hidden_index(mask, most)
+        tokens = take(encoded.tokens, index)
+        targets = take(self.encoder.grid.unfold(feats).detach(), index)
+        return self.losses(tokens, targets, weight)
+
+    def losses(self, tokens, targets, weight):
+        """The losses of the task on hidden tokens.
+
+        Arguments
+        ---------
+        tokens : torch.Tensor
+            Encoder outputs (B, K, D).
+        targets : torch.Tensor
+            Flattened patches (B, K, patch_size).
+        weight : torch.Tensor
+            (B, K), 1 at hidden tokens, 0 at surplus entries.
+
+        Returns
+        -------
+        ObjectiveOutput
+        """
+        loss, logs = 0.0, {}
+        if self.task != "generative":
+            nce, accuracy = info_nce(
+                self.discriminator(tokens), targets, weight, self.softmax_over
+            )
+            loss = loss + nce
+            logs.update(nce=nce.detach(), accuracy=accuracy)
+        if self.task != "discriminative":
+            difference = self.generator_head(tokens).float() - targets
+            mse = clip_mean(difference.square().mean(2), weight)
+            scale = self.generative_weight if self.task == "joint" else 1.0
+            loss = loss + scale * mse
+            logs.update(mse=mse.detach())
+        return ObjectiveOutput(loss, logs)
+
+    def reconstruct(self, feats, n_frames, mask):
+        """Spectrograms with the hidden patches filled in by the model.
+
+        Arguments
+        ---------
+        feats, n_frames, mask
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels).
+
+        Raises
+        ------
+        ValueError
+            If the task has no generative part.
+        """
+        if self.task == "discriminative":
+            raise ValueError("a discriminative model does not reconstruct")
+        encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
+        patches = self.generator_head(encoded.tokens).float()
+        known = self.encoder.grid.unfold(feats)
+        filled = torch.where(mask.flatten(1)[:, :, None], patches, known)
+        return self.encoder.grid.fold(filled, feats.shape[1])
+
+
+def _pretext_head(dim, size):
+    return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, size))
+
+
+def hidden_index(mask, most):
+    """Places of the hidden tokens, padded to one length for all clips.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Boolean (B, F', T').
+    most : int
+        K, at least the number of tokens any clip hides; given, so that
+        nothing is read back from the device.
+
+    Returns
+    -------
+    index : torch.Tensor
+        int64 (B, K), hidden tokens in order, then surplus ones.
+    weight : torch.Tensor
+        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
+
+    Example
+    -------
+    >>> mask = torch.tensor([[[False, True, True, False]]])
+    >>> hidden_index(mask, 3)
+    (tensor([[1, 2, 0]]), tensor([[1., 1., 0.]]))
+    """
+    flat = mask.flatten(1).to(torch.uint8)
+    index = flat.argsort(dim=1, descending=True, stable=True)
+    index = index[:, : max(1, most)]
+    return index, flat.gather(1, index).float()
+
+
+def take(x, index):
+    """Rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def clip_mean(values, weight):
+    """Mean within each clip, then over the clips that have any.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        (B, K).
+    weight : torch.Tensor
+        (B, K), 0 where an entry does not count.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar.
+
+    Example
+    -------
+    >>> values = torch.tensor([[2.0, 9.0], [4.0, 8.0]])
+    >>> clip_mean(values, torch.tensor([[1.0, 0.0], [1.0, 1.0]])).item()
+    4.0
+    """
+    count = weight.sum(1)
+    per_clip = (values * weight).sum(1) / count.clamp(min=1)
+    return per_clip.sum() / (count > 0).sum().clamp(min=1)
+
+
+def info_nce(predictions, targets, weight, softmax_over):
+    """InfoNCE among the hidden patches of each clip, and its accuracy.
+
+    Dot products without temperature or normalisation; negatives are the
+    other hidden patches of the same clip.
+
+    Arguments
+    ---------
+    predictions, targets : torch.Tensor
+        (B, K, patch_size).
+    weight : torch.Tensor
+        (B, K), 0 at surplus entries.
+    softmax_over : str
+        See `MSPM`.
+
+    Returns
+    -------
+    loss : torch.Tensor
+        Scalar.
+    accuracy : torch.Tensor
+        Share of predictions whose best target is their own; detached.
+
+    Example
+    -------
+    >>> x = 9 * torch.eye(4)[None]
+    >>> loss, accuracy = info_nce(x, x, torch.ones(1, 4), "targets")
+    >>> round(loss.item(), 3), accuracy.item()
+    (0.0, 1.0)
+    """
+    # Raw log-mel products reach hundreds: bf16 would round them to integers.
+    with torch.autocast(predictions.device.type, enabled=False):
+        scores = targets.float() @ predictions.float().transpose(1, 2)
+    absent = weight == 0
+    # Not -inf: a clip that hides nothing would turn gradients into NaN.
+    lowest = torch.finfo(scores.dtype).min
+    over, other = (2, 1) if softmax_over == "predictions" else (1, 2)
+    hide = absent.unsqueeze(other).expand_as(scores)
+    log_share = scores.masked_fill(hide, lowest).log_softmax(over)
+    own = log_share.diagonal(dim1=1, dim2=2).masked_fill(absent, 0.0)
+    loss = clip_mean(-own, weight)
+    with torch.no_grad():
+        rows = absent.unsqueeze(2).expand_as(scores)
+        best = scores.masked_fill(rows, lowest).argmax(1)
+        right = best == torch.arange(best.shape[1], device=best.device)
+        accuracy = clip_mean(right.float(), weight)
+    return loss, accuracy

@@ -1,0 +1,162 @@
+"""SSAST's objective with the behaviour of the official code, quirks included.
+
+For reproducing published numbers (YuanGongND/ssast at a1a3eec): two forward
+passes with two independent masks, its biased mask generator, padding treated
+as audio, and its accuracy. Train with `MSPM` instead.
+"""
+
+import random
+
+import torch
+
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.mspm import MSPM, hidden_index, take
+
+
+def official_mask(bands, steps, count, rng):
+    """One clip's mask as the official generator draws it.
+
+    Clusters are laid on the flattened token index, so they wrap into the next
+    band, grow only towards high frequencies and late times, and never hide
+    the first and the last token.
+
+    Arguments
+    ---------
+    bands, steps : int
+        F' and T'.
+    count : int
+        Tokens to hide, at most F' * T' - 2.
+    rng : random.Random
+        Source of the draws.
+
+    Returns
+    -------
+    list of int
+        Hidden tokens, ascending.
+
+    Raises
+    ------
+    ValueError
+        If more tokens are wanted than the generator can ever hide.
+
+    Example
+    -------
+    >>> mask = official_mask(8, 64, 400, random.Random(0))
+    >>> len(mask), mask[0] > 0, mask[-1] < 511
+    (400, True, True)
+    """
+    total = bands * steps
+    if bands == 1:
+        return sorted(rng.sample(range(total), count))
+    if count > total - 2:
+        raise ValueError(
+            f"the official generator hides at most {total - 2} of {total} "
+            f"tokens, {count} were asked for"
+        )
+    size = rng.randrange(3) + 3
+    hidden = set()
+    while len(hidden) <= count:
+        corner = rng.randrange(total)
+        cluster = {
+            corner + steps * row + column
+            for row in range(size)
+            for column in range(size)
+        }
+        hidden |= {token for token in cluster if 0 < token < total}
+    return sorted(hidden)[:count]
+
+
+class MSPMReference(MSPM):
+    """`MSPM` as the official code computes it: two passes, two masks.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train.
+    count : int
+        Tokens to hide; 400 in the official scripts.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> output = MSPMReference(encoder, count=40)(torch.randn(1, 128, 128))
+    >>> sorted(output.logs)
+    ['accuracy', 'mse', 'nce']
+    """
+
+    def __init__(self, encoder, count=400):
+        super().__init__(encoder, count=count)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {"count": self.masker.count}
+
+    def forward(self, feats, n_frames=None, mask=None, generator=None):
+        """Loss of a batch; `n_frames` is ignored, as padding was.
+
+        See `MSPM.forward`; a given `mask` serves both passes.
+        """
+        tokens, targets = self._hidden(feats, mask, generator)
+        nce, accuracy = official_info_nce(self.discriminator(tokens), targets)
+        tokens, targets = self._hidden(feats, mask, generator)
+        mse = (self.generator_head(tokens) - targets).square().mean()
+        loss = nce + self.generative_weight * mse
+        logs = {"nce": nce.detach(), "accuracy": accuracy, "mse": mse.detach()}
+        return ObjectiveOutput(loss, logs)
+
+    def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
+        """The official masks of a batch; see `Objective.draw_mask`."""
+        bands = self.encoder.grid.n_bands
+        steps = self.encoder.grid.n_steps(feats.shape[1])
+        if clip_keys is None:
+            seeds = torch.randint(
+                2**62, (len(feats),), generator=generator, device=feats.device
+            )
+        else:
+            seeds = clip_keys
+        mask = torch.zeros(len(feats), bands * steps, dtype=torch.bool)
+        for row, seed in zip(mask, seeds.tolist()):
+            rng = random.Random(seed)
+            row[official_mask(bands, steps, self.masker.count, rng)] = True
+        return mask.unflatten(1, (bands, steps)).to(feats.device)
+
+    def _hidden(self, feats, mask, generator):
+        if mask is None:
+            mask = self.draw_mask(feats, None, generator)
+        encoded = self.encoder(feats, None, mask, self.mask_embedding)
+        index, _ = hidden_index(mask, self.masker.count)
+        targets = self.encoder.grid.unfold(feats).detach()
+        return take(encoded.tokens, index), take(targets, index)
+
+
+def official_info_nce(predictions, targets):
+    """The official discriminative loss and accuracy.
+
+    The loss runs the softmax over the predictions for a fixed target; the
+    accuracy then takes the best target for a fixed prediction on those
+    shares, so it is neither direction of retrieval exactly.
+
+    Arguments
+    ---------
+    predictions, targets : torch.Tensor
+        (B, K, patch_size).
+
+    Returns
+    -------
+    tuple of torch.Tensor
+        Two scalars: loss, accuracy.
+
+    Example
+    -------
+    >>> x = 9 * torch.eye(4)[None]
+    >>> [round(value.item(), 3) for value in official_info_nce(x, x)]
+    [0.0, 1.0]
+    """
+    scores = targets @ predictions.transpose(1, 2)
+    log_share = scores.log_softmax(2)
+    loss = -log_share.diagonal(dim1=1, dim2=2).mean()
+    best = log_share.argmax(1)
+    own = torch.arange(best.shape[1], device=best.device)
+    return loss, (best == own).float().mean()

@@ -1,0 +1,136 @@
+"""Transformer blocks of the audio spectrogram transformer (pre-norm ViT)."""
+
+import torch
+from torch import nn
+
+# timm's value, with which the official models were trained.
+NORM_EPS = 1e-6
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, scaled-dot-product kernels.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+    heads : int
+        Number of heads; D must be a multiple.
+
+    Example
+    -------
+    >>> Attention(64, 2)(torch.zeros(1, 5, 64)).shape
+    torch.Size([1, 5, 64])
+    """
+
+    def __init__(self, dim, heads):
+        super().__init__()
+        if dim % heads:
+            raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x, attend=None):
+        """Mix the tokens.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Tokens (B, N, D).
+        attend : torch.Tensor, optional
+            Boolean (B, 1, 1, N), True at tokens that may be looked at.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, D).
+        """
+        batch, tokens, dim = x.shape
+        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        mixed = nn.functional.scaled_dot_product_attention(
+            query, key, value, attn_mask=attend
+        )
+        return self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
+
+
+class MLP(nn.Module):
+    """Two linear layers with GELU between: (.., D) to (.., D).
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+    hidden : int
+        Size between.
+
+    Example
+    -------
+    >>> MLP(8, 32)(torch.zeros(1, 5, 8)).shape
+    torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, dim, hidden):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim)
+
+    def forward(self, x):
+        """Transform each token (.., D) by itself."""
+        return self.fc2(nn.functional.gelu(self.fc1(x)))
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm block: attention, then MLP, each added to the stream.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+    heads : int
+        Attention heads.
+    mlp_ratio : float
+        Hidden size of the MLP over D.
+    drop_path : float
+        Share of clips for which a branch is left out in training
+        (stochastic depth); 0 in SSAST.
+
+    Example
+    -------
+    >>> TransformerBlock(64, 2)(torch.zeros(1, 5, 64)).shape
+    torch.Size([1, 5, 64])
+    """
+
+    def __init__(self, dim, heads, mlp_ratio=4, drop_path=0.0):
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.attn = Attention(dim, heads)
+        self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mlp = MLP(dim, int(dim * mlp_ratio))
+
+    def forward(self, x, attend=None):
+        """Tokens (B, N, D) to (B, N, D); `attend` as in `Attention`."""
+        x = x + self._keep(self.attn(self.norm1(x), attend))
+        return x + self._keep(self.mlp(self.norm2(x)))
+
+    def _keep(self, branch):
+        if not self.training or self.drop_path == 0:
+            return branch
+        keep = 1 - self.drop_path
+        draw = torch.empty(branch.shape[0], 1, 1, device=branch.device)
+        return branch * (draw.bernoulli_(keep) / keep)
+
+
+def init_transformer(module):
+    """Initialise linear layers as timm does: truncated normal, no bias.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Blocks to initialise in place; meant for ``Module.apply``.
+    """
+    if isinstance(module, nn.Linear):
+        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

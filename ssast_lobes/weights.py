@@ -1,0 +1,500 @@
+"""Weights: the official SSAST layout in and out, exported folders in.
+
+Loading is strict: whatever is missing, unexpected or of another shape is
+listed and raised; what is left aside on purpose stands in the report.
+"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ssast_lobes.patches import Grid
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+FORMAT_VERSION = 1
+HEAD_SIZE = 64
+
+# Official names (after "module.") and ours; one to one.
+_RENAMED = {
+    "v.norm.": "encoder.norm.",
+    "v.blocks.": "encoder.blocks.",
+    "v.patch_embed.proj.": "encoder.patch_embedding.",
+    "cpredlayer.": "objective.discriminator.",
+    "gpredlayer.": "objective.generator_head.",
+    "mlp_head.0.": "head.norm.",
+    "mlp_head.1.": "head.linear.",
+}
+# ImageNet heads that DeiT brings along; SSAST never uses them.
+_UNUSED = ("v.head.", "v.head_dist.")
+_SIZES = ("p_input_fdim", "p_input_tdim")
+
+
+class WeightsError(RuntimeError):
+    """A checkpoint does not fit; the message says which tensors and why."""
+
+
+@dataclass
+class Weights:
+    """A checkpoint of any origin, in our names.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        Keys start with ``encoder.``, ``objective.``, ``pooling.`` or
+        ``head.``.
+    config : dict
+        ``encoder``: arguments of `SpectrogramEncoder`; further entries as an
+        exported folder has them.
+    report : list of str
+        What was left aside or adapted, a line each.
+    """
+
+    state: dict
+    config: dict
+    report: list = field(default_factory=list)
+
+    def part(self, prefix):
+        """The tensors of one part, without the prefix.
+
+        Arguments
+        ---------
+        prefix : str
+            ``"encoder"``, ``"objective"``, ``"pooling"`` or ``"head"``.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+        """
+        start = prefix + "."
+        return {
+            key[len(start) :]: value
+            for key, value in self.state.items()
+            if key.startswith(start)
+        }
+
+
+def load_weights(source, stride=None):
+    """Read a checkpoint: an exported folder or an official ``.pth`` file.
+
+    Arguments
+    ---------
+    source : str or path
+        Folder written by a recipe or ``ssast-lobes convert``, or a released
+        SSAST or AST checkpoint, pretrained or fine-tuned, with or without
+        the ``module.`` prefix.
+    stride : tuple of int, optional
+        Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
+        not tell it; needed only where two strides would fit.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If the source is not there, not readable, or not of a known layout.
+
+    Example
+    -------
+    >>> load_weights("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: nowhere: no such file or folder
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        raise WeightsError(f"{source}: no such file or folder")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise WeightsError(
+            f"{path}: not a checkpoint that loads as plain tensors ({error})"
+        ) from error
+    try:
+        return from_official(state, stride)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from error
+
+
+def _load_folder(path):
+    missing = [
+        name
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+        if not (path / name).is_file()
+    ]
+    if missing:
+        raise WeightsError(
+            f"{path}: not an exported folder, {' and '.join(missing)} missing"
+        )
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        state = load_file(path / WEIGHTS_FILE)
+    except (ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path}: damaged export ({error})") from error
+    version = config.get("format_version")
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path}: format version {version}, this ssast_lobes reads "
+            f"{FORMAT_VERSION}; use the version that wrote it or export again"
+        )
+    return Weights(state, config)
+
+
+def from_official(state, stride=None):
+    """Translate an official SSAST or AST state dict.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        As ``torch.load`` gives it.
+    stride : tuple of int, optional
+        See `load_weights`.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If keys are missing, unknown, or of the wrong shape.
+    """
+    state = {key.removeprefix("module."): value for key, value in state.items()}
+    core = ["v.patch_embed.proj.weight", "v.pos_embed", "v.cls_token"]
+    core += ["v.dist_token"]
+    missing = [key for key in core if key not in state]
+    if missing:
+        raise WeightsError(f"not an SSAST layout, missing: {missing}")
+    dim, _, bins, frames = state["v.patch_embed.proj.weight"].shape
+    encoder = {
+        "dim": dim,
+        "depth": 1 + max(_block_numbers(state), default=-1),
+        "heads": dim // HEAD_SIZE,
+        "mlp_ratio": state["v.blocks.0.mlp.fc1.weight"].shape[0] // dim
+        if "v.blocks.0.mlp.fc1.weight" in state
+        else 4,
+    }
+    bands, steps, grid, table_frames = _official_table(
+        state, (bins, frames), stride
+    )
+    encoder.update(grid=grid.config, table_frames=table_frames)
+    ours, report = {}, []
+    for key, value in state.items():
+        if key.startswith(_UNUSED):
+            report.append(f"left aside (unused ImageNet head): {key}")
+        elif key not in _SIZES:
+            ours.update(_translate(key, value, bands, steps))
+    config = {"encoder": encoder}
+    weights = Weights(ours, config, report)
+    _check_official(weights)
+    return weights
+
+
+def _block_numbers(state):
+    return [
+        int(key.split(".")[2]) for key in state if key.startswith("v.blocks.")
+    ]
+
+
+def _official_table(state, patch, stride):
+    """Rows and columns of the position table, the grid, its frames."""
+    tokens = state["v.pos_embed"].shape[1] - 2
+    if all(name in state for name in _SIZES):
+        n_mels, frames = (int(state[name]) for name in _SIZES)
+        grid = Grid(n_mels, patch)
+        bands, steps = grid.n_bands, grid.n_steps(frames)
+        if bands * steps != tokens:
+            raise WeightsError(
+                f"position table holds {tokens} patches, {n_mels} mel bins x "
+                f"{frames} frames make {bands} x {steps}"
+            )
+        return bands, steps, grid, frames
+    # A fine-tuned checkpoint: 128 mel bins, as in every official recipe.
+    strides = [stride] if stride else [patch, (10, 10)]
+    if patch[0] == 128 and not stride:
+        strides = [(128, 1)]
+    fits = []
+    for candidate in strides:
+        grid = Grid(128, patch, candidate)
+        if tokens % grid.n_bands == 0:
+            fits.append(grid)
+    if len(fits) != 1:
+        raise WeightsError(
+            f"a fine-tuned checkpoint with {tokens} positions: give the stride "
+            f"it was trained with, such as {strides[-1]}"
+        )
+    grid = fits[0]
+    steps = tokens // grid.n_bands
+    frames = (steps - 1) * grid.stride[1] + grid.patch[1]
+    return grid.n_bands, steps, grid, frames
+
+
+def _translate(key, value, bands, steps):
+    if key == "v.pos_embed":
+        table = value[0, 2:].reshape(bands, steps, -1)
+        return {
+            "encoder.class_positions": value[0, :2].clone(),
+            "encoder.positions.table": table.clone(),
+        }
+    if key == "v.cls_token":
+        return {"cls": value[0, 0]}
+    if key == "v.dist_token":
+        return {"dist": value[0, 0]}
+    if key == "mask_embed":
+        return {"objective.mask_embedding": value[0, 0]}
+    if key == "v.patch_embed.proj.weight":
+        return {"encoder.patch_embedding.weight": value.flatten(1)}
+    for theirs, ours in _RENAMED.items():
+        if key.startswith(theirs):
+            return {ours + key[len(theirs) :]: value}
+    raise WeightsError(f"unknown tensor: {key}")
+
+
+def _check_official(weights):
+    """Join the class tokens and compare with what the model would have."""
+    from ssast_lobes.encoder import SpectrogramEncoder
+
+    state = weights.state
+    pair = [state.pop("cls"), state.pop("dist")]
+    state["encoder.class_tokens"] = torch.stack(pair)
+    with torch.device("meta"):
+        encoder = SpectrogramEncoder(**weights.config["encoder"])
+    compare(encoder, weights.part("encoder"), "encoder")
+    for name in ("discriminator", "generator_head"):
+        head = weights.part(f"objective.{name}")
+        expected = {"0.weight", "0.bias", "2.weight", "2.bias"}
+        if head and set(head) != expected:
+            raise WeightsError(
+                f"pretext head '{name}' is not whole: {sorted(head)}"
+            )
+
+
+def to_official(weights):
+    """Write our weights in the official layout, ``module.`` prefix included.
+
+    Arguments
+    ---------
+    weights : Weights
+        With an encoder, and pretext heads or a classification head.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Loads in the official code, except that the two unused ImageNet heads
+        are not made up.
+
+    Raises
+    ------
+    WeightsError
+        If a part has no place in the official layout.
+    """
+    patch = weights.config["encoder"]["grid"]["patch"]
+    out = {}
+    for key, value in weights.state.items():
+        if key == "encoder.class_positions":
+            table = weights.state["encoder.positions.table"].flatten(0, 1)
+            out["v.pos_embed"] = torch.cat([value, table])[None]
+        elif key == "encoder.class_tokens":
+            out["v.cls_token"] = value[None, :1]
+            out["v.dist_token"] = value[None, 1:]
+        elif key == "objective.mask_embedding":
+            out["mask_embed"] = value[None, None]
+        elif key == "encoder.patch_embedding.weight":
+            out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
+        elif key != "encoder.positions.table":
+            out[_official_name(key)] = value
+    if "mask_embed" in out:
+        encoder = weights.config["encoder"]
+        out["p_input_fdim"] = torch.tensor(encoder["grid"]["n_mels"])
+        out["p_input_tdim"] = torch.tensor(encoder["table_frames"])
+    return {f"module.{key}": value.contiguous() for key, value in out.items()}
+
+
+def _official_name(key):
+    for theirs, ours in _RENAMED.items():
+        if key.startswith(ours):
+            return theirs + key[len(ours) :]
+    raise WeightsError(f"no place in the official layout for: {key}")
+
+
+def compare(module, state, name):
+    """Raise unless a state dict fits a module exactly.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        What the tensors are for; may be on the meta device.
+    state : dict of str to torch.Tensor
+        The tensors.
+    name : str
+        What to call it in the error.
+
+    Raises
+    ------
+    WeightsError
+        Lists the missing, unexpected and misshapen tensors.
+
+    Example
+    -------
+    >>> compare(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "layer")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: layer: missing bias
+    """
+    wanted = module.state_dict()
+    problems = []
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    if missing:
+        problems.append("missing " + ", ".join(missing))
+    if unexpected:
+        problems.append("unexpected " + ", ".join(unexpected))
+    for key in wanted.keys() & state.keys():
+        if wanted[key].shape != state[key].shape:
+            problems.append(
+                f"{key} is {tuple(state[key].shape)}, the model has "
+                f"{tuple(wanted[key].shape)}"
+            )
+    if problems:
+        raise WeightsError(f"{name}: " + "; ".join(problems))
+
+
+def load_strictly(module, state, name):
+    """Load a state dict that must fit exactly; see `compare`."""
+    compare(module, state, name)
+    module.load_state_dict(state)
+
+
+def initialise(encoder, weights, objective=None):
+    """Start an encoder, and its objective, from a checkpoint.
+
+    Depth and width must agree. The position table is taken over with the
+    checkpoint's own length. Where the number of mel bins or the patch size
+    differs, the patch projection is resampled, and so are pretext heads.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        Loaded in place.
+    weights : Weights
+        From `load_weights`.
+    objective : MSPM, optional
+        The objective that owns the encoder, to continue pretraining; its
+        own tensors are loaded where the checkpoint has them.
+
+    Returns
+    -------
+    list of str
+        What was loaded, adapted or left aside, a line each.
+
+    Raises
+    ------
+    WeightsError
+        If the checkpoint does not fit.
+    """
+    report = list(weights.report)
+    source = Grid(**weights.config["encoder"]["grid"])
+    state = _resample_all(
+        weights.part("encoder"), source, encoder.grid, report, "patch_embedding"
+    )
+    table = state["positions.table"]
+    if table.shape[2] != encoder.dim:
+        raise WeightsError(
+            f"the checkpoint has tokens of size {table.shape[2]}, the model "
+            f"{encoder.dim}: choose the same model size"
+        )
+    encoder.positions.table = nn.Parameter(
+        table.new_zeros(table.shape, device=encoder.norm.weight.device)
+    )
+    encoder.table_frames = weights.config["encoder"]["table_frames"]
+    load_strictly(encoder, state, "encoder")
+    bands, steps, _ = table.shape
+    report.append(
+        f"encoder loaded, positions for {bands} x {steps} patches, used for "
+        f"{encoder.grid.n_bands} bands"
+    )
+    own = weights.part("objective")
+    if objective is not None and own:
+        wanted = {
+            key
+            for key in objective.state_dict()
+            if not key.startswith("encoder.")
+        }
+        state = _resample_all(own, source, encoder.grid, report, "2")
+        absent = sorted(wanted - state.keys())
+        surplus = sorted(state.keys() - wanted)
+        if absent:
+            report.append(f"started anew: {', '.join(absent)}")
+        if surplus:
+            report.append(f"left aside: {', '.join(surplus)}")
+        for key in wanted & state.keys():
+            target = objective.get_parameter(key)
+            if target.shape != state[key].shape:
+                raise WeightsError(
+                    f"objective.{key} is {tuple(state[key].shape)}, the model "
+                    f"has {tuple(target.shape)}"
+                )
+            target.data.copy_(state[key])
+        report.append("pretext heads loaded")
+    return report
+
+
+def _resample_all(state, source, target, report, layer):
+    """Resample the tensors that hold patches when the patch size changed.
+
+    `layer` names the linear layer whose patch axis is meant: the inputs of
+    the patch projection, or the outputs of a pretext head.
+    """
+    if source.patch == target.patch:
+        return state
+    out = dict(state)
+    for key, value in state.items():
+        if key.split(".")[-2:-1] != [layer]:
+            continue
+        if layer == "patch_embedding" and key.endswith("weight"):
+            out[key] = resample_patches(value, source.patch, target.patch)
+            # The sum over a patch keeps its size.
+            out[key] *= source.patch_size / target.patch_size
+        elif layer != "patch_embedding":
+            rows = value.T if value.dim() == 2 else value
+            moved = resample_patches(rows, source.patch, target.patch)
+            out[key] = moved.T.contiguous() if value.dim() == 2 else moved
+    report.append(
+        f"{layer}: resampled from {source.patch} to {target.patch} "
+        "(mel bins, frames)"
+    )
+    return out
+
+
+def resample_patches(flat, old, new):
+    """Resize flattened patches bilinearly.
+
+    Arguments
+    ---------
+    flat : torch.Tensor
+        (.., old mel bins * old frames).
+    old, new : tuple of int
+        Patch sizes (mel bins, frames).
+
+    Returns
+    -------
+    torch.Tensor
+        (.., new mel bins * new frames).
+
+    Example
+    -------
+    >>> resample_patches(torch.ones(3, 8), (4, 2), (6, 2)).shape
+    torch.Size([3, 12])
+    """
+    images = flat.reshape(-1, 1, *old)
+    resized = nn.functional.interpolate(images, size=new, mode="bilinear")
+    return resized.reshape(*flat.shape[:-1], -1)

@@ -1,0 +1,192 @@
+"""Parity with the official SSAST code: every number of tests/golden/.
+
+The weights and inputs are made by formula (tests/golden/README.md); another
+folder of golden files can be named by the environment variable SSAST_GOLDEN.
+"""
+
+import json
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes.objectives import MSPM, MSPMReference
+from ssast_lobes.patches import Grid
+from ssast_lobes.weights import from_official, initialise
+
+FOLDER = Path(os.environ.get("SSAST_GOLDEN", Path(__file__).parent / "golden"))
+FILES = sorted(
+    path for path in FOLDER.glob("*.npz") if not path.stem.startswith("ssamba")
+)
+TOLERANCE = 1e-4
+DEPTH = 12
+SIZES = {"tiny": 192, "small": 384, "base": 768}
+
+
+def draw(salt, key, shape):
+    seed = zlib.crc32(f"{salt}:{key}".encode())
+    draws = np.random.RandomState(seed).standard_normal(shape)
+    return draws.astype(np.float32)
+
+
+def weight(salt, key, shape):
+    x = draw(salt, key, shape)
+    norms = ("norm1.weight", "norm2.weight", "norm.weight", "mlp_head.0.weight")
+    if key.endswith(norms):
+        return torch.from_numpy(1 + np.float32(0.1) * x)
+    if key.endswith("weight") and len(shape) >= 2:
+        return torch.from_numpy(
+            (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+        )
+    return torch.from_numpy(np.float32(0.1) * x)
+
+
+def official_shapes(dim, patch):
+    shapes = {
+        "mask_embed": (1, 1, dim),
+        "v.cls_token": (1, 1, dim),
+        "v.dist_token": (1, 1, dim),
+        "v.pos_embed": (1, 514, dim),
+        "v.patch_embed.proj.weight": (dim, 1, *patch),
+        "v.patch_embed.proj.bias": (dim,),
+        "v.norm.weight": (dim,),
+        "v.norm.bias": (dim,),
+    }
+    for number in range(DEPTH):
+        block = f"v.blocks.{number}"
+        linears = {
+            "attn.qkv": (3 * dim, dim),
+            "attn.proj": (dim, dim),
+            "mlp.fc1": (4 * dim, dim),
+            "mlp.fc2": (dim, 4 * dim),
+        }
+        for name, shape in linears.items():
+            shapes[f"{block}.{name}.weight"] = shape
+            shapes[f"{block}.{name}.bias"] = shape[:1]
+        for name in ("norm1", "norm2"):
+            shapes[f"{block}.{name}.weight"] = (dim,)
+            shapes[f"{block}.{name}.bias"] = (dim,)
+    for name in ("v.head", "v.head_dist"):
+        shapes[f"{name}.weight"] = (1000, dim)
+        shapes[f"{name}.bias"] = (1000,)
+    for name in ("cpredlayer", "gpredlayer"):
+        for layer, size in ((0, dim), (2, 256)):
+            shapes[f"{name}.{layer}.weight"] = (size, dim)
+            shapes[f"{name}.{layer}.bias"] = (size,)
+    return shapes
+
+
+class Case:
+    """One golden file with the checkpoint it was made with."""
+
+    def __init__(self, path):
+        self.data = np.load(path)
+        self.meta = json.loads(str(self.data["meta"]))
+        self.salt = self.meta["salt"]
+        self.dim = SIZES[self.meta["model_size"]]
+        self.patch = (self.meta["fshape"], self.meta["tshape"])
+        shapes = official_shapes(self.dim, self.patch)
+        state = {
+            f"module.{key}": weight(self.salt, key, shape)
+            for key, shape in shapes.items()
+        }
+        state["module.p_input_fdim"] = torch.tensor(self.meta["input_fdim"])
+        state["module.p_input_tdim"] = torch.tensor(self.meta["input_tdim"])
+        self.weights = from_official(state)
+
+    def encoder(self, stride=None):
+        grid = Grid(128, self.patch, stride, keep_partial=False)
+        size = SpectrogramEncoder.from_size(self.meta["model_size"]).config
+        return SpectrogramEncoder(**{**size, "grid": grid})
+
+    def input(self, name, frames):
+        prefix = f"{self.meta['model_size']}-{self.meta['geometry']}"
+        shape = (self.meta["pretrain_batch"], frames, 128)
+        noise = draw(self.salt, f"input:{prefix}-{name}", shape)
+        return torch.from_numpy(np.float32(0.5) * noise)
+
+    def close(self, ours, name):
+        theirs = torch.from_numpy(self.data[name])
+        torch.testing.assert_close(
+            ours.reshape(theirs.shape), theirs, atol=TOLERANCE, rtol=TOLERANCE
+        )
+
+
+@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def case(request):
+    torch.set_grad_enabled(False)
+    yield Case(request.param)
+    torch.set_grad_enabled(True)
+
+
+def test_golden_files_are_there():
+    assert FILES, f"no golden files in {FOLDER}"
+
+
+def test_golden_pretraining(case):
+    feats = case.input("pretrain", case.meta["input_tdim"])
+    checksum = feats.double().sum().item()
+    assert checksum == pytest.approx(
+        float(case.data["pretrain_input_checksum"]), abs=1e-6
+    )
+    index = torch.from_numpy(case.data["mask_index"].astype(np.int64))
+    mask = torch.zeros(len(feats), 512, dtype=torch.bool)
+    mask = mask.scatter(1, index, True)
+
+    encoder = case.encoder()
+    reference = MSPMReference(encoder, case.meta["n_mask"]).eval()
+    initialise(encoder, case.weights, reference)
+    on_grid = mask.unflatten(1, (encoder.grid.n_bands, -1))
+    output = reference(feats, mask=on_grid)
+    case.close(output.logs["accuracy"], "mpc_accuracy")
+    case.close(output.logs["nce"], "mpc_nce")
+    case.close(output.logs["mse"], "mpg_mse")
+    joint = case.data["mpc_nce"] + 10 * case.data["mpg_mse"]
+    assert output.loss.item() == pytest.approx(float(joint), abs=10 * TOLERANCE)
+
+    encoded = encoder(feats, None, on_grid, reference.mask_embedding)
+    every = torch.cat([encoded.class_tokens, encoded.tokens], dim=1)
+    case.close(every[:, ::16], "masked_encoder_output")
+
+    # Clips of one length: the default objective gives the same two losses.
+    ours = MSPM(encoder, count=case.meta["n_mask"]).eval()
+    initialise(encoder, case.weights, ours)
+    frames = torch.full((len(feats),), feats.shape[1])
+    output = ours(feats, frames, on_grid)
+    case.close(output.logs["nce"], "mpc_nce")
+    case.close(output.logs["mse"], "mpg_mse")
+
+
+def test_golden_finetuning(case):
+    for number, settings in enumerate(case.meta["finetune_cases"]):
+        stride = (settings["fstride"], settings["tstride"])
+        feats = case.input(f"ft{number}", settings["input_tdim"])
+        encoder = case.encoder(stride)
+        initialise(encoder, case.weights)
+        encoder.eval()
+        encoded = encoder(feats, hidden_states=True)
+        assert encoded.tokens.shape[1] + 2 == settings["tokens"]
+
+        steps = encoder.grid.n_steps(settings["input_tdim"])
+        bands = encoder.grid.n_bands
+        patches = encoder.positions(bands, torch.tensor([steps]), steps)
+        table = torch.cat([encoder.class_positions[None], patches], dim=1)
+        every = max(1, table.shape[1] // 32)
+        case.close(table[:, ::every], f"ft{number}_pos_embed")
+
+        states = [encoded.class_hidden_states, encoded.hidden_states]
+        means = torch.cat(states, dim=2)[1:].mean(2)
+        case.close(means, f"ft{number}_layer_mean")
+
+        for pooling, name in (("mean", "avgtok"), ("class", "cls")):
+            model = SpectrogramClassifier(encoder, 35, pooling).eval()
+            for layer, key in ((model.head.norm, 0), (model.head.linear, 1)):
+                for part in ("weight", "bias"):
+                    value = getattr(layer, part)
+                    official = f"mlp_head.{key}.{part}"
+                    value.data = weight(case.salt, official, value.shape)
+            case.close(model(feats), f"ft{number}_logits_{name}")
