@@ -140,6 +140,10 @@ class SpectrogramEncoder(nn.Module):
         Frames the position table spans; longer clips interpolate it.
     drop_path : float
         Stochastic depth of the last block, growing linearly from 0.
+    table : tuple of int, optional
+        Size (bands, steps) of the position table; that of the grid over
+        `table_frames` when left out. Differs where weights were trained with
+        another stride or another number of mel bins.
 
     Example
     -------
@@ -159,17 +163,17 @@ class SpectrogramEncoder(nn.Module):
         mlp_ratio=4,
         table_frames=1024,
         drop_path=0.0,
+        table=None,
     ):
         super().__init__()
         self.grid = grid if isinstance(grid, Grid) else Grid(**(grid or {}))
         self.dim = dim
         self.heads = heads
         self.mlp_ratio = mlp_ratio
-        self.table_frames = table_frames
+        self.table_frames = round(table_frames)
         self.patch_embedding = PatchEmbedding(self.grid, dim)
-        self.positions = PositionTable(
-            self.grid.n_bands, self.grid.n_steps(table_frames), dim
-        )
+        own = (self.grid.n_bands, self.grid.n_steps(self.table_frames))
+        self.positions = PositionTable(*(table or own), dim)
         self.class_tokens = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
         self.class_positions = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
@@ -235,6 +239,7 @@ class SpectrogramEncoder(nn.Module):
             "heads": self.heads,
             "mlp_ratio": self.mlp_ratio,
             "table_frames": self.table_frames,
+            "table": list(self.positions.table.shape[:2]),
         }
 
     def forward(

@@ -168,7 +168,7 @@ def lobe_of(weights, output="frames", freeze=False):
         **config.get("features", {"n_mels": encoder.grid.n_mels})
     )
     pooling = ClipPooling(**config.get("pooling", {"depth": encoder.depth}))
-    initialise(encoder, weights)
+    load_strictly(encoder, weights.part("encoder"), "encoder")
     load_strictly(pooling, weights.part("pooling"), "pooling")
     return SpectrogramLobe(encoder, features, output, pooling, freeze)
 
@@ -182,12 +182,13 @@ class SSAST(SpectrogramLobe):
     Arguments
     ---------
     model_size : str
-        ``"micro"`` (for CPUs), ``"tiny"``, ``"small"`` or ``"base"``.
+        ``"micro"`` (for CPUs), ``"tiny"``, ``"small"`` or ``"base"``; a
+        `source` brings its own.
     geometry : str or tuple of int
-        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames).
+        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); a
+        `source` brings its own.
     source : str or path, optional
-        Exported folder or official ``.pth`` to start from. A folder brings
-        its own size, geometry and statistics.
+        Exported folder or official ``.pth`` to start from.
     freeze : bool
         Never train the encoder.
     output : str
@@ -195,13 +196,19 @@ class SSAST(SpectrogramLobe):
     statistics : str or dict, optional
         Normalisation; see `FrontEnd`. Those of `source`, else AudioSet's,
         when left out.
+    n_mels : int, optional
+        Mel bins; those of `source`, else 128, when left out.
     stride : tuple of int, optional
         Step between patches (mel bins, frames), smaller for overlap.
+    table_frames : int, optional
+        See `SpectrogramEncoder`; a `source` brings its own.
+    drop_path : float
+        See `SpectrogramEncoder`.
 
     Raises
     ------
     WeightsError
-        If `source` does not load, or has another size than asked for.
+        If `source` does not load.
 
     Example
     -------
@@ -212,30 +219,52 @@ class SSAST(SpectrogramLobe):
 
     def __init__(
         self,
-        model_size=None,
-        geometry=None,
+        model_size="tiny",
+        geometry="patch",
         source=None,
         freeze=False,
         output="frames",
         statistics=None,
+        n_mels=None,
         stride=None,
+        table_frames=1024,
+        drop_path=0.0,
     ):
-        weights = None if source is None else load_weights(source)
-        features = {} if weights is None else weights.config.get("features", {})
-        if statistics is not None:
-            features = {**features, "statistics": statistics}
-        if weights is not None and model_size is None and geometry is None:
-            config = dict(weights.config["encoder"])
-            if stride is not None:
-                config["grid"] = {**config["grid"], "stride": stride}
-            encoder = SpectrogramEncoder(**config)
-        else:
+        if source is None:
+            weights, features = None, {}
             encoder = SpectrogramEncoder.from_size(
-                model_size or "tiny", geometry or "patch", stride=stride
+                model_size,
+                geometry,
+                n_mels or 128,
+                stride,
+                table_frames=table_frames,
+                drop_path=drop_path,
             )
-        features = {"n_mels": encoder.grid.n_mels, **features}
-        super().__init__(encoder, FrontEnd(**features), output, freeze=freeze)
-        if weights is not None:
+        else:
+            weights = load_weights(source)
+            features = dict(weights.config.get("features", {}))
+            config = weights.config["encoder"]
+            grid = _adapted_grid(config["grid"], n_mels, stride)
+            encoder = SpectrogramEncoder(
+                **{**config, "grid": grid, "drop_path": drop_path}
+            )
             initialise(encoder, weights)
-            if freeze:
-                encoder.requires_grad_(False)
+        features["n_mels"] = encoder.grid.n_mels
+        if statistics is not None:
+            features["statistics"] = statistics
+        super().__init__(encoder, FrontEnd(**features), output, freeze=freeze)
+
+
+def _adapted_grid(config, n_mels, stride):
+    """The grid of a checkpoint with other mel bins or another stride."""
+    grid = dict(config)
+    if n_mels is not None and n_mels != grid["n_mels"]:
+        bins, frames = grid["patch"]
+        # A patch that spans all mel bins goes on doing so.
+        bins = n_mels if bins == grid["n_mels"] else bins
+        overlap = grid["stride"] != grid["patch"]
+        grid["stride"] = grid["stride"] if overlap else [bins, frames]
+        grid.update(n_mels=n_mels, patch=[bins, frames])
+    if stride is not None:
+        grid["stride"] = list(stride)
+    return grid

@@ -58,6 +58,11 @@ class Objective(nn.Module):
         bands = self.encoder.grid.n_bands
         return self.masker(n_steps, bands, max_steps, generator, clip_keys)
 
+    @property
+    def reconstructs(self):
+        """Whether there is a ``reconstruct(feats, n_frames, mask)``."""
+        return False
+
     def after_step(self, step, total_steps):
         """Called once after each optimizer step; nothing to do by default.
 

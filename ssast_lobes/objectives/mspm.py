@@ -171,6 +171,11 @@ class MSPM(Objective):
             logs.update(mse=mse.detach())
         return ObjectiveOutput(loss, logs)
 
+    @property
+    def reconstructs(self):
+        """Whether the task has a generative part."""
+        return self.task != "discriminative"
+
     def reconstruct(self, feats, n_frames, mask):
         """Spectrograms with the hidden patches filled in by the model.
 
@@ -189,7 +194,7 @@ class MSPM(Objective):
         ValueError
             If the task has no generative part.
         """
-        if self.task == "discriminative":
+        if not self.reconstructs:
             raise ValueError("a discriminative model does not reconstruct")
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
         patches = self.generator_head(encoded.tokens).float()

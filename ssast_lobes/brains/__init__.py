@@ -1,0 +1,6 @@
+"""Brains: the training loops that the recipes share."""
+
+from ssast_lobes.brains.classification import ClassificationBrain
+from ssast_lobes.brains.pretraining import PretrainingBrain
+
+__all__ = ["ClassificationBrain", "PretrainingBrain"]

@@ -1,0 +1,171 @@
+"""Classification: fine-tuning and frozen probing, one or many labels."""
+
+import csv
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from torch.nn import functional
+
+from ssast_lobes.brains.base import SpectrogramBrain, unwrap
+from ssast_lobes.brains.optimizers import parameter_groups
+from ssast_lobes.metrics import ClassificationMetrics
+from ssast_lobes.plots import plot_confusion_matrix
+
+LOSSES = ("ce", "bce")
+
+
+def soft_target_loss(scores, targets, loss):
+    """Cross-entropy or binary cross-entropy with soft targets.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Logits (B, C).
+    targets : torch.Tensor
+        Shares (B, C), from one-hot, multi-hot or mixup targets.
+    loss : str
+        ``"ce"`` or ``"bce"``.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, the mean over clips (and, for ``"bce"``, classes).
+
+    Raises
+    ------
+    ValueError
+        If the loss is unknown.
+
+    Example
+    -------
+    >>> scores, targets = torch.zeros(1, 2), torch.tensor([[0.5, 0.5]])
+    >>> round(soft_target_loss(scores, targets, "ce").item(), 4)
+    0.6931
+    """
+    if loss == "ce":
+        return functional.cross_entropy(scores.float(), targets)
+    if loss == "bce":
+        return functional.binary_cross_entropy_with_logits(
+            scores.float(), targets
+        )
+    raise ValueError(f"loss must be one of {LOSSES}, got '{loss}'")
+
+
+class ClassificationBrain(SpectrogramBrain):
+    """Trains a `SpectrogramClassifier`; the best epoch is chosen on valid.
+
+    ``modules`` holds ``features`` and ``model``. Of ``hparams`` it uses, beside
+    the base's: ``n_classes``, ``multi_label``, ``loss``, ``mixup`` (or None),
+    ``augment`` (a list of modules on features), ``selection`` (the validation
+    metric that chooses the epoch, higher is better), ``head_lr_scale``,
+    ``layer_decay`` and ``label_encoder``.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._train_stats = {}
+        self._metrics = None
+        self._predictions = []
+        self.test_stats = None
+
+    @property
+    def model(self):
+        """The classifier without wrappers."""
+        return unwrap(self.modules.model)
+
+    def parameter_groups(self):
+        """Groups for encoder blocks and head."""
+        return parameter_groups(
+            self.modules.model,
+            head_lr_scale=self.hparams.head_lr_scale,
+            layer_decay=self.hparams.layer_decay,
+            decay_vectors=not self.remove_vector_weight_decay,
+        )
+
+    def compute_forward(self, batch, stage):
+        """Scores (B, C) and targets of a batch; soft targets in training."""
+        batch = batch.to(self.device)
+        wav, lens = batch.sig
+        if stage != sb.Stage.TRAIN:
+            return self.modules.model(*self.modules.features(wav, lens)), None
+        targets = self._soft_targets(batch.target)
+        if self.hparams.mixup is not None:
+            wav, lens, targets = self.hparams.mixup(wav, lens, targets)
+        feats, n_frames = self.modules.features(wav, lens)
+        for augment in self.hparams.augment:
+            feats = augment(feats, n_frames)
+        return self.modules.model(feats, n_frames), targets
+
+    def _soft_targets(self, target):
+        if self.hparams.multi_label:
+            return target
+        return functional.one_hot(target, self.hparams.n_classes).float()
+
+    def compute_objectives(self, output, batch, stage):
+        """Loss of a batch; outside training the metrics see it too."""
+        scores, targets = output
+        if targets is None:
+            targets = self._soft_targets(batch.target)
+            self._metrics.append(scores, batch.target)
+        loss = soft_target_loss(scores, targets, self.hparams.loss)
+        self.accumulate({"loss": loss}, len(batch.id))
+        if stage == sb.Stage.TEST:
+            self._predictions.extend(
+                zip(batch.id, batch.label, scores.float().cpu(), strict=True)
+            )
+        return loss
+
+    def on_stage_start(self, stage, epoch=None):
+        """Start the metrics anew."""
+        super().on_stage_start(stage, epoch)
+        self._metrics = ClassificationMetrics(self.hparams.multi_label)
+        self._predictions = []
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log; save the checkpoint; write the test results."""
+        stats = self.averages()
+        if stage == sb.Stage.TRAIN:
+            self._train_stats = stats
+            self.check_audio()
+            return
+        summary = self._metrics.summary()
+        stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
+        if stage == sb.Stage.VALID:
+            self.log_epoch(epoch, self._train_stats, stats)
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, **stats},
+                max_keys=[self.hparams.selection],
+            )
+        else:
+            self._write_test(stats, summary)
+
+    def _write_test(self, stats, summary):
+        self.test_stats = stats
+        if not if_main_process():
+            return
+        self.hparams.train_logger.log_stats(
+            stats_meta={"best epoch": self.hparams.epoch_counter.current},
+            test_stats=stats,
+        )
+        names = self.hparams.label_encoder.ind2lab
+        names = [names[index] for index in range(len(names))]
+        if not self.hparams.multi_label:
+            plot_confusion_matrix(
+                summary["confusion_matrix"],
+                names,
+                self.output_folder / "confusion_matrix.png",
+            )
+        path = self.output_folder / "test_predictions.csv"
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "label", "predicted", *names])
+            for clip, label, scores in self._predictions:
+                share = self._shares(scores)
+                best = names[int(scores.argmax())]
+                row = [f"{value:.6f}" for value in share.tolist()]
+                table.writerow([clip, label, best, *row])
+
+    def _shares(self, scores):
+        multi = self.hparams.multi_label
+        return torch.sigmoid(scores) if multi else scores.softmax(0)

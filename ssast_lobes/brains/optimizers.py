@@ -1,0 +1,72 @@
+"""Parameter groups: head rate, layer-wise decay, weights without decay."""
+
+import re
+
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_FIRST = ("patch_embedding", "positions", "class_tokens", "class_positions")
+
+
+def parameter_groups(
+    module, head_lr_scale=1.0, layer_decay=1.0, decay_vectors=True
+):
+    """Trainable parameters in groups with a learning-rate scale each.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        A model with an ``encoder``, perhaps a ``pooling`` and a ``head``.
+    head_lr_scale : float
+        Rate of pooling and head over that of the encoder.
+    layer_decay : float
+        Rate of each encoder block over that of the block above it; 1 gives
+        all the same (Clark et al., ELECTRA, ICLR 2020, section 3).
+    decay_vectors : bool
+        False takes biases and norms out of weight decay.
+
+    Returns
+    -------
+    list of dict
+        Groups for a torch optimizer, with ``lr_scale``, from the input to
+        the head.
+
+    Raises
+    ------
+    ValueError
+        If nothing is trainable.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> model = SpectrogramClassifier(encoder, n_classes=5)
+    >>> groups = parameter_groups(model, head_lr_scale=10, layer_decay=0.5)
+    >>> [group["lr_scale"] for group in groups]
+    [0.125, 0.25, 0.5, 1.0, 10.0]
+    """
+    named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("nothing to train: every parameter is frozen")
+    blocks = [match for name, _ in named if (match := _BLOCK.search(name))]
+    depth = 1 + max((int(match[1]) for match in blocks), default=-1)
+    groups = {}
+    for name, parameter in named:
+        scale = _scale(name, depth, head_lr_scale, layer_decay)
+        kept = not decay_vectors and parameter.dim() < 2
+        group = groups.setdefault(
+            (scale, kept), {"params": [], "lr_scale": scale}
+        )
+        if kept:
+            group["weight_decay"] = 0.0
+        group["params"].append(parameter)
+    return [groups[key] for key in sorted(groups)]
+
+
+def _scale(name, depth, head_lr_scale, layer_decay):
+    block = _BLOCK.search(name)
+    if block:
+        return layer_decay ** (depth - int(block[1]))
+    if any(part in name.split(".") for part in _FIRST):
+        return layer_decay ** (depth + 1)
+    if name.startswith(("pooling.", "head.")):
+        return float(head_lr_scale)
+    return 1.0

@@ -1,0 +1,123 @@
+"""Pretraining: any objective, on unlabelled audio."""
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+
+from ssast_lobes.brains.base import SpectrogramBrain, unwrap
+from ssast_lobes.brains.optimizers import parameter_groups
+from ssast_lobes.data.dataset import clip_keys
+from ssast_lobes.metrics import effective_rank
+from ssast_lobes.plots import plot_reconstruction
+from ssast_lobes.schedules import WarmupPlateau
+
+# Clips whose embeddings tell the effective rank.
+RANK_CLIPS = 1000
+
+
+class PretrainingBrain(SpectrogramBrain):
+    """Trains an objective; watches it on held-out audio without labels.
+
+    ``modules`` holds ``features`` (waveform to normalised log-mel) and
+    ``objective`` (owns the encoder). Validation masks are a function of the
+    clip. Beside the objective's logs it reports the effective rank of the
+    clip embeddings, which falls when a representation collapses.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._embeddings = []
+        self._picture = None
+        self._train_stats = {}
+
+    @property
+    def objective(self):
+        """The objective without wrappers."""
+        return unwrap(self.modules.objective)
+
+    def parameter_groups(self):
+        """All trainable parameters at one rate."""
+        decay = not self.remove_vector_weight_decay
+        return parameter_groups(self.modules.objective, decay_vectors=decay)
+
+    def compute_forward(self, batch, stage):
+        """Objective output of a batch of waveforms."""
+        batch = batch.to(self.device)
+        feats, n_frames = self.modules.features(*batch.sig)
+        if stage == sb.Stage.TRAIN:
+            return self.modules.objective(feats, n_frames)
+        keys = clip_keys(batch.id).to(feats.device)
+        mask = self.objective.draw_mask(feats, n_frames, clip_keys=keys)
+        self._watch(feats, n_frames, mask, batch.id)
+        return self.modules.objective(feats, n_frames, mask)
+
+    def _watch(self, feats, n_frames, mask, ids):
+        if len(self._embeddings) < RANK_CLIPS:
+            encoded = self.objective.encoder(feats, n_frames)
+            self._embeddings.extend(encoded.clip().float().cpu())
+        if self._picture is None:
+            self._picture = feats[:1], n_frames[:1], mask[:1], ids[0]
+
+    def compute_objectives(self, output, batch, stage):
+        """The objective's loss; its logs go into the averages."""
+        logs = {"loss": output.loss, **output.logs}
+        self.accumulate(logs, len(batch.id))
+        return output.loss
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Let the objective follow the step (teacher, schedules)."""
+        if should_step:
+            self.objective.after_step(self.optimizer_step, self.total_steps)
+
+    def on_stage_start(self, stage, epoch=None):
+        """Forget the embeddings and the picture of the last validation."""
+        super().on_stage_start(stage, epoch)
+        self._embeddings = []
+        self._picture = None
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log, and save a checkpoint."""
+        stats = self.averages()
+        if stage == sb.Stage.TRAIN:
+            self._train_stats = stats
+            self.check_audio()
+            if not self.hparams.has_valid:
+                self.log_epoch(epoch, stats, {})
+                self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
+            return
+        stats["effective_rank"] = effective_rank(
+            torch.stack(self._embeddings[:RANK_CLIPS])
+        )
+        self.log_epoch(epoch, self._train_stats, stats)
+        if isinstance(self.hparams.schedule, WarmupPlateau):
+            self.hparams.schedule.update(stats.get("accuracy", -stats["loss"]))
+        self.checkpointer.save_and_keep_only(
+            meta={"epoch": epoch, "loss": stats["loss"]}, min_keys=["loss"]
+        )
+
+    def finish(self):
+        """Go back to the best epoch on held-out audio; last pictures."""
+        self.draw()
+        if self.hparams.has_valid:
+            self.checkpointer.recover_if_possible(min_key="loss")
+
+    def draw(self):
+        """The curves, and a reconstruction where the objective has one."""
+        super().draw()
+        if self._picture is None or not self.objective.reconstructs:
+            return
+        if not if_main_process():
+            return
+        feats, n_frames, mask, clip = self._picture
+        filled = self.objective.reconstruct(feats, n_frames, mask)
+        grid = self.objective.encoder.grid
+        hidden = mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size)
+        hidden = grid.fold(hidden.float(), feats.shape[1]) > 0.5
+        length = int(n_frames[0])
+        plot_reconstruction(
+            feats[0, :length],
+            hidden[0, :length],
+            filled[0, :length],
+            self.output_folder / "reconstruction.png",
+            title=clip,
+        )
