@@ -130,6 +130,7 @@ class KaldiFbank(nn.Module):
             raise ValueError(
                 f"wav must be (batch, samples), got {tuple(wav.shape)}"
             )
+        wav = wav.float()
         n_samples = self._sample_counts(wav, wav_lens)
         max_frames = max(1, self.frames_of(wav.shape[1]))
         n_frames = self.frames_of(n_samples).clamp(max=max_frames)
@@ -182,7 +183,9 @@ def _clip_means(wav, n_samples, valid):
     # B numbers come from the very reduction that a clip alone would use; the
     # work on frames stays batched.
     lengths = n_samples.clamp(min=1).tolist()
-    return torch.stack([clip[:n].mean() for clip, n in zip(wav, lengths)])
+    return torch.stack(
+        [clip[:n].mean() for clip, n in zip(wav, lengths, strict=True)]
+    )
 
 
 class SpectrogramNorm(nn.Module):

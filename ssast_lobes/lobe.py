@@ -14,6 +14,7 @@ from ssast_lobes.weights import (
     initialise,
     load_strictly,
     load_weights,
+    naming,
 )
 
 OUTPUTS = ("frames", "patches", "clip")
@@ -145,7 +146,9 @@ class SpectrogramLobe(nn.Module):
         WeightsError
             If the weights do not fit their own configuration.
         """
-        return lobe_of(load_weights(folder), output, freeze)
+        weights = load_weights(folder)
+        with naming(folder):
+            return lobe_of(weights, output, freeze)
 
 
 def lobe_of(weights, output="frames", freeze=False):
@@ -167,10 +170,15 @@ def lobe_of(weights, output="frames", freeze=False):
     features = FrontEnd(
         **config.get("features", {"n_mels": encoder.grid.n_mels})
     )
-    pooling = ClipPooling(**config.get("pooling", {"depth": encoder.depth}))
     load_strictly(encoder, weights.part("encoder"), "encoder")
-    load_strictly(pooling, weights.part("pooling"), "pooling")
+    pooling = _pooling_of(weights, encoder.depth)
     return SpectrogramLobe(encoder, features, output, pooling, freeze)
+
+
+def _pooling_of(weights, depth):
+    pooling = ClipPooling(**weights.config.get("pooling", {"depth": depth}))
+    load_strictly(pooling, weights.part("pooling"), "pooling")
+    return pooling
 
 
 class SSAST(SpectrogramLobe):
@@ -231,7 +239,7 @@ class SSAST(SpectrogramLobe):
         drop_path=0.0,
     ):
         if source is None:
-            weights, features = None, {}
+            features, pooling = {}, None
             encoder = SpectrogramEncoder.from_size(
                 model_size,
                 geometry,
@@ -248,11 +256,15 @@ class SSAST(SpectrogramLobe):
             encoder = SpectrogramEncoder(
                 **{**config, "grid": grid, "drop_path": drop_path}
             )
-            initialise(encoder, weights)
+            with naming(source):
+                initialise(encoder, weights)
+                # Unused parameters would stop distributed training.
+                clip = output == "clip"
+                pooling = _pooling_of(weights, encoder.depth) if clip else None
         features["n_mels"] = encoder.grid.n_mels
         if statistics is not None:
             features["statistics"] = statistics
-        super().__init__(encoder, FrontEnd(**features), output, freeze=freeze)
+        super().__init__(encoder, FrontEnd(**features), output, pooling, freeze)
 
 
 def _adapted_grid(config, n_mels, stride):

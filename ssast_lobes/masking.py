@@ -166,7 +166,7 @@ class Masker(nn.Module):
                 device=n_steps.device,
             )
 
-        scores = self.scores(noise, bands, max_steps)
+        scores = self.scores(noise, n_steps, bands, max_steps)
         steps = torch.arange(max_steps, device=n_steps.device)
         padding = steps >= n_steps[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
@@ -174,15 +174,15 @@ class Masker(nn.Module):
         hidden = rank < self.n_hidden(n_steps * bands)[:, None]
         return hidden.unflatten(1, (bands, max_steps))
 
-    def scores(self, noise, bands, max_steps):
+    def scores(self, noise, n_steps, bands, max_steps):
         """Scores of the tokens; the lowest are hidden.
 
         Arguments
         ---------
         noise : callable
             ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
-        bands, max_steps : int
-            F' and T'.
+        n_steps, bands, max_steps
+            As in `forward`.
 
         Returns
         -------
@@ -204,7 +204,7 @@ class RandomMasker(Masker):
     [4, 2]
     """
 
-    def scores(self, noise, bands, max_steps):
+    def scores(self, noise, n_steps, bands, max_steps):
         """Plain noise; see `Masker.scores`."""
         return noise(bands, max_steps)
 
@@ -212,10 +212,11 @@ class RandomMasker(Masker):
 class ClusterMasker(Masker):
     """Hide square clusters of tokens: SSAST's patch masks, without its bias.
 
-    Each clip draws a cluster size C. Noise on a grid extended by C - 1 seeds
-    clusters everywhere, also across the edges, so that every token is hidden
-    equally often (the official generator hides the lowest mel row half as
-    often as the middle). See section 2.2 of the paper.
+    Each clip draws a cluster size C, and clusters are seeded by noise. What
+    a cluster has beyond an edge of the clip comes in at the opposite edge:
+    only so is every token hidden equally often, in clips of any length (the
+    official generator hides the lowest mel row half as often as the middle).
+    See section 2.2 of the paper.
 
     Arguments
     ---------
@@ -235,17 +236,22 @@ class ClusterMasker(Masker):
         super().__init__(ratio, count)
         self.sizes = tuple(sizes)
 
-    def scores(self, noise, bands, max_steps):
+    def scores(self, noise, n_steps, bands, max_steps):
         """The least noise within C x C; see `Masker.scores`."""
-        reach = max(self.sizes) - 1
-        seeds = noise(bands + reach, 1 + max_steps + reach)
         # The first column is spare: it draws C.
-        draw, seeds = seeds[:, 0, 0], seeds[:, :, 1:]
-        choice = (draw * len(self.sizes)).long()
+        drawn = noise(bands, 1 + max_steps)
+        choice = (drawn[:, 0, 0] * len(self.sizes)).long()
+        seeds = drawn[:, :, 1:]
+
+        reach = max(self.sizes) - 1
+        rows = torch.arange(bands + reach, device=seeds.device) % bands
+        columns = torch.arange(max_steps + reach, device=seeds.device)
+        columns = (columns % n_steps[:, None])[:, None]
+        wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
         scores = 0
         for number, size in enumerate(self.sizes):
-            extended = seeds[:, : bands + size - 1, : max_steps + size - 1]
+            extended = wrapped[:, : bands + size - 1, : max_steps + size - 1]
             lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
             scores = scores + lowest * (choice == number)[:, None, None]
         # Tokens of one cluster tie: their own noise decides, not their order.
-        return scores + 1e-6 * seeds[:, :bands, :max_steps]
+        return scores + 1e-5 * seeds

@@ -139,9 +139,11 @@ class Grid:
             Patches along time of so many frames.
         """
         size, step = self.patch[1], self.stride[1]
-        reach = n_frames - size
         if self.keep_partial:
-            reach = reach + step - 1
+            # With gaps between patches, the last must still begin in time.
+            reach = n_frames - max(size, step) + step - 1
+        else:
+            reach = n_frames - size
         count = reach // step + 1
         if isinstance(n_frames, torch.Tensor):
             return count.clamp(min=1)
@@ -217,7 +219,8 @@ class Grid:
                 x.transpose(1, 2), covered, self.patch, stride=self.stride
             )
 
-        total = overlap_add(patches) / overlap_add(torch.ones_like(patches))
+        covers = overlap_add(torch.ones_like(patches)).clamp(min=1)
+        total = overlap_add(patches) / covers
         feats = total[:, 0].transpose(1, 2)[:, :n_frames]
         missing = (
             0,
@@ -321,8 +324,9 @@ class PositionTable(nn.Module):
         """
         full_bands, full_steps, _ = self.table.shape
         all_bands = torch.arange(bands, device=n_steps.device)
+        # Not torch.tensor: its copy to a GPU would wait for the device.
         low, high, share = _resample(
-            all_bands, torch.tensor(bands, device=n_steps.device), full_bands
+            all_bands, torch.full_like(all_bands, bands), full_bands
         )
         table = torch.lerp(
             self.table[low], self.table[high], share[:, None, None]

@@ -5,6 +5,7 @@ listed and raised; what is left aside on purpose stands in the report.
 """
 
 import json
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,10 @@ from ssast_lobes.patches import Grid
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 FORMAT_VERSION = 1
+PARTS = ("encoder", "objective", "pooling", "head")
 HEAD_SIZE = 64
+# A fine-tuned checkpoint does not tell: every official recipe has these.
+FINETUNED_MELS = 128
 
 # Official names (after "module.") and ours; one to one.
 _RENAMED = {
@@ -33,6 +37,12 @@ _RENAMED = {
 # ImageNet heads that DeiT brings along; SSAST never uses them.
 _UNUSED = ("v.head.", "v.head_dist.")
 _SIZES = ("p_input_fdim", "p_input_tdim")
+# Parts that are whole or not there, and their layers.
+_HEADS = {
+    "objective.discriminator": ("0", "2"),
+    "objective.generator_head": ("0", "2"),
+    "head": ("norm", "linear"),
+}
 
 
 class WeightsError(RuntimeError):
@@ -119,10 +129,31 @@ def load_weights(source, stride=None):
         raise WeightsError(
             f"{path}: not a checkpoint that loads as plain tensors ({error})"
         ) from error
-    try:
+    with naming(path):
         return from_official(state, stride)
+
+
+@contextmanager
+def naming(source):
+    """Put the name of a file in front of every `WeightsError`.
+
+    Arguments
+    ---------
+    source : str or path
+        The name.
+
+    Example
+    -------
+    >>> with naming("model.pth"):
+    ...     raise WeightsError("missing bias")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: model.pth: missing bias
+    """
+    try:
+        yield
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from error
+        raise WeightsError(f"{source}: {error}") from error
 
 
 def _load_folder(path):
@@ -137,16 +168,51 @@ def _load_folder(path):
         )
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        state = load_file(path / WEIGHTS_FILE)
-    except (ValueError, SafetensorError) as error:
-        raise WeightsError(f"{path}: damaged export ({error})") from error
-    version = config.get("format_version")
+        version = config["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path / CONFIG_FILE}: damaged ({error!r})"
+        ) from error
     if version != FORMAT_VERSION:
         raise WeightsError(
             f"{path}: format version {version}, this ssast_lobes reads "
             f"{FORMAT_VERSION}; use the version that wrote it or export again"
         )
-    return Weights(state, config)
+    return Weights(read_state(path / WEIGHTS_FILE), config)
+
+
+def read_state(path):
+    """Read the tensors of an export.
+
+    Arguments
+    ---------
+    path : str or path
+        A safetensors file.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds tensors of no known part.
+
+    Example
+    -------
+    >>> read_state("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: nowhere: missing or damaged (...)
+    """
+    try:
+        state = load_file(path)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise WeightsError(f"{path}: missing or damaged ({error})") from error
+    surplus = [key for key in state if key.split(".")[0] not in PARTS]
+    if surplus:
+        raise WeightsError(f"{path}: unexpected {', '.join(surplus)}")
+    return state
 
 
 def from_official(state, stride=None):
@@ -168,13 +234,22 @@ def from_official(state, stride=None):
     WeightsError
         If keys are missing, unknown, or of the wrong shape.
     """
-    state = {key.removeprefix("module."): value for key, value in state.items()}
+    if not isinstance(state, dict):
+        raise WeightsError(f"holds a {type(state).__name__}, not named tensors")
+    state = {
+        str(key).removeprefix("module."): value for key, value in state.items()
+    }
     core = ["v.patch_embed.proj.weight", "v.pos_embed", "v.cls_token"]
     core += ["v.dist_token"]
     missing = [key for key in core if key not in state]
     if missing:
         raise WeightsError(f"not an SSAST layout, missing: {missing}")
     dim, _, bins, frames = state["v.patch_embed.proj.weight"].shape
+    if dim % HEAD_SIZE:
+        raise WeightsError(
+            f"tokens of size {dim}, not a multiple of the official heads' "
+            f"{HEAD_SIZE}"
+        )
     encoder = {
         "dim": dim,
         "depth": 1 + max(_block_numbers(state), default=-1),
@@ -211,20 +286,20 @@ def _official_table(state, patch, stride):
     if all(name in state for name in _SIZES):
         n_mels, frames = (int(state[name]) for name in _SIZES)
         grid = Grid(n_mels, patch)
-        bands, steps = grid.n_bands, grid.n_steps(frames)
+        # The official code drops a partial last patch.
+        bands, steps = grid.n_bands, frames // patch[1]
         if bands * steps != tokens:
             raise WeightsError(
                 f"position table holds {tokens} patches, {n_mels} mel bins x "
                 f"{frames} frames make {bands} x {steps}"
             )
-        return bands, steps, grid, frames
-    # A fine-tuned checkpoint: 128 mel bins, as in every official recipe.
+        return bands, steps, grid, steps * patch[1]
     strides = [stride] if stride else [patch, (10, 10)]
-    if patch[0] == 128 and not stride:
-        strides = [(128, 1)]
+    if patch[0] == FINETUNED_MELS and not stride:
+        strides = [(FINETUNED_MELS, 1)]
     fits = []
     for candidate in strides:
-        grid = Grid(128, patch, candidate)
+        grid = Grid(FINETUNED_MELS, patch, candidate)
         if tokens % grid.n_bands == 0:
             fits.append(grid)
     if len(fits) != 1:
@@ -269,13 +344,11 @@ def _check_official(weights):
     with torch.device("meta"):
         encoder = SpectrogramEncoder(**weights.config["encoder"])
     compare(encoder, weights.part("encoder"), "encoder")
-    for name in ("discriminator", "generator_head"):
-        head = weights.part(f"objective.{name}")
-        expected = {"0.weight", "0.bias", "2.weight", "2.bias"}
+    for name, layers in _HEADS.items():
+        head = weights.part(name)
+        expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
         if head and set(head) != expected:
-            raise WeightsError(
-                f"pretext head '{name}' is not whole: {sorted(head)}"
-            )
+            raise WeightsError(f"'{name}' is not whole: {sorted(head)}")
 
 
 def to_official(weights):
@@ -295,9 +368,18 @@ def to_official(weights):
     Raises
     ------
     WeightsError
-        If a part has no place in the official layout.
+        If a part has no place in the official layout, or the layout would
+        not tell how to build the model again.
     """
-    patch = weights.config["encoder"]["grid"]["patch"]
+    config = weights.config["encoder"]
+    if config["dim"] != HEAD_SIZE * config["heads"]:
+        raise WeightsError(
+            f"the official code takes {HEAD_SIZE} of the token size for each "
+            f"head, this encoder has {config['heads']} heads for "
+            f"{config['dim']}"
+        )
+    _check_grid(weights)
+    patch = config["grid"]["patch"]
     out = {}
     for key, value in weights.state.items():
         if key == "encoder.class_positions":
@@ -313,10 +395,27 @@ def to_official(weights):
         elif key != "encoder.positions.table":
             out[_official_name(key)] = value
     if "mask_embed" in out:
-        encoder = weights.config["encoder"]
-        out["p_input_fdim"] = torch.tensor(encoder["grid"]["n_mels"])
-        out["p_input_tdim"] = torch.tensor(encoder["table_frames"])
+        out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
+        steps = weights.state["encoder.positions.table"].shape[1]
+        out["p_input_tdim"] = torch.tensor(steps * patch[1])
     return {f"module.{key}": value.contiguous() for key, value in out.items()}
+
+
+def _check_grid(weights):
+    """Refuse a grid that would come back as another."""
+    grid = Grid(**weights.config["encoder"]["grid"])
+    rows = weights.state["encoder.positions.table"].shape[0]
+    if rows != grid.n_bands:
+        raise WeightsError(
+            f"the official layout wants a row of positions for each of the "
+            f"{grid.n_bands} bands, the table has {rows}"
+        )
+    pretrained = "objective.mask_embedding" in weights.state
+    if not pretrained and grid.n_mels != FINETUNED_MELS:
+        raise WeightsError(
+            f"the official fine-tuned layout has {FINETUNED_MELS} mel bins, "
+            f"not {grid.n_mels}"
+        )
 
 
 def _official_name(key):
@@ -406,14 +505,17 @@ def initialise(encoder, weights, objective=None):
     state = _resample_all(
         weights.part("encoder"), source, encoder.grid, report, "patch_embedding"
     )
+    if "positions.table" not in state:
+        raise WeightsError("encoder: missing positions.table")
     table = state["positions.table"]
     if table.shape[2] != encoder.dim:
         raise WeightsError(
             f"the checkpoint has tokens of size {table.shape[2]}, the model "
             f"{encoder.dim}: choose the same model size"
         )
+    former = encoder.positions.table
     encoder.positions.table = nn.Parameter(
-        table.new_zeros(table.shape, device=encoder.norm.weight.device)
+        former.new_zeros(table.shape), former.requires_grad
     )
     encoder.table_frames = weights.config["encoder"]["table_frames"]
     load_strictly(encoder, state, "encoder")
@@ -476,7 +578,7 @@ def _resample_all(state, source, target, report, layer):
 
 
 def resample_patches(flat, old, new):
-    """Resize flattened patches bilinearly.
+    """Resize flattened patches bilinearly, no value left out.
 
     Arguments
     ---------
@@ -496,5 +598,7 @@ def resample_patches(flat, old, new):
     torch.Size([3, 12])
     """
     images = flat.reshape(-1, 1, *old)
-    resized = nn.functional.interpolate(images, size=new, mode="bilinear")
+    resized = nn.functional.interpolate(
+        images, size=new, mode="bilinear", antialias=True
+    )
     return resized.reshape(*flat.shape[:-1], -1)

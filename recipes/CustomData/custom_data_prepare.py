@@ -32,7 +32,8 @@ def prepare_pretraining(
     output_folder : str
         Where ``pretraining.json`` goes, and the list of unreadable audio.
     valid_share : float
-        Share of the clips to hold out, chosen by a hash of the clip's id.
+        Share of the clips to hold out, chosen by a hash of the clip's id; at
+        least one, none if it is 0.
     min_seconds : float
         Shorter clips are left out.
     max_unreadable : float
@@ -56,13 +57,20 @@ def prepare_pretraining(
             for row in found:
                 row["id"] = f"{number}/{row['id']}"
         rows += found
-    usable = [row for row in rows if not _held_out(row)]
+    # A folder may hold the files of a table beside it.
+    kept_out = {row["path"] for row in rows if _held_out(row)}
+    usable = {
+        row["path"]: row for row in rows if row["path"] not in kept_out
+    }
+    usable = list(usable.values())
     if not usable:
         raise ManifestError(f"{audio}: every clip is valid or test")
     usable, _ = prepare(usable, output_folder, min_seconds, max_unreadable)
+    # At least one, of a small corpus too.
+    share = max(valid_share, min(_share_of(row["id"]) for row in usable))
     rows = {"train": [], "valid": []}
     for row in usable:
-        held = _share_of(row["id"]) < valid_share
+        held = valid_share > 0 and _share_of(row["id"]) <= share
         rows["valid" if held else "train"].append(row)
     if not rows["train"]:
         raise ManifestError(
@@ -108,11 +116,11 @@ def prepare_classification(
         If rows are bad, a split is empty, or labels of valid and test do not
         occur in train.
     """
-    rows = read_manifest(
-        manifest,
-        needs=("path", "label", "split"),
-        columns={"label": label_column, "split": split_column},
-    )
+    columns = {"label": label_column, "split": split_column}
+    # A column of another name belongs to a table of more than one task.
+    needs = [name for name, column in columns.items() if name == column]
+    rows = read_manifest(manifest, ["path", *needs], columns=columns)
+    rows = [row for row in rows if row["label"] and row["split"]]
     rows, _ = prepare(rows, output_folder, min_seconds, max_unreadable)
     splits = {name: [] for name in ("train", *HELD_OUT)}
     for row in rows:

@@ -1,9 +1,9 @@
 """What pretraining and classification share: steps, logs, checkpoints.
 
-SpeechBrain's `Brain` with three things mended (it clips the first parameter
-group only, drops the tail of an epoch under gradient accumulation, and knows
-no schedule by step), and with randomness that is a function of its place, so
-that a resumed run equals an uninterrupted one.
+SpeechBrain's `Brain` with some things mended (it clips the first parameter
+group only, drops the tail of an epoch under gradient accumulation, saves amid
+an accumulation, and knows no schedule by step), and with randomness that is a
+function of its place, so that a resumed run equals an uninterrupted one.
 """
 
 import json
@@ -19,12 +19,20 @@ from speechbrain.utils.checkpoints import (
     mark_as_saver,
     register_checkpoint_hooks,
 )
-from speechbrain.utils.distributed import if_main_process
-from speechbrain.utils.train_logger import TensorboardLogger
+from speechbrain.utils.distributed import (
+    if_main_process,
+    is_distributed_initialized,
+)
+from speechbrain.utils.logger import get_logger
 
+from ssast_lobes.brains.batches import ForgivingCollate
+from ssast_lobes.data.audio import UnreadableAudio
+from ssast_lobes.data.dataset import collate
 from ssast_lobes.data.manifest import check_unreadable
 from ssast_lobes.plots import plot_training_curves
 from ssast_lobes.schedules import WarmupPlateau, apply_learning_rate
+
+logger = get_logger(__name__)
 
 _BITS = (1 << 64) - 1
 # Pictures while training: not more often than this.
@@ -82,6 +90,35 @@ def place_seed(*place):
     return state >> 1
 
 
+def one_interval(hparams, run_opts):
+    """Heed ``--ckpt_interval_steps`` though the YAML has an interval too.
+
+    SpeechBrain stops where both intervals are given, wherever they come from.
+
+    Arguments
+    ---------
+    hparams : dict
+        Settings of the YAML.
+    run_opts : RunOptions, dict or None
+        Options of the command line.
+
+    Returns
+    -------
+    dict
+        The settings, without an interval that the command line replaces.
+
+    Example
+    -------
+    >>> one_interval({"ckpt_interval_minutes": 15}, {"ckpt_interval_steps": 9})
+    {'ckpt_interval_minutes': 0}
+    """
+    given = run_opts or {}
+    given = getattr(given, "overridden_args", given)
+    if "ckpt_interval_steps" in given and "ckpt_interval_minutes" not in given:
+        return {**hparams, "ckpt_interval_minutes": 0}
+    return hparams
+
+
 @register_checkpoint_hooks
 class SpectrogramBrain(sb.Brain):
     """Base of the Brains; see `PretrainingBrain`, `ClassificationBrain`.
@@ -92,21 +129,36 @@ class SpectrogramBrain(sb.Brain):
 
     Arguments
     ---------
-    *args, **kwargs
-        As for SpeechBrain's `Brain`.
+    modules, opt_class, hparams, run_opts, checkpointer
+        As for SpeechBrain's `Brain`; all but `run_opts` are needed.
     readers : list of ClipReader
         Told the epoch, for their crops.
     n_files : int
-        Files in all, of which `max_unreadable` is a share.
+        Clips in all the datasets. Of these and of the files that are listed
+        as unreadable already, `max_unreadable` is a share.
+
+    Raises
+    ------
+    ImportError
+        If TensorBoard is asked for and not there.
     """
 
     # SpeechBrain sets it under DDP only.
     rank = 0
 
-    def __init__(self, *args, readers=(), n_files=0, **kwargs):
-        super().__init__(*args, **kwargs)
+    def __init__(
+        self,
+        modules,
+        opt_class,
+        hparams,
+        run_opts=None,
+        checkpointer=None,
+        readers=(),
+        n_files=0,
+    ):
+        hparams = one_interval(hparams, run_opts)
+        super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         self.readers = readers
-        self.n_files = n_files
         self.epoch = 0
         self.batches_per_epoch = None
         self._sums = {}
@@ -114,22 +166,42 @@ class SpectrogramBrain(sb.Brain):
         # From the command line it comes as text.
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)
+        if self.debug:
+            counter = self.hparams.epoch_counter
+            counter.limit = min(counter.limit, self.debug_epochs)
         self.output_folder = Path(self.hparams.output_folder)
-        self.tensorboard = None
+        self.unreadable_file = self.output_folder / "unreadable.csv"
+        self.n_unreadable = self._count_unreadable(n_files=1, share=math.inf)
+        self.n_files = n_files + self.n_unreadable
+        self.writer = None
         if self.hparams.use_tensorboard and if_main_process():
-            self.tensorboard = TensorboardLogger(self.output_folder / "events")
+            self.writer = _tensorboard(self.output_folder / "events")
         self.log_file = self.output_folder / "metrics.jsonl"
 
     # Steps ----------------------------------------------------------------
 
     def make_dataloader(self, dataset, stage, *args, **kwargs):
         """Make a loader; that of training tells how long an epoch is."""
+        training = stage == sb.Stage.TRAIN
+        kwargs["collate_fn"] = ForgivingCollate(
+            kwargs.get("collate_fn", collate), dataset if training else None
+        )
         loader = super().make_dataloader(dataset, stage, *args, **kwargs)
-        if stage == sb.Stage.TRAIN:
+        if training:
+            if self.distributed_launch:
+                # SpeechBrain shuffles alike whatever the seed.
+                self.train_sampler.seed = self.hparams.seed
             self.batches_per_epoch = len(loader)
             if self.debug:
                 self.batches_per_epoch = min(len(loader), self.debug_batches)
         return loader
+
+    def on_fit_start(self):
+        """Resume; a run that has taken all its steps has no epoch left."""
+        super().on_fit_start()
+        if self._optimizer_step_limit_exceeded and self.step == 0:
+            counter = self.hparams.epoch_counter
+            counter.limit = counter.current
 
     @property
     def total_steps(self):
@@ -197,6 +269,12 @@ class SpectrogramBrain(sb.Brain):
         self.optimizer.zero_grad(set_to_none=True)
         self.optimizer_step += 1
 
+    def evaluate_batch(self, batch, stage):
+        """Evaluate a batch; nothing if not one of its clips was decoded."""
+        if batch is None:
+            return torch.tensor(math.nan)
+        return super().evaluate_batch(batch, stage)
+
     # Logs -----------------------------------------------------------------
 
     def on_stage_start(self, stage, epoch=None):
@@ -214,8 +292,8 @@ class SpectrogramBrain(sb.Brain):
         ---------
         logs : dict of str to torch.Tensor
             Scalars, means over the batch.
-        count : int
-            Clips in the batch.
+        count : int or torch.Tensor
+            Clips in the batch that these are the means of.
         """
         for name, value in logs.items():
             total, clips = self._sums.get(name, (0.0, 0))
@@ -223,11 +301,39 @@ class SpectrogramBrain(sb.Brain):
             self._sums[name] = (total + value, clips + count)
 
     def averages(self):
-        """Means of what was accumulated in this stage, as floats."""
+        """Means of what was accumulated in this stage, as floats.
+
+        Raises
+        ------
+        UnreadableAudio
+            If there was nothing: no clip could be decoded.
+        """
+        sums = self._sums_of_all()
+        if not sums:
+            raise UnreadableAudio(
+                "none of the clips of a whole part of the data can be "
+                f"decoded, see {self.unreadable_file}"
+            )
         return {
-            name: float(total) / clips
+            name: total / max(clips, 1.0)
+            for name, (total, clips) in sums.items()
+        }
+
+    def _sums_of_all(self):
+        """Sums over the processes, which see a share of the clips each."""
+        own = {
+            name: (float(total), float(clips))
             for name, (total, clips) in self._sums.items()
         }
+        if not is_distributed_initialized():
+            return own
+        parts = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, own)
+        sums = {}
+        for name in dict.fromkeys(key for part in parts for key in part):
+            pairs = [part[name] for part in parts if name in part]
+            sums[name] = tuple(sum(numbers) for numbers in zip(*pairs, strict=True))
+        return sums
 
     def log_epoch(self, epoch, train, valid):
         """Write an epoch to the logs, and the curves.
@@ -239,22 +345,23 @@ class SpectrogramBrain(sb.Brain):
         train, valid : dict of str to float
             Statistics of the two stages.
         """
-        if not if_main_process():
-            return
         meta = {
             "epoch": epoch,
             "step": self.optimizer_step,
-            "lr": self.optimizer.param_groups[-1]["lr"],
+            "lr": self._learning_rate(),
         }
+        # On all processes: it has a broadcast in it.
         self.hparams.train_logger.log_stats(
             stats_meta=meta, train_stats=train, valid_stats=valid or None
         )
-        if self.tensorboard is not None:
-            self.tensorboard.log_stats(
-                stats_meta={"epoch": epoch, "lr": meta["lr"]},
-                train_stats=train,
-                valid_stats=valid or None,
-            )
+        if not if_main_process():
+            return
+        if self.writer is not None:
+            self.writer.add_scalar("lr", meta["lr"], epoch)
+            for stage, stats in (("train", train), ("valid", valid)):
+                for key, value in stats.items():
+                    self.writer.add_scalar(f"{key}/{stage}", value, epoch)
+            self.writer.flush()
         row = dict(meta)
         for stage, stats in (("train", train), ("valid", valid)):
             row.update({f"{stage}_{key}": v for key, v in stats.items()})
@@ -263,6 +370,11 @@ class SpectrogramBrain(sb.Brain):
         if time.time() - self._last_picture > SECONDS_BETWEEN_PICTURES:
             self.draw()
             self._last_picture = time.time()
+
+    def _learning_rate(self):
+        """That of the last step, before the scale of any group."""
+        group = self.optimizer.param_groups[-1]
+        return group["lr"] / group["lr_scale"]
 
     def log_rows(self):
         """The logged epochs, a dict each; a repeated epoch counts once."""
@@ -284,17 +396,47 @@ class SpectrogramBrain(sb.Brain):
             plot_training_curves(rows, self.output_folder / "curves.png")
 
     def check_audio(self):
-        """Stop if too many files turned out to be unreadable."""
-        listed = self.output_folder / "unreadable.csv"
-        if listed.is_file():
-            check_unreadable(listed, self.n_files, self.hparams.max_unreadable)
+        """Stop if too many files turned out to be unreadable.
+
+        Raises
+        ------
+        ManifestError
+            See `check_unreadable`.
+        """
+        share = self.hparams.max_unreadable
+        count = self._count_unreadable(self.n_files, share)
+        if count > self.n_unreadable:
+            logger.warning(
+                f"{count - self.n_unreadable} more files could not be decoded "
+                f"and were left out; listed in {self.unreadable_file}"
+            )
+        self.n_unreadable = count
+
+    def _count_unreadable(self, n_files, share):
+        if not self.unreadable_file.is_file():
+            return 0
+        return check_unreadable(self.unreadable_file, n_files, share)
 
     # Checkpoints ----------------------------------------------------------
+
+    def _should_save_intra_epoch_ckpt(self, last_ckpt_time, steps_since_ckpt):
+        # Gradients are not saved: wait until they are used.
+        if self.step % self.grad_accumulation_factor != 0:
+            return False
+        return super()._should_save_intra_epoch_ckpt(
+            last_ckpt_time, steps_since_ckpt
+        )
+
+    def _save_intra_epoch_ckpt(self):
+        # The main process saves: it takes the sums over from the others.
+        sums = self._sums_of_all()
+        self._sums = sums if if_main_process() else {}
+        super()._save_intra_epoch_ckpt()
 
     @mark_as_saver
     def _save(self, path):
         sums = {
-            name: [float(total), clips]
+            name: [float(total), float(clips)]
             for name, (total, clips) in self._sums.items()
         }
         state = {
@@ -304,7 +446,7 @@ class SpectrogramBrain(sb.Brain):
             "sums": sums,
         }
         with open(path, "w", encoding="utf-8") as file:
-            yaml.safe_dump(state, file)
+            yaml.safe_dump(state, file, sort_keys=False)
 
     @mark_as_loader
     def _recover(self, path, end_of_epoch):
@@ -314,4 +456,15 @@ class SpectrogramBrain(sb.Brain):
         if not end_of_epoch:
             self.step = state["step"]
             self.avg_train_loss = state["avg_train_loss"]
-            self._sums = {k: tuple(v) for k, v in state["sums"].items()}
+            sums = {k: tuple(v) for k, v in state["sums"].items()}
+            self._sums = sums if if_main_process() else {}
+
+
+def _tensorboard(folder):
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError(
+            "use_tensorboard needs TensorBoard: pip install tensorboard"
+        ) from error
+    return SummaryWriter(folder)

@@ -13,6 +13,7 @@ from ssast_lobes.metrics import ClassificationMetrics
 from ssast_lobes.plots import plot_confusion_matrix
 
 LOSSES = ("ce", "bce")
+SELECTIONS = {False: ("accuracy", "uar"), True: ("mAP",)}
 
 
 def soft_target_loss(scores, targets, loss):
@@ -55,15 +56,34 @@ def soft_target_loss(scores, targets, loss):
 class ClassificationBrain(SpectrogramBrain):
     """Trains a `SpectrogramClassifier`; the best epoch is chosen on valid.
 
+    The arguments are those of `SpectrogramBrain`.
+
     ``modules`` holds ``features`` and ``model``. Of ``hparams`` it uses, beside
     the base's: ``n_classes``, ``multi_label``, ``loss``, ``mixup`` (or None),
     ``augment`` (a list of modules on features), ``selection`` (the validation
     metric that chooses the epoch, higher is better), ``head_lr_scale``,
     ``layer_decay`` and ``label_encoder``.
+
+    Raises
+    ------
+    ValueError
+        If loss or selection do not go with the kind of labels.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        many = bool(self.hparams.multi_label)
+        kind = "several labels" if many else "one label"
+        if self.hparams.selection not in SELECTIONS[many]:
+            raise ValueError(
+                f"selection must be one of {SELECTIONS[many]} where a clip "
+                f"has {kind}, got '{self.hparams.selection}'"
+            )
+        if many and self.hparams.loss != "bce":
+            raise ValueError(
+                f"loss must be bce where a clip has {kind}, got "
+                f"'{self.hparams.loss}'"
+            )
         self._train_stats = {}
         self._metrics = None
         self._predictions = []
@@ -77,7 +97,7 @@ class ClassificationBrain(SpectrogramBrain):
     def parameter_groups(self):
         """Groups for encoder blocks and head."""
         return parameter_groups(
-            self.modules.model,
+            self.model,
             head_lr_scale=self.hparams.head_lr_scale,
             layer_decay=self.hparams.layer_decay,
             decay_vectors=not self.remove_vector_weight_decay,
@@ -124,10 +144,10 @@ class ClassificationBrain(SpectrogramBrain):
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log; save the checkpoint; write the test results."""
+        self.check_audio()
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
             self._train_stats = stats
-            self.check_audio()
             return
         summary = self._metrics.summary()
         stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
@@ -142,12 +162,13 @@ class ClassificationBrain(SpectrogramBrain):
 
     def _write_test(self, stats, summary):
         self.test_stats = stats
-        if not if_main_process():
-            return
+        # On all processes: it has a broadcast in it.
         self.hparams.train_logger.log_stats(
             stats_meta={"best epoch": self.hparams.epoch_counter.current},
             test_stats=stats,
         )
+        if not if_main_process():
+            return
         names = self.hparams.label_encoder.ind2lab
         names = [names[index] for index in range(len(names))]
         if not self.hparams.multi_label:
@@ -162,10 +183,16 @@ class ClassificationBrain(SpectrogramBrain):
             table.writerow(["id", "label", "predicted", *names])
             for clip, label, scores in self._predictions:
                 share = self._shares(scores)
-                best = names[int(scores.argmax())]
                 row = [f"{value:.6f}" for value in share.tolist()]
+                best = self._decide(names, share)
                 table.writerow([clip, label, best, *row])
 
     def _shares(self, scores):
         multi = self.hparams.multi_label
         return torch.sigmoid(scores) if multi else scores.softmax(0)
+
+    def _decide(self, names, share):
+        if not self.hparams.multi_label:
+            return names[int(share.argmax())]
+        likely = (share > 0.5).tolist()
+        return ";".join(n for n, yes in zip(names, likely, strict=True) if yes)

@@ -26,8 +26,8 @@ def parameter_groups(
     Returns
     -------
     list of dict
-        Groups for a torch optimizer, with ``lr_scale``, from the input to
-        the head.
+        Groups for a torch optimizer, with ``lr_scale``, in ascending order
+        of it.
 
     Raises
     ------

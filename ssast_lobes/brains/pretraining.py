@@ -21,7 +21,8 @@ class PretrainingBrain(SpectrogramBrain):
     ``modules`` holds ``features`` (waveform to normalised log-mel) and
     ``objective`` (owns the encoder). Validation masks are a function of the
     clip. Beside the objective's logs it reports the effective rank of the
-    clip embeddings, which falls when a representation collapses.
+    clip embeddings, which falls when a representation collapses. The
+    arguments are those of `SpectrogramBrain`.
     """
 
     def __init__(self, *args, **kwargs):
@@ -38,30 +39,37 @@ class PretrainingBrain(SpectrogramBrain):
     def parameter_groups(self):
         """All trainable parameters at one rate."""
         decay = not self.remove_vector_weight_decay
-        return parameter_groups(self.modules.objective, decay_vectors=decay)
+        return parameter_groups(self.objective, decay_vectors=decay)
 
     def compute_forward(self, batch, stage):
-        """Objective output of a batch of waveforms."""
+        """Objective output of a batch of waveforms, and how many clips count.
+
+        A clip of a single token hides nothing and has no loss.
+        """
         batch = batch.to(self.device)
         feats, n_frames = self.modules.features(*batch.sig)
         if stage == sb.Stage.TRAIN:
-            return self.modules.objective(feats, n_frames)
+            return self.modules.objective(feats, n_frames), len(batch.id)
         keys = clip_keys(batch.id).to(feats.device)
         mask = self.objective.draw_mask(feats, n_frames, clip_keys=keys)
         self._watch(feats, n_frames, mask, batch.id)
-        return self.modules.objective(feats, n_frames, mask)
+        output = self.modules.objective(feats, n_frames, mask)
+        return output, mask.flatten(1).any(1).sum()
 
     def _watch(self, feats, n_frames, mask, ids):
         if len(self._embeddings) < RANK_CLIPS:
             encoded = self.objective.encoder(feats, n_frames)
             self._embeddings.extend(encoded.clip().float().cpu())
         if self._picture is None:
-            self._picture = feats[:1], n_frames[:1], mask[:1], ids[0]
+            # The liveliest clip of the first batch shows most.
+            one = int(feats.var(1).mean(1).argmax())
+            only = slice(one, one + 1)
+            self._picture = feats[only], n_frames[only], mask[only], ids[one]
 
     def compute_objectives(self, output, batch, stage):
         """The objective's loss; its logs go into the averages."""
-        logs = {"loss": output.loss, **output.logs}
-        self.accumulate(logs, len(batch.id))
+        output, count = output
+        self.accumulate({"loss": output.loss, **output.logs}, count)
         return output.loss
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
@@ -76,31 +84,42 @@ class PretrainingBrain(SpectrogramBrain):
         self._picture = None
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log, and save a checkpoint."""
+        """Log, and save a checkpoint; after validation if there is any."""
+        self.check_audio()
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
             self._train_stats = stats
-            self.check_audio()
-            if not self.hparams.has_valid:
-                self.log_epoch(epoch, stats, {})
-                self.checkpointer.save_and_keep_only(meta={"epoch": epoch})
-            return
-        stats["effective_rank"] = effective_rank(
-            torch.stack(self._embeddings[:RANK_CLIPS])
-        )
-        self.log_epoch(epoch, self._train_stats, stats)
+            if self.hparams.has_valid:
+                return
+            self.log_epoch(epoch, stats, {})
+        else:
+            stats["effective_rank"] = effective_rank(
+                torch.stack(self._embeddings[:RANK_CLIPS])
+            )
+            self.log_epoch(epoch, self._train_stats, stats)
         if isinstance(self.hparams.schedule, WarmupPlateau):
             self.hparams.schedule.update(stats.get("accuracy", -stats["loss"]))
         self.checkpointer.save_and_keep_only(
-            meta={"epoch": epoch, "loss": stats["loss"]}, min_keys=["loss"]
+            meta={"epoch": epoch, "loss": stats["loss"]},
+            min_keys=["loss"] if self.hparams.has_valid else [],
         )
 
     def finish(self):
-        """Go back to the best epoch on held-out audio; last pictures."""
-        self.draw()
+        """Go back to the best epoch on held-out audio; last pictures.
+
+        Returns
+        -------
+        dict
+            What was logged of the epoch whose weights the objective has now.
+        """
         if self.hparams.has_valid:
             self.checkpointer.recover_if_possible(min_key="loss")
+        self.draw()
+        epoch = self.hparams.epoch_counter.current
+        rows = [row for row in self.log_rows() if row["epoch"] == epoch]
+        return rows[0] if rows else {}
 
+    @torch.no_grad()
     def draw(self):
         """The curves, and a reconstruction where the objective has one."""
         super().draw()

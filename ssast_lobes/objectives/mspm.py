@@ -8,6 +8,7 @@ within the clip) and reconstructed (generative, mean squared error).
 import torch
 from torch import nn
 
+from ssast_lobes.features import valid_frames
 from ssast_lobes.masking import ClusterMasker, RandomMasker
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.presets import load_preset
@@ -134,6 +135,9 @@ class MSPM(Objective):
             most = self.masker.n_hidden(mask[0].numel())
         else:
             most = mask[0].numel()
+        # Targets show what the encoder sees: nothing beyond a clip's end.
+        shown = valid_frames(n_frames, feats.shape[1])
+        feats = feats * shown[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
         index, weight = hidden_index(mask, most)
         tokens = take(encoded.tokens, index)

@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.brains import ClassificationBrain
+from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.data.dataset import make_dataset
 from ssast_lobes.export import export_classifier
 
@@ -119,4 +120,5 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with plain_errors():
+        main(sys.argv[1:])

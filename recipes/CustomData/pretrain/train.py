@@ -15,6 +15,7 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.brains import PretrainingBrain
+from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.data.dataset import make_dataset
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.weights import initialise, load_weights
@@ -78,9 +79,8 @@ def main(arguments):
         train_loader_kwargs=hparams["train_loader_kwargs"],
         valid_loader_kwargs=hparams["valid_loader_kwargs"],
     )
-    brain.finish()
+    best = brain.finish()
     if if_main_process():
-        rows = brain.log_rows()
         export_pretrained(
             hparams["export_folder"],
             objective,
@@ -92,11 +92,12 @@ def main(arguments):
                     key: hparams[key]
                     for key in ("crop_seconds", "batch_size", "lr", "seed")
                 },
-                "metrics": rows[-1] if rows else {},
+                "metrics": best,
             },
         )
         logger.info(f"Exported to {hparams['export_folder']}")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    with plain_errors():
+        main(sys.argv[1:])

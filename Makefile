@@ -1,0 +1,44 @@
+# Every target sets up what it needs by itself; a second run starts at once.
+# Another interpreter than the first one found: make test PYTHON=python3.12
+
+VENV := .venv
+FLOOR := .venv-floor
+PYTHON ?=
+
+SLOWEST := --durations=15 --durations-min=0.5
+# One process a core, as the tests compute with one thread each. Neighbours
+# stay together, since they share fixtures, until a process runs out of work.
+PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-all test-floor lint clean
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
+		$(MAKEFILE_LIST)
+
+setup: ## Only set up .venv (all the others do it by themselves)
+	@sh requirements/setup.sh $(VENV) requirements/pinned.txt 3.14 $(PYTHON)
+
+quickstart: setup ## Pretrain, fine-tune, compare, export: at most ten minutes
+	$(VENV)/bin/python recipes/SyntheticCommands/quickstart.py
+
+test: setup ## The tests, in under ten minutes on two cores
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
+
+test-all: setup ## The tests, and those that take longer
+	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST)
+
+test-floor: ## The tests on the oldest packages that setup.py declares
+	@sh requirements/setup.sh $(FLOOR) requirements/floor.txt 3.12 \
+		$(or $(PYTHON),python3.10 python3.11 python3.12 python3)
+	$(FLOOR)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
+
+lint: setup ## Check the style, and say what to change
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+clean: ## Remove caches and build leftovers (.venv and results stay)
+	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	find . -name '.venv*' -prune -o -name __pycache__ -type d -prune \
+		-exec rm -rf {} +

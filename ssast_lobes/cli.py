@@ -1,0 +1,636 @@
+"""The command ``ssast-lobes``: embed, classify, stats and convert.
+
+Whatever is wrong with the input is one line on stderr and exit code 2. Audio
+that cannot be read is left out, counted, and listed at the end. Heavy imports
+stand inside the commands, so that ``--help`` answers at once.
+"""
+
+import argparse
+import csv
+import os
+import sys
+
+_SHOWN_UNREADABLE = 20
+# What `stats` computes at once: so many blocks of so many frames (30 s).
+_STATS_BATCH = 8
+_STATS_FRAMES = 3000
+
+_INPUTS_HELP = (
+    "audio files, folders (searched with their subfolders), or CSV files "
+    "with a column `path`; of one column, it needs no name"
+)
+
+
+def main(arguments=None):
+    """Run the command line.
+
+    Arguments
+    ---------
+    arguments : list of str, optional
+        Words after ``ssast-lobes``; those of the process when left out.
+
+    Returns
+    -------
+    int
+        Exit code: 0, or 2 when something is wrong with the input.
+
+    Example
+    -------
+    >>> main(["stats", "nowhere"])
+    2
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader, such as `head`, has seen enough; nobody hears the rest.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except KeyboardInterrupt:
+        print("\nstopped; nothing was written", file=sys.stderr)
+        return 130
+    except (OSError, ValueError, *_own_errors()) as error:
+        print(f"ssast-lobes {options.command}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _own_errors():
+    from ssast_lobes.data.audio import UnreadableAudio
+    from ssast_lobes.weights import WeightsError
+
+    return UnreadableAudio, WeightsError
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="ssast-lobes",
+        description=(
+            "Self-supervised audio spectrogram transformers: embed and "
+            "classify audio with an exported folder, measure log-mel "
+            "statistics, convert checkpoints."
+        ),
+        epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND"
+    )
+    _add_embed(commands)
+    _add_classify(commands)
+    _add_stats(commands)
+    _add_convert(commands)
+    return parser
+
+
+def _add(commands, name, run, summary, text, example):
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=text,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_embed(commands):
+    command = _add(
+        commands,
+        "embed",
+        _embed,
+        "write embeddings of audio to an .npz file",
+        "Write embeddings of audio to an .npz file with the arrays `ids`,\n"
+        "`paths` and `embeddings`, float32:\n"
+        "  clip     (files, D)\n"
+        "  frames   (steps of all files, D)\n"
+        "  patches  (steps of all files, bands, D)\n"
+        "Frames and patches come with `lengths`, the steps of each file, and\n"
+        "`step_seconds`; numpy.split(embeddings, lengths.cumsum()[:-1]) gives\n"
+        "one array a file.",
+        "ssast-lobes embed results/export recordings/ --output clips.npz",
+    )
+    _add_model(command)
+    command.add_argument(
+        "--output", required=True, metavar="FILE.npz", type=_named(".npz")
+    )
+    command.add_argument(
+        "--what",
+        choices=["clip", "frames", "patches"],
+        default="clip",
+        help="one vector a clip, a time step or a patch (default: clip)",
+    )
+
+
+def _add_classify(commands):
+    command = _add(
+        commands,
+        "classify",
+        _classify,
+        "label audio with a fine-tuned model",
+        "Label audio with a fine-tuned model. Long audio is classified in\n"
+        "windows that overlap by half; a JSON file holds their times and\n"
+        "scores too.",
+        "ssast-lobes classify results/export recordings/ --output labels.csv",
+    )
+    _add_model(command)
+    command.add_argument(
+        "--output",
+        metavar="FILE.csv|FILE.json",
+        type=_named(".csv", ".json"),
+        help="where to write; a table on the screen when left out",
+    )
+    command.add_argument(
+        "--windows",
+        action="store_true",
+        help="table and CSV: a row for each window, not for each file",
+    )
+    command.add_argument(
+        "--threshold",
+        type=float,
+        default=0.5,
+        help="least score of a label, multi-label models only (default: 0.5)",
+    )
+
+
+def _add_stats(commands):
+    command = _add(
+        commands,
+        "stats",
+        _stats,
+        "measure mean and standard deviation of log-mel energies",
+        "Measure mean and standard deviation of the log-mel energies of your\n"
+        "audio, as YAML to paste as a recipe's `statistics`. Each clip's mean\n"
+        "is removed first; files over 30 s are read in parts, which lose\n"
+        "their own mean instead (the filterbank removes that of each frame\n"
+        "anyway).",
+        "ssast-lobes stats train.csv --output stats.yaml",
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=_INPUTS_HELP
+    )
+    command.add_argument(
+        "--output",
+        metavar="FILE.yaml",
+        type=_named(".yaml", ".yml"),
+        help="where to write; the screen when left out",
+    )
+    command.add_argument(
+        "--n-mels", type=_positive, default=128, help="mel bins (default: 128)"
+    )
+    command.add_argument(
+        "--sample-rate",
+        type=_positive,
+        default=16000,
+        help="rate in Hz that audio is converted to (default: 16000)",
+    )
+
+
+def _add_convert(commands):
+    command = _add(
+        commands,
+        "convert",
+        _convert,
+        "official checkpoint to exported folder, or back",
+        "Make an exported folder of an official SSAST or AST checkpoint,\n"
+        "pretrained or fine-tuned; or an official checkpoint of an exported\n"
+        "folder, if DEST ends in .pth. Says what was left aside.",
+        "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny",
+    )
+    command.add_argument(
+        "source", metavar="SOURCE", help="a .pth file or an exported folder"
+    )
+    command.add_argument(
+        "dest", metavar="DEST", help="a folder to write, or a .pth file"
+    )
+    command.add_argument(
+        "--stride",
+        type=_stride,
+        metavar="MELS,FRAMES",
+        help="patch stride of a fine-tuned checkpoint, such as 10,10; needed "
+        "only where its size allows for several",
+    )
+    command.add_argument(
+        "--statistics",
+        default="audioset",
+        metavar="NAME|FILE.yaml",
+        help="normalisation the model was trained with: audioset, esc50, "
+        "speechcommands, or a file from `ssast-lobes stats` (default: "
+        "audioset)",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE.txt",
+        help="labels of a fine-tuned checkpoint, a line each, in the order of "
+        "its classes; numbers when left out",
+    )
+    command.add_argument(
+        "--multi-label",
+        action="store_true",
+        help="a clip may have several of the labels (as in AudioSet)",
+    )
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "class"],
+        default="mean",
+        help="what the head of a fine-tuned checkpoint sees: the mean of all "
+        "tokens (SSAST's recipes) or the class tokens (AST) (default: mean)",
+    )
+
+
+def _add_model(command):
+    command.add_argument(
+        "model", metavar="MODEL", help="exported folder of a training run"
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=_INPUTS_HELP
+    )
+    command.add_argument(
+        "--device", default="cpu", help="such as cpu or cuda (default: cpu)"
+    )
+    command.add_argument(
+        "--batch-size",
+        type=_positive,
+        default=16,
+        help="windows computed at once (default: 16)",
+    )
+    command.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="of the network (default: fp32)",
+    )
+
+
+def _named(*extensions):
+    """An argument type: a file name that ends in one of some extensions."""
+
+    def check(name):
+        if os.path.splitext(name)[1].lower() not in extensions:
+            raise argparse.ArgumentTypeError(
+                f"'{name}' should end in {' or '.join(extensions)}"
+            )
+        return name
+
+    return check
+
+
+def _positive(text):
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is no positive number")
+    return number
+
+
+def _stride(text):
+    try:
+        bins, frames = map(_positive, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not of the form MELS,FRAMES, such as 10,10"
+        ) from error
+    return bins, frames
+
+
+def _rows(inputs):
+    """A row with path and id for each audio file of the inputs, once."""
+    from ssast_lobes.data.manifest import folder_rows, read_manifest
+
+    rows = {}
+    for name in map(os.path.expanduser, inputs):
+        if os.path.isdir(name):
+            found = folder_rows(name)
+        elif not os.path.isfile(name):
+            raise FileNotFoundError(f"{name}: no such file or folder")
+        elif name.lower().endswith(".csv"):
+            found = read_manifest(name)
+        else:
+            found = [{"id": name, "path": os.path.abspath(name)}]
+        for row in found:
+            rows.setdefault(row["path"], row)
+    return list(rows.values())
+
+
+def _make_folder_of(output):
+    """Find out before the work, not after it, that a file has no place."""
+    if output is not None:
+        folder = os.path.dirname(os.path.abspath(output))
+        os.makedirs(folder, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(f"{folder}: not allowed to write there")
+
+
+def _check_device(name):
+    import torch
+
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"no device '{name}' here ({reason})") from error
+
+
+def _load(interface, options):
+    """An interface as the options of `_add_model` want it."""
+    _check_device(options.device)
+    return interface.from_hparams(
+        options.model, options.device, options.batch_size, options.precision
+    )
+
+
+def _report(unreadable, n_files, output):
+    """List the unreadable files, on stderr and beside the output."""
+    listed = f"{output}.unreadable.csv"
+    if output is not None and os.path.exists(listed):
+        os.remove(listed)  # of an earlier run
+    if not unreadable:
+        return
+    print(
+        f"{len(unreadable)} of {n_files} files could not be read:",
+        file=sys.stderr,
+    )
+    for path, reason in unreadable[:_SHOWN_UNREADABLE]:
+        print(f"  {path}: {reason}", file=sys.stderr)
+    if len(unreadable) > _SHOWN_UNREADABLE:
+        print("  ...", file=sys.stderr)
+    if output is not None:
+        with open(
+            listed, "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            csv.writer(file).writerows([("path", "reason"), *unreadable])
+        print(f"all are listed in {listed}", file=sys.stderr)
+    if len(unreadable) == n_files:
+        raise ValueError("none of the files could be read")
+
+
+def _embed(options):
+    import tempfile
+
+    from ssast_lobes.inference import AudioEncoder
+
+    rows = _rows(options.inputs)
+    _make_folder_of(options.output)
+    encoder = _load(AudioEncoder, options)
+    id_of = {row["path"]: row["id"] for row in rows}
+    unreadable, paths, lengths, shape = [], [], [], None
+    folder = os.path.dirname(os.path.abspath(options.output))
+    # Embeddings go to disk at once: frames of many hours outgrow the memory.
+    with tempfile.TemporaryFile(dir=folder) as raw:
+        for path, embedding in encoder.encode_files(
+            list(id_of), options.what, unreadable
+        ):
+            if options.what == "clip":
+                embedding = embedding[None]
+            elif options.what == "patches":
+                embedding = embedding.transpose(0, 1)
+            embedding.contiguous().numpy().tofile(raw)
+            paths.append(path)
+            lengths.append(len(embedding))
+            shape = embedding.shape[1:]
+        _report(unreadable, len(rows), options.output)
+        extra = {}
+        if options.what != "clip":
+            extra = {"lengths": lengths, "step_seconds": encoder.step_seconds}
+        ids = [id_of[path] for path in paths]
+        raw.flush()
+        _save_arrays(
+            options.output,
+            raw,
+            (sum(lengths), *shape),
+            ids=ids,
+            paths=paths,
+            **extra,
+        )
+    print(f"{len(paths)} files embedded in {options.output}")
+
+
+def _save_arrays(output, raw, shape, **others):
+    """Write an .npz whole or not at all, the embeddings from a file."""
+    import numpy as np
+
+    embeddings = np.memmap(raw, np.float32, "r", shape=shape)
+    partial = f"{output}.{os.getpid()}.partial"
+    with open(partial, "wb") as file:
+        np.savez(file, embeddings=embeddings, **others)
+    os.replace(partial, output)
+
+
+def _classify(options):
+    from ssast_lobes.inference import AudioClassifier, write_results
+
+    rows = _rows(options.inputs)
+    _make_folder_of(options.output)
+    classifier = _load(AudioClassifier, options)
+    unreadable = []
+    results = classifier.classify_files(
+        [row["path"] for row in rows], options.threshold, unreadable
+    )
+    _report(unreadable, len(rows), options.output)
+    if options.output is None:
+        _print_table(results, options.windows)
+        return
+    write_results(results, options.output, options.windows)
+    print(f"{len(results)} files classified in {options.output}")
+
+
+def _print_table(results, windows):
+    lines = [("labels", "score", "start", "end", "path")]
+    for result in results:
+        for row in result.rows(windows):
+            numbers = (f"{row['score']:.4f}", f"{row['start']:.2f}")
+            numbers += (f"{row['end']:.2f}",)
+            lines.append((row["labels"] or "-", *numbers, row["path"]))
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    for labels, *numbers, path in lines:
+        cells = [labels.ljust(widths[0])]
+        cells += [
+            number.rjust(width)
+            for number, width in zip(numbers, widths[1:-1], strict=True)
+        ]
+        print("  ".join([*cells, path]))
+
+
+def _stats(options):
+    from ssast_lobes.features import KaldiFbank, RunningStatistics
+
+    rows = _rows(options.inputs)
+    _make_folder_of(options.output)
+    fbank = KaldiFbank(options.sample_rate, options.n_mels)
+    statistics, unreadable = RunningStatistics(), []
+    for wav, wav_lens in _stats_batches(rows, fbank, unreadable):
+        statistics.update(*fbank(wav, wav_lens))
+    _report(unreadable, len(rows), options.output)
+    hop = fbank.hop_samples / fbank.sample_rate
+    hours = statistics.count / fbank.n_mels * hop / 3600
+    text = (
+        f"# Log-mel statistics of {len(rows) - len(unreadable)} files, "
+        f"{hours:.2f} hours.\n"
+        f"mean: {statistics.mean:.7f}\n"
+        f"std: {statistics.std:.7f}\n"
+    )
+    if options.output is None:
+        print(text, end="")
+        return
+    partial = f"{options.output}.{os.getpid()}.partial"
+    with open(partial, "w", encoding="utf-8") as file:
+        file.write(text)
+    os.replace(partial, options.output)
+    print(text + f"# {options.output}")
+
+
+def _stats_batches(rows, fbank, unreadable):
+    """Padded batches (B, S) and relative lengths of parts of all files.
+
+    Parts of a file overlap so that each of its frames is in one of them. Of
+    a long file that breaks off, what came before counts.
+    """
+    from torch.nn.utils.rnn import pad_sequence
+    from tqdm import tqdm
+
+    from ssast_lobes.data.audio import UnreadableAudio
+    from ssast_lobes.inference import read_blocks, require_length
+
+    hop = _STATS_FRAMES * fbank.hop_samples
+    length = hop - fbank.hop_samples + fbank.window_samples
+    parts = []
+
+    def batch():
+        import torch
+
+        lengths = torch.tensor([len(part) for part in parts])
+        wav = pad_sequence(parts, batch_first=True)
+        parts.clear()
+        return wav, lengths / wav.shape[1]
+
+    for row in tqdm(rows, "Measuring", unit="file"):
+        try:
+            for start, wav in read_blocks(
+                row["path"], fbank.sample_rate, length, hop
+            ):
+                require_length(row["path"], start + len(wav), fbank)
+                parts.append(wav)
+                if len(parts) == _STATS_BATCH:
+                    yield batch()
+        except UnreadableAudio as error:
+            reason = str(error).removeprefix(f"{row['path']}: ")
+            unreadable.append((row["path"], reason))
+    if parts:
+        yield batch()
+
+
+def _convert(options):
+    from ssast_lobes.weights import load_weights
+
+    weights = load_weights(options.source, options.stride)
+    exported = "kind" in weights.config
+    if options.dest.endswith(".pth") and not exported:
+        raise ValueError(
+            f"{options.source} is no exported folder: only such a folder is "
+            "converted to a .pth file"
+        )
+    if exported and not options.dest.endswith(".pth"):
+        raise ValueError(
+            f"{options.source} is an exported folder already; to make an "
+            "official checkpoint of it, let DEST end in .pth"
+        )
+    (_to_official if exported else _to_export)(weights, options)
+    for line in weights.report:
+        print(line)
+    print(f"{len(weights.state)} tensors converted to {options.dest}")
+
+
+def _to_official(weights, options):
+    import torch
+
+    from ssast_lobes.weights import to_official
+
+    state = to_official(weights)
+    _make_folder_of(options.dest)
+    partial = f"{options.dest}.{os.getpid()}.partial"
+    torch.save(state, partial)
+    os.replace(partial, options.dest)
+
+
+def _to_export(weights, options):
+    from ssast_lobes.export import label_encoder_of, write_export
+    from ssast_lobes.features import FrontEnd
+
+    encoder = weights.config["encoder"]
+    features = FrontEnd(
+        _statistics(options.statistics), n_mels=encoder["grid"]["n_mels"]
+    )
+    config = {
+        "kind": "pretrained",
+        "encoder": encoder,
+        "features": features.config,
+        "pooling": {
+            "depth": encoder["depth"],
+            "pooling": "mean",
+            "layers": "last",
+        },
+    }
+    labels = None
+    if weights.part("head"):
+        n_classes = len(weights.state["head.linear.weight"])
+        labels = _labels(options.labels, n_classes, weights.report)
+        config["kind"] = "classifier"
+        config["pooling"]["pooling"] = options.pooling
+        config["labels"] = labels
+        config["multi_label"] = options.multi_label
+    elif options.labels:
+        raise ValueError(f"{options.source} has no classes to give labels to")
+    else:
+        config["objective"] = _objective(weights)
+    card = {
+        "origin": f"`{os.path.basename(options.source)}`, an official "
+        "checkpoint, by `ssast-lobes convert`."
+    }
+    label_encoder = None if labels is None else label_encoder_of(labels)
+    write_export(options.dest, weights.state, config, card, label_encoder)
+
+
+def _statistics(name):
+    """Name of a preset, or the numbers of a YAML file."""
+    if not os.path.isfile(name):
+        return name
+    import yaml
+
+    with open(name, encoding="utf-8") as file:
+        numbers = yaml.safe_load(file)
+    try:
+        return {key: float(numbers[key]) for key in ("mean", "std")}
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: expected the two numbers mean and std"
+        ) from error
+
+
+def _labels(path, n_classes, report):
+    """Labels of a file; numbers without one."""
+    if path is None:
+        report.append(f"no labels given: {n_classes} classes named by numbers")
+        return [str(number) for number in range(n_classes)]
+    with open(path, encoding="utf-8-sig") as file:
+        labels = [line.strip() for line in file if line.strip()]
+    if len(labels) != n_classes:
+        raise ValueError(
+            f"{path} holds {len(labels)} labels, the checkpoint {n_classes} "
+            "classes"
+        )
+    return labels
+
+
+def _objective(weights):
+    """Configuration of the objective whose heads a checkpoint holds."""
+    heads = {key.split(".")[0] for key in weights.part("objective")}
+    tasks = {
+        frozenset({"discriminator"}): "discriminative",
+        frozenset({"generator_head"}): "generative",
+        frozenset({"discriminator", "generator_head"}): "joint",
+    }
+    task = tasks.get(frozenset(heads - {"mask_embedding"}))
+    return {"name": "MSPM", "task": task} if task else None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,6 @@
+"""Data room: from files on disk to padded batches of waveforms.
+
+`audio` reads one file of any kind as 16 kHz mono, `manifest` finds and checks
+the files before training starts, `dataset` crops, labels and batches them.
+Only libsndfile (through soundfile) touches audio files.
+"""

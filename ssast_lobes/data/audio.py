@@ -1,0 +1,244 @@
+"""Reads audio of any rate, channel count, sample format and container.
+
+Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
+mono float32 at one sampling rate. A crop reads only its own part of the file.
+Whatever goes wrong with a file is one error, `UnreadableAudio`.
+"""
+
+import functools
+import math
+import os
+from fractions import Fraction
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+import torchaudio
+
+# libsndfile reports this many frames or more where a header (of a streamed
+# FLAC) leaves the length open; no real file has 2 ** 48 frames.
+_OPEN_LENGTH = 2**48
+
+# An mp3 frame borrows bits from the frames before it, so a decoder that starts
+# in mid-file gives wrong samples for up to 0.25 s. The pre-roll is longer
+# because libmpg123 prints a complaint at each seek: this way short clips are
+# read from their start, in silence. 10 s cost 2 ms to 20 ms of decoding.
+_MP3_PREROLL_SECONDS = 10
+
+# Lossy decoders may end a little before the length their header estimates.
+_MISSING_SECONDS = 0.1
+
+
+class UnreadableAudio(RuntimeError):
+    """A file that gives no usable audio; the message begins with its path."""
+
+
+class AudioInfo(NamedTuple):
+    """What the header of an audio file says.
+
+    Arguments
+    ---------
+    seconds : float
+        Duration.
+    sample_rate : int
+        Sampling rate in Hz.
+    channels : int
+        Number of channels.
+    frames : int
+        Number of samples of each channel.
+    """
+
+    seconds: float
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+def audio_info(path):
+    """Reads the header of an audio file.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    AudioInfo
+        Duration (seconds), rate (Hz), channels and frames.
+
+    Raises
+    ------
+    UnreadableAudio
+        If the file is missing, empty, of unknown format or of open length.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir").join("silence.wav"))
+    >>> soundfile.write(path, np.zeros((4000, 2)), 8000)
+    >>> audio_info(path)
+    AudioInfo(seconds=0.5, sample_rate=8000, channels=2, frames=4000)
+    """
+    with _open(path) as file:
+        return _header(path, file)
+
+
+def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
+    """Reads a file, or a part of it, as mono at the wanted rate.
+
+    Channels are averaged; levels stay as they are. A part is sought in the
+    file, so its cost does not grow with the length of the file.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+    sample_rate : int
+        Sampling rate of the result in Hz.
+    start : float
+        Where to begin, in seconds.
+    seconds : float, optional
+        How much to read; to the end of the file if not given. The result has
+        exactly `round(seconds * sample_rate)` samples where the file holds as
+        much, otherwise what is left after `start`.
+
+    Returns
+    -------
+    torch.Tensor
+        Waveform (samples,), float32.
+
+    Raises
+    ------
+    UnreadableAudio
+        If the file cannot be opened, fails to decode, ends before the length
+        its header promises, holds NaN or infinite samples, or is not as long
+        as `start`.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir").join("stereo.flac"))
+    >>> soundfile.write(path, np.zeros((44100, 2)), 44100)
+    >>> read_audio(path).shape
+    torch.Size([16000])
+    >>> read_audio(path, start=0.3, seconds=0.25).shape
+    torch.Size([4000])
+    """
+    with _open(path) as file:
+        info = _header(path, file)
+        ratio = _resampling_ratio(info.sample_rate, sample_rate)
+        samples, first, count = None, round(start * info.sample_rate), None
+        if seconds is not None:
+            samples = round(seconds * sample_rate)
+            count = math.ceil(samples * ratio)
+            first = _fit(first, count, info.frames)
+        if first >= info.frames:
+            raise UnreadableAudio(
+                f"{path}: no audio at {start:g} s, the file has "
+                f"{info.seconds:g} s"
+            )
+        mono = _decode(path, file, info, first, count)
+    if ratio != 1:
+        mono = _resampler(ratio)(mono)
+    return mono[:samples]
+
+
+def _open(path):
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise UnreadableAudio(f"{path}: no such file")
+    if os.path.getsize(path) == 0:
+        raise UnreadableAudio(f"{path}: the file is empty (0 bytes)")
+    try:
+        return soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise UnreadableAudio(
+            f"{path}: libsndfile cannot open it ({error.error_string})"
+        ) from error
+    except TypeError as error:  # soundfile takes .raw for headerless samples
+        raise UnreadableAudio(f"{path}: no header ({error})") from error
+
+
+def _header(path, file):
+    frames, rate = file.frames, file.samplerate
+    if frames <= 0:
+        raise UnreadableAudio(f"{path}: the file holds no samples")
+    if frames >= _OPEN_LENGTH:
+        raise UnreadableAudio(
+            f"{path}: the header does not tell the length (a streamed file); "
+            "encode it again, for example with `flac` or `ffmpeg`"
+        )
+    return AudioInfo(frames / rate, rate, file.channels, frames)
+
+
+def _fit(first, count, frames):
+    """Undoes what rounding to source frames pushed past the end."""
+    spare = frames - count
+    return spare if 0 <= spare < first <= spare + 2 else first
+
+
+def _decode(path, file, info, first, count):
+    """Mono samples `first` to `first + count` at the file's own rate."""
+    wanted = info.frames - first
+    if count is not None:
+        wanted = min(wanted, count)
+    skipped = _seek(path, file, first)
+    try:
+        data = file.read(skipped + wanted, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise UnreadableAudio(
+            f"{path}: decoding fails ({error.error_string})"
+        ) from error
+    data = data[skipped:]
+    missing = (wanted - len(data)) / info.sample_rate
+    if len(data) == 0 or missing > _MISSING_SECONDS:
+        raise UnreadableAudio(
+            f"{path}: the audio ends {missing:g} s before the "
+            f"{info.seconds:g} s that its header promises"
+        )
+    mono = data[:, 0] if info.channels == 1 else data.mean(axis=1)
+    if not np.isfinite(mono).all():
+        raise UnreadableAudio(f"{path}: NaN or infinite samples")
+    return torch.from_numpy(mono)
+
+
+def _seek(path, file, first):
+    """Goes to or before frame `first`; says how many frames before."""
+    preroll = first
+    if file.seekable():
+        mp3 = file.format == "MP3"
+        preroll = _MP3_PREROLL_SECONDS * file.samplerate if mp3 else 0
+    position = max(first - preroll, 0)
+    if position > 0:
+        try:
+            file.seek(position)
+        except soundfile.LibsndfileError as error:
+            raise UnreadableAudio(
+                f"{path}: cannot seek to {position / file.samplerate:g} s "
+                f"({error.error_string})"
+            ) from error
+    return first - position
+
+
+def _resampling_ratio(source, target):
+    """Source over target rate; exact for every rate in common use.
+
+    The kernel grows with the denominator: for odd rates (22255 Hz) the exact
+    ratio would take gigabytes, and this one is off by less than a cent.
+    """
+    return Fraction(source, target).limit_denominator(1000)
+
+
+@functools.lru_cache(maxsize=32)
+def _resampler(ratio):
+    """Resampler for one ratio, flat to 7 kHz at 16 kHz.
+
+    The default width of 6 lets 9 kHz alias with only 17 dB of damping; here it
+    is 68 dB, for 1 ms to 13 ms a clip of 10 s.
+    """
+    return torchaudio.transforms.Resample(
+        ratio.numerator,
+        ratio.denominator,
+        lowpass_filter_width=32,
+        rolloff=0.97,
+    )

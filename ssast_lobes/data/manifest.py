@@ -1,0 +1,490 @@
+"""Finds the audio, reads manifests and checks both before training starts.
+
+A manifest is a CSV with a column `path` and, where a task needs them,
+`label`, `split` (train, valid or test) and `speaker`. All that is wrong with
+it is told in one `ManifestError`. `prepare` reads the header of every file,
+sets aside what cannot be read, and remembers the durations for the next run.
+"""
+
+import csv
+import os
+from multiprocessing.pool import ThreadPool
+
+from speechbrain.utils.logger import get_logger
+from tqdm import tqdm
+
+from ssast_lobes.data.audio import UnreadableAudio, audio_info
+
+logger = get_logger(__name__)
+
+AUDIO_EXTENSIONS = frozenset(
+    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf "
+    ".w64 .rf64 .sph .nist .voc".split()
+)
+SPLITS = ("train", "valid", "test")
+_SHOWN_PROBLEMS = 20
+
+
+class ManifestError(ValueError):
+    """The data cannot be used as it is; the message says what to mend."""
+
+
+def find_audio(folder):
+    """Lists the audio files of a folder and all its subfolders.
+
+    Hidden files and folders (names with a leading dot) are left out; links to
+    folders are followed, each folder is visited once.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Where to look; `~` is the home folder.
+
+    Returns
+    -------
+    list of str
+        Absolute paths, sorted.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such folder or no audio in it.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> folder.join("b.flac").write("")
+    >>> folder.mkdir("deep").join("a.WAV").write("")
+    >>> folder.join("notes.txt").write("")
+    >>> [os.path.basename(path) for path in find_audio(folder)]
+    ['b.flac', 'a.WAV']
+    """
+    folder = _absolute(folder)
+    if not os.path.isdir(folder):
+        raise ManifestError(f"{folder}: no such folder")
+    found, visited = [], set()
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        if os.path.realpath(parent) in visited:
+            subfolders.clear()
+            continue
+        visited.add(os.path.realpath(parent))
+        subfolders[:] = [name for name in subfolders if name[0] != "."]
+        found += [
+            os.path.join(parent, name) for name in names if _is_audio(name)
+        ]
+    if not found:
+        kinds = " ".join(sorted(AUDIO_EXTENSIONS))
+        raise ManifestError(f"{folder}: no audio files in it ({kinds})")
+    return sorted(found)
+
+
+def folder_rows(folder):
+    """Rows for every audio file of a folder.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Where to look, see `find_audio`.
+
+    Returns
+    -------
+    list of dict
+        `id`, the path relative to the folder, and `path`, the absolute one.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> folder.mkdir("deep").join("a.wav").write("")
+    >>> folder_rows(folder)[0]["id"]
+    'deep/a.wav'
+    """
+    folder = _absolute(folder)
+    return [
+        {"id": os.path.relpath(path, folder), "path": path}
+        for path in find_audio(folder)
+    ]
+
+
+def read_manifest(csv_path, needs=("path",), root=None, columns=None):
+    """Reads and checks a manifest.
+
+    The first line names the columns, in any case and order; others than the
+    known ones are passed on. A file without that line, with one path a line,
+    will do where no more than the path is needed. All values stay text.
+
+    Arguments
+    ---------
+    csv_path : str or os.PathLike
+        UTF-8 CSV, separated by commas, any line ends.
+    needs : sequence of str
+        Columns in which every row must have a value.
+    root : str or os.PathLike, optional
+        Folder that relative paths start from; that of the CSV by default.
+    columns : dict, optional
+        Where the file names a column otherwise: for example
+        `{"label": "speaker", "split": "split_spkid"}`. A column that stands
+        here and not in `needs` may be blank in some rows.
+
+    Returns
+    -------
+    list of dict
+        One dict of str a row: `path`, absolute; `id`, unique and the same on
+        every machine (column `id`, else the path as written); the other
+        columns.
+
+    Raises
+    ------
+    ManifestError
+        If the file or a needed column is missing, or any row is bad: cells
+        missing or surplus, no such audio file, a file or id twice, an unknown
+        split. Lists the line numbers, the first 20 and how many there are.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> folder.join("a.wav").write("")
+    >>> table = folder.join("table.csv")
+    >>> table.write("path,label\\na.wav,dog\\n")
+    >>> [row] = read_manifest(table, needs=("path", "label"))
+    >>> row["id"], row["label"], os.path.isabs(row["path"])
+    ('a.wav', 'dog', True)
+    """
+    csv_path = _absolute(csv_path)
+    root = os.path.dirname(csv_path) if root is None else _absolute(root)
+    source = {name: name for name in ("path", *needs)} | (columns or {})
+    names, lines = _named_lines(csv_path, source)
+    rows, problems, seen = [], [], {}
+    for line, cells in tqdm(lines, "Checking the manifest", delay=2):
+        row = dict(zip(names, cells, strict=False))
+        row |= {k: row.get(v.casefold(), "") for k, v in source.items()}
+        row["id"] = row.get("id") or row["path"]
+        row["path"] = row["path"] and _absolute(row["path"], root)
+        problem = _problem(row, cells, names, needs, "split" in source, seen)
+        if problem:
+            problems.append(f"line {line}: {problem}")
+            continue
+        seen[row["path"]] = seen["id", row["id"]] = line
+        rows.append(row)
+    if problems:
+        raise ManifestError(_report(csv_path, problems))
+    return rows
+
+
+def prepare(
+    rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
+):
+    """Reads every header; sets aside what is unreadable or too short.
+
+    Call it once with the rows of all splits. Unreadable files are listed in
+    `<output_folder>/unreadable.csv` (path, reason). Durations are kept in
+    `<output_folder>/durations.csv`, so that a second run scans only files
+    whose path, size or time of change is new.
+
+    Arguments
+    ---------
+    rows : list of dict
+        From `read_manifest` or `folder_rows`.
+    output_folder : str or os.PathLike
+        Where the two lists go.
+    min_seconds : float
+        Shorter files are left out.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass, 0 to 1.
+    workers : int
+        Threads that read headers.
+
+    Returns
+    -------
+    rows : list of dict
+        The usable rows in their order, each with a float `duration` (seconds).
+    unreadable : list of tuple
+        (path, reason) of each file set aside as unreadable.
+
+    Raises
+    ------
+    ManifestError
+        If more than `max_unreadable` of the files are unreadable, or no row
+        is left.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> folder = getfixture("tmpdir")
+    >>> soundfile.write(str(folder.join("a.wav")), numpy.zeros(800), 16000)
+    >>> folder.join("b.wav").write("not audio")
+    >>> rows, unreadable = prepare(
+    ...     folder_rows(folder), folder.join("out"), max_unreadable=0.5
+    ... )
+    >>> [(row["id"], row["duration"]) for row in rows]
+    [('a.wav', 0.05)]
+    >>> [os.path.basename(path) for path, reason in unreadable]
+    ['b.wav']
+    """
+    output_folder = _absolute(output_folder)
+    os.makedirs(output_folder, exist_ok=True)
+    durations, unreadable = _scan(
+        [row["path"] for row in rows],
+        os.path.join(output_folder, "durations.csv"),
+        workers,
+    )
+    unreadable_file = os.path.join(output_folder, "unreadable.csv")
+    _write_csv(unreadable_file, [("path", "reason"), *unreadable])
+    check_unreadable(unreadable_file, len(rows), max_unreadable)
+    timed = [
+        row | {"duration": durations[row["path"]]}
+        for row in rows
+        if row["path"] in durations
+    ]
+    kept = [row for row in timed if row["duration"] >= min_seconds]
+    if not kept:
+        raise ManifestError(
+            f"no audio is left of {len(rows)} files: {len(unreadable)} are "
+            f"unreadable (see {unreadable_file}), {len(timed)} are shorter "
+            f"than {min_seconds:g} s"
+        )
+    hours = sum(row["duration"] for row in kept) / 3600
+    logger.info(
+        f"{len(kept)} files, {hours:.2f} hours; left out "
+        f"{len(timed) - len(kept)} shorter than {min_seconds:g} s and "
+        f"{len(unreadable)} unreadable ones (listed in {unreadable_file})"
+    )
+    return kept, unreadable
+
+
+def check_unreadable(unreadable_file, n_files, max_unreadable):
+    """Counts the unreadable files; too many are an error.
+
+    The list grows while training decodes, so ask again after each epoch.
+
+    Arguments
+    ---------
+    unreadable_file : str or os.PathLike
+        CSV (path, reason) that `prepare` and `ClipReader` write.
+    n_files : int
+        Number of files in all.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass, 0 to 1.
+
+    Returns
+    -------
+    int
+        Number of different files in the list.
+
+    Raises
+    ------
+    ManifestError
+        If they are more than `max_unreadable` of all files.
+
+    Example
+    -------
+    >>> listed = getfixture("tmpdir").join("unreadable.csv")
+    >>> listed.write("path,reason\\na.wav,empty\\n")
+    >>> check_unreadable(listed, n_files=200, max_unreadable=0.01)
+    1
+    """
+    paths = {path for path, _ in _read_csv(unreadable_file)} - {"path"}
+    if len(paths) / max(n_files, 1) > max_unreadable:
+        raise ManifestError(
+            f"{len(paths)} of {n_files} audio files are unreadable, more than "
+            f"the share of {max_unreadable:g} that is let pass: they are "
+            f"listed with reasons in {unreadable_file}; mend or remove them, "
+            "or raise max_unreadable"
+        )
+    return len(paths)
+
+
+def index_rows(rows):
+    """Rows by their id, as datasets want them.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Rows with a unique `id`.
+
+    Returns
+    -------
+    dict
+        id -> the rest of the row.
+
+    Example
+    -------
+    >>> index_rows([{"id": "a.wav", "path": "/data/a.wav"}])
+    {'a.wav': {'path': '/data/a.wav'}}
+    """
+    return {
+        row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows
+    }
+
+
+def split_labels(cell):
+    """Labels of a cell with several, separated by semicolons.
+
+    Arguments
+    ---------
+    cell : str
+        Text of the cell.
+
+    Returns
+    -------
+    list of str
+        The labels, in their order.
+
+    Example
+    -------
+    >>> split_labels("dog; rain;")
+    ['dog', 'rain']
+    """
+    return [label.strip() for label in cell.split(";") if label.strip()]
+
+
+def _absolute(path, root=""):
+    return os.path.abspath(os.path.join(root, os.path.expanduser(path)))
+
+
+def _is_audio(name):
+    extension = os.path.splitext(name)[1].lower()
+    return name[0] != "." and extension in AUDIO_EXTENSIONS
+
+
+def _named_lines(csv_path, source):
+    """Column names and the lines below them, as (line number, cells)."""
+    lines = _numbered_lines(csv_path)
+    first = lines[0][1]
+    names = [cell.casefold() for cell in first]
+    missing = [v for v in source.values() if v.casefold() not in names]
+    if not missing and len(lines) == 1:
+        raise ManifestError(f"{csv_path}: no rows below the column names")
+    if not missing:
+        return names, lines[1:]
+    if len(first) == 1 and source == {"path": "path"}:
+        return ["path"], lines
+    raise ManifestError(
+        f"{csv_path}: no column {', '.join(missing)}; the first line has "
+        f"{', '.join(first)}. It must name the columns, separated by commas"
+    )
+
+
+def _numbered_lines(csv_path):
+    """(line number, stripped cells) of every line that is not blank."""
+    try:
+        # utf-8-sig drops the byte order mark that spreadsheets write.
+        with open(csv_path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            lines = [
+                (reader.line_num, [cell.strip() for cell in cells])
+                for cells in reader
+            ]
+    except OSError as error:
+        raise ManifestError(f"{csv_path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(
+            f"{csv_path}: not a CSV in UTF-8 ({error}); save it as one"
+        ) from error
+    lines = [(line, cells) for line, cells in lines if any(cells)]
+    if not lines:
+        raise ManifestError(f"{csv_path}: the manifest is empty")
+    return lines
+
+
+def _problem(row, cells, names, needs, check_split, seen):
+    """What is wrong with a row, or None."""
+    if len(cells) != len(names):
+        return (
+            f"{len(cells)} cells under {len(names)} columns "
+            "(text with commas must stand in double quotes)"
+        )
+    empty = [name for name in needs if not row[name]]
+    if empty:
+        return f"no {', '.join(empty)}"
+    if check_split and row["split"] not in ("", *SPLITS):
+        return f'split "{row["split"]}" is none of {", ".join(SPLITS)}'
+    if row["path"] in seen:
+        return f"same file as line {seen[row['path']]}: {row['path']}"
+    if ("id", row["id"]) in seen:
+        return f"same id as line {seen['id', row['id']]}: {row['id']}"
+    if not os.path.isfile(row["path"]):
+        return f"no such file: {row['path']}"
+    return None
+
+
+def _report(csv_path, problems):
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    bad = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
+    return "\n  ".join([f"{csv_path}: {bad}", *shown])
+
+
+def _scan(paths, cache_file, workers):
+    """Durations by path, and (path, reason) of the unreadable files."""
+    cache = _read_durations(cache_file)
+    durations, failed = {}, []
+
+    def scan(path):
+        """Size and time of change, and the duration if it can be read."""
+        try:
+            stamp = _stamp(path)
+            if path in cache and cache[path][:2] == stamp:
+                return cache[path]
+            return *stamp, audio_info(path).seconds
+        except (OSError, UnreadableAudio):
+            return None
+
+    try:
+        with ThreadPool(workers) as pool:
+            scans = tqdm(
+                pool.imap(scan, paths, chunksize=16),
+                "Reading audio headers",
+                total=len(paths),
+                unit="file",
+            )
+            for path, entry in zip(paths, scans, strict=True):
+                if entry is None:
+                    failed.append(path)
+                else:
+                    cache[path] = entry
+                    durations[path] = entry[2]
+    finally:  # an interrupted scan goes on from here
+        _write_csv(cache_file, ((path, *cache[path]) for path in cache))
+    # Tried once more, alone: libsndfile keeps the reason of a failure in a
+    # variable that all threads share.
+    unreadable = []
+    for path in failed:
+        try:
+            durations[path] = audio_info(path).seconds
+        except UnreadableAudio as error:
+            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+    return durations, unreadable
+
+
+def _stamp(path):
+    status = os.stat(path)
+    return status.st_size, status.st_mtime_ns
+
+
+def _read_durations(cache_file):
+    """path -> (size, time of change, seconds) of the runs before."""
+    if not os.path.isfile(cache_file):
+        return {}
+    return {
+        path: (int(size), int(changed), float(seconds))
+        for path, size, changed, seconds in _read_csv(cache_file)
+    }
+
+
+def _read_csv(path):
+    with open(
+        path, encoding="utf-8", errors="surrogateescape", newline=""
+    ) as file:
+        return list(csv.reader(file))
+
+
+def _write_csv(path, rows):
+    """Writes whole or not at all: a killed run leaves no half a file."""
+    partial = f"{path}.{os.getpid()}.partial"
+    # File names on Linux may hold bytes that are not UTF-8.
+    with open(
+        partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
+    ) as file:
+        csv.writer(file).writerows(rows)
+    os.replace(partial, path)

@@ -1,0 +1,75 @@
+"""What all tests share: a quiet, exact environment and a tiny corpus.
+
+The environment is set here, before any test imports torch or SpeechBrain,
+and the recipes that tests start as processes of their own inherit it.
+"""
+
+import csv
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import soundfile
+
+# One thread a test process: they run side by side, one a core.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
+# SpeechBrain switches TF32 on at import, which is too coarse for parity.
+os.environ["SB_DISABLE_QUIRKS"] = "allow_tf32"
+os.environ["MPLBACKEND"] = "Agg"
+# Whatever would reach for the network fails at once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+SPLIT_OF = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
+
+
+class Corpus(NamedTuple):
+    """A folder of audio and the CSV that describes it."""
+
+    folder: Path
+    manifest: Path
+
+
+def _sound(label, pitch, seconds, sample_rate, rng):
+    """One clip of a class: a steady tone, a rising chirp, or noise bursts."""
+    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    if label == "tone":
+        clip = np.sin(2 * np.pi * pitch * time)
+    elif label == "chirp":
+        clip = np.sin(2 * np.pi * pitch * time * (1 + time))
+    else:
+        bursts = np.sin(2 * np.pi * 8 * time) > 0
+        clip = rng.uniform(-1, 1, time.size) * bursts
+    return 0.3 * clip + 0.01 * rng.standard_normal(time.size)
+
+
+@pytest.fixture(scope="session")
+def tones(tmp_path_factory):
+    """24 labelled clips: 8 speakers times the classes tone, chirp and noise.
+
+    Between 0.3 and 1.2 s long, half of them 16 kHz mono and half 8 kHz
+    stereo, no speaker in two splits (12 train, 6 valid, 6 test clips).
+    `manifest` has the columns path (relative to it), label, speaker, split.
+    """
+    folder = tmp_path_factory.mktemp("tones")
+    rng = np.random.default_rng(0)
+    rows = []
+    for speaker, split in enumerate(SPLIT_OF):
+        for index, label in enumerate(["tone", "chirp", "noise"]):
+            seconds = rng.uniform(0.3, 1.2)
+            stereo = (speaker + index) % 2 == 1
+            sample_rate = 8000 if stereo else 16000
+            clip = _sound(label, 300 + 60 * speaker, seconds, sample_rate, rng)
+            if stereo:
+                clip = np.stack([clip, 0.5 * clip], axis=1)
+            name = f"{label}_{speaker}.wav"
+            soundfile.write(folder / name, clip, sample_rate)
+            rows.append([name, label, f"speaker{speaker}", split])
+    manifest = folder / "manifest.csv"
+    with open(manifest, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "speaker", "split"])
+        writer.writerows(rows)
+    return Corpus(folder, manifest)

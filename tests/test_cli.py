@@ -1,0 +1,417 @@
+"""The command line: on a corpus of all kinds, and on all kinds of mistakes."""
+
+import csv
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+import yaml
+from torchaudio.compliance.kaldi import fbank
+
+from ssast_lobes import (
+    FrontEnd,
+    Grid,
+    SpectrogramClassifier,
+    SpectrogramEncoder,
+    cli,
+)
+from ssast_lobes.cli import main
+from ssast_lobes.data.audio import read_audio
+from ssast_lobes.export import (
+    export_classifier,
+    export_pretrained,
+    label_encoder_of,
+)
+from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.objectives import MSPM
+from ssast_lobes.weights import load_weights, to_official
+
+LABELS = ["one", "two", "three"]
+
+
+def classifier_of(grid, table_frames=128):
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(
+        grid, dim=64, depth=2, heads=1, table_frames=table_frames
+    )
+    model = SpectrogramClassifier(encoder, len(LABELS)).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "export"
+    return export_classifier(
+        folder,
+        classifier_of(Grid(128, (16, 16))),
+        FrontEnd(),
+        label_encoder_of(LABELS),
+        False,
+        card={},
+    )
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    """Five good files of five kinds, one corrupt, one too short, one text."""
+    folder = tmp_path_factory.mktemp("corpus")
+    rng = np.random.default_rng(0)
+    kinds = {
+        "a.wav": (1.0, 16000, 1),
+        "b.mp3": (1.5, 22050, 2),
+        "deep/c.flac": (0.4, 8000, 2),
+        "deep/d.ogg": (0.8, 44100, 1),
+        "long.wav": (4.0, 8000, 1),
+    }
+    (folder / "deep").mkdir()
+    for name, (seconds, rate, channels) in kinds.items():
+        clip = rng.standard_normal((round(seconds * rate), channels)) / 9
+        soundfile.write(folder / name, clip, rate)
+    (folder / "corrupt.wav").write_bytes(b"RIFF of nothing")
+    soundfile.write(folder / "short.wav", np.zeros(100), 16000)
+    (folder / "notes.txt").write_text("no audio")
+    return folder
+
+
+GOOD = ["a.wav", "b.mp3", "deep/c.flac", "deep/d.ogg", "long.wav"]
+BAD = ["corrupt.wav", "short.wav"]
+
+
+def run(*arguments):
+    """The installed command, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "ssast_lobes.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+    )
+
+
+def unreadable_of(output):
+    path = output.with_name(output.name + ".unreadable.csv")
+    with open(path, encoding="utf-8") as file:
+        return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
+
+
+def test_embed_as_a_process(tmp_path, model, corpus):
+    output = tmp_path / "new" / "clips.npz"
+    result = run("embed", model, corpus, "--output", output)
+    assert result.returncode == 0, result.stderr
+    assert "5 files embedded" in result.stdout
+    assert "2 of 7 files could not be read" in result.stderr
+    assert "7/7" in result.stderr  # the progress bar
+    assert "Traceback" not in result.stderr
+    found = np.load(output)
+    assert found["ids"].tolist() == GOOD
+    assert found["paths"].tolist() == [str(corpus / name) for name in GOOD]
+    encoder = AudioEncoder.from_hparams(model)
+    for name, row in zip(GOOD, found["embeddings"], strict=True):
+        expected = encoder.encode_file(corpus / name).numpy()
+        np.testing.assert_allclose(row, expected, atol=1e-5)
+    listed = unreadable_of(output)
+    assert [path for path, _ in listed] == [str(corpus / name) for name in BAD]
+    assert "6.25 ms" in listed[1][1]
+    assert sorted(path.name for path in output.parent.iterdir()) == [
+        "clips.npz",
+        "clips.npz.unreadable.csv",
+    ]
+
+
+@pytest.mark.parametrize("what", ["frames", "patches"])
+def test_embed_frames_and_patches(tmp_path, model, corpus, what):
+    output = tmp_path / "out.npz"
+    arguments = ["embed", model, corpus, "--output", output, "--what", what]
+    assert main(list(map(str, arguments))) == 0
+    found = np.load(output)
+    parts = np.split(found["embeddings"], found["lengths"].cumsum()[:-1])
+    assert len(parts) == len(found["ids"]) == 5
+    assert found["step_seconds"] == 0.16
+    encoder = AudioEncoder.from_hparams(model)
+    for name, part in zip(GOOD, parts, strict=True):
+        expected = encoder.encode_file(corpus / name, what)
+        if what == "patches":
+            expected = expected.transpose(0, 1)
+        np.testing.assert_allclose(part, expected.numpy(), atol=1e-5)
+
+
+def test_embed_of_a_pretrained_model(tmp_path, corpus):
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    folder = tmp_path / "export"
+    export_pretrained(folder, MSPM(encoder), FrontEnd(), card={})
+    output = tmp_path / "out.npz"
+    files = [str(corpus / "a.wav"), str(corpus / "deep")]
+    assert main(["embed", str(folder), *files, "--output", str(output)]) == 0
+    found = np.load(output)
+    assert found["ids"].tolist() == [files[0], "c.flac", "d.ogg"]
+    assert found["embeddings"].shape == (3, 32)
+
+
+@pytest.fixture
+def manifest(tmp_path, corpus):
+    """A CSV of three files, one of them corrupt, with ids of its own."""
+    path = tmp_path / "some.csv"
+    rows = [("x", "a.wav"), ("y", "corrupt.wav"), ("z", "long.wav")]
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows(
+            [("id", "path"), *((i, corpus / name) for i, name in rows)]
+        )
+    return path
+
+
+def test_classify_to_csv_json_and_screen(tmp_path, model, manifest, capsys):
+    expected = [
+        AudioClassifier.from_hparams(model).classify_file(path)
+        for path in (
+            row["path"]
+            for row in csv.DictReader(open(manifest))
+            if row["id"] != "y"
+        )
+    ]
+    table = tmp_path / "out.csv"
+    assert (
+        main(["classify", str(model), str(manifest), "--output", str(table)])
+        == 0
+    )
+    rows = list(csv.DictReader(open(table)))
+    assert [row["path"] for row in rows] == [x.path for x in expected]
+    assert [row["labels"] for row in rows] == [x.label for x in expected]
+    for row, result in zip(rows, expected, strict=True):
+        for label in LABELS:
+            assert float(row[f"score:{label}"]) == pytest.approx(
+                result.scores[label], abs=1e-5
+            )
+    assert unreadable_of(table)[0][0].endswith("corrupt.wav")
+
+    records = tmp_path / "out.json"
+    assert (
+        main(["classify", str(model), str(manifest), "--output", str(records)])
+        == 0
+    )
+    found = json.loads(records.read_text())
+    assert [len(x["windows"]) for x in found] == [1, 6]
+    assert found[1]["windows"][-1]["end"] == 4.0
+
+    capsys.readouterr()
+    assert main(["classify", str(model), str(manifest)]) == 0
+    shown = capsys.readouterr()
+    lines = shown.out.splitlines()
+    assert lines[0].split() == ["labels", "score", "start", "end", "path"]
+    assert [line.split()[0] for line in lines[1:]] == [
+        x.label for x in expected
+    ]
+    assert "1 of 3 files could not be read" in shown.err
+    assert "corrupt.wav" in shown.err
+    assert main(["classify", str(model), str(manifest), "--windows"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + 6
+
+
+def test_a_list_of_an_earlier_run_goes(tmp_path, model, corpus, manifest):
+    output = tmp_path / "out.csv"
+    arguments = ["classify", str(model), "--output", str(output)]
+    assert main([*arguments, str(manifest)]) == 0
+    assert len(unreadable_of(output)) == 1
+    assert main([*arguments, str(corpus / "a.wav")]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.csv",
+        "some.csv",
+    ]
+
+
+def expected_statistics(paths):
+    """Mean and standard deviation by Kaldi, clip by clip, in float64."""
+    frames = []
+    for path in paths:
+        wav = read_audio(path)
+        frames.append(
+            fbank(
+                (wav - wav.mean())[None],
+                htk_compat=True,
+                use_energy=False,
+                window_type="hanning",
+                num_mel_bins=128,
+                dither=0.0,
+                frame_shift=10,
+            )
+        )
+    frames = torch.cat(frames).double()
+    return frames.mean().item(), frames.std(correction=0).item()
+
+
+def test_stats_are_those_of_kaldi(tmp_path, corpus, monkeypatch, capsys):
+    # Short blocks, and so several of most files and several batches.
+    monkeypatch.setattr(cli, "_STATS_FRAMES", 64)
+    output = tmp_path / "stats.yaml"
+    assert main(["stats", str(corpus), "--output", str(output)]) == 0
+    assert "# Log-mel statistics of 5 files" in output.read_text()
+    found = yaml.safe_load(output.read_text())
+    mean, std = expected_statistics([corpus / name for name in GOOD])
+    assert found["mean"] == pytest.approx(mean, abs=1e-4)
+    assert found["std"] == pytest.approx(std, abs=1e-4)
+    assert [path for path, _ in unreadable_of(output)] == [
+        str(corpus / name) for name in BAD
+    ]
+    assert FrontEnd(found).norm.mean == found["mean"]
+
+
+def test_stats_on_the_screen_are_yaml(corpus, capsys):
+    assert main(["stats", str(corpus / "a.wav"), "--n-mels", "40"]) == 0
+    found = yaml.safe_load(capsys.readouterr().out)
+    assert set(found) == {"mean", "std"} and found["std"] > 0
+
+
+@pytest.fixture
+def official(tmp_path, model):
+    """The classifier of `model` as an official checkpoint."""
+    path = tmp_path / "model.pth"
+    assert main(["convert", str(model), str(path)]) == 0
+    return path
+
+
+def test_convert_there_and_back(tmp_path, model, official, corpus, capsys):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(LABELS) + "\n")
+    folder = tmp_path / "export"
+    arguments = ["--labels", str(labels), "--stride", "16,16"]
+    assert main(["convert", str(official), str(folder), *arguments]) == 0
+    assert "tensors converted to" in capsys.readouterr().out
+    paths = [corpus / name for name in GOOD]
+    before = AudioClassifier.from_hparams(model).classify_files(paths)
+    after = AudioClassifier.from_hparams(folder).classify_files(paths)
+    for one, other in zip(before, after, strict=True):
+        assert one.label == other.label
+        assert one.scores == pytest.approx(other.scores, abs=1e-6)
+
+
+def test_convert_without_labels_names_classes_by_number(
+    tmp_path, official, capsys
+):
+    folder = tmp_path / "export"
+    arguments = ["--stride", "16,16", "--multi-label", "--pooling", "class"]
+    assert main(["convert", str(official), str(folder), *arguments]) == 0
+    assert "no labels given: 3 classes" in capsys.readouterr().out
+    classifier = AudioClassifier.from_hparams(folder)
+    assert classifier.labels == ["0", "1", "2"] and classifier.multi_label
+    assert classifier.lobe.pooling.pooling == "class"
+
+
+def test_convert_pretrained_with_statistics(tmp_path, capsys):
+    encoder = SpectrogramEncoder(dim=64, depth=1, heads=1, table_frames=128)
+    objective = MSPM(encoder)
+    export_pretrained(tmp_path / "first", objective, FrontEnd(), card={})
+    checkpoint = to_official(load_weights(tmp_path / "first"))
+    checkpoint["module.v.head.weight"] = torch.zeros(1000, 64)
+    torch.save(checkpoint, tmp_path / "model.pth")
+    (tmp_path / "stats.yaml").write_text("mean: -5.5\nstd: 4.5\n")
+    arguments = ["--statistics", str(tmp_path / "stats.yaml")]
+    source, dest = str(tmp_path / "model.pth"), tmp_path / "second"
+    assert main(["convert", source, str(dest), *arguments]) == 0
+    assert "left aside (unused ImageNet head)" in capsys.readouterr().out
+    weights = load_weights(dest)
+    for key, value in load_weights(tmp_path / "first").state.items():
+        assert torch.equal(weights.state[key], value), key
+    assert weights.config["objective"] == {"name": "MSPM", "task": "joint"}
+    statistics = weights.config["features"]["statistics"]
+    assert statistics == {"mean": -5.5, "std": 4.5}
+
+
+MISTAKES = {
+    "no model": ["classify", "{tmp}/none", "{good}"],
+    "no input": ["classify", "{model}", "{tmp}/none"],
+    "no audio": ["stats", "{tmp}"],
+    "nothing readable": ["classify", "{model}", "{bad}"],
+    "bad manifest": ["stats", "{tmp}/bad.csv"],
+    "no device": ["classify", "{model}", "{good}", "--device", "abacus"],
+    "no place": ["stats", "{good}", "--output", "{tmp}/bad.csv/x.yaml"],
+    "export of an export": ["convert", "{model}", "{tmp}/other"],
+    "not an export": ["convert", "{tmp}/bad.csv", "{tmp}/other.pth"],
+    "other things there": ["convert", "{official}", "{tmp}"],
+    "few labels": [
+        *("convert", "{official}", "{tmp}/other", "--stride", "16,16"),
+        *("--labels", "{tmp}/bad.csv"),
+    ],
+    "odd statistics": [
+        *("convert", "{official}", "{tmp}/other", "--stride", "16,16"),
+        *("--statistics", "{tmp}/bad.csv"),
+    ],
+    "unknown statistics": [
+        *("convert", "{official}", "{tmp}/other", "--stride", "16,16"),
+        *("--statistics", "mars"),
+    ],
+    "pretrained only": ["classify", "{pretrained}", "{good}"],
+}
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_are_told_in_a_line(
+    tmp_path, model, corpus, official, capsys, words
+):
+    (tmp_path / "bad.csv").write_text("path,label\nnothing.wav,x\n")
+    encoder = SpectrogramEncoder(dim=64, depth=1, heads=1)
+    pretrained = tmp_path / "pretrained"
+    export_pretrained(pretrained, MSPM(encoder), FrontEnd(), card={})
+    places = {
+        "tmp": tmp_path,
+        "model": model,
+        "good": corpus / "a.wav",
+        "bad": corpus / "corrupt.wav",
+        "official": official,
+        "pretrained": pretrained,
+    }
+    before = sorted(tmp_path.rglob("*"))
+    capsys.readouterr()
+    assert main([word.format(**places) for word in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    if "bad.csv" not in words[1]:
+        assert error.startswith(f"ssast-lobes {words[0]}: ")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["embed", "model", "in", "--output", "out.txt"],
+        ["classify", "model", "in", "--output", "out.npz"],
+        ["embed", "model", "in"],
+        ["stats"],
+        ["stats", "in", "--n-mels", "0"],
+        ["convert", "a", "b", "--stride", "10"],
+        ["convert", "a", "b", "--stride", "10,x"],
+        [],
+    ],
+    ids=" ".join,
+)
+def test_bad_options_are_told_before_any_work(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    assert stop.value.code == 2
+    assert "error:" in capsys.readouterr().err
+
+
+def test_mistake_as_a_process(tmp_path):
+    result = run("classify", tmp_path / "none", tmp_path)
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.count("\n") == 1, result.stderr
+
+
+def test_help_is_instant_and_shows_an_example(capsys):
+    code = (
+        "import sys; from ssast_lobes.cli import main\n"
+        "try: main(['embed', '--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    for command in ("embed", "classify", "stats", "convert"):
+        with pytest.raises(SystemExit) as stop:
+            main([command, "--help"])
+        assert stop.value.code == 0
+        assert f"example:\n  ssast-lobes {command} " in capsys.readouterr().out

@@ -1,0 +1,234 @@
+"""Front end against torchaudio's Kaldi and numpy, clip by clip."""
+
+import numpy as np
+import pytest
+import torch
+from torchaudio.compliance import kaldi
+
+from ssast_lobes.features import (
+    FrontEnd,
+    KaldiFbank,
+    RunningStatistics,
+    SpectrogramNorm,
+    valid_frames,
+)
+
+cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no CUDA device"
+)
+
+
+def kaldi_features(clip, sample_rate=16000, n_mels=128):
+    """What SSAST computes of one clip (samples,), or None if too short."""
+    if len(clip) < int(sample_rate * 0.025):
+        return None
+    return kaldi.fbank(
+        (clip - clip.mean())[None],
+        htk_compat=True,
+        sample_frequency=sample_rate,
+        use_energy=False,
+        window_type="hanning",
+        num_mel_bins=n_mels,
+        dither=0.0,
+        frame_shift=10,
+    )
+
+
+def noise(samples, seed=0, scale=0.1):
+    generator = torch.Generator().manual_seed(seed)
+    return scale * torch.randn(samples, generator=generator)
+
+
+def padded(clips, garbage=0.0, extra=0):
+    """Clips of any length as (B, S) and relative lengths (B,) float32."""
+    longest = max(len(clip) for clip in clips) + extra
+    wav = torch.full((len(clips), longest), garbage)
+    for row, clip in zip(wav, clips, strict=True):
+        row[: len(clip)] = clip
+    return wav, torch.tensor([len(clip) / longest for clip in clips])
+
+
+def assert_like_kaldi(fbank, clips, device="cpu", **padding):
+    """Every clip of the batch equals Kaldi's features of that clip alone."""
+    wav, lengths = padded(clips, **padding)
+    feats, n_frames = fbank(wav.to(device), lengths.to(device))
+    assert feats.dtype == torch.float32 and n_frames.dtype == torch.int64
+    feats, n_frames = feats.cpu(), n_frames.cpu()
+    for row, count, clip in zip(feats, n_frames.tolist(), clips, strict=True):
+        expected = kaldi_features(clip, fbank.sample_rate, fbank.n_mels)
+        assert count == (0 if expected is None else len(expected))
+        if count:
+            torch.testing.assert_close(row[:count], expected, atol=1e-4, rtol=0)
+        assert (row[count:] == 0).all()
+
+
+LENGTHS = [16000, 399, 400, 559, 560, 561, 23456, 7, 12345, 8000]
+
+
+def test_equals_kaldi_at_every_length():
+    clips = [noise(length, seed) for seed, length in enumerate(LENGTHS)]
+    assert_like_kaldi(KaldiFbank(), clips, garbage=float("nan"))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_kaldi_in_random_batches(seed):
+    draw = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(400, 30000, (6,), generator=draw).tolist()
+    clips = [noise(n, 10 * seed + i) for i, n in enumerate(lengths)]
+    assert_like_kaldi(KaldiFbank(), clips, garbage=9.0, extra=seed * 100)
+
+
+def test_equals_kaldi_on_silence_offset_and_tones():
+    time = torch.arange(16000) / 16000
+    tone = 0.5 * torch.sin(2 * torch.pi * 440 * time)
+    clips = [
+        torch.zeros(9000),
+        torch.full((5000,), 0.25),
+        noise(16000) + 0.7,
+        tone,
+        tone - 0.9,
+        noise(16000, scale=1e-4),
+        torch.cat([torch.zeros(4000), noise(4000), torch.zeros(4000)]),
+        noise(8000).clamp(-0.05, 0.05),
+    ]
+    assert_like_kaldi(KaldiFbank(), clips)
+
+
+@pytest.mark.parametrize("sample_rate", [8000, 16000, 22050, 44100])
+@pytest.mark.parametrize("n_mels", [64, 80, 128])
+def test_equals_kaldi_at_other_rates_and_sizes(sample_rate, n_mels):
+    fbank = KaldiFbank(sample_rate, n_mels)
+    lengths = (sample_rate, sample_rate // 2 + 1, sample_rate // 50)
+    clips = [noise(length, seed) for seed, length in enumerate(lengths)]
+    assert_like_kaldi(fbank, clips)
+
+
+def test_a_clip_does_not_depend_on_its_neighbours():
+    clip, fbank = noise(12345), KaldiFbank()
+    alone = fbank(clip[None])[0][0]
+    for seed in range(3):
+        wav, lengths = padded([noise(30000, seed + 1, 5.0), clip], garbage=3.0)
+        together = fbank(wav, lengths)[0][1]
+        torch.testing.assert_close(
+            together[: len(alone)], alone, atol=1e-5, rtol=0
+        )
+
+
+def test_counts_are_exact_where_a_relative_length_is_rounded():
+    fbank, longest = KaldiFbank(), 160033
+    samples = torch.arange(400, longest, 37)
+    lengths = samples.float() / longest
+    counts = fbank._sample_counts(torch.empty(1, longest), lengths)
+    assert torch.equal(counts, samples)
+
+
+@pytest.mark.parametrize("samples", [0, 1, 399, 400, 559, 560, 16000])
+def test_frames_of_agrees_for_numbers_and_tensors(samples):
+    fbank = KaldiFbank()
+    expected = 0 if samples < 400 else 1 + (samples - 400) // 160
+    assert fbank.frames_of(samples) == expected
+    assert fbank.frames_of(torch.tensor([samples])).tolist() == [expected]
+
+
+def test_all_clips_are_full_without_lengths():
+    wav = torch.stack([noise(16000), noise(16000, 1)])
+    feats, n_frames = KaldiFbank()(wav)
+    again, counts = KaldiFbank()(wav, torch.ones(2))
+    assert torch.equal(feats, again) and torch.equal(n_frames, counts)
+
+
+def test_float32_under_bf16_autocast():
+    fbank, wav = KaldiFbank(), noise(16000)[None]
+    expected = fbank(wav)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = fbank(wav)[0]
+    assert inside.dtype == torch.float32
+    assert torch.equal(inside, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_float32_whatever_the_waveform_is(dtype):
+    fbank, wav = KaldiFbank(), noise(8000)[None].to(dtype)
+    assert torch.equal(fbank(wav)[0], fbank(wav.float())[0])
+
+
+def test_a_wrong_shape_is_refused():
+    with pytest.raises(ValueError, match=r"\(1, 1, 16000\)"):
+        KaldiFbank()(torch.zeros(1, 1, 16000))
+
+
+def test_normalisation_by_hand_and_zero_padding():
+    feats = torch.arange(12.0).view(1, 4, 3)
+    out = SpectrogramNorm(mean=2.0, std=0.5)(feats, torch.tensor([3]))
+    expected = np.arange(12.0).reshape(1, 4, 3) - 2.0
+    expected[:, 3:] = 0
+    np.testing.assert_allclose(out.numpy(), expected)
+
+
+@pytest.mark.parametrize(
+    "name, silence",
+    [("audioset", 0.467), ("esc50", 0.618), ("speechcommands", 0.615)],
+)
+def test_official_padding_value(name, silence):
+    norm = SpectrogramNorm.from_preset(name)
+    assert norm.silence == pytest.approx(silence, abs=5e-4)
+    assert norm(torch.zeros(1, 1, 1)).item() == pytest.approx(norm.silence)
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan")])
+def test_a_spread_that_is_not_positive_is_refused(std):
+    with pytest.raises(ValueError, match="std must be positive"):
+        SpectrogramNorm(0.0, std)
+
+
+def test_front_end_is_filterbank_then_norm_and_builds_again():
+    front = FrontEnd({"mean": -3.0, "std": 4.0}, 8000, 80)
+    wav, lengths = padded([noise(8000), noise(3000, 1), noise(50, 2)])
+    feats, n_frames = front(wav, lengths)
+    raw, counts = KaldiFbank(8000, 80)(wav, lengths)
+    assert torch.equal(n_frames, counts)
+    valid = valid_frames(counts, raw.shape[1])[:, :, None]
+    torch.testing.assert_close(feats, (raw + 3.0) / 8.0 * valid)
+    again = FrontEnd(**front.config)
+    assert torch.equal(again(wav, lengths)[0], feats)
+
+
+def test_front_end_has_nothing_to_save():
+    assert not FrontEnd().state_dict()
+
+
+def test_statistics_equal_numpy_over_valid_frames():
+    stats, valid = RunningStatistics(), []
+    draw = torch.Generator().manual_seed(0)
+    for counts in ([7, 3, 0], [5, 5, 1]):
+        feats = 3 * torch.randn(3, 7, 4, generator=draw) - 5
+        stats.update(feats, torch.tensor(counts))
+        valid += [
+            row[:n].double().numpy()
+            for row, n in zip(feats, counts, strict=True)
+        ]
+    values = np.concatenate(valid)
+    assert stats.mean == pytest.approx(values.mean(), rel=1e-12)
+    assert stats.std == pytest.approx(values.std(), rel=1e-12)
+
+
+def test_statistics_ignore_broken_padding():
+    stats = RunningStatistics()
+    feats = torch.tensor([[[1.0], [3.0], [float("nan")]]])
+    stats.update(feats, torch.tensor([2]))
+    assert (stats.mean, stats.std) == (2.0, 1.0)
+
+
+def test_statistics_of_nothing_are_an_error():
+    with pytest.raises(ValueError, match="no audio"):
+        _ = RunningStatistics().std
+
+
+@cuda
+def test_equals_kaldi_on_cuda():
+    clips = [noise(length, seed) for seed, length in enumerate(LENGTHS)]
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert_like_kaldi(KaldiFbank().cuda(), clips, "cuda")
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False

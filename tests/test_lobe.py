@@ -1,0 +1,283 @@
+"""The lobe in another recipe's place of wav2vec 2.0."""
+
+import json
+
+import pytest
+import torch
+from hyperpyyaml import load_hyperpyyaml
+from safetensors.torch import save_file
+
+from ssast_lobes import (
+    SSAST,
+    ClipPooling,
+    FrontEnd,
+    Grid,
+    SpectrogramEncoder,
+    SpectrogramLobe,
+)
+from ssast_lobes.weights import Weights, WeightsError, to_official
+
+GRIDS = {"patch": Grid(), "frame": Grid(128, (128, 2))}
+
+
+def small(geometry="patch", **arguments):
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(
+        GRIDS[geometry], dim=64, depth=2, heads=1, table_frames=160
+    )
+    return SpectrogramLobe(encoder, **arguments)
+
+
+def waveforms(lengths=(16000, 9000, 300)):
+    draw = torch.Generator().manual_seed(0)
+    wav = torch.zeros(len(lengths), max(lengths))
+    for row, length in zip(wav, lengths, strict=True):
+        row[:length] = 0.1 * torch.randn(length, generator=draw)
+    return wav, torch.tensor([length / max(lengths) for length in lengths])
+
+
+SHAPES = {
+    ("patch", "frames"): (3, 7, 64),
+    ("patch", "patches"): (3, 8, 7, 64),
+    ("patch", "clip"): (3, 1, 64),
+    ("frame", "frames"): (3, 49, 64),
+    ("frame", "patches"): (3, 1, 49, 64),
+    ("frame", "clip"): (3, 1, 64),
+}
+
+
+@pytest.mark.parametrize("geometry, output", SHAPES)
+@torch.no_grad()
+def test_one_tensor_of_the_promised_size(geometry, output):
+    lobe = small(geometry, output=output).eval()
+    out = lobe(*waveforms())
+    assert out.shape == SHAPES[geometry, output]
+    assert out.shape[-1] == lobe.output_size
+    assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("geometry, output", SHAPES)
+@torch.no_grad()
+def test_a_clip_alone_equals_the_clip_in_a_batch(geometry, output):
+    lobe = small(geometry, output=output).eval()
+    lengths = (16000, 9000, 300)
+    wav, relative = waveforms(lengths)
+    together = lobe(wav, relative)
+    for row, length in enumerate(lengths):
+        alone = lobe(wav[row : row + 1, :length])[0]
+        own = together[row]
+        if output != "clip":
+            steps = alone.shape[-2]
+            assert (own[..., steps:, :] == 0).all()
+            own = own[..., :steps, :]
+        torch.testing.assert_close(own, alone, atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_full_clips_need_no_lengths():
+    lobe, (wav, _) = small().eval(), waveforms((16000, 16000))
+    assert torch.equal(lobe(wav), lobe(wav, torch.ones(2)))
+
+
+@torch.no_grad()
+def test_outputs_are_views_of_the_same_encoding():
+    wav, lengths = waveforms()
+    output = small().eval().extract_features(wav, lengths, hidden_states=True)
+    assert output.hidden_states.shape == (3, 3, 56, 64)
+    for name in ("frames", "patches"):
+        out = small(output=name).eval()(wav, lengths)
+        assert torch.equal(out, getattr(output, name))
+    clip = small(output="clip").eval()(wav, lengths)
+    assert torch.equal(clip[:, 0], output.clip())
+
+
+def test_gradients_flow_unless_frozen():
+    lobe = small()
+    lobe(*waveforms()).square().sum().backward()
+    learnt = [n for n, p in lobe.named_parameters() if p.grad is not None]
+    assert len(learnt) == len(list(lobe.parameters()))
+    frozen = small(freeze=True)
+    out = frozen(*waveforms())
+    assert not out.requires_grad
+    assert not any(p.requires_grad for p in frozen.parameters())
+
+
+def test_a_frozen_lobe_stays_in_evaluation():
+    frozen = small(freeze=True)
+    parent = torch.nn.Sequential(frozen, torch.nn.Linear(64, 3)).train()
+    assert parent.training and not frozen.training
+    assert not any(module.training for module in frozen.modules())
+    assert small().train().encoder.training
+
+
+def test_a_head_learns_on_a_frozen_lobe():
+    frozen = small(freeze=True, output="clip")
+    head = torch.nn.Linear(64, 3)
+    head(frozen(*waveforms())).sum().backward()
+    assert head.weight.grad.any()
+
+
+@torch.no_grad()
+def test_weighted_pooling_reads_all_layers():
+    pooling = ClipPooling(2, layers="weighted")
+    lobe = small(pooling=pooling, output="clip").eval()
+    first = lobe(*waveforms())
+    pooling.layer_scores.data = torch.tensor([5.0, -5.0])
+    assert not torch.allclose(lobe(*waveforms()), first, atol=1e-3)
+
+
+def test_a_lobe_stands_in_a_yaml():
+    hparams = load_hyperpyyaml("""
+        lobe: !new:ssast_lobes.SSAST
+            model_size: micro
+            geometry: frame
+            output: frames
+            freeze: True
+        linear: !new:torch.nn.Linear
+            in_features: 128
+            out_features: 5
+    """)
+    feats = hparams["lobe"](*waveforms())
+    assert feats.shape == (3, 49, hparams["lobe"].output_size)
+    assert hparams["linear"](feats).shape == (3, 49, 5)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"output": "words"}, "output must be one of"),
+        ({"features": FrontEnd(n_mels=80)}, "80 mel bins, the encoder 128"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        small(**arguments)
+
+
+@pytest.mark.parametrize("model_size, dim", [("micro", 128), ("tiny", 192)])
+@pytest.mark.parametrize(
+    "geometry, patch",
+    [("patch", (16, 16)), ("frame", (64, 2)), ([16, 8], (16, 8))],
+)
+def test_ssast_by_size_and_geometry(model_size, dim, geometry, patch):
+    lobe = SSAST(model_size, geometry, n_mels=64)
+    assert lobe.output_size == dim
+    assert lobe.encoder.grid.patch == patch
+    assert lobe.features.fbank.n_mels == 64
+
+
+def exported(folder, lobe, pooling=None):
+    state = {
+        f"encoder.{key}": value
+        for key, value in lobe.encoder.state_dict().items()
+    }
+    config = {
+        "format_version": 1,
+        "encoder": lobe.encoder.config,
+        "features": lobe.features.config,
+    }
+    if pooling is not None:
+        config["pooling"] = pooling.config
+        for key, value in pooling.state_dict().items():
+            state[f"pooling.{key}"] = value
+    save_file(state, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def own_lobe():
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(
+        Grid(80, (80, 2)), dim=64, depth=2, heads=1, table_frames=160
+    )
+    features = FrontEnd({"mean": -5.0, "std": 3.0}, n_mels=80)
+    return SpectrogramLobe(encoder, features).eval()
+
+
+@torch.no_grad()
+def test_ssast_from_a_folder_brings_everything(tmp_path):
+    lobe, audio = own_lobe(), waveforms()
+    expected = lobe(*audio)
+    folder = exported(tmp_path, lobe)
+    assert torch.equal(SSAST(source=folder).eval()(*audio), expected)
+    other = SpectrogramLobe.from_export(folder).eval()
+    assert torch.equal(other(*audio), expected)
+
+
+@torch.no_grad()
+def test_an_exported_pooling_is_used(tmp_path):
+    lobe, pooling = own_lobe(), ClipPooling(2, "class", "weighted")
+    pooling.layer_scores.data = torch.tensor([1.0, -2.0])
+    folder = exported(tmp_path, lobe, pooling)
+    again = SpectrogramLobe.from_export(folder, output="clip").eval()
+    expected = SpectrogramLobe(
+        lobe.encoder, lobe.features, "clip", pooling
+    ).eval()(*waveforms())
+    assert torch.equal(again(*waveforms()), expected)
+    named = SSAST(source=folder, output="clip").eval()
+    assert torch.equal(named(*waveforms()), expected)
+    # Where it is not on the way out, it is no parameter to train.
+    frames = SSAST(source=folder, output="frames")
+    assert not list(frames.pooling.parameters())
+
+
+def test_a_folder_with_surplus_or_lost_tensors_is_refused(tmp_path):
+    lobe = own_lobe()
+    del lobe.encoder.blocks[1].mlp.fc2.bias
+    lobe.encoder.register_buffer("leftover", torch.zeros(2))
+    folder = exported(tmp_path, lobe)
+    for load in (SpectrogramLobe.from_export, lambda f: SSAST(source=f)):
+        with pytest.raises(WeightsError, match="fc2.bias") as error:
+            load(folder)
+        assert "leftover" in str(error.value)
+
+
+def test_ssast_frozen_from_a_source_learns_nothing(tmp_path):
+    lobe = SSAST(source=exported(tmp_path, own_lobe()), freeze=True)
+    assert not any(p.requires_grad for p in lobe.parameters())
+    assert not lobe.train().training
+
+
+@torch.no_grad()
+def test_ssast_from_an_official_file(tmp_path):
+    lobe = small("frame").eval()
+    state = {
+        f"encoder.{key}": value
+        for key, value in lobe.encoder.state_dict().items()
+    }
+    path = tmp_path / "ssast.pth"
+    config = {"encoder": lobe.encoder.config}
+    torch.save(to_official(Weights(state, config)), path)
+    expected = lobe(*waveforms((16000,)))
+    with_stride = SSAST(source=path, stride=(128, 2)).eval()
+    assert with_stride(*waveforms((16000,))).shape == expected.shape
+    assert SSAST(source=path).eval().encoder.grid.patch == (128, 2)
+
+
+@torch.no_grad()
+def test_a_source_with_another_stride_or_mel_bins(tmp_path):
+    folder = exported(tmp_path, own_lobe())
+    dense = SSAST(source=folder, stride=(80, 1)).eval()
+    assert dense(*waveforms()).shape == (3, 97, 64)
+    narrow = SSAST(source=folder, n_mels=40).eval()
+    assert narrow.encoder.grid.patch == (40, 2)
+    assert narrow(*waveforms()).shape == (3, 49, 64)
+
+
+def test_statistics_may_be_chosen(tmp_path):
+    folder = exported(tmp_path, own_lobe())
+    assert SSAST(source=folder).features.norm.mean == -5.0
+    chosen = SSAST(source=folder, statistics="esc50")
+    assert chosen.features.norm.mean == -6.6268077
+    assert SSAST("micro").features.norm.mean == -4.2677393
+
+
+@torch.no_grad()
+def test_bf16_autocast_keeps_features_exact():
+    lobe, audio = small(output="clip").eval(), waveforms()
+    exact = lobe(*audio)
+    features = lobe.features(*audio)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(lobe.features(*audio)[0], features)
+        rounded = lobe(*audio)
+    assert (rounded.float() - exact).abs().max() < 0.1

@@ -1,0 +1,445 @@
+"""Every key of every recipe's YAML is used, and so are those it includes.
+
+SpeechBrain's own checker is textual and does not follow `!include:`. This one
+walks the YAML trees: an included fragment hangs at the key that includes it,
+and its keys are in use when the recipe refers to `<key[subkey]>`, hands
+`<key>` on whole, or when Python code reads them from `hparams`, or from the
+fragment itself by `load_preset`.
+"""
+
+import ast
+import csv
+import re
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import pytest
+from ruamel.yaml import YAML
+from ruamel.yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from speechbrain.utils.run_opts import RunOptions
+
+ROOT = Path(__file__).parent.parent
+RECIPES = sorted(ROOT.glob("recipes/**/hparams/*.yaml"))
+FRAGMENTS = sorted(ROOT.glob("hparams/**/*.yaml"))
+PACKAGE = sorted(ROOT.glob("ssast_lobes/**/*.py"))
+# The Brain reads these from the YAML by itself.
+RUN_OPTIONS = {field.name for field in fields(RunOptions)}
+INCLUDE = "!include:"
+PLAIN = "tag:yaml.org,2002:map"
+# Methods of a mapping that read all of it.
+WHOLE = {"items", "keys", "values", "copy"}
+# Where the key paths of Python code start.
+ROOTS = {"hparams": (), "modules": ("modules",)}
+PRESETS = "<presets>"
+LOAD_PRESET = "load_preset"
+
+
+def related(path, other):
+    """Whether one key path is the other one or leads to it."""
+    shorter = min(len(path), len(other))
+    return path[:shorter] == other[:shorter]
+
+
+class Tree:
+    """The keys of a YAML file with all it includes, and what is used of them.
+
+    A key path is a tuple, such as ("model", "dim") for `<model[dim]>`.
+    `replace` reads one included file in place of another.
+    """
+
+    def __init__(self, file, replace=None):
+        self.replace = replace or {}
+        self.keys = {}  # key path -> (file, line, column)
+        self.arguments = set()  # key paths that are handed to a callable
+        self.references = {}  # key path -> where one reference to it is
+        self.problems = []
+        self.included = set()  # files
+        self._read(file.resolve(), ())
+
+    def _read(self, file, at, argument=False):
+        """Hang a file's tree at a key path; its references start there."""
+        self._walk(YAML().compose(file.read_text()), file, at, at, argument)
+
+    def _walk(self, node, file, at, scope, argument):
+        tag = str(node.tag)
+        if tag.startswith(INCLUDE):
+            self._include(node, file, at, scope, argument)
+        elif isinstance(node, MappingNode):
+            argument = argument or tag != PLAIN
+            for key, value in node.value:
+                path = (*at, key.value)
+                self.keys[path] = place(file, key)
+                if argument:
+                    self.arguments.add(path)
+                self._walk(value, file, path, scope, argument)
+        elif isinstance(node, SequenceNode):
+            for index, value in enumerate(node.value):
+                self._walk(value, file, (*at, index), scope, True)
+        elif isinstance(node, ScalarNode) and tag in ("!ref", "!copy"):
+            for name in re.findall(r"<([^>]*)>", node.value):
+                name = name.split(".")[0].replace("]", "")
+                path = (*scope, *name.split("["))
+                self.references[path] = place(file, node)
+
+    def _include(self, node, file, at, scope, argument):
+        target = (file.parent / str(node.tag)[len(INCLUDE) :]).resolve()
+        self.included.add(target)
+        self._read(self.replace.get(target, target), at, argument)
+        if not isinstance(node, MappingNode):
+            return
+        # What stands below an `!include:` overrides the keys of the file.
+        for key, value in node.value:
+            path = (*at, key.value)
+            if path not in self.keys:
+                where = describe(place(file, key))
+                self.problems.append(
+                    f"{where}: {target.name} has no key {key.value}"
+                )
+            self._walk(value, file, path, scope, argument)
+
+    def is_used(self, path, code):
+        """Whether YAML or code (a set of key paths) makes use of a key."""
+        return (
+            path in self.arguments
+            or path[0].startswith("__")
+            or (len(path) == 1 and path[0] in RUN_OPTIONS)
+            or any(related(path, other) for other in self.references)
+            or any(related(path, other) for other in code)
+        )
+
+    def used_places(self, code):
+        """Return where the keys in use are."""
+        return {
+            where
+            for path, where in self.keys.items()
+            if self.is_used(path, code)
+        }
+
+    def dangling(self):
+        """Return a line for each reference to a key that is not there."""
+        return [
+            f"{describe(where)}: <{spell(path)}> is not there"
+            for path, where in self.references.items()
+            if path not in self.keys
+        ]
+
+
+def place(file, node):
+    """Return the file, line and column of a YAML node."""
+    return file, node.start_mark.line + 1, node.start_mark.column + 1
+
+
+def describe(where):
+    """Return a place in a file, to click on."""
+    file, line, _ = where
+    file = file.relative_to(ROOT) if file.is_relative_to(ROOT) else file.name
+    return f"{file}:{line}"
+
+
+def spell(path):
+    """Return a key path as `!ref` spells it."""
+    return path[0] + "".join(f"[{part}]" for part in path[1:])
+
+
+class CodeReader(ast.NodeVisitor):
+    """Collect the longest key paths that a module reads from hparams.
+
+    What it reads by `load_preset(kind, name)` is collected as the path
+    (PRESETS, kind, name, key), with "*" for a name that is not a constant.
+    """
+
+    def __init__(self, source):
+        tree = ast.parse(source)
+        self.words = {}  # variable -> the strings it may hold
+        self.presets = {}  # variable -> the preset it holds
+        for node in ast.walk(tree):
+            self._bind(node)
+        self.paths = set()
+        self.visit(tree)
+
+    def _bind(self, node):
+        if isinstance(node, ast.Assign) and len(node.targets) == 1:
+            target, value = node.targets[0], node.value
+            self.presets |= {name_in(target): p for p in self._preset(value)}
+        elif isinstance(node, ast.For | ast.comprehension):
+            target, value = node.target, node.iter
+        else:
+            return
+        self.words.setdefault(name_in(target), set()).update(self._text(value))
+
+    def _text(self, node):
+        """Return the strings that a node may be, or hold."""
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            return {node.value}
+        if isinstance(node, ast.IfExp):
+            return self._text(node.body) | self._text(node.orelse)
+        if isinstance(node, ast.Tuple | ast.List | ast.Set):
+            return set().union(*map(self._text, node.elts))
+        return self.words.get(name_in(node), set())
+
+    def _preset(self, node):
+        """Return the paths of a call of `load_preset`."""
+        if not isinstance(node, ast.Call) or name_in(node.func) != LOAD_PRESET:
+            return set()
+        kind, name = node.args
+        names = self._text(name) or {"*"}
+        return {(PRESETS, k, n) for k in self._text(kind) for n in names}
+
+    def _read(self, node):
+        """Return the key paths that an expression reads, if it reads any."""
+        name = name_in(node)
+        if name in ROOTS:
+            return {ROOTS[name]}
+        if name in self.presets:
+            return {self.presets[name]}
+        base, key = self._preset(node), None
+        if isinstance(node, ast.Attribute):
+            base, key = self._read(node.value), {node.attr}
+        elif isinstance(node, ast.Subscript):
+            base, key = self._read(node.value), self._text(node.slice)
+        elif isinstance(node, ast.Call) and len(node.args) > 0:
+            if getattr(node.func, "attr", None) in ("get", "pop"):
+                base = self._read(node.func.value)
+                key = self._text(node.args[0])
+            elif name_in(node.func) in ("getattr", "hasattr"):
+                base = self._read(node.args[0])
+                key = self._text(node.args[1])
+        elif isinstance(node, ast.Compare):
+            if isinstance(node.ops[0], ast.In | ast.NotIn):
+                base = self._read(node.comparators[0])
+                key = self._text(node.left)
+        if key is None:
+            return base
+        key = {() if part in WHOLE else (part,) for part in key}
+        return {path + part for path in base for part in key}
+
+    def visit(self, node):
+        """Collect from a node, and from its parts if it reads nothing."""
+        paths = self._read(node)
+        if not paths:
+            super().visit(node)
+        elif isinstance(getattr(node, "ctx", None), ast.Store):
+            return  # written, not read
+        elif isinstance(node, ast.Call):
+            for argument in node.args[1:]:
+                self.visit(argument)
+        # The empty path is hparams itself, handed on: not a use of its keys.
+        self.paths |= paths - {()}
+
+    def visit_Assign(self, node):
+        """Pass over a preset that gets a name: what matters is its use."""
+        if not self._preset(node.value):
+            self.generic_visit(node)
+
+
+def name_in(node):
+    """Return the last name of a variable or an attribute, or None."""
+    return getattr(node, "attr", getattr(node, "id", None))
+
+
+@cache
+def code_of(file):
+    """Return the key paths that a Python file reads."""
+    return CodeReader(file.read_text()).paths
+
+
+def code_for(recipe):
+    """Return the key paths that a recipe's scripts and the package read."""
+    task = recipe.parent.parent
+    files = [*task.glob("*.py"), *task.parent.glob("*.py"), *PACKAGE]
+    paths = set().union(*map(code_of, files))
+    return {path for path in paths if path[0] != PRESETS}
+
+
+def presets_read(fragment, files):
+    """Return the key paths that Python files read from a fragment."""
+    kind, names = fragment.parent.name, (fragment.stem, "*")
+    paths = set().union(*map(code_of, files))
+    return {
+        path[3:]
+        for path in paths
+        if path[:2] == (PRESETS, kind) and path[2] in names
+    }
+
+
+def unused(file, places):
+    """Return a line for each key of one file that is used in no place.
+
+    `places` is a list of trees that hold it, each with the key paths that
+    code reads from it.
+    """
+    keys, used = {}, set()
+    for tree, code in places:
+        keys |= {where: path[-1] for path, where in tree.keys.items()}
+        used |= tree.used_places(code)
+    return [
+        f"{describe(where)}: key {key} is not used"
+        for where, key in keys.items()
+        if where[0] == file.resolve() and where not in used
+    ]
+
+
+def recipe_problems(recipe):
+    """Return what is wrong with the keys of a recipe's YAML."""
+    tree = Tree(recipe)
+    places = [(tree, code_for(recipe))]
+    return unused(recipe, places) + tree.problems + tree.dangling()
+
+
+def fragment_problems(fragment, recipes, package=PACKAGE):
+    """Return what is wrong with the keys of a fragment.
+
+    It is read where recipes include it and where the package loads it as a
+    preset. One that neither does is there to be chosen on the command line:
+    it must fit in the place of another of its folder.
+    """
+    fragment = fragment.resolve()
+    recipes = {recipe: Tree(recipe) for recipe in recipes}
+    places = [
+        (tree, code_for(recipe))
+        for recipe, tree in recipes.items()
+        if fragment in tree.included
+    ]
+    if code := presets_read(fragment, package):
+        places.append((Tree(fragment), code))
+    if places:
+        return unused(fragment, places)
+    places = [
+        (Tree(recipe, {other: fragment}), code_for(recipe))
+        for recipe, tree in recipes.items()
+        for other in tree.included
+        if other.parent == fragment.parent
+    ]
+    if not places:
+        return [f"{fragment.name}: nothing includes or loads it"]
+    misfits = [tree.problems + tree.dangling() for tree, _ in places]
+    return unused(fragment, places) + min(misfits, key=len)
+
+
+def name_of(path):
+    """Return how a test names a file of the project."""
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=name_of)
+def test_keys_of_recipe(recipe):
+    assert not recipe_problems(recipe)
+
+
+@pytest.mark.skipif(not RECIPES, reason="there is no recipe yet")
+@pytest.mark.parametrize("fragment", FRAGMENTS, ids=name_of)
+def test_keys_of_fragment(fragment):
+    assert not fragment_problems(fragment, RECIPES)
+
+
+COLUMNS = (
+    "Task,Dataset,Script_file,Hparam_file,Data_prep_file,Readme_file,"
+    "Result_url,HF_repo,test_debug_flags,test_debug_checks,performance"
+)
+
+
+def test_every_recipe_is_listed():
+    listed = []
+    for table in sorted(ROOT.glob("tests/recipes/*.csv")):
+        text = table.read_text()
+        assert text.splitlines()[0] == COLUMNS, table.name
+        for row in csv.DictReader(text.splitlines(), skipinitialspace=True):
+            assert row["test_debug_flags"].strip(), row
+            files = [value for key, value in row.items() if "_file" in key]
+            assert [f for f in files if f and not (ROOT / f).is_file()] == []
+            listed.append(row["Hparam_file"])
+    assert sorted(listed) == [name_of(recipe) for recipe in RECIPES]
+
+
+RECIPE = """
+seed: 1
+__set_seed: !apply:random.seed [!ref <seed>]
+precision: bf16
+folder: results
+unused_by_all: 3
+model: !include:../../../../hparams/model/tiny.yaml
+    heads: 2
+    headz: 2
+head: !include:../../../../hparams/head.yaml
+objective: !include:../../../../hparams/objective.yaml
+    ratio: 0.5
+encoder: !new:collections.Counter
+    dim: !ref <model[dim]>
+    out: !ref <folder>/<seed>
+    lost: !ref <model[lost]>
+    heads: !ref <model[heads]>
+training: {epochs: 3, patience: 4, every: 5, lr: 6, decay: 7, written: 8}
+log: {a: 1, b: 2}
+"""
+SCRIPT = """
+def main(hparams, modules):
+    train(hparams["training"]["epochs"], hparams["training"].get("every", 1))
+    show(hparams.log.items(), modules.encoder, hparams["folder"])
+    if "encoder" in hparams:
+        getattr(hparams, "objective")(hparams.get("head", None))
+    settings = {key: hparams["training"][key] for key in ("lr", "decay")}
+    hparams["training"]["written"] = hparams["a" if settings else "b"]
+"""
+MODULE = """
+def build(name):
+    paper = load_preset("preset", "paper")
+    return dict(**load_preset("size", name), ratio=paper["ratio"])
+"""
+TREE = {
+    "recipes/Data/task/hparams/train.yaml": RECIPE,
+    "recipes/Data/task/train.py": SCRIPT,
+    "hparams/model/tiny.yaml": "dim: 4\nheads: 1\ndepth: 2\n",
+    "hparams/model/fits.yaml": "dim: 8\nheads: 1\nlost: 2\nheadz: 0\n",
+    "hparams/model/short.yaml": "dim: 8\n",
+    "hparams/head.yaml": "classes: 2\n",
+    "hparams/objective.yaml": "!name:random.choice\nratio: 1\n",
+    "hparams/other/alone.yaml": "a: 1\n",
+    "hparams/preset/paper.yaml": "ratio: 1\nweight: 2\n",
+    "hparams/size/large.yaml": "dim: 9\n",
+    "package.py": MODULE,
+}
+
+
+@pytest.fixture
+def bad_project(tmp_path):
+    """A project whose YAML holds one of each mistake."""
+    for name, text in TREE.items():
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text.lstrip("\n"))
+    return tmp_path
+
+
+def test_mistakes_in_a_recipe_are_caught(bad_project):
+    problems = recipe_problems(
+        bad_project / "recipes/Data/task/hparams/train.yaml"
+    )
+    assert problems == [
+        "train.yaml:5: key unused_by_all is not used",
+        "train.yaml:17: key patience is not used",
+        "train.yaml:17: key written is not used",
+        "train.yaml:8: tiny.yaml has no key headz",
+        "train.yaml:15: <model[lost]> is not there",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("model/tiny.yaml", "tiny.yaml:3: key depth is not used"),
+        ("model/fits.yaml", "fits.yaml:4: key headz is not used"),
+        ("model/short.yaml", "train.yaml:16: <model[heads]> is not there"),
+        ("other/alone.yaml", "alone.yaml: nothing includes or loads it"),
+        ("preset/paper.yaml", "paper.yaml:2: key weight is not used"),
+        ("size/large.yaml", None),
+        ("head.yaml", None),
+        ("objective.yaml", None),
+    ],
+)
+def test_mistakes_in_a_fragment_are_caught(bad_project, name, expected):
+    recipes = [bad_project / "recipes/Data/task/hparams/train.yaml"]
+    problems = fragment_problems(
+        bad_project / "hparams" / name, recipes, [bad_project / "package.py"]
+    )
+    assert expected in problems if expected else not problems
