@@ -29,8 +29,8 @@ class EncoderOutput(NamedTuple):
         Boolean (B, N), True at tokens that are audio.
     class_tokens : torch.Tensor
         (B, 2, D), after the final norm.
-    n_bands : int
-        F'. N = F' * T' unless tokens were dropped.
+    n_bands : int or None
+        F', and N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
         Patch tokens (L + 1, B, N, D) before the final norm: what enters the
         first block, then the output of each block.
@@ -48,7 +48,12 @@ class EncoderOutput(NamedTuple):
     @property
     def patches(self):
         """Tokens on their grid, (B, F', T', D)."""
-        return self.tokens.unflatten(1, (self.n_bands, -1))
+        return self._on_grid(self.tokens)
+
+    def _on_grid(self, x):
+        if self.n_bands is None:
+            raise ValueError("tokens were dropped: they have no grid")
+        return x.unflatten(1, (self.n_bands, -1))
 
     @property
     def frames(self):
@@ -58,7 +63,7 @@ class EncoderOutput(NamedTuple):
     @property
     def n_steps(self):
         """Valid time steps of each clip, (B,) int64."""
-        return self.valid.unflatten(1, (self.n_bands, -1))[:, 0].sum(1)
+        return self._on_grid(self.valid)[:, 0].sum(1)
 
     def clip(self, pooling="mean"):
         """One vector a clip.
@@ -307,7 +312,7 @@ class SpectrogramEncoder(nn.Module):
             tokens=normed[:, split:] * shown,
             valid=valid,
             class_tokens=normed[:, :split],
-            n_bands=self.grid.n_bands,
+            n_bands=self.grid.n_bands if keep is None else None,
             hidden_states=stack[:, :, split:] * shown
             if hidden_states
             else None,

@@ -93,7 +93,13 @@ def export_pretrained(folder, objective, features, card):
 
 
 def export_classifier(
-    folder, model, features, label_encoder, multi_label, card
+    folder,
+    model,
+    features,
+    label_encoder,
+    multi_label,
+    card,
+    trained_seconds=0.0,
 ):
     """Write a fine-tuned classifier to a folder, adapters merged.
 
@@ -111,6 +117,9 @@ def export_classifier(
         Whether a clip may have several labels: sigmoid, not softmax.
     card : dict
         See `export_pretrained`.
+    trained_seconds : float
+        Longest audio it was fine-tuned on. Where this is more than the
+        pretraining length, long audio is classified by windows so long.
 
     Returns
     -------
@@ -155,6 +164,8 @@ def export_classifier(
         "labels": _labels_in_order(label_encoder),
         "multi_label": bool(multi_label),
     }
+    pretrained = window_seconds(config["encoder"], config["features"])
+    config["window_seconds"] = max(pretrained, trained_seconds)
     return write_export(folder, state, config, card, label_encoder)
 
 
@@ -233,7 +244,8 @@ def write_export(folder, state, config, card, label_encoder=None):
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
         The entries ``kind``, ``encoder``, ``features``, ``pooling`` and, of a
-        classifier, ``labels`` and ``multi_label``; see `export_classifier`.
+        classifier, ``labels``, ``multi_label`` and ``window_seconds``; see
+        `export_classifier`.
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
@@ -268,8 +280,8 @@ def write_export(folder, state, config, card, label_encoder=None):
     seconds = window_seconds(config["encoder"], config["features"])
     config = {
         "format_version": FORMAT_VERSION,
-        **config,
         "window_seconds": seconds,
+        **config,
     }
     with _replacing(folder) as partial:
         tensors = {

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ssast_lobes.patches import Grid
+from ssast_lobes.presets import load_preset
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -258,6 +259,7 @@ def from_official(state, stride=None):
         if "v.blocks.0.mlp.fc1.weight" in state
         else 4,
     }
+    _check_depth(encoder)
     bands, steps, grid, table_frames = _official_table(
         state, (bins, frames), stride
     )
@@ -272,6 +274,17 @@ def from_official(state, stride=None):
     weights = Weights(ours, config, report)
     _check_official(weights)
     return weights
+
+
+def _check_depth(encoder):
+    """A paper's size that has lost its last blocks must not pass."""
+    for name in ("tiny", "small", "base"):
+        size = load_preset("model", name)
+        if size["dim"] == encoder["dim"] and size["depth"] != encoder["depth"]:
+            raise WeightsError(
+                f"{encoder['depth']} blocks of size {encoder['dim']}: SSAST "
+                f"{name} has {size['depth']}"
+            )
 
 
 def _block_numbers(state):

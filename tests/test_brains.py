@@ -334,6 +334,24 @@ def test_resumed_run_equals_uninterrupted_one(
         assert resumed.schedule.multiplier == 0.25
 
 
+@TASKS
+def test_run_killed_in_validation_validates_again(task, rows, tmp_path):
+    class Dying(BRAINS[task]):
+        def evaluate_batch(self, batch, stage):
+            if self.epoch == 2:
+                raise Killed
+            return super().evaluate_batch(batch, stage)
+
+    whole = fit(build(task, rows, tmp_path / "whole"))
+    steps = {"ckpt_interval_steps": 1}
+    folder = tmp_path / "broken"
+    with pytest.raises(Killed):
+        fit(build(task, rows, folder, run_opts=steps, brain_class=Dying))
+    resumed = fit(build(task, rows, folder, run_opts=steps))
+    assert resumed.brain.log_rows() == whole.brain.log_rows()
+    assert same(weights(resumed), weights(whole))
+
+
 def merged(rows):
     """For pretraining: test clips are training clips too, 18 of them."""
     return {"train": rows["train"] | rows["test"], "valid": rows["valid"]}
@@ -996,6 +1014,7 @@ for task in ("pretrain", "classify"):
     empty = kit.fit(run(task, "empty"))
     report = {
         "steps": whole.brain.optimizer_step,
+        "train": whole.brain._train_stats,
         "rows": whole.brain.log_rows(),
         "resumed": resumed.brain.log_rows(),
         "empty": empty.brain.optimizer_step,
@@ -1034,18 +1053,21 @@ def test_two_processes(rows, tones, tmp_path):
         assert report["steps"] == 6
         assert report["empty"] == 4
         assert report["resumed"] == report["rows"]
-        # The log's averages are those of the clips of both processes.
+        # Each process has seen other clips: these averages are of both.
+        logged = report["rows"][-1]
         assert len(report["rows"]) == 2
+        assert report["train"] == {
+            key: logged[f"train_{key}"] for key in report["train"]
+        }
         single = build(task, rows, tmp_path / "single" / task, **RANDOM[task])
         single.module.load_state_dict(torch.load(tmp_path / f"{task}0.pt"))
         stats = validate(single)
-        last = report["rows"][-1]
         assert stats == pytest.approx(
-            {key: last[f"valid_{key}"] for key in stats}, rel=1e-5, abs=1e-5
+            {key: logged[f"valid_{key}"] for key in stats}, rel=1e-5, abs=1e-5
         )
 
 
-def test_averages_are_those_of_all_processes(rows, tmp_path, monkeypatch):
+def test_averages_weigh_batches_by_their_clips(rows, tmp_path):
     run = build("pretrain", rows, tmp_path)
     run.brain.accumulate({"loss": torch.tensor(2.0)}, 3)
     run.brain.accumulate({"loss": torch.tensor(5.0)}, 1)

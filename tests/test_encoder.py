@@ -325,3 +325,12 @@ def test_cuda_equals_cpu_without_waiting(encoder):
         alone = encoder(feats[row : row + 1, :count], count[None]).patches
         own = tokens[row].unflatten(0, (encoder.grid.n_bands, -1))
         close(own[:, : alone.shape[2]], alone[0])
+
+
+def test_dropped_tokens_have_no_grid(encoder):
+    feats = torch.randn(1, 64, encoder.grid.n_mels)
+    index = torch.tensor([[0, 1]])
+    out = encoder(feats, keep=(index, torch.ones_like(index, dtype=bool)))
+    for name in ("patches", "frames", "n_steps"):
+        with pytest.raises(ValueError, match="dropped"):
+            getattr(out, name)

@@ -455,3 +455,14 @@ def test_a_folder_of_another_version_is_refused(tmp_path):
     exported(tmp_path, small(), format_version=2)
     with pytest.raises(WeightsError, match="format version 2.*reads 1"):
         load_weights(tmp_path)
+
+
+def test_a_paper_size_without_its_last_block_is_refused():
+    encoder = SpectrogramEncoder.from_size("tiny")
+    tensors = encoder.state_dict().items()
+    state = {f"encoder.{key}": value for key, value in tensors}
+    state["objective.mask_embedding"] = torch.zeros(encoder.dim)
+    whole = to_official(Weights(state, {"encoder": encoder.config}))
+    assert from_official(whole).config["encoder"]["depth"] == 12
+    with pytest.raises(WeightsError, match="11 blocks of size 192"):
+        from_official(without(whole, "blocks.11."))

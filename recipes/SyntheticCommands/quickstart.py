@@ -42,11 +42,17 @@ def main():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
+        "hparams",
+        nargs="?",
+        default=str(HERE / "hparams" / "quickstart.yaml"),
+        help="sizes and settings (default: %(default)s)",
+    )
+    parser.add_argument(
         "--output_folder",
         help="where everything goes (default: results/quickstart)",
     )
     arguments = parser.parse_args()
-    with open(HERE / "hparams" / "quickstart.yaml", encoding="utf-8") as file:
+    with open(arguments.hparams, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file)
     folder = Path(arguments.output_folder or hparams["output_folder"])
     folder = folder.absolute()
@@ -190,7 +196,10 @@ def demonstrate(folder, manifest, seed):
     rows = read_manifest(manifest, needs=("path", "label", "split"))
     row = next(row for row in rows if row["split"] == "test")
     result = AudioClassifier.from_hparams(export).classify_file(row["path"])
-    print(f"\n{row['path']} says '{row['label']}'; the model hears: {result}")
+    print(
+        f"\n{row['path']}\nsays '{row['label']}', and the model hears "
+        f"'{result.label}' ({100 * result.scores[result.label]:.0f} %)"
+    )
     print(f"The exported folder: {export}")
 
 

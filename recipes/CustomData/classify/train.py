@@ -99,6 +99,8 @@ def main(arguments):
     )
     brain.draw()
     if if_main_process():
+        clips = datasets["train"].data.values()
+        longest = max(clip["duration"] for clip in clips)
         export_classifier(
             hparams["export_folder"],
             model,
@@ -114,6 +116,7 @@ def main(arguments):
                 },
                 "metrics": brain.test_stats,
             },
+            trained_seconds=min(hparams["crop_seconds"], longest),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
     return brain.test_stats

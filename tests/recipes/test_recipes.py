@@ -1,0 +1,623 @@
+"""The recipes as people run them: their YAML, command line and exports.
+
+Most runs are made in this process, by the `main` of a recipe, on the corpus of
+the fixture `tones`. In the tables beside this file `{corpus}` stands for its
+folder.
+"""
+
+import csv
+import importlib.util
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from safetensors.torch import load_file
+from speechbrain.inference.classifiers import EncoderClassifier
+
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.weights import WeightsError, load_weights
+
+ROOT = Path(__file__).parents[2]
+RECIPES = ROOT / "recipes" / "CustomData"
+SETTINGS = "!include:../../../../hparams"
+TASKS = ("pretrain", "classify")
+
+
+def table_rows():
+    with open(Path(__file__).with_name("CustomData.csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def yaml_of(task):
+    return RECIPES / task / "hparams" / f"{task}.yaml"
+
+
+def flags_of(task, corpus, folder, *more):
+    """The smallest run that is like a real one: 2 epochs of 3 to 5 batches.
+
+    Further flags replace those of the same name.
+    """
+    source = {"pretrain": f"--audio={corpus.folder}"}
+    source["classify"] = f"--manifest={corpus.manifest}"
+    flags = [source[task], f"--output_folder={folder}"]
+    flags += ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=4"]
+    flags += ["--number_of_epochs=2", "--num_workers=0", "--device=cpu"]
+    if task == "pretrain":
+        flags += ["--valid_share=0.2"]
+    more = [str(flag) for flag in more]
+    given = {flag.split("=")[0] for flag in more}
+    kept = [flag for flag in flags if flag.split("=")[0] not in given]
+    return [*kept, "--noprogressbar", *more]
+
+
+def load_script(task):
+    """The module of a recipe, as Python finds its neighbours when it is run."""
+    sys.path.insert(0, str(RECIPES))
+    path = RECIPES / task / "train.py"
+    spec = importlib.util.spec_from_file_location(f"train_{task}", path)
+    script = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(script)
+    finally:
+        sys.path.remove(str(RECIPES))
+    return script
+
+
+@pytest.fixture(scope="session")
+def scripts():
+    return {task: load_script(task) for task in TASKS}
+
+
+@pytest.fixture
+def train(scripts, tones, tmp_path, monkeypatch):
+    """Function of a task and further flags: runs it, gives its folder."""
+    # Where a recipe logs to and who hears of errors is its own business.
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("SB_GLOBAL_SEED", "0")
+
+    def run(task, *flags, folder=None):
+        folder = folder or tmp_path / task
+        own = flags_of(task, tones, folder, *flags)
+        scripts[task].main([str(yaml_of(task)), *own])
+        return folder
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def pretrained(scripts, tones, tmp_path_factory):
+    """Folder of a small pretraining."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    flags = flags_of("pretrain", tones, folder)
+    scripts["pretrain"].main([str(yaml_of("pretrain")), *flags])
+    return folder
+
+
+@pytest.fixture(scope="session")
+def classified(scripts, tones, pretrained, tmp_path_factory):
+    """Folder of a small fine-tuning of `pretrained`."""
+    folder = tmp_path_factory.mktemp("classified")
+    more = [f"--source={pretrained / 'export'}", "--lr=0.002"]
+    flags = flags_of("classify", tones, folder, *more)
+    scripts["classify"].main([str(yaml_of("classify")), *flags])
+    return folder
+
+
+def command(task, *flags, launcher=()):
+    """Run a recipe as a process of its own, from its folder."""
+    return subprocess.run(
+        [sys.executable, *launcher, "train.py", f"hparams/{task}.yaml"]
+        + [str(flag) for flag in flags],
+        cwd=RECIPES / task,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def log_of(folder):
+    """The last row of each epoch."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    rows = {row["epoch"]: row for row in map(json.loads, lines)}
+    return [rows[epoch] for epoch in sorted(rows)]
+
+
+def exported(folder):
+    return load_file(folder / "export" / "model.safetensors")
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(
+        torch.equal(one[key], other[key]) for key in one
+    )
+
+
+# As a process of its own --------------------------------------------------
+
+
+@pytest.mark.parametrize("row", table_rows(), ids=lambda row: row["Task"])
+def test_debug_mode(row, tones, tmp_path):
+    task = Path(row["Script_file"]).parent.name
+    flags = row["test_debug_flags"].format(corpus=tones.folder)
+    result = command(
+        task,
+        *shlex.split(flags),
+        f"--output_folder={tmp_path}",
+        *"--debug --debug_persistently --device cpu".split(),
+    )
+    assert result.returncode == 0, result.stderr
+    found = re.search(r"file_exists=\[(.*)\]", row["test_debug_checks"])
+    for name in found[1].split(","):
+        assert (tmp_path / name).is_file(), name
+    # Two epochs of two batches, whatever the settings say.
+    assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4]
+    interface = {"pretrain": AudioEncoder, "classify": AudioClassifier}[task]
+    interface.from_hparams(tmp_path / "export")
+
+
+# Runs a recipe that the power leaves in the second batch of the last epoch.
+KILLED = """
+import os, signal, sys
+sys.path[:0] = sys.argv[1:3]
+import test_recipes
+from ssast_lobes.brains.base import SpectrogramBrain
+
+def start(brain, batch, should_step):
+    if (brain.epoch, brain.step) == (2, 3):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+SpectrogramBrain.on_fit_batch_start = start
+test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
+"""
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
+    whole = train(task, folder=tmp_path / "whole")
+    folder = tmp_path / "killed"
+    more = ["--ckpt_interval_steps=1", "--num_workers=2"]
+    flags = [yaml_of(task), *flags_of(task, tones, folder, *more)]
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED, Path(__file__).parent, ROOT, task]
+        + [str(flag) for flag in flags],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not (folder / "export").exists()
+    assert len(log_of(folder)) == 1
+    train(task, *more, folder=folder)
+    assert same(exported(folder), exported(whole))
+    assert log_of(folder) == log_of(whole)
+    if task == "classify":
+        name = "test_predictions.csv"
+        assert (folder / name).read_text() == (whole / name).read_text()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_two_processes(task, tones, train, tmp_path):
+    folder = tmp_path / task
+    result = command(
+        task,
+        *flags_of(task, tones, folder),
+        "--distributed_backend=gloo",
+        launcher="-m torch.distributed.run --standalone --nproc_per_node=2".split(),
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("Exported to") + result.stderr.count(
+        "Exported to"
+    ) == 1
+    assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
+    if task == "classify":
+        # One process finds the same numbers for the same weights.
+        name, state = "test_predictions.csv", exported(folder)
+        several = (folder / name).read_text()
+        train(task, folder=folder)
+        assert (folder / name).read_text() == several
+        assert same(exported(folder), state)
+
+
+def test_bad_rows_are_one_message(tones, tmp_path):
+    table = tmp_path / "table.csv"
+    text = tones.manifest.read_text().replace("speaker0,train", "speaker0,tain")
+    table.write_text(text + "gone.wav,tone,speaker9,test\n")
+    for name in tones.folder.glob("*.wav"):
+        (tmp_path / name.name).symlink_to(name)
+    flags = ["--manifest", table, "--output_folder", tmp_path / "out"]
+    result = command("classify", *flags)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    message = result.stderr[result.stderr.index("ManifestError:") :]
+    assert "table.csv: 4 bad lines" in message
+    for line in (2, 3, 4):
+        assert f'line {line}: split "tain" is none of' in message
+    assert f"line 26: no such file: {tmp_path / 'gone.wav'}" in message
+
+
+# Exports ------------------------------------------------------------------
+
+
+def test_export_of_pretraining(pretrained, tones):
+    encoder = AudioEncoder.from_hparams(pretrained / "export")
+    vector = encoder.encode_file(str(tones.folder / "tone_1.wav"))
+    assert vector.shape == (128,)
+    assert torch.isfinite(vector).all()
+    state = exported(pretrained)
+    assert {key.split(".")[0] for key in state} == {"encoder", "objective"}
+    assert "objective.mask_embedding" in state
+
+
+def test_export_says_what_it_was_trained_on(pretrained):
+    rows = log_of(pretrained)
+    best = min(rows, key=lambda row: row["valid_loss"])
+    card = (pretrained / "export" / "README.md").read_text()
+    assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
+
+
+def test_export_of_fine_tuning(classified, tones):
+    with open(classified / "test_predictions.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    labels = ["chirp", "noise", "tone"]
+    assert len(rows) == 6
+    classifier = AudioClassifier.from_hparams(classified / "export")
+    other = EncoderClassifier.from_hparams(
+        source=str(classified / "export"),
+        savedir=str(classified / "fetched"),
+    )
+    for row in rows:
+        path = str(tones.folder / row["id"])
+        shares = torch.tensor([float(row[label]) for label in labels])
+        result = classifier.classify_file(path)
+        assert result.label == row["predicted"]
+        log_shares, _, _, [label] = other.classify_batch(
+            other.load_audio(path, savedir=str(classified / "fetched"))[None]
+        )
+        assert label == row["predicted"]
+        torch.testing.assert_close(
+            log_shares.exp().squeeze(), shares, rtol=0, atol=1e-3
+        )
+        assert result.scores == pytest.approx(
+            {label: float(row[label]) for label in labels}, abs=1e-3
+        )
+
+
+def test_fine_tuning_starts_from_the_pretrained_weights(pretrained, train):
+    folder = train(
+        "classify", f"--source={pretrained / 'export'}", "--lr=0", "--mixup="
+    )
+    before, after = exported(pretrained), exported(folder)
+    for key in after:
+        if key.startswith("encoder."):
+            assert torch.equal(before[key], after[key]), key
+
+
+def test_finished_run_evaluates_and_exports_again(classified, pretrained, train):
+    state = exported(classified)
+    predictions = (classified / "test_predictions.csv").read_text()
+    steps = (classified / "metrics.jsonl").read_text()
+    shutil.rmtree(classified / "export")
+    train(
+        "classify",
+        f"--source={pretrained / 'export'}",
+        "--lr=0.002",
+        folder=classified,
+    )
+    assert same(exported(classified), state)
+    assert (classified / "test_predictions.csv").read_text() == predictions
+    assert (classified / "metrics.jsonl").read_text() == steps
+    log = (classified / "train_log.txt").read_text().splitlines()
+    assert len(log) == 4
+    assert log[2] == log[3]
+
+
+def test_test_only(classified, train):
+    train("classify", "--test_only", folder=classified)
+    log = (classified / "train_log.txt").read_text().splitlines()
+    assert log[-1] == log[2]
+
+
+# Settings of the command line ---------------------------------------------
+
+
+def test_pretraining_frames_in_bf16_with_a_step_limit(train):
+    pytest.importorskip("tensorboard")
+    folder = train(
+        "pretrain",
+        *"--geometry=frame --precision=bf16 --use_tensorboard=True".split(),
+        *"--remove_vector_weight_decay --optimizer_step_limit 3".split(),
+        *"--grad_accumulation_factor=2".split(),
+    )
+    assert [row["step"] for row in log_of(folder)] == [3]
+    assert all(np.isfinite(list(row.values())).all() for row in log_of(folder))
+    assert {value.dtype for value in exported(folder).values()} == {
+        torch.float32
+    }
+    assert load_weights(folder / "export").config["encoder"]["grid"][
+        "patch"
+    ] == [128, 2]
+    assert list((folder / "events").iterdir())
+
+
+def test_pretraining_without_held_out_audio_in_other_patches(train):
+    folder = train(
+        "pretrain",
+        *["--geometry=[64, 4]", "--n_mels=64", "--valid_share=0"],
+        f"--training={SETTINGS}/training/ssast_pretrain_tiny.yaml",
+    )
+    grid = load_weights(folder / "export").config["encoder"]["grid"]
+    assert (grid["n_mels"], grid["patch"]) == (64, [64, 4])
+    rows = log_of(folder)
+    assert len(rows) == 2
+    assert not any(key.startswith("valid") for key in rows[-1])
+    # Six batches of the 24 clips, warming up to step 1000.
+    assert rows[-1]["lr"] == pytest.approx(0.0005 * 12 / 1000)
+
+
+def test_continued_pretraining_with_other_mels_and_length(pretrained, train):
+    folder = train(
+        "pretrain",
+        f"--source={pretrained / 'export'}",
+        *["--n_mels=64", "--crop_seconds=0.9", "--model_size=base"],
+    )
+    before, after = (
+        load_weights(run / "export").config["encoder"]
+        for run in (pretrained, folder)
+    )
+    assert after["grid"]["n_mels"] == 64
+    assert after["dim"] == before["dim"] == 128
+    # Its own tables: the log begins where the other one ended.
+    first, last = log_of(folder)[0], log_of(pretrained)[-1]
+    fresh = log_of(pretrained)[0]
+    assert first["train_loss"] < fresh["train_loss"]
+    assert last["train_loss"] < fresh["train_loss"]
+
+
+def official_checkpoint(path):
+    """A released pretraining checkpoint in small, its numbers by formula."""
+    dim, depth, frames = 64, 2, 96
+    block = {
+        "norm1.weight": (dim,),
+        "norm1.bias": (dim,),
+        "attn.qkv.weight": (3 * dim, dim),
+        "attn.qkv.bias": (3 * dim,),
+        "attn.proj.weight": (dim, dim),
+        "attn.proj.bias": (dim,),
+        "norm2.weight": (dim,),
+        "norm2.bias": (dim,),
+        "mlp.fc1.weight": (4 * dim, dim),
+        "mlp.fc1.bias": (4 * dim,),
+        "mlp.fc2.weight": (dim, 4 * dim),
+        "mlp.fc2.bias": (dim,),
+    }
+    shapes = {
+        "v.cls_token": (1, 1, dim),
+        "v.dist_token": (1, 1, dim),
+        "v.pos_embed": (1, 2 + 8 * frames // 16, dim),
+        "v.patch_embed.proj.weight": (dim, 1, 16, 16),
+        "v.patch_embed.proj.bias": (dim,),
+        "v.norm.weight": (dim,),
+        "v.norm.bias": (dim,),
+        "v.head.weight": (10, dim),
+        "v.head.bias": (10,),
+        "mask_embed": (1, 1, dim),
+    }
+    for head in ("cpredlayer", "gpredlayer"):
+        for layer, rows in (("0", dim), ("2", 256)):
+            shapes[f"{head}.{layer}.weight"] = (rows, dim)
+            shapes[f"{head}.{layer}.bias"] = (rows,)
+    for number in range(depth):
+        for name, shape in block.items():
+            shapes[f"v.blocks.{number}.{name}"] = shape
+    state = {
+        f"module.{name}": torch.arange(int(np.prod(shape)))
+        .add(seed)
+        .sin()
+        .mul(0.1)
+        .reshape(shape)
+        for seed, (name, shape) in enumerate(shapes.items())
+    }
+    state["module.p_input_fdim"] = torch.tensor(128)
+    state["module.p_input_tdim"] = torch.tensor(frames)
+    torch.save(state, path)
+    return state
+
+
+def test_adapters_on_a_released_checkpoint(train, tmp_path):
+    state = official_checkpoint(tmp_path / "released.pth")
+    folder = train(
+        "classify",
+        f"--source={tmp_path / 'released.pth'}",
+        *["--lora_rank=4", "--lr=0.01", "--layer_decay=0.7"],
+    )
+    after = exported(folder)
+    kept = state["module.v.norm.weight"]
+    assert torch.equal(after["encoder.norm.weight"], kept)
+    merged = after["encoder.blocks.0.attn.qkv.weight"]
+    change = merged - state["module.v.blocks.0.attn.qkv.weight"]
+    assert change.abs().max() > 0
+    assert torch.linalg.matrix_rank(change, rtol=1e-3) <= 4
+
+
+def test_pretraining_a_released_checkpoint_further(train, tmp_path):
+    state = official_checkpoint(tmp_path / "released.pth")
+    folder = train(
+        "pretrain", f"--source={tmp_path / 'released.pth'}", "--lr=0"
+    )
+    after = exported(folder)
+    for ours, theirs in (
+        ("objective.generator_head.2.weight", "module.gpredlayer.2.weight"),
+        ("encoder.blocks.1.mlp.fc1.bias", "module.v.blocks.1.mlp.fc1.bias"),
+    ):
+        assert torch.equal(after[ours], state[theirs])
+
+
+def test_frozen_encoder_with_weighted_layers(pretrained, train):
+    folder = train(
+        "classify",
+        f"--source={pretrained / 'export'}",
+        *["--layers=weighted", "--freeze_encoder=True", "--precision=bf16"],
+        "--head_lr_scale=5",
+    )
+    before, after = exported(pretrained), exported(folder)
+    encoder = {key for key in after if key.startswith("encoder.")}
+    assert all(torch.equal(before[key], after[key]) for key in encoder)
+    assert after["pooling.layer_scores"].abs().max() > 0
+    # The rate of the log is that before any scale.
+    assert log_of(folder)[0]["lr"] <= 0.0005
+
+
+def test_official_settings(train):
+    folder = train(
+        "classify",
+        f"--training={SETTINGS}/training/ssast_esc50.yaml",
+        *["--stride=[10, 10]", "--pooling=class"],
+    )
+    rows = log_of(folder)
+    # Fifty epochs of its schedule are squeezed into the two of this run.
+    assert rows[0]["lr"] < 0.0001
+    assert rows[1]["lr"] < rows[0]["lr"] / 10
+    config = load_weights(folder / "export").config
+    assert config["encoder"]["grid"]["stride"] == [10, 10]
+    assert config["pooling"]["pooling"] == "class"
+
+
+def test_one_label_with_bce_and_mixup(train):
+    folder = train(
+        "classify", f"--training={SETTINGS}/training/ssast_speechcommands.yaml"
+    )
+    assert log_of(folder)[-1]["valid_accuracy"] >= 0
+
+
+def test_several_labels(tones, train, tmp_path):
+    table = tmp_path / "several.csv"
+    with open(tones.manifest, newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(table, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["file", "tags", "path", "fold"])
+        for row in rows:
+            tags = row["label"] + (";loud" if "1" in row["speaker"] else "")
+            tags += "; odd" if int(row["speaker"][-1]) % 2 else ""
+            path = tones.folder / row["path"]
+            writer.writerow([row["path"], tags, path, row["split"]])
+    folder = train(
+        "classify",
+        f"--manifest={table}",
+        *["--label_column=tags", "--split_column=fold", "--multi_label=True"],
+        *["--loss=bce", "--selection=mAP"],
+    )
+    assert 0 < log_of(folder)[-1]["valid_mAP"] <= 1
+    classifier = AudioClassifier.from_hparams(folder / "export")
+    result = classifier.classify_file(str(tones.folder / "tone_1.wav"))
+    assert len(result.scores) == 5
+    assert not (folder / "confusion_matrix.png").exists()
+
+
+def prepared_names(scripts, audio, folder, valid_share=0.2):
+    """File names by split, as pretraining prepares them."""
+    path = scripts["pretrain"].prepare_pretraining(
+        audio, str(folder), valid_share, min_seconds=0.1, max_unreadable=0
+    )
+    return {
+        split: sorted(Path(row["path"]).name for row in rows.values())
+        for split, rows in json.loads(Path(path).read_text()).items()
+    }
+
+
+def test_audio_from_several_places_leaves_test_clips_out(
+    scripts, tones, tmp_path
+):
+    extra = tmp_path / "extra"
+    extra.mkdir()
+    for name in ("tone_0.wav", "noise_0.wav"):
+        shutil.copy(tones.folder / name, extra / name)
+    plain = tmp_path / "plain.csv"
+    plain.write_text(f"{extra / 'tone_0.wav'}\n")
+    # The folder holds the valid and test clips of the table too.
+    audio = [str(tones.manifest), str(tones.folder), str(plain)]
+    names = prepared_names(scripts, audio, tmp_path)
+    expected = [
+        f"{label}_{speaker}.wav"
+        for label in ("tone", "chirp", "noise")
+        for speaker in range(4)
+    ]
+    assert sorted(names["train"] + names["valid"]) == sorted(
+        [*expected, "tone_0.wav"]
+    )
+
+
+def test_held_out_share(scripts, tones, tmp_path):
+    def held(share):
+        audio = str(tones.folder)
+        return prepared_names(scripts, audio, tmp_path, share)["valid"]
+
+    assert held(0) == []
+    [one] = held(0.0001)
+    assert one in held(0.5)
+    assert 4 < len(held(0.5)) < 20
+    assert set(held(0.2)) <= set(held(0.5))
+
+
+# Errors -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("geometry", ["patch", "frame"])
+def test_reference_count_that_does_not_fit(geometry, train):
+    with pytest.raises(ValueError, match=r"hides at most \d+ of \d+ tokens"):
+        train(
+            "pretrain",
+            f"--objective={SETTINGS}/objective/mspm_reference.yaml",
+            f"--geometry={geometry}",
+        )
+
+
+def test_wrong_source(train, tmp_path):
+    (tmp_path / "notes.pth").write_text("no weights")
+    for name in ("nowhere", "notes.pth"):
+        with pytest.raises(WeightsError, match=name):
+            train("classify", f"--source={tmp_path / name}")
+
+
+def test_unreadable_audio_is_listed_up_to_a_limit(tones, train, tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(tones.folder, corpus)
+    (corpus / "empty.wav").touch()
+    (corpus / "text.flac").write_text("not audio")
+    soundfile.write(
+        corpus / "nan.wav", np.full(8000, np.nan), 16000, subtype="FLOAT"
+    )
+    flags = [f"--audio={corpus}"]
+    with pytest.raises(ManifestError, match="2 of 27 audio files"):
+        train("pretrain", *flags)
+    # The third opens and fails to decode: known when it is trained on.
+    with pytest.raises(ManifestError, match="3 of 27 audio files"):
+        train("pretrain", *flags, "--max_unreadable=0.1")
+    folder = train("pretrain", *flags, "--max_unreadable=0.2")
+    listed = (folder / "unreadable.csv").read_text()
+    for name in ("empty.wav", "text.flac", "nan.wav"):
+        assert str(corpus / name) in listed
+    assert (folder / "export").is_dir()
+
+
+def test_other_settings_do_not_resume(classified, train):
+    # Of another size: the old checkpoints do not fit, and it says so.
+    from ssast_lobes.checkpointer import CheckpointError
+
+    with pytest.raises(CheckpointError, match="another output_folder"):
+        train("classify", "--model_size=tiny", folder=classified)
+
+
+def test_environment_is_quiet():
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
