@@ -59,9 +59,7 @@ def prepare_pretraining(
         rows += found
     # A folder may hold the files of a table beside it.
     kept_out = {row["path"] for row in rows if _held_out(row)}
-    usable = {
-        row["path"]: row for row in rows if row["path"] not in kept_out
-    }
+    usable = {row["path"]: row for row in rows if row["path"] not in kept_out}
     usable = list(usable.values())
     if not usable:
         raise ManifestError(f"{audio}: every clip is valid or test")

@@ -112,7 +112,10 @@ def run_recipe(task, yaml, options):
     object
         What its ``main`` returns.
     """
-    words = [f"--{key}={value}" for key, value in options.items()]
+    words = [
+        f"--{key}={'null' if value is None else value}"
+        for key, value in options.items()
+    ]
     script = RECIPES / task / "train.py"
     shown = " ".join([str(script.relative_to(HERE.parent.parent)), *words])
     print(f"> python {shown}\n", flush=True)

@@ -332,7 +332,9 @@ class SpectrogramBrain(sb.Brain):
         sums = {}
         for name in dict.fromkeys(key for part in parts for key in part):
             pairs = [part[name] for part in parts if name in part]
-            sums[name] = tuple(sum(numbers) for numbers in zip(*pairs, strict=True))
+            sums[name] = tuple(
+                sum(numbers) for numbers in zip(*pairs, strict=True)
+            )
         return sums
 
     def log_epoch(self, epoch, train, valid):

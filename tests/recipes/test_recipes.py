@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.weights import WeightsError, load_weights
@@ -32,6 +33,11 @@ ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "CustomData"
 SETTINGS = "!include:../../../../hparams"
 TASKS = ("pretrain", "classify")
+TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
+# The Brains' own tests try the same with both tasks, faster.
+ONE_OF_BOTH = pytest.mark.parametrize(
+    "task", [pytest.param("pretrain", marks=pytest.mark.slow), "classify"]
+)
 
 
 def table_rows():
@@ -182,7 +188,7 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 """
 
 
-@pytest.mark.parametrize("task", TASKS)
+@ONE_OF_BOTH
 def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
     whole = train(task, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
@@ -206,19 +212,20 @@ def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
         assert (folder / name).read_text() == (whole / name).read_text()
 
 
-@pytest.mark.parametrize("task", TASKS)
+@ONE_OF_BOTH
 def test_two_processes(task, tones, train, tmp_path):
     folder = tmp_path / task
     result = command(
         task,
         *flags_of(task, tones, folder),
         "--distributed_backend=gloo",
-        launcher="-m torch.distributed.run --standalone --nproc_per_node=2".split(),
+        launcher=TORCHRUN.split(),
     )
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count("Exported to") + result.stderr.count(
-        "Exported to"
-    ) == 1
+    assert (
+        result.stdout.count("Exported to") + result.stderr.count("Exported to")
+        == 1
+    )
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     if task == "classify":
         # One process finds the same numbers for the same weights.
@@ -270,6 +277,7 @@ def test_export_of_fine_tuning(classified, tones):
     with open(classified / "test_predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     labels = ["chirp", "noise", "tone"]
+    window = load_weights(classified / "export").config["window_seconds"]
     assert len(rows) == 6
     classifier = AudioClassifier.from_hparams(classified / "export")
     other = EncoderClassifier.from_hparams(
@@ -280,17 +288,19 @@ def test_export_of_fine_tuning(classified, tones):
         path = str(tones.folder / row["id"])
         shares = torch.tensor([float(row[label]) for label in labels])
         result = classifier.classify_file(path)
-        assert result.label == row["predicted"]
-        log_shares, _, _, [label] = other.classify_batch(
-            other.load_audio(path, savedir=str(classified / "fetched"))[None]
-        )
+        # With our resampling: SpeechBrain's lets other aliases through.
+        log_shares, _, _, [label] = other.classify_batch(read_audio(path)[None])
         assert label == row["predicted"]
         torch.testing.assert_close(
-            log_shares.exp().squeeze(), shares, rtol=0, atol=1e-3
+            log_shares.exp().squeeze(), shares, rtol=0, atol=1e-5
         )
+        # The recipe takes test clips whole, the interface in windows.
+        whole = audio_info(path).seconds <= window
         assert result.scores == pytest.approx(
-            {label: float(row[label]) for label in labels}, abs=1e-3
+            {label: float(row[label]) for label in labels},
+            abs=1e-4 if whole else 0.2,
         )
+        assert not whole or result.label == row["predicted"]
 
 
 def test_fine_tuning_starts_from_the_pretrained_weights(pretrained, train):
@@ -303,7 +313,9 @@ def test_fine_tuning_starts_from_the_pretrained_weights(pretrained, train):
             assert torch.equal(before[key], after[key]), key
 
 
-def test_finished_run_evaluates_and_exports_again(classified, pretrained, train):
+def test_finished_run_evaluates_and_exports_again(
+    classified, pretrained, train
+):
     state = exported(classified)
     predictions = (classified / "test_predictions.csv").read_text()
     steps = (classified / "metrics.jsonl").read_text()
