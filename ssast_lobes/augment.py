@@ -49,7 +49,7 @@ class Mixup(nn.Module):
         self.probability = probability
 
     def forward(self, wav, lens, targets, generator=None):
-        """Mix each clip with a random other one of the batch.
+        """Mix each clip with a random one of the batch.
 
         Arguments
         ---------

@@ -163,7 +163,8 @@ def _add_stats(commands):
         "audio, as YAML to paste as a recipe's `statistics`. Each clip's mean\n"
         "is removed first; files over 30 s are read in parts, which lose\n"
         "their own mean instead (the filterbank removes that of each frame\n"
-        "anyway).",
+        "anyway). Files that a CSV calls valid or test, in any column whose\n"
+        "name starts with `split`, are left out.",
         "ssast-lobes stats train.csv --output stats.yaml",
     )
     command.add_argument(
@@ -212,7 +213,6 @@ def _add_convert(commands):
     )
     command.add_argument(
         "--statistics",
-        default="audioset",
         metavar="NAME|FILE.yaml",
         help="normalisation the model was trained with: audioset, esc50, "
         "speechcommands, or a file from `ssast-lobes stats` (default: "
@@ -232,7 +232,6 @@ def _add_convert(commands):
     command.add_argument(
         "--pooling",
         choices=["mean", "class"],
-        default="mean",
         help="what the head of a fine-tuned checkpoint sees: the mean of all "
         "tokens (SSAST's recipes) or the class tokens (AST) (default: mean)",
     )
@@ -294,9 +293,34 @@ def _stride(text):
 
 def _rows(inputs):
     """A row with path and id for each audio file of the inputs, once."""
+    rows = {}
+    for row in _all_rows(inputs):
+        rows.setdefault(row["path"], row)
+    return list(rows.values())
+
+
+def _training_rows(inputs):
+    """The rows whose file is held out by none of the inputs."""
+    from ssast_lobes.data.manifest import held_out
+
+    # A folder may hold the files of a table beside it.
+    found = list(_all_rows(inputs))
+    left_out = {row["path"] for row in found if held_out(row)}
+    rows = {row["path"]: row for row in found if row["path"] not in left_out}
+    if not rows:
+        raise ValueError(
+            f"all {len(left_out)} files are valid or test; to measure them, "
+            "give their folder, not the CSV"
+        )
+    if left_out:
+        print(f"{len(left_out)} files left out: valid or test", file=sys.stderr)
+    return list(rows.values())
+
+
+def _all_rows(inputs):
+    """The rows of one input after another."""
     from ssast_lobes.data.manifest import folder_rows, read_manifest
 
-    rows = {}
     for name in map(os.path.expanduser, inputs):
         if os.path.isdir(name):
             found = folder_rows(name)
@@ -306,9 +330,7 @@ def _rows(inputs):
             found = read_manifest(name)
         else:
             found = [{"id": name, "path": os.path.abspath(name)}]
-        for row in found:
-            rows.setdefault(row["path"], row)
-    return list(rows.values())
+        yield from found
 
 
 def _make_folder_of(output):
@@ -453,7 +475,7 @@ def _print_table(results, windows):
 def _stats(options):
     from ssast_lobes.features import KaldiFbank, RunningStatistics
 
-    rows = _rows(options.inputs)
+    rows = _training_rows(options.inputs)
     _make_folder_of(options.output)
     fbank = KaldiFbank(options.sample_rate, options.n_mels)
     statistics, unreadable = RunningStatistics(), []
@@ -519,9 +541,28 @@ def _stats_batches(rows, fbank, unreadable):
 
 
 def _convert(options):
+    from tqdm import tqdm
+
     from ssast_lobes.weights import load_weights
 
-    weights = load_weights(options.source, options.stride)
+    with tqdm(desc="Reading", total=3, unit="step", leave=False) as bar:
+        weights = load_weights(options.source, options.stride)
+        convert = _conversion(weights, options)
+        convert(weights, options, bar)
+        bar.update()
+    for line in weights.report:
+        print(line)
+    print(f"{len(weights.state)} tensors converted to {options.dest}")
+
+
+def _step(bar, name):
+    """Show that a step is done, and what the next one is."""
+    bar.update()
+    bar.set_description(name)
+
+
+def _conversion(weights, options):
+    """What to do with the weights, by where they come from and go to."""
     exported = "kind" in weights.config
     if options.dest.endswith(".pth") and not exported:
         raise ValueError(
@@ -533,31 +574,48 @@ def _convert(options):
             f"{options.source} is an exported folder already; to make an "
             "official checkpoint of it, let DEST end in .pth"
         )
-    (_to_official if exported else _to_export)(weights, options)
-    for line in weights.report:
-        print(line)
-    print(f"{len(weights.state)} tensors converted to {options.dest}")
+    return _to_official if exported else _to_export
 
 
-def _to_official(weights, options):
+def _refuse(options, names, source):
+    """Raise where one of some options is given: it would have no effect."""
+    given = [
+        "--" + name.replace("_", "-")
+        for name in names
+        if getattr(options, name) not in (None, False)
+    ]
+    if given:
+        raise ValueError(
+            f"{options.source} is {source}: {', '.join(given)} would have no "
+            "effect, leave it out"
+        )
+
+
+def _to_official(weights, options, bar):
     import torch
 
     from ssast_lobes.weights import to_official
 
+    names = ("stride", "statistics", "labels", "multi_label", "pooling")
+    _refuse(options, names, "an exported folder")
+    _step(bar, "Translating")
     state = to_official(weights)
+    _step(bar, "Writing")
     _make_folder_of(options.dest)
     partial = f"{options.dest}.{os.getpid()}.partial"
     torch.save(state, partial)
     os.replace(partial, options.dest)
 
 
-def _to_export(weights, options):
+def _to_export(weights, options, bar):
     from ssast_lobes.export import label_encoder_of, write_export
     from ssast_lobes.features import FrontEnd
 
+    _step(bar, "Checking")
     encoder = weights.config["encoder"]
     features = FrontEnd(
-        _statistics(options.statistics), n_mels=encoder["grid"]["n_mels"]
+        _statistics(options.statistics or "audioset"),
+        n_mels=encoder["grid"]["n_mels"],
     )
     config = {
         "kind": "pretrained",
@@ -574,18 +632,19 @@ def _to_export(weights, options):
         n_classes = len(weights.state["head.linear.weight"])
         labels = _labels(options.labels, n_classes, weights.report)
         config["kind"] = "classifier"
-        config["pooling"]["pooling"] = options.pooling
+        config["pooling"]["pooling"] = options.pooling or "mean"
         config["labels"] = labels
         config["multi_label"] = options.multi_label
-    elif options.labels:
-        raise ValueError(f"{options.source} has no classes to give labels to")
     else:
+        names = ("labels", "multi_label", "pooling")
+        _refuse(options, names, "a checkpoint without classes")
         config["objective"] = _objective(weights)
     card = {
         "origin": f"`{os.path.basename(options.source)}`, an official "
         "checkpoint, by `ssast-lobes convert`."
     }
     label_encoder = None if labels is None else label_encoder_of(labels)
+    _step(bar, "Writing")
     write_export(options.dest, weights.state, config, card, label_encoder)
 
 

@@ -41,7 +41,7 @@ CARD_FILE = "README.md"
 _FILES = (CONFIG_FILE, WEIGHTS_FILE, HYPERPARAMS_FILE, LABELS_FILE, CARD_FILE)
 
 
-def export_pretrained(folder, objective, features, card):
+def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
     """Write a pretrained encoder, and its objective to train on, to a folder.
 
     Arguments
@@ -56,6 +56,9 @@ def export_pretrained(folder, objective, features, card):
         What the model card tells: ``"recipe"`` and ``"data"`` (text),
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
         entries of both kinds.
+    trained_seconds : float
+        Longest audio it was trained on. Where this is more than the position
+        table spans, long audio is computed by windows so long.
 
     Returns
     -------
@@ -89,7 +92,9 @@ def export_pretrained(folder, objective, features, card):
         "pooling": ClipPooling(encoder.depth).config,
         "objective": {"name": type(objective).__name__, **objective.config},
     }
-    return write_export(folder, state, config, card)
+    return write_export(
+        folder, state, config, card, trained_seconds=trained_seconds
+    )
 
 
 def export_classifier(
@@ -118,8 +123,7 @@ def export_classifier(
     card : dict
         See `export_pretrained`.
     trained_seconds : float
-        Longest audio it was fine-tuned on. Where this is more than the
-        pretraining length, long audio is classified by windows so long.
+        See `export_pretrained`.
 
     Returns
     -------
@@ -164,9 +168,9 @@ def export_classifier(
         "labels": _labels_in_order(label_encoder),
         "multi_label": bool(multi_label),
     }
-    pretrained = window_seconds(config["encoder"], config["features"])
-    config["window_seconds"] = max(pretrained, trained_seconds)
-    return write_export(folder, state, config, card, label_encoder)
+    return write_export(
+        folder, state, config, card, label_encoder, trained_seconds
+    )
 
 
 def label_encoder_of(labels):
@@ -233,7 +237,49 @@ def window_seconds(encoder, features):
     return (samples + fbank.window_samples) / fbank.sample_rate
 
 
-def write_export(folder, state, config, card, label_encoder=None):
+def check_export_folder(folder):
+    """Raise unless an export may be written to a folder.
+
+    Ask before training, not only after it.
+
+    Arguments
+    ---------
+    folder : str or path
+        New, empty, or an older export, which would be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> check_export_folder(folder)
+    >>> folder.join("thesis.txt").write("mine")
+    >>> check_export_folder(folder)
+    Traceback (most recent call last):
+    ...
+    FileExistsError: ... something else than an exported folder; ...
+    """
+    folder = _resolved(folder)
+    if not folder.exists():
+        return
+    names = os.listdir(folder) if folder.is_dir() else [folder.name]
+    if names and not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
+        raise FileExistsError(
+            f"{folder}: there is something else than an exported folder; "
+            "choose another name or remove it"
+        )
+
+
+def _resolved(folder):
+    return Path(os.path.realpath(Path(folder).expanduser()))
+
+
+def write_export(
+    folder, state, config, card, label_encoder=None, trained_seconds=0.0
+):
     """Write tensors and their configuration as an exported folder.
 
     Arguments
@@ -244,12 +290,13 @@ def write_export(folder, state, config, card, label_encoder=None):
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
         The entries ``kind``, ``encoder``, ``features``, ``pooling`` and, of a
-        classifier, ``labels``, ``multi_label`` and ``window_seconds``; see
-        `export_classifier`.
+        classifier, ``labels`` and ``multi_label``; see `export_classifier`.
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
         Of a classifier.
+    trained_seconds : float
+        See `export_pretrained`.
 
     Returns
     -------
@@ -275,12 +322,12 @@ def write_export(folder, state, config, card, label_encoder=None):
     ...
     ssast_lobes.weights.WeightsError: encoder: missing class_tokens, ...
     """
-    folder = Path(os.path.realpath(Path(folder).expanduser()))
+    folder = _resolved(folder)
     _check(Weights(state, config))
-    seconds = window_seconds(config["encoder"], config["features"])
+    table_seconds = window_seconds(config["encoder"], config["features"])
     config = {
         "format_version": FORMAT_VERSION,
-        "window_seconds": seconds,
+        "window_seconds": max(table_seconds, trained_seconds),
         **config,
     }
     with _replacing(folder) as partial:
@@ -341,20 +388,10 @@ class _replacing:
         if self.old.exists() and not self.folder.exists():
             # An export was killed between the two renames.
             os.replace(self.old, self.folder)
-        if self.folder.exists() and not self._replaceable():
-            raise FileExistsError(
-                f"{self.folder}: there is something else than an exported "
-                "folder; choose another name or remove it"
-            )
+        check_export_folder(self.folder)
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         return self.partial
-
-    def _replaceable(self):
-        if not self.folder.is_dir():
-            return False
-        names = [path.name for path in self.folder.iterdir()]
-        return not names or CONFIG_FILE in names and WEIGHTS_FILE in names
 
     def __exit__(self, kind, error, trace):
         if kind is not None:
@@ -556,15 +593,14 @@ pretrainer: !new:ssast_lobes.export.ExportPretrainer
 
 def _hyperparams(config):
     """Text of the YAML for SpeechBrain's interfaces."""
-    rate = {"sample_rate": config["features"]["sample_rate"]}
     text = (
         "# For SpeechBrain's from_hparams: builds what config.json describes\n"
         "# and loads model.safetensors into it, strictly.\n\n"
     )
-    text += _new(
-        "audio_normalizer",
-        "speechbrain.dataio.preprocess.AudioNormalizer",
-        rate,
+    rate = config["features"]["sample_rate"]
+    text += (
+        "audio_normalizer: !name:ssast_lobes.data.audio.to_mono\n"
+        f"    sample_rate: {rate}\n"
     )
     text += _new(
         "features", "ssast_lobes.features.FrontEnd", config["features"]

@@ -4,7 +4,10 @@ A batched Kaldi filterbank (what SSAST was trained on), the fixed
 normalisation ``(x - mean) / (2 * std)``, and the statistics it needs.
 """
 
+from pathlib import Path
+
 import torch
+import yaml
 from speechbrain.utils.autocast import fwd_default_precision
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
@@ -271,8 +274,9 @@ class FrontEnd(nn.Module):
     Arguments
     ---------
     statistics : str or dict
-        Name of a preset in ``hparams/features/``, or ``{"mean": ..,
-        "std": ..}`` such as ``ssast-lobes stats`` prints for own audio.
+        Name of a preset in ``hparams/features/``, a YAML file such as
+        ``ssast-lobes stats`` writes for own audio, or ``{"mean": ..,
+        "std": ..}``.
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
@@ -289,7 +293,7 @@ class FrontEnd(nn.Module):
     def __init__(self, statistics="audioset", sample_rate=16000, n_mels=128):
         super().__init__()
         if isinstance(statistics, str):
-            statistics = load_preset("features", statistics)
+            statistics = read_statistics(statistics)
         self.fbank = KaldiFbank(sample_rate, n_mels)
         self.norm = SpectrogramNorm(**statistics)
 
@@ -309,6 +313,41 @@ class FrontEnd(nn.Module):
         """
         feats, n_frames = self.fbank(wav, wav_lens)
         return self.norm(feats, n_frames), n_frames
+
+
+def read_statistics(name):
+    """Mean and standard deviation by preset name or from a YAML file.
+
+    Arguments
+    ---------
+    name : str
+        A file of ``hparams/features/``, or the path of a YAML file with the
+        keys ``mean`` and ``std``.
+
+    Returns
+    -------
+    dict
+        ``{"mean": float, "std": float}``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset or file, or it lacks a key.
+
+    Example
+    -------
+    >>> read_statistics("audioset")["std"]
+    4.5689974
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return load_preset("features", name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{name}: no such statistics file")
+    numbers = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(numbers, dict) or not {"mean", "std"} <= numbers.keys():
+        raise ValueError(f"{name}: expected the keys 'mean' and 'std'")
+    return {"mean": float(numbers["mean"]), "std": float(numbers["std"])}
 
 
 class RunningStatistics:

@@ -207,7 +207,8 @@ class SSAST(SpectrogramLobe):
     n_mels : int, optional
         Mel bins; those of `source`, else 128, when left out.
     stride : tuple of int, optional
-        Step between patches (mel bins, frames), smaller for overlap.
+        Step between patches (mel bins, frames), smaller for overlap. Of a
+        fine-tuned official checkpoint it must be the one of its training.
     table_frames : int, optional
         See `SpectrogramEncoder`; a `source` brings its own.
     drop_path : float
@@ -238,6 +239,7 @@ class SSAST(SpectrogramLobe):
         table_frames=1024,
         drop_path=0.0,
     ):
+        report = []
         if source is None:
             features, pooling = {}, None
             encoder = SpectrogramEncoder.from_size(
@@ -249,7 +251,7 @@ class SSAST(SpectrogramLobe):
                 drop_path=drop_path,
             )
         else:
-            weights = load_weights(source)
+            weights = load_weights(source, stride)
             features = dict(weights.config.get("features", {}))
             config = weights.config["encoder"]
             grid = _adapted_grid(config["grid"], n_mels, stride)
@@ -257,7 +259,7 @@ class SSAST(SpectrogramLobe):
                 **{**config, "grid": grid, "drop_path": drop_path}
             )
             with naming(source):
-                initialise(encoder, weights)
+                report = initialise(encoder, weights)
                 # Unused parameters would stop distributed training.
                 clip = output == "clip"
                 pooling = _pooling_of(weights, encoder.depth) if clip else None
@@ -265,6 +267,8 @@ class SSAST(SpectrogramLobe):
         if statistics is not None:
             features["statistics"] = statistics
         super().__init__(encoder, FrontEnd(**features), output, pooling, freeze)
+        # What was loaded, adapted or left aside of the source, a line each.
+        self.report = report
 
 
 def _adapted_grid(config, n_mels, stride):

@@ -205,6 +205,7 @@ class WarmupStepDecay:
     `range(first, 1000, every)`): epochs 0 to `first` - 1 keep the full rate,
     then each `every` epochs multiply it by `factor` once more. Its warm-up
     moves in stairs of 50 steps from 0 and undoes the decay; this one does not.
+    A run that is cut short or longer than `epochs` squeezes or stretches it.
 
     Arguments
     ---------

@@ -265,6 +265,35 @@ def test_stats_on_the_screen_are_yaml(corpus, capsys):
     assert set(found) == {"mean", "std"} and found["std"] > 0
 
 
+def test_stats_leave_held_out_files_out(tmp_path, corpus, capsys):
+    table = tmp_path / "table.csv"
+    table.write_text(
+        "path,split,split_speaker\n"
+        "a.wav,train,train\n"
+        "b.mp3,train,valid\n"
+        "long.wav,test,\n"
+    )
+    for name in ("a.wav", "b.mp3", "long.wav"):
+        (tmp_path / name).symlink_to(corpus / name)
+    mean, std = expected_statistics([tmp_path / "a.wav"])
+    # The files of the table are in the folder too.
+    for inputs in ([str(table)], [str(tmp_path), str(table)]):
+        assert main(["stats", *inputs]) == 0
+        shown = capsys.readouterr()
+        found = yaml.safe_load(shown.out)
+        assert found["mean"] == pytest.approx(mean, abs=1e-4)
+        assert found["std"] == pytest.approx(std, abs=1e-4)
+        assert "of 1 files" in shown.out
+        assert "2 files left out: valid or test" in shown.err
+
+    table.write_text("path,split\na.wav,test\n")
+    assert main(["stats", str(table)]) == 2
+    assert "all 1 files are valid or test" in capsys.readouterr().err
+    table.write_text("path,split\na.wav,dev\n")
+    assert main(["stats", str(table)]) == 2
+    assert 'a.wav: "dev" in column split;' in capsys.readouterr().err
+
+
 @pytest.fixture
 def official(tmp_path, model):
     """The classifier of `model` as an official checkpoint."""
@@ -279,7 +308,10 @@ def test_convert_there_and_back(tmp_path, model, official, corpus, capsys):
     folder = tmp_path / "export"
     arguments = ["--labels", str(labels), "--stride", "16,16"]
     assert main(["convert", str(official), str(folder), *arguments]) == 0
-    assert "tensors converted to" in capsys.readouterr().out
+    shown = capsys.readouterr()
+    assert "tensors converted to" in shown.out
+    for step in ("Reading:   0%", "Checking:  33%", "Writing:  67%"):
+        assert step in shown.err
     paths = [corpus / name for name in GOOD]
     before = AudioClassifier.from_hparams(model).classify_files(paths)
     after = AudioClassifier.from_hparams(folder).classify_files(paths)
@@ -318,6 +350,29 @@ def test_convert_pretrained_with_statistics(tmp_path, capsys):
     assert weights.config["objective"] == {"name": "MSPM", "task": "joint"}
     statistics = weights.config["features"]["statistics"]
     assert statistics == {"mean": -5.5, "std": 4.5}
+    assert main(["convert", source, str(dest), "--pooling", "mean"]) == 2
+    assert "--pooling would have no effect" in capsys.readouterr().err
+
+
+IDLE_OPTIONS = {
+    "--stride": ["16,16"],
+    "--statistics": ["audioset"],
+    "--labels": ["labels.txt"],
+    "--multi-label": [],
+    "--pooling": ["mean"],
+}
+
+
+@pytest.mark.parametrize("option", IDLE_OPTIONS)
+def test_convert_refuses_options_without_effect(
+    tmp_path, model, capsys, option
+):
+    dest = tmp_path / "model.pth"
+    words = ["convert", str(model), str(dest), option, *IDLE_OPTIONS[option]]
+    assert main(words) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert f"is an exported folder: {option} would have no effect" in error
+    assert not dest.exists()
 
 
 MISTAKES = {

@@ -25,6 +25,7 @@ from ssast_lobes import (
     SpectrogramLobe,
 )
 from ssast_lobes.export import (
+    check_export_folder,
     export_classifier,
     export_pretrained,
     label_encoder_of,
@@ -137,6 +138,20 @@ def test_speechbrain_and_we_classify_as_the_model(tmp_path, batch, case):
     assert [result.label for result in ours] == labels
 
 
+def test_speechbrain_hears_a_file_of_another_rate_as_we_do(tmp_path):
+    path = tmp_path / "stereo.wav"
+    noise = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0))
+    soundfile.write(path, 0.1 * noise.numpy(), 8000)
+    folder = export(tmp_path / "export", make_classifier())
+    theirs = EncoderClassifier.from_hparams(source=str(folder))
+    log_probabilities = theirs.classify_file(str(path))[0][0]
+    ours = AudioClassifier.from_hparams(folder).classify_file(path)
+    shares = torch.tensor(list(ours.scores.values()))
+    torch.testing.assert_close(
+        log_probabilities.exp(), shares, atol=1e-5, rtol=0
+    )
+
+
 def test_embedding_for_speechbrain_has_a_time_axis(tmp_path, batch):
     folder = export(tmp_path / "export", make_classifier())
     theirs = EncoderClassifier.from_hparams(source=str(folder))
@@ -209,6 +224,7 @@ def test_yaml_only_builds_models(tmp_path):
     text = (folder / "hyperparams.yaml").read_text()
     tags = set(re.findall(r"!\S+", text))
     allowed = r"!ref|!name:ssast_lobes\.export\.load_(modules|labels)"
+    allowed += r"|!name:ssast_lobes\.data\.audio\.to_mono"
     allowed += r"|!new:(ssast_lobes|speechbrain|torch\.nn)\.[\w.]+"
     assert tags and all(re.fullmatch(allowed, tag) for tag in tags), tags
     assert str(tmp_path) not in text
@@ -233,6 +249,31 @@ def test_pretrained_export_brings_back_the_objective(pretrained):
     assert config["objective"] == {"name": "MSPM", **objective.config}
     # 127 hops of 160 samples and one window of 400.
     assert config["window_seconds"] == (127 * 160 + 400) / 16000
+
+
+@pytest.mark.parametrize("trained, window", [(0.5, 1.295), (3.0, 3.0)])
+def test_windows_are_as_long_as_what_was_trained_on(tmp_path, trained, window):
+    features = FrontEnd(**FEATURES)
+    folders = [
+        export_pretrained(
+            tmp_path / "pretrained",
+            MSPM(make_encoder()),
+            features,
+            card={},
+            trained_seconds=trained,
+        ),
+        export_classifier(
+            tmp_path / "classifier",
+            make_classifier(),
+            features,
+            label_encoder_of(LABELS),
+            False,
+            card={},
+            trained_seconds=trained,
+        ),
+    ]
+    for folder in folders:
+        assert load_weights(folder).config["window_seconds"] == window
 
 
 def test_speechbrain_encodes_with_pretrained_export(pretrained, batch):
@@ -386,9 +427,22 @@ def test_export_never_replaces_something_else(tmp_path, kind):
     else:
         target.write_text("my thesis")
     with pytest.raises(FileExistsError, match="thesis"):
+        check_export_folder(target)
+    with pytest.raises(FileExistsError, match="thesis"):
         export(target, make_classifier())
     kept = target / "README.md" if kind == "folder" else target
     assert kept.read_text() == "my thesis"
+
+
+def test_new_empty_and_older_exports_may_be_written(tmp_path):
+    folder = tmp_path / "export"
+    check_export_folder(folder)
+    assert not folder.exists()
+    folder.mkdir()
+    check_export_folder(folder)
+    export(folder, make_classifier())
+    (folder / "notes.txt").write_text("mine")
+    check_export_folder(str(folder))
 
 
 def test_labels_must_be_those_of_the_head(tmp_path):

@@ -86,4 +86,4 @@ def test_quickstart_and_readme_blocks(tmp_path):
             run([sys.executable, "-c", code], tmp_path)
         else:
             run(["bash", "-euc", code], tmp_path)
-    assert (tmp_path / "scores.csv").stat().st_size > 0
+    assert (tmp_path / "results" / "scores.csv").stat().st_size > 0

@@ -10,6 +10,7 @@ from pathlib import Path
 from ssast_lobes.data.manifest import (
     ManifestError,
     folder_rows,
+    held_out,
     index_rows,
     prepare,
     read_manifest,
@@ -58,7 +59,7 @@ def prepare_pretraining(
                 row["id"] = f"{number}/{row['id']}"
         rows += found
     # A folder may hold the files of a table beside it.
-    kept_out = {row["path"] for row in rows if _held_out(row)}
+    kept_out = {row["path"] for row in rows if held_out(row)}
     usable = {row["path"]: row for row in rows if row["path"] not in kept_out}
     usable = list(usable.values())
     if not usable:
@@ -169,11 +170,6 @@ def _rows_of(source):
     if Path(source).expanduser().is_dir():
         return folder_rows(source)
     return read_manifest(source)
-
-
-def _held_out(row):
-    splits = [value for key, value in row.items() if key.startswith("split")]
-    return any(value in HELD_OUT for value in splits)
 
 
 def _share_of(clip_id):

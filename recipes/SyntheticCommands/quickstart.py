@@ -171,14 +171,16 @@ def report(folder, scores, floor):
     """Print the table; write it as JSON and as a picture."""
     rows = [("log-mel floor", floor, None)]
     for name, values in scores.items():
-        rows.append((name, statistics.mean(values), statistics.stdev(values)))
+        spread = statistics.stdev(values) if len(values) > 1 else None
+        rows.append((name, statistics.mean(values), spread))
     print(f"{'test accuracy (%)':<22}{'mean':>8}{'sd':>8}   seeds")
     for name, mean, spread in rows:
         values = scores.get(name, [floor])
         each = "  ".join(f"{100 * value:.1f}" for value in values)
         sd = "-" if spread is None else f"{100 * spread:.1f}"
         print(f"{name:<22}{100 * mean:>8.1f}{sd:>8}   {each}")
-    gain = rows[2][1] - rows[1][1]
+    table = {name: [mean, spread] for name, mean, spread in rows}
+    gain = table["pretrained"][0] - table["from scratch"][0]
     word = "gains" if gain > 0 else "LOSES"
     print(
         f"Pretraining {word} {abs(100 * gain):.1f} points over training from "
@@ -187,9 +189,8 @@ def report(folder, scores, floor):
     plot_comparison(
         rows,
         folder / "comparison.png",
-        label=f"Test accuracy (%), mean and sd of {len(values)} seeds",
+        label="Test accuracy (%), mean and sd over seeds",
     )
-    table = {name: [mean, spread] for name, mean, spread in rows}
     (folder / "result.json").write_text(json.dumps(table, indent=2))
 
 

@@ -261,7 +261,8 @@ class SpectrogramBrain(sb.Brain):
             for group in self.optimizer.param_groups
             for parameter in group["params"]
         ]
-        torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
+        if self.max_grad_norm > 0:
+            torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm)
         if not self.scaler.is_enabled() and self.skip_nonfinite_grads:
             self.check_gradients()
         self.scaler.step(self.optimizer)

@@ -8,6 +8,7 @@ from speechbrain.utils.distributed import if_main_process
 from torch.nn import functional
 
 from ssast_lobes.brains.base import SpectrogramBrain, unwrap
+from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.brains.optimizers import parameter_groups
 from ssast_lobes.metrics import ClassificationMetrics
 from ssast_lobes.plots import plot_confusion_matrix
@@ -75,12 +76,12 @@ class ClassificationBrain(SpectrogramBrain):
         many = bool(self.hparams.multi_label)
         kind = "several labels" if many else "one label"
         if self.hparams.selection not in SELECTIONS[many]:
-            raise ValueError(
+            raise SettingsError(
                 f"selection must be one of {SELECTIONS[many]} where a clip "
                 f"has {kind}, got '{self.hparams.selection}'"
             )
         if many and self.hparams.loss != "bce":
-            raise ValueError(
+            raise SettingsError(
                 f"loss must be bce where a clip has {kind}, got "
                 f"'{self.hparams.loss}'"
             )

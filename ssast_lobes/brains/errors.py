@@ -1,14 +1,96 @@
 """Errors of the user's data and settings, told in one message."""
 
+import json
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 
 from ssast_lobes.checkpointer import CheckpointError
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.weights import WeightsError
 
-USER_ERRORS = (CheckpointError, ManifestError, UnreadableAudio, WeightsError)
+
+class SettingsError(ValueError):
+    """Settings contradict each other or an earlier run; says what to do."""
+
+
+USER_ERRORS = (
+    CheckpointError,
+    FileExistsError,
+    ManifestError,
+    SettingsError,
+    UnreadableAudio,
+    WeightsError,
+)
+# What may change between two starts of one experiment.
+_FREE = (
+    "ckpt_interval_minutes",
+    "export_folder",
+    "max_unreadable",
+    "num_workers",
+    "output_folder",
+    "save_folder",
+    "number_of_epochs",
+    "use_tensorboard",
+)
+
+
+def check_same_experiment(hparams):
+    """Refuse to resume an experiment under other settings.
+
+    A run that is started again goes on from its checkpoint. With another
+    manifest or source in the same folder, that would pass the results of one
+    experiment off as those of another.
+
+    Arguments
+    ---------
+    hparams : dict
+        Of a recipe; plain values are compared with those of the first start,
+        which are kept in ``<output_folder>/settings.json``.
+
+    Raises
+    ------
+    SettingsError
+        If a setting has changed that makes it another experiment.
+
+    Example
+    -------
+    >>> folder = str(getfixture("tmpdir"))
+    >>> check_same_experiment({"output_folder": folder, "source": None})
+    >>> check_same_experiment({"output_folder": folder, "source": "export"})
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.brains.errors.SettingsError: ... source (None, now export)...
+    """
+    path = Path(hparams["output_folder"]) / "settings.json"
+    now = {
+        key: value
+        for key, value in hparams.items()
+        if _is_plain(value) and key not in _FREE
+    }
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(now, indent=2) + "\n", encoding="utf-8")
+        return
+    then = json.loads(path.read_text(encoding="utf-8"))
+    changed = [
+        f"{key} ({then.get(key)}, now {now.get(key)})"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise SettingsError(
+            f"{hparams['output_folder']} holds an experiment with other "
+            f"settings: {', '.join(changed)}. Choose another --output_folder, "
+            "or delete that one to start anew"
+        )
+
+
+def _is_plain(value):
+    if isinstance(value, list | tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or isinstance(value, str | int | float)
 
 
 @contextmanager

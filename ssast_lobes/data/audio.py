@@ -138,9 +138,37 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
                 f"{info.seconds:g} s"
             )
         mono = _decode(path, file, info, first, count)
-    if ratio != 1:
-        mono = _resampler(ratio)(mono)
-    return mono[:samples]
+    return to_mono(mono, info.sample_rate, sample_rate)[:samples]
+
+
+def to_mono(audio, source_rate, sample_rate=16000):
+    """Averages the channels and resamples: what `read_audio` does.
+
+    With these arguments it also stands where SpeechBrain's interfaces have
+    their `audio_normalizer`, whose resampler differs from ours.
+
+    Arguments
+    ---------
+    audio : torch.Tensor
+        Waveform (samples,) or (samples, channels), float32.
+    source_rate : int
+        Its sampling rate in Hz.
+    sample_rate : int
+        Sampling rate of the result in Hz.
+
+    Returns
+    -------
+    torch.Tensor
+        Waveform (samples,).
+
+    Example
+    -------
+    >>> to_mono(torch.zeros(8000, 2), 8000).shape
+    torch.Size([16000])
+    """
+    mono = audio if audio.dim() == 1 else audio.mean(1)
+    ratio = _resampling_ratio(source_rate, sample_rate)
+    return mono if ratio == 1 else _resampler(ratio)(mono)
 
 
 def _open(path):

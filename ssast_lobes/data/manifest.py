@@ -170,6 +170,45 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     return rows
 
 
+def held_out(row):
+    """Whether a row is held out from training, by any of its splits.
+
+    Every column whose name starts with "split" counts: a table for several
+    tasks may have one for each.
+
+    Arguments
+    ---------
+    row : dict
+        From `read_manifest` or `folder_rows`.
+
+    Returns
+    -------
+    bool
+        True if one of these columns says valid or test.
+
+    Raises
+    ------
+    ManifestError
+        If one says anything else than train, valid, test or nothing; names
+        the row's id, the column and the value.
+
+    Example
+    -------
+    >>> held_out({"id": "a.wav", "split": "train", "split_speaker": "test"})
+    True
+    >>> held_out({"id": "a.wav"})
+    False
+    """
+    splits = {k: v for k, v in row.items() if k.startswith("split")}
+    for column, value in splits.items():
+        if value not in ("", *SPLITS):
+            raise ManifestError(
+                f'{row["id"]}: "{value}" in column {column}; use train, '
+                "valid or test"
+            )
+    return not {"valid", "test"}.isdisjoint(splits.values())
+
+
 def prepare(
     rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
 ):

@@ -12,6 +12,7 @@ from ssast_lobes.data.manifest import (
     check_unreadable,
     find_audio,
     folder_rows,
+    held_out,
     index_rows,
     prepare,
     read_manifest,
@@ -243,6 +244,28 @@ def test_a_split_that_is_asked_for_but_not_needed_may_be_blank(corpus):
     assert [row["split"] for row in rows] == ["", "test"]
     with pytest.raises(ManifestError, match="line 2: no split"):
         read_manifest(table, ("path", "split"), columns={"split": "fold"})
+
+
+@pytest.mark.parametrize(
+    "cells, expected",
+    [
+        ({}, False),
+        ({"split": "train", "label": "test"}, False),
+        ({"split": "", "split_speaker": "train"}, False),
+        ({"split": "train", "split_speaker": "valid"}, True),
+        ({"split_a": "test", "split_b": "train", "split_c": ""}, True),
+    ],
+)
+def test_held_out_by_any_split(cells, expected):
+    assert held_out({"id": "a", "path": "/a.wav", **cells}) is expected
+
+
+@pytest.mark.parametrize("value", ["dev", "Test", "1"])
+def test_held_out_takes_known_splits_only(value):
+    row = {"id": "clip7", "split": "test", "split_speaker": value}
+    message = f'clip7: "{value}" in column split_speaker; use train, valid'
+    with pytest.raises(ManifestError, match=message):
+        held_out(row)
 
 
 def test_index_rows_and_labels():

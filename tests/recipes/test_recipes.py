@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
@@ -334,10 +335,17 @@ def test_finished_run_evaluates_and_exports_again(
     assert log[2] == log[3]
 
 
-def test_test_only(classified, train):
-    train("classify", "--test_only", folder=classified)
+def test_test_only(classified, pretrained, train):
+    source = f"--source={pretrained / 'export'}"
+    settings = [source, "--lr=0.002"]
+    train("classify", "--test_only", *settings, folder=classified)
     log = (classified / "train_log.txt").read_text().splitlines()
     assert log[-1] == log[2]
+
+
+def test_other_settings_in_the_same_folder_are_refused(classified, train):
+    with pytest.raises(SettingsError, match=r"lr \(0.002, now 0.1\)"):
+        train("classify", "--lr=0.1", folder=classified)
 
 
 # Settings of the command line ---------------------------------------------
@@ -493,7 +501,7 @@ def test_frozen_encoder_with_weighted_layers(pretrained, train):
 def test_official_settings(train):
     folder = train(
         "classify",
-        f"--training={SETTINGS}/training/ssast_esc50.yaml",
+        f"--training={SETTINGS}/training/ssast_esc50_patch.yaml",
         *["--stride=[10, 10]", "--pooling=class"],
     )
     rows = log_of(folder)
@@ -621,14 +629,6 @@ def test_unreadable_audio_is_listed_up_to_a_limit(tones, train, tmp_path):
     for name in ("empty.wav", "text.flac", "nan.wav"):
         assert str(corpus / name) in listed
     assert (folder / "export").is_dir()
-
-
-def test_other_settings_do_not_resume(classified, train):
-    # Of another size: the old checkpoints do not fit, and it says so.
-    from ssast_lobes.checkpointer import CheckpointError
-
-    with pytest.raises(CheckpointError, match="another output_folder"):
-        train("classify", "--model_size=tiny", folder=classified)
 
 
 def test_environment_is_quiet():

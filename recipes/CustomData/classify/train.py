@@ -3,7 +3,7 @@
 
 > python train.py hparams/classify.yaml --manifest /path/to/clips.csv
 
-The README beside this file shows the settings.
+The README in the folder above shows the settings.
 """
 
 import sys
@@ -15,9 +15,9 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.brains import ClassificationBrain
-from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.brains.errors import check_same_experiment, plain_errors
 from ssast_lobes.data.dataset import make_dataset
-from ssast_lobes.export import export_classifier
+from ssast_lobes.export import check_export_folder, export_classifier
 
 logger = get_logger(__name__)
 
@@ -71,8 +71,12 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    run_on_main(check_same_experiment, args=[hparams])
+    check_export_folder(hparams["export_folder"])
     datasets = make_datasets(hparams)
     lobe = hparams["lobe"]
+    for line in lobe.report:
+        logger.info(line)
     hparams["n_classes"] = len(hparams["label_encoder"])
     model = hparams["model_class"](lobe.encoder, hparams["n_classes"])
     hparams["checkpointer"].add_recoverable("model", model)

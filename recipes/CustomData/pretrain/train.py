@@ -3,7 +3,7 @@
 
 > python train.py hparams/pretrain.yaml --audio /path/to/audio
 
-The README beside this file shows the settings.
+The README in the folder above shows the settings.
 """
 
 import sys
@@ -15,9 +15,9 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.brains import PretrainingBrain
-from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.brains.errors import check_same_experiment, plain_errors
 from ssast_lobes.data.dataset import make_dataset
-from ssast_lobes.export import export_pretrained
+from ssast_lobes.export import check_export_folder, export_pretrained
 from ssast_lobes.weights import initialise, load_weights
 
 logger = get_logger(__name__)
@@ -43,6 +43,12 @@ def make_datasets(hparams):
     return train, valid
 
 
+def longest(dataset, crop_seconds):
+    """Seconds of the longest audio that training sees at once."""
+    durations = [clip["duration"] for clip in dataset.data.values()]
+    return min(crop_seconds, max(durations))
+
+
 def main(arguments):
     """Run the experiment that the command line describes."""
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
@@ -54,6 +60,8 @@ def main(arguments):
         hyperparams_to_save=hparams_file,
         overrides=overrides,
     )
+    run_on_main(check_same_experiment, args=[hparams])
+    check_export_folder(hparams["export_folder"])
     train, valid = make_datasets(hparams)
     lobe = hparams["lobe"]
     objective = hparams["objective"]["objective_class"](lobe.encoder)
@@ -94,6 +102,7 @@ def main(arguments):
                 },
                 "metrics": best,
             },
+            trained_seconds=longest(train, hparams["crop_seconds"]),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
 
