@@ -7,6 +7,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from speechbrain.utils.logger import get_logger
+
 from ssast_lobes.data.manifest import (
     ManifestError,
     folder_rows,
@@ -16,6 +18,8 @@ from ssast_lobes.data.manifest import (
     read_manifest,
     split_labels,
 )
+
+logger = get_logger(__name__)
 
 HELD_OUT = ("valid", "test")
 
@@ -92,7 +96,8 @@ def prepare_classification(
     Arguments
     ---------
     manifest : str
-        CSV with a path, a label and a split (train, valid, test) a row; rows
+        CSV with a path, a label and a split (train, valid, test) a row, and
+        perhaps a speaker, to be warned of speakers in more than one split; rows
         with an empty label or split are left out where the column has
         another name than "label" and "split".
     output_folder : str
@@ -130,6 +135,7 @@ def prepare_classification(
             f"{manifest}: no row is {' or '.join(empty)} in column "
             f"'{split_column}'"
         )
+    _warn_of_shared_speakers(splits, label_column)
     labels = {
         name: {label for row in part for label in _labels(row, multi_label)}
         for name, part in splits.items()
@@ -175,6 +181,21 @@ def _rows_of(source):
 def _share_of(clip_id):
     digest = hashlib.blake2b(clip_id.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
+
+
+def _warn_of_shared_speakers(splits, label_column):
+    """A test part with the voices of train measures something else."""
+    if label_column == "speaker":
+        return
+    known = {row.get("speaker") for row in splits["train"]}
+    for name in HELD_OUT:
+        shared = {row.get("speaker") for row in splits[name]} & known
+        shared -= {None, "", "none"}
+        if shared:
+            logger.warning(
+                f"{len(shared)} speakers of {name} are in train too, such as "
+                f"{min(shared)}"
+            )
 
 
 def _labels(row, multi_label):

@@ -26,7 +26,7 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.audio import audio_info, read_audio
-from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.manifest import ManifestError, read_manifest
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.weights import WeightsError, load_weights
 
@@ -633,3 +633,19 @@ def test_unreadable_audio_is_listed_up_to_a_limit(tones, train, tmp_path):
 
 def test_environment_is_quiet():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_speakers_of_two_splits_are_told(scripts, tones, tmp_path, caplog):
+    rows = read_manifest(tones.manifest)
+    table = tmp_path / "one_speaker.csv"
+    with open(table, "w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["path", "label", "split", "speaker"])
+        for row in rows:
+            lines.writerow([row["path"], row["label"], row["split"], "anna"])
+    prepare = scripts["classify"].prepare_classification
+    prepare(table, tmp_path, "label", "split", False, 0.0, 0.0)
+    assert "1 speakers of test are in train too, such as anna" in caplog.text
+    caplog.clear()
+    prepare(table, tmp_path, "speaker", "split", False, 0.0, 0.0)
+    assert "are in train too" not in caplog.text
