@@ -83,7 +83,7 @@ def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
     encoder = objective.encoder
     state = {
         key if key.startswith("encoder.") else f"objective.{key}": value
-        for key, value in objective.state_dict().items()
+        for key, value in objective.exported_state().items()
     }
     config = {
         "kind": "pretrained",

@@ -73,6 +73,61 @@ def keyed_uniform(keys, rows, columns):
     return _shift(mix_bits(place), 40).float() / (1 << 24)
 
 
+class Noise:
+    """Uniform draws for the clips of a batch, new ones at each call.
+
+    Arguments
+    ---------
+    n_clips : int
+        B.
+    device : torch.device
+        Where the draws go.
+    generator : torch.Generator, optional
+        Source of the draws, on that device; PyTorch's own when left out.
+    clip_keys : torch.Tensor, optional
+        (B,) int64: draws become a function of the clip's key, the number of
+        the call and the place alone.
+
+    Example
+    -------
+    >>> noise = Noise(2, torch.device("cpu"), clip_keys=torch.tensor([5, 5]))
+    >>> first, second = noise(1, 3), noise(1, 3)
+    >>> torch.equal(first[0], first[1]), torch.equal(first, second)
+    (True, False)
+    """
+
+    def __init__(self, n_clips, device, generator=None, clip_keys=None):
+        self.n_clips = n_clips
+        self.device = device
+        self.generator = generator
+        self.clip_keys = clip_keys
+
+    def __call__(self, rows, columns):
+        """Draw.
+
+        Arguments
+        ---------
+        rows, columns : int
+            Size for each clip.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (B, rows, columns) in [0, 1).
+        """
+        if self.clip_keys is not None:
+            drawn = keyed_uniform(self.clip_keys, rows, columns)
+            self.clip_keys = mix_bits(self.clip_keys)
+            return drawn
+        return torch.rand(
+            self.n_clips,
+            rows,
+            columns,
+            generator=self.generator,
+            device=self.device,
+        )
+
+
 class Masker(nn.Module):
     """Base of the maskers: how many tokens, and how scores become a mask.
 
@@ -154,18 +209,24 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
+        noise = Noise(len(n_steps), n_steps.device, generator, clip_keys)
+        return self.draw(noise, n_steps, bands, max_steps)
 
-        def noise(rows, columns):
-            if clip_keys is not None:
-                return keyed_uniform(clip_keys, rows, columns)
-            return torch.rand(
-                len(n_steps),
-                rows,
-                columns,
-                generator=generator,
-                device=n_steps.device,
-            )
+    def draw(self, noise, n_steps, bands, max_steps):
+        """Draw a mask for each clip from given noise.
 
+        Arguments
+        ---------
+        noise : Noise
+            Source of the draws; another call gives another mask.
+        n_steps, bands, max_steps
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, F', T').
+        """
         scores = self.scores(noise, n_steps, bands, max_steps)
         steps = torch.arange(max_steps, device=n_steps.device)
         padding = steps >= n_steps[:, None]
@@ -179,7 +240,7 @@ class Masker(nn.Module):
 
         Arguments
         ---------
-        noise : callable
+        noise : Noise
             ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
         n_steps, bands, max_steps
             As in `forward`.

@@ -254,6 +254,36 @@ def equal_error_rate(scores, labels):
     return torch.lerp(accepted[after - 1], accepted[after], share).item()
 
 
+def mean_deviation(embeddings):
+    """How far embeddings differ, as a mean over their dimensions.
+
+    The standard deviation of each dimension over clips, of embeddings scaled
+    to length sqrt(D): near 1 where they point everywhere, near 0 where all
+    are the same (Bardes et al., "VICReg", ICLR 2022, watch the like).
+
+    Arguments
+    ---------
+    embeddings : torch.Tensor
+        One embedding a clip, shape (N, D).
+
+    Returns
+    -------
+    float
+        From 0 to about 1.
+
+    Example
+    -------
+    >>> mean_deviation(torch.ones(10, 5))
+    0.0
+    >>> round(mean_deviation(torch.tensor([[1.0, -1.0], [-1.0, 1.0]])), 4)
+    1.0
+    """
+    embeddings = _on_cpu(embeddings).double()
+    scale = embeddings.shape[1] ** 0.5
+    unit = torch.nn.functional.normalize(embeddings, dim=1) * scale
+    return unit.std(0, correction=0).mean().item()
+
+
 def effective_rank(embeddings):
     """Number of dimensions that a set of embeddings really fills.
 

@@ -42,6 +42,8 @@ _SPLITS = {
 _METRIC_NAMES = {
     "lr": "Learning rate",
     "effective_rank": "Effective rank (dimensions)",
+    "embedding_std": "Deviation of embeddings",
+    "projection_std": "Deviation of projections",
     "uar": "UAR",
     "nce": "InfoNCE",
     "mse": "MSE",

@@ -31,6 +31,39 @@ def hparams_folder():
     return checkout if checkout.is_dir() else _PACKAGE / "hparams"
 
 
+def preset_path(kind, name):
+    """Where a fragment is.
+
+    Arguments
+    ---------
+    kind : str
+        Folder under ``hparams/``, such as ``"model"`` or ``"features"``.
+    name : str
+        File name without ``.yaml``.
+
+    Returns
+    -------
+    pathlib.Path
+        The YAML file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fragment; the message lists those there are.
+
+    Example
+    -------
+    >>> preset_path("model", "tiny").name
+    'tiny.yaml'
+    """
+    folder = hparams_folder() / kind
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ValueError(f"no {kind} preset named '{name}'; there are: {known}")
+    return path
+
+
 def load_preset(kind, name):
     """Read one fragment that holds numbers only.
 
@@ -56,10 +89,5 @@ def load_preset(kind, name):
     >>> load_preset("model", "tiny")["dim"]
     192
     """
-    folder = hparams_folder() / kind
-    path = folder / f"{name}.yaml"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise ValueError(f"no {kind} preset named '{name}'; there are: {known}")
-    with open(path, encoding="utf-8") as file:
+    with open(preset_path(kind, name), encoding="utf-8") as file:
         return yaml.safe_load(file)

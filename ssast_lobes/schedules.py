@@ -380,3 +380,28 @@ def apply_learning_rate(optimizer, lr):
     """
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def apply_weight_decay(optimizer, weight_decay):
+    """Set the weight decay of every group that has one.
+
+    Arguments
+    ---------
+    optimizer : torch.optim.Optimizer
+        A group may hold `"decays"`, False where its weights must not decay.
+    weight_decay : float
+        The decay.
+
+    Example
+    -------
+    >>> import torch
+    >>> weight, bias = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
+    >>> groups = [{"params": [weight]}, {"params": [bias], "decays": False}]
+    >>> optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
+    >>> apply_weight_decay(optimizer, Cosine(0.04, 0.4)(100, 100))
+    >>> [group["weight_decay"] for group in optimizer.param_groups]
+    [0.4, 0.0]
+    """
+    for group in optimizer.param_groups:
+        if group.get("decays", True):
+            group["weight_decay"] = weight_decay

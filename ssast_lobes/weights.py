@@ -499,9 +499,10 @@ def initialise(encoder, weights, objective=None):
         Loaded in place.
     weights : Weights
         From `load_weights`.
-    objective : MSPM, optional
+    objective : Objective, optional
         The objective that owns the encoder, to continue pretraining; its
-        own tensors are loaded where the checkpoint has them.
+        own tensors are loaded where the checkpoint has them, and comes from
+        the same kind of objective. A teacher starts as the student.
 
     Returns
     -------
@@ -537,30 +538,45 @@ def initialise(encoder, weights, objective=None):
         f"encoder loaded, positions for {bands} x {steps} patches, used for "
         f"{encoder.grid.n_bands} bands"
     )
-    own = weights.part("objective")
-    if objective is not None and own:
-        wanted = {
-            key
-            for key in objective.state_dict()
-            if not key.startswith("encoder.")
-        }
-        state = _resample_all(own, source, encoder.grid, report, "2")
-        absent = sorted(wanted - state.keys())
-        surplus = sorted(state.keys() - wanted)
-        if absent:
-            report.append(f"started anew: {', '.join(absent)}")
-        if surplus:
-            report.append(f"left aside: {', '.join(surplus)}")
-        for key in wanted & state.keys():
-            target = objective.get_parameter(key)
-            if target.shape != state[key].shape:
-                raise WeightsError(
-                    f"objective.{key} is {tuple(state[key].shape)}, the model "
-                    f"has {tuple(target.shape)}"
-                )
-            target.data.copy_(state[key])
-        report.append("pretext heads loaded")
+    if objective is not None:
+        _initialise_objective(objective, weights, source, report)
     return report
+
+
+def _initialise_objective(objective, weights, source, report):
+    """Load what the checkpoint has of the same objective."""
+    objective.restart_teacher()
+    state = weights.part("objective")
+    if not state:
+        return
+    former = weights.config.get("objective", {}).get("name", "MSPM")
+    name = type(objective).__name__
+    # The reference variant has the same heads.
+    if former.removesuffix("Reference") != name.removesuffix("Reference"):
+        report.append(f"left aside: what belongs to the objective {former}")
+        return
+    state = _resample_all(state, source, objective.encoder.grid, report, "2")
+    own = {
+        key: value
+        for key, value in objective.exported_state().items()
+        if not key.startswith("encoder.")
+    }
+    absent = sorted(own.keys() - state.keys())
+    surplus = sorted(state.keys() - own.keys())
+    if absent:
+        report.append(f"started anew: {', '.join(absent)}")
+    if surplus:
+        report.append(f"left aside: {', '.join(surplus)}")
+    for key in own.keys() & state.keys():
+        if own[key].shape != state[key].shape:
+            raise WeightsError(
+                f"objective.{key} is {tuple(state[key].shape)}, the model "
+                f"has {tuple(own[key].shape)}"
+            )
+        # The values of a state dict are those of the module.
+        own[key].copy_(state[key])
+    objective.restart_teacher()
+    report.append("pretext heads loaded")
 
 
 def _resample_all(state, source, target, report, layer):

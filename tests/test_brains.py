@@ -785,6 +785,7 @@ def test_half_the_objective_trains_alone(task, rows, tmp_path):
     assert {k for k in row if k.startswith("valid_")} == names | {
         "valid_loss",
         "valid_effective_rank",
+        "valid_embedding_std",
     }
     pictured = (tmp_path / "reconstruction.png").is_file()
     assert pictured == (task == "generative")
@@ -1110,3 +1111,13 @@ def test_compiled_run_is_resumed_by_a_plain_one(task, rows, tmp_path):
 def test_environment_is_one_thread():
     # These tests compare runs bit by bit.
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+def test_weight_decay_follows_its_schedule(rows, tmp_path):
+    schedule = Cosine(0.04, 0.4)
+    run = build("pretrain", rows, tmp_path, weight_decay_schedule=schedule)
+    run.brain.remove_vector_weight_decay = True
+    brain = fit(run).brain
+    seen = {group["weight_decay"] for group in brain.optimizer.param_groups}
+    last = schedule(brain.optimizer_step - 1, brain.total_steps)
+    assert last > 0.3 and seen == {0.0, last}

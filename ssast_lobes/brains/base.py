@@ -30,7 +30,11 @@ from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.dataset import collate
 from ssast_lobes.data.manifest import check_unreadable
 from ssast_lobes.plots import plot_training_curves
-from ssast_lobes.schedules import WarmupPlateau, apply_learning_rate
+from ssast_lobes.schedules import (
+    WarmupPlateau,
+    apply_learning_rate,
+    apply_weight_decay,
+)
 
 logger = get_logger(__name__)
 
@@ -252,9 +256,13 @@ class SpectrogramBrain(sb.Brain):
         return loss.detach().cpu()
 
     def optimizers_step(self):
-        """Set the rate, clip all groups together, step."""
+        """Set rate and weight decay, clip all groups together, step."""
         share = self.hparams.schedule(self.optimizer_step, self.total_steps)
         apply_learning_rate(self.optimizer, self.hparams.lr * share)
+        decay = getattr(self.hparams, "weight_decay_schedule", None)
+        if decay is not None:
+            now = decay(self.optimizer_step, self.total_steps)
+            apply_weight_decay(self.optimizer, now)
         self.scaler.unscale_(self.optimizer)
         parameters = [
             parameter

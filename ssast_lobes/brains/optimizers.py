@@ -56,7 +56,7 @@ def parameter_groups(
             (scale, kept), {"params": [], "lr_scale": scale}
         )
         if kept:
-            group["weight_decay"] = 0.0
+            group.update(weight_decay=0.0, decays=False)
         group["params"].append(parameter)
     return [groups[key] for key in sorted(groups)]
 

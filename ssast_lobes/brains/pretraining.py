@@ -7,7 +7,7 @@ from speechbrain.utils.distributed import if_main_process
 from ssast_lobes.brains.base import SpectrogramBrain, unwrap
 from ssast_lobes.brains.optimizers import parameter_groups
 from ssast_lobes.data.dataset import clip_keys
-from ssast_lobes.metrics import effective_rank
+from ssast_lobes.metrics import effective_rank, mean_deviation
 from ssast_lobes.plots import plot_reconstruction
 from ssast_lobes.schedules import WarmupPlateau
 
@@ -21,8 +21,11 @@ class PretrainingBrain(SpectrogramBrain):
     ``modules`` holds ``features`` (waveform to normalised log-mel) and
     ``objective`` (owns the encoder). Validation masks are a function of the
     clip. Beside the objective's logs it reports the effective rank of the
-    clip embeddings, which falls when a representation collapses. The
-    arguments are those of `SpectrogramBrain`.
+    clip embeddings and their mean deviation per dimension, which fall when a
+    representation collapses. The arguments are those of `SpectrogramBrain`.
+
+    Reads from ``hparams``, beside the base's: ``weight_decay_schedule``, a
+    schedule of the optimizer's weight decay, or None to keep it.
     """
 
     def __init__(self, *args, **kwargs):
@@ -52,11 +55,13 @@ class PretrainingBrain(SpectrogramBrain):
             return self.modules.objective(feats, n_frames), len(batch.id)
         keys = clip_keys(batch.id).to(feats.device)
         mask = self.objective.draw_mask(feats, n_frames, clip_keys=keys)
-        self._watch(feats, n_frames, mask, batch.id)
-        output = self.modules.objective(feats, n_frames, mask)
+        self._watch(feats, n_frames, keys, batch.id)
+        output = self.modules.objective(feats, n_frames, mask, clip_keys=keys)
+        if mask is None:
+            return output, len(batch.id)
         return output, mask.flatten(1).any(1).sum()
 
-    def _watch(self, feats, n_frames, mask, ids):
+    def _watch(self, feats, n_frames, keys, ids):
         if len(self._embeddings) < RANK_CLIPS:
             encoded = self.objective.encoder(feats, n_frames)
             self._embeddings.extend(encoded.clip().float().cpu())
@@ -64,7 +69,7 @@ class PretrainingBrain(SpectrogramBrain):
             # The liveliest clip of the first batch shows most.
             one = int(feats.var(1).mean(1).argmax())
             only = slice(one, one + 1)
-            self._picture = feats[only], n_frames[only], mask[only], ids[one]
+            self._picture = feats[only], n_frames[only], keys[only], ids[one]
 
     def compute_objectives(self, output, batch, stage):
         """The objective's loss; its logs go into the averages."""
@@ -93,9 +98,9 @@ class PretrainingBrain(SpectrogramBrain):
                 return
             self.log_epoch(epoch, stats, {})
         else:
-            stats["effective_rank"] = effective_rank(
-                torch.stack(self._embeddings[:RANK_CLIPS])
-            )
+            embeddings = torch.stack(self._embeddings[:RANK_CLIPS])
+            stats["effective_rank"] = effective_rank(embeddings)
+            stats["embedding_std"] = mean_deviation(embeddings)
             self.log_epoch(epoch, self._train_stats, stats)
         if isinstance(self.hparams.schedule, WarmupPlateau):
             self.hparams.schedule.update(stats.get("accuracy", -stats["loss"]))
@@ -127,11 +132,8 @@ class PretrainingBrain(SpectrogramBrain):
             return
         if not if_main_process():
             return
-        feats, n_frames, mask, clip = self._picture
-        filled = self.objective.reconstruct(feats, n_frames, mask)
-        grid = self.objective.encoder.grid
-        hidden = mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size)
-        hidden = grid.fold(hidden.float(), feats.shape[1]) > 0.5
+        feats, n_frames, keys, clip = self._picture
+        hidden, filled = self.objective.picture(feats, n_frames, keys)
         length = int(n_frames[0])
         plot_reconstruction(
             feats[0, :length],

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ssast_lobes.masking import Noise
+
 
 class ObjectiveOutput(NamedTuple):
     """Loss of a batch and what to log beside it.
@@ -28,14 +30,37 @@ class Objective(nn.Module):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
-    masker : Masker
-        Draws the masks.
+    masker : Masker, optional
+        Draws the masks of an objective that hides tokens.
     """
 
-    def __init__(self, encoder, masker):
+    # First parts of the names of tensors that serve this training only: they
+    # are in its checkpoints, not in exports. A teacher starts from a loaded
+    # student again.
+    training_only = ("teacher",)
+
+    def __init__(self, encoder, masker=None):
         super().__init__()
         self.encoder = encoder
         self.masker = masker
+
+    def noise(self, feats, generator=None, clip_keys=None):
+        """Source of all the draws of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+        generator : torch.Generator, optional
+            On the device of `feats`.
+        clip_keys : torch.Tensor, optional
+            (B,) int64; see `Noise`.
+
+        Returns
+        -------
+        Noise
+        """
+        return Noise(len(feats), feats.device, generator, clip_keys)
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
         """A mask that fits a batch.
@@ -47,21 +72,66 @@ class Objective(nn.Module):
         n_frames : torch.Tensor
             Valid frames (B,).
         generator, clip_keys
-            See `Masker.forward`.
+            See `noise`.
 
         Returns
         -------
-        torch.Tensor
-            Boolean (B, F', T').
+        torch.Tensor or None
+            Boolean (B, F', T'); None of an objective that hides no tokens.
         """
+        if self.masker is None:
+            return None
         n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
         bands = self.encoder.grid.n_bands
         return self.masker(n_steps, bands, max_steps, generator, clip_keys)
+
+    def exported_state(self):
+        """The tensors that an export holds.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            Without those of `training_only`.
+        """
+        return {
+            key: value
+            for key, value in self.state_dict().items()
+            if key.split(".")[0] not in self.training_only
+        }
+
+    def restart_teacher(self):
+        """Copy the student into the teacher, where there is one."""
+        teacher = getattr(self, "teacher", None)
+        if teacher is not None:
+            teacher.restart(self)
 
     @property
     def reconstructs(self):
         """Whether there is a ``reconstruct(feats, n_frames, mask)``."""
         return False
+
+    def picture(self, feats, n_frames, clip_keys):
+        """What is hidden of clips, and what the model puts there.
+
+        For objectives that reconstruct.
+
+        Arguments
+        ---------
+        feats, n_frames, clip_keys
+            As in `draw_mask`.
+
+        Returns
+        -------
+        hidden : torch.Tensor
+            Boolean (B, T, n_mels).
+        filled : torch.Tensor
+            (B, T, n_mels).
+        """
+        mask = self.draw_mask(feats, n_frames, clip_keys=clip_keys)
+        filled = self.reconstruct(feats, n_frames, mask)
+        grid = self.encoder.grid
+        hidden = mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size)
+        return grid.fold(hidden.float(), feats.shape[1]) > 0.5, filled
 
     def after_step(self, step, total_steps):
         """Called once after each optimizer step; nothing to do by default.

@@ -109,7 +109,9 @@ class MSPM(Objective):
             "softmax_over": self.softmax_over,
         }
 
-    def forward(self, feats, n_frames, mask=None, generator=None):
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
         """Loss of a batch.
 
         Arguments
@@ -120,8 +122,8 @@ class MSPM(Objective):
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
             Boolean (B, F', T'), True where hidden; drawn when left out.
-        generator : torch.Generator, optional
-            Source of the mask.
+        generator, clip_keys
+            Source of the mask; see `Objective.noise`.
 
         Returns
         -------
@@ -131,7 +133,7 @@ class MSPM(Objective):
             the task has them.
         """
         if mask is None:
-            mask = self.draw_mask(feats, n_frames, generator)
+            mask = self.draw_mask(feats, n_frames, generator, clip_keys)
             most = self.masker.n_hidden(mask[0].numel())
         else:
             most = mask[0].numel()

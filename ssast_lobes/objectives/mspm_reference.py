@@ -94,11 +94,16 @@ class MSPMReference(MSPM):
         """The arguments, without the encoder, that build this again."""
         return {"count": self.masker.count}
 
-    def forward(self, feats, n_frames=None, mask=None, generator=None):
+    def forward(
+        self, feats, n_frames=None, mask=None, generator=None, clip_keys=None
+    ):
         """Loss of a batch; `n_frames` is ignored, as padding was.
 
-        See `MSPM.forward`; a given `mask` serves both passes.
+        See `MSPM.forward`; a given `mask`, or that of `clip_keys`, serves
+        both passes.
         """
+        if mask is None and clip_keys is not None:
+            mask = self.draw_mask(feats, None, clip_keys=clip_keys)
         tokens, targets = self._hidden(feats, mask, generator)
         nce, accuracy = official_info_nce(self.discriminator(tokens), targets)
         tokens, targets = self._hidden(feats, mask, generator)

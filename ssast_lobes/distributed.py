@@ -1,0 +1,153 @@
+"""What has to be computed over all processes; alone, over one."""
+
+import torch
+from speechbrain.utils.distributed import is_distributed_initialized
+from torch import nn
+
+
+def mean_over_processes(x):
+    """Mean of a tensor over the processes, without gradient.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Of one shape in all processes.
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape; `x` itself, detached, where there is one process.
+
+    Example
+    -------
+    >>> mean_over_processes(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    x = x.detach()
+    if not is_distributed_initialized():
+        return x
+    x = x.clone()
+    torch.distributed.all_reduce(x)
+    return x / torch.distributed.get_world_size()
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """A sum whose gradient is the sum of the gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        x = x.clone()
+        torch.distributed.all_reduce(x)
+        return x
+
+    @staticmethod
+    def backward(ctx, gradient):
+        gradient = gradient.clone()
+        torch.distributed.all_reduce(gradient)
+        return gradient
+
+
+def sum_over_processes(x):
+    """Sum of a tensor over the processes, with gradient.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        Of one shape in all processes.
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape.
+
+    Example
+    -------
+    >>> sum_over_processes(torch.tensor([1.0, 2.0]))
+    tensor([1., 2.])
+    """
+    if not is_distributed_initialized():
+        return x
+    return _SumOverProcesses.apply(x)
+
+
+class SharedBatchNorm(nn.Module):
+    """Batch norm over the rows of all processes, on any backend.
+
+    PyTorch's SyncBatchNorm needs CUDA. Rows can be weighted, so that padded
+    rows do not count. Computed in float32.
+
+    Arguments
+    ---------
+    dim : int
+        Columns D.
+    affine : bool
+        Learn a scale and an offset of each column.
+    momentum : float
+        Share of a batch in the running statistics, which serve in evaluation.
+    eps : float
+        Added to the variance.
+
+    Example
+    -------
+    >>> rows = torch.tensor([[1.0], [3.0], [99.0]])
+    >>> norm = SharedBatchNorm(1, affine=False)
+    >>> norm(rows, weight=torch.tensor([1.0, 1.0, 0.0]))[:2, 0].round()
+    tensor([-1.,  1.])
+    """
+
+    def __init__(self, dim, affine=True, momentum=0.1, eps=1e-5):
+        super().__init__()
+        self.momentum = momentum
+        self.eps = eps
+        self.scale = nn.Parameter(torch.ones(dim)) if affine else None
+        self.offset = nn.Parameter(torch.zeros(dim)) if affine else None
+        self.register_buffer("running_mean", torch.zeros(dim))
+        self.register_buffer("running_variance", torch.ones(dim))
+
+    def forward(self, x, weight=None):
+        """Normalise each column.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (N, D).
+        weight : torch.Tensor, optional
+            (N,), 0 at rows that do not count; all count alike when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (N, D).
+        """
+        with torch.autocast(x.device.type, enabled=False):
+            x = x.float()
+            if self.training:
+                mean, variance = self._statistics(x, weight)
+            else:
+                mean, variance = self.running_mean, self.running_variance
+            x = (x - mean) * (variance + self.eps).rsqrt()
+            if self.scale is None:
+                return x
+            return x * self.scale + self.offset
+
+    def _statistics(self, x, weight):
+        weight = x.new_ones(len(x)) if weight is None else weight.float()
+        weight = weight[:, None]
+        count = mean_over_processes(weight.sum()) * _n_processes()
+        some = count.clamp(min=1)
+        mean = sum_over_processes((x * weight).sum(0)) / some
+        spread = ((x - mean).square() * weight).sum(0)
+        variance = sum_over_processes(spread) / some
+        with torch.no_grad():
+            # A batch without rows leaves the running statistics alone.
+            share = self.momentum * (count > 0)
+            unbiased = variance * count / (count - 1).clamp(min=1)
+            self.running_mean.lerp_(mean, share)
+            self.running_variance.lerp_(unbiased, share)
+        return mean, variance
+
+
+def _n_processes():
+    if not is_distributed_initialized():
+        return 1
+    return torch.distributed.get_world_size()
