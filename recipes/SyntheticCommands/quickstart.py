@@ -161,7 +161,7 @@ def log_mel_floor(manifest):
         y[row["split"]].append(classes.index(row["label"]))
     x = {split: torch.stack(vectors) for split, vectors in x.items()}
     y = {split: torch.tensor(numbers) for split, numbers in y.items()}
-    predicted, _ = logistic_regression(
+    predicted, *_ = logistic_regression(
         x["train"], y["train"], x["valid"], y["valid"], x["test"], len(classes)
     )
     return (predicted == y["test"]).double().mean().item()

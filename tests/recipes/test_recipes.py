@@ -550,9 +550,10 @@ def prepared_names(scripts, audio, folder, valid_share=0.2):
     path = scripts["pretrain"].prepare_pretraining(
         audio, str(folder), valid_share, min_seconds=0.1, max_unreadable=0
     )
+    splits = json.loads(Path(path).read_text())
     return {
-        split: sorted(Path(row["path"]).name for row in rows.values())
-        for split, rows in json.loads(Path(path).read_text()).items()
+        name: sorted(Path(row["path"]).name for row in splits[name].values())
+        for name in ("train", "valid")
     }
 
 

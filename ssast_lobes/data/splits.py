@@ -1,0 +1,410 @@
+"""Turns the rows of a dataset into the parts that experiments train on.
+
+A prepare script reads the official lists of its dataset into rows (dicts with
+`id`, `path`, `label` and what else is known), puts them into parts, with
+`fold_splits` where the protocol has folds, and hands them to `write_splits`.
+That checks them, sets unreadable audio aside, and writes one JSON file for the
+experiment and one CSV for people.
+"""
+
+import csv
+import json
+import os
+from collections import Counter
+from contextlib import contextmanager
+
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.data.dataset import clip_keys
+from ssast_lobes.data.manifest import (
+    SPLITS,
+    ManifestError,
+    index_rows,
+    prepare,
+    split_labels,
+)
+
+logger = get_logger(__name__)
+
+_SHOWN_PROBLEMS = 20
+_FIRST_COLUMNS = ("id", "path", "label", "split")
+
+
+def hash_shares(ids):
+    """A number between 0 and 1 for each clip, the same in every run.
+
+    Arguments
+    ---------
+    ids : list of str
+        Clip ids, or names of groups.
+
+    Returns
+    -------
+    list of float
+        To hold out the clips with a number up to a share: a clip stays on its
+        side whatever other clips come or go.
+
+    Example
+    -------
+    >>> one, two, three = hash_shares(["a", "b", "a"])
+    >>> one == three, 0 <= one < 1, one == two
+    (True, True, False)
+    """
+    return (clip_keys(ids).double() / 2**63).tolist()
+
+
+def hold_out(rows, share, group):
+    """Part rows in two, by whole groups and alike in labels.
+
+    Groups are taken in an order that only their names decide, each of them
+    held out if that brings the labels nearer to their share.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the keys `label` and `group`.
+    share : float
+        Share of each label's clips to hold out, 0 to 1.
+    group : str
+        Key of what must not be in both parts: the speaker or the recording.
+
+    Returns
+    -------
+    kept, held : list of dict
+        Rows of the two parts, in their order; neither is empty.
+
+    Raises
+    ------
+    ManifestError
+        If all rows are of one group.
+
+    Example
+    -------
+    >>> rows = [{"label": i % 2, "speaker": str(i // 10)} for i in range(40)]
+    >>> kept, held = hold_out(rows, share=0.25, group="speaker")
+    >>> len(kept), len({row["speaker"] for row in held})
+    (30, 1)
+    """
+    members = {}
+    for row in rows:
+        members.setdefault(row[group], Counter())[row["label"]] += 1
+    if len(members) < 2:
+        raise ManifestError(
+            f"a part of {len(rows)} clips cannot be held out for validation: "
+            f"all have the same {group}"
+        )
+    wanted = Counter(row["label"] for row in rows)
+    wanted = {label: share * count for label, count in wanted.items()}
+    held = Counter()
+
+    def misfit(name):
+        """How much further from the wanted labels this group brings us."""
+        return sum(
+            abs(held[label] + count - wanted[label])
+            - abs(held[label] - wanted[label])
+            for label, count in members[name].items()
+        )
+
+    places = dict(zip(members, hash_shares(list(members)), strict=True))
+    chosen = set()
+    for name in sorted(members, key=places.get):
+        if misfit(name) < 0 and len(chosen) < len(members) - 1:
+            held += members[name]
+            chosen.add(name)
+    # Where every group is more than is wanted, the smallest evil.
+    chosen = chosen or {min(sorted(members), key=misfit)}
+    return (
+        [row for row in rows if row[group] not in chosen],
+        [row for row in rows if row[group] in chosen],
+    )
+
+
+def fold_splits(rows, fold, valid_share, group, valid_is_test=False):
+    """The parts of one fold of a cross-validation.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the keys `fold`, `label` and `group`.
+    fold : int or str
+        The fold to test on.
+    valid_share : float
+        Share of the other folds that chooses the epoch, see `hold_out`.
+    group : str
+        Key of what must not be in both train and valid.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, as some official scripts do,
+        and train on all the others. Its result is too good.
+
+    Returns
+    -------
+    dict
+        Rows of `train`, `valid` and `test`.
+
+    Raises
+    ------
+    ManifestError
+        If there are no clips of this fold, or of others.
+
+    Example
+    -------
+    >>> rows = [
+    ...     {"fold": i % 5, "label": "x", "recording": str(i)}
+    ...     for i in range(50)
+    ... ]
+    >>> parts = fold_splits(rows, 3, valid_share=0.1, group="recording")
+    >>> {name: len(part) for name, part in parts.items()}
+    {'train': 36, 'valid': 4, 'test': 10}
+    """
+    test = [row for row in rows if str(row["fold"]) == str(fold)]
+    others = [row for row in rows if str(row["fold"]) != str(fold)]
+    if not test or not others:
+        there = ", ".join(sorted({str(row["fold"]) for row in rows}))
+        raise ManifestError(
+            f"no clips to test on in fold {fold}, or none to train on in "
+            f"others; there are clips of {there or 'no fold'}"
+        )
+    if valid_is_test:
+        return {"train": others, "valid": test, "test": test}
+    train, valid = hold_out(others, valid_share, group)
+    return {"train": train, "valid": valid, "test": test}
+
+
+def write_splits(
+    splits,
+    output_folder,
+    corpus,
+    labelled=True,
+    multi_label=False,
+    classes=None,
+    group="speaker",
+    min_seconds=0.0,
+    max_unreadable=0.01,
+):
+    """Check the parts of a dataset and write them down for the experiment.
+
+    Writes `<output_folder>/splits.json`, which `read_splits` reads, and
+    `manifest.csv` beside it, for people and for other recipes (columns id,
+    path, label, split, what else the rows have, duration in seconds); see
+    `data.manifest.prepare` for what else. A second call costs little.
+
+    Arguments
+    ---------
+    splits : dict of str to list of dict
+        Rows of train, valid and test. A row has `id`, unique; `path`,
+        absolute; `label`; and what else is worth keeping. Where valid and test
+        are one list, that is on purpose. Rows that come from `prepare`, with
+        their durations, are not read again.
+    output_folder : str or os.PathLike
+        Of the experiment.
+    corpus : str
+        What the data is, for messages and model cards: "ESC-50, fold 1".
+    labelled : bool
+        False for pretraining: labels do not matter, valid may be empty and
+        test left out.
+    multi_label : bool
+        Whether a label cell holds several labels, separated by semicolons.
+    classes : list of str, optional
+        All the labels that there should be; those of train by default.
+    group : str
+        Key of what should not be in train and in another part; one is warned
+        of it, unless it is what is told apart.
+    min_seconds, max_unreadable : float
+        See `data.manifest.prepare`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file.
+
+    Raises
+    ------
+    ManifestError
+        If ids occur twice, files are missing, a part or a class is empty, or
+        labels are unknown; tells all of it at once.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> folder = getfixture("tmpdir")
+    >>> def row(name):
+    ...     path = str(folder.join(name))
+    ...     soundfile.write(path, numpy.zeros(800), 16000)
+    ...     return {"id": name, "path": path, "label": "silence"}
+    >>> splits = {name: [row(f"{name}.wav")] for name in SPLITS}
+    >>> path = write_splits(splits, folder, "Silence")
+    >>> rows = read_splits(path)
+    >>> rows["labels"], rows["test"]["test.wav"]["duration"]
+    (['silence'], 0.05)
+    """
+    multi_label = multi_label and labelled
+    _raise(corpus, _repeated(splits) + _missing(splits))
+    unique = {row["id"]: row for part in splits.values() for row in part}
+    usable = list(unique.values())
+    if not all(isinstance(row.get("duration"), float) for row in usable):
+        usable, _ = prepare(usable, output_folder, min_seconds, max_unreadable)
+    usable = {row["id"]: row for row in usable}
+    splits = {
+        name: [usable[row["id"]] for row in part if row["id"] in usable]
+        for name, part in splits.items()
+    }
+    content = {"corpus": corpus}
+    if labelled:
+        labels = {
+            name: _labels(splits.get(name, []), multi_label) for name in SPLITS
+        }
+        _raise(corpus, _label_problems(labels, classes))
+        content["labels"] = sorted(labels["train"])
+        _warn_of_shared_groups(corpus, splits, group)
+    elif not splits["train"]:
+        raise ManifestError(f"{corpus}: no clip is left to train on")
+    content |= {name: index_rows(part) for name, part in splits.items()}
+    _write_table(os.path.join(output_folder, "manifest.csv"), splits)
+    path = os.path.join(output_folder, "splits.json")
+    with written_whole(path) as file:
+        json.dump(content, file)
+    return path
+
+
+def read_splits(path):
+    """Read what `write_splits` wrote.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The JSON file.
+
+    Returns
+    -------
+    dict
+        `corpus` (str); `labels` of labelled data (list of str); and of each
+        part the rows by id.
+    """
+    with open(path, encoding="utf-8") as file:
+        return json.load(file)
+
+
+@contextmanager
+def written_whole(path):
+    """A text file that appears when it is complete.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        Where it appears; an older file is replaced.
+
+    Yields
+    ------
+    file
+        To write to.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("result.txt")
+    >>> with written_whole(path) as file:
+    ...     written = file.write("complete")
+    >>> path.read()
+    'complete'
+    """
+    partial = f"{path}.{os.getpid()}.partial"
+    try:
+        # File names on Linux may hold bytes that are not UTF-8.
+        with open(
+            partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            yield file
+    except BaseException:
+        os.unlink(partial)
+        raise
+    os.replace(partial, path)
+
+
+def _raise(corpus, problems):
+    if not problems:
+        return
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    word = "problem" if len(problems) == 1 else "problems"
+    head = f"{corpus}: {len(problems)} {word} with the data"
+    raise ManifestError("\n  ".join([head, *shown]))
+
+
+def _repeated(splits):
+    """Ids that occur twice, in one part or in two."""
+    parts = dict(splits)
+    if parts.get("valid") is parts.get("test"):
+        parts.pop("valid", None)
+    places = {}
+    for name, part in parts.items():
+        for row in part:
+            places.setdefault(row["id"], []).append(name)
+    return [
+        f"more than one clip has the id {clip}: in {' and '.join(names)}"
+        for clip, names in places.items()
+        if len(names) > 1
+    ]
+
+
+def _missing(splits):
+    rows = {row["path"]: row for part in splits.values() for row in part}
+    return [
+        f"no such file: {path}" for path in rows if not os.path.isfile(path)
+    ]
+
+
+def _labels(rows, multi_label):
+    if multi_label:
+        return {label for row in rows for label in split_labels(row["label"])}
+    return {row["label"] for row in rows}
+
+
+def _label_problems(labels, classes):
+    """Parts and classes without clips, labels that train does not have."""
+    empty = [name for name, part in labels.items() if not part]
+    problems = [f"no clip is {name}" for name in empty]
+    known = set(classes or labels["train"])
+    if not empty:
+        problems += [
+            f"no clip of train has the label {label}"
+            for label in sorted(known - labels["train"])
+        ]
+    for name, part in labels.items():
+        unknown = sorted(part - known)
+        if unknown and "train" not in empty:
+            kind = "train does not have" if classes is None else "are unknown"
+            problems.append(
+                f"labels of {name} that {kind}: {', '.join(unknown[:20])}"
+            )
+    return problems
+
+
+def _warn_of_shared_groups(corpus, splits, group):
+    """A test part with the voices of train measures something else."""
+    rows = [row for part in splits.values() for row in part]
+    if all(row.get(group) == row["label"] for row in rows):
+        return
+    known = {row.get(group) for row in splits["train"]}
+    for name in ("valid", "test"):
+        shared = {row.get(group) for row in splits[name]} & known
+        shared -= {None, "", "none"}
+        if shared:
+            logger.warning(
+                f"{corpus}: {len(shared)} {group}s of {name} are in train "
+                f"too, such as {min(shared)}"
+            )
+
+
+def _write_table(path, splits):
+    """The rows as a CSV that people read."""
+    rows = {
+        row["id"]: row | {"split": name}
+        for name, part in splits.items()
+        for row in part
+    }
+    more = dict.fromkeys(key for row in rows.values() for key in row)
+    columns = [*_FIRST_COLUMNS, *(k for k in more if k not in _FIRST_COLUMNS)]
+    with written_whole(path) as file:
+        table = csv.DictWriter(file, columns, restval="")
+        table.writeheader()
+        table.writerows(rows.values())

@@ -1,0 +1,491 @@
+"""Runs experiments: all that the `train.py` of one recipe shares with others.
+
+A recipe hands over its command line and a function `prepare(hparams)`, which
+writes the parts of its dataset with `data.splits.write_splits` and returns
+the path. The YAML says what the experiment is. What all experiments have
+alike is made here, unless the YAML has a key of that name: `export_folder`,
+`use_tensorboard`, `train_reader` (random crops of `crop_seconds`) and
+`valid_reader` (centre crops in pretraining, whole clips in classification,
+which tests with it too), `train_loader_kwargs`, `valid_loader_kwargs`,
+`label_encoder`, `epoch_counter`, `checkpointer`, `train_logger`.
+"""
+
+import inspect
+import json
+import shutil
+import statistics
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.epoch_loop import EpochCounter
+from speechbrain.utils.logger import get_logger
+from speechbrain.utils.train_logger import FileTrainLogger
+
+from ssast_lobes.brains import ClassificationBrain, PretrainingBrain
+from ssast_lobes.brains.errors import SettingsError, check_same_experiment
+from ssast_lobes.checkpointer import AtomicCheckpointer
+from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
+from ssast_lobes.data.splits import read_splits, written_whole
+from ssast_lobes.export import (
+    check_export_folder,
+    export_classifier,
+    export_pretrained,
+)
+from ssast_lobes.plots import plot_comparison
+from ssast_lobes.weights import initialise, load_weights
+
+logger = get_logger(__name__)
+
+RESULT_FILE = "test_result.json"
+_PRETRAINING_SETTINGS = ("crop_seconds", "batch_size", "lr", "seed")
+_CLASSIFICATION_SETTINGS = ("source", "batch_size", "lr", "loss", "seed")
+
+
+def pretrain(arguments, prepare):
+    """Pretrain an objective, watch it on held-out audio, export the encoder.
+
+    Arguments
+    ---------
+    arguments : list of str
+        The command line: YAML file, overrides and SpeechBrain's run options.
+    prepare : callable
+        Takes the hyperparameters (dict), makes the data ready, returns the
+        path that `data.splits.write_splits` gives. Called on the main process.
+
+    Returns
+    -------
+    dict
+        What was logged of the epoch that is exported.
+    """
+    hparams_file, run_opts, overrides = _parse(arguments)
+    hparams = _open(hparams_file, overrides, prepare)
+    rows = read_splits(run_on_main(prepare, args=[hparams]))
+    _complete(hparams, valid_seconds=hparams["crop_seconds"])
+    train = make_dataset(rows["train"], hparams["train_reader"])
+    valid = None
+    if rows["valid"]:
+        valid = make_dataset(rows["valid"], hparams["valid_reader"])
+    hparams["has_valid"] = valid is not None
+    lobe = hparams["lobe"]
+    objective = hparams["objective"]["objective_class"](lobe.encoder)
+    if hparams["source"] is not None:
+        weights = load_weights(hparams["source"])
+        for line in initialise(lobe.encoder, weights, objective):
+            logger.info(line)
+    hparams["checkpointer"].add_recoverable("objective", objective)
+    brain = PretrainingBrain(
+        modules={"features": lobe.features, "objective": objective},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        readers=[hparams["train_reader"]],
+        n_files=len(train) + len(valid or []),
+    )
+    _fit(brain, hparams, train, valid)
+    best = brain.finish()
+    if if_main_process():
+        export_pretrained(
+            hparams["export_folder"],
+            objective,
+            lobe.features,
+            _card(hparams_file, hparams, rows, _PRETRAINING_SETTINGS, best),
+            trained_seconds=_longest(train, hparams["crop_seconds"]),
+        )
+        logger.info(f"Exported to {hparams['export_folder']}")
+    return best
+
+
+def classify(arguments, prepare):
+    """Train a classifier, choose its epoch on valid, test it, export it.
+
+    Arguments
+    ---------
+    arguments, prepare
+        See `pretrain`; labels too are needed.
+
+    Returns
+    -------
+    dict
+        Statistics on the test part: loss (float) and the metrics, such as
+        accuracy. `test_result.json` in the output folder has them too.
+    """
+    hparams_file, run_opts, overrides = _parse(arguments)
+    hparams = _open(hparams_file, overrides, prepare)
+    return _classify(hparams_file, run_opts, hparams, prepare)["metrics"]
+
+
+def cross_validate(arguments, prepare, folds):
+    """Train and test a classifier on each fold of a protocol.
+
+    The YAML has the keys `fold`, which is null for all of them, and
+    `epoch_chosen_on`. Fold 1 goes to `<output_folder>/fold_1`, and so on; with
+    `--fold=1` that fold alone is run. A command that is given again goes on
+    where it was: what is finished is read from `test_result.json`. At the end
+    there are a table, `results.json` and `results.png`.
+
+    `epoch_chosen_on` is "valid", or "test" where `prepare` gives the test
+    part as valid (`data.splits.fold_splits`): then the results are those of
+    the one epoch with the best mean over the folds, as official scripts that
+    select on the test folds report it.
+
+    Arguments
+    ---------
+    arguments, prepare
+        See `pretrain`; `hparams["fold"]` is the fold to prepare.
+    folds : sequence of int or str
+        Names of all the folds.
+
+    Returns
+    -------
+    dict
+        Of each fold that was asked for the epoch and the test statistics.
+
+    Raises
+    ------
+    SettingsError
+        If there is no such fold, or `epoch_chosen_on` is something else.
+    """
+    hparams_file, run_opts, overrides = _parse(arguments)
+    settings = _plain_settings(hparams_file, overrides)
+    chosen = _choose(settings["fold"], folds)
+    if settings["epoch_chosen_on"] not in ("valid", "test"):
+        raise SettingsError(
+            "epoch_chosen_on must be valid or test, got "
+            f"'{settings['epoch_chosen_on']}'"
+        )
+    folder = Path(settings["output_folder"])
+    results = {}
+    for fold in chosen:
+        own = {"fold": fold, "output_folder": str(folder / f"fold_{fold}")}
+        hparams = _open(hparams_file, _override(overrides, own), prepare)
+        result = run_on_main(_finished, args=[hparams])
+        if result is None or run_opts["test_only"]:
+            logger.info(f"Fold {fold}")
+            result = _classify(hparams_file, run_opts, hparams, prepare)
+        results[fold] = {"epoch": result["epoch"], **result["metrics"]}
+    # A single fold of several has no common epoch.
+    if settings["epoch_chosen_on"] == "test" and len(chosen) == len(folds):
+        results = run_on_main(
+            _at_common_epoch, args=[folder, results, settings["selection"]]
+        )
+    if if_main_process():
+        print(f"\nTest results{_caveat(settings)}")
+        print(format_table(results), flush=True)
+        if len(chosen) == len(folds):
+            _write_results(folder, results, settings)
+    return results
+
+
+def format_table(results):
+    """Results of folds as text, with mean and standard deviation.
+
+    Arguments
+    ---------
+    results : dict of dict
+        Of each fold the epoch (int) and statistics (float); shares between 0
+        and 1, but for "loss".
+
+    Returns
+    -------
+    str
+        Lines: shares in percent; the deviation is that of a sample (n - 1).
+
+    Example
+    -------
+    >>> folds = {
+    ...     "1": {"epoch": 3, "loss": 0.5, "accuracy": 0.80},
+    ...     "2": {"epoch": 4, "loss": 0.7, "accuracy": 0.90},
+    ... }
+    >>> print(format_table(folds))
+    fold   epoch      loss  accuracy
+    1          3    0.5000     80.00
+    2          4    0.7000     90.00
+    mean            0.6000     85.00
+    sd              0.1414      7.07
+    """
+    names = [name for name in next(iter(results.values())) if name != "epoch"]
+    width = max(6, *(len(f"{fold}") + 2 for fold in results))
+    lines = [f"{'fold':<{width}} epoch" + "".join(f"{n:>10}" for n in names)]
+
+    def line(name, epoch, values):
+        cells = [
+            f"{values[n]:10.4f}" if n == "loss" else f"{100 * values[n]:10.2f}"
+            for n in names
+        ]
+        return f"{name:<{width}}{epoch:>6}" + "".join(cells)
+
+    lines += [line(fold, one["epoch"], one) for fold, one in results.items()]
+    if len(results) > 1:
+        mean, spread = _summary(results)
+        lines += [line("mean", "", mean), line("sd", "", spread)]
+    return "\n".join(lines)
+
+
+# Parts of an experiment ---------------------------------------------------
+
+
+def _parse(arguments):
+    parsed = sb.parse_arguments(arguments)
+    sb.utils.distributed.ddp_init_group(parsed[1])
+    return parsed
+
+
+def _open(hparams_file, overrides, prepare):
+    """Load the YAML; open the output folder, if it is that of this one."""
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    folder = Path(hparams["output_folder"])
+    sb.create_experiment_directory(
+        experiment_directory=str(folder),
+        hyperparams_to_save=hparams_file,
+        overrides=overrides,
+    )
+    run_on_main(check_same_experiment, args=[hparams])
+    hparams.setdefault("export_folder", str(folder / "export"))
+    check_export_folder(hparams["export_folder"])
+    if if_main_process():
+        shutil.copy(inspect.getsourcefile(prepare), folder)
+    return hparams
+
+
+def _complete(hparams, valid_seconds):
+    """Add what experiments have alike; see the top of this file."""
+    folder = hparams["output_folder"]
+    reading = {"unreadable_file": f"{folder}/unreadable.csv"}
+    train_reader = ClipReader(
+        hparams["crop_seconds"],
+        seed=hparams["seed"],
+        random_crop=True,
+        **reading,
+    )
+    loading = {
+        "batch_size": hparams["batch_size"],
+        "num_workers": hparams["num_workers"],
+        "collate_fn": collate,
+    }
+    defaults = {
+        "train_reader": train_reader,
+        "valid_reader": ClipReader(valid_seconds, **reading),
+        "train_loader_kwargs": {**loading, "shuffle": True},
+        "valid_loader_kwargs": loading,
+        "label_encoder": CategoricalEncoder(),
+        "epoch_counter": EpochCounter(hparams["number_of_epochs"]),
+        "train_logger": FileTrainLogger(f"{folder}/train_log.txt"),
+        "use_tensorboard": False,
+    }
+    hparams |= {k: v for k, v in defaults.items() if k not in hparams}
+    if "checkpointer" not in hparams:
+        counter = {"counter": hparams["epoch_counter"]}
+        hparams["checkpointer"] = AtomicCheckpointer(f"{folder}/save", counter)
+
+
+def _fit(brain, hparams, train, valid):
+    brain.fit(
+        hparams["epoch_counter"],
+        train,
+        valid,
+        train_loader_kwargs=hparams["train_loader_kwargs"],
+        valid_loader_kwargs=hparams["valid_loader_kwargs"],
+    )
+
+
+def _classify(hparams_file, run_opts, hparams, prepare):
+    """Train, test and export a classifier; gives what its result file has."""
+    rows = read_splits(run_on_main(prepare, args=[hparams]))
+    _complete(hparams, valid_seconds=None)
+    hparams["label_encoder"].update_from_iterable(rows["labels"])
+    hparams["label_encoder"].expect_len(len(rows["labels"]))
+    hparams["n_classes"] = len(rows["labels"])
+    train, valid, test = (
+        make_dataset(
+            rows[split],
+            hparams["train_reader" if split == "train" else "valid_reader"],
+            hparams["label_encoder"],
+            hparams["multi_label"],
+        )
+        for split in ("train", "valid", "test")
+    )
+    lobe = hparams["lobe"]
+    for line in lobe.report:
+        logger.info(line)
+    model = hparams["model_class"](lobe.encoder, hparams["n_classes"])
+    hparams["checkpointer"].add_recoverable("model", model)
+    brain = ClassificationBrain(
+        modules={"features": lobe.features, "model": model},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        readers=[hparams["train_reader"]],
+        n_files=len(train) + len(valid) + len(test),
+    )
+    _fit(brain, hparams, train, valid)
+    brain.evaluate(
+        test,
+        max_key=hparams["selection"],
+        test_loader_kwargs=hparams["valid_loader_kwargs"],
+    )
+    brain.draw()
+    stats = brain.test_stats
+    result = {
+        "data": rows["corpus"],
+        "clips": len(test),
+        "epoch": hparams["epoch_counter"].current,
+        "number_of_epochs": hparams["number_of_epochs"],
+        "debug": brain.debug,
+        "metrics": stats,
+    }
+    if if_main_process():
+        export_classifier(
+            hparams["export_folder"],
+            model,
+            lobe.features,
+            hparams["label_encoder"],
+            hparams["multi_label"],
+            _card(hparams_file, hparams, rows, _CLASSIFICATION_SETTINGS, stats),
+            trained_seconds=_longest(train, hparams["crop_seconds"]),
+        )
+        logger.info(f"Exported to {hparams['export_folder']}")
+        _write_json(Path(hparams["output_folder"]) / RESULT_FILE, result)
+    return result
+
+
+def _longest(dataset, crop_seconds):
+    """Seconds of the longest audio that training sees at once."""
+    durations = [clip["duration"] for clip in dataset.data.values()]
+    return min(crop_seconds, max(durations))
+
+
+def _card(hparams_file, hparams, rows, settings, metrics):
+    """What the model card of an export says of its training."""
+    recipe = Path(hparams_file).resolve().parts[-4:]
+    return {
+        "recipe": "/".join(recipe),
+        "data": f"{rows['corpus']}: {len(rows['train'])} training clips",
+        "settings": {key: hparams[key] for key in settings},
+        "metrics": metrics,
+    }
+
+
+def _write_json(path, content):
+    with written_whole(path) as file:
+        json.dump(content, file, indent=2)
+
+
+# Folds --------------------------------------------------------------------
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the plain values of a YAML; what builds an object is None."""
+
+
+_PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _plain_settings(hparams_file, overrides):
+    """Values of a YAML, without building any object."""
+    with open(hparams_file, encoding="utf-8") as file:
+        resolved = resolve_references(file, overrides)
+    return yaml.load(resolved, _PlainLoader)
+
+
+def _choose(fold, folds):
+    """The folds to run: all, or the one that was asked for."""
+    if fold is None:
+        return list(folds)
+    chosen = [one for one in folds if str(one) == str(fold)]
+    if not chosen:
+        there = ", ".join(str(one) for one in folds)
+        raise SettingsError(f"fold must be one of {there}, got '{fold}'")
+    return chosen
+
+
+def _override(overrides, values):
+    """The overrides of a command line, a line each, with further ones."""
+    lines = [
+        line
+        for line in overrides.splitlines()
+        if line.partition(":")[0] not in values
+    ]
+    lines += [f"{key}: {json.dumps(value)}" for key, value in values.items()]
+    return "\n".join(lines)
+
+
+def _finished(hparams):
+    """The result of an experiment that has come to its end, or None."""
+    path = Path(hparams["output_folder"]) / RESULT_FILE
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    # More epochs may be asked for than there were.
+    whole = result["number_of_epochs"] == hparams["number_of_epochs"]
+    return result if whole and not result["debug"] else None
+
+
+def _at_common_epoch(folder, results, selection):
+    """Results at the one epoch with the best mean of valid, which is test."""
+    logs = {fold: _log(folder / f"fold_{fold}") for fold in results}
+    common = set.intersection(*(set(rows) for rows in logs.values()))
+
+    def mean(epoch):
+        return statistics.mean(
+            rows[epoch][f"valid_{selection}"] for rows in logs.values()
+        )
+
+    best = max(sorted(common), key=mean)
+    return {
+        fold: {
+            "epoch": best,
+            **{
+                name: logs[fold][best][f"valid_{name}"]
+                for name in result
+                if name != "epoch"
+            },
+        }
+        for fold, result in results.items()
+    }
+
+
+def _log(folder):
+    """Rows of the log by epoch; of a repeated epoch the last."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return {row["epoch"]: row for row in map(json.loads, lines)}
+
+
+def _summary(results):
+    """Mean and deviation over folds of each statistic."""
+    names = [name for name in next(iter(results.values())) if name != "epoch"]
+    values = {n: [one[n] for one in results.values()] for n in names}
+    return (
+        {name: statistics.mean(own) for name, own in values.items()},
+        {name: statistics.stdev(own) for name, own in values.items()},
+    )
+
+
+def _write_results(folder, results, settings):
+    """Write the table of all the folds, and the picture of one metric."""
+    mean, spread = _summary(results)
+    content = {
+        "epoch_chosen_on": settings["epoch_chosen_on"],
+        "folds": {str(fold): one for fold, one in results.items()},
+        "mean": mean,
+        "sd": spread,
+    }
+    _write_json(folder / "results.json", content)
+    name = settings["selection"]
+    bars = [(f"fold {fold}", one[name], 0) for fold, one in results.items()]
+    plot_comparison(
+        [*bars, ("mean", mean[name], spread[name])],
+        folder / "results.png",
+        label=f"Test {name} (%), mean and sd over folds{_caveat(settings)}",
+    )
+
+
+def _caveat(settings):
+    on_test = settings["epoch_chosen_on"] == "test"
+    return ", epoch chosen on test" if on_test else ""

@@ -1,0 +1,226 @@
+"""Folds one after the other: resumed, repeated, on several processes."""
+
+import importlib.util
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import miniature_esc50
+import pytest
+
+from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.experiments import cross_validate
+
+HERE = Path(__file__).parent
+TASK = HERE.parents[1] / "recipes" / "ESC50" / "classify"
+FOLDS = (1, 2)
+# Runs two of the folds, and dies in the last epoch of the second if asked to.
+SCRIPT = f"""
+import os, signal, sys
+sys.path.insert(0, {str(TASK)!r})
+from train import prepare
+from ssast_lobes.brains.base import SpectrogramBrain
+from ssast_lobes.experiments import cross_validate
+
+def die(brain, batch, should_step):
+    if "fold_2" in str(brain.output_folder) and brain.epoch == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ.get("DIE"):
+    SpectrogramBrain.on_fit_batch_start = die
+cross_validate(sys.argv[1:], prepare, {FOLDS})
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return miniature_esc50.make(tmp_path_factory.mktemp("esc50"), 0.3)
+
+
+@pytest.fixture(scope="module")
+def prepare():
+    """What the recipe hands over."""
+    path = TASK / "train.py"
+    spec = importlib.util.spec_from_file_location("train_esc50", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(TASK))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(TASK))
+    return module.prepare
+
+
+def flags(data, folder, *more, variant="patch"):
+    """The smallest run: two epochs of three batches for each fold.
+
+    Further flags replace those of the same name.
+    """
+    own = [
+        *(f"--data_folder={data}", f"--output_folder={folder}"),
+        *("--esc10=True", "--require_counts=False", "--valid_share=0.3"),
+        *("--model_size=micro", "--stride=null", "--batch_size=8"),
+        *("--lr=0.001", "--number_of_epochs=2", "--num_workers=0"),
+        *("--device=cpu", "--noprogressbar"),
+    ]
+    given = {flag.split("=")[0] for flag in more}
+    kept = [flag for flag in own if flag.split("=")[0] not in given]
+    return [str(TASK / "hparams" / f"esc50_{variant}.yaml"), *kept, *more]
+
+
+@pytest.fixture
+def run(data, prepare, monkeypatch):
+    """Function of a folder and further flags: runs the folds in it."""
+    # Where a recipe logs to and who hears of errors is its own business.
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("SB_GLOBAL_SEED", "0")
+
+    def folds(folder, *more, **variant):
+        arguments = flags(data, folder, *more, **variant)
+        return cross_validate(arguments, prepare, FOLDS)
+
+    return folds
+
+
+@pytest.fixture(scope="module")
+def whole(data, prepare, tmp_path_factory):
+    """Folder of both folds, run in one go, and what came out."""
+    folder = tmp_path_factory.mktemp("whole")
+    hook = sys.excepthook
+    results = cross_validate(flags(data, folder), prepare, FOLDS)
+    sys.excepthook = hook
+    return folder, results
+
+
+def process(arguments, folder, *launcher, **more):
+    """Run the folds as a process of its own."""
+    path = folder / "two_folds.py"
+    path.write_text(SCRIPT)
+    return subprocess.run(
+        [sys.executable, *launcher, path, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, **more},
+    )
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text())
+
+
+def log_of(folder, fold):
+    lines = (folder / f"fold_{fold}" / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def predictions(folder, fold):
+    return (folder / f"fold_{fold}" / "test_predictions.csv").read_text()
+
+
+def test_table_of_all_folds(whole):
+    folder, results = whole
+    assert list(results) == [1, 2]
+    table = read(folder, "results.json")
+    each = [result["accuracy"] for result in results.values()]
+    assert table["mean"]["accuracy"] == pytest.approx(sum(each) / 2)
+    assert table["sd"]["loss"] == pytest.approx(
+        abs(results[1]["loss"] - results[2]["loss"]) / 2**0.5
+    )
+    assert table["folds"]["2"] == results[2]
+    assert (folder / "results.png").stat().st_size > 5000
+    for fold in FOLDS:
+        result = read(folder, f"fold_{fold}/test_result.json")
+        assert result["data"] == f"ESC-10, test fold {fold}"
+        assert result["clips"] == 6
+        assert predictions(folder, fold).count("\n") == 7
+
+
+def test_killed_run_goes_on_at_its_fold(run, whole, data, tmp_path, capfd):
+    folder, results = whole
+    killed = tmp_path / "killed"
+    done = process(flags(data, killed), tmp_path, DIE="1")
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert not (killed / "results.json").exists()
+    assert not (killed / "fold_2" / "test_result.json").exists()
+    log = killed / "fold_1" / "train_log.txt"
+    before = log.read_text()
+    capfd.readouterr()
+    assert run(killed) == results
+    shown = capfd.readouterr().out
+    assert "fold   epoch      loss  accuracy       uar\n1  " in shown
+    assert log.read_text() == before
+    assert read(killed, "results.json") == read(folder, "results.json")
+    for fold in FOLDS:
+        assert predictions(killed, fold) == predictions(folder, fold)
+
+    # All is finished: nothing is run, and the table is there again.
+    (killed / "results.json").unlink()
+    assert run(killed) == results
+    assert log.read_text() == before
+    assert (killed / "results.json").exists()
+    with pytest.raises(SettingsError, match=r"lr \(0.001, now 0.1\)"):
+        run(killed, "--lr=0.1")
+
+
+@pytest.mark.slow
+def test_one_fold_alone_is_the_same(run, whole, tmp_path):
+    folder, results = whole
+    # A few batches of a trial are no result.
+    run(tmp_path, "--fold=2", "--debug")
+    assert log_of(tmp_path, 2)[-1]["step"] == 4
+    assert run(tmp_path, "--fold=2") == {2: results[2]}
+    assert predictions(tmp_path, 2) == predictions(folder, 2)
+    assert not (tmp_path / "results.json").exists()
+    # More epochs may be asked for.
+    run(tmp_path, "--fold=2", "--number_of_epochs=3")
+    assert log_of(tmp_path, 2)[-1]["epoch"] == 3
+
+
+def test_official_selection_takes_one_epoch_for_all_folds(run, tmp_path, capfd):
+    results = run(tmp_path, variant="patch_reference")
+    assert "epoch chosen on test" in capfd.readouterr().out
+    logs = [log_of(tmp_path, fold) for fold in FOLDS]
+    means = [
+        sum(log[epoch]["valid_accuracy"] for log in logs) for epoch in (0, 1)
+    ]
+    best = means.index(max(means))
+    for result, log in zip(results.values(), logs, strict=True):
+        assert result["epoch"] == best + 1
+        assert result["accuracy"] == log[best]["valid_accuracy"]
+        assert set(result) == {"epoch", "loss", "accuracy", "uar"}
+    table = read(tmp_path, "results.json")
+    assert table["epoch_chosen_on"] == "test"
+    assert table["folds"]["1"] == results[1]
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--fold=3", "fold must be one of 1, 2, got '3'"),
+        ("--epoch_chosen_on=train", "must be valid or test, got 'train'"),
+    ],
+)
+def test_wrong_settings(run, tmp_path, flag, message):
+    with pytest.raises(SettingsError, match=message):
+        run(tmp_path / "out", flag)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes(run, data, tmp_path):
+    folder = tmp_path / "out"
+    launcher = "-m torch.distributed.run --standalone --nproc_per_node=2"
+    arguments = flags(data, folder, "--distributed_backend=gloo")
+    done = process(arguments, tmp_path, *launcher.split())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("accuracy       uar") == 1
+    table = read(folder, "results.json")
+    several = [predictions(folder, fold) for fold in FOLDS]
+    # One process finds the same numbers for the same weights.
+    again = run(folder, "--test_only")
+    assert [predictions(folder, fold) for fold in FOLDS] == several
+    assert table["folds"] == {str(fold): one for fold, one in again.items()}
