@@ -72,6 +72,11 @@ class SpectrogramLobe(nn.Module):
         self.pooling = pooling or ClipPooling(encoder.depth)
         self.output = output
         self.freeze = freeze
+        # Not on the way out; DDP would wait for its gradient.
+        if output != "clip":
+            self.pooling.requires_grad_(False)
+        elif self.pooling.needs_hidden_states:
+            encoder.norm.requires_grad_(False)
         if freeze:
             self.requires_grad_(False)
             self.eval()
@@ -196,7 +201,10 @@ class SSAST(SpectrogramLobe):
         ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); a
         `source` brings its own.
     source : str or path, optional
-        Exported folder or official ``.pth`` to start from.
+        What to start from: an exported folder, an official ``.pth``, a
+        folder of Hugging Face's AST, or ``user/repo`` on the hub. Clips keep
+        their own lengths, also where the source was used with reference
+        padding (see `FrontEnd`).
     freeze : bool
         Never train the encoder.
     output : str
@@ -255,6 +263,12 @@ class SSAST(SpectrogramLobe):
             features = dict(weights.config.get("features", {}))
             config = weights.config["encoder"]
             grid = _adapted_grid(config["grid"], n_mels, stride)
+            if features.pop("pad_frames", None) is not None:
+                grid["keep_partial"] = True
+                weights.report.append(
+                    "clips keep their own lengths: the reference padding of "
+                    "the source is left out"
+                )
             encoder = SpectrogramEncoder(
                 **{**config, "grid": grid, "drop_path": drop_path}
             )

@@ -316,3 +316,82 @@ class ClusterMasker(Masker):
             scores = scores + lowest * (choice == number)[:, None, None]
         # Tokens of one cluster tie: their own noise decides, not their order.
         return scores + 1e-5 * seeds
+
+
+class InverseBlockMasker(ClusterMasker):
+    """Keep square blocks of tokens and hide the rest: EAT's masks.
+
+    The visible tokens are whole blocks, and a part of one more where the
+    count does not come out even. As in `ClusterMasker` a block that crosses
+    an edge of the clip goes on at the opposite edge, so that every token is
+    visible equally often; the official code cuts it off, and then adds or
+    removes single tokens until the count is right. See Chen et al., "EAT:
+    Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
+    2024, section 3.2.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`: tokens to hide, not to keep.
+    size : int
+        Tokens along each side of a block.
+
+    Example
+    -------
+    >>> masker = InverseBlockMasker(ratio=0.8, size=5)
+    >>> (~masker(torch.tensor([64]), bands=8, max_steps=64)).sum().item()
+    102
+    """
+
+    def __init__(self, ratio=None, count=None, *, size):
+        super().__init__(ratio, count, sizes=(size,))
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """Lowest far from the seeds of blocks; see `Masker.scores`."""
+        return -super().scores(noise, n_steps, bands, max_steps)
+
+
+class SpanMasker(Masker):
+    """Hide spans of whole time steps: the masks of ATST-Frame.
+
+    Unlike `compute_mask_indices` of fairseq, which the official code uses, a
+    clip hides exactly the share asked for: fairseq counts overlaps of spans
+    twice, so that its 0.65 hides half of a clip. Of the last span only a part
+    is hidden where the count does not come out even. Spans wrap at the clip's
+    own edges, so that every step is hidden equally often. Li et al., "ATST:
+    Audio Representation Learning with Teacher-Student Transformer", 2023.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`, but of time steps: all bands of a step are hidden.
+    span : int
+        Steps of a span.
+
+    Example
+    -------
+    >>> masker = SpanMasker(ratio=0.5, span=5)
+    >>> mask = masker(torch.tensor([20, 10]), bands=2, max_steps=20)
+    >>> mask.sum((1, 2)).tolist(), torch.equal(mask[:, 0], mask[:, 1])
+    ([20, 10], True)
+    """
+
+    def __init__(self, ratio=None, count=None, *, span):
+        super().__init__(ratio, count)
+        self.span = span
+
+    def draw(self, noise, n_steps, bands, max_steps):
+        """Draw steps, and hide all their bands; see `Masker.draw`."""
+        hidden = super().draw(noise, n_steps, 1, max_steps)
+        return hidden.expand(-1, bands, -1)
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """The least noise of the spans over a step; see `Masker.scores`."""
+        seeds = noise(1, max_steps)
+        steps = torch.arange(max_steps + self.span - 1, device=seeds.device)
+        steps = (steps % n_steps[:, None])[:, None]
+        spans = seeds.gather(2, steps).unfold(2, self.span, 1)
+        # Steps of one span would tie: those at its end come first, so that
+        # what is left of a span that is cut short hangs together.
+        within = torch.arange(self.span, device=seeds.device)
+        return (spans + 1e-6 * within).amin(3)

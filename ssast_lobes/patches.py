@@ -305,6 +305,28 @@ class PositionTable(nn.Module):
         self.table = nn.Parameter(torch.empty(bands, steps, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
+    def fix_sincos(self):
+        """Hold fixed sin-cos positions from now on, as masked autoencoders.
+
+        See `sincos_positions`. What is loaded into the table later stays
+        fixed too.
+
+        Raises
+        ------
+        ValueError
+            If the token size is not a multiple of 4.
+
+        Example
+        -------
+        >>> table = PositionTable(bands=2, steps=3, dim=4)
+        >>> table.fix_sincos()
+        >>> table.table[0, 0].tolist(), table.table.requires_grad
+        ([0.0, 1.0, 0.0, 1.0], False)
+        """
+        with torch.no_grad():
+            self.table.copy_(sincos_positions(*self.table.shape))
+        self.table.requires_grad_(False)
+
     def forward(self, bands, n_steps, max_steps):
         """Positions of a batch.
 
@@ -337,6 +359,52 @@ class PositionTable(nn.Module):
             table[:, low], table[:, high], share[None, :, :, None]
         )
         return positions.transpose(0, 1).flatten(1, 2)
+
+
+def sincos_positions(bands, steps, dim, device=None):
+    """Sine and cosine positions on a grid (Vaswani et al., NeurIPS 2017).
+
+    The first half of a position tells the band, the second half the time
+    step, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
+    Autoencoders Are Scalable Vision Learners", CVPR 2022).
+
+    Arguments
+    ---------
+    bands, steps : int
+        F' and T'.
+    dim : int
+        Token size D, a multiple of 4.
+    device : torch.device, optional
+        Where to compute them.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (F', T', D); that of a place does not depend on the size of
+        the grid.
+
+    Raises
+    ------
+    ValueError
+        If `dim` is not a multiple of 4.
+
+    Example
+    -------
+    >>> sincos_positions(1, 2, 4)[0, :, 2:].round(decimals=3)
+    tensor([[0.0000, 1.0000],
+            [0.8410, 0.5400]])
+    """
+    if dim % 4:
+        raise ValueError(
+            f"sin-cos positions need a multiple of 4 dimensions, got {dim}"
+        )
+    quarter = dim // 4
+    rates = 10000 ** (-torch.arange(quarter, device=device) / quarter)
+    angle = torch.arange(max(bands, steps), device=device)[:, None] * rates
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)
+    of_band = waves[:bands, None].expand(-1, steps, -1)
+    of_step = waves[None, :steps].expand(bands, -1, -1)
+    return torch.cat([of_band, of_step], dim=2)
 
 
 def _resample(index, size, full):

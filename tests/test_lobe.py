@@ -102,6 +102,14 @@ def test_gradients_flow_unless_frozen():
     assert not any(p.requires_grad for p in frozen.parameters())
 
 
+@pytest.mark.parametrize("output", ["frames", "clip"])
+def test_what_is_trained_is_on_the_way_out(output):
+    lobe = small(output=output, pooling=ClipPooling(2, layers="weighted"))
+    lobe(*waveforms()).square().sum().backward()
+    trained = [p for p in lobe.parameters() if p.requires_grad]
+    assert all(parameter.grad is not None for parameter in trained)
+
+
 def test_a_frozen_lobe_stays_in_evaluation():
     frozen = small(freeze=True)
     parent = torch.nn.Sequential(frozen, torch.nn.Linear(64, 3)).train()

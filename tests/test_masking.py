@@ -12,6 +12,7 @@ import torch
 from ssast_lobes import augment, masking
 from ssast_lobes.masking import (
     ClusterMasker,
+    InverseBlockMasker,
     Masker,
     RandomMasker,
     keyed_uniform,
@@ -278,3 +279,59 @@ def test_masks_on_cuda_without_waiting(masker):
         torch.cuda.set_sync_debug_mode("default")
     assert mask.sum((1, 2)).tolist() == [384, 102, 6]
     assert torch.equal(keyed.cpu(), on_cpu)
+
+
+def kept_blocks(count, bands=8, steps=64, clips=300, padding=0):
+    """Visible tokens (clips, F', T') where `count` are kept of each clip."""
+    masker = InverseBlockMasker(count=bands * steps - count, size=5)
+    n_steps = torch.full((clips,), steps)
+    mask = masker(n_steps, bands, steps + padding, seeded())
+    assert not mask[:, :, steps:].any()
+    return ~mask[:, :, :steps]
+
+
+def test_inverse_blocks_keep_whole_squares():
+    kept = kept_blocks(25)
+    # A square, or one that two edges share: as many rows and columns.
+    assert (kept.sum((1, 2)) == 25).all()
+    assert (kept.any(2).sum(1) == 5).all() and (kept.any(1).sum(1) == 5).all()
+
+
+def test_inverse_blocks_keep_as_many_as_eat():
+    masker = InverseBlockMasker(ratio=0.8, size=5)
+    n_steps = torch.tensor([64, 33, 5, 1, 17])
+    mask = masker(n_steps, 8, 64, seeded())
+    assert mask[0].sum() == 410  # of 512: EAT keeps 102
+    assert torch.equal(mask.sum((1, 2)), (0.8 * 8 * n_steps).round().long())
+
+
+def test_inverse_blocks_are_islands():
+    kept = kept_blocks(102).float()
+    after = (kept[:, :, 1:] * kept[:, :, :-1]).sum() / kept[:, :, :-1].sum()
+    # One by one, a neighbour would be visible as often as any token.
+    assert after > 0.6 > 3 * 102 / 512
+
+
+@pytest.mark.parametrize("bands, steps", [(8, 64), (8, 7), (1, 60), (2, 3)])
+def test_inverse_blocks_show_every_token_equally_often(bands, steps):
+    masker = InverseBlockMasker(ratio=0.8, size=5)
+    hidden = shares(masker, bands, steps, padding=4)
+    assert (hidden[:, steps:] == 0).all()
+    inside = hidden[:, :steps]
+    assert (inside - inside.mean()).abs().max() < 0.02
+
+
+def test_inverse_blocks_of_one_band_are_spans():
+    kept = kept_blocks(10, bands=1, steps=60)[:, 0]
+    spans = (kept & ~kept.roll(1, 1)).sum(1)
+    # Two spans of five; where two blocks overlap, a part of a third.
+    assert (spans == 2).float().mean() > 0.7
+
+
+def test_keyed_inverse_blocks_are_a_function_of_the_clip():
+    draw = InverseBlockMasker(ratio=0.8, size=5)
+    keys, n_steps = torch.tensor([2**62 + 5, 11]), torch.tensor([7, 20])
+    mask = draw(n_steps, 8, 20, clip_keys=keys)
+    for clip, steps, key in zip(mask, n_steps, keys, strict=True):
+        alone = draw(steps[None], 8, int(steps) + 9, clip_keys=key[None])
+        assert torch.equal(alone[0, :, :steps], clip[:, :steps])

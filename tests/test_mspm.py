@@ -8,17 +8,12 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import MSPM, MSPMReference
-from ssast_lobes.objectives.mspm import (
-    SOFTMAX_OVER,
-    clip_mean,
-    hidden_index,
-    info_nce,
-    take,
-)
+from ssast_lobes.objectives.mspm import SOFTMAX_OVER, info_nce
 from ssast_lobes.objectives.mspm_reference import (
     official_info_nce,
     official_mask,
 )
+from ssast_lobes.objectives.tokens import clip_mean, hidden_index, take
 
 GRIDS = {
     "patch": Grid(),

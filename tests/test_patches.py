@@ -4,7 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
+from ssast_lobes.patches import (
+    Grid,
+    PatchEmbedding,
+    PositionTable,
+    sincos_positions,
+)
 
 GRIDS = [
     Grid(),
@@ -209,3 +214,39 @@ def test_positions_learn_also_where_interpolated():
     table = PositionTable(2, 4, dim=3)
     table(2, torch.tensor([9]), 9).sum().backward()
     assert (table.table.grad > 0).all()
+
+
+def waves_by_hand(place, quarter):
+    rates = [10000 ** (-i / quarter) for i in range(quarter)]
+    angles = torch.tensor([place * rate for rate in rates])
+    return torch.cat([angles.sin(), angles.cos()])
+
+
+@pytest.mark.parametrize("bands, steps, dim", [(8, 64, 16), (1, 5, 8)])
+def test_sincos_positions_tell_band_and_step(bands, steps, dim):
+    positions = sincos_positions(bands, steps, dim)
+    assert positions.shape == (bands, steps, dim)
+    for band in range(bands):
+        for step in range(steps):
+            expected = torch.cat(
+                [waves_by_hand(x, dim // 4) for x in (band, step)]
+            )
+            assert torch.allclose(positions[band, step], expected, atol=1e-4)
+    larger = sincos_positions(bands + 2, steps + 3, dim)
+    assert torch.equal(larger[:bands, :steps], positions)
+
+
+def test_fixed_positions_are_not_trained_and_follow_each_clip():
+    table = PositionTable(2, 6, 8)
+    table.fix_sincos()
+    assert not table.table.requires_grad
+    assert torch.equal(table.table, sincos_positions(2, 6, 8))
+    own = table(2, torch.tensor([6, 2]), 6).unflatten(1, (2, 6))
+    assert torch.equal(own[0], table.table)
+    # A shorter clip takes the centre, as of learned positions.
+    assert torch.equal(own[1, :, :2], table.table[:, 2:4])
+
+
+def test_sincos_positions_need_a_multiple_of_four():
+    with pytest.raises(ValueError, match="multiple of 4 dimensions, got 6"):
+        PositionTable(2, 6, 6).fix_sincos()

@@ -7,14 +7,28 @@ mask=None, generator=None, clip_keys=None)`` gives an `ObjectiveOutput`;
 
 from hyperpyyaml import load_hyperpyyaml
 
+from ssast_lobes.objectives.asit import ASiT
+from ssast_lobes.objectives.atst_clip import ATSTClip
+from ssast_lobes.objectives.atst_frame import ATSTFrame
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.eat import EAT
+from ssast_lobes.objectives.m2d import M2D
+from ssast_lobes.objectives.mae_ast import MAEAST
+from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
 from ssast_lobes.presets import preset_path
 
 __all__ = [
+    "ASiT",
+    "ATSTClip",
+    "ATSTFrame",
+    "EAT",
+    "M2D",
+    "MAEAST",
     "MSPM",
     "MSPMReference",
+    "MaskedAutoencoder",
     "Objective",
     "ObjectiveOutput",
     "load_objective",

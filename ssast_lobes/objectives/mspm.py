@@ -11,6 +11,12 @@ from torch import nn
 from ssast_lobes.features import valid_frames
 from ssast_lobes.masking import ClusterMasker, RandomMasker
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.tokens import (
+    clip_mean,
+    hidden_index,
+    refuse_overlap,
+    take,
+)
 from ssast_lobes.presets import load_preset
 
 TASKS = ("joint", "discriminative", "generative")
@@ -73,11 +79,7 @@ class MSPM(Objective):
                 f"softmax_over must be one of {SOFTMAX_OVER}, got "
                 f"'{softmax_over}'"
             )
-        if encoder.grid.stride != encoder.grid.patch:
-            raise ValueError(
-                "a hidden patch must not show in its neighbours: pretrain "
-                f"with stride {encoder.grid.patch}, not {encoder.grid.stride}"
-            )
+        refuse_overlap(encoder.grid)
         paper = load_preset("objective", "mspm_paper")
         if ratio is None and count is None:
             ratio = paper["ratio"]
@@ -211,67 +213,6 @@ class MSPM(Objective):
 
 def _pretext_head(dim, size):
     return nn.Sequential(nn.Linear(dim, dim), nn.ReLU(), nn.Linear(dim, size))
-
-
-def hidden_index(mask, most):
-    """Places of the hidden tokens, padded to one length for all clips.
-
-    Arguments
-    ---------
-    mask : torch.Tensor
-        Boolean (B, F', T').
-    most : int
-        K, at least the number of tokens any clip hides; given, so that
-        nothing is read back from the device.
-
-    Returns
-    -------
-    index : torch.Tensor
-        int64 (B, K), hidden tokens in order, then surplus ones.
-    weight : torch.Tensor
-        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
-
-    Example
-    -------
-    >>> mask = torch.tensor([[[False, True, True, False]]])
-    >>> hidden_index(mask, 3)
-    (tensor([[1, 2, 0]]), tensor([[1., 1., 0.]]))
-    """
-    flat = mask.flatten(1).to(torch.uint8)
-    index = flat.argsort(dim=1, descending=True, stable=True)
-    index = index[:, : max(1, most)]
-    return index, flat.gather(1, index).float()
-
-
-def take(x, index):
-    """Rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
-    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
-
-
-def clip_mean(values, weight):
-    """Mean within each clip, then over the clips that have any.
-
-    Arguments
-    ---------
-    values : torch.Tensor
-        (B, K).
-    weight : torch.Tensor
-        (B, K), 0 where an entry does not count.
-
-    Returns
-    -------
-    torch.Tensor
-        Scalar.
-
-    Example
-    -------
-    >>> values = torch.tensor([[2.0, 9.0], [4.0, 8.0]])
-    >>> clip_mean(values, torch.tensor([[1.0, 0.0], [1.0, 1.0]])).item()
-    4.0
-    """
-    count = weight.sum(1)
-    per_clip = (values * weight).sum(1) / count.clamp(min=1)
-    return per_clip.sum() / (count > 0).sum().clamp(min=1)
 
 
 def info_nce(predictions, targets, weight, softmax_over):

@@ -10,7 +10,8 @@ import random
 import torch
 
 from ssast_lobes.objectives.base import ObjectiveOutput
-from ssast_lobes.objectives.mspm import MSPM, hidden_index, take
+from ssast_lobes.objectives.mspm import MSPM
+from ssast_lobes.objectives.tokens import hidden_index, take
 
 
 def official_mask(bands, steps, count, rng):

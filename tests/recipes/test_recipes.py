@@ -43,7 +43,9 @@ ONE_OF_BOTH = pytest.mark.parametrize(
 
 def table_rows():
     with open(Path(__file__).with_name("CustomData.csv"), newline="") as file:
-        return list(csv.DictReader(file))
+        rows = list(csv.DictReader(file))
+    # The comparison has a test of its own.
+    return [row for row in rows if Path(row["Script_file"]).parts[2] in TASKS]
 
 
 def yaml_of(task):

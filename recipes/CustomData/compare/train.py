@@ -1,0 +1,160 @@
+#!/usr/bin/env python3
+"""Pretrain one encoder with several objectives, and probe each frozen.
+
+> python train.py hparams/compare.yaml --audio /path/to/audio \
+    --tasks "[{name: words, csv_path: /path/to/words.csv}]"
+
+The README in the folder above shows the settings.
+"""
+
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from tqdm import tqdm
+
+from ssast_lobes.brains.errors import SettingsError, plain_errors
+from ssast_lobes.presets import preset_path
+from ssast_lobes.probing import probe, read_task, write_report
+
+PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
+
+
+def pretrain(name, settings, folder):
+    """Pretrain with one objective, unless that is done.
+
+    Arguments
+    ---------
+    name : str
+        Fragment of ``hparams/objective/``.
+    settings : dict
+        Other settings of ``pretrain.yaml``.
+    folder : pathlib.Path
+        Output folder of the run.
+
+    Returns
+    -------
+    dict
+        ``settings``, ``steps`` and ``clips`` (trained on), ``seconds`` by the
+        clock and ``cpu_seconds``; of a run that was killed in between, since
+        it was taken up again.
+
+    Raises
+    ------
+    SettingsError
+        If the folder holds a finished run with other settings.
+    """
+    done = folder / "cost.json"
+    if done.is_file():
+        cost = json.loads(done.read_text("utf-8"))
+        if cost["settings"] != settings:
+            raise SettingsError(
+                f"{folder} was run with {cost['settings']}: choose another "
+                "output_folder, or remove it"
+            )
+        return cost
+    overrides = {
+        **settings,
+        "objective": f"!include:{preset_path('objective', name)}",
+        "output_folder": str(folder),
+    }
+    command = [sys.executable, "train.py", "hparams/pretrain.yaml"]
+    for key, value in overrides.items():
+        command += [f"--{key}", _as_yaml(value)]
+    start, used = time.time(), _cpu_seconds()
+    subprocess.run(command, cwd=PRETRAIN, check=True)
+    log = (folder / "metrics.jsonl").read_text("utf-8").splitlines()
+    splits = json.loads((folder / "splits.json").read_text("utf-8"))
+    cost = {
+        "settings": settings,
+        "steps": json.loads(log[-1])["step"],
+        "clips": len(splits["train"]),
+        "seconds": time.time() - start,
+        "cpu_seconds": _cpu_seconds() - used,
+    }
+    partial = done.with_suffix(".partial")
+    partial.write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
+    partial.replace(done)
+    return cost
+
+
+def _as_yaml(value):
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
+def _cpu_seconds():
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def cost_table(costs):
+    """What the runs cost, as a Markdown table.
+
+    Arguments
+    ---------
+    costs : dict of str to dict
+        From `pretrain`, by objective.
+
+    Returns
+    -------
+    str
+    """
+    lines = [
+        "| objective | learning rate | steps | minutes | CPU minutes |",
+        "|---|---|---|---|---|",
+    ]
+    for name, cost in costs.items():
+        lines.append(
+            f"| {name} | {cost['settings']['lr']:g} | {cost['steps']} "
+            f"| {cost['seconds'] / 60:.1f} | {cost['cpu_seconds'] / 60:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments):
+    """Run the comparison that the command line describes.
+
+    Returns
+    -------
+    list of Result
+        Of the probes, see `ssast_lobes.probing.probe`.
+    """
+    hparams_file, _, overrides = sb.parse_arguments(arguments)
+    with open(hparams_file, encoding="utf-8") as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    folder = Path(hparams["output_folder"]).resolve()
+    # Bad tables show now rather than after hours.
+    tasks = [read_task(**task) for task in hparams["tasks"]]
+    common = {
+        "audio": hparams["audio"],
+        "seed": hparams["seed"],
+        **hparams["pretraining"],
+    }
+    runs = {name: dict(common) for name in hparams["objectives"]}
+    for name, own in hparams["own"].items():
+        runs.get(name, {}).update(own)
+    costs = {
+        name: pretrain(name, settings, folder / name)
+        for name, settings in tqdm(runs.items(), desc="Pretraining")
+    }
+    exports = {name: str(folder / name / "export") for name in costs}
+    results = probe(exports, tasks, folder / "embeddings")
+    text = write_report(results, tasks, folder)
+    text = f"# Pretraining\n\n{cost_table(costs)}\n\n{text}"
+    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    print(text)
+    return results
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,265 @@
+"""ASiT: reconstruction and two kinds of self-distillation at once.
+
+Atito et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer for
+Event Classification", TASLP 2024. The student sees crops with groups of
+pixels corrupted, the teacher sees them clean. The student restores the
+corrupted pixels, and finds the teacher's prototypes: of each patch in the
+same view, and of the whole clip in the other view.
+"""
+
+import torch
+
+from ssast_lobes.corruption import GroupCorruption
+from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.projections import (
+    Centre,
+    Prototypes,
+    gelu_mlp,
+    prototype_cross_entropy,
+    shares_of,
+    swap_views,
+)
+from ssast_lobes.objectives.tokens import clip_mean, projection_std
+from ssast_lobes.schedules import Cosine, Linear
+from ssast_lobes.teacher import EMATeacher
+from ssast_lobes.views import RandomCrop
+
+
+class ASiT(Objective):
+    """Group masked model learning with global and local distillation.
+
+    The published numbers are in ``hparams/objective/asit.yaml``; see
+    `load_objective`. The mean of the encoder's class tokens stands for the
+    paper's only one. In evaluation nothing is pasted from other clips, so
+    that a clip's loss is its own.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train.
+    crop : float
+        Length of a view, as a share of the clip.
+    drop_area, paste_area, paste_probability, block, align
+        See `GroupCorruption`.
+    projector : list of float
+        Sizes of the projector's hidden layers over the encoder's D.
+    projection : int
+        Size of the projections. It does not shrink with the encoder: how
+        much cosines differ, and so the temperatures, depend on it.
+    class_prototypes, patch_prototypes : float
+        Their number over D.
+    decoder : list of float
+        Sizes of the decoder's layers over D; one more gives the pixels.
+    student_temperature : float
+        Of the student's softmax.
+    teacher_temperature : tuple of float
+        Of the teacher's: at the first step, and after the warm-up.
+    temperature_warmup : float
+        Share of the run in which it rises linearly.
+    centre_momentum : float
+        See `Centre`.
+    momentum : tuple of float
+        Of the teacher: at the first step and at the last, cosine between.
+    class_weight, patch_weight, reconstruction_weight : float
+        Of the three losses.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("asit")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['class_loss', 'l1', 'patch_loss', 'projection_std']
+    """
+
+    training_only = ("teacher", "teacher_temperature")
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        crop,
+        drop_area,
+        paste_area,
+        paste_probability,
+        block,
+        align,
+        projector,
+        projection,
+        class_prototypes,
+        patch_prototypes,
+        decoder,
+        student_temperature,
+        teacher_temperature,
+        temperature_warmup,
+        centre_momentum,
+        momentum,
+        class_weight,
+        patch_weight,
+        reconstruction_weight,
+    ):
+        super().__init__(encoder)
+        self._config = {
+            "crop": crop,
+            "drop_area": list(drop_area),
+            "paste_area": paste_area,
+            "paste_probability": paste_probability,
+            "block": block,
+            "align": list(align),
+            "projector": list(projector),
+            "projection": projection,
+            "class_prototypes": class_prototypes,
+            "patch_prototypes": patch_prototypes,
+            "decoder": list(decoder),
+            "student_temperature": student_temperature,
+            "teacher_temperature": list(teacher_temperature),
+            "temperature_warmup": temperature_warmup,
+            "centre_momentum": centre_momentum,
+            "momentum": list(momentum),
+            "class_weight": class_weight,
+            "patch_weight": patch_weight,
+            "reconstruction_weight": reconstruction_weight,
+        }
+        self.crop = RandomCrop(crop)
+        self.corrupt = GroupCorruption(
+            drop_area, paste_area, paste_probability, block, align
+        )
+        dim, pixels = encoder.dim, encoder.grid.patch_size
+        n_class, n_patch = shares_of(dim, [class_prototypes, patch_prototypes])
+        self.projector = gelu_mlp([dim, *shares_of(dim, projector), projection])
+        self.class_prototypes = Prototypes(projection, n_class)
+        self.patch_prototypes = Prototypes(projection, n_patch)
+        self.class_centre = Centre(n_class, centre_momentum)
+        self.patch_centre = Centre(n_patch, centre_momentum)
+        # The paper's transposed convolution on patches that do not overlap is
+        # a linear layer.
+        self.decoder = gelu_mlp([dim, *shares_of(dim, decoder), pixels])
+        self.teacher = EMATeacher(
+            encoder=self.encoder,
+            projector=self.projector,
+            class_prototypes=self.class_prototypes,
+            patch_prototypes=self.patch_prototypes,
+        )
+        self.momentum = Cosine(*momentum)
+        self.temperature = Linear(
+            *teacher_temperature, duration=float(temperature_warmup)
+        )
+        # A buffer, so that a resumed run has it before its first step.
+        self.register_buffer(
+            "teacher_temperature", torch.tensor(float(teacher_temperature[0]))
+        )
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return dict(self._config)
+
+    @property
+    def reconstructs(self):
+        """Always: the decoder gives pixels."""
+        return True
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : None
+            Pixels are hidden, not tokens.
+        generator, clip_keys
+            Source of the draws; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: the losses ``class_loss``, ``patch_loss`` and ``l1``, and
+            ``projection_std``, which falls towards 0 in a collapse.
+        """
+        noise = self.noise(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
+        spoilt = [self.corrupt(*c, noise, self.training) for c in crops]
+        clean, counts = (torch.cat(part) for part in zip(*crops, strict=True))
+        corrupted, hidden = (
+            torch.cat(part) for part in zip(*spoilt, strict=True)
+        )
+        encoded = self.encoder(corrupted, counts)
+        l1 = self._l1(encoded.tokens, clean, hidden)
+        class_loss, patch_loss, std = self._distill(encoded, clean, counts)
+        losses = {"class_loss": class_loss, "patch_loss": patch_loss, "l1": l1}
+        loss = (
+            self._config["class_weight"] * class_loss
+            + self._config["patch_weight"] * patch_loss
+            + self._config["reconstruction_weight"] * l1
+        )
+        logs = {name: value.detach() for name, value in losses.items()}
+        return ObjectiveOutput(loss, {**logs, "projection_std": std})
+
+    def _l1(self, tokens, clean, hidden):
+        """Mean absolute error at the corrupted pixels."""
+        grid = self.encoder.grid
+        error = self.decoder(tokens).float() - grid.unfold(clean.detach())
+        weight = grid.unfold(hidden.float())
+        return clip_mean(error.abs().flatten(1), weight.flatten(1))
+
+    def _distill(self, encoded, clean, counts):
+        """Cross-entropies of both kinds of tokens, and the spread."""
+        temperatures = (
+            self._config["student_temperature"],
+            self.teacher_temperature,
+        )
+        weight = encoded.valid.float()
+        class_logits, patch_logits, projected = self._logits(self, encoded)
+        with torch.no_grad():
+            target = self.teacher.encoder(clean, counts)
+            class_raw, patch_raw, _ = self._logits(self.teacher, target)
+            share = (weight / weight.sum(1, keepdim=True))[:, :, None]
+            self.class_centre.update(class_raw.mean(0))
+            self.patch_centre.update((patch_raw * share).sum(1).mean(0))
+            class_goal = swap_views(self.class_centre(class_raw))
+            patch_goal = self.patch_centre(patch_raw)
+        class_loss = prototype_cross_entropy(
+            class_logits, class_goal, temperatures
+        )
+        patch_loss = prototype_cross_entropy(
+            patch_logits, patch_goal, temperatures
+        )
+        std = projection_std(
+            projected[None], projected.new_ones(1, len(projected))
+        )
+        return class_loss.mean(), clip_mean(patch_loss, weight), std
+
+    @staticmethod
+    def _logits(network, encoded):
+        """Raw logits (2B, ..) and (2B, N, ..), and class projections."""
+        projected = network.projector(encoded.clip("class"))
+        patches = network.projector(encoded.tokens)
+        return (
+            network.class_prototypes(projected),
+            network.patch_prototypes(patches),
+            projected,
+        )
+
+    def after_step(self, step, total_steps):
+        """Move teacher and temperature; see `Objective.after_step`."""
+        self.teacher.update(self, self.momentum(step, total_steps))
+        self.teacher_temperature.fill_(self.temperature(step, total_steps))
+
+    def picture(self, feats, n_frames, clip_keys):
+        """Corrupted pixels of clips, and the model's guess of them.
+
+        See `Objective.picture`; only dropped blocks are shown.
+        """
+        noise = self.noise(feats, clip_keys=clip_keys)
+        corrupted, hidden = self.corrupt(feats, n_frames, noise)
+        encoded = self.encoder(corrupted, n_frames)
+        patches = self.decoder(encoded.tokens).float()
+        filled = self.encoder.grid.fold(patches, feats.shape[1])
+        return hidden, torch.where(hidden, filled, feats)

@@ -1,0 +1,107 @@
+"""ATST-Clip: one vector a clip, the same for two views of it.
+
+Li and Li, "ATST: Audio Representation Learning with Teacher-Student
+Transformer", Interspeech 2022: two random crops, each mixed with another clip
+and resized; from the class token of one the student predicts the teacher's
+class token of the other.
+"""
+
+import torch
+
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.byol import BYOL
+from ssast_lobes.objectives.projections import cosine_distance, swap_views
+from ssast_lobes.objectives.tokens import projection_std
+from ssast_lobes.views import RandomCrop, RandomResizedCrop
+
+
+class ATSTClip(BYOL):
+    """Teacher and student over two views, compared by class token.
+
+    The published numbers are in ``hparams/objective/atst_clip.yaml``; see
+    `load_objective`. The mean of the encoder's class tokens stands for the
+    paper's only one.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train.
+    crop : float
+        Length of a view, as a share of the clip.
+    freq_scale, time_scale, time_canvas
+        See `RandomResizedCrop`.
+    **shared
+        ``hidden``, ``out``, ``momentum``, ``mixup`` and ``memory`` of `BYOL`.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("atst_clip")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['projection_std']
+    """
+
+    def __init__(
+        self, encoder, *, crop, freq_scale, time_scale, time_canvas, **shared
+    ):
+        super().__init__(encoder, **shared)
+        self.crop = RandomCrop(crop)
+        self.resize = RandomResizedCrop(freq_scale, time_scale, time_canvas)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {
+            "crop": self.crop.share,
+            "freq_scale": list(self.resize.freq_scale),
+            "time_scale": list(self.resize.time_scale),
+            "time_canvas": self.resize.time_canvas,
+            **super().config,
+        }
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : None
+            Nothing is masked.
+        generator, clip_keys
+            Source of the draws; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``projection_std``, which falls towards 0 in a collapse.
+        """
+        noise = self.noise(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
+        views = [self._view(*crop, noise) for crop in crops]
+        self.mixup.remember(*crops[0])
+        views = torch.cat(views)
+        counts = torch.cat([count for _, count in crops])
+
+        projected = self._project(self, views, counts)
+        predicted = self.predictor(projected)
+        with torch.no_grad():
+            target = self._project(self.teacher, views, counts)
+        loss = cosine_distance(predicted, swap_views(target)).mean()
+        std = projection_std(projected[None], projected.new_ones(1, len(views)))
+        return ObjectiveOutput(loss, {"projection_std": std})
+
+    def _view(self, crop, n_frames, noise):
+        return self.resize(self.mixup(crop, n_frames, noise), n_frames, noise)
+
+    @staticmethod
+    def _project(network, views, n_frames):
+        encoded = network.encoder(views, n_frames)
+        return network.projector(encoded.clip("class"))

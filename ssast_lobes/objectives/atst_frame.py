@@ -1,0 +1,129 @@
+"""ATST-Frame: one vector a time step, the same for two views of it.
+
+Li, Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for Both
+Clip-Level and Frame-Level Tasks", TASLP 2024: the student sees a view with
+spans of time steps hidden, and predicts at the hidden ones what the teacher
+makes of another, whole view.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.masking import SpanMasker
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.byol import BYOL
+from ssast_lobes.objectives.projections import cosine_distance, swap_views
+from ssast_lobes.objectives.tokens import (
+    clip_mean,
+    hidden_index,
+    projection_std,
+    take,
+)
+from ssast_lobes.views import RandomResizedCrop
+
+
+class ATSTFrame(BYOL):
+    """Teacher and student over two views, compared at hidden time steps.
+
+    One view is the clip as it is, the other is mixed with another clip and
+    resized along frequency, so that the steps of both remain the same sound.
+    Each view is predicted from the other, with the same mask. On a grid of
+    several bands whole time steps are hidden, and compared as the mean over
+    frequency. The published numbers are in
+    ``hparams/objective/atst_frame.yaml``; see `load_objective`.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train.
+    ratio : float
+        Share of a clip's time steps to hide.
+    span : int
+        Steps of a span; see `SpanMasker`.
+    freq_scale : tuple of float
+        See `RandomResizedCrop`.
+    **shared
+        ``hidden``, ``out``, ``momentum``, ``mixup`` and ``memory`` of `BYOL`.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("atst_frame")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['projection_std']
+    """
+
+    def __init__(self, encoder, *, ratio, span, freq_scale, **shared):
+        super().__init__(encoder, SpanMasker(ratio, span=span), **shared)
+        self.resize = RandomResizedCrop(freq_scale)
+        self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
+        nn.init.trunc_normal_(self.mask_embedding, std=0.02)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {
+            "ratio": self.masker.ratio,
+            "span": self.masker.span,
+            "freq_scale": list(self.resize.freq_scale),
+            **super().config,
+        }
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; drawn when left out. Steps
+            with any hidden token are compared.
+        generator, clip_keys
+            Source of mask and views; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``projection_std``, which falls towards 0 in a collapse.
+        """
+        if mask is None:
+            mask = self.draw_mask(feats, n_frames, generator, clip_keys)
+            most = self.masker.n_hidden(mask.shape[2])
+        else:
+            most = mask.shape[2]
+        noise = self.noise(feats, generator, clip_keys)
+        mixed = self.mixup(feats, n_frames, noise)
+        views = torch.cat([feats, self.resize(mixed, n_frames, noise)])
+        self.mixup.remember(feats, n_frames)
+
+        counts, masks = torch.cat([n_frames] * 2), torch.cat([mask] * 2)
+        index, weight = hidden_index(masks.any(1), most)
+        rows = weight.flatten()
+        student = self.encoder(views, counts, masks, self.mask_embedding)
+        projected = self.projector(_rows(student, index), rows)
+        predicted = self.predictor(projected, rows)
+        with torch.no_grad():
+            teacher = self.teacher.encoder(views, counts)
+            target = self.teacher.projector(_rows(teacher, index), rows)
+
+        predicted, target = (
+            x.view(*index.shape, -1) for x in (predicted, target)
+        )
+        distance = cosine_distance(predicted, swap_views(target))
+        std = projection_std(projected[None], rows[None])
+        return ObjectiveOutput(
+            clip_mean(distance, weight), {"projection_std": std}
+        )
+
+
+def _rows(encoded, index):
+    """Time steps at `index` (2B, K) as rows (2B * K, D)."""
+    return take(encoded.frames, index).flatten(0, 1)

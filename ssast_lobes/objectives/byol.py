@@ -1,0 +1,70 @@
+"""What the two ATST objectives share: BYOL's heads and teacher, and mixing.
+
+Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a student predicts
+what a teacher, its own moving average, makes of another view.
+"""
+
+from ssast_lobes.objectives.base import Objective
+from ssast_lobes.objectives.projections import BatchNormMLP, shares_of
+from ssast_lobes.schedules import Cosine
+from ssast_lobes.teacher import EMATeacher
+from ssast_lobes.views import LogMixup
+
+
+class BYOL(Objective):
+    """Base class of ATST-Clip and ATST-Frame.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train.
+    masker : Masker, optional
+        Of an objective that hides tokens.
+    hidden : float
+        Hidden size of projector and predictor over the encoder's D.
+    out : float
+        Size of the projections over D.
+    momentum : tuple of float
+        Of the teacher: at the first step and at the last, cosine between.
+    mixup : float
+        Greatest share of another clip in a view.
+    memory : int
+        Clips that are remembered to be mixed in, as long as the encoder's
+        position table. They are a part of the checkpoints.
+    """
+
+    training_only = ("teacher", "mixup")
+
+    def __init__(
+        self, encoder, masker=None, *, hidden, out, momentum, mixup, memory
+    ):
+        super().__init__(encoder, masker)
+        self.hidden = hidden
+        self.out = out
+        self.momentum = Cosine(*momentum)
+        self.mixup = LogMixup(
+            mixup, memory, encoder.table_frames, encoder.grid.n_mels
+        )
+        between, after = shares_of(encoder.dim, [hidden, out])
+        self.projector = BatchNormMLP(encoder.dim, between, after)
+        self.predictor = BatchNormMLP(after, between, after)
+        self.teacher = EMATeacher(
+            batch_statistics=True,
+            encoder=self.encoder,
+            projector=self.projector,
+        )
+
+    @property
+    def config(self):
+        """The arguments, without encoder and masker, that build this again."""
+        return {
+            "hidden": self.hidden,
+            "out": self.out,
+            "momentum": [self.momentum.start, self.momentum.end],
+            "mixup": self.mixup.ratio,
+            "memory": len(self.mixup.clips),
+        }
+
+    def after_step(self, step, total_steps):
+        """Move the teacher; see `Objective.after_step`."""
+        self.teacher.update(self, self.momentum(step, total_steps))

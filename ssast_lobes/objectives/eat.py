@@ -1,0 +1,276 @@
+"""EAT: few visible blocks predict a teacher's view of the whole clip.
+
+Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
+Transformer", IJCAI 2024, after data2vec 2.0 (Baevski et al., ICML 2023).
+"""
+
+import contextlib
+
+import torch
+from torch import nn
+
+from ssast_lobes.encoder import N_CLASS_TOKENS
+from ssast_lobes.masking import InverseBlockMasker
+from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.tokens import (
+    clip_mean,
+    projection_std,
+    refuse_overlap,
+    split_tokens,
+    take,
+)
+from ssast_lobes.predictors import ConvDecoder, put_back
+from ssast_lobes.schedules import Linear
+from ssast_lobes.teacher import EMATeacher
+
+# Added to variances by torch's instance and layer norm.
+_EPS = 1e-5
+
+
+class EAT(Objective):
+    """Predict the mean of a teacher's layers at hidden tokens and as a whole.
+
+    The teacher sees the whole clip once; the student sees a few blocks of it,
+    in several masks. A convolutional decoder predicts the teacher's tokens
+    where they are hidden, and the mean of the class tokens predicts the mean
+    of the teacher's tokens. Both errors are squared lengths over sqrt(D). The
+    encoder gets fixed sin-cos positions.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    ratio : float
+        Share of each clip's tokens to hide.
+    block : int
+        Tokens along each side of a visible block.
+    n_masks : int
+        Masks of each clip in training; a mask that is given stands alone.
+    momentum : list of float
+        Of the teacher at the first step and from `momentum_duration` on, on a
+        straight line between.
+    momentum_duration : int or float
+        Steps, or a share of the run.
+    utterance_weight : float
+        Weight of the class tokens' error.
+    noise_std : float
+        Standard deviation of what the decoder finds at hidden tokens.
+    decoder : dict
+        Arguments of `ConvDecoder`: depth, kernel and groups.
+
+    Raises
+    ------
+    ValueError
+        If the patches overlap, or the token size is not a multiple of 4.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("eat")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['projection_std', 'regression', 'target_std', 'utterance']
+    """
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        ratio,
+        block,
+        n_masks,
+        momentum,
+        momentum_duration,
+        utterance_weight,
+        noise_std,
+        decoder,
+    ):
+        refuse_overlap(encoder.grid)
+        super().__init__(encoder, InverseBlockMasker(ratio=ratio, size=block))
+        encoder.positions.fix_sincos()
+        self.n_masks = n_masks
+        self.momentum = Linear(*momentum, duration=momentum_duration)
+        self.utterance_weight = utterance_weight
+        self.noise_std = noise_std
+        self.decoder_config = dict(decoder)
+        self.decoder = ConvDecoder(encoder, **decoder)
+        self.head = nn.Linear(encoder.dim, encoder.dim)
+        self.teacher = EMATeacher(encoder=encoder)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {
+            "ratio": self.masker.ratio,
+            "block": self.masker.sizes[0],
+            "n_masks": self.n_masks,
+            "momentum": [self.momentum.start, self.momentum.end],
+            "momentum_duration": self.momentum.duration,
+            "utterance_weight": self.utterance_weight,
+            "noise_std": self.noise_std,
+            "decoder": self.decoder_config,
+        }
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; `n_masks` for each clip
+            are drawn when left out.
+        generator, clip_keys
+            Source of masks and noise; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``regression`` and ``utterance`` errors, ``projection_std``
+            of the predictions and ``target_std`` of the targets, both near 0
+            after a collapse.
+        """
+        noise = self.noise(feats, generator, clip_keys)
+        n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
+        masks = self.draw_masks(noise, n_steps, max_steps)
+        n_hidden = self.masker.n_hidden(masks[0, 0].numel())
+        if mask is not None:
+            masks, n_hidden = mask[:, None], None
+        valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
+        targets, clip_targets = self.targets(feats, n_frames, valid)
+
+        # From here on, each mask of a clip is a clip of its own.
+        copies = masks.shape[1]
+        feats, n_frames, valid, clip_targets = (
+            x.repeat_interleave(copies, 0)
+            for x in (feats, n_frames, valid, clip_targets)
+        )
+        split = split_tokens(masks.flatten(0, 1), valid, n_hidden)
+        encoded = self.encoder(feats, n_frames, keep=split.keep)
+        predictions = self.predict(encoded, split, noise, copies)
+        hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
+        targets = take(targets, hidden).view_as(predictions)
+        regression = clip_mean(_error(predictions, targets), split.weight)
+        of_clip = _error(encoded.clip("class").float(), clip_targets)
+        some = split.weight.amax(1, keepdim=True)
+        utterance = clip_mean(of_clip[:, None], some)
+        logs = {
+            "regression": regression.detach(),
+            "utterance": utterance.detach(),
+            "projection_std": projection_std(predictions, split.weight),
+            "target_std": projection_std(targets, split.weight),
+        }
+        loss = regression + self.utterance_weight * utterance
+        return ObjectiveOutput(loss, logs)
+
+    def draw_masks(self, noise, n_steps, max_steps):
+        """Masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
+        bands = self.encoder.grid.n_bands
+        masks = [
+            self.masker.draw(noise, n_steps, bands, max_steps)
+            for _ in range(self.n_masks)
+        ]
+        return torch.stack(masks, dim=1)
+
+    def predict(self, encoded, split, noise, copies):
+        """The teacher's tokens as guessed from the visible ones.
+
+        Arguments
+        ---------
+        encoded : EncoderOutput
+            Of the visible tokens of B * `copies` clips.
+        split : Split
+            Which these are.
+        noise : Noise
+            Draws what stands at hidden tokens, for B clips.
+        copies : int
+            Masks of each clip.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (B * copies, K, D), at hidden tokens.
+        """
+        bands, dim = self.encoder.grid.n_bands, self.encoder.dim
+        max_steps = split.valid.shape[1] // bands
+        drawn = noise(copies * bands * dim, max_steps)
+        drawn = drawn.view(-1, bands, dim, max_steps).transpose(2, 3)
+        filler = self.noise_std * _normal(drawn).flatten(1, 2)
+        x = put_back(encoded.tokens, split.keep[0], split.visible, filler)
+        decoded = self.decoder(x, split.valid, bands)
+        return self.head(take(decoded, split.hidden)).float()
+
+    @torch.no_grad()
+    def targets(self, feats, n_frames, valid):
+        """The mean of the teacher's layers, of a whole clip.
+
+        The outputs of the MLPs (of the blocks, where these have no MLP) are
+        standardised over the valid tokens of a clip, channel by channel; so
+        is their mean over the layers, token by token.
+
+        Arguments
+        ---------
+        feats, n_frames
+            As in `forward`.
+        valid : torch.Tensor
+            Boolean (B, N), True at tokens that are audio.
+
+        Returns
+        -------
+        tokens : torch.Tensor
+            float32 (B, N, D), 0 at padding.
+        clips : torch.Tensor
+            Their mean over the valid tokens, (B, D).
+        """
+        shown = valid[:, :, None].float()
+        share = shown / shown.sum(1, keepdim=True)
+        layers = _layer_outputs(self.teacher.encoder, feats, n_frames)
+        total = 0.0
+        for layer in layers:
+            layer = layer.float()
+            centred = layer - (layer * share).sum(1, keepdim=True)
+            variance = (centred.square() * share).sum(1, keepdim=True)
+            total = total + centred * (variance + _EPS).rsqrt()
+        mean = total / len(layers)
+        tokens = nn.functional.layer_norm(mean, mean.shape[2:], eps=_EPS)
+        tokens = tokens * shown
+        return tokens, (tokens * share).sum(1)
+
+    def after_step(self, step, total_steps):
+        """Move the teacher; see `Objective.after_step`."""
+        self.teacher.update(self, self.momentum(step, total_steps))
+
+
+def _layer_outputs(encoder, feats, n_frames):
+    """Outputs (B, N, D) of the MLPs of all blocks, or of the blocks."""
+    if not all(hasattr(block, "mlp") for block in encoder.blocks):
+        states = encoder(feats, n_frames, hidden_states=True).hidden_states
+        return list(states[1:])
+    layers = []
+    with contextlib.ExitStack() as hooks:
+        for block in encoder.blocks:
+            hook = block.mlp.register_forward_hook(
+                lambda _, __, output: layers.append(output[:, N_CLASS_TOKENS:])
+            )
+            hooks.callback(hook.remove)
+        encoder(feats, n_frames)
+    return layers
+
+
+def _error(predictions, targets):
+    """Squared distance over sqrt(D): (.., D) to (..)."""
+    scale = predictions.shape[-1] ** -0.5
+    return scale * (predictions - targets).square().sum(-1)
+
+
+def _normal(uniform):
+    """Normal draws from uniform ones in [0, 1)."""
+    # 0 would become infinite; the draws have 24 bits.
+    return (2 * uniform.clamp(min=2**-25) - 1).erfinv() * 2**0.5

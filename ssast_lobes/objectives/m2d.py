@@ -1,0 +1,119 @@
+"""Masked modelling duo: visible tokens predict what a teacher hears hidden.
+
+Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging
+Both Networks to Model the Input", ICASSP 2023.
+"""
+
+import torch
+
+from ssast_lobes.masking import RandomMasker
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.masked_prediction import MaskedPrediction
+from ssast_lobes.objectives.projections import cosine_distance
+from ssast_lobes.objectives.tokens import clip_mean, projection_std
+from ssast_lobes.schedules import Linear
+from ssast_lobes.teacher import EMATeacher
+
+# Added to the variance of a target, as in the paper's code.
+_EPS = 1e-6
+
+
+class M2D(MaskedPrediction):
+    """Predict the teacher's view of the hidden tokens from the visible ones.
+
+    The teacher, a moving average of the encoder, sees the hidden tokens
+    *only*: so both networks have to model the whole from a part. Its outputs
+    are standardised token by token, and the loss is ``2 - 2 cos``.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    ratio : float
+        Share of each clip's tokens to hide.
+    momentum : list of float
+        Of the teacher at the first and the last step, on a straight line
+        between.
+    decoder : dict
+        See `MaskedPrediction`.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("m2d")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['projection_std', 'target_std']
+    """
+
+    def __init__(self, encoder, *, ratio, momentum, decoder):
+        masker = RandomMasker(ratio=ratio)
+        super().__init__(encoder, masker, encoder.dim, decoder)
+        self.momentum = Linear(*momentum)
+        self.teacher = EMATeacher(encoder=encoder)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        momentum = [self.momentum.start, self.momentum.end]
+        return {**super().config, "momentum": momentum}
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; drawn when left out.
+        generator, clip_keys
+            Source of the mask; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``projection_std`` of the predictions and ``target_std`` of
+            the targets, both near 0 after a collapse.
+        """
+        split = self.split(feats, n_frames, mask, generator, clip_keys)
+        decoded = self.decode_hidden(feats, n_frames, split)
+        predictions = self.head(decoded).float()
+        targets = self.targets(feats, n_frames, split)
+        loss = clip_mean(cosine_distance(predictions, targets), split.weight)
+        logs = {
+            "projection_std": projection_std(predictions, split.weight),
+            "target_std": projection_std(targets, split.weight),
+        }
+        return ObjectiveOutput(loss, logs)
+
+    @torch.no_grad()
+    def targets(self, feats, n_frames, split):
+        """What the teacher makes of the hidden tokens, standardised.
+
+        Arguments
+        ---------
+        feats, n_frames
+            As in `forward`.
+        split : Split
+            Which tokens are hidden.
+
+        Returns
+        -------
+        torch.Tensor
+            float32 (B, K, D).
+        """
+        hidden = split.hidden, split.weight > 0
+        tokens = self.teacher.encoder(feats, n_frames, keep=hidden).tokens
+        variance, mean = torch.var_mean(tokens.float(), dim=2, keepdim=True)
+        return (tokens - mean) * (variance + _EPS).rsqrt()
+
+    def after_step(self, step, total_steps):
+        """Move the teacher; see `Objective.after_step`."""
+        self.teacher.update(self, self.momentum(step, total_steps))

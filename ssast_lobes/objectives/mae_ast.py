@@ -1,0 +1,85 @@
+"""MAE-AST: SSAST's two losses in a masked autoencoder.
+
+Baade et al., "MAE-AST: Masked Autoencoding Audio Spectrogram Transformer",
+Interspeech 2022.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.masking import ClusterMasker, RandomMasker
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
+from ssast_lobes.objectives.mspm import info_nce
+
+
+class MAEAST(MaskedAutoencoder):
+    """Tell hidden patches apart and reconstruct them, from the visible ones.
+
+    ``loss = nce + generative_weight * mse``, with the patches as they are for
+    targets. The softmax of the InfoNCE runs over all targets of a clip.
+    Patches are hidden in clusters, frames one by one.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    ratio : float
+        Share of each clip's tokens to hide.
+    generative_weight : float
+        Weight of the reconstruction.
+    decoder : dict
+        See `MaskedPrediction`.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("mae_ast")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['accuracy', 'mse', 'nce']
+    """
+
+    def __init__(self, encoder, *, ratio, generative_weight, decoder):
+        super().__init__(encoder, ratio=ratio, decoder=decoder)
+        self.generative_weight = generative_weight
+        self.matching_head = nn.Linear(
+            self.decoder.dim, encoder.grid.patch_size
+        )
+
+    @staticmethod
+    def make_masker(grid, ratio):
+        """The masker of a grid; see `MaskedAutoencoder.make_masker`."""
+        one_band = grid.n_bands == 1
+        return (RandomMasker if one_band else ClusterMasker)(ratio=ratio)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {**super().config, "generative_weight": self.generative_weight}
+
+    def losses(self, decoded, patches, weight):
+        """Both losses; see `MaskedAutoencoder.losses`.
+
+        Logs are ``nce``, ``accuracy`` (share of hidden patches whose
+        prediction fits best to its own target) and ``mse``.
+        """
+        reconstruction = super().losses(decoded, patches, weight)
+        nce, accuracy = info_nce(
+            self.matching_head(decoded), patches, weight, "targets"
+        )
+        logs = {
+            "nce": nce.detach(),
+            "accuracy": accuracy,
+            **reconstruction.logs,
+        }
+        loss = nce + self.generative_weight * reconstruction.loss
+        return ObjectiveOutput(loss, logs)
+
+    @staticmethod
+    def scale(patches):
+        """Patches stay as they are: means of 0 and deviations of 1."""
+        mean = torch.zeros_like(patches[..., :1])
+        return mean, torch.ones_like(mean)

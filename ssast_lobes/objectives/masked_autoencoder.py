@@ -1,0 +1,163 @@
+"""The masked autoencoder of spectrograms, as MaskSpec trains it.
+
+Chong et al., "Masked Spectrogram Prediction for Self-Supervised Audio
+Pre-Training", ICASSP 2023, after He et al., "Masked Autoencoders Are Scalable
+Vision Learners", CVPR 2022.
+"""
+
+import torch
+
+from ssast_lobes.features import valid_frames
+from ssast_lobes.masking import RandomMasker
+from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.masked_prediction import MaskedPrediction
+from ssast_lobes.objectives.tokens import clip_mean, take
+
+# Added to the variance of a patch, as in both papers' code.
+_EPS = 1e-6
+
+
+class MaskedAutoencoder(MaskedPrediction):
+    """Reconstruct hidden patches from the visible ones.
+
+    Hidden tokens are drawn one by one; a patch is standardised by its own
+    mean and standard deviation before the squared error is taken.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    ratio : float
+        Share of each clip's tokens to hide.
+    decoder : dict
+        See `MaskedPrediction`.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("maskspec")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> sorted(output.logs)
+    ['mse']
+    """
+
+    def __init__(self, encoder, *, ratio, decoder):
+        masker = self.make_masker(encoder.grid, ratio)
+        super().__init__(encoder, masker, encoder.grid.patch_size, decoder)
+
+    @staticmethod
+    def make_masker(grid, ratio):
+        """The masker of a grid: tokens are hidden one by one.
+
+        Arguments
+        ---------
+        grid : Grid
+            Geometry of the patches.
+        ratio : float
+            Share of each clip's tokens to hide.
+
+        Returns
+        -------
+        Masker
+        """
+        return RandomMasker(ratio=ratio)
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; drawn when left out.
+        generator, clip_keys
+            Source of the mask; see `Objective.noise`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``mse``.
+        """
+        split = self.split(feats, n_frames, mask, generator, clip_keys)
+        decoded = self.decode_hidden(feats, n_frames, split)
+        patches = take(self._patches(feats, n_frames), split.hidden)
+        return self.losses(decoded, patches, split.weight)
+
+    def losses(self, decoded, patches, weight):
+        """The loss on hidden tokens.
+
+        Arguments
+        ---------
+        decoded : torch.Tensor
+            Decoder outputs (B, K, decoder.dim).
+        patches : torch.Tensor
+            What is hidden there, (B, K, patch_size).
+        weight : torch.Tensor
+            (B, K), 1 at hidden tokens, 0 at surplus entries.
+
+        Returns
+        -------
+        ObjectiveOutput
+        """
+        mean, deviation = self.scale(patches)
+        difference = self.head(decoded).float() - (patches - mean) / deviation
+        mse = clip_mean(difference.square().mean(2), weight)
+        return ObjectiveOutput(mse, {"mse": mse.detach()})
+
+    @staticmethod
+    def scale(patches):
+        """Mean and standard deviation of each patch.
+
+        Arguments
+        ---------
+        patches : torch.Tensor
+            (.., patch_size).
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Both (.., 1).
+        """
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        return mean, (variance + _EPS).sqrt()
+
+    @property
+    def reconstructs(self):
+        """True."""
+        return True
+
+    def reconstruct(self, feats, n_frames, mask):
+        """Spectrograms with the hidden patches filled in by the model.
+
+        The model predicts the shape of a patch; its own mean and deviation
+        are lent to the prediction, as usual in pictures of such models.
+
+        Arguments
+        ---------
+        feats, n_frames, mask
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels).
+        """
+        split = self.split(feats, n_frames, mask)
+        known = self._patches(feats, n_frames)
+        mean, deviation = self.scale(known)
+        shape = self.head(self.decode(feats, n_frames, split)).float()
+        shown = split.visible | ~split.valid
+        filled = torch.where(shown[:, :, None], known, shape * deviation + mean)
+        return self.encoder.grid.fold(filled, feats.shape[1])
+
+    def _patches(self, feats, n_frames):
+        """Flattened patches as the encoder sees them, 0 beyond the end."""
+        shown = valid_frames(n_frames, feats.shape[1])
+        return self.encoder.grid.unfold(feats * shown[:, :, None]).detach()

@@ -1,0 +1,95 @@
+"""Predicting hidden tokens from visible ones alone.
+
+What masked autoencoders and M2D have in common: the encoder sees visible
+tokens only, and a light decoder sees all places.
+"""
+
+from torch import nn
+
+from ssast_lobes.objectives.base import Objective
+from ssast_lobes.objectives.tokens import refuse_overlap, split_tokens, take
+from ssast_lobes.predictors import TransformerDecoder
+
+
+class MaskedPrediction(Objective):
+    """Base class: visible tokens through the encoder, all through a decoder.
+
+    The encoder gets fixed sin-cos positions.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    masker : Masker
+        Draws the masks.
+    output_size : int
+        Values to predict at a token.
+    decoder : dict
+        Arguments of `TransformerDecoder`: width, depth and head_size.
+
+    Raises
+    ------
+    ValueError
+        If the patches overlap, or the token size is not a multiple of 4.
+    """
+
+    def __init__(self, encoder, masker, output_size, decoder):
+        refuse_overlap(encoder.grid)
+        super().__init__(encoder, masker)
+        encoder.positions.fix_sincos()
+        self.decoder_config = dict(decoder)
+        self.decoder = TransformerDecoder(encoder, **decoder)
+        self.head = nn.Linear(self.decoder.dim, output_size)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {"ratio": self.masker.ratio, "decoder": self.decoder_config}
+
+    def split(self, feats, n_frames, mask=None, generator=None, clip_keys=None):
+        """Which tokens of a batch are hidden and which visible.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where hidden; drawn when left out.
+        generator, clip_keys
+            Source of the mask; see `Objective.noise`.
+
+        Returns
+        -------
+        Split
+        """
+        n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
+        valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
+        n_hidden = None
+        if mask is None:
+            mask = self.draw_mask(feats, n_frames, generator, clip_keys)
+            n_hidden = self.masker.n_hidden(valid.shape[1])
+        return split_tokens(mask, valid, n_hidden)
+
+    def decode(self, feats, n_frames, split):
+        """Decoder outputs at all tokens, from the visible ones.
+
+        Arguments
+        ---------
+        feats, n_frames
+            As in `split`.
+        split : Split
+            Which tokens the encoder sees.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F' * T', decoder.dim), arbitrary at padding.
+        """
+        encoded = self.encoder(feats, n_frames, keep=split.keep)
+        return self.decoder(encoded, split, self.encoder.grid.n_bands)
+
+    def decode_hidden(self, feats, n_frames, split):
+        """The same at the hidden tokens only, (B, K, decoder.dim)."""
+        return take(self.decode(feats, n_frames, split), split.hidden)

@@ -1,0 +1,251 @@
+"""Heads of the objectives that compare views: projections and prototypes."""
+
+import torch
+from torch import nn
+
+from ssast_lobes.distributed import SharedBatchNorm, mean_over_processes
+
+
+def shares_of(dim, shares):
+    """Layer sizes that grow with the encoder.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D of the encoder.
+    shares : float or list of float
+        Sizes over D.
+
+    Returns
+    -------
+    int or list of int
+        Each at least 1.
+
+    Example
+    -------
+    >>> shares_of(768, [2.6667, 0.3333]), shares_of(192, 2.6667)
+    ([2048, 256], 512)
+    """
+    if isinstance(shares, (list, tuple)):
+        return [shares_of(dim, share) for share in shares]
+    return max(1, round(dim * shares))
+
+
+def gelu_mlp(sizes):
+    """Linear layers with GELU between, initialised as in the encoder.
+
+    Arguments
+    ---------
+    sizes : list of int
+        Input size, then the size after each layer.
+
+    Returns
+    -------
+    torch.nn.Sequential
+        Maps (.., sizes[0]) to (.., sizes[-1]).
+
+    Example
+    -------
+    >>> gelu_mlp([8, 16, 4])(torch.zeros(2, 5, 8)).shape
+    torch.Size([2, 5, 4])
+    """
+    layers = []
+    for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        linear = nn.Linear(before, after)
+        nn.init.zeros_(linear.bias)
+        layers += [linear, nn.GELU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class BatchNormMLP(nn.Module):
+    """Projector or predictor of BYOL (Grill et al., NeurIPS 2020).
+
+    Two linear layers without offsets, batch norm over all processes and ReLU
+    between.
+
+    Arguments
+    ---------
+    dim, hidden, out : int
+        Sizes before, between and after.
+
+    Example
+    -------
+    >>> BatchNormMLP(8, 16, 4)(torch.randn(5, 8)).shape
+    torch.Size([5, 4])
+    """
+
+    def __init__(self, dim, hidden, out):
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden, bias=False)
+        self.norm = SharedBatchNorm(hidden)
+        self.fc2 = nn.Linear(hidden, out, bias=False)
+
+    def forward(self, x, weight=None):
+        """Project rows.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (N, dim).
+        weight : torch.Tensor, optional
+            (N,), 0 at rows that do not count in the batch norm.
+
+        Returns
+        -------
+        torch.Tensor
+            (N, out).
+        """
+        return self.fc2(self.norm(self.fc1(x), weight).relu())
+
+
+class Prototypes(nn.Module):
+    """Cosine similarity to learned directions: DINO's last layer.
+
+    The weight-normed linear layer with fixed gain of Caron et al., "Emerging
+    Properties in Self-Supervised Vision Transformers", ICCV 2021.
+
+    Arguments
+    ---------
+    dim : int
+        Size of the projections.
+    count : int
+        Number of prototypes.
+
+    Example
+    -------
+    >>> logits = Prototypes(8, 100)(torch.randn(2, 5, 8))
+    >>> logits.shape, bool(logits.abs().max() <= 1)
+    (torch.Size([2, 5, 100]), True)
+    """
+
+    def __init__(self, dim, count):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, dim))
+        nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)
+
+    def forward(self, x):
+        """Logits float32 (.., count) of projections (.., dim)."""
+        # A temperature of 0.04 would make bf16's roundings tenths.
+        with torch.autocast(x.device.type, enabled=False):
+            directions = nn.functional.normalize(self.weight, dim=1)
+            unit = nn.functional.normalize(x.float(), dim=-1)
+            return nn.functional.linear(unit, directions)
+
+
+class Centre(nn.Module):
+    """Running mean of the teacher's logits, taken off before its softmax.
+
+    Keeps one prototype from winning everywhere (Caron et al., section 3.1).
+    The first batch sets it: released codes start at 0, and for some twenty
+    steps teach every clip the same prototype.
+
+    Arguments
+    ---------
+    count : int
+        Number of prototypes.
+    momentum : float
+        Share of the old mean that an update keeps.
+
+    Example
+    -------
+    >>> centre = Centre(2, momentum=0.9)
+    >>> centre.update(torch.tensor([1.0, 0.0]))
+    >>> centre.update(torch.tensor([2.0, 0.0]))
+    >>> centre(torch.tensor([[0.5, 0.5]]))
+    tensor([[-0.6000,  0.5000]])
+    """
+
+    def __init__(self, count, momentum):
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("started", torch.zeros(()))
+
+    def forward(self, logits):
+        """Centred logits (.., count)."""
+        return logits - self.mean
+
+    def update(self, mean):
+        """Take in a batch; nothing in evaluation.
+
+        Arguments
+        ---------
+        mean : torch.Tensor
+            Mean raw logits of this process, (count,).
+        """
+        if self.training:
+            kept = self.momentum * self.started
+            self.mean.lerp_(mean_over_processes(mean), 1 - kept)
+            self.started.fill_(1)
+
+
+def prototype_cross_entropy(student, teacher, temperatures):
+    """Cross-entropy of the student's prototypes under the teacher's.
+
+    Arguments
+    ---------
+    student : torch.Tensor
+        Logits (.., count).
+    teacher : torch.Tensor
+        Centred logits (.., count).
+    temperatures : tuple of float or torch.Tensor
+        Of the student, of the teacher.
+
+    Returns
+    -------
+    torch.Tensor
+        (..), float32.
+
+    Example
+    -------
+    >>> same = torch.tensor([[1.0, -1.0]])
+    >>> loss = prototype_cross_entropy(same, same, (0.1, 0.04))
+    >>> bool(loss < 1e-3)
+    True
+    """
+    goal = (teacher.float() / temperatures[1]).softmax(-1)
+    log_share = (student.float() / temperatures[0]).log_softmax(-1)
+    return -(goal * log_share).sum(-1)
+
+
+def cosine_distance(x, y):
+    """2 - 2 cos, the squared distance of the normalised vectors.
+
+    Arguments
+    ---------
+    x, y : torch.Tensor
+        (.., D).
+
+    Returns
+    -------
+    torch.Tensor
+        (..), float32, from 0 to 4.
+
+    Example
+    -------
+    >>> cosine_distance(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 1.0]))
+    tensor(2.)
+    """
+    x, y = (nn.functional.normalize(each.float(), dim=-1) for each in (x, y))
+    return 2 - 2 * (x * y).sum(-1)
+
+
+def swap_views(x):
+    """Rows (2B, ..) of two views, with the second view's first.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (2B, ..): all clips of one view, then all of the other.
+
+    Returns
+    -------
+    torch.Tensor
+        (2B, ..).
+
+    Example
+    -------
+    >>> swap_views(torch.tensor([1, 2, 3, 4]))
+    tensor([3, 4, 1, 2])
+    """
+    return x.roll(len(x) // 2, 0)

@@ -1,0 +1,211 @@
+"""Tokens of masked clips: which are hidden, which visible, and means over them.
+
+Clips of a batch hide different numbers of tokens. Everything is gathered to a
+given length that fits all of them, and what a clip has too many does not
+count; nothing is read back from the device.
+"""
+
+from typing import NamedTuple
+
+import torch
+
+
+class Split(NamedTuple):
+    """A batch of tokens, split into hidden and visible ones.
+
+    Arguments
+    ---------
+    hidden : torch.Tensor
+        Places of the hidden tokens, int64 (B, K), then surplus ones.
+    weight : torch.Tensor
+        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
+    keep : tuple of torch.Tensor
+        Places of the visible tokens (B, V) and whether an entry counts, as
+        the encoder takes them.
+    visible : torch.Tensor
+        Boolean (B, N).
+    valid : torch.Tensor
+        Boolean (B, N), True at tokens that are audio.
+    """
+
+    hidden: torch.Tensor
+    weight: torch.Tensor
+    keep: tuple
+    visible: torch.Tensor
+    valid: torch.Tensor
+
+
+def split_tokens(mask, valid, n_hidden=None):
+    """Split the tokens of clips into hidden and visible ones.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Boolean (B, F', T'), True where hidden.
+    valid : torch.Tensor
+        Boolean (B, F' * T'), True at tokens that are audio.
+    n_hidden : int, optional
+        Tokens that a masker hides in a clip without padding; then K is that
+        number and V the rest. Both are all N for a mask of unknown origin.
+
+    Returns
+    -------
+    Split
+
+    Example
+    -------
+    >>> mask = torch.tensor([[[True, False, True, False]]])
+    >>> split = split_tokens(mask, torch.ones(1, 4).bool(), n_hidden=2)
+    >>> split.hidden.tolist(), split.keep[0].tolist()
+    ([[0, 2]], [[1, 3]])
+    """
+    most = seen = valid.shape[1]
+    if n_hidden is not None:
+        most, seen = n_hidden, seen - n_hidden
+    masked = mask.flatten(1) & valid
+    hidden, weight = hidden_index(masked, most)
+    keep = visible_index(masked, valid, seen)
+    visible = valid & ~masked
+    return Split(hidden, weight, keep, visible, valid)
+
+
+def hidden_index(mask, most):
+    """Places of the hidden tokens, padded to one length for all clips.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Boolean (B, F', T').
+    most : int
+        K, at least the number of tokens any clip hides; given, so that
+        nothing is read back from the device.
+
+    Returns
+    -------
+    index : torch.Tensor
+        int64 (B, K), hidden tokens in order, then surplus ones.
+    weight : torch.Tensor
+        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
+
+    Example
+    -------
+    >>> mask = torch.tensor([[[False, True, True, False]]])
+    >>> hidden_index(mask, 3)
+    (tensor([[1, 2, 0]]), tensor([[1., 1., 0.]]))
+    """
+    flat = mask.flatten(1).to(torch.uint8)
+    index = flat.argsort(dim=1, descending=True, stable=True)
+    index = index[:, : max(1, most)]
+    return index, flat.gather(1, index).float()
+
+
+def visible_index(mask, valid_tokens, most):
+    """Places of the visible tokens, as the encoder takes them.
+
+    Arguments
+    ---------
+    mask : torch.Tensor
+        Boolean (B, F', T'), True where hidden.
+    valid_tokens : torch.Tensor
+        Boolean (B, F' * T'), True at tokens that are audio.
+    most : int
+        V, at least the number of tokens any clip shows.
+
+    Returns
+    -------
+    index : torch.Tensor
+        int64 (B, V), visible tokens in order, then surplus ones.
+    valid : torch.Tensor
+        Boolean (B, V), False at the surplus.
+
+    Example
+    -------
+    >>> mask = torch.tensor([[[False, True, False, False]]])
+    >>> visible_index(mask, torch.tensor([[True, True, True, False]]), 3)
+    (tensor([[0, 2, 1]]), tensor([[ True,  True, False]]))
+    """
+    index, weight = hidden_index(valid_tokens & ~mask.flatten(1), most)
+    return index, weight > 0
+
+
+def take(x, index):
+    """Rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
+    return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
+
+
+def clip_mean(values, weight):
+    """Mean within each clip, then over the clips that have any.
+
+    Arguments
+    ---------
+    values : torch.Tensor
+        (B, K).
+    weight : torch.Tensor
+        (B, K), 0 where an entry does not count.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar.
+
+    Example
+    -------
+    >>> values = torch.tensor([[2.0, 9.0], [4.0, 8.0]])
+    >>> clip_mean(values, torch.tensor([[1.0, 0.0], [1.0, 1.0]])).item()
+    4.0
+    """
+    count = weight.sum(1)
+    per_clip = (values * weight).sum(1) / count.clamp(min=1)
+    return per_clip.sum() / (count > 0).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def projection_std(x, weight):
+    """How far the vectors of a batch differ: a sign of collapse.
+
+    The standard deviation of each dimension over all vectors, each scaled to
+    length sqrt(D), as a mean over the dimensions.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, K, D).
+    weight : torch.Tensor
+        (B, K), 1 where a vector counts and 0 elsewhere.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar: near 1 where they point everywhere, 0 where all are the same.
+
+    Example
+    -------
+    >>> x = torch.tensor([[[1.0, -1.0], [-1.0, 1.0], [7.0, 7.0]]])
+    >>> projection_std(x, torch.tensor([[1.0, 1.0, 0.0]])).round(decimals=3)
+    tensor(1.)
+    """
+    x = torch.nn.functional.normalize(x.float(), dim=2) * x.shape[2] ** 0.5
+    share = (weight / weight.sum().clamp(min=1))[:, :, None]
+    mean = (x * share).sum((0, 1))
+    variance = ((x - mean).square() * share).sum((0, 1))
+    return variance.sqrt().mean()
+
+
+def refuse_overlap(grid):
+    """Raise where patches overlap.
+
+    Arguments
+    ---------
+    grid : Grid
+        Of the encoder to pretrain.
+
+    Raises
+    ------
+    ValueError
+        If the stride is not the patch size.
+    """
+    if grid.stride != grid.patch:
+        raise ValueError(
+            "a hidden patch must not show in its neighbours: pretrain "
+            f"with stride {grid.patch}, not {grid.stride}"
+        )

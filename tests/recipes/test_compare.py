@@ -1,0 +1,50 @@
+"""The comparison of objectives: several pretrainings, one probe."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+RECIPE = Path(__file__).parents[2] / "recipes/CustomData/compare"
+
+
+def compare(folder, tones, *flags):
+    return subprocess.run(
+        [sys.executable, "train.py", "hparams/compare.yaml"]
+        + [f"--audio={tones.folder}"]
+        + [f"--tasks=[{{name: tones, csv_path: {tones.manifest}}}]"]
+        + ["--objectives=[mspm_short_clips, m2d_small_data]"]
+        + [f"--output_folder={folder}", *flags],
+        cwd=RECIPE,
+        capture_output=True,
+        text=True,
+    )
+
+
+@pytest.mark.slow
+def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
+    settings = (
+        "--pretraining={crop_seconds: 0.6, batch_size: 4, num_workers: 0, "
+        "valid_share: 0.2, number_of_epochs: %d}"
+    )
+    done = compare(tmp_path, tones, settings % 2)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "comparison.md").read_text()
+    for name in ("mspm_short_clips", "m2d_small_data", "untrained", "log-mel"):
+        assert f"| {name} " in text
+    assert (tmp_path / "probe.png").is_file()
+    cost = json.loads((tmp_path / "m2d_small_data/cost.json").read_text())
+    assert cost["settings"]["lr"] == 0.001 and cost["steps"] > 0
+
+    weights = tmp_path / "m2d_small_data/export/model.safetensors"
+    before = weights.stat().st_mtime_ns
+    again = compare(tmp_path, tones, settings % 2)
+    assert again.returncode == 0, again.stderr
+    assert weights.stat().st_mtime_ns == before
+    assert (tmp_path / "comparison.md").read_text() == text
+
+    other = compare(tmp_path, tones, settings % 3)
+    assert other.returncode != 0
+    assert "choose another output_folder" in other.stderr
