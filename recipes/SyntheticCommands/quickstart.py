@@ -28,6 +28,7 @@ from ssast_lobes.data.manifest import read_manifest
 from ssast_lobes.features import KaldiFbank
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.plots import plot_comparison
+from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import logistic_regression
 
 HERE = Path(__file__).resolve().parent
@@ -51,9 +52,18 @@ def main():
         "--output_folder",
         help="where everything goes (default: results/quickstart)",
     )
+    parser.add_argument(
+        "--objective",
+        metavar="NAME",
+        help="pretrain with another file of hparams/objective/, such as "
+        "m2d_small_data (give an output folder of its own)",
+    )
     arguments = parser.parse_args()
     with open(arguments.hparams, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file)
+    if arguments.objective:
+        chosen = preset_path("objective", arguments.objective)
+        hparams["pretrain"]["objective"] = f"!include:{chosen}"
     folder = Path(arguments.output_folder or hparams["output_folder"])
     folder = folder.absolute()
     started = time.time()
