@@ -51,6 +51,7 @@ _METRIC_NAMES = {
 _MOST_MARKERS = 40
 # Beyond this many classes neither names nor counts can be read.
 _MOST_NAMED_CLASSES = 150
+_MOST_PANELS_ACROSS = 4
 
 
 def plot_reconstruction(
@@ -349,6 +350,75 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
         return _save(figure, path, bbox_inches="tight", pad_inches=0.08)
 
 
+def plot_intervals(panels, path, grey=()):
+    """Scores with their intervals: systems down, a panel for each task.
+
+    Arguments
+    ---------
+    panels : dict
+        Title -> system -> series -> ``(score, low, high)``, all shares
+        between 0 and 1, drawn as percentages. Systems are drawn from top to
+        bottom, in the order of the first panel; three series at most.
+    path : str or Path
+        File to write.
+    grey : collection of str
+        Systems on a grey ground, such as baselines.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If there are no panels.
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> systems = {
+    ...     "untrained": {"linear": (0.3, 0.2, 0.4)},
+    ...     "pretrained": {"linear": (0.6, 0.5, 0.7)},
+    ... }
+    >>> path = tmpdir / "intervals.png"
+    >>> figure = plot_intervals({"words": systems}, path, grey=["untrained"])
+    """
+    if not panels:
+        raise ValueError("no panels to draw")
+    systems = list(next(iter(panels.values())))
+    columns = min(len(panels), _MOST_PANELS_ACROSS)
+    rows = -(-len(panels) // columns)
+    height = max(1.6, 0.3 * len(systems) + 0.9)
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(
+            figsize=(1.4 + 2.6 * columns, rows * height + 0.3),
+            layout="constrained",
+        )
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (title, scores) in zip(
+            axes.flat, panels.items(), strict=False
+        ):
+            handles = _draw_intervals(axis, systems, scores)
+            for place, name in enumerate(systems):
+                if name in grey:
+                    axis.axhspan(
+                        place - 0.5, place + 0.5, color="0.94", zorder=0
+                    )
+            axis.set_title(title, parse_math=False)
+        axes[0, 0].set_yticks(range(len(systems)), systems, parse_math=False)
+        axes[0, 0].set_ylim(len(systems) - 0.5, -0.5)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=len(handles),
+        )
+        return _save(figure, path)
+
+
 def _array(values):
     """Float64 array on the CPU of a tensor or an array."""
     return torch.as_tensor(values).detach().cpu().double().numpy()
@@ -400,6 +470,35 @@ def _draw_curve(axis, split, points):
     else:
         style = {"linestyle": line}
     return axis.plot(steps, values, color=color, linewidth=1.2, **style)[0]
+
+
+def _draw_intervals(axis, systems, scores):
+    """Points with intervals of one panel; gives a handle by series."""
+    names = list(dict.fromkeys(name for row in scores.values() for name in row))
+    handles = {}
+    for number, name in enumerate(names):
+        places = np.arange(len(systems)) + 0.26 * (
+            number - (len(names) - 1) / 2
+        )
+        points = np.array([scores[system][name] for system in systems])
+        score, low, high = 100 * points.T
+        # A test score need not lie between the percentiles of its bootstrap.
+        ends = np.clip([score - low, high - score], 0, None)
+        _, color, _, marker = list(_SPLITS.values())[number]
+        handles[name] = axis.errorbar(
+            score,
+            places,
+            xerr=ends,
+            color=color,
+            linestyle="none",
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+        )
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.85", linewidth=0.5)
+    axis.set_axisbelow(True)
+    return handles
 
 
 def _metric_name(metric):

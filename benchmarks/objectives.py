@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""What a training step of each objective costs, relative to SSAST's.
+
+> python benchmarks/objectives.py
+
+All objectives take turns, round by round, in one process: the ratio to the
+joint MSPM is taken within each round, so that a machine that is busy with
+other things slows both. A step is forward, backward, optimizer and teacher.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from machine import describe_machine
+from tqdm import tqdm
+
+from ssast_lobes import SpectrogramEncoder
+from ssast_lobes.objectives import load_objective
+
+# Name of the fragment: geometry and mel bins, each method's own.
+OBJECTIVES = {
+    "mspm": ("patch", 128),
+    "maskspec": ("patch", 128),
+    "mae_ast": ("patch", 128),
+    "m2d": ("patch", 128),
+    "eat": ("patch", 128),
+    "asit": ("patch", 128),
+    "atst_clip": ((64, 4), 64),
+    "atst_frame": ((64, 4), 64),
+}
+BASELINE = "mspm"
+N_FRAMES = 1024
+
+
+class Step:
+    """One training step of an objective on random clips of 10.24 s."""
+
+    def __init__(self, name, model_size, batch_size, device):
+        geometry, n_mels = OBJECTIVES[name]
+        torch.manual_seed(0)
+        encoder = SpectrogramEncoder.from_size(model_size, geometry, n_mels)
+        self.objective = load_objective(name)(encoder).to(device).train()
+        self.optimizer = torch.optim.AdamW(self.objective.parameters(), 1e-4)
+        self.feats = torch.randn(batch_size, N_FRAMES, n_mels, device=device)
+        self.n_frames = torch.full((batch_size,), N_FRAMES, device=device)
+        self.steps = 0
+
+    def __call__(self):
+        """Take a step; give its seconds."""
+        _wait(self.feats.device)
+        start = time.perf_counter()
+        self.objective(self.feats, self.n_frames).loss.backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        self.objective.after_step(self.steps, 1000)
+        _wait(self.feats.device)
+        return time.perf_counter() - start
+
+
+def _wait(device):
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def measure(model_size, batch_size, rounds, device):
+    """Rows of the table for one size of model."""
+    steps = {
+        name: Step(name, model_size, batch_size, device) for name in OBJECTIVES
+    }
+    for step in tqdm(steps.values(), desc=f"{model_size}: warm-up"):
+        step()
+    seconds = {name: [] for name in steps}
+    for _ in tqdm(range(rounds), desc=f"{model_size}: rounds"):
+        for name, step in steps.items():
+            seconds[name].append(step())
+    rows = []
+    for name, own in seconds.items():
+        pairs = zip(own, seconds[BASELINE], strict=True)
+        ratios = sorted(one / base for one, base in pairs)
+        rows.append(
+            {
+                "objective": name,
+                "model": model_size,
+                "seconds_per_clip": statistics.median(own) / batch_size,
+                "ratio": statistics.median(ratios),
+                "lowest_ratio": ratios[0],
+                "highest_ratio": ratios[-1],
+                "parameters": sum(
+                    p.numel()
+                    for p in steps[name].objective.parameters()
+                    if p.requires_grad
+                ),
+            }
+        )
+    return rows
+
+
+def table(rows):
+    """The rows as a Markdown table."""
+    lines = [
+        "| model | objective | trained parameters (M) | ms per clip "
+        "| relative to joint MSPM (range) |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['model']} | {row['objective']} "
+            f"| {row['parameters'] / 1e6:.1f} "
+            f"| {1000 * row['seconds_per_clip']:.0f} "
+            f"| {row['ratio']:.2f} ({row['lowest_ratio']:.2f} to "
+            f"{row['highest_ratio']:.2f}) |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments):
+    """Measure, print and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--sizes", nargs="+", default=["tiny", "base"])
+    parser.add_argument("--batch-size", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--device", default="cuda" if torch.cuda.is_available() else "cpu"
+    )
+    parser.add_argument(
+        "--output",
+        type=Path,
+        default=Path(__file__).parent / "results",
+        help="folder of objectives_DEVICE.md and .json",
+    )
+    options = parser.parse_args(arguments)
+    device = torch.device(options.device)
+    rows = []
+    for size in options.sizes:
+        rows += measure(size, options.batch_size, options.rounds, device)
+    machine = describe_machine(device)
+    text = (
+        f"Machine: {machine}. Clips of 10.24 s, batches of "
+        f"{options.batch_size}, {options.rounds} rounds, medians.\n\n"
+        f"{table(rows)}\n"
+    )
+    print(text)
+    options.output.mkdir(parents=True, exist_ok=True)
+    stem = options.output / f"objectives_{device.type}"
+    stem.with_suffix(".md").write_text(text, encoding="utf-8")
+    stem.with_suffix(".json").write_text(
+        json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n",
+        encoding="utf-8",
+    )
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
