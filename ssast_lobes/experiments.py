@@ -8,10 +8,17 @@ alike is made here, unless the YAML has a key of that name: `export_folder`,
 `valid_reader` (centre crops in pretraining, whole clips in classification,
 which tests with it too), `train_loader_kwargs`, `valid_loader_kwargs`,
 `label_encoder`, `epoch_counter`, `checkpointer`, `train_logger`.
+
+Three keys are there for large corpora: `clips_per_evaluation` (pretraining)
+cuts a pass over the data into epochs of that many clips, `number_of_epochs`
+still counting the passes; `balanced_sampling` (classification) draws rare
+classes as often as frequent ones; `average_from` (classification) tests the
+mean of the weights of the epochs from that one on, in place of one epoch.
 """
 
 import inspect
 import json
+import math
 import shutil
 import statistics
 from pathlib import Path
@@ -26,9 +33,11 @@ from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from ssast_lobes.brains import ClassificationBrain, PretrainingBrain
+from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import SettingsError, check_same_experiment
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
+from ssast_lobes.data.samplers import PartSampler, balanced_sampler
 from ssast_lobes.data.splits import read_splits, written_whole
 from ssast_lobes.export import (
     check_export_folder,
@@ -43,6 +52,8 @@ logger = get_logger(__name__)
 RESULT_FILE = "test_result.json"
 _PRETRAINING_SETTINGS = ("crop_seconds", "batch_size", "lr", "seed")
 _CLASSIFICATION_SETTINGS = ("source", "batch_size", "lr", "loss", "seed")
+# In the model card where the YAML has them.
+_FURTHER_SETTINGS = ("average_from", "balanced_sampling")
 
 
 def pretrain(arguments, prepare):
@@ -70,6 +81,7 @@ def pretrain(arguments, prepare):
     if rows["valid"]:
         valid = make_dataset(rows["valid"], hparams["valid_reader"])
     hparams["has_valid"] = valid is not None
+    sampler = _part_sampler(hparams, len(train))
     lobe = hparams["lobe"]
     objective = hparams["objective"]["objective_class"](lobe.encoder)
     if hparams["source"] is not None:
@@ -86,7 +98,7 @@ def pretrain(arguments, prepare):
         readers=[hparams["train_reader"]],
         n_files=len(train) + len(valid or []),
     )
-    _fit(brain, hparams, train, valid)
+    _fit(brain, hparams, train, valid, sampler)
     best = brain.finish()
     if if_main_process():
         export_pretrained(
@@ -119,7 +131,7 @@ def classify(arguments, prepare):
     return _classify(hparams_file, run_opts, hparams, prepare)["metrics"]
 
 
-def cross_validate(arguments, prepare, folds):
+def cross_validate(arguments, prepare, folds=None):
     """Train and test a classifier on each fold of a protocol.
 
     The YAML has the keys `fold`, which is null for all of them, and
@@ -137,8 +149,8 @@ def cross_validate(arguments, prepare, folds):
     ---------
     arguments, prepare
         See `pretrain`; `hparams["fold"]` is the fold to prepare.
-    folds : sequence of int or str
-        Names of all the folds.
+    folds : sequence of int or str, optional
+        Names of all the folds; those in the YAML's list `folds` by default.
 
     Returns
     -------
@@ -152,6 +164,7 @@ def cross_validate(arguments, prepare, folds):
     """
     hparams_file, run_opts, overrides = _parse(arguments)
     settings = _plain_settings(hparams_file, overrides)
+    folds = folds or _listed_folds(settings)
     chosen = _choose(settings["fold"], folds)
     if settings["epoch_chosen_on"] not in ("valid", "test"):
         raise SettingsError(
@@ -284,12 +297,33 @@ def _complete(hparams, valid_seconds):
         hparams["checkpointer"] = AtomicCheckpointer(f"{folder}/save", counter)
 
 
-def _fit(brain, hparams, train, valid):
+def _part_sampler(hparams, n_clips):
+    """Sampler of a part of a pass for each epoch, or None for whole passes."""
+    clips = hparams.get("clips_per_evaluation", None)
+    if clips is None or clips >= n_clips:
+        return None
+    passes = hparams["number_of_epochs"]
+    hparams["epoch_counter"].limit = math.ceil(passes * n_clips / clips)
+    return PartSampler(n_clips, clips, hparams["seed"])
+
+
+def _class_sampler(hparams, clips):
+    """Sampler that evens the classes out, or None for each clip once."""
+    if not hparams.get("balanced_sampling", False):
+        return None
+    labels = [clip["label"] for clip in clips.values()]
+    return balanced_sampler(labels, hparams["multi_label"], hparams["seed"])
+
+
+def _fit(brain, hparams, train, valid, sampler):
+    loading = hparams["train_loader_kwargs"]
+    if sampler is not None:
+        loading = {**loading, "shuffle": False, "sampler": sampler}
     brain.fit(
         hparams["epoch_counter"],
         train,
         valid,
-        train_loader_kwargs=hparams["train_loader_kwargs"],
+        train_loader_kwargs=loading,
         valid_loader_kwargs=hparams["valid_loader_kwargs"],
     )
 
@@ -324,10 +358,10 @@ def _classify(hparams_file, run_opts, hparams, prepare):
         readers=[hparams["train_reader"]],
         n_files=len(train) + len(valid) + len(test),
     )
-    _fit(brain, hparams, train, valid)
+    _fit(brain, hparams, train, valid, _class_sampler(hparams, rows["train"]))
     brain.evaluate(
         test,
-        max_key=hparams["selection"],
+        **brain.best_key,
         test_loader_kwargs=hparams["valid_loader_kwargs"],
     )
     brain.draw()
@@ -337,6 +371,7 @@ def _classify(hparams_file, run_opts, hparams, prepare):
         "clips": len(test),
         "epoch": hparams["epoch_counter"].current,
         "number_of_epochs": hparams["number_of_epochs"],
+        "average_from": brain.average_from,
         "debug": brain.debug,
         "metrics": stats,
     }
@@ -364,10 +399,11 @@ def _longest(dataset, crop_seconds):
 def _card(hparams_file, hparams, rows, settings, metrics):
     """What the model card of an export says of its training."""
     recipe = Path(hparams_file).resolve().parts[-4:]
+    further = [key for key in _FURTHER_SETTINGS if hparams.get(key, None)]
     return {
         "recipe": "/".join(recipe),
         "data": f"{rows['corpus']}: {len(rows['train'])} training clips",
-        "settings": {key: hparams[key] for key in settings},
+        "settings": {key: hparams[key] for key in (*settings, *further)},
         "metrics": metrics,
     }
 
@@ -392,6 +428,11 @@ def _plain_settings(hparams_file, overrides):
     with open(hparams_file, encoding="utf-8") as file:
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
+
+
+def _listed_folds(hparams):
+    """Names of the folds where the YAML lists them."""
+    return hparams["folds"]
 
 
 def _choose(fold, folds):
@@ -437,7 +478,8 @@ def _at_common_epoch(folder, results, selection):
             rows[epoch][f"valid_{selection}"] for rows in logs.values()
         )
 
-    best = max(sorted(common), key=mean)
+    choose = min if selection in LOWER_IS_BETTER else max
+    best = choose(sorted(common), key=mean)
     return {
         fold: {
             "epoch": best,

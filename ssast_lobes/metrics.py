@@ -74,6 +74,39 @@ def unweighted_average_recall(predicted, target):
     return _mean_recall(confusion_matrix(predicted, target, n_classes))
 
 
+def macro_f1(predicted, target):
+    """Mean over the classes of each class's F1 score.
+
+    A class that no clip belongs to and none is taken for has no score and is
+    left out of the mean, as scikit-learn does.
+
+    Arguments
+    ---------
+    predicted : torch.Tensor
+        Predicted class of each clip, integers of shape (N,).
+    target : torch.Tensor
+        True class of each clip, integers of shape (N,).
+
+    Returns
+    -------
+    float
+        Macro F1, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there are no clips, or classes are not integers.
+
+    Example
+    -------
+    >>> round(macro_f1([0, 0, 0, 1], [0, 0, 1, 1]), 4)
+    0.7333
+    """
+    predicted, target = _class_pair(predicted, target)
+    n_classes = int(torch.maximum(predicted, target).max()) + 1
+    return _mean_f1(confusion_matrix(predicted, target, n_classes))
+
+
 def confusion_matrix(predicted, target, n_classes):
     """Count how often each true class was taken for each class.
 
@@ -338,7 +371,8 @@ class ClassificationMetrics:
     """Collects the batches of one evaluation and sums them up.
 
     Make a new one for every evaluation. Single-label batches are kept as a
-    confusion matrix, multi-label ones as scores and targets on the CPU.
+    confusion matrix, of two classes with the scores of the trials, multi-label
+    ones as scores and targets on the CPU.
 
     Arguments
     ---------
@@ -395,6 +429,9 @@ class ClassificationMetrics:
             self._confusion = self._confusion + confusion_matrix(
                 scores.argmax(dim=1), targets, scores.shape[1]
             )
+            if scores.shape[1] == 2:
+                margin = scores[:, 1].double() - scores[:, 0].double()
+                self._batches.append((margin, targets))
 
     def summary(self):
         """The numbers of everything appended so far.
@@ -402,8 +439,11 @@ class ClassificationMetrics:
         Returns
         -------
         dict
-            Single-label: ``accuracy`` and ``uar`` (float), and
-            ``confusion_matrix`` (int64 (C, C), rows are the truth).
+            Single-label: ``accuracy``, ``uar`` and ``macro_f1`` (float), and
+            ``confusion_matrix`` (int64 (C, C), rows are the truth). Where
+            there are two classes, and clips of both: ``eer`` (float), the
+            equal error rate of telling them apart by the difference of their
+            scores, the same whichever class is the target.
             Multi-label: ``mAP`` (float), ``average_precision``
             (float64 (C,), NaN for a class without positives) and
             ``classes_scored`` (int, how many classes the mAP is a mean of).
@@ -421,8 +461,17 @@ class ClassificationMetrics:
         return {
             "accuracy": (correct.double() / total).item(),
             "uar": _mean_recall(self._confusion),
+            "macro_f1": _mean_f1(self._confusion),
+            **self._two_class_summary(),
             "confusion_matrix": self._confusion,
         }
+
+    def _two_class_summary(self):
+        if len(self._confusion) != 2 or (self._confusion.sum(1) == 0).any():
+            return {}
+        margins, targets = zip(*self._batches, strict=True)
+        rate = equal_error_rate(torch.cat(margins), torch.cat(targets))
+        return {"eer": rate}
 
     def _multi_label_summary(self):
         if not self._batches:
@@ -488,6 +537,13 @@ def _mean_recall(confusion):
     clips = confusion.sum(dim=1)
     recall = confusion.diagonal().double() / clips
     return recall[clips > 0].mean().item()
+
+
+def _mean_f1(confusion):
+    """Mean F1 of the classes that occur in the truth or are predicted."""
+    clips = confusion.sum(dim=0) + confusion.sum(dim=1)
+    score = 2 * confusion.diagonal().double() / clips
+    return score[clips > 0].mean().item()
 
 
 def _mean_of_scored_classes(per_class):

@@ -170,7 +170,7 @@ def fit(run):
 def evaluate(run):
     run.brain.evaluate(
         run.datasets["test"],
-        max_key=run.brain.hparams.selection,
+        **run.brain.best_key,
         test_loader_kwargs=dict(run.loader),
     )
     return run.brain.test_stats
@@ -845,11 +845,66 @@ def test_several_labels(rows, tmp_path):
         ({"multi_label": True, "selection": "mAP"}, "loss must be bce"),
         ({"multi_label": True, "loss": "bce"}, "selection must be one of"),
         ({"selection": "mAP"}, "selection must be one of"),
+        ({"selection": "eer"}, "eer needs two classes, there are 3"),
     ],
 )
 def test_settings_that_do_not_fit_the_labels(settings, message, rows, tmp_path):
     with pytest.raises(ValueError, match=message):
         build("classify", rows, tmp_path, **settings)
+
+
+def test_the_lowest_equal_error_rate_chooses_the_epoch(
+    rows, tmp_path, monkeypatch
+):
+    monkeypatch.setitem(globals(), "LABELS", ["chirp", "noise"])
+    two = {
+        name: {k: row for k, row in part.items() if row["label"] in LABELS}
+        for name, part in rows.items()
+    }
+
+    class Losing(ClassificationBrain):
+        """Forgets what it has learned, from the second epoch on."""
+
+        def on_stage_start(self, stage, epoch=None):
+            super().on_stage_start(stage, epoch)
+            if str(stage) == "Stage.VALID" and epoch > 1:
+                torch.nn.init.zeros_(self.model.head.linear.weight)
+
+    settings = {"epochs": 3, "brain_class": Losing, "batch_size": 2}
+    run = build("classify", two, tmp_path, selection="eer", **settings)
+    fit(run)
+    eer = {row["epoch"]: row["valid_eer"] for row in run.brain.log_rows()}
+    assert eer[1] < eer[2] == eer[3] == 0.5
+    evaluate(run)
+    assert run.brain.best_key == {"min_key": "eer"}
+    log = (tmp_path / "train_log.txt").read_text().splitlines()
+    assert log[-1].startswith("best epoch: 1 - test loss")
+    assert "eer" in run.brain.test_stats
+
+    one = {
+        **two,
+        "valid": {
+            k: r for k, r in two["valid"].items() if r["label"] == "chirp"
+        },
+    }
+    run = build("classify", one, tmp_path / "one", selection="eer")
+    with pytest.raises(ValueError, match="clips of one class only"):
+        fit(run)
+
+
+def test_degradation_is_for_training_alone(rows, tmp_path):
+    class Counting(torch.nn.Module):
+        clips = 0
+
+        def forward(self, wav, lens):
+            assert lens.shape == wav.shape[:1]
+            self.clips += len(wav)
+            return torch.zeros_like(wav)
+
+    degradation = Counting()
+    run = fit(build("classify", rows, tmp_path, degradation=degradation))
+    evaluate(run)
+    assert degradation.clips == 2 * len(rows["train"])
 
 
 def test_hard_targets_work_with_both_losses(rows, tmp_path):
@@ -956,7 +1011,9 @@ def test_tensorboard_counts_epochs_through_a_resume(rows, tmp_path):
         )
     events = reader.EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    names = {"lr", "loss/train", "loss/valid", "accuracy/valid", "uar/valid"}
+    names = {"lr", "loss/train"}
+    names |= {f"{name}/valid" for name in ("loss", "accuracy", "uar")}
+    names |= {"macro_f1/valid"}
     assert set(events.Tags()["scalars"]) == names
     assert [event.step for event in events.Scalars("loss/valid")] == [1, 2, 3]
 

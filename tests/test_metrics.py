@@ -18,6 +18,7 @@ from ssast_lobes.metrics import (
     confusion_matrix,
     effective_rank,
     equal_error_rate,
+    macro_f1,
     mean_average_precision,
     unweighted_average_recall,
 )
@@ -68,6 +69,15 @@ def test_uar_is_not_the_accuracy_of_unequal_classes():
     target = [0] * 90 + [1] * 10
     assert unweighted_average_recall([0] * 100, target) == 0.5
     assert accuracy([0] * 100, target) == pytest.approx(0.9)
+
+
+def test_macro_f1_is_the_mean_of_the_classes():
+    # Hits 2, 2, 2, 2; predicted 3, 3, 3, 3; true 4, 3, 3, 2.
+    expected = (4 / 7 + 4 / 6 + 4 / 6 + 4 / 5) / 4
+    assert macro_f1(PREDICTED, TARGET) == pytest.approx(expected)
+    # A class that is predicted but nowhere true counts, one that is neither
+    # does not.
+    assert macro_f1([0, 3, 0, 1, 0], [0, 0, 0, 1, 1]) == pytest.approx(4 / 9)
 
 
 def test_confusion_matrix_has_the_truth_in_rows():
@@ -179,8 +189,32 @@ def test_single_label_batches_sum_to_the_whole():
     summary = metrics.summary()
     assert summary["accuracy"] == pytest.approx(accuracy(predicted, target))
     assert summary["uar"] == pytest.approx(0.7083333333333333)
+    assert summary["macro_f1"] == pytest.approx(macro_f1(predicted, target))
+    assert "eer" not in summary
     expected = confusion_matrix(predicted, target, 5)
     assert torch.equal(summary["confusion_matrix"], expected)
+
+
+def test_two_classes_have_an_equal_error_rate():
+    generator = torch.Generator().manual_seed(0)
+    targets = torch.arange(40) % 4 == 0
+    scores = torch.randn(40, 2, generator=generator)
+    scores[:, 1] += targets
+    margin = scores[:, 1] - scores[:, 0]
+    expected = equal_error_rate(margin, targets)
+    assert 0.05 < expected < 0.5
+    # Scores of any kind, and whichever class is called the first.
+    kinds = (scores, scores.log_softmax(1), scores.softmax(1))
+    for kind in kinds:
+        for order in ([0, 1], [1, 0]):
+            metrics = ClassificationMetrics()
+            truth = targets.long() if order == [0, 1] else 1 - targets.long()
+            for part in (slice(0, 7), slice(7, 40)):
+                metrics.append(kind[part][:, order], truth[part])
+            assert metrics.summary()["eer"] == pytest.approx(expected)
+    one_class = ClassificationMetrics()
+    one_class.append(scores[targets], targets[targets].long())
+    assert "eer" not in one_class.summary()
 
 
 def test_multi_label_batches_sum_to_the_whole():

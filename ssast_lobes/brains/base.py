@@ -195,6 +195,9 @@ class SpectrogramBrain(sb.Brain):
             if self.distributed_launch:
                 # SpeechBrain shuffles alike whatever the seed.
                 self.train_sampler.seed = self.hparams.seed
+            elif kwargs.get("sampler") is not None:
+                # SpeechBrain tells only its own samplers the epoch.
+                self.train_sampler = kwargs["sampler"]
             self.batches_per_epoch = len(loader)
             if self.debug:
                 self.batches_per_epoch = min(len(loader), self.debug_batches)

@@ -6,6 +6,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
 
 from ssast_lobes.brains.base import SpectrogramBrain, unwrap
 from ssast_lobes.brains.errors import SettingsError
@@ -14,7 +15,11 @@ from ssast_lobes.metrics import ClassificationMetrics
 from ssast_lobes.plots import plot_confusion_matrix
 
 LOSSES = ("ce", "bce")
-SELECTIONS = {False: ("accuracy", "uar"), True: ("mAP",)}
+SELECTIONS = {
+    False: ("accuracy", "uar", "macro_f1", "eer"),
+    True: ("mAP",),
+}
+LOWER_IS_BETTER = ("eer",)
 
 
 def soft_target_loss(scores, targets, loss):
@@ -61,14 +66,19 @@ class ClassificationBrain(SpectrogramBrain):
 
     ``modules`` holds ``features`` and ``model``. Of ``hparams`` it uses, beside
     the base's: ``n_classes``, ``multi_label``, ``loss``, ``mixup`` (or None),
-    ``augment`` (a list of modules on features), ``selection`` (the validation
-    metric that chooses the epoch, higher is better), ``head_lr_scale``,
-    ``layer_decay`` and ``label_encoder``.
+    ``augment`` (a list of modules on features), ``degradation`` (a module on
+    waveforms), ``selection`` (the validation metric that chooses the epoch;
+    ``eer``, the equal error rate, needs two classes), ``head_lr_scale``,
+    ``layer_decay``, ``label_encoder`` and ``average_from``: where it is an
+    epoch, no epoch is chosen, and the test is of the mean of the weights at
+    the end of that epoch and all later ones, as in PSLA (Gong et al.,
+    IEEE/ACM TASLP 2021). The mean is kept as a running one, in the checkpoint.
 
     Raises
     ------
     ValueError
-        If loss or selection do not go with the kind of labels.
+        If loss or selection do not go with the kind of labels, or there is
+        no epoch to average.
     """
 
     def __init__(self, *args, **kwargs):
@@ -85,15 +95,43 @@ class ClassificationBrain(SpectrogramBrain):
                 f"loss must be bce where a clip has {kind}, got "
                 f"'{self.hparams.loss}'"
             )
+        if self.hparams.selection == "eer" and self.hparams.n_classes != 2:
+            raise SettingsError(
+                "selection eer needs two classes, there are "
+                f"{self.hparams.n_classes}"
+            )
+        self.degradation = getattr(self.hparams, "degradation", None)
         self._train_stats = {}
         self._metrics = None
         self._predictions = []
         self.test_stats = None
+        self.average = None
+        self.average_from = getattr(self.hparams, "average_from", None)
+        if self.average_from is not None:
+            self._start_average()
+
+    def _start_average(self):
+        last = self.hparams.epoch_counter.limit
+        if self.debug:
+            self.average_from = min(self.average_from, last)
+        if not 1 <= self.average_from <= last:
+            raise SettingsError(
+                f"average_from must be one of the epochs 1 to {last}, got "
+                f"{self.average_from}"
+            )
+        self.average = AveragedModel(self.model)
+        self.checkpointer.add_recoverable("average", self.average)
 
     @property
     def model(self):
         """The classifier without wrappers."""
         return unwrap(self.modules.model)
+
+    @property
+    def best_key(self):
+        """Argument of `evaluate` for the best epoch: max_key or min_key."""
+        lower = self.hparams.selection in LOWER_IS_BETTER
+        return {"min_key" if lower else "max_key": self.hparams.selection}
 
     def parameter_groups(self):
         """Groups for encoder blocks and head."""
@@ -111,6 +149,8 @@ class ClassificationBrain(SpectrogramBrain):
         if stage != sb.Stage.TRAIN:
             return self.modules.model(*self.modules.features(wav, lens)), None
         targets = self._soft_targets(batch.target)
+        if self.degradation is not None:
+            wav = self.degradation(wav, lens)
         if self.hparams.mixup is not None:
             wav, lens, targets = self.hparams.mixup(wav, lens, targets)
         feats, n_frames = self.modules.features(wav, lens)
@@ -154,20 +194,45 @@ class ClassificationBrain(SpectrogramBrain):
         stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
         if stage == sb.Stage.VALID:
             self.log_epoch(epoch, self._train_stats, stats)
+            self._check_selection(stats)
+            if self.average is not None and epoch >= self.average_from:
+                self.average.update_parameters(self.model)
             self.checkpointer.save_and_keep_only(
                 meta={"epoch": epoch, **stats},
-                max_keys=[self.hparams.selection],
+                **{f"{kind}s": [key] for kind, key in self.best_key.items()},
             )
         else:
             self._write_test(stats, summary)
 
+    def _check_selection(self, stats):
+        # The few batches of a trial may be of one class.
+        if self.hparams.selection not in stats and not self.debug:
+            raise SettingsError(
+                f"selection {self.hparams.selection} cannot be computed: the "
+                "valid part has clips of one class only"
+            )
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Go back to the best epoch, or take the mean of the last ones."""
+        if self.average is None:
+            super().on_evaluate_start(max_key, min_key)
+            return
+        super().on_evaluate_start()
+        if self.average.n_averaged == 0:
+            raise SettingsError(
+                f"there is no mean of weights yet: epoch {self.average_from}, "
+                "from which on they are averaged, has not come to its end"
+            )
+        self.model.load_state_dict(self.average.module.state_dict())
+
     def _write_test(self, stats, summary):
         self.test_stats = stats
+        meta = {"best epoch": self.hparams.epoch_counter.current}
+        if self.average is not None:
+            last = self.hparams.epoch_counter.current
+            meta = {"mean of epochs": f"{self.average_from} to {last}"}
         # On all processes: it has a broadcast in it.
-        self.hparams.train_logger.log_stats(
-            stats_meta={"best epoch": self.hparams.epoch_counter.current},
-            test_stats=stats,
-        )
+        self.hparams.train_logger.log_stats(stats_meta=meta, test_stats=stats)
         if not if_main_process():
             return
         names = self.hparams.label_encoder.ind2lab

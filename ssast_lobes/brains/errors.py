@@ -25,11 +25,13 @@ USER_ERRORS = (
 )
 # What may change between two starts of one experiment.
 _FREE = (
+    "allow_download",
     "ckpt_interval_minutes",
     "export_folder",
     "max_unreadable",
     "num_workers",
     "output_folder",
+    "require_counts",
     "save_folder",
     "number_of_epochs",
     "use_tensorboard",

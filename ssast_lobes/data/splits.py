@@ -10,6 +10,7 @@ experiment and one CSV for people.
 import csv
 import json
 import os
+import re
 from collections import Counter
 from contextlib import contextmanager
 
@@ -51,6 +52,52 @@ def hash_shares(ids):
     (True, True, False)
     """
     return (clip_keys(ids).double() / 2**63).tolist()
+
+
+def rows_from_names(paths, pattern, page):
+    """Rows of files whose names say what they are.
+
+    Arguments
+    ---------
+    paths : list of pathlib.Path
+        The files.
+    pattern : str
+        Regular expression of a whole name, without its extension. Its named
+        groups become keys of the row.
+    page : str
+        Where the names are explained.
+
+    Returns
+    -------
+    list of dict
+        With `id`, the name without its extension; `path`, absolute; and what
+        the name says.
+
+    Raises
+    ------
+    ManifestError
+        If names are other than the pattern; lists them.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> [row] = rows_from_names(
+    ...     [Path("/data/03a01Fa.wav")], r"(?P<speaker>..).*", "the page"
+    ... )
+    >>> row["id"], row["speaker"]
+    ('03a01Fa', '03')
+    """
+    matches = [re.fullmatch(pattern, path.stem) for path in paths]
+    strange = [
+        f"not a name that {page} explains: {path}"
+        for path, match in zip(paths, matches, strict=True)
+        if match is None
+    ]
+    _raise("file names", strange)
+    return [
+        {"id": path.stem, "path": str(path.absolute()), **match.groupdict()}
+        for path, match in zip(paths, matches, strict=True)
+    ]
 
 
 def hold_out(rows, share, group):

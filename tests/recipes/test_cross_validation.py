@@ -151,7 +151,8 @@ def test_killed_run_goes_on_at_its_fold(run, whole, data, tmp_path, capfd):
     capfd.readouterr()
     assert run(killed) == results
     shown = capfd.readouterr().out
-    assert "fold   epoch      loss  accuracy       uar\n1  " in shown
+    head = "fold   epoch      loss  accuracy       uar  macro_f1"
+    assert f"{head}       eer\n1  " in shown
     assert log.read_text() == before
     assert read(killed, "results.json") == read(folder, "results.json")
     for fold in FOLDS:
@@ -191,7 +192,8 @@ def test_official_selection_takes_one_epoch_for_all_folds(run, tmp_path, capfd):
     for result, log in zip(results.values(), logs, strict=True):
         assert result["epoch"] == best + 1
         assert result["accuracy"] == log[best]["valid_accuracy"]
-        assert set(result) == {"epoch", "loss", "accuracy", "uar"}
+        names = {"epoch", "loss", "accuracy", "uar", "macro_f1", "eer"}
+        assert set(result) == names
     table = read(tmp_path, "results.json")
     assert table["epoch_chosen_on"] == "test"
     assert table["folds"]["1"] == results[1]

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Tag audio with the 527 classes of AudioSet.
+
+> python train.py hparams/audioset20k_patch.yaml --data_folder /path/to/AudioSet
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from audioset_prepare import prepare_audioset
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import classify
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "subset",
+    "valid_share",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Find the audio of the segments, with their labels."""
+    return prepare_audioset(
+        valid_is_test=hparams["epoch_chosen_on"] == "test",
+        **{key: hparams[key] for key in SETTINGS},
+    )
+
+
+def main(arguments):
+    """Run the experiment that the command line describes."""
+    return classify(arguments, prepare)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

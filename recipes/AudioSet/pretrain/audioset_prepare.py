@@ -1,0 +1,1 @@
+../audioset_prepare.py

@@ -1,0 +1,1 @@
+../pretraining_prepare.py

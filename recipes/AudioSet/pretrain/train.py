@@ -1,0 +1,44 @@
+#!/usr/bin/env python3
+"""Pretrain a spectrogram transformer on AudioSet, LibriSpeech, or both.
+
+> python train.py hparams/ssast_base.yaml --data_folder /path/to/AudioSet \
+      --librispeech_folder /path/to/LibriSpeech
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from pretraining_prepare import prepare_pretraining
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import pretrain
+
+SETTINGS = (
+    "data_folder",
+    "librispeech_folder",
+    "output_folder",
+    "subset",
+    "librispeech_parts",
+    "valid_share",
+    "valid_on_eval",
+    "min_seconds",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Gather the audio, and a part of it to watch the training."""
+    return prepare_pretraining(**{key: hparams[key] for key in SETTINGS})
+
+
+def main(arguments):
+    """Run the experiment that the command line describes."""
+    return pretrain(arguments, prepare)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

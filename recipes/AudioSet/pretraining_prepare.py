@@ -1,0 +1,86 @@
+"""Prepares what SSAST is pretrained on: AudioSet, LibriSpeech, or both."""
+
+from audioset_prepare import AudioSet, held_out_by_hash
+from librispeech_prepare import read_librispeech
+
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import write_splits
+
+
+def prepare_pretraining(
+    data_folder,
+    librispeech_folder,
+    output_folder,
+    subset,
+    librispeech_parts,
+    valid_share,
+    valid_on_eval,
+    min_seconds=0.1,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Gather the audio, and a part of it to watch the training.
+
+    Arguments
+    ---------
+    data_folder : str or None
+        AudioSet, see `audioset_prepare`; None leaves it out.
+    librispeech_folder : str or None
+        LibriSpeech, see `librispeech_prepare`; None leaves it out.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    subset : str
+        Of AudioSet: "2M", or "20K" for the balanced list only.
+    librispeech_parts : list of str
+        Parts of LibriSpeech, such as "train-clean-100".
+    valid_share : float
+        Share of the audio to hold out, whole speakers of LibriSpeech.
+    valid_on_eval : bool
+        True: hold none out, take the evaluation segments of AudioSet, as the
+        official script does.
+    min_seconds : float
+        Shorter clips are left out.
+    allow_download, require_counts, max_unreadable
+        See `audioset_prepare.prepare_audioset`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    if data_folder is None and (librispeech_folder is None or valid_on_eval):
+        raise ManifestError(
+            "no audio to pretrain on, or none for --valid_on_eval True: give "
+            "--data_folder (AudioSet), --librispeech_folder, or both"
+        )
+    train, valid, corpora = [], [], []
+    if data_folder is not None:
+        data = AudioSet(data_folder, allow_download, require_counts, False)
+        train += data.train_rows(subset)
+        if valid_on_eval:
+            valid = data.rows("eval")
+        corpora.append(f"AudioSet-{subset} ({data.available})")
+    if librispeech_folder is not None:
+        train += read_librispeech(
+            librispeech_folder,
+            librispeech_parts,
+            allow_download,
+            require_counts,
+        )
+        corpora.append(f"LibriSpeech ({', '.join(librispeech_parts)})")
+    if not valid_on_eval:
+        train, valid = held_out_by_hash(train, valid_share, "speaker")
+    return write_splits(
+        {"train": train, "valid": valid},
+        output_folder,
+        corpus=" and ".join(corpora),
+        labelled=False,
+        min_seconds=min_seconds,
+        max_unreadable=max_unreadable,
+    )

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Tell four emotions of IEMOCAP apart, leaving out one session of five.
+
+> python train.py hparams/iemocap_frame.yaml --data_folder /path/to/IEMOCAP
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from iemocap_prepare import FOLDS, prepare_iemocap
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import cross_validate
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "fold",
+    "valid_share",
+    "valid_group",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Make the fold ready that is to be run."""
+    return prepare_iemocap(
+        valid_is_test=hparams["epoch_chosen_on"] == "test",
+        **{key: hparams[key] for key in SETTINGS},
+    )
+
+
+def main(arguments):
+    """Run the folds that the command line asks for."""
+    return cross_validate(arguments, prepare, FOLDS)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Classify sounds of the city: UrbanSound8K, ten-fold.
+
+> python train.py hparams/urbansound8k_patch.yaml --data_folder /path
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from urbansound8k_prepare import FOLDS, prepare_urbansound8k
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import cross_validate
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "fold",
+    "valid_share",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Make the fold ready that is to be run."""
+    return prepare_urbansound8k(
+        valid_is_test=hparams["epoch_chosen_on"] == "test",
+        **{key: hparams[key] for key in SETTINGS},
+    )
+
+
+def main(arguments):
+    """Run the folds that the command line asks for."""
+    return cross_validate(arguments, prepare, FOLDS)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

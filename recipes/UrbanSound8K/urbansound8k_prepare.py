@@ -1,0 +1,197 @@
+"""Prepares UrbanSound8K: sounds of the city in ten official folds.
+
+Layout of the official archive (Salamon et al., "A dataset and taxonomy for
+urban sound research", ACM Multimedia 2014;
+https://urbansounddataset.weebly.com/urbansound8k.html):
+
+    UrbanSound8K/audio/fold5/100032-3-0-0.wav     recording, class, ...
+    UrbanSound8K/metadata/UrbanSound8K.csv        slice_file_name, fsID, ...
+"""
+
+import csv
+from collections import Counter
+from pathlib import Path
+
+from ssast_lobes.data.archives import (
+    check_counts,
+    check_layout,
+    download,
+    unpack,
+)
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import fold_splits, write_splits
+
+FOLDS = tuple(range(1, 11))
+PAGE = "https://urbansounddataset.weebly.com/urbansound8k.html"
+# Version 1.0; the checksum is that of the record.
+URL = "https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz?download=1"
+MD5 = "9aa69802bbf37fb986f71ec1483a196e"
+NAME = "UrbanSound8K"
+TABLE = "metadata/UrbanSound8K.csv"
+LAYOUT = [TABLE, *(f"audio/fold{fold}" for fold in FOLDS)]
+# Columns of the table; one recording (of Freesound) gave several clips.
+COLUMNS = {
+    "file": "slice_file_name",
+    "label": "class",
+    "recording": "fsID",
+    "fold": "fold",
+}
+# The page has their sum, 8,732; these are the counts of its table.
+PER_CLASS = {
+    "air_conditioner": 1000,
+    "car_horn": 429,
+    "children_playing": 1000,
+    "dog_bark": 1000,
+    "drilling": 1000,
+    "engine_idling": 1000,
+    "gun_shot": 374,
+    "jackhammer": 1000,
+    "siren": 929,
+    "street_music": 1000,
+}
+PER_FOLD = (873, 888, 925, 990, 936, 823, 838, 806, 816, 837)
+PUBLISHED = {
+    "clips": sum(PER_FOLD),
+    **PER_CLASS,
+    **{f"fold {f}": n for f, n in zip(FOLDS, PER_FOLD, strict=True)},
+}
+CLASSES = list(PER_CLASS)
+
+
+def prepare_urbansound8k(
+    data_folder,
+    output_folder,
+    fold,
+    valid_share=0.1,
+    valid_is_test=False,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make one fold of UrbanSound8K ready.
+
+    Arguments
+    ---------
+    data_folder : str
+        `UrbanSound8K`, or the folder that has it or shall get it.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    fold : int
+        The fold to test on, 1 to 10.
+    valid_share : float
+        Share of the other folds that chooses the epoch: whole recordings,
+        each class alike.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, see `data.splits.fold_splits`.
+    allow_download : bool
+        Whether to fetch the archive (6 GB) if it is not there.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    rows = read_rows(find_urbansound8k(data_folder, allow_download))
+    if require_counts:
+        check_counts(count(rows), PUBLISHED, f"{TABLE} of {PAGE}")
+    return write_splits(
+        fold_splits(rows, fold, valid_share, "recording", valid_is_test),
+        output_folder,
+        corpus=f"UrbanSound8K, test fold {fold}",
+        classes=CLASSES,
+        group="recording",
+        max_unreadable=max_unreadable,
+    )
+
+
+def find_urbansound8k(data_folder, allow_download):
+    """Find the unpacked archive, or fetch it; checks its layout.
+
+    Arguments
+    ---------
+    data_folder, allow_download
+        See `prepare_urbansound8k`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder `UrbanSound8K`.
+    """
+    data_folder = Path(data_folder).expanduser().absolute()
+    for folder in (data_folder, data_folder / NAME):
+        if (folder / "metadata").is_dir():
+            check_layout(folder, LAYOUT, PAGE)
+            return folder
+    if allow_download:
+        archive = download(URL, data_folder / f"{NAME}.tar.gz", md5=MD5)
+        unpack(archive, data_folder)
+    page = f"{PAGE}, which --allow_download True fetches"
+    check_layout(data_folder / NAME, LAYOUT, page)
+    return data_folder / NAME
+
+
+def read_rows(folder):
+    """Rows of the clips that the official table lists.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        `UrbanSound8K`.
+
+    Returns
+    -------
+    list of dict
+        With id, path, label, recording and fold.
+
+    Raises
+    ------
+    ManifestError
+        If a column or a cell is missing; names the line.
+    """
+    table = folder / TABLE
+    rows = []
+    with open(table, encoding="utf-8-sig", newline="") as file:
+        lines = csv.DictReader(file)
+        missing = set(COLUMNS.values()) - set(lines.fieldnames or [])
+        if missing:
+            raise ManifestError(
+                f"{table}: no column {', '.join(sorted(missing))}; get it "
+                f"from the archive of {PAGE}"
+            )
+        for line in lines:
+            row = {key: line[column] for key, column in COLUMNS.items()}
+            if not all(row.values()):
+                raise ManifestError(
+                    f"{table}: line {lines.line_num} lacks cells; get the "
+                    f"table from the archive of {PAGE}"
+                )
+            name = row.pop("file")
+            audio = folder / "audio" / f"fold{row['fold']}" / name
+            rows.append({"id": name, "path": str(audio), **row})
+    return rows
+
+
+def count(rows):
+    """Clips in all, of each class and of each fold.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See `read_rows`.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    classes = Counter(row["label"] for row in rows)
+    folds = Counter(f"fold {row['fold']}" for row in rows)
+    return {"clips": len(rows), **classes, **folds}

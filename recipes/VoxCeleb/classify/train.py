@@ -1,0 +1,37 @@
+#!/usr/bin/env python3
+"""Identify the 1,251 speakers of VoxCeleb1.
+
+> python train.py hparams/voxceleb1_frame.yaml --data_folder /path/to/VoxCeleb1
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from voxceleb_prepare import prepare_voxceleb
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import classify
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Make the official parts ready."""
+    return prepare_voxceleb(**{key: hparams[key] for key in SETTINGS})
+
+
+def main(arguments):
+    """Run the experiment of the command line."""
+    return classify(arguments, prepare)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,1 @@
+../voxceleb_prepare.py

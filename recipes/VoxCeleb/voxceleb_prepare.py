@@ -1,0 +1,201 @@
+"""Prepares VoxCeleb1 for speaker identification, in its official parts.
+
+Layout of the official archives (Nagrani et al., "VoxCeleb: a large-scale
+speaker identification dataset", Interspeech 2017), unpacked into one folder,
+or each into a folder of its own, and the list of the parts beside them:
+
+    VoxCeleb1/iden_split.txt                             see `PARTS`
+    VoxCeleb1/wav/id10001/1zcIwhmdeo4/00001.wav          speaker, video, clip
+or  VoxCeleb1/dev/wav/id10001/1zcIwhmdeo4/00001.wav
+    VoxCeleb1/test/wav/id10270/5r0dWxy17C8/00001.wav
+
+The folders dev and test are of another protocol, speaker verification: those
+who are in test are in all three parts here, as all speakers are.
+"""
+
+import re
+from pathlib import Path
+
+from ssast_lobes.data.archives import check_counts, check_layout, download
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import write_splits
+
+PAGE = "https://mm.kaist.ac.kr/datasets/voxceleb"
+SPLIT_LIST = "iden_split.txt"
+# No checksum is published; what is in the list is counted.
+URL = f"{PAGE}/meta/{SPLIT_LIST}"
+# A line of it: "3 id10001/1zcIwhmdeo4/00001.wav".
+PARTS = {"1": "train", "2": "valid", "3": "test"}
+LINE = re.compile(r"([123])\s+((id\d+)/([^/\s]+)/[^/\s]+\.wav)")
+# Table 3 of the paper has 145,265 clips to develop on, the list divides them.
+PUBLISHED = {"speakers": 1251, "train": 138361, "valid": 6904, "test": 8251}
+SOURCE = f"Nagrani et al., 2017, and {SPLIT_LIST} of {PAGE}"
+ON_REQUEST = (
+    f"{PAGE}, which gives the audio on request: unpack vox1_dev_wav.zip and "
+    "vox1_test_wav.zip there, into one folder wav, or into dev/wav and "
+    f"test/wav. {SPLIT_LIST} is open, --allow_download True fetches it"
+)
+_SHOWN = 5
+
+
+def prepare_voxceleb(
+    data_folder,
+    output_folder,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make VoxCeleb1 ready for speaker identification.
+
+    Arguments
+    ---------
+    data_folder : str
+        With the audio and the list, see the top of this file.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    allow_download : bool
+        Whether to fetch the list (5 MB) if it is not there. The audio is given
+        on request only.
+    require_counts : bool
+        Whether it is an error if the list is not the whole one.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    split_list, folders = find_voxceleb(data_folder, allow_download)
+    splits = read_split_list(split_list)
+    if require_counts:
+        check_counts(count(splits), PUBLISHED, SOURCE)
+    locate(splits, folders)
+    return write_splits(
+        splits,
+        output_folder,
+        corpus="VoxCeleb1 identification",
+        group="video",
+        max_unreadable=max_unreadable,
+    )
+
+
+def find_voxceleb(data_folder, allow_download):
+    """Find the list and the folders of audio.
+
+    Arguments
+    ---------
+    data_folder, allow_download
+        See `prepare_voxceleb`.
+
+    Returns
+    -------
+    split_list : pathlib.Path
+        `iden_split.txt`.
+    folders : list of pathlib.Path
+        Folders of the name wav, which have those of the speakers.
+    """
+    data_folder = Path(data_folder).expanduser().absolute()
+    places = (data_folder / "wav", *sorted(data_folder.glob("*/wav")))
+    folders = [place for place in places if place.is_dir()]
+    split_list = data_folder / SPLIT_LIST
+    if folders and allow_download and not split_list.is_file():
+        download(URL, split_list)
+    expected = [SPLIT_LIST] if folders else ["wav", SPLIT_LIST]
+    check_layout(data_folder, expected, ON_REQUEST)
+    return split_list, folders
+
+
+def read_split_list(path):
+    """Rows of the clips in the official list; their paths start from wav.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        `iden_split.txt`.
+
+    Returns
+    -------
+    dict of str to list of dict
+        Rows of train, valid and test, with id, path, label (the speaker),
+        speaker and video.
+
+    Raises
+    ------
+    ManifestError
+        If there is anything else in it; names the line.
+    """
+    splits = {name: [] for name in PARTS.values()}
+    with open(path, encoding="utf-8", errors="replace") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
+            found = LINE.fullmatch(line.strip())
+            if found is None:
+                raise ManifestError(
+                    f"{path}: line {number} is not a part (1, 2 or 3) and a "
+                    f"file, as in '3 id10001/1zcIwhmdeo4/00001.wav', but "
+                    f"'{line.strip()[:60]}'. Get the list from {PAGE} anew"
+                )
+            part, clip, speaker, video = found.groups()
+            row = {"id": clip, "path": clip, "label": speaker}
+            # Two speakers may be in one video.
+            row |= {"speaker": speaker, "video": f"{speaker}/{video}"}
+            splits[PARTS[part]].append(row)
+    return splits
+
+
+def locate(splits, folders):
+    """Make the paths of rows absolute, wherever their speakers are.
+
+    Arguments
+    ---------
+    splits : dict of str to list of dict
+        See `read_split_list`; their paths are replaced.
+    folders : list of pathlib.Path
+        See `find_voxceleb`.
+
+    Raises
+    ------
+    ManifestError
+        If there is no folder of a speaker.
+    """
+    places = {
+        speaker.name: folder
+        for folder in reversed(folders)
+        for speaker in folder.iterdir()
+    }
+    rows = [row for part in splits.values() for row in part]
+    missing = sorted({row["speaker"] for row in rows} - places.keys())
+    if missing:
+        shown = ", ".join(missing[:_SHOWN])
+        shown += ", ..." if len(missing) > _SHOWN else ""
+        raise ManifestError(
+            f"{', '.join(map(str, folders))}: no audio of {len(missing)} "
+            f"speakers of {SPLIT_LIST} ({shown}). vox1_test_wav.zip of {PAGE} "
+            "has id10270 to id10309, vox1_dev_wav.zip has all others"
+        )
+    for row in rows:
+        row["path"] = str(places[row["speaker"]] / row["path"])
+
+
+def count(splits):
+    """Speakers in all, and clips of each part.
+
+    Arguments
+    ---------
+    splits : dict of str to list of dict
+        See `read_split_list`.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    speakers = {row["label"] for part in splits.values() for row in part}
+    clips = {name: len(part) for name, part in splits.items()}
+    return {"speakers": len(speakers), **clips}
