@@ -1,13 +1,18 @@
 """Packaging of ssast_lobes: what it is called and what it needs to run.
 
 The wheel carries the importable package, and in it the YAML fragments of
-`hparams/`, where `ssast_lobes.presets` looks for them. The recipes stay in the
-repository, as SpeechBrain's do: they are experiments to copy and change.
+`hparams/` and the recipes, where `ssast_lobes.presets` and `.recipe_files`
+look for them. Recipes are experiments to copy and change: see the command
+`ssast-lobes recipes`.
 """
 
+import json
+import os
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
+from setuptools.command.sdist import sdist
 
 ROOT = Path(__file__).parent
 
@@ -22,13 +27,55 @@ REQUIRES = [
     "numpy>=1.26.4",
     "soundfile>=0.13.0",
     "safetensors>=0.4.3",
+    "huggingface_hub>=0.34.0",
     "matplotlib>=3.8.0",
     "tqdm>=4.66.0",
     "pyyaml>=6.0.1",
 ]
 
+# Only to use there what `ssast-lobes convert --to huggingface` writes.
+HUGGINGFACE = ["transformers>=4.57.1"]
 QUICKSTART = ["espeakng-loader>=0.2.4"]
 TENSORBOARD = ["tensorboard>=2.18.0"]
+
+
+RECIPES = ROOT / "recipes"
+
+
+def write_links(recipes):
+    """Write down the links among the recipes, which archives do not hold.
+
+    In an unpacked source archive they are written down already.
+    """
+    if (RECIPES / "links.json").exists():
+        return
+    links = {
+        path.relative_to(RECIPES).as_posix(): os.readlink(path)
+        for path in sorted(RECIPES.rglob("*"))
+        if path.is_symlink()
+    }
+    text = json.dumps(links, indent=2) + "\n"
+    Path(recipes, "links.json").write_text(text, "utf-8")
+
+
+class Wheel(build_py):
+    """What a wheel holds."""
+
+    def run(self):
+        """Build, and add the list of links."""
+        super().run()
+        if not self.editable_mode:
+            write_links(Path(self.build_lib, "ssast_lobes", "recipes"))
+
+
+class SourceArchive(sdist):
+    """What a source archive holds."""
+
+    def make_release_tree(self, base_dir, files):
+        """Gather the files, and add the list of links."""
+        super().make_release_tree(base_dir, files)
+        write_links(Path(base_dir, "recipes"))
+
 
 setup(
     name="ssast_lobes",
@@ -42,14 +89,24 @@ setup(
     packages=[
         *find_packages(include=["ssast_lobes", "ssast_lobes.*"]),
         "ssast_lobes.hparams",
+        "ssast_lobes.recipes",
     ],
-    package_dir={"ssast_lobes.hparams": "hparams"},
+    package_dir={
+        "ssast_lobes.hparams": "hparams",
+        "ssast_lobes.recipes": "recipes",
+    },
     package_data={
         "ssast_lobes": ["version.txt"],
         "ssast_lobes.hparams": ["**/*.yaml"],
+        "ssast_lobes.recipes": ["**/*"],
+    },
+    # What runs of recipes leave there.
+    exclude_package_data={
+        "ssast_lobes.recipes": ["*/results/*", "*/__pycache__/*"],
     },
     install_requires=REQUIRES,
     extras_require={
+        "huggingface": HUGGINGFACE,
         "quickstart": QUICKSTART,
         "tensorboard": TENSORBOARD,
         # Exact: what the formatter accepts depends on its version.
@@ -57,9 +114,11 @@ setup(
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
+            *HUGGINGFACE,
             *QUICKSTART,
             *TENSORBOARD,
         ],
     },
+    cmdclass={"build_py": Wheel, "sdist": SourceArchive},
     entry_points={"console_scripts": ["ssast-lobes=ssast_lobes.cli:main"]},
 )

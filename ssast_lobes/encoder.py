@@ -1,10 +1,15 @@
-"""The audio spectrogram transformer: features of any length in, tokens out."""
+"""The encoder: features of any length in, tokens out.
+
+Transformer blocks as in SSAST, or Mamba blocks as in SSAMBA, over the same
+patches and positions, and with the same outputs.
+"""
 
 from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from ssast_lobes import mamba
 from ssast_lobes.features import valid_frames
 from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
 from ssast_lobes.presets import load_preset
@@ -16,6 +21,7 @@ from ssast_lobes.transformer import (
 
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
+BLOCKS = ("attention", "mamba", "mamba_reference")
 
 
 class EncoderOutput(NamedTuple):
@@ -28,14 +34,14 @@ class EncoderOutput(NamedTuple):
     valid : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     class_tokens : torch.Tensor
-        (B, 2, D), after the final norm.
+        (B, 2, D), after the final norm; (B, 1, D) of ``mamba_reference``.
     n_bands : int or None
         F', and N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
         Patch tokens (L + 1, B, N, D) before the final norm: what enters the
         first block, then the output of each block.
     class_hidden_states : torch.Tensor or None
-        The same of the class tokens, (L + 1, B, 2, D).
+        The same of the class tokens, (L + 1, B, 2, D) or (L + 1, B, 1, D).
     """
 
     tokens: torch.Tensor
@@ -92,7 +98,7 @@ def pool(tokens, valid, class_tokens, pooling):
     valid : torch.Tensor
         Boolean (B, N).
     class_tokens : torch.Tensor
-        (B, 2, D).
+        (B, 2, D) or (B, 1, D).
     pooling : str
         ``"mean"`` or ``"class"``.
 
@@ -121,12 +127,21 @@ def pool(tokens, valid, class_tokens, pooling):
 
 
 class SpectrogramEncoder(nn.Module):
-    """Transformer over spectrogram patches, for clips of any length.
+    """Blocks over spectrogram patches, for clips of any length.
 
     Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
-    AAAI 2022. A clip's output never depends on the clips it is batched with:
-    padding is masked in attention, and positions follow each clip's own
-    length.
+    AAAI 2022, and Shams et al., "SSAMBA: Self-Supervised Audio Representation
+    Learning with Mamba State Space Model", SLT 2024. A clip's output never
+    depends on the clips it is batched with: padding is masked in attention
+    and passed over by scans, and positions follow each clip's own length.
+
+    There are three kinds of blocks. ``"attention"``: those of a transformer.
+    ``"mamba"``: each a bidirectional Mamba mixer, which scans the tokens in
+    order of time, all bands of a step in turn, from one class token at the
+    clip's beginning to the other at its end. ``"mamba_reference"``: the graph
+    of the released SSAMBA models, with two such mixers a block (see
+    `PairedMambaBlock`), scans over all times of the lowest band first, one
+    class token in front, and the final norm applied twice.
 
     Arguments
     ---------
@@ -138,9 +153,9 @@ class SpectrogramEncoder(nn.Module):
     depth : int
         Number of blocks L.
     heads : int
-        Attention heads.
+        Attention heads; Mamba has none.
     mlp_ratio : float
-        Hidden size of the MLPs over D.
+        Hidden size of the MLPs over D; Mamba has none.
     table_frames : int
         Frames the position table spans; longer clips interpolate it.
     drop_path : float
@@ -149,6 +164,13 @@ class SpectrogramEncoder(nn.Module):
         Size (bands, steps) of the position table; that of the grid over
         `table_frames` when left out. Differs where weights were trained with
         another stride or another number of mel bins.
+    blocks : str
+        ``"attention"``, ``"mamba"`` or ``"mamba_reference"``.
+
+    Raises
+    ------
+    ValueError
+        If `blocks` is unknown.
 
     Example
     -------
@@ -169,8 +191,12 @@ class SpectrogramEncoder(nn.Module):
         table_frames=1024,
         drop_path=0.0,
         table=None,
+        blocks="attention",
     ):
         super().__init__()
+        if blocks not in BLOCKS:
+            raise ValueError(f"blocks must be one of {BLOCKS}, got '{blocks}'")
+        self.kind = blocks
         self.grid = grid if isinstance(grid, Grid) else Grid(**(grid or {}))
         self.dim = dim
         self.heads = heads
@@ -179,18 +205,24 @@ class SpectrogramEncoder(nn.Module):
         self.patch_embedding = PatchEmbedding(self.grid, dim)
         own = (self.grid.n_bands, self.grid.n_steps(self.table_frames))
         self.positions = PositionTable(*(table or own), dim)
-        self.class_tokens = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
-        self.class_positions = nn.Parameter(torch.empty(N_CLASS_TOKENS, dim))
+        classes = 1 if blocks == "mamba_reference" else N_CLASS_TOKENS
+        self.class_tokens = nn.Parameter(torch.empty(classes, dim))
+        self.class_positions = nn.Parameter(torch.empty(classes, dim))
         nn.init.trunc_normal_(self.class_tokens, std=0.02)
         nn.init.trunc_normal_(self.class_positions, std=0.02)
-        self.blocks = nn.ModuleList(
-            TransformerBlock(
-                dim, heads, mlp_ratio, drop_path * number / max(1, depth - 1)
+        rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
+        if blocks == "attention":
+            self.blocks = nn.ModuleList(
+                TransformerBlock(dim, heads, mlp_ratio, rate) for rate in rates
             )
-            for number in range(depth)
-        )
-        self.blocks.apply(init_transformer)
-        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+            self.blocks.apply(init_transformer)
+            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        else:
+            paired = blocks == "mamba_reference"
+            block = mamba.PairedMambaBlock if paired else mamba.MambaBlock
+            self.blocks = nn.ModuleList(block(dim, rate) for rate in rates)
+            mamba.init_mamba(self.blocks)
+            self.norm = nn.LayerNorm(dim, eps=mamba.NORM_EPS)
 
     @classmethod
     def from_size(
@@ -206,8 +238,9 @@ class SpectrogramEncoder(nn.Module):
         Arguments
         ---------
         model_size : str
-            ``"tiny"``, ``"small"``, ``"base"``, or ``"micro"`` for CPUs: a
-            file of ``hparams/model/``.
+            A file of ``hparams/model/``: ``"tiny"``, ``"small"``,
+            ``"base"``, or ``"micro"`` for CPUs; with Mamba blocks
+            ``"ssamba_tiny"`` and so on, or ``"ssamba_tiny_reference"``.
         geometry : str or tuple of int
             See `Grid.from_geometry`.
         n_mels : int
@@ -237,15 +270,24 @@ class SpectrogramEncoder(nn.Module):
     @property
     def config(self):
         """The arguments that build this encoder again."""
-        return {
+        config = {
             "grid": self.grid.config,
             "dim": self.dim,
             "depth": self.depth,
-            "heads": self.heads,
-            "mlp_ratio": self.mlp_ratio,
             "table_frames": self.table_frames,
             "table": list(self.positions.table.shape[:2]),
+            "blocks": self.kind,
         }
+        if self.kind == "attention":
+            config.update(heads=self.heads, mlp_ratio=self.mlp_ratio)
+        return config
+
+    @property
+    def adaptable_layers(self):
+        """Names of the linear layers that low-rank adapters can sit on."""
+        if self.kind == "attention":
+            return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
+        return ["blocks.*.in_proj", "blocks.*.out_proj"]
 
     def forward(
         self,
@@ -259,7 +301,9 @@ class SpectrogramEncoder(nn.Module):
         """Encode a batch of spectrograms.
 
         There are three ways in: all tokens; some *replaced* (`mask` and
-        `mask_embedding`); some *dropped* (`keep`).
+        `mask_embedding`); some *dropped* (`keep`). A scan runs over the kept
+        tokens in the order of the full grid, as if the dropped ones had never
+        been there.
 
         Arguments
         ---------
@@ -297,15 +341,24 @@ class SpectrogramEncoder(nn.Module):
             )
             valid = valid.gather(1, index) & kept
         head = self.class_tokens + self.class_positions
-        x = torch.cat([head.expand(len(tokens), -1, -1), tokens], dim=1)
-        attend = self._attend(valid, padded=n_frames is not None or keep)
+        # Not len(): an exported graph would take the number of clips as fixed.
+        x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        seen = self._seen(valid, padded=n_frames is not None or keep)
+        order, context = self._arrangement(keep, seen, valid, feats.shape[1])
+        if order is not None:
+            x = order.arrange(x)
         states = [x]
         for block in self.blocks:
-            x = block(x, attend)
+            x = block(x, context)
             if hidden_states:
                 states.append(x)
         normed = self.norm(x)
-        split = N_CLASS_TOKENS
+        if self.kind == "mamba_reference":
+            normed = self.norm(normed)
+        if order is not None:
+            normed = order.restore(normed)
+            states = [order.restore(x) for x in states]
+        split = len(self.class_tokens)
         shown = valid[:, :, None]
         stack = torch.stack(states) if hidden_states else None
         return EncoderOutput(
@@ -356,9 +409,8 @@ class SpectrogramEncoder(nn.Module):
         max_steps = self.grid.n_steps(max_frames)
         return self.grid.n_steps(n_frames).clamp(max=max_steps), max_steps
 
-    @staticmethod
-    def _attend(valid, padded):
-        """Attention mask (B, 1, 1, 2 + N), or None where nothing is hidden."""
+    def _seen(self, valid, padded):
+        """Boolean (B, 2 + N) with the class tokens; None: nothing is hidden."""
         if not padded:
             return None
         # Without a mask attention is faster. Only the CPU can look without
@@ -366,5 +418,27 @@ class SpectrogramEncoder(nn.Module):
         if valid.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(valid.all()):
                 return None
-        seen = nn.functional.pad(valid, (N_CLASS_TOKENS, 0), value=True)
-        return seen[:, None, None, :]
+        classes = len(self.class_tokens)
+        return nn.functional.pad(valid, (classes, 0), value=True)
+
+    def _arrangement(self, keep, seen, valid, max_frames):
+        """Order of the tokens in the blocks (None: as they are), their mask."""
+        if self.kind == "attention":
+            return None, None if seen is None else seen[:, None, None, :]
+        bands, steps = self.grid.n_bands, self.grid.n_steps(max_frames)
+        if keep is None:
+            place = torch.arange(bands * steps, device=valid.device)
+            place = place.expand(valid.shape[0], -1)
+        else:
+            place = keep[0]
+        ends = [-1]
+        if self.kind == "mamba":
+            # Steps of time in turn. Frequency-major, the neighbouring band
+            # would be further away the longer the clip is.
+            place = place % steps * bands + place // steps
+            ends = [-1, bands * steps]
+        elif keep is None and seen is None:
+            return None, None
+        ends = [torch.full_like(place[:, :1], end) for end in ends]
+        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), seen)
+        return order, order.shown

@@ -38,7 +38,13 @@ from ssast_lobes.weights import (
 HYPERPARAMS_FILE = "hyperparams.yaml"
 LABELS_FILE = "label_encoder.txt"
 CARD_FILE = "README.md"
-_FILES = (CONFIG_FILE, WEIGHTS_FILE, HYPERPARAMS_FILE, LABELS_FILE, CARD_FILE)
+EXPORT_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    HYPERPARAMS_FILE,
+    LABELS_FILE,
+    CARD_FILE,
+)
 
 
 def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
@@ -211,7 +217,10 @@ def _labels_in_order(label_encoder):
 
 
 def window_seconds(encoder, features):
-    """Duration that the position table spans: the pretraining length.
+    """Duration that a model takes at once.
+
+    This is what its position table spans, the pretraining length, or where
+    every clip is padded to, under reference padding.
 
     Arguments
     ---------
@@ -233,7 +242,8 @@ def window_seconds(encoder, features):
     10.255
     """
     fbank = KaldiFbank(features["sample_rate"], features["n_mels"])
-    samples = (encoder["table_frames"] - 1) * fbank.hop_samples
+    frames = features.get("pad_frames") or encoder["table_frames"]
+    samples = (frames - 1) * fbank.hop_samples
     return (samples + fbank.window_samples) / fbank.sample_rate
 
 
@@ -262,7 +272,7 @@ def check_export_folder(folder):
     ...
     FileExistsError: ... something else than an exported folder; ...
     """
-    folder = _resolved(folder)
+    folder = resolved(folder)
     if not folder.exists():
         return
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
@@ -273,7 +283,23 @@ def check_export_folder(folder):
         )
 
 
-def _resolved(folder):
+def resolved(folder):
+    """The path of a folder, home and links resolved.
+
+    Arguments
+    ---------
+    folder : str or path
+        May be new.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Example
+    -------
+    >>> resolved("models/export").is_absolute()
+    True
+    """
     return Path(os.path.realpath(Path(folder).expanduser()))
 
 
@@ -322,15 +348,17 @@ def write_export(
     ...
     ssast_lobes.weights.WeightsError: encoder: missing class_tokens, ...
     """
-    folder = _resolved(folder)
-    _check(Weights(state, config))
-    table_seconds = window_seconds(config["encoder"], config["features"])
+    folder = resolved(folder)
+    check_weights(Weights(state, config))
+    seconds = window_seconds(config["encoder"], config["features"])
+    if "pad_frames" not in config["features"]:
+        seconds = max(seconds, trained_seconds)
     config = {
         "format_version": FORMAT_VERSION,
-        "window_seconds": max(table_seconds, trained_seconds),
+        "window_seconds": seconds,
         **config,
     }
-    with _replacing(folder) as partial:
+    with Replacing(folder, EXPORT_FILES, check_export_folder) as partial:
         tensors = {
             key: value.detach().cpu().contiguous().clone()
             for key, value in state.items()
@@ -355,8 +383,27 @@ def _write(path, text):
     path.write_text(text, encoding="utf-8")
 
 
-def _check(weights):
-    """Raise unless the tensors are those of the configured model."""
+def check_weights(weights):
+    """Raise unless the tensors are those of the configured model.
+
+    Arguments
+    ---------
+    weights : Weights
+        With the configuration of an exported folder.
+
+    Raises
+    ------
+    WeightsError
+        Lists the missing, unexpected and misshapen tensors.
+
+    Example
+    -------
+    >>> config = {"encoder": {"depth": 1}, "pooling": {"depth": 1}}
+    >>> check_weights(Weights({}, config))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: encoder: missing class_tokens, ...
+    """
     config = weights.config
     with torch.device("meta"):
         modules = {
@@ -370,17 +417,33 @@ def _check(weights):
         compare(module, weights.part(name), name)
 
 
-class _replacing:
+class Replacing:
     """Context of a new folder that takes the place of an old one at the end.
+
+    The folder is there whole or, when anything is raised inside, as before.
 
     Arguments
     ---------
     folder : pathlib.Path
-        The folder to replace; entries that are not of an export are kept.
+        The folder to replace, links resolved.
+    files : tuple of str
+        Names that belong to the old folder; its other entries are kept.
+    check : callable
+        Called with the folder; raises where it must not be replaced.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir")) / "new"
+    >>> with Replacing(folder, ("a",), check_export_folder) as partial:
+    ...     _ = (partial / "a").write_text("1")
+    >>> [path.name for path in folder.iterdir()]
+    ['a']
     """
 
-    def __init__(self, folder):
+    def __init__(self, folder, files, check):
         self.folder = folder
+        self.files = files
+        self.check = check
         self.partial = folder.with_name(f".{folder.name}.partial")
         self.old = folder.with_name(f".{folder.name}.old")
 
@@ -388,7 +451,7 @@ class _replacing:
         if self.old.exists() and not self.folder.exists():
             # An export was killed between the two renames.
             os.replace(self.old, self.folder)
-        check_export_folder(self.folder)
+        self.check(self.folder)
         shutil.rmtree(self.partial, ignore_errors=True)
         self.partial.mkdir(parents=True)
         return self.partial
@@ -404,7 +467,7 @@ class _replacing:
         os.replace(self.folder, self.old)
         os.replace(self.partial, self.folder)
         for entry in self.old.iterdir():
-            if entry.name not in _FILES:
+            if entry.name not in self.files:
                 os.replace(entry, self.folder / entry.name)
         shutil.rmtree(self.old)
 
@@ -672,21 +735,26 @@ ssl_model: !new:ssast_lobes.SSAST
 """
 
 
+PIPELINE_TAGS = {
+    "pretrained": "feature-extraction",
+    "classifier": "audio-classification",
+}
+USE_HEADING = "## Use"
+
+
 def _model_card(folder, config, card, n_parameters):
     """Text of the model card; front matter as model hubs read it."""
     kind, name = config["kind"], folder.name
-    task = {
-        "pretrained": "feature-extraction",
-        "classifier": "audio-classification",
-    }[kind]
+    data = {
+        "library_name": "speechbrain",
+        "pipeline_tag": PIPELINE_TAGS[kind],
+        "tags": ["audio", "ssast", "self-supervised", "ssast_lobes"],
+    }
+    metrics = card.get("metrics", {}) if kind == "classifier" else {}
+    if names := [name for name, _ in _flat(metrics) if name != "loss"]:
+        data["metrics"] = names
     lines = [
-        "---",
-        "library_name: speechbrain",
-        f"pipeline_tag: {task}",
-        "tags: [audio, ssast, self-supervised, ssast_lobes]",
-        "---",
-        "",
-        f"# {card.get('name', name)}",
+        front_matter(data) + f"# {card.get('name', name)}",
         "",
         _describe(config, n_parameters),
     ]
@@ -694,28 +762,74 @@ def _model_card(folder, config, card, n_parameters):
         if key != "name":
             lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
             lines += _table(value) if isinstance(value, dict) else [str(value)]
-    lines += ["", "## Use", "", _USE_INTRODUCTION.format(name=name)]
+    place = (
+        f"The examples run beside the folder `{name}`; elsewhere give its path."
+    )
+    lines += ["", use_section(kind, name, place)]
+    return "\n".join(lines)
+
+
+def front_matter(data):
+    """The head of a model card, as model hubs read it.
+
+    Arguments
+    ---------
+    data : dict
+        Plain values.
+
+    Returns
+    -------
+    str
+        YAML between two lines of dashes, and an empty line.
+
+    Example
+    -------
+    >>> front_matter({"license": "mit", "tags": ["audio"]})
+    '---\\nlicense: mit\\ntags:\\n- audio\\n---\\n\\n'
+    """
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n"
+
+
+def use_section(kind, source, place):
+    """The section of a model card that tells how to load the model.
+
+    Arguments
+    ---------
+    kind : str
+        ``"pretrained"`` or ``"classifier"``.
+    source : str
+        What is given to ``from_hparams``.
+    place : str
+        A sentence that tells where `source` is found.
+
+    Returns
+    -------
+    str
+        Markdown, from its heading ``## Use`` to the end of its last line.
+
+    Example
+    -------
+    >>> use_section("classifier", "me/barks", "On the hub.").split("\\n")[0]
+    '## Use'
+    """
+    needs = "Needs the Python package `ssast_lobes`."
+    lines = [USE_HEADING, "", f"{needs} {place}"]
     uses = [
         ("Files of any rate and length", "python", _USES[kind]),
         ("In SpeechBrain alone", "python", _SPEECHBRAIN_USES[kind]),
         ("In the YAML of another recipe", "yaml", _YAML_USE),
     ]
     for title, language, text in uses:
-        code = text.format(name=name).strip("\n")
+        code = text.format(name=source).strip("\n")
         lines += ["", f"{title}:", "", f"```{language}", code, "```"]
     command = "classify" if kind == "classifier" else "embed"
     target = "results.csv" if kind == "classifier" else "embeddings.npz"
     lines += [
         "",
-        f"Or `ssast-lobes {command} {name} FOLDER --output {target}`.",
+        f"Or `ssast-lobes {command} {source} FOLDER --output {target}`.",
     ]
     return "\n".join(lines) + "\n"
-
-
-_USE_INTRODUCTION = (
-    "Needs the Python package `ssast_lobes`. The examples run beside the "
-    "folder `{name}`; elsewhere give its path."
-)
 
 
 def _describe(config, n_parameters):
@@ -734,6 +848,11 @@ def _describe(config, n_parameters):
         "audio, and cut what is longer than "
         f"{config['window_seconds']:.2f} s into windows of that length. "
     )
+    if "pad_frames" in features:
+        text += (
+            f"Every clip is padded to {features['pad_frames']} frames, and "
+            "the padding counts as audio. "
+        )
     if config["kind"] == "pretrained":
         return text + (
             "Pretrained without labels: it gives embeddings of clips, frames "

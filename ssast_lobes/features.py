@@ -177,7 +177,8 @@ class KaldiFbank(nn.Module):
 
 def _clip_means(wav, n_samples, valid):
     """Mean of each clip's valid samples: (B, S), (B,), (B, S) to (B,)."""
-    if wav.is_cuda:
+    # An exported graph cannot read the lengths off to loop over the clips.
+    if wav.is_cuda or torch.compiler.is_exporting():
         total = torch.where(valid, wav, 0.0).sum(1, dtype=torch.float64)
         return (total / n_samples.clamp(min=1)).float()
     # The quietest mel bands, which pre-emphasis nearly cancels, show a mean
@@ -281,6 +282,16 @@ class FrontEnd(nn.Module):
         Sampling rate of the waveforms in Hz.
     n_mels : int
         Number of mel bins.
+    pad_frames : int, optional
+        Reference padding: every clip is padded to so many frames, or cut
+        there, before the normalisation, and all of them count as audio; so
+        do the official recipes and Hugging Face. Clips keep their own
+        lengths when left out.
+
+    Raises
+    ------
+    ValueError
+        If `pad_frames` is not positive, or the statistics are unknown.
 
     Example
     -------
@@ -288,23 +299,38 @@ class FrontEnd(nn.Module):
     >>> feats, n_frames = features(torch.randn(1, 16000))
     >>> feats.shape
     torch.Size([1, 98, 128])
+    >>> feats, n_frames = FrontEnd(pad_frames=1024)(torch.randn(1, 16000))
+    >>> feats.shape, n_frames.tolist()
+    (torch.Size([1, 1024, 128]), [1024])
     """
 
-    def __init__(self, statistics="audioset", sample_rate=16000, n_mels=128):
+    def __init__(
+        self,
+        statistics="audioset",
+        sample_rate=16000,
+        n_mels=128,
+        pad_frames=None,
+    ):
         super().__init__()
         if isinstance(statistics, str):
             statistics = read_statistics(statistics)
+        if pad_frames is not None and pad_frames < 1:
+            raise ValueError(f"pad_frames must be positive, got {pad_frames}")
         self.fbank = KaldiFbank(sample_rate, n_mels)
         self.norm = SpectrogramNorm(**statistics)
+        self.pad_frames = pad_frames
 
     @property
     def config(self):
         """The arguments that build this front end again."""
-        return {
+        config = {
             "statistics": {"mean": self.norm.mean, "std": self.norm.std},
             "sample_rate": self.fbank.sample_rate,
             "n_mels": self.fbank.n_mels,
         }
+        if self.pad_frames is not None:
+            config["pad_frames"] = self.pad_frames
+        return config
 
     def forward(self, wav, wav_lens=None):
         """Waveforms (B, S) to features (B, T, M) and frame counts (B,).
@@ -312,7 +338,12 @@ class FrontEnd(nn.Module):
         See `KaldiFbank.forward` for the arguments.
         """
         feats, n_frames = self.fbank(wav, wav_lens)
-        return self.norm(feats, n_frames), n_frames
+        if self.pad_frames is None:
+            return self.norm(feats, n_frames), n_frames
+        # A negative padding cuts.
+        missing = self.pad_frames - feats.shape[1]
+        feats = nn.functional.pad(feats, (0, 0, 0, missing))
+        return self.norm(feats), torch.full_like(n_frames, self.pad_frames)
 
 
 def read_statistics(name):

@@ -123,7 +123,8 @@ class SpectrogramClassifier(nn.Module):
         are.
     lora_rank : int
         Over 0: freeze the encoder and train low-rank adapters of this rank
-        in all its attention and MLP layers (SpeechBrain's `LoRA`).
+        in all its attention and MLP layers, or in the input and output
+        projections of Mamba's mixers (SpeechBrain's `LoRA`).
 
     Raises
     ------
@@ -170,7 +171,7 @@ class SpectrogramClassifier(nn.Module):
             self.encoder = AdaptedModel(
                 encoder,
                 LoRA,
-                target_layers=["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"],
+                target_layers=encoder.adaptable_layers,
                 adapter_kwargs={"rank": lora_rank},
             )
         elif frozen_blocks > 0:

@@ -176,9 +176,9 @@ class _Interface:
         self.sample_rate = self.fbank.sample_rate
         grid = self.lobe.encoder.grid
         self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
-        self._window = round(
-            weights.config["window_seconds"] * self.sample_rate
-        )
+        self.kind = weights.config["kind"]
+        self.window_seconds = weights.config["window_seconds"]
+        self._window = round(self.window_seconds * self.sample_rate)
         # So many samples make no frame more.
         self._reach = self._window + self.fbank.hop_samples - 1
         steps = grid.n_steps(self.fbank.frames_of(self._window))
@@ -193,7 +193,9 @@ class _Interface:
         Arguments
         ---------
         source : str or path
-            The folder, written by a recipe or by ``ssast-lobes convert``.
+            The folder, written by a recipe or by ``ssast-lobes convert``, or
+            one of Hugging Face's AST; or a repository on the hub that holds
+            such a folder, ``user/repo`` or ``user/repo@revision``.
         device : str
             Where to compute, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
@@ -467,6 +469,11 @@ class AudioEncoder(_Interface):
 
     def _stitch(self, windows, results):
         """Join results over time, cutting in the middle of each overlap."""
+        # Under reference padding a window gives more steps than it has audio.
+        results = [
+            result[: self.n_steps(window.length)]
+            for window, result in zip(windows, results, strict=True)
+        ]
         starts = [window.start // self._samples_per_step for window in windows]
         ends = [
             start + len(result)

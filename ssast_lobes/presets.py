@@ -14,8 +14,8 @@ _PACKAGE = Path(__file__).parent
 def hparams_folder():
     """The folder of the YAML fragments.
 
-    In a checkout it is ``hparams/`` beside the package; an installed wheel
-    carries it inside the package.
+    An installed wheel carries it inside the package; in a checkout it is
+    ``hparams/`` beside the package.
 
     Returns
     -------
@@ -27,8 +27,8 @@ def hparams_folder():
     >>> (hparams_folder() / "model" / "tiny.yaml").exists()
     True
     """
-    checkout = _PACKAGE.parent / "hparams"
-    return checkout if checkout.is_dir() else _PACKAGE / "hparams"
+    shipped = _PACKAGE / "hparams"
+    return shipped if shipped.is_dir() else _PACKAGE.parent / "hparams"
 
 
 def preset_path(kind, name):

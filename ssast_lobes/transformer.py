@@ -112,15 +112,41 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x, attend=None):
         """Tokens (B, N, D) to (B, N, D); `attend` as in `Attention`."""
-        x = x + self._keep(self.attn(self.norm1(x), attend))
-        return x + self._keep(self.mlp(self.norm2(x)))
+        mixed = self.attn(self.norm1(x), attend)
+        x = x + drop_path(mixed, self.drop_path, self.training)
+        changed = self.mlp(self.norm2(x))
+        return x + drop_path(changed, self.drop_path, self.training)
 
-    def _keep(self, branch):
-        if not self.training or self.drop_path == 0:
-            return branch
-        keep = 1 - self.drop_path
-        draw = torch.empty(branch.shape[0], 1, 1, device=branch.device)
-        return branch * (draw.bernoulli_(keep) / keep)
+
+def drop_path(branch, rate, training):
+    """Leave a residual branch out for some clips (stochastic depth).
+
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016. What
+    stays is scaled up, so that the mean is kept.
+
+    Arguments
+    ---------
+    branch : torch.Tensor
+        (B, N, D).
+    rate : float
+        Share of clips without it.
+    training : bool
+        Without training nothing is left out.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, N, D).
+
+    Example
+    -------
+    >>> drop_path(torch.ones(4, 1, 1), 0.5, training=False).sum().item()
+    4.0
+    """
+    if not training or rate == 0:
+        return branch
+    draw = torch.empty(len(branch), 1, 1, device=branch.device)
+    return branch * (draw.bernoulli_(1 - rate) / (1 - rate))
 
 
 def init_transformer(module):

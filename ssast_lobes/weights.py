@@ -1,4 +1,4 @@
-"""Weights: the official SSAST layout in and out, exported folders in.
+"""Weights: the official layouts in and out, exported folders in.
 
 Loading is strict: whatever is missing, unexpected or of another shape is
 listed and raised; what is left aside on purpose stands in the report.
@@ -35,7 +35,16 @@ _RENAMED = {
     "mlp_head.0.": "head.norm.",
     "mlp_head.1.": "head.linear.",
 }
-# ImageNet heads that DeiT brings along; SSAST never uses them.
+# The same of SSAMBA, whose layers have names of their own (`_mamba_names`).
+_RENAMED_MAMBA = {
+    "v.norm_f.": "encoder.norm.",
+    **{
+        theirs: ours
+        for theirs, ours in _RENAMED.items()
+        if theirs not in ("v.norm.", "v.blocks.")
+    },
+}
+# ImageNet heads that the backbones bring along; they are never used.
 _UNUSED = ("v.head.", "v.head_dist.")
 _SIZES = ("p_input_fdim", "p_input_tdim")
 # Parts that are whole or not there, and their layers.
@@ -96,9 +105,11 @@ def load_weights(source, stride=None):
     Arguments
     ---------
     source : str or path
-        Folder written by a recipe or ``ssast-lobes convert``, or a released
-        SSAST or AST checkpoint, pretrained or fine-tuned, with or without
-        the ``module.`` prefix.
+        Folder written by a recipe or ``ssast-lobes convert``; folder of
+        Hugging Face's AST (see `ssast_lobes.huggingface`); either of them as
+        a repository on the hub, ``user/repo`` or ``user/repo@revision``; or
+        a released SSAST, SSAMBA or AST checkpoint, pretrained or
+        fine-tuned, with or without the ``module.`` prefix.
     stride : tuple of int, optional
         Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
         not tell it; needed only where two strides would fit.
@@ -123,7 +134,11 @@ def load_weights(source, stride=None):
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
-        raise WeightsError(f"{source}: no such file or folder")
+        from ssast_lobes.hub import fetch
+
+        fetched = fetch(source)
+        with naming(source):
+            return _load_folder(fetched)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
@@ -169,6 +184,10 @@ def _load_folder(path):
         )
     try:
         config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        if "model_type" in config:
+            from ssast_lobes.huggingface import from_huggingface
+
+            return from_huggingface(path)
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
@@ -217,7 +236,7 @@ def read_state(path):
 
 
 def from_official(state, stride=None):
-    """Translate an official SSAST or AST state dict.
+    """Translate an official SSAST, SSAMBA or AST state dict.
 
     Arguments
     ---------
@@ -240,62 +259,107 @@ def from_official(state, stride=None):
     state = {
         str(key).removeprefix("module."): value for key, value in state.items()
     }
+    scans = any(key.startswith("v.layers.") for key in state)
     core = ["v.patch_embed.proj.weight", "v.pos_embed", "v.cls_token"]
-    core += ["v.dist_token"]
+    core += [] if scans else ["v.dist_token"]
     missing = [key for key in core if key not in state]
     if missing:
-        raise WeightsError(f"not an SSAST layout, missing: {missing}")
+        layout = "SSAMBA" if scans else "SSAST"
+        raise WeightsError(f"not an {layout} layout, missing: {missing}")
     dim, _, bins, frames = state["v.patch_embed.proj.weight"].shape
-    if dim % HEAD_SIZE:
-        raise WeightsError(
-            f"tokens of size {dim}, not a multiple of the official heads' "
-            f"{HEAD_SIZE}"
-        )
-    encoder = {
-        "dim": dim,
-        "depth": 1 + max(_block_numbers(state), default=-1),
-        "heads": dim // HEAD_SIZE,
-        "mlp_ratio": state["v.blocks.0.mlp.fc1.weight"].shape[0] // dim
-        if "v.blocks.0.mlp.fc1.weight" in state
-        else 4,
-    }
-    _check_depth(encoder)
+    sizes = _mamba_sizes if scans else _transformer_sizes
+    encoder = {"dim": dim, **sizes(state, dim)}
+    classes = 1 if scans else 2
     bands, steps, grid, table_frames = _official_table(
-        state, (bins, frames), stride
+        state, (bins, frames), stride, classes
     )
     encoder.update(grid=grid.config, table_frames=table_frames)
+    names = {**_RENAMED_MAMBA, **_mamba_names(encoder)} if scans else _RENAMED
     ours, report = {}, []
     for key, value in state.items():
         if key.startswith(_UNUSED):
             report.append(f"left aside (unused ImageNet head): {key}")
         elif key not in _SIZES:
-            ours.update(_translate(key, value, bands, steps))
+            ours.update(_translate(key, value, (bands, steps), names, classes))
     config = {"encoder": encoder}
     weights = Weights(ours, config, report)
     _check_official(weights)
     return weights
 
 
-def _check_depth(encoder):
+def _transformer_sizes(state, dim):
+    """Arguments of the encoder that an SSAST layout tells."""
+    if dim % HEAD_SIZE:
+        raise WeightsError(
+            f"tokens of size {dim}, not a multiple of the official heads' "
+            f"{HEAD_SIZE}"
+        )
+    hidden = state.get("v.blocks.0.mlp.fc1.weight")
+    encoder = {
+        "dim": dim,
+        "depth": _count(state, "v.blocks."),
+        "heads": dim // HEAD_SIZE,
+        "mlp_ratio": 4 if hidden is None else hidden.shape[0] // dim,
+    }
+    _check_depth(encoder, "SSAST", "{}")
+    return encoder
+
+
+def _mamba_sizes(state, dim):
+    """Arguments of the encoder that an SSAMBA layout tells."""
+    layers = _count(state, "v.layers.")
+    if layers % 2:
+        raise WeightsError(
+            f"{layers} layers: the official SSAMBA code runs them in pairs"
+        )
+    encoder = {"dim": dim, "depth": layers // 2, "blocks": "mamba_reference"}
+    _check_depth(encoder, "SSAMBA", "ssamba_{}_reference")
+    return encoder
+
+
+def _mamba_names(encoder):
+    """Official names of the layers of SSAMBA, and ours; one to one."""
+    names = {}
+    for layer in range(2 * encoder["depth"]):
+        half = "flipped" if layer % 2 else "straight"
+        theirs = f"v.layers.{layer}."
+        ours = f"encoder.blocks.{layer // 2}.{half}."
+        names[f"{theirs}norm."] = f"{ours}norm."
+        for part in ("in_proj", "out_proj"):
+            names[f"{theirs}mixer.{part}."] = f"{ours}mixer.{part}."
+        for end, way in (("", "ahead"), ("_b", "back")):
+            mixer = f"{theirs}mixer."
+            names[f"{mixer}A{end}_log"] = f"{ours}mixer.{way}.A_log"
+            names[f"{mixer}D{end}"] = f"{ours}mixer.{way}.D"
+            names[f"{mixer}conv1d{end}."] = f"{ours}mixer.{way}.conv."
+            for part in ("x_proj", "dt_proj"):
+                names[f"{mixer}{part}{end}."] = f"{ours}mixer.{way}.{part}."
+    return names
+
+
+def _check_depth(encoder, model, preset):
     """A paper's size that has lost its last blocks must not pass."""
     for name in ("tiny", "small", "base"):
-        size = load_preset("model", name)
+        size = load_preset("model", preset.format(name))
         if size["dim"] == encoder["dim"] and size["depth"] != encoder["depth"]:
             raise WeightsError(
-                f"{encoder['depth']} blocks of size {encoder['dim']}: SSAST "
+                f"{encoder['depth']} blocks of size {encoder['dim']}: {model} "
                 f"{name} has {size['depth']}"
             )
 
 
-def _block_numbers(state):
-    return [
-        int(key.split(".")[2]) for key in state if key.startswith("v.blocks.")
+def _count(state, prefix):
+    """How many blocks there are, by the highest number."""
+    place = prefix.count(".")
+    numbers = [
+        int(key.split(".")[place]) for key in state if key.startswith(prefix)
     ]
+    return 1 + max(numbers, default=-1)
 
 
-def _official_table(state, patch, stride):
+def _official_table(state, patch, stride, classes):
     """Rows and columns of the position table, the grid, its frames."""
-    tokens = state["v.pos_embed"].shape[1] - 2
+    tokens = state["v.pos_embed"].shape[1] - classes
     if all(name in state for name in _SIZES):
         n_mels, frames = (int(state[name]) for name in _SIZES)
         grid = Grid(n_mels, patch)
@@ -326,11 +390,11 @@ def _official_table(state, patch, stride):
     return grid.n_bands, steps, grid, frames
 
 
-def _translate(key, value, bands, steps):
+def _translate(key, value, table_size, names, classes):
     if key == "v.pos_embed":
-        table = value[0, 2:].reshape(bands, steps, -1)
+        table = value[0, classes:].reshape(*table_size, -1)
         return {
-            "encoder.class_positions": value[0, :2].clone(),
+            "encoder.class_positions": value[0, :classes].clone(),
             "encoder.positions.table": table.clone(),
         }
     if key == "v.cls_token":
@@ -341,10 +405,18 @@ def _translate(key, value, bands, steps):
         return {"objective.mask_embedding": value[0, 0]}
     if key == "v.patch_embed.proj.weight":
         return {"encoder.patch_embedding.weight": value.flatten(1)}
-    for theirs, ours in _RENAMED.items():
-        if key.startswith(theirs):
-            return {ours + key[len(theirs) :]: value}
-    raise WeightsError(f"unknown tensor: {key}")
+    name = _renamed(key, names)
+    if name is None:
+        raise WeightsError(f"unknown tensor: {key}")
+    return {name: value}
+
+
+def _renamed(key, names):
+    """A tensor's other name: of itself, or by that of its module."""
+    for former, new in names.items():
+        if key == former or (former[-1] == "." and key.startswith(former)):
+            return new + key[len(former) :]
+    return None
 
 
 def _check_official(weights):
@@ -352,8 +424,8 @@ def _check_official(weights):
     from ssast_lobes.encoder import SpectrogramEncoder
 
     state = weights.state
-    pair = [state.pop("cls"), state.pop("dist")]
-    state["encoder.class_tokens"] = torch.stack(pair)
+    found = [state.pop(name) for name in ("cls", "dist") if name in state]
+    state["encoder.class_tokens"] = torch.stack(found)
     with torch.device("meta"):
         encoder = SpectrogramEncoder(**weights.config["encoder"])
     compare(encoder, weights.part("encoder"), "encoder")
@@ -375,8 +447,8 @@ def to_official(weights):
     Returns
     -------
     dict of str to torch.Tensor
-        Loads in the official code, except that the two unused ImageNet heads
-        are not made up.
+        Loads in the official code, except that the unused ImageNet heads are
+        not made up.
 
     Raises
     ------
@@ -385,12 +457,7 @@ def to_official(weights):
         not tell how to build the model again.
     """
     config = weights.config["encoder"]
-    if config["dim"] != HEAD_SIZE * config["heads"]:
-        raise WeightsError(
-            f"the official code takes {HEAD_SIZE} of the token size for each "
-            f"head, this encoder has {config['heads']} heads for "
-            f"{config['dim']}"
-        )
+    names = _official_names(config)
     _check_grid(weights)
     patch = config["grid"]["patch"]
     out = {}
@@ -400,13 +467,19 @@ def to_official(weights):
             out["v.pos_embed"] = torch.cat([value, table])[None]
         elif key == "encoder.class_tokens":
             out["v.cls_token"] = value[None, :1]
-            out["v.dist_token"] = value[None, 1:]
+            if len(value) > 1:
+                out["v.dist_token"] = value[None, 1:]
         elif key == "objective.mask_embedding":
             out["mask_embed"] = value[None, None]
         elif key == "encoder.patch_embedding.weight":
             out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
         elif key != "encoder.positions.table":
-            out[_official_name(key)] = value
+            name = _renamed(key, names)
+            if name is None:
+                raise WeightsError(
+                    f"no place in the official layout for: {key}"
+                )
+            out[name] = value
     if "mask_embed" in out:
         out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
         steps = weights.state["encoder.positions.table"].shape[1]
@@ -431,11 +504,25 @@ def _check_grid(weights):
         )
 
 
-def _official_name(key):
-    for theirs, ours in _RENAMED.items():
-        if key.startswith(ours):
-            return theirs + key[len(ours) :]
-    raise WeightsError(f"no place in the official layout for: {key}")
+def _official_names(config):
+    """Our names and the official ones, for a kind of encoder."""
+    blocks = config.get("blocks", "attention")
+    if blocks == "mamba":
+        raise WeightsError(
+            "blocks 'mamba' are of this project: only 'mamba_reference' has "
+            "an official layout"
+        )
+    if blocks == "mamba_reference":
+        names = {**_RENAMED_MAMBA, **_mamba_names(config)}
+    elif config["dim"] != HEAD_SIZE * config["heads"]:
+        raise WeightsError(
+            f"the official code takes {HEAD_SIZE} of the token size for each "
+            f"head, this encoder has {config['heads']} heads for "
+            f"{config['dim']}"
+        )
+    else:
+        names = _RENAMED
+    return {ours: theirs for theirs, ours in names.items()}
 
 
 def compare(module, state, name):
@@ -515,6 +602,12 @@ def initialise(encoder, weights, objective=None):
         If the checkpoint does not fit.
     """
     report = list(weights.report)
+    blocks = weights.config["encoder"].get("blocks", "attention")
+    if blocks != encoder.kind:
+        raise WeightsError(
+            f"the checkpoint has blocks '{blocks}', the model "
+            f"'{encoder.kind}': choose the model size that goes with it"
+        )
     source = Grid(**weights.config["encoder"]["grid"])
     state = _resample_all(
         weights.part("encoder"), source, encoder.grid, report, "patch_embedding"
@@ -555,7 +648,12 @@ def _initialise_objective(objective, weights, source, report):
     if former.removesuffix("Reference") != name.removesuffix("Reference"):
         report.append(f"left aside: what belongs to the objective {former}")
         return
-    state = _resample_all(state, source, objective.encoder.grid, report, "2")
+    grid = objective.encoder.grid
+    if former.startswith("MSPM"):
+        state = _resample_all(state, source, grid, report, "2")
+    elif source.patch != grid.patch:
+        report.append(f"left aside: what {former} had for other patches")
+        return
     own = {
         key: value
         for key, value in objective.exported_state().items()

@@ -193,6 +193,32 @@ def test_front_end_is_filterbank_then_norm_and_builds_again():
     assert torch.equal(again(wav, lengths)[0], feats)
 
 
+@pytest.mark.parametrize("frames", [30, 98, 128])
+def test_reference_padding_comes_before_the_normalisation(frames):
+    wav, lengths = torch.randn(2, 16000), torch.tensor([1.0, 0.4])
+    front = FrontEnd("esc50", pad_frames=frames)
+    feats, n_frames = front(wav, lengths)
+    assert feats.shape == (2, frames, 128)
+    assert n_frames.tolist() == [frames, frames]
+    for clip, wave, samples in zip(feats, wav, (16000, 6400), strict=True):
+        raw, _ = front.fbank(wave[None, :samples])
+        kept = min(frames, raw.shape[1])
+        wanted = torch.zeros(frames, 128)
+        wanted[:kept] = raw[0, :kept]
+        torch.testing.assert_close(
+            clip, front.norm(wanted[None])[0], atol=1e-5, rtol=0
+        )
+        assert torch.all(clip[kept:] == torch.tensor(front.norm.silence))
+
+
+def test_reference_padding_builds_again_and_must_be_positive():
+    config = FrontEnd(pad_frames=64).config
+    assert FrontEnd(**config).config == config
+    assert "pad_frames" not in FrontEnd().config
+    with pytest.raises(ValueError, match="pad_frames must be positive, got 0"):
+        FrontEnd(pad_frames=0)
+
+
 def test_front_end_has_nothing_to_save():
     assert not FrontEnd().state_dict()
 

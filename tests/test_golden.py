@@ -1,4 +1,4 @@
-"""Parity with the official SSAST code: every number of tests/golden/.
+"""Parity with the official SSAST and SSAMBA code: all of tests/golden/.
 
 The weights and inputs are made by formula (tests/golden/README.md); another
 folder of golden files can be named by the environment variable SSAST_GOLDEN.
@@ -16,12 +16,11 @@ import torch
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.objectives import MSPM, MSPMReference
 from ssast_lobes.patches import Grid
-from ssast_lobes.weights import from_official, initialise
+from ssast_lobes.weights import from_official, initialise, to_official
 
 FOLDER = Path(os.environ.get("SSAST_GOLDEN", Path(__file__).parent / "golden"))
-FILES = sorted(
-    path for path in FOLDER.glob("*.npz") if not path.stem.startswith("ssamba")
-)
+MAMBA_FILES = sorted(FOLDER.glob("ssamba_*.npz"))
+FILES = sorted(set(FOLDER.glob("*.npz")) - set(MAMBA_FILES))
 TOLERANCE = 1e-4
 DEPTH = 12
 SIZES = {"tiny": 192, "small": 384, "base": 768}
@@ -43,6 +42,18 @@ def weight(salt, key, shape):
             (x / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
         )
     return torch.from_numpy(np.float32(0.1) * x)
+
+
+def mamba_weight(salt, key, shape):
+    if key.endswith("_log"):
+        states = np.log(np.arange(1, shape[1] + 1, dtype=np.float32))
+        x = states + np.float32(0.1) * draw(salt, key, shape)
+        return torch.from_numpy(x.astype(np.float32))
+    if key.endswith(("mixer.D", "mixer.D_b", "norm_f.weight")):
+        return torch.from_numpy(1 + np.float32(0.1) * draw(salt, key, shape))
+    if "dt_proj" in key and key.endswith("bias"):
+        return torch.from_numpy(-4 + np.float32(0.5) * draw(salt, key, shape))
+    return weight(salt, key, shape)
 
 
 def official_shapes(dim, patch):
@@ -70,14 +81,44 @@ def official_shapes(dim, patch):
         for name in ("norm1", "norm2"):
             shapes[f"{block}.{name}.weight"] = (dim,)
             shapes[f"{block}.{name}.bias"] = (dim,)
-    for name in ("v.head", "v.head_dist"):
-        shapes[f"{name}.weight"] = (1000, dim)
-        shapes[f"{name}.bias"] = (1000,)
+    return {**shapes, **head_shapes(dim, ("v.head", "v.head_dist"))}
+
+
+def head_shapes(dim, unused):
+    layers = dict.fromkeys(unused, (1000, dim))
     for name in ("cpredlayer", "gpredlayer"):
-        for layer, size in ((0, dim), (2, 256)):
-            shapes[f"{name}.{layer}.weight"] = (size, dim)
-            shapes[f"{name}.{layer}.bias"] = (size,)
-    return shapes
+        layers[f"{name}.0"], layers[f"{name}.2"] = (dim, dim), (256, dim)
+    shapes = {f"{name}.weight": shape for name, shape in layers.items()}
+    return shapes | {f"{name}.bias": s[:1] for name, s in layers.items()}
+
+
+def official_mamba_shapes(dim, depth):
+    channels, rank, state = 2 * dim, -(-dim // 16), 16
+    shapes = {
+        "mask_embed": (1, 1, dim),
+        "v.cls_token": (1, 1, dim),
+        "v.pos_embed": (1, 513, dim),
+        "v.patch_embed.proj.weight": (dim, 1, 16, 16),
+        "v.patch_embed.proj.bias": (dim,),
+        "v.norm_f.weight": (dim,),
+        "v.norm_f.bias": (dim,),
+    }
+    for number in range(depth):
+        layer = f"v.layers.{number}"
+        mixer = f"{layer}.mixer"
+        shapes[f"{layer}.norm.weight"] = shapes[f"{layer}.norm.bias"] = (dim,)
+        shapes[f"{mixer}.in_proj.weight"] = (2 * channels, dim)
+        shapes[f"{mixer}.out_proj.weight"] = (dim, channels)
+        for end in ("", "_b"):
+            shapes[f"{mixer}.A{end}_log"] = (channels, state)
+            shapes[f"{mixer}.D{end}"] = (channels,)
+            shapes[f"{mixer}.conv1d{end}.weight"] = (channels, 1, 4)
+            shapes[f"{mixer}.conv1d{end}.bias"] = (channels,)
+            rows = rank + 2 * state
+            shapes[f"{mixer}.x_proj{end}.weight"] = (rows, channels)
+            shapes[f"{mixer}.dt_proj{end}.weight"] = (channels, rank)
+            shapes[f"{mixer}.dt_proj{end}.bias"] = (channels,)
+    return {**shapes, **head_shapes(dim, ("v.head",))}
 
 
 class Case:
@@ -190,3 +231,59 @@ def test_golden_finetuning(case):
                     official = f"mlp_head.{key}.{part}"
                     value.data = weight(case.salt, official, value.shape)
             case.close(model(feats), f"ft{number}_logits_{name}")
+
+
+@pytest.mark.parametrize("path", MAMBA_FILES, ids=lambda path: path.stem)
+@torch.no_grad()
+def test_golden_ssamba(path):
+    data = np.load(path)
+    meta = json.loads(str(data["meta"]))
+    salt, dim = meta["salt"], meta["embed_dim"]
+    shapes = official_mamba_shapes(dim, meta["depth"])
+    assert len(shapes) + 2 == 451
+    state = {
+        f"module.{key}": mamba_weight(salt, key, shape)
+        for key, shape in shapes.items()
+    }
+    state["module.p_input_fdim"] = torch.tensor(meta["input_fdim"])
+    state["module.p_input_tdim"] = torch.tensor(meta["input_tdim"])
+    weights = from_official(state)
+    assert len(weights.report) == 2  # v.head
+    back = to_official(weights)
+    assert state.keys() - back.keys() == {
+        "module.v.head.weight",
+        "module.v.head.bias",
+    }
+    assert all(torch.equal(value, state[key]) for key, value in back.items())
+
+    prefix = f"ssamba-{meta['model_size']}"
+    noise = draw(salt, f"input:{prefix}-pretrain", (1, 1024, 128))
+    feats = torch.from_numpy(np.float32(0.5) * noise)
+    checksum = feats.double().sum().item()
+    assert checksum == pytest.approx(
+        float(data["pretrain_input_checksum"]), abs=1e-6
+    )
+    encoder = SpectrogramEncoder(**weights.config["encoder"])
+    size = f"ssamba_{meta['model_size']}_reference"
+    assert encoder.config == SpectrogramEncoder.from_size(size).config
+    reference = MSPMReference(encoder, meta["n_mask"]).eval()
+    report = initialise(encoder, weights, reference)
+    assert "pretext heads loaded" in report
+    mask = torch.zeros(1, 512, dtype=torch.bool)
+    mask[0, torch.from_numpy(data["mask_index"][0].astype(np.int64))] = True
+    mask = mask.unflatten(1, (8, 64))
+
+    def close(ours, name):
+        theirs = torch.from_numpy(data[name])
+        torch.testing.assert_close(ours, theirs, atol=TOLERANCE, rtol=0)
+
+    output = reference(feats, mask=mask)
+    close(output.logs["accuracy"], "mpc_accuracy")
+    close(output.logs["nce"], "mpc_nce")
+    close(output.logs["mse"], "mpg_mse")
+    encoded = encoder(feats)
+    close(encoded.clip("mean"), "avgtok")
+    close(encoded.clip("class"), "cls")
+    # Counted as full, the clip takes the path of padded ones.
+    counted = encoder(feats, torch.tensor([1024]))
+    torch.testing.assert_close(counted.tokens, encoded.tokens)

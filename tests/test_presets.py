@@ -20,10 +20,23 @@ def test_micro_is_smaller_than_tiny():
     assert micro["dim"] < tiny["dim"] and micro["depth"] < tiny["depth"]
 
 
+@pytest.mark.parametrize("name", [*SIZES, "micro"])
+def test_both_graphs_of_ssamba_have_the_same_mixers(name):
+    ours = load_preset("model", f"ssamba_{name}")
+    theirs = load_preset("model", f"ssamba_{name}_reference")
+    assert (ours["blocks"], theirs["blocks"]) == ("mamba", "mamba_reference")
+    assert ours["dim"] == theirs["dim"]
+    assert ours["depth"] == 2 * theirs["depth"]
+    if name in SIZES:
+        assert (ours["dim"], ours["depth"]) == (SIZES[name][0], 24)
+
+
 def test_every_numbers_fragment_is_a_dictionary():
     for kind in ("model", "features"):
         for path in (hparams_folder() / kind).glob("*.yaml"):
             numbers = load_preset(kind, path.stem)
+            # Of models also the kind of blocks.
+            numbers.pop("blocks", None)
             assert all(isinstance(n, (int, float)) for n in numbers.values())
 
 
