@@ -147,7 +147,13 @@ def main(arguments):
         for name, settings in tqdm(runs.items(), desc="Pretraining")
     }
     exports = {name: str(folder / name / "export") for name in costs}
-    results = probe(exports, tasks, folder / "embeddings")
+    results = probe(
+        exports,
+        tasks,
+        folder / "embeddings",
+        pooling=hparams["pooling"],
+        layers=hparams["layers"],
+    )
     text = write_report(results, tasks, folder)
     text = f"# Pretraining\n\n{cost_table(costs)}\n\n{text}"
     (folder / "comparison.md").write_text(text, encoding="utf-8")

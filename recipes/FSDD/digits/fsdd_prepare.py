@@ -1,0 +1,1 @@
+../fsdd_prepare.py

@@ -1,0 +1,42 @@
+#!/usr/bin/env python3
+"""Recognise spoken digits of unheard speakers: FSDD, a speaker a fold.
+
+> python train.py hparams/digits.yaml --data_folder /path/to/folder
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from fsdd_prepare import FOLDS, prepare_digits
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import cross_validate
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "fold",
+    "valid_share",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Make the fold ready that is to be run."""
+    return prepare_digits(
+        valid_is_test=hparams["epoch_chosen_on"] == "test",
+        **{key: hparams[key] for key in SETTINGS},
+    )
+
+
+def main(arguments):
+    """Run the folds that the command line asks for."""
+    return cross_validate(arguments, prepare, FOLDS)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,246 @@
+"""Prepares FSDD: spoken digits, of speakers that training has not heard, and
+the identification of the speakers.
+
+Layout of the official archive (Jackson et al., "Free Spoken Digit Dataset",
+https://github.com/Jakobovski/free-spoken-digit-dataset), 8 kHz:
+
+    free-spoken-digit-dataset-1.0.10/recordings/7_jackson_32.wav
+
+that is digit, speaker and take, 0 to 49.
+"""
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from ssast_lobes.data.archives import (
+    check_counts,
+    check_layout,
+    download,
+    unpack,
+)
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import fold_splits, write_splits
+
+# A speaker each.
+FOLDS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
+PAGE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
+# GitHub makes the archive of a tag anew and promises no checksum. A damaged
+# one does not unpack (each member has a checksum), and all files are counted.
+URL = f"{PAGE}/archive/refs/tags/v1.0.10.zip"
+NAME = "free-spoken-digit-dataset"
+FOLDERS = (f"{NAME}-1.0.10", NAME, f"{NAME}-master")
+LAYOUT = ["recordings"]
+FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
+DIGITS, TAKES = 10, 50  # of each speaker, of each digit: README of v1.0.10
+# Takes 0 to 4 are the official test, all others the training set; the first
+# five of these choose the epoch.
+TEST_TAKES, VALID_TAKES = range(0, 5), range(5, 10)
+
+
+def prepare_digits(
+    data_folder,
+    output_folder,
+    fold,
+    valid_share=0.2,
+    valid_is_test=False,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make the digits of all but one speaker ready, to test on that one.
+
+    Arguments
+    ---------
+    data_folder : str
+        The unpacked archive, or the folder that has it or shall get it.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    fold : str
+        The speaker to test on, one of `FOLDS`.
+    valid_share : float
+        Share of the other speakers that chooses the epoch.
+    valid_is_test : bool
+        True: choose the epoch on the test speaker, see
+        `data.splits.fold_splits`.
+    allow_download : bool
+        Whether to fetch the archive (16 MB) if it is not there.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    rows = read_rows(find_fsdd(data_folder, allow_download), require_counts)
+    rows = [
+        row | {"label": row["digit"], "fold": row["speaker"]} for row in rows
+    ]
+    return write_splits(
+        fold_splits(rows, fold, valid_share, "speaker", valid_is_test),
+        output_folder,
+        corpus=f"FSDD, digits, test speaker {fold}",
+        max_unreadable=max_unreadable,
+    )
+
+
+def prepare_speakers(
+    data_folder,
+    output_folder,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make the speakers ready, in the official parts by take.
+
+    Arguments
+    ---------
+    data_folder, output_folder, allow_download, require_counts, max_unreadable
+        See `prepare_digits`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    splits = {"train": [], "valid": [], "test": []}
+    rows = read_rows(find_fsdd(data_folder, allow_download), require_counts)
+    for row in rows:
+        splits[part_of(int(row["take"]))].append(
+            row | {"label": row["speaker"]}
+        )
+    return write_splits(
+        splits,
+        output_folder,
+        corpus="FSDD, speakers",
+        max_unreadable=max_unreadable,
+    )
+
+
+def part_of(take):
+    """The part of a take where speakers are told apart.
+
+    Arguments
+    ---------
+    take : int
+        Number of the take.
+
+    Returns
+    -------
+    str
+        train, valid or test.
+    """
+    if take in TEST_TAKES:
+        return "test"
+    return "valid" if take in VALID_TAKES else "train"
+
+
+def find_fsdd(data_folder, allow_download):
+    """Find the unpacked archive, or fetch it; checks its layout.
+
+    Arguments
+    ---------
+    data_folder, allow_download
+        See `prepare_digits`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder that has `recordings`.
+    """
+    data_folder = Path(data_folder).expanduser().absolute()
+    for folder in (data_folder, *(data_folder / name for name in FOLDERS)):
+        if (folder / "recordings").is_dir():
+            return folder
+    folder = data_folder / FOLDERS[0]
+    if allow_download:
+        archive = download(URL, data_folder / f"{folder.name}.zip")
+        unpack(archive, data_folder)
+    check_layout(folder, LAYOUT, f"{PAGE}, which --allow_download True fetches")
+    return folder
+
+
+def read_rows(folder, require_counts):
+    """Rows of the recordings, from their names.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The unpacked archive.
+    require_counts : bool
+        See `prepare_digits`.
+
+    Returns
+    -------
+    list of dict
+        With id, path, digit, speaker and take.
+
+    Raises
+    ------
+    ManifestError
+        If a name is not as official ones, or recordings are missing.
+    """
+    rows = []
+    for path in sorted((folder / "recordings").glob("[!.]*.wav")):
+        parts = FILE_NAME.fullmatch(path.name)
+        if parts is None:
+            raise ManifestError(
+                f"{path}: the name is not digit_speaker_take.wav, as "
+                "7_jackson_32.wav is; rename or remove it"
+            )
+        digit, speaker, take = parts.groups()
+        rows.append(
+            {
+                "id": path.name,
+                "path": str(path),
+                "digit": digit,
+                "speaker": speaker,
+                "take": take,
+            }
+        )
+    if require_counts:
+        check_counts(count(rows), published_counts(), f"README of {PAGE}")
+    return rows
+
+
+def count(rows):
+    """Recordings in all, of each speaker and of each digit.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See `read_rows`.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    speakers = Counter(row["speaker"] for row in rows)
+    digits = Counter(f"digit {row['digit']}" for row in rows)
+    return {"recordings": len(rows), **speakers, **digits}
+
+
+def published_counts():
+    """Counts of v1.0.10: fifty takes of ten digits by six speakers.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    of_speaker = dict.fromkeys(FOLDS, DIGITS * TAKES)
+    of_digit = {f"digit {digit}": len(FOLDS) * TAKES for digit in range(DIGITS)}
+    total = len(FOLDS) * DIGITS * TAKES
+    return {"recordings": total, **of_speaker, **of_digit}

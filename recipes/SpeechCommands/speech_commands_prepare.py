@@ -1,0 +1,328 @@
+"""Prepares Speech Commands: V2 with 35 words, V1 with SUPERB's 12 classes.
+
+Layout of the official archives (Warden, "Speech Commands: A Dataset for
+Limited-Vocabulary Speech Recognition", 2018), each in a folder of its name:
+
+    speech_commands_v0.02/yes/0a7c2a8d_nohash_0.wav    word, speaker, take
+    speech_commands_v0.02/validation_list.txt          yes/..., a line each
+    speech_commands_v0.02/testing_list.txt
+    speech_commands_v0.01/...                          likewise, 30 words
+    speech_commands_v0.01/_background_noise_/running_tap.wav
+    speech_commands_test_set_v0.01/yes/0a7c2a8d_nohash_0.wav
+    speech_commands_test_set_v0.01/_unknown_/bed_0c40e715_nohash_0.wav.wav
+    speech_commands_test_set_v0.01/_silence_/0.wav
+
+A clip of the first two that no list names is for training.
+"""
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from ssast_lobes.data.archives import (
+    check_counts,
+    check_layout,
+    download,
+    unpack,
+)
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import write_splits
+
+PAGE = "https://arxiv.org/abs/1804.03209"
+URL = "https://storage.googleapis.com/download.tensorflow.org/data"
+V1, V2 = "speech_commands_v0.01", "speech_commands_v0.02"
+V1_TEST = "speech_commands_test_set_v0.01"
+# Of torchaudio.datasets.SPEECHCOMMANDS. None is published for the test set:
+# a damaged archive does not unpack, an incomplete one is counted.
+SHA256 = {
+    V1: "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
+    V2: "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
+}
+NOISE = "_background_noise_"
+# The classes of SUPERB's keyword spotting.
+KEYWORDS = "yes no up down left right on off stop go".split()
+UNKNOWN, SILENCE = "_unknown_", "_silence_"
+CLASSES = [*KEYWORDS, UNKNOWN, SILENCE]
+LISTS = {"valid": "validation_list.txt", "test": "testing_list.txt"}
+LAYOUTS = {
+    V1: [*LISTS.values(), NOISE],
+    V2: [*LISTS.values()],
+    V1_TEST: CLASSES,
+}
+
+
+def prepare_speech_commands(
+    data_folder,
+    output_folder,
+    protocol,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make Speech Commands ready, as one of the protocols has it.
+
+    Arguments
+    ---------
+    data_folder : str
+        Folder that has the unpacked archives, each under its name, or shall
+        get them; for "v2-35" also the archive's folder, whatever its name.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    protocol : str
+        "v2-35": the 35 words of V2 in the parts of its lists. "superb-12":
+        see `superb_splits`.
+    allow_download : bool
+        Whether to fetch what is not there (V2 2.4 GB, V1 1.6 GB).
+    require_counts : bool
+        Whether a part of the archives is an error.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used, or there is no such protocol.
+    """
+    if protocol not in PROTOCOLS:
+        raise ManifestError(
+            f"protocol must be one of {', '.join(PROTOCOLS)}, got '{protocol}'"
+        )
+    chosen = PROTOCOLS[protocol]
+    splits = chosen.splits(
+        *(find(data_folder, name, allow_download) for name in chosen.archives)
+    )
+    if require_counts:
+        check_counts(count(splits), chosen.published, chosen.source)
+    return write_splits(
+        splits,
+        output_folder,
+        corpus=chosen.corpus,
+        classes=chosen.classes,
+        max_unreadable=max_unreadable,
+    )
+
+
+def find(data_folder, name, allow_download):
+    """Find an unpacked archive, or fetch it; checks its layout.
+
+    Arguments
+    ---------
+    data_folder, allow_download
+        See `prepare_speech_commands`.
+    name : str
+        Of the archive, `speech_commands_v0.02` for example.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder with the words.
+    """
+    data_folder = Path(data_folder).expanduser().absolute()
+    parent = data_folder.parent if data_folder.name == name else data_folder
+    layout = LAYOUTS[name]
+    for folder in (parent / name, data_folder):
+        if all((folder / part).exists() for part in layout):
+            return folder
+    folder = parent / name
+    if allow_download:
+        archive = parent / f"{name}.tar.gz"
+        download(f"{URL}/{archive.name}", archive, SHA256.get(name))
+        unpack(archive, folder)
+    page = f"{URL}/{name}.tar.gz ({PAGE}), which --allow_download True fetches"
+    check_layout(folder, layout, page)
+    return folder
+
+
+def list_splits(folder):
+    """The words in the parts that the two official lists make.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Of an unpacked archive.
+
+    Returns
+    -------
+    dict of str to list of dict
+        Rows of train, valid and test, with id, path, label and speaker. Files
+        that a list names have a row, whether they are there or not.
+    """
+    listed = {part: read_list(folder / name) for part, name in LISTS.items()}
+    held_out = {clip for clips in listed.values() for clip in clips}
+    there = (
+        f"{path.parent.name}/{path.name}"
+        for path in sorted(folder.glob("[!._]*/[!.]*.wav"))
+    )
+    clips = {"train": [clip for clip in there if clip not in held_out]}
+    return {
+        part: [make_row(folder, clip) for clip in names]
+        for part, names in (clips | listed).items()
+    }
+
+
+def superb_splits(folder, test_folder):
+    """The parts and classes of SUPERB's keyword spotting.
+
+    As s3prl makes them (s3prl 099ce80, downstream/speech_commands/dataset.py
+    and expert.py): words other than the ten keywords are `_unknown_`; silence
+    is a random second of one of the long noises, the same noises in train and
+    valid; the clips of the testing list are left out, and the official test
+    archive is the test. Its hash of the speaker's name gives the same parts
+    as the lists.
+
+    Arguments
+    ---------
+    folder, test_folder : pathlib.Path
+        Of the two archives.
+
+    Returns
+    -------
+    dict of str to list of dict
+        Rows of train, valid and test, with id, path, label and speaker.
+    """
+    words = list_splits(folder)
+    splits = {}
+    for part in ("train", "valid"):
+        for row in words[part]:
+            row["word"] = row["label"]
+            if row["word"] not in KEYWORDS:
+                row["label"] = UNKNOWN
+        splits[part] = words[part] + silence_rows(folder, words[part], part)
+    clips = sorted(test_folder.glob("[!.]*/[!.]*.wav"))
+    splits["test"] = [
+        make_row(test_folder, f"{path.parent.name}/{path.name}")
+        for path in clips
+    ]
+    return splits
+
+
+def silence_rows(folder, words, part):
+    """Rows of silence, as many as a keyword has clips on average.
+
+    s3prl has one row for each noise, draws it hundreds of times an epoch and
+    cuts out another second each time. A crop here is a function of the epoch
+    and the id, so that each noise has many ids.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        That has the noises.
+    words : list of dict
+        Rows of the words of this part.
+    part : str
+        Its name, which makes its ids others than those of other parts.
+
+    Returns
+    -------
+    list of dict
+        The rows; all of one noise have the same path.
+    """
+    noises = sorted((folder / NOISE).glob("[!.]*.wav"))
+    clips = sum(row["label"] in KEYWORDS for row in words) / len(KEYWORDS)
+    each = math.ceil(clips / max(1, len(noises)))
+    return [
+        make_row(folder, f"{NOISE}/{path.name}")
+        | {"id": f"{NOISE}/{path.name}#{part}{number}", "label": SILENCE}
+        for path in noises
+        for number in range(each)
+    ]
+
+
+def read_list(path):
+    """Clips that an official list names, as word/file.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The list, one clip a line.
+
+    Returns
+    -------
+    list of str
+    """
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
+def make_row(folder, clip):
+    """Row of a clip.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Of the unpacked archive.
+    clip : str
+        word/file; names of files have the speaker in them.
+
+    Returns
+    -------
+    dict of str to str
+    """
+    speaker = re.search(r"([0-9a-f]+)_nohash_", clip)
+    return {
+        "id": clip,
+        "path": str(folder / clip),
+        "label": clip.partition("/")[0],
+        "speaker": speaker[1] if speaker else "none",
+    }
+
+
+def count(splits):
+    """Files of each part, and classes.
+
+    Arguments
+    ---------
+    splits : dict of str to list of dict
+        Rows of the parts.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    classes = {row["label"] for part in splits.values() for row in part}
+    files = {
+        name: len({row["path"] for row in part})
+        for name, part in splits.items()
+    }
+    return {**files, "classes": len(classes)}
+
+
+class Protocol(NamedTuple):
+    """What makes a protocol: its archives, parts, classes and counts."""
+
+    corpus: str
+    archives: tuple
+    splits: Callable
+    classes: list | None
+    published: dict
+    source: str
+
+
+PROTOCOLS = {
+    "v2-35": Protocol(
+        "Speech Commands V2, 35 words",
+        (V2,),
+        list_splits,
+        None,
+        {"train": 84843, "valid": 9981, "test": 11005, "classes": 35},
+        # Of 105,829 in all, as the paper of the dataset has it.
+        "Gong et al., AST, Interspeech 2021",
+    ),
+    "superb-12": Protocol(
+        "Speech Commands V1, 12 classes of SUPERB",
+        (V1, V1_TEST),
+        superb_splits,
+        CLASSES,
+        # Six of train and of valid are noises.
+        {"train": 51094, "valid": 6804, "test": 3081, "classes": 12},
+        # The card counts valid without the noises, which s3prl has in it.
+        "https://huggingface.co/datasets/s3prl/superb",
+    ),
+}
