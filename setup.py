@@ -35,8 +35,12 @@ REQUIRES = [
 
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
 HUGGINGFACE = ["transformers>=4.57.1"]
+# Only for `ssast-lobes export --onnx`; what it writes needs onnxruntime alone.
+ONNX = ["onnx>=1.19.1", "onnxscript>=0.7.2", "onnxruntime>=1.23.2"]
 QUICKSTART = ["espeakng-loader>=0.2.4"]
 TENSORBOARD = ["tensorboard>=2.18.0"]
+# Only to evaluate there.
+XARES = ["xares>=0.1.3"]
 
 
 RECIPES = ROOT / "recipes"
@@ -107,14 +111,17 @@ setup(
     install_requires=REQUIRES,
     extras_require={
         "huggingface": HUGGINGFACE,
+        "onnx": ONNX,
         "quickstart": QUICKSTART,
         "tensorboard": TENSORBOARD,
+        "xares": XARES,
         # Exact: what the formatter accepts depends on its version.
         "test": [
             "pytest==9.2.0",
             "pytest-xdist==3.8.0",
             "ruff==0.17.5",
             *HUGGINGFACE,
+            *ONNX,
             *QUICKSTART,
             *TENSORBOARD,
         ],

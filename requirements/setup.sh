@@ -20,8 +20,8 @@ mark=$venv/.set-up-running
 # The folder counts too: an editable install points at it.
 key=$(
     pwd
-    cat requirements/setup.sh "$requirements" setup.py \
-        ssast_lobes/version.txt | cksum
+    cat requirements/setup.sh "$requirements" requirements/alone.txt \
+        setup.py ssast_lobes/version.txt | cksum
 )
 
 say() { echo "[set-up of $venv] $*" >&2; }
@@ -94,6 +94,8 @@ fi
 say "installing what $requirements names (the first time some minutes)"
 export PIP_DISABLE_PIP_VERSION_CHECK=1
 "$venv/bin/python" -m pip install --requirement "$requirements"
+"$venv/bin/python" -m pip install --quiet --no-deps \
+    --requirement requirements/alone.txt
 # The pinned setuptools builds it: no isolated download of another one.
 "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation \
     --editable .

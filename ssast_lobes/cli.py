@@ -1,4 +1,4 @@
-"""The command ``ssast-lobes``: embed, classify, stats and convert.
+"""The command ``ssast-lobes``: everything that needs no recipe and no Python.
 
 Whatever is wrong with the input is one line on stderr and exit code 2. Audio
 that cannot be read is left out, counted, and listed at the end. Heavy imports
@@ -47,7 +47,7 @@ def main(arguments=None):
         # The reader, such as `head`, has seen enough; nobody hears the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
-        print("\nstopped; nothing was written", file=sys.stderr)
+        print(f"\nstopped; {options.when_stopped}", file=sys.stderr)
         return 130
     except (OSError, ValueError, *_own_errors()) as error:
         print(f"ssast-lobes {options.command}: {error}", file=sys.stderr)
@@ -67,8 +67,9 @@ def _parser():
         prog="ssast-lobes",
         description=(
             "Self-supervised audio spectrogram transformers: embed and "
-            "classify audio with an exported folder, measure log-mel "
-            "statistics, convert checkpoints."
+            "classify audio with an exported folder, compare checkpoints, "
+            "measure log-mel statistics, convert and export models, copy "
+            "recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )
@@ -77,8 +78,11 @@ def _parser():
     )
     _add_embed(commands)
     _add_classify(commands)
+    _add_probe(commands)
     _add_stats(commands)
     _add_convert(commands)
+    _add_export(commands)
+    _add_recipes(commands)
     return parser
 
 
@@ -90,7 +94,7 @@ def _add(commands, name, run, summary, text, example):
         epilog=f"example:\n  {example}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, when_stopped="nothing was written")
     return command
 
 
@@ -153,6 +157,93 @@ def _add_classify(commands):
     )
 
 
+def _add_probe(commands):
+    command = _add(
+        commands,
+        "probe",
+        _probe,
+        "choose a checkpoint: linear and k-NN probes of frozen encoders",
+        "Measure how much a linear and a k-nearest-neighbour classifier read\n"
+        "off frozen encoders, beside three baselines: the most frequent\n"
+        "class, log-mel statistics, and the encoder before training. Features\n"
+        "are standardised on train, settings are chosen on valid, scores are\n"
+        "of test, with 95 % intervals bootstrapped over speakers. The output\n"
+        "folder gets probe.md, probe.csv, probe.json, probe.png and the\n"
+        "embeddings, which the next run finds again.\n\n"
+        "Each --data is a CSV with a path, a label and a split (train, valid\n"
+        "or test) a row. What differs from the options below may stand behind\n"
+        "it: NAME=FILE.csv,label=COLUMN,split=COLUMN,group=COLUMN,\n"
+        "metric=accuracy|uar",
+        "ssast-lobes probe results/a/export results/b/export\n"
+        "    --data words=words.csv --data emotion=acted.csv,metric=uar\n"
+        "    --output results/probe",
+    )
+    command.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help="exported folder or official .pth file; NAME=MODEL gives it a "
+        "name for the tables",
+    )
+    command.add_argument(
+        "--data",
+        action="append",
+        required=True,
+        metavar="[NAME=]FILE.csv[,...]",
+        help="a task; may be given several times",
+    )
+    command.add_argument("--output", required=True, metavar="FOLDER")
+    command.add_argument(
+        "--label-column",
+        default="label",
+        metavar="COLUMN",
+        help="class (default: label)",
+    )
+    command.add_argument(
+        "--split-column",
+        default="split",
+        metavar="COLUMN",
+        help="train, valid or test (default: split)",
+    )
+    command.add_argument(
+        "--group-column",
+        metavar="COLUMN",
+        help="what clips have in common that the intervals draw together "
+        "(default: speaker where there is such a column, else each clip)",
+    )
+    command.add_argument(
+        "--metric",
+        choices=["accuracy", "uar"],
+        default="accuracy",
+        help="uar: unweighted average recall, for classes of unequal size "
+        "(default: accuracy)",
+    )
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "class", "best"],
+        default="mean",
+        help="a clip is the mean of its tokens, the class tokens, or what is "
+        "better on valid (default: mean)",
+    )
+    command.add_argument(
+        "--layers",
+        choices=["last", "all-mean", "best"],
+        default="last",
+        help="tokens of the last layer, the mean of all layers, or what is "
+        "better on valid (default: last)",
+    )
+    command.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="where embeddings are kept (default: embeddings/ in the output)",
+    )
+    _add_computing(command)
+    command.set_defaults(
+        when_stopped="no report was written. The embeddings made so far are "
+        "kept: the same command goes on from there"
+    )
+
+
 def _add_stats(commands):
     command = _add(
         commands,
@@ -192,17 +283,39 @@ def _add_convert(commands):
         commands,
         "convert",
         _convert,
-        "official checkpoint to exported folder, or back",
-        "Make an exported folder of an official SSAST or AST checkpoint,\n"
-        "pretrained or fine-tuned; or an official checkpoint of an exported\n"
-        "folder, if DEST ends in .pth. Says what was left aside.",
-        "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny",
+        "exported folders from and to official and Hugging Face models",
+        "Make an exported folder of an official SSAST or AST checkpoint, or\n"
+        "of a Hugging Face folder with an ASTModel or an\n"
+        "ASTForAudioClassification. Or the other way round: an official\n"
+        "checkpoint, if DEST ends in .pth, or a Hugging Face folder, with\n"
+        "--to huggingface. Says what was left aside.",
+        "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny\n"
+        "  ssast-lobes convert models/ssast_tiny models/for_transformers \\\n"
+        "      --to huggingface",
     )
     command.add_argument(
-        "source", metavar="SOURCE", help="a .pth file or an exported folder"
+        "source",
+        metavar="SOURCE",
+        help="a .pth file, an exported folder, a Hugging Face folder, or "
+        "user/repo on the hub with one of these folders",
     )
     command.add_argument(
         "dest", metavar="DEST", help="a folder to write, or a .pth file"
+    )
+    command.add_argument(
+        "--to",
+        choices=["export", "official", "huggingface"],
+        help="what to write (default: official if DEST ends in .pth, else "
+        "export)",
+    )
+    command.add_argument(
+        "--pad-frames",
+        type=_positive,
+        metavar="N",
+        help="reference padding: pad or cut every clip to so many frames "
+        "(10 ms each) of which all count as audio, as the official recipes "
+        "do (AST: 1024); to Hugging Face, which always does so: to how many "
+        "(default: those of the export, else the length of its pretraining)",
     )
     command.add_argument(
         "--stride",
@@ -237,6 +350,64 @@ def _add_convert(commands):
     )
 
 
+def _add_export(commands):
+    command = _add(
+        commands,
+        "export",
+        _export,
+        "write a model as one graph: ONNX, or torch.export",
+        "Write front end, encoder and classifier as one graph that needs\n"
+        "neither Python nor this package. Inputs: `wav` (clips, samples),\n"
+        "float32 mono, and `lengths` (clips,), int64, the samples of each\n"
+        "clip. Outputs: `scores` (clips, labels), the probabilities; of a\n"
+        "pretrained model `clip`, `frames` and `steps`. Any number of clips\n"
+        "of any length; labels and sampling rate are in the file's metadata.\n"
+        "An ONNX file is compared with the model in ONNX Runtime first.",
+        "ssast-lobes export results/export --onnx model.onnx",
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help="exported folder of a training run"
+    )
+    command.add_argument(
+        "--onnx",
+        metavar="FILE.onnx",
+        type=_named(".onnx"),
+        help="write ONNX; needs pip install 'ssast_lobes[onnx]'",
+    )
+    command.add_argument(
+        "--pt2",
+        metavar="FILE.pt2",
+        type=_named(".pt2"),
+        help="write a program of torch.export",
+    )
+    command.set_defaults(when_stopped="no file is left in part")
+
+
+def _add_recipes(commands):
+    command = _add(
+        commands,
+        "recipes",
+        _recipes,
+        "list the recipes, or copy one to run and change it",
+        "List the recipes, or copy one, with all that it needs, into a\n"
+        "folder: FOLDER/recipes/NAME, and beside it FOLDER/hparams with the\n"
+        "YAML fragments that recipes include. Several recipes may go into\n"
+        "one folder. Files of yours are never overwritten.",
+        "ssast-lobes recipes CustomData experiments\n"
+        "  cd experiments/recipes/CustomData/pretrain\n"
+        "  python train.py hparams/pretrain.yaml --audio recordings/",
+    )
+    command.add_argument(
+        "name", nargs="?", metavar="NAME", help="the recipe to copy"
+    )
+    command.add_argument(
+        "folder", nargs="?", metavar="FOLDER", help="where to copy it"
+    )
+    command.set_defaults(
+        when_stopped="the same command completes the copy, if it had begun"
+    )
+
+
 def _add_model(command):
     command.add_argument(
         "model", metavar="MODEL", help="exported folder of a training run"
@@ -244,6 +415,16 @@ def _add_model(command):
     command.add_argument(
         "inputs", nargs="+", metavar="INPUT", help=_INPUTS_HELP
     )
+    _add_computing(command)
+    command.add_argument(
+        "--precision",
+        choices=["fp32", "bf16", "fp16"],
+        default="fp32",
+        help="of the network (default: fp32)",
+    )
+
+
+def _add_computing(command):
     command.add_argument(
         "--device", default="cpu", help="such as cpu or cuda (default: cpu)"
     )
@@ -252,12 +433,6 @@ def _add_model(command):
         type=_positive,
         default=16,
         help="windows computed at once (default: 16)",
-    )
-    command.add_argument(
-        "--precision",
-        choices=["fp32", "bf16", "fp16"],
-        default="fp32",
-        help="of the network (default: fp32)",
     )
 
 
@@ -472,6 +647,57 @@ def _print_table(results, windows):
         print("  ".join([*cells, path]))
 
 
+def _probe(options):
+    from ssast_lobes.probing import parse_task, probe, write_report
+
+    _check_device(options.device)
+    tasks = [
+        parse_task(
+            text,
+            label=options.label_column,
+            split=options.split_column,
+            group=options.group_column,
+            metric=options.metric,
+        )
+        for text in options.data
+    ]
+    models = _named_models(options.models)
+    report = os.path.join(options.output, "probe.csv")
+    _make_folder_of(report)
+    unreadable = []
+    results = probe(
+        models,
+        tasks,
+        options.cache or os.path.join(options.output, "embeddings"),
+        options.pooling,
+        options.layers,
+        options.device,
+        options.batch_size,
+        unreadable,
+    )
+    n_files = len({path for task in tasks for path in task.paths()})
+    _report(unreadable, n_files, report)
+    missing = {path for path, _ in unreadable}
+    tasks = [task.without(missing) for task in tasks]
+    print(write_report(results, tasks, options.output))
+    print(f"{len(results)} results in {options.output}")
+
+
+def _named_models(words):
+    """Models by name: what stands before a =, or what tells them apart."""
+    from ssast_lobes.probing import short_names
+    from ssast_lobes.probing.tasks import split_name
+
+    pairs = [split_name(word) for word in words]
+    short = short_names([source for _, source in pairs])
+    models = {}
+    for (name, source), own in zip(pairs, short, strict=True):
+        if (name or own) in models:
+            raise ValueError(f"two models are called {name or own}: rename one")
+        models[name or own] = source
+    return models
+
+
 def _stats(options):
     from ssast_lobes.features import KaldiFbank, RunningStatistics
 
@@ -563,18 +789,30 @@ def _step(bar, name):
 
 def _conversion(weights, options):
     """What to do with the weights, by where they come from and go to."""
-    exported = "kind" in weights.config
-    if options.dest.endswith(".pth") and not exported:
-        raise ValueError(
-            f"{options.source} is no exported folder: only such a folder is "
-            "converted to a .pth file"
-        )
-    if exported and not options.dest.endswith(".pth"):
+    is_pth = options.dest.endswith(".pth")
+    target = options.to or ("official" if is_pth else "export")
+    if is_pth != (target == "official"):
+        kind = "a folder" if is_pth else "a file that ends in .pth"
+        raise ValueError(f"--to {target} writes {kind}, {options.dest} is none")
+    if "kind" not in weights.config:
+        if target != "export":
+            raise ValueError(
+                f"{options.source} is no exported folder: make one of it "
+                f"first, then convert that --to {target}"
+            )
+        return _to_export
+    if target == "official":
+        return _to_official
+    exported = "format_version" in weights.config
+    if target == "export" and exported:
         raise ValueError(
             f"{options.source} is an exported folder already; to make an "
-            "official checkpoint of it, let DEST end in .pth"
+            "official checkpoint of it, let DEST end in .pth; for Hugging "
+            "Face, add --to huggingface"
         )
-    return _to_official if exported else _to_export
+    if target == "huggingface" and not exported:
+        raise ValueError(f"{options.source} is a Hugging Face folder already")
+    return _to_huggingface if exported else _from_huggingface
 
 
 def _refuse(options, names, source):
@@ -591,13 +829,18 @@ def _refuse(options, names, source):
         )
 
 
+def _what_is(weights):
+    exported = "format_version" in weights.config
+    return "an exported folder" if exported else "a Hugging Face folder"
+
+
 def _to_official(weights, options, bar):
     import torch
 
     from ssast_lobes.weights import to_official
 
     names = ("stride", "statistics", "labels", "multi_label", "pooling")
-    _refuse(options, names, "an exported folder")
+    _refuse(options, (*names, "pad_frames"), _what_is(weights))
     _step(bar, "Translating")
     state = to_official(weights)
     _step(bar, "Writing")
@@ -607,15 +850,51 @@ def _to_official(weights, options, bar):
     os.replace(partial, options.dest)
 
 
+def _to_huggingface(weights, options, bar):
+    from ssast_lobes.huggingface import to_huggingface
+
+    names = ("stride", "statistics", "labels", "multi_label", "pooling")
+    _refuse(options, names, _what_is(weights))
+    _step(bar, "Translating and writing")
+    weights.report += to_huggingface(weights, options.dest, options.pad_frames)
+    bar.update()
+
+
+def _from_huggingface(weights, options, bar):
+    from ssast_lobes.export import label_encoder_of, write_export
+
+    names = ("stride", "statistics", "labels", "pooling", "pad_frames")
+    labels = weights.config.get("labels")
+    if labels is None:
+        names += ("multi_label",)
+    _refuse(options, names, _what_is(weights))
+    if options.multi_label:
+        weights.config["multi_label"] = True
+    card = {
+        "origin": f"`{os.path.basename(options.source)}`, a Hugging Face "
+        "model, by `ssast-lobes convert`."
+    }
+    label_encoder = None if labels is None else label_encoder_of(labels)
+    _step(bar, "Writing")
+    write_export(
+        options.dest, weights.state, weights.config, card, label_encoder
+    )
+    bar.update()
+
+
 def _to_export(weights, options, bar):
     from ssast_lobes.export import label_encoder_of, write_export
     from ssast_lobes.features import FrontEnd
 
     _step(bar, "Checking")
-    encoder = weights.config["encoder"]
+    encoder = dict(weights.config["encoder"])
+    if options.pad_frames is not None:
+        # As the official code, which drops a part of a patch.
+        encoder["grid"] = {**encoder["grid"], "keep_partial": False}
     features = FrontEnd(
         _statistics(options.statistics or "audioset"),
         n_mels=encoder["grid"]["n_mels"],
+        pad_frames=options.pad_frames,
     )
     config = {
         "kind": "pretrained",
@@ -689,6 +968,53 @@ def _objective(weights):
     }
     task = tasks.get(frozenset(heads - {"mask_embedding"}))
     return {"name": "MSPM", "task": task} if task else None
+
+
+def _export(options):
+    from ssast_lobes.deploy import write_onnx, write_program
+
+    if not options.onnx and not options.pt2:
+        raise ValueError("say what to write: --onnx FILE.onnx, --pt2 FILE.pt2")
+    for output in (options.onnx, options.pt2):
+        _make_folder_of(output)
+    if options.onnx:
+        difference = write_onnx(options.model, options.onnx)
+        print(
+            f"{options.onnx} written; ONNX Runtime gives the model's results "
+            f"to {difference:.1g}"
+        )
+    if options.pt2:
+        write_program(options.model, options.pt2)
+        print(f"{options.pt2} written")
+
+
+def _recipes(options):
+    from ssast_lobes.recipe_files import (
+        copy_recipe,
+        list_recipes,
+        recipes_folder,
+    )
+
+    if options.name is None:
+        recipes = list_recipes()
+        width = max(len(recipe.name) for recipe in recipes)
+        for recipe in recipes:
+            print(f"{recipe.name:<{width}}  {recipe.title}".rstrip())
+        print(
+            f"\nThey are in {recipes_folder()}\n"
+            "`ssast-lobes recipes NAME FOLDER` copies one, to run and change it"
+        )
+        return
+    if options.folder is None:
+        raise ValueError(
+            f"say where to copy it: ssast-lobes recipes {options.name} FOLDER"
+        )
+    copy, *others = copy_recipe(options.name, options.folder)
+    print(f"{options.name} is in {copy}, with the YAMLs that it includes")
+    if others:
+        names = ", ".join(path.name for path in others)
+        print(f"Beside it, because it uses their scripts: {names}")
+    print(f"How to run it: {copy / 'README.md'}")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -223,6 +225,147 @@ def test_a_list_of_an_earlier_run_goes(tmp_path, model, corpus, manifest):
     ]
 
 
+def test_probe_as_a_process(tmp_path, tones):
+    torch.manual_seed(1)
+    for name in ("first", "second"):
+        encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+        folder = tmp_path / "runs" / name / "export"
+        export_pretrained(folder, MSPM(encoder), FrontEnd(), card={})
+    output = tmp_path / "probe"
+    words = [
+        f"first={tmp_path / 'runs' / 'first' / 'export'}",
+        f"another={tmp_path / 'runs' / 'second' / 'export'}",
+        *("--data", f"sounds={tones.manifest}"),
+        *("--data", f"{tones.manifest},metric=uar,group=label"),
+        *("--output", output),
+    ]
+    result = run("probe", *words)
+    assert result.returncode == 0, result.stderr
+    assert "16/16" in result.stderr  # the progress bar
+    table = (output / "probe.md").read_text()
+    assert table in result.stdout
+    for word in ("sounds (accuracy)", "(UAR)", "first", "another"):
+        assert word in table
+    with open(output / "probe.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["system"] for row in rows[::2]][:5] == [
+        "majority class",
+        "log-mel",
+        "untrained",
+        "first",
+        "another",
+    ]
+    assert len(list((output / "embeddings").iterdir())) == 4
+    assert (output / "probe.png").stat().st_size > 10000
+
+
+def test_probe_lists_unreadable_clips(tmp_path, model, tones, capsys):
+    bad = tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    with open(tones.manifest, newline="") as file:
+        _, *rows = csv.reader(file)
+    rows = [[str(tones.folder / row[0]), *row[1:]] for row in rows]
+    manifest = tmp_path / "clips.csv"
+    lines = [["path", "label", "who", "split"], *rows]
+    lines.append([str(bad), "tone", "nobody", "test"])
+    manifest.write_text("\n".join(",".join(line) for line in lines))
+    output = tmp_path / "probe"
+    words = ["probe", model, "--data", manifest, "--output", output]
+    assert main(list(map(str, words))) == 0
+    shown = capsys.readouterr()
+    assert "1 of 25 files could not be read" in shown.err
+    [(path, _)] = unreadable_of(output / "probe.csv")
+    assert path == str(bad)
+    # Six test clips, each by itself: there is no column speaker.
+    assert "| 6 clips |" in shown.out
+
+
+def test_names_of_models(tmp_path):
+    folder = tmp_path / "lr=0.1"
+    folder.mkdir()
+    found = cli._named_models([str(folder), "best=runs/b.pth"])
+    # What exists is no name and a path.
+    assert list(found.values()) == [str(folder), "runs/b.pth"]
+    assert list(found)[1] == "best"
+    assert list(cli._named_models(["runs/a/export"])) == ["a"]
+    # A name ends at the first =.
+    assert cli._named_models([f"x={folder}"]) == {"x": str(folder)}
+
+
+@pytest.mark.parametrize(
+    ("words", "wrong"),
+    [
+        (["best={tmp}/none", "--data", "{manifest}"], "{tmp}/none"),
+        (["best={tmp}/lr=1/x", "--data", "{manifest}"], "{tmp}/lr=1/x"),
+        (["{tmp}/lr=1/x", "--data", "{manifest}"], "{tmp}/lr=1/x"),
+        (["{model}", "--data", "words={tmp}/a.csv"], "{tmp}/a.csv"),
+        (["{model}", "--data", "words={tmp}/b=1/a.csv"], "{tmp}/b=1/a.csv"),
+        (
+            ["{model}", "--data", "{tmp}/b=1/a.csv,metric=uar"],
+            "{tmp}/b=1/a.csv",
+        ),
+    ],
+)
+def test_probe_names_the_path_that_is_missing(
+    tmp_path, model, tones, capsys, words, wrong
+):
+    places = {"tmp": tmp_path, "model": model, "manifest": tones.manifest}
+    words = ["probe", *words, "--output", "{tmp}/probe"]
+    assert main([word.format(**places) for word in words]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith(f"ssast-lobes probe: {wrong.format(**places)}: ")
+    assert "o such file or" in error
+
+
+@pytest.mark.parametrize(
+    ("command", "opened", "told"),
+    [
+        ("embed", 10, "stopped; nothing was written"),
+        ("probe", 40, "stopped; no report was written. The embeddings made"),
+    ],
+)
+def test_ctrl_c_says_what_is_kept(
+    tmp_path, model, tones, capsys, monkeypatch, command, opened, told
+):
+    class Stopping(soundfile.SoundFile):
+        """Somebody presses Ctrl-C as a certain file is opened."""
+
+        count = 0
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            Stopping.count += 1
+            if Stopping.count == opened:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(soundfile, "SoundFile", Stopping)
+    output = tmp_path / {"embed": "clips.npz", "probe": "report"}[command]
+    inputs = {"embed": [], "probe": ["--data"]}[command]
+    words = [command, model, *inputs, tones.manifest, "--output", output]
+    assert main(list(map(str, words))) == 130
+    assert capsys.readouterr().err.splitlines()[-1].startswith(told)
+    left = [path for path in tmp_path.rglob("*") if path.is_file()]
+    if command == "embed":
+        assert not left
+    else:
+        [cache] = left
+        assert cache.parent == output / "embeddings"
+        assert 0 < len(np.load(cache)["paths"]) < 24
+
+
+def test_recipes_are_listed_and_copied(tmp_path, capsys):
+    assert main(["recipes"]) == 0
+    shown = capsys.readouterr().out
+    assert "Swaps              The lobe in SpeechBrain's own recipes" in shown
+    assert main(["recipes", "SyntheticCommands", str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    copy = tmp_path / "recipes" / "SyntheticCommands"
+    assert f"SyntheticCommands is in {copy}, with" in shown
+    assert "it uses their scripts: CustomData\n" in shown
+    assert (copy / "quickstart.py").exists()
+    assert shown.splitlines()[-1] == f"How to run it: {copy / 'README.md'}"
+
+
 def expected_statistics(paths):
     """Mean and standard deviation by Kaldi, clip by clip, in float64."""
     frames = []
@@ -399,12 +542,26 @@ MISTAKES = {
         *("--statistics", "mars"),
     ],
     "pretrained only": ["classify", "{pretrained}", "{good}"],
+    "no task": [
+        *("probe", "{model}", "--data", "{tmp}/none.csv"),
+        *("--output", "{tmp}/probe"),
+    ],
+    "one name twice": [
+        *("probe", "x={model}", "x={pretrained}", "--data", "{manifest}"),
+        *("--output", "{tmp}/probe"),
+    ],
+    "no such recipe": ["recipes", "none", "{tmp}/copy"],
+    "recipe to nowhere": ["recipes", "CustomData"],
+    "no such column": [
+        *("probe", "{model}", "--data", "{manifest},label=size"),
+        *("--output", "{tmp}/probe"),
+    ],
 }
 
 
 @pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
 def test_mistakes_are_told_in_a_line(
-    tmp_path, model, corpus, official, capsys, words
+    tmp_path, model, corpus, official, tones, capsys, words
 ):
     (tmp_path / "bad.csv").write_text("path,label\nnothing.wav,x\n")
     encoder = SpectrogramEncoder(dim=64, depth=1, heads=1)
@@ -417,6 +574,7 @@ def test_mistakes_are_told_in_a_line(
         "bad": corpus / "corrupt.wav",
         "official": official,
         "pretrained": pretrained,
+        "manifest": tones.manifest,
     }
     before = sorted(tmp_path.rglob("*"))
     capsys.readouterr()
@@ -435,6 +593,9 @@ def test_mistakes_are_told_in_a_line(
         ["embed", "model", "in"],
         ["stats"],
         ["stats", "in", "--n-mels", "0"],
+        ["probe", "model", "--output", "out"],
+        ["probe", "model", "--data", "a.csv", "--output", "out"]
+        + ["--metric", "f1"],
         ["convert", "a", "b", "--stride", "10"],
         ["convert", "a", "b", "--stride", "10,x"],
         [],
@@ -465,7 +626,15 @@ def test_help_is_instant_and_shows_an_example(capsys):
         [sys.executable, "-c", code], capture_output=True, text=True
     )
     assert result.returncode == 0, result.stderr
-    for command in ("embed", "classify", "stats", "convert"):
+    for command in (
+        "embed",
+        "classify",
+        "probe",
+        "stats",
+        "convert",
+        "export",
+        "recipes",
+    ):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0

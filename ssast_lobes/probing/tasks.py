@@ -192,10 +192,35 @@ def parse_task(text, **defaults):
     key = "|".join(_KEYS)
     start, tail = re.fullmatch(rf"(.*?)((?:,(?:{key})=[^,]*)*)", text).groups()
     own = dict(pair.split("=", 1) for pair in tail.split(",")[1:])
-    name, csv_path = None, start
-    if "=" in start and not os.path.exists(start):
-        name, csv_path = start.split("=", 1)
+    name, csv_path = split_name(start)
     return read_task(csv_path, **{**defaults, "name": name, **own})
+
+
+def split_name(text):
+    """Part a name from the path that it is given to.
+
+    Arguments
+    ---------
+    text : str
+        ``[NAME=]PATH``. What exists is a path, even with a = in it; and a
+        name has no slash.
+
+    Returns
+    -------
+    name : str or None
+        None where there is none.
+    path : str
+        The path, whether it exists or not.
+
+    Example
+    -------
+    >>> split_name("best=runs/lr=0.1/export"), split_name("runs/lr=0.1/export")
+    (('best', 'runs/lr=0.1/export'), (None, 'runs/lr=0.1/export'))
+    """
+    name, equals, path = text.partition("=")
+    if not equals or os.path.exists(text) or "/" in name or os.sep in name:
+        return None, text
+    return name, path
 
 
 def _name(csv_path):

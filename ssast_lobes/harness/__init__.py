@@ -1,0 +1,6 @@
+"""Evaluation harnesses: exported folders where HEAR, X-ARES and s3prl look.
+
+Each harness has a file with what it wants to find: functions of HEAR's common
+API in `hear`, the base of an encoder class in `xares`, an upstream in `s3prl`.
+None of them imports its harness. All stand on `windows.WindowedModel`.
+"""

@@ -1,0 +1,198 @@
+"""Audio of any length through an exported folder, batched on the device.
+
+The same windows and results as `ssast_lobes.inference.AudioEncoder`, as a
+module: it moves between devices, it can be trained, and nothing waits for the
+device.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.features import valid_frames
+from ssast_lobes.inference import AudioEncoder
+
+
+class WindowedModel(nn.Module):
+    """An exported folder as a module over waveforms of any length.
+
+    What is longer than the pretraining length is computed in windows of that
+    length that overlap by half; see `ssast_lobes.inference`.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder.
+
+    Raises
+    ------
+    WeightsError
+        See `AudioEncoder.from_hparams`.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
+    >>> from ssast_lobes.export import export_pretrained
+    >>> from ssast_lobes.objectives import MSPM
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
+    >>> model = WindowedModel(folder)
+    >>> wav, lengths = torch.randn(2, 480000), torch.tensor([480000, 16000])
+    >>> model.frames(wav, lengths).shape, model.n_steps(lengths).tolist()
+    (torch.Size([2, 188, 32]), [188, 7])
+    """
+
+    def __init__(self, source):
+        super().__init__()
+        interface = AudioEncoder.from_hparams(source)
+        self.lobe = interface.lobe
+        self.fbank = self.lobe.features.fbank
+        self.grid = self.lobe.encoder.grid
+        self.sample_rate = interface.sample_rate
+        self.samples_per_step = self.grid.stride[1] * self.fbank.hop_samples
+        self._window = round(interface.window_seconds * self.sample_rate)
+        # So many samples make no frame more.
+        self._reach = self._window + self.fbank.hop_samples - 1
+        self._window_steps = self.n_steps(self._window)
+        self._hop_steps = max(1, self._window_steps // 2)
+
+    @property
+    def output_size(self):
+        """D, the size of every vector."""
+        return self.lobe.output_size
+
+    def n_steps(self, n_samples):
+        """Time steps T' of a clip.
+
+        Arguments
+        ---------
+        n_samples : int or torch.Tensor
+            Length in samples, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+        """
+        return self.grid.n_steps(self.fbank.frames_of(n_samples))
+
+    def clip(self, wav, lengths=None):
+        """One vector a clip, as the export pools: the mean of its windows.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Mono waveforms (B, S) at the model's rate, any padding.
+        lengths : torch.Tensor, optional
+            Samples of each clip (B,), int64; all are full when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, D).
+
+        Raises
+        ------
+        ValueError
+            If there is less audio than one analysis window (25 ms).
+        """
+        lengths = self._lengths(wav, lengths)
+        pooling = self.lobe.pooling
+        windows = self._windows(wav, lengths, pooling.needs_hidden_states)
+        vectors = torch.stack([pooling(encoded) for encoded in windows])
+        number = torch.arange(len(vectors), device=wav.device)[:, None]
+        # All windows of a clip are full but for the last one.
+        last = self._n_windows(lengths) - 1
+        left = (lengths - last * self._hop_samples).clamp(min=1)
+        weight = torch.where(number < last, self._window, left)
+        weight = weight * (number <= last)
+        share = (weight / weight.sum(0)).to(vectors.dtype)
+        return torch.einsum("wb,wbd->bd", share, vectors)
+
+    def frames(self, wav, lengths=None):
+        """One vector a time step, in time order; arguments as of `clip`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T', D), the mean over frequency, 0 at padding.
+        """
+        lengths = self._lengths(wav, lengths)
+        windows = self._windows(wav, lengths, hidden_states=False)
+        parts = [encoded.frames for encoded in windows]
+        return self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
+
+    def layers(self, wav, lengths=None):
+        """`frames`, and the same of every layer.
+
+        Returns
+        -------
+        frames : torch.Tensor
+            (B, T', D), after the final norm, 0 at padding.
+        states : torch.Tensor
+            (L + 1, B, T', D), before the final norm: what enters the first
+            block, then the output of each block; 0 at padding.
+        """
+        lengths = self._lengths(wav, lengths)
+        parts = []
+        for encoded in self._windows(wav, lengths, hidden_states=True):
+            bands = encoded.hidden_states.unflatten(2, (encoded.n_bands, -1))
+            parts.append(torch.cat([bands.mean(2), encoded.frames[None]]))
+        states = self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
+        return states[-1], states[:-1]
+
+    @property
+    def _hop_samples(self):
+        return self._hop_steps * self.samples_per_step
+
+    def _n_windows(self, lengths):
+        """Windows that cover clips of so many samples; the last is shorter."""
+        more = -(-(lengths - self._reach) // self._hop_samples)
+        if isinstance(lengths, torch.Tensor):
+            return 1 + more.clamp(min=0)
+        return 1 + max(0, more)
+
+    def _lengths(self, wav, lengths):
+        if wav.dim() != 2 or wav.shape[1] < self.fbank.window_samples:
+            raise ValueError(
+                "wav must be (batch, samples), with at least "
+                f"{self.fbank.window_samples} samples at {self.sample_rate} "
+                f"Hz, got {tuple(wav.shape)}"
+            )
+        if lengths is None:
+            return torch.full((len(wav),), wav.shape[1], device=wav.device)
+        return lengths.to(wav.device)
+
+    def _windows(self, wav, lengths, hidden_states):
+        """Yield what the encoder makes of each window of the batch.
+
+        A clip that has ended has windows of one meaningless step.
+        """
+        hop = self._hop_samples
+        for number in range(self._n_windows(wav.shape[1])):
+            piece = wav[:, number * hop :][:, : self._reach]
+            left = (lengths - number * hop).clamp(0, piece.shape[1])
+            yield self.lobe.extract_features(
+                piece, left.double() / piece.shape[1], hidden_states
+            )
+
+    def _stitch(self, parts, lengths, n_steps):
+        """Join windows (.., B, W, D) to (.., B, T', D); 0 at padding.
+
+        Where two windows overlap, each step comes from the one whose centre
+        is nearer.
+        """
+        steps, hop = self._window_steps, self._hop_steps
+        missing = max(0, steps - parts[-1].shape[-2])
+        parts[-1] = nn.functional.pad(parts[-1], (0, 0, 0, missing))
+        # Under reference padding a window gives more steps than it has audio.
+        joined = torch.cat([part[..., :steps, :] for part in parts], dim=-2)
+        time = torch.arange(n_steps, device=lengths.device)
+        number = ((time - (hop + steps) // 2) // hop + 1).clamp(min=0)
+        last = self._n_windows(lengths) - 1
+        number = torch.minimum(number, last[:, None])
+        place = number * steps + time - number * hop
+        place = place.clamp(max=joined.shape[-2] - 1)
+        size = (*joined.shape[:-2], n_steps, joined.shape[-1])
+        frames = joined.gather(-2, place[..., None].expand(size))
+        valid = valid_frames(self.n_steps(lengths), n_steps)
+        return frames * valid[..., None]
