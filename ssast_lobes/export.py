@@ -179,6 +179,57 @@ def export_classifier(
     )
 
 
+def export_encoder(folder, encoder, features, card, trained_seconds=0.0):
+    """Write an encoder alone, whatever it was trained for, to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    encoder : SpectrogramEncoder
+        The encoder.
+    features : FrontEnd
+        The front end it was trained with.
+    card : dict
+        See `export_pretrained`.
+    trained_seconds : float
+        See `export_pretrained`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> written = export_encoder(folder, encoder, FrontEnd(), card={})
+    >>> (written / "model.safetensors").is_file()
+    True
+    """
+    state = encoder.state_dict()
+    config = {
+        "kind": "pretrained",
+        "encoder": encoder.config,
+        "features": features.config,
+        "pooling": ClipPooling(encoder.depth).config,
+    }
+    return write_export(
+        folder,
+        {f"encoder.{key}": value for key, value in state.items()},
+        config,
+        card,
+        trained_seconds=trained_seconds,
+    )
+
+
 def label_encoder_of(labels):
     """SpeechBrain's label encoder for labels in the order of the classes.
 
@@ -836,9 +887,13 @@ def _describe(config, n_parameters):
     """What the model is, in a paragraph."""
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
+    kind = (
+        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022)"
+        if encoder.get("blocks", "attention") == "attention"
+        else "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
+    )
     text = (
-        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022) "
-        f"with {n_parameters / 1e6:.1f} million parameters: "
+        f"{kind} with {n_parameters / 1e6:.1f} million parameters: "
         f"{encoder['depth']} blocks of size {encoder['dim']} over patches of "
         f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
         f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
@@ -854,10 +909,8 @@ def _describe(config, n_parameters):
             "the padding counts as audio. "
         )
     if config["kind"] == "pretrained":
-        return text + (
-            "Pretrained without labels: it gives embeddings of clips, frames "
-            "and patches."
-        )
+        how = "Pretrained without labels. " if "objective" in config else ""
+        return text + f"{how}It gives embeddings of clips, frames and patches."
     several = "any number" if config["multi_label"] else "one"
     labels = ", ".join(config["labels"][:20])
     more = ", ..." if len(config["labels"]) > 20 else ""

@@ -101,7 +101,7 @@ def _run(prepare, reverse, *tensors):
         return torch.compiler.disable(_run)(prepare, reverse, *tensors)
     x = tensors[0]
     if x.is_cuda and x.dtype != torch.float64 and fused_scan() is not None:
-        return _kernel_scan(prepare, reverse, *tensors)
+        return _recomputed(_kernel_scan, prepare, reverse, *tensors)
     return _Scan.apply(prepare, reverse, *tensors)
 
 
@@ -131,6 +131,13 @@ def _kernel_scan(prepare, reverse, *tensors):
         u, delta, B, C = (x.contiguous() for x in inputs)
         y = fused_scan()(u, delta, A.contiguous(), B, C, D)
     return (y.flip(2) if reverse else y).transpose(1, 2)
+
+
+def _recomputed(function, *arguments):
+    """Call a function of which only the arguments are kept for backward."""
+    return checkpoint(
+        function, *arguments, use_reentrant=False, preserve_rng_state=False
+    )
 
 
 def _autocast_off(x):
@@ -497,14 +504,7 @@ class MambaMixer(nn.Module):
         x, gate = self.in_proj(x).chunk(2, dim=2)
         ahead = self.ahead(x, shown, reverse=flipped)
         back = self.back(x, shown, reverse=not flipped)
-        # Kept for the backward pass are the two inputs, nothing in between.
-        return checkpoint(
-            self._leave,
-            ahead + back,
-            gate,
-            use_reentrant=False,
-            preserve_rng_state=False,
-        )
+        return _recomputed(self._leave, ahead + back, gate)
 
     def _leave(self, mixed, gate):
         return self.out_proj(mixed * nn.functional.silu(gate) / 2)

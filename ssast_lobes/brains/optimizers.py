@@ -21,7 +21,7 @@ def parameter_groups(
         Rate of each encoder block over that of the block above it; 1 gives
         all the same (Clark et al., ELECTRA, ICLR 2020, section 3).
     decay_vectors : bool
-        False takes biases and norms out of weight decay.
+        False takes biases, norms and Mamba's decay rates out of weight decay.
 
     Returns
     -------
@@ -51,7 +51,9 @@ def parameter_groups(
     groups = {}
     for name, parameter in named:
         scale = _scale(name, depth, head_lr_scale, layer_decay)
-        kept = not decay_vectors and parameter.dim() < 2
+        # Mamba's decay rates are vectors to it, one for each state.
+        vector = parameter.dim() < 2 or name.endswith("A_log")
+        kept = vector and not decay_vectors
         group = groups.setdefault(
             (scale, kept), {"params": [], "lr_scale": scale}
         )
