@@ -32,25 +32,39 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from ssast_lobes.brains import ClassificationBrain, PretrainingBrain
+from ssast_lobes.brains import (
+    ClassificationBrain,
+    PretrainingBrain,
+    RecognitionBrain,
+)
 from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import SettingsError, check_same_experiment
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
 from ssast_lobes.data.samplers import PartSampler, balanced_sampler
 from ssast_lobes.data.splits import read_splits, written_whole
+from ssast_lobes.data.vocabulary import Vocabulary
 from ssast_lobes.export import (
     check_export_folder,
     export_classifier,
+    export_encoder,
     export_pretrained,
 )
 from ssast_lobes.plots import plot_comparison
+from ssast_lobes.recognition import SpectrogramRecogniser
 from ssast_lobes.weights import initialise, load_weights
 
 logger = get_logger(__name__)
 
 RESULT_FILE = "test_result.json"
 _PRETRAINING_SETTINGS = ("crop_seconds", "batch_size", "lr", "seed")
+_RECOGNITION_SETTINGS = (
+    "source",
+    "vocabulary_size",
+    "batch_size",
+    "lr",
+    "seed",
+)
 _CLASSIFICATION_SETTINGS = ("source", "batch_size", "lr", "loss", "seed")
 # In the model card where the YAML has them.
 _FURTHER_SETTINGS = ("average_from", "balanced_sampling")
@@ -75,7 +89,8 @@ def pretrain(arguments, prepare):
     hparams_file, run_opts, overrides = _parse(arguments)
     hparams = _open(hparams_file, overrides, prepare)
     rows = read_splits(run_on_main(prepare, args=[hparams]))
-    _complete(hparams, valid_seconds=hparams["crop_seconds"])
+    seconds = hparams["crop_seconds"]
+    _complete(hparams, train_seconds=seconds, valid_seconds=seconds)
     train = make_dataset(rows["train"], hparams["train_reader"])
     valid = None
     if rows["valid"]:
@@ -129,6 +144,85 @@ def classify(arguments, prepare):
     hparams_file, run_opts, overrides = _parse(arguments)
     hparams = _open(hparams_file, overrides, prepare)
     return _classify(hparams_file, run_opts, hparams, prepare)["metrics"]
+
+
+def recognise(arguments, prepare):
+    """Train a speech recogniser, choose its epoch on valid, test, export it.
+
+    Its folder gets `vocabulary.model`, and of each test part the words that
+    were said and heard, `wer_<part>.txt`. The export is the encoder.
+
+    Arguments
+    ---------
+    arguments, prepare
+        See `pretrain`. The labels are what is said; parts beside train and
+        valid are tested, each by itself.
+
+    Returns
+    -------
+    dict of dict
+        Of each test part the loss and the word error rate, `wer` (float, 1 is
+        100 %). `test_result.json` in the output folder has them too.
+    """
+    hparams_file, run_opts, overrides = _parse(arguments)
+    hparams = _open(hparams_file, overrides, prepare)
+    rows = read_splits(run_on_main(prepare, args=[hparams]))
+    _complete(hparams)
+    folder = Path(hparams["output_folder"])
+    hparams["vocabulary"] = _vocabulary(hparams, rows["train"])
+    parts = {
+        name: make_dataset(
+            part, hparams["train_reader" if name == "train" else "valid_reader"]
+        )
+        for name, part in rows.items()
+        if name != "corpus"
+    }
+    lobe = hparams["lobe"]
+    for line in lobe.report:
+        logger.info(line)
+    model = SpectrogramRecogniser(
+        lobe.encoder, n_units=len(hparams["vocabulary"]) + 1
+    )
+    hparams["checkpointer"].add_recoverable("model", model)
+    brain = RecognitionBrain(
+        modules={"features": lobe.features, "model": model},
+        opt_class=hparams["opt_class"],
+        hparams=hparams,
+        run_opts=run_opts,
+        checkpointer=hparams["checkpointer"],
+        readers=[hparams["train_reader"]],
+        n_files=sum(len(part) for part in parts.values()),
+    )
+    train, valid = parts.pop("train"), parts.pop("valid")
+    _fit(brain, hparams, train, valid, sampler=None)
+    for name, part in parts.items():
+        brain.part = name
+        brain.evaluate(
+            part,
+            min_key="wer",
+            test_loader_kwargs=hparams["valid_loader_kwargs"],
+        )
+    brain.draw()
+    stats = brain.test_stats
+    if if_main_process():
+        export_encoder(
+            hparams["export_folder"],
+            model.encoder,
+            lobe.features,
+            _card(hparams_file, hparams, rows, _RECOGNITION_SETTINGS, stats),
+            trained_seconds=_longest(train, math.inf),
+        )
+        logger.info(f"Exported to {hparams['export_folder']}")
+        result = {
+            "data": rows["corpus"],
+            "clips": {name: len(part) for name, part in parts.items()},
+            "epoch": hparams["epoch_counter"].current,
+            "number_of_epochs": hparams["number_of_epochs"],
+            "debug": brain.debug,
+            "metrics": stats,
+        }
+        _write_json(folder / RESULT_FILE, result)
+    return stats
 
 
 def cross_validate(arguments, prepare, folds=None):
@@ -266,14 +360,14 @@ def _open(hparams_file, overrides, prepare):
     return hparams
 
 
-def _complete(hparams, valid_seconds):
+def _complete(hparams, train_seconds=None, valid_seconds=None):
     """Add what experiments have alike; see the top of this file."""
     folder = hparams["output_folder"]
     reading = {"unreadable_file": f"{folder}/unreadable.csv"}
     train_reader = ClipReader(
-        hparams["crop_seconds"],
+        train_seconds,
         seed=hparams["seed"],
-        random_crop=True,
+        random_crop=train_seconds is not None,
         **reading,
     )
     loading = {
@@ -295,6 +389,16 @@ def _complete(hparams, valid_seconds):
     if "checkpointer" not in hparams:
         counter = {"counter": hparams["epoch_counter"]}
         hparams["checkpointer"] = AtomicCheckpointer(f"{folder}/save", counter)
+
+
+def _vocabulary(hparams, rows):
+    """That of the training part, found on the main process."""
+    path = Path(hparams["output_folder"]) / "vocabulary.model"
+    texts = [row["label"] for row in rows.values()]
+    run_on_main(
+        Vocabulary.train, args=[texts, path, hparams["vocabulary_size"]]
+    )
+    return Vocabulary(path)
 
 
 def _part_sampler(hparams, n_clips):
@@ -331,7 +435,7 @@ def _fit(brain, hparams, train, valid, sampler):
 def _classify(hparams_file, run_opts, hparams, prepare):
     """Train, test and export a classifier; gives what its result file has."""
     rows = read_splits(run_on_main(prepare, args=[hparams]))
-    _complete(hparams, valid_seconds=None)
+    _complete(hparams, train_seconds=hparams["crop_seconds"])
     hparams["label_encoder"].update_from_iterable(rows["labels"])
     hparams["label_encoder"].expect_len(len(rows["labels"]))
     hparams["n_classes"] = len(rows["labels"])

@@ -45,6 +45,9 @@ _METRIC_NAMES = {
     "embedding_std": "Deviation of embeddings",
     "projection_std": "Deviation of projections",
     "uar": "UAR",
+    "macro_f1": "Macro F1",
+    "eer": "Equal error rate",
+    "wer": "Word error rate",
     "nce": "InfoNCE",
     "mse": "MSE",
 }

@@ -171,6 +171,7 @@ def test_wheel_holds_the_whole_package(source, wheel):
     assert any(name.endswith("LICENSE") for name in packed)
 
 
+@pytest.mark.slow
 def test_wheel_of_a_source_archive_is_the_same(source, wheel, tmp_path):
     subprocess.run(
         [sys.executable, "setup.py", "--quiet", "sdist"]

@@ -2,5 +2,6 @@
 
 from ssast_lobes.brains.classification import ClassificationBrain
 from ssast_lobes.brains.pretraining import PretrainingBrain
+from ssast_lobes.brains.recognition import RecognitionBrain
 
-__all__ = ["ClassificationBrain", "PretrainingBrain"]
+__all__ = ["ClassificationBrain", "PretrainingBrain", "RecognitionBrain"]

@@ -361,7 +361,7 @@ def test_no_such_part_of_librispeech(pretraining):
 def test_download_of_librispeech(pretraining, scripts, data, monkeypatch):
     module = scripts["librispeech_prepare"]
     served = data / "served"
-    for part in module.PARTS:
+    for part in module.TRAINING_PARTS:
         shutil.make_archive(served / part, "gztar", data, f"LibriSpeech/{part}")
     shutil.rmtree(data / "LibriSpeech")
     # The published checksums are not those of a miniature.

@@ -1,0 +1,195 @@
+"""Prepares ASVspoof 2019 LA: real speech or synthesised and converted speech.
+
+Layout of the official archive of logical access (Wang et al., "ASVspoof 2019:
+A large-scale public database of synthesized, converted and replayed speech",
+Computer Speech and Language 2020; https://datashare.ed.ac.uk/handle/10283/3336;
+ODC-BY):
+
+    LA/ASVspoof2019_LA_cm_protocols/ASVspoof2019.LA.cm.train.trn.txt
+        LA_0079 LA_T_1138215 - - bonafide
+        speaker, file, -, attack, key
+    LA/ASVspoof2019_LA_train/flac/LA_T_1138215.flac
+"""
+
+from collections import Counter
+from pathlib import Path
+
+from ssast_lobes.data.archives import (
+    check_counts,
+    check_layout,
+    download,
+    unpack,
+)
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import write_splits
+
+PAGE = "https://datashare.ed.ac.uk/handle/10283/3336"
+# 7.1 GB. We know of no published checksum: members of the archive have theirs,
+# and the clips are counted.
+URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3336/LA.zip"
+NAME = "LA"
+LABELS = ["bonafide", "spoof"]
+PROTOCOLS = "ASVspoof2019_LA_cm_protocols"
+# Ours, the official name of the part, and the end of its protocol.
+PARTS = {
+    "train": ("train", "train.trn"),
+    "valid": ("dev", "dev.trl"),
+    "test": ("eval", "eval.trl"),
+}
+LAYOUT = [
+    PROTOCOLS,
+    *(f"ASVspoof2019_LA_{part}/flac" for part, _ in PARTS.values()),
+]
+# The paper above, table 2.
+COUNTS = {
+    "train bonafide": 2580,
+    "train spoof": 22800,
+    "dev bonafide": 2548,
+    "dev spoof": 22296,
+    "eval bonafide": 7355,
+    "eval spoof": 63882,
+}
+
+
+def prepare_asvspoof2019(
+    data_folder,
+    output_folder,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make ASVspoof 2019 LA ready, as its protocol files part it.
+
+    Arguments
+    ---------
+    data_folder : str
+        `LA`, or the folder that has it or shall get it.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    allow_download : bool
+        Whether to fetch the archive (7.1 GB) if it is not there.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+    folder = find_asvspoof2019(data_folder, allow_download)
+    splits = {
+        name: read_protocol(folder, part, ending)
+        for name, (part, ending) in PARTS.items()
+    }
+    if require_counts:
+        check_counts(count(splits), COUNTS, "Wang et al., 2020")
+    return write_splits(
+        splits,
+        output_folder,
+        corpus="ASVspoof 2019 LA",
+        classes=LABELS,
+        max_unreadable=max_unreadable,
+    )
+
+
+def find_asvspoof2019(data_folder, allow_download):
+    """Find the unpacked archive, or fetch it; checks its layout.
+
+    Arguments
+    ---------
+    data_folder, allow_download
+        See `prepare_asvspoof2019`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder `LA`.
+
+    Raises
+    ------
+    ManifestError
+        If a part of it is missing.
+    """
+    data_folder = Path(data_folder).expanduser().absolute()
+    here = (data_folder / PROTOCOLS).is_dir()
+    folder = data_folder if here else data_folder / NAME
+    if allow_download and not folder.is_dir():
+        unpack(download(URL, data_folder / f"{NAME}.zip"), data_folder)
+    page = f"{PAGE} (LA.zip), which --allow_download True fetches"
+    check_layout(folder, LAYOUT, page)
+    return folder
+
+
+def read_protocol(folder, part, ending):
+    """Rows of the clips that a protocol file of countermeasures lists.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        `LA`.
+    part : str
+        Official name of the part: train, dev or eval.
+    ending : str
+        End of the name of its protocol file: train.trn, dev.trl or eval.trl.
+
+    Returns
+    -------
+    list of dict
+        With id, path, label (bonafide or spoof), speaker and attack (A01 to
+        A19, or none).
+
+    Raises
+    ------
+    ManifestError
+        If the file is missing, or a line of it is not as it should be.
+    """
+    protocol = folder / PROTOCOLS / f"ASVspoof2019.LA.cm.{ending}.txt"
+    if not protocol.is_file():
+        raise ManifestError(f"{protocol}: no such protocol file; see {PAGE}")
+    audio = folder / f"ASVspoof2019_LA_{part}" / "flac"
+    rows = []
+    lines = protocol.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines, start=1):
+        cells = line.split()
+        if len(cells) != 5 or cells[4] not in LABELS:
+            raise ManifestError(
+                f'{protocol}, line {number}: "{line}" is not a speaker, a '
+                "file, -, an attack and bonafide or spoof"
+            )
+        speaker, name, _, attack, key = cells
+        rows.append(
+            {
+                "id": name,
+                "path": str(audio / f"{name}.flac"),
+                "label": key,
+                "speaker": speaker,
+                "attack": "none" if attack == "-" else attack,
+            }
+        )
+    return rows
+
+
+def count(splits):
+    """Clips of each official part and label.
+
+    Arguments
+    ---------
+    splits : dict of list of dict
+        Rows of train, valid and test.
+
+    Returns
+    -------
+    dict of str to int
+    """
+    return Counter(
+        f"{PARTS[name][0]} {row['label']}"
+        for name, rows in splits.items()
+        for row in rows
+    )

@@ -1,0 +1,1 @@
+../../CREMA-D/crema_d_prepare.py

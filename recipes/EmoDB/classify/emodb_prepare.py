@@ -1,0 +1,1 @@
+../emodb_prepare.py

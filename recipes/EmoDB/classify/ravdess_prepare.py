@@ -1,0 +1,1 @@
+../../RAVDESS/ravdess_prepare.py

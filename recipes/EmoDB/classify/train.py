@@ -1,0 +1,33 @@
+#!/usr/bin/env python3
+"""Recognise acted emotions of speakers that were left out of training.
+
+> python train.py hparams/emodb.yaml --data_folder /path/to/emodb
+
+EmoDB, RAVDESS and CREMA-D share this script: the YAML names the function that
+prepares its corpus, and the folds. The README in the folder above shows the
+settings.
+"""
+
+import sys
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import cross_validate
+
+
+def prepare(hparams):
+    """Make the fold ready that is to be run."""
+    return hparams["prepare_corpus"](
+        output_folder=hparams["output_folder"],
+        fold=hparams["fold"],
+        valid_is_test=hparams["epoch_chosen_on"] == "test",
+    )
+
+
+def main(arguments):
+    """Run the folds that the command line asks for."""
+    return cross_validate(arguments, prepare)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Recognise read English speech by CTC: LibriSpeech.
+
+> python train.py hparams/ctc.yaml --data_folder /path/to/LibriSpeech
+
+The README in the folder above shows the settings.
+"""
+
+import sys
+
+from librispeech_prepare import prepare_librispeech
+
+from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.experiments import recognise
+
+SETTINGS = (
+    "data_folder",
+    "output_folder",
+    "train_parts",
+    "valid_parts",
+    "test_parts",
+    "allow_download",
+    "require_counts",
+    "max_unreadable",
+)
+
+
+def prepare(hparams):
+    """Make the parts ready that the settings name."""
+    return prepare_librispeech(**{key: hparams[key] for key in SETTINGS})
+
+
+def main(arguments):
+    """Run the experiment that the command line describes."""
+    return recognise(arguments, prepare)
+
+
+if __name__ == "__main__":
+    with plain_errors():
+        main(sys.argv[1:])

@@ -1,0 +1,277 @@
+"""Prepares LibriSpeech: 1,000 hours of read English speech.
+
+Layout of the official archives (Panayotov et al., "Librispeech: an ASR corpus
+based on public domain audio books", ICASSP 2015; https://www.openslr.org/12;
+CC BY 4.0):
+
+    LibriSpeech/train-clean-100/103/1240/103-1240-0000.flac
+                                speaker, chapter, utterance
+    LibriSpeech/train-clean-100/103/1240/103-1240.trans.txt
+        103-1240-0000 CHAPTER ONE MISSUS RACHEL LYNDE IS SURPRISED ...
+
+`read_librispeech` gives the audio, to pretrain on; `prepare_librispeech` makes
+it ready for speech recognition, with what is said.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from tqdm import tqdm
+
+from ssast_lobes.data.archives import (
+    check_counts,
+    check_layout,
+    download,
+    unpack,
+)
+from ssast_lobes.data.manifest import ManifestError
+from ssast_lobes.data.splits import write_splits
+
+PAGE = "https://www.openslr.org/12"
+URL = "https://www.openslr.org/resources/12"
+NAME = "LibriSpeech"
+
+
+class Part(NamedTuple):
+    """Utterances of a part, and the checksum of its archive."""
+
+    utterances: int
+    sha256: str
+
+
+# Counts: huggingface.co/datasets/openslr/librispeech_asr (num_examples).
+# Checksums: torchaudio.datasets.librispeech.
+PARTS = {
+    "train-clean-100": Part(
+        28539,
+        "d4ddd1d5a6ab303066f14971d768ee43278a5f2a0aa43dc716b0e64ecbbbf6e2",
+    ),
+    "train-clean-360": Part(
+        104014,
+        "146a56496217e96c14334a160df97fffedd6e0a04e66b9c5af0d40be3c792ecf",
+    ),
+    "train-other-500": Part(
+        148688,
+        "ddb22f27f96ec163645d53215559df6aa36515f26e01dd70798188350adcb6d2",
+    ),
+    "dev-clean": Part(
+        2703,
+        "76f87d090650617fca0cac8f88b9416e0ebf80350acb97b343a85fa903728ab3",
+    ),
+    "dev-other": Part(
+        2864,
+        "12661c48e8c3fe1de2c1caa4c3e135193bfb1811584f11f569dd12645aa84365",
+    ),
+    "test-clean": Part(
+        2620,
+        "39fde525e59672dc6d1551919b1478f724438a95aa55f874b576be21967e6c23",
+    ),
+    "test-other": Part(
+        2939,
+        "d09c181bba5cf717b3dee7d4d592af11a3ee3a09e08ae025c5506f6ebe961c29",
+    ),
+}
+TRAINING_PARTS = ("train-clean-100", "train-clean-360", "train-other-500")
+
+
+def prepare_librispeech(
+    data_folder,
+    output_folder,
+    train_parts,
+    valid_parts,
+    test_parts,
+    allow_download=False,
+    require_counts=True,
+    max_unreadable=0.01,
+):
+    """Make LibriSpeech ready for speech recognition.
+
+    Arguments
+    ---------
+    data_folder : str
+        `LibriSpeech`, or the folder that has it or shall get it.
+    output_folder : str
+        Of the experiment; see `data.splits.write_splits`.
+    train_parts, valid_parts, test_parts : list of str
+        Names of parts, see `PARTS`. Each test part is tested by itself.
+    allow_download : bool
+        Whether to fetch the archives that are not there.
+    require_counts : bool
+        Whether a part that is not whole is an error.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`; the parts in it
+        are train, valid and those of the test by their own names, the labels
+        what is said.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+    """
+
+    def read(parts):
+        found = [data_folder, parts, allow_download, require_counts]
+        return add_transcripts(read_librispeech(*found, allowed=PARTS))
+
+    splits = {"train": read(train_parts), "valid": read(valid_parts)}
+    splits |= {part: read([part]) for part in test_parts}
+    return write_splits(
+        splits,
+        output_folder,
+        corpus=f"LibriSpeech, {', '.join(train_parts)}",
+        labelled=False,
+        max_unreadable=max_unreadable,
+    )
+
+
+def add_transcripts(rows):
+    """Rows with what is said in them, from the files beside the audio.
+
+    Arguments
+    ---------
+    rows : list of dict
+        See `read_librispeech`.
+
+    Returns
+    -------
+    list of dict
+        The rows, each with a `label`: words in capitals.
+
+    Raises
+    ------
+    ManifestError
+        If a file is missing, or an utterance in it.
+    """
+    chapters = {}
+    for row in rows:
+        folder = Path(row["path"]).parent
+        if folder not in chapters:
+            chapters[folder] = _transcripts(folder)
+    said = [chapters[Path(row["path"]).parent].get(row["id"]) for row in rows]
+    missing = [
+        row["path"] for row, words in zip(rows, said, strict=True) if not words
+    ]
+    if missing:
+        raise ManifestError(
+            f"{len(missing)} utterances have no transcript beside them, such "
+            f"as {missing[0]}; unpack the archives of {PAGE} again"
+        )
+    return [
+        row | {"label": words} for row, words in zip(rows, said, strict=True)
+    ]
+
+
+def _transcripts(folder):
+    """What is said in the utterances of a chapter, by their ids."""
+    path = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
+    if not path.is_file():
+        return {}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    pairs = (line.partition(" ") for line in lines)
+    return {clip: words.strip() for clip, _, words in pairs}
+
+
+def read_librispeech(
+    librispeech_folder,
+    parts,
+    allow_download=False,
+    require_counts=True,
+    allowed=TRAINING_PARTS,
+):
+    """Rows of the utterances of some parts.
+
+    Arguments
+    ---------
+    librispeech_folder : str
+        `LibriSpeech`, or the folder that has it or shall get it.
+    parts : list of str
+        Names of parts, see `PARTS`.
+    allow_download : bool
+        Whether to fetch the archives that are not there: 6, 23 and 30 GB of
+        training, 0.3 GB each of the others.
+    require_counts : bool
+        Whether a part that is not whole is an error.
+    allowed : sequence of str
+        The parts that may be asked for.
+
+    Returns
+    -------
+    list of dict
+        With id, path and speaker.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such part, or it is missing or not whole.
+    """
+    unknown = [part for part in parts if part not in allowed]
+    if unknown or not parts:
+        raise ManifestError(
+            f"parts of LibriSpeech must be of {', '.join(allowed)}, got "
+            f"{', '.join(unknown) or 'none'}"
+        )
+    folder = find_librispeech(librispeech_folder, parts, allow_download)
+    rows = {part: _rows(folder / part) for part in parts}
+    if require_counts:
+        check_counts(
+            {part: len(own) for part, own in rows.items()},
+            {part: PARTS[part].utterances for part in parts},
+            PAGE,
+        )
+    empty = [part for part, own in rows.items() if not own]
+    if empty:
+        raise ManifestError(
+            f"{folder}: no speaker/chapter/*.flac in {', '.join(empty)}"
+        )
+    return [row for own in rows.values() for row in own]
+
+
+def find_librispeech(librispeech_folder, parts, allow_download):
+    """Find the unpacked parts, or fetch them.
+
+    Arguments
+    ---------
+    librispeech_folder, parts, allow_download
+        See `read_librispeech`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder `LibriSpeech`.
+
+    Raises
+    ------
+    ManifestError
+        If a part is missing.
+    """
+    parent = Path(librispeech_folder).expanduser().absolute()
+    here = any((parent / part).is_dir() for part in PARTS)
+    folder = parent if here else parent / NAME
+    # The archives unpack into a folder of that name.
+    if allow_download and folder.name == NAME:
+        for part in parts:
+            _fetch(part, folder)
+    check_layout(folder, parts, f"{PAGE}, which --allow_download True fetches")
+    return folder
+
+
+def _fetch(part, folder):
+    name = f"{part}.tar.gz"
+    if (folder / part).is_dir():
+        return
+    archive = folder.parent / name
+    download(f"{URL}/{name}", archive, sha256=PARTS[part].sha256)
+    unpack(archive, folder.parent)
+
+
+def _rows(folder):
+    paths = tqdm(folder.glob("*/*/*.flac"), f"Finding {folder.name}", delay=2)
+    return [
+        {"id": path.stem, "path": str(path), "speaker": path.parts[-3]}
+        for path in sorted(paths)
+    ]

@@ -1,0 +1,1 @@
+../../EmoDB/classify/train.py
