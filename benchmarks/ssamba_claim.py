@@ -10,8 +10,10 @@ SSAST as this package runs it, with scaled-dot-product attention. Each cell of
 the table is a fresh process: it runs the model once, to warm up and for the
 peak of the memory, then again for the median of the time. Memory is what is
 needed beyond model and input: on the CPU the growth of the resident set, on
-CUDA of PyTorch's allocations. A cell that would not fit, or take too long, by
-the growth up to the cell before it, is left out, and says so.
+CUDA of PyTorch's allocations. A cell that would not fit, or take too long, as
+one expects from the last cell that was measured, is left out, and says so. A
+command that is given again keeps what this machine has measured, and measures
+what the present options let in.
 """
 
 import argparse
@@ -44,6 +46,7 @@ TOKENS = (512, 1024, 2048, 4096, 8192, 16384, 22016)
 QUICK = (512, 1024, 2048)
 # Patches of 16 x 16 over 128 mel bins: so many frames are one token.
 FRAMES_PER_TOKEN = 2
+KEY = ("model", "batch", "pass", "tokens")
 # Share of the free memory that a cell may need.
 ROOM = 0.8
 MiB = 2**20
@@ -158,8 +161,6 @@ def reason_to_skip(row, tokens, options, device):
     """Why a cell is left out, or None."""
     if row is None:
         return None
-    if "skipped" in row:
-        return row["skipped"]
     seconds, mib = expected(row, tokens)
     free = free_memory(device)
     if free is not None and mib * MiB > ROOM * free:
@@ -186,9 +187,10 @@ def measure_apart(key, options):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_all(options, device, save):
-    """Rows of all cells."""
+def measure_all(options, device, known, save):
+    """Rows of all cells; `known` has rows of an earlier run."""
     rows, last = [], {}
+    known = {tuple(row[name] for name in KEY): row for row in known}
     tokens = QUICK if options.quick else TOKENS
     tokens = [n for n in tokens if n <= options.most_tokens]
     cells = [
@@ -202,15 +204,33 @@ def measure_all(options, device, save):
     for key in bar:
         bar.set_description(f"{key['model']}, {key['tokens']} tokens")
         line = (key["model"], key["batch"], key["pass"])
-        reason = reason_to_skip(last.get(line), key["tokens"], options, device)
-        if reason is None:
-            row = {**key, **measure_apart(key, options)}
-        else:
+        row = known.get(tuple(key[name] for name in KEY), {})
+        if "seconds" not in row:
+            reason = "not asked for"
+            if key["pass"] in options.passes and key["batch"] in options.batch:
+                before = last.get(line)
+                reason = reason_to_skip(before, key["tokens"], options, device)
+            elif line in last:
+                seconds, _ = expected(last[line], key["tokens"])
+                reason = f"takes about {seconds:.0f} s"
             row = {**key, "skipped": reason}
-        last[line] = row
+            if reason is None:
+                row = {**key, **measure_apart(key, options)}
+        if "seconds" in row:
+            last[line] = row
         rows.append(row)
-        save(rows)
+        # What comes later in the table stays in the file.
+        save(rows + list(known.values())[len(rows) :])
     return rows
+
+
+def _known(stem, machine):
+    """Rows that were measured on this machine before."""
+    file = stem.with_suffix(".json")
+    if not file.is_file():
+        return []
+    content = json.loads(file.read_text("utf-8"))
+    return content["rows"] if content["machine"] == machine else []
 
 
 def _find(rows, **key):
@@ -320,6 +340,12 @@ def main(arguments):
     parser.add_argument(
         "--most-tokens", type=int, default=TOKENS[-1], help="leave out longer"
     )
+    parser.add_argument(
+        "--passes", nargs="+", choices=PASSES, default=PASSES, metavar="PASS"
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=int, choices=BATCHES, default=BATCHES
+    )
     parser.add_argument("--bf16", action="store_true", help="under autocast")
     parser.add_argument(
         "--budget",
@@ -371,7 +397,7 @@ def main(arguments):
         text = json.dumps({"machine": machine, "rows": rows}, indent=1)
         stem.with_suffix(".json").write_text(text + "\n", "utf-8")
 
-    rows = measure_all(options, device, save)
+    rows = measure_all(options, device, _known(stem, machine), save)
     text = f"{machine}\n\n{table(rows)}\n"
     print(text)
     stem.with_suffix(".md").write_text(text, "utf-8")

@@ -20,6 +20,11 @@ _INPUTS_HELP = (
     "with a column `path`; of one column, it needs no name"
 )
 
+_MODEL_HELP = (
+    "exported folder, Hugging Face folder, or user/repo on the hub with one "
+    "of these"
+)
+
 
 def main(arguments=None):
     """Run the command line.
@@ -182,7 +187,7 @@ def _add_probe(commands):
         "models",
         nargs="+",
         metavar="MODEL",
-        help="exported folder or official .pth file; NAME=MODEL gives it a "
+        help=f"{_MODEL_HELP}; or official .pth file; NAME=MODEL gives it a "
         "name for the tables",
     )
     command.add_argument(
@@ -296,8 +301,7 @@ def _add_convert(commands):
     command.add_argument(
         "source",
         metavar="SOURCE",
-        help="a .pth file, an exported folder, a Hugging Face folder, or "
-        "user/repo on the hub with one of these folders",
+        help=f"{_MODEL_HELP}; or official .pth file",
     )
     command.add_argument(
         "dest", metavar="DEST", help="a folder to write, or a .pth file"
@@ -365,9 +369,7 @@ def _add_export(commands):
         "An ONNX file is compared with the model in ONNX Runtime first.",
         "ssast-lobes export results/export --onnx model.onnx",
     )
-    command.add_argument(
-        "model", metavar="MODEL", help="exported folder of a training run"
-    )
+    command.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     command.add_argument(
         "--onnx",
         metavar="FILE.onnx",
@@ -409,9 +411,7 @@ def _add_recipes(commands):
 
 
 def _add_model(command):
-    command.add_argument(
-        "model", metavar="MODEL", help="exported folder of a training run"
-    )
+    command.add_argument("model", metavar="MODEL", help=_MODEL_HELP)
     command.add_argument(
         "inputs", nargs="+", metavar="INPUT", help=_INPUTS_HELP
     )

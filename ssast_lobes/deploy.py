@@ -108,7 +108,8 @@ class DeployedModel(nn.Module):
             Of a classifier the probabilities (B, C), as `AudioClassifier`
             gives them for one window. Of a pretrained model the clip vectors
             (B, D), the frames (B, T', D), 0 at padding, and their number in
-            each clip (B,), int64.
+            each clip (B,), int64, at most T'. With reference padding, what
+            stands behind the first `pad_frames` of a clip is dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
         wav = self._fill(wav)
@@ -122,7 +123,9 @@ class DeployedModel(nn.Module):
         clip = pooling(encoded)
         if self.head is None:
             own = self.lobe.features.fbank.frames_of(lengths)
-            return clip, encoded.frames, encoder.grid.n_steps(own)
+            # Reference padding cuts what is longer.
+            steps = encoder.grid.n_steps(own).clamp(max=encoded.frames.shape[1])
+            return clip, encoded.frames, steps
         scores = self.head(clip)
         if self.metadata["multi_label"]:
             return (scores.sigmoid(),)
@@ -246,7 +249,7 @@ def write_onnx(source, path):
     -------
     float
         Largest difference between ONNX Runtime and the model that was seen,
-        at most 1e-4: noise of three lengths, batches of one and two.
+        at most 1e-4: noise of several lengths, batches of one and two.
 
     Raises
     ------
@@ -295,10 +298,9 @@ def _compare(model, path):
     session = onnxruntime.InferenceSession(
         path, providers=["CPUExecutionProvider"]
     )
-    rate = model.metadata["sample_rate"]
     generator = torch.Generator().manual_seed(0)
     worst = 0.0
-    for lengths in ([rate // 4], [rate, rate // 3], [5 * rate // 2]):
+    for lengths in _lengths_to_compare(model):
         shape = (len(lengths), max(lengths))
         wav = 0.1 * torch.randn(shape, generator=generator)
         lengths = torch.tensor(lengths)
@@ -306,11 +308,24 @@ def _compare(model, path):
             expected = model(wav, lengths)
         inputs = (wav.numpy(), lengths.numpy())
         results = session.run(None, dict(zip(INPUTS, inputs, strict=True)))
+        named = dict(zip(model.outputs, results, strict=True))
+        if "steps" in named:
+            assert named["steps"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
             # A comparison with NaN is never true; infinity is a difference.
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst
+
+
+def _lengths_to_compare(model):
+    """Samples of the clips of some batches; one beyond reference padding."""
+    rate, features = model.metadata["sample_rate"], model.lobe.features
+    batches = [[rate // 4], [rate, rate // 3], [5 * rate // 2]]
+    if features.pad_frames is not None:
+        heard = features.pad_frames * features.fbank.hop_samples
+        batches.append([heard + rate, rate // 3])
+    return batches
 
 
 def _require(packages):

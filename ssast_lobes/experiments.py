@@ -16,6 +16,7 @@ classes as often as frequent ones; `average_from` (classification) tests the
 mean of the weights of the epochs from that one on, in place of one epoch.
 """
 
+import contextlib
 import inspect
 import json
 import math
@@ -265,6 +266,11 @@ def cross_validate(arguments, prepare, folds=None):
             "epoch_chosen_on must be valid or test, got "
             f"'{settings['epoch_chosen_on']}'"
         )
+    if settings["epoch_chosen_on"] == "test" and settings.get("average_from"):
+        raise SettingsError(
+            "average_from leaves no epoch to choose on the test folds: set "
+            "epoch_chosen_on to valid"
+        )
     folder = Path(settings["output_folder"])
     results = {}
     for fold in chosen:
@@ -344,7 +350,7 @@ def _parse(arguments):
 
 def _open(hparams_file, overrides, prepare):
     """Load the YAML; open the output folder, if it is that of this one."""
-    with open(hparams_file, encoding="utf-8") as file:
+    with open(hparams_file, encoding="utf-8") as file, _included():
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
     sb.create_experiment_directory(
@@ -520,6 +526,20 @@ def _write_json(path, content):
 # Folds --------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def _included():
+    """Say which file is missing that a YAML or an override includes."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        path = Path(error.filename).resolve()
+        there = sorted(other.name for other in path.parent.glob("*.yaml"))
+        raise SettingsError(
+            f"there is no {path} to include; the folder has: "
+            f"{', '.join(there) or 'nothing'}"
+        ) from error
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Reads the plain values of a YAML; what builds an object is None."""
 
@@ -529,7 +549,7 @@ _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _plain_settings(hparams_file, overrides):
     """Values of a YAML, without building any object."""
-    with open(hparams_file, encoding="utf-8") as file:
+    with open(hparams_file, encoding="utf-8") as file, _included():
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
 
@@ -609,7 +629,10 @@ def _summary(results):
     values = {n: [one[n] for one in results.values()] for n in names}
     return (
         {name: statistics.mean(own) for name, own in values.items()},
-        {name: statistics.stdev(own) for name, own in values.items()},
+        {
+            name: statistics.stdev(own) if len(own) > 1 else 0.0
+            for name, own in values.items()
+        },
     )
 
 

@@ -65,8 +65,8 @@ def fetch(source):
     Raises
     ------
     HubError
-        If there is no such repository or revision, no leave to read it, or
-        no network.
+        If there is no such repository or revision, no leave to read it, no
+        network, or no place for it in the cache.
     WeightsError
         If `source` is no name of a repository at all.
 
@@ -89,14 +89,17 @@ def fetch(source):
     except Exception as error:
         raise HubError(
             f"{source}: no such file or folder, nor in the cache of the hub; "
-            f"{_reason(error, found['name'])}"
+            f"{_reason(error, found['name'], 'read')}"
         ) from error
     return Path(folder)
 
 
-def _reason(error, name, endpoint=None):
-    """What an error of the hub's client means, in a line."""
+def _reason(error, name, action, endpoint=None):
+    """What an error of a client that was to read or write means, a line."""
     hub = endpoint or constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        # Not in the cache either; the cause is what the hub, or its lack, said.
+        error = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: ask for access at {hub}/{name}, and log in"
     if isinstance(error, errors.RepositoryNotFoundError):
@@ -109,16 +112,28 @@ def _reason(error, name, endpoint=None):
     response = getattr(error, "response", None)
     if response is not None and response.status_code in (401, 403):
         return (
-            f"{hub} does not let you write {name}: log in with "
-            "`hf auth login`, with a token that may write there"
+            f"{hub} does not let you {action} {name}: log in with "
+            f"`hf auth login`, with a token that may {action} there"
         )
     if response is not None:
         return f"{hub} answers: {_first_line(error)}"
     if isinstance(error, errors.HFValidationError):
         return f"{name} is no name of a repository ({_first_line(error)})"
+    if _is_local(error):
+        return (
+            f"a file of this machine fails ({_first_line(error)}); the cache "
+            f"is {constants.HF_HUB_CACHE}, HF_HOME names another"
+        )
     if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set, so {hub} is not asked"
-    return f"{hub} cannot be reached ({_first_line(error.__cause__ or error)})"
+    return f"{hub} cannot be reached ({_first_line(error)})"
+
+
+def _is_local(error):
+    """Whether it is Python's own error of a file, not of a connection."""
+    # The errors of HTTP clients and sockets are kinds of OSError, too.
+    own = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    return own and not isinstance(error, (ConnectionError, TimeoutError))
 
 
 def _first_line(error):
@@ -207,7 +222,7 @@ def push_to_hub(
             commit_message=message,
         )
     except Exception as error:
-        reason = _reason(error, repo_id, api.endpoint)
+        reason = _reason(error, repo_id, "write", api.endpoint)
         raise HubError(f"{folder} was not pushed: {reason}") from error
     return commit.commit_url
 

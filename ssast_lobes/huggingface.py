@@ -85,7 +85,7 @@ _KINDS_OF_TENSOR = ("weight", "bias")
 
 
 def is_huggingface(config):
-    """Whether a ``config.json`` is that of a Hugging Face folder.
+    """Whether a ``config.json`` is that of Hugging Face's AST.
 
     Arguments
     ---------
@@ -100,10 +100,10 @@ def is_huggingface(config):
     -------
     >>> is_huggingface({"model_type": "audio-spectrogram-transformer"})
     True
-    >>> is_huggingface({"format_version": 1})
+    >>> is_huggingface({"model_type": "bert"})
     False
     """
-    return "model_type" in config
+    return config.get("model_type") == MODEL_TYPE
 
 
 def from_huggingface(folder):
@@ -358,7 +358,7 @@ def _join(layers, tokens, positions, encoder):
 
 
 def check_huggingface_folder(folder):
-    """Raise unless a Hugging Face folder may be written to a folder.
+    """Raise unless Hugging Face's AST may be written to a folder.
 
     Arguments
     ---------
@@ -368,7 +368,7 @@ def check_huggingface_folder(folder):
     Raises
     ------
     FileExistsError
-        If the folder holds something else.
+        If the folder holds something else, be it another model of theirs.
 
     Example
     -------
@@ -378,7 +378,7 @@ def check_huggingface_folder(folder):
     >>> check_huggingface_folder(folder)
     Traceback (most recent call last):
     ...
-    FileExistsError: ... something else than a Hugging Face model; ...
+    FileExistsError: ... something else than a Hugging Face model of type ...
     """
     folder = resolved(folder)
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
@@ -389,8 +389,8 @@ def check_huggingface_folder(folder):
         found = False
     if not found:
         raise FileExistsError(
-            f"{folder}: there is something else than a Hugging Face model; "
-            "choose another name or remove it"
+            f"{folder}: there is something else than a Hugging Face model of "
+            f"type '{MODEL_TYPE}'; choose another name or remove it"
         )
 
 
@@ -420,7 +420,7 @@ def to_huggingface(weights, folder, max_length=None):
     Raises
     ------
     FileExistsError
-        If the folder holds something else than a Hugging Face model.
+        If the folder holds something else than Hugging Face's AST.
     WeightsError
         If Hugging Face cannot hold the model: patches that are not square,
         a classifier on other than class tokens, blocks without attention.

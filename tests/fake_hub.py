@@ -19,12 +19,14 @@ LARGE = ".safetensors"
 class FakeHub:
     """Repositories in memory, served while the context lasts.
 
-    `commits[repo]` lists (sha, {path: bytes}), oldest first.
+    `commits[repo]` lists (sha, {path: bytes}), oldest first; `closed[repo]`
+    is the status that whoever reads a repository gets instead.
     """
 
     def __init__(self):
         self.commits = {}
         self.private = {}
+        self.closed = {}
         self.large = {}
         handler = type("Handler", (_Handler,), {"hub": self})
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
@@ -175,6 +177,11 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"success": True, "commitOid": sha, "commitUrl": url})
 
     def info(self, _, repo, revision="main"):
+        if repo in self.hub.closed:
+            reason = "Invalid credentials in Authorization header"
+            return self._send(
+                self.hub.closed[repo], {"error": reason}, X_Error_Message=reason
+            )
         if repo not in self.hub.commits:
             return self._missing("RepoNotFound")
         found = self.hub.find(repo, revision)

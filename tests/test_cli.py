@@ -325,7 +325,7 @@ def test_probe_names_the_path_that_is_missing(
     ],
 )
 def test_ctrl_c_says_what_is_kept(
-    tmp_path, model, tones, capsys, monkeypatch, command, opened, told
+    tmp_path, model, tones, capsys, monkeypatch, request, command, opened, told
 ):
     class Stopping(soundfile.SoundFile):
         """Somebody presses Ctrl-C as a certain file is opened."""
@@ -339,6 +339,9 @@ def test_ctrl_c_says_what_is_kept(
                 os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(soundfile, "SoundFile", Stopping)
+    # A process in the background may have been started to ignore it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     output = tmp_path / {"embed": "clips.npz", "probe": "report"}[command]
     inputs = {"embed": [], "probe": ["--data"]}[command]
     words = [command, model, *inputs, tones.manifest, "--output", output]
@@ -614,6 +617,16 @@ def test_mistake_as_a_process(tmp_path):
     assert result.returncode == 2
     assert result.stdout == ""
     assert result.stderr.count("\n") == 1, result.stderr
+
+
+@pytest.mark.parametrize(
+    "command", ["embed", "classify", "probe", "convert", "export"]
+)
+def test_help_names_all_that_a_model_may_be(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "exported folder, Hugging Face folder, or user/repo" in text
 
 
 def test_help_is_instant_and_shows_an_example(capsys):

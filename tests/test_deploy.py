@@ -72,9 +72,10 @@ def classifier_export(
     return export_classifier(folder, model, features, labels, multi_label, {})
 
 
-def pretrained_export(folder, grid="frame"):
+def pretrained_export(folder, grid="frame", pad_frames=None):
     objective = shaken(MSPM(encoder_of(grid)))
-    return export_pretrained(folder, objective, FrontEnd(n_mels=32), {})
+    features = FrontEnd(n_mels=32, pad_frames=pad_frames)
+    return export_pretrained(folder, objective, features, {})
 
 
 def batch_of(lengths):
@@ -151,6 +152,17 @@ def test_embeddings_are_those_of_the_interface(tmp_path, grid):
         assert steps.tolist() == list(map(encoder.n_steps, lengths))
 
 
+def test_steps_end_with_the_reference_padding(tmp_path):
+    model = DeployedModel(pretrained_export(tmp_path / "a", "patch", 128))
+    wav, counts = batch_of([48000, 9000])
+    clip, frames, steps = model(wav, counts)
+    # 298 and 54 frames of audio, of which 128 are heard.
+    assert frames.shape == (2, 8, 32)
+    assert steps.tolist() == [8, 4]
+    heard = 127 * 160 + 400
+    close(clip, model(wav[:, :heard], counts.clamp(max=heard))[0])
+
+
 def test_blocks_that_scan_are_refused(tmp_path):
     objective = MSPM(SpectrogramEncoder(dim=32, depth=1, blocks="mamba"))
     folder = tmp_path / "export"
@@ -163,6 +175,7 @@ def test_blocks_that_scan_are_refused(tmp_path):
 
 
 @needs_torch
+@pytest.mark.slow
 def test_command_writes_both_graphs(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     folder = classifier_export(tmp_path / "export")
@@ -216,10 +229,14 @@ def test_onnx_of_classifiers(tmp_path, arguments):
 
 @pytest.mark.slow
 @needs_torch
-@pytest.mark.parametrize("grid", ["patch", "frame"])
-def test_onnx_of_pretrained_models(tmp_path, grid):
+@pytest.mark.parametrize(
+    "arguments",
+    [{"grid": "patch"}, {"grid": "frame"}, {"pad_frames": 128}],
+    ids=str,
+)
+def test_onnx_of_pretrained_models(tmp_path, arguments):
     pytest.importorskip("onnxscript")
-    folder = pretrained_export(tmp_path / "export", grid)
+    folder = pretrained_export(tmp_path / "export", **arguments)
     path = tmp_path / "model.onnx"
     write_onnx(folder, path)
     session, run = onnx_of(path)

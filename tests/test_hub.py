@@ -134,6 +134,8 @@ found["errors"] = {
     "no revision": told(AudioClassifier.from_hparams, "me/barks@v9"),
     "no export": told(AudioClassifier.from_hparams, "they/novel"),
     "no classes": told(AudioClassifier.from_hparams, "me/ear"),
+    "unknown token": told(AudioClassifier.from_hparams, "they/401"),
+    "forbidden": told(AudioClassifier.from_hparams, "they/403"),
     "token": told(push_to_hub, "export", "me/x", license="mit", token="hf_x"),
     "name": told(push_to_hub, "export", "me/x/y", license="mit"),
     "away": told(
@@ -154,6 +156,7 @@ def session(place):
         theirs = {x.name: x.read_bytes() for x in (place / "theirs").iterdir()}
         hub.add("they/ast", theirs)
         hub.add("they/novel", {"README.md": b"Call me Ishmael."})
+        hub.closed.update({"they/401": 401, "they/403": 403})
         yield as_client(PUSH, place, hub.address), hub
 
 
@@ -190,6 +193,8 @@ ERRORS = {
     "no export": r"^they/novel: .* not an exported folder, config.json and "
     "model.safetensors missing$",
     "no classes": "^me/ear/model.safetensors: .* has no classes",
+    "unknown token": r"^they/401: .* does not let you read they/401: log in",
+    "forbidden": r"^they/403: .* does not let you read they/403: log in",
     "token": r"^export was not pushed: .*: log in with `hf auth login`",
     "name": r"^export was not pushed: me/x/y is no name of a repository",
     "away": r"^export was not pushed: http://127.0.0.1:9 cannot be reached",
@@ -229,6 +234,21 @@ found["other"] = told(AudioClassifier.from_hparams, "me/other")
     kind, message = away["other"]
     assert kind == "HubError"
     assert "http://127.0.0.1:9 cannot be reached" in message
+
+
+def test_a_cache_that_cannot_be_written_is_told(session, tmp_path):
+    (tmp_path / "home").write_text("no folder")
+    code = """
+from ssast_lobes.hub import HubError, fetch
+try:
+    fetch("they/ast")
+except HubError as error:
+    found["error"] = str(error)
+"""
+    error = as_client(code, tmp_path, session[1].address)["error"]
+    assert "cannot be reached" not in error
+    assert re.search(r"Not a directory: '.*/home/hub", error)
+    assert error.endswith("HF_HOME names another") and "\n" not in error
 
 
 def test_offline_nothing_is_asked(place, capsys):

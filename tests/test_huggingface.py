@@ -520,6 +520,21 @@ def test_only_a_hugging_face_folder_is_replaced(tmp_path, ours, theirs):
     assert not [path for path in tmp_path.iterdir() if ".partial" in path.name]
 
 
+def test_another_hugging_face_model_is_not_replaced(tmp_path, ours, capsys):
+    bert = tmp_path / "bert"
+    bert.mkdir()
+    files = {
+        "config.json": b'{"model_type": "bert"}',
+        "model.safetensors": b"x",
+    }
+    for name, content in files.items():
+        (bert / name).write_bytes(content)
+    assert run(ours, bert, "--to", "huggingface") == 2
+    error = capsys.readouterr().err
+    assert "something else than a Hugging Face model of type" in error
+    assert {x.name: x.read_bytes() for x in bert.iterdir()} == files
+
+
 def test_the_model_card_runs_as_printed(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     wav = np.random.default_rng(0).standard_normal(8000).astype("float32") / 9

@@ -84,11 +84,12 @@ def _task_row(task):
 
 
 def _score_table(rows, tasks, value, low, high, sign=""):
-    """Lines of a table: systems down, tasks across, the best model bold."""
+    """Lines of a table, systems down; the best of several models is bold."""
     header = [f"{task.name} ({_METRIC_NAMES[task.metric]})" for task in tasks]
     lines = [["system", *header]]
     cells = {(row.system, row.task): row for row in rows}
     best = {}
+    several = len({row.system for row in rows if not row.baseline}) > 1
     for row in rows:
         if not row.baseline:
             score = getattr(row, value)
@@ -101,7 +102,8 @@ def _score_table(rows, tasks, value, low, high, sign=""):
                 f"{100 * getattr(row, name):{sign}.1f}"
                 for name in (value, low, high)
             )
-            if not row.baseline and getattr(row, value) == best[task.name]:
+            leads = not row.baseline and getattr(row, value) == best[task.name]
+            if several and leads:
                 number = f"**{number}**"
             line.append(f"{number} [{', '.join(edges)}]")
         lines.append(line)

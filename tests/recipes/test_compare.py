@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 RECIPE = Path(__file__).parents[2] / "recipes/CustomData/compare"
 
@@ -48,3 +49,30 @@ def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
     other = compare(tmp_path, tones, settings % 3)
     assert other.returncode != 0
     assert "choose another output_folder" in other.stderr
+
+
+@pytest.mark.slow
+def test_quickstart_takes_another_objective(tmp_path):
+    quickstart = RECIPE.parents[1] / "SyntheticCommands"
+    path = quickstart / "hparams/quickstart.yaml"
+    settings = yaml.safe_load(path.read_text())
+    sizes = {"train_per_word": 2, "valid_per_word": 1, "test_per_word": 1}
+    settings["corpus"].update(
+        n_unlabelled=40, **{f"n_{key}": n for key, n in sizes.items()}
+    )
+    settings["pretrain"]["number_of_epochs"] = 1
+    settings["classify"]["number_of_epochs"] = 1
+    settings["fine_tuning_seeds"] = [1]
+    small = tmp_path / "small.yaml"
+    small.write_text(yaml.safe_dump(settings))
+    done = subprocess.run(
+        [sys.executable, quickstart / "quickstart.py", small]
+        + ["--objective=m2d_small_data", f"--output_folder={tmp_path}"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    config = json.loads(
+        (tmp_path / "pretrained_export/config.json").read_text()
+    )
+    assert config["objective"]["name"] == "M2D"

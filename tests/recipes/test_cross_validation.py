@@ -139,6 +139,7 @@ def test_table_of_all_folds(whole):
         assert predictions(folder, fold).count("\n") == 7
 
 
+@pytest.mark.slow
 def test_killed_run_goes_on_at_its_fold(run, whole, data, tmp_path, capfd):
     folder, results = whole
     killed = tmp_path / "killed"
@@ -181,6 +182,7 @@ def test_one_fold_alone_is_the_same(run, whole, tmp_path):
     assert log_of(tmp_path, 2)[-1]["epoch"] == 3
 
 
+@pytest.mark.slow
 def test_official_selection_takes_one_epoch_for_all_folds(run, tmp_path, capfd):
     results = run(tmp_path, variant="patch_reference")
     assert "epoch chosen on test" in capfd.readouterr().out
@@ -226,3 +228,19 @@ def test_two_processes(run, data, tmp_path):
     again = run(folder, "--test_only")
     assert [predictions(folder, fold) for fold in FOLDS] == several
     assert table["folds"] == {str(fold): one for fold, one in again.items()}
+
+
+def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
+    recipe = Path(__file__).parents[2] / "recipes/CustomData/pretrain"
+    done = subprocess.run(
+        [sys.executable, "train.py", "hparams/pretrain.yaml", "--audio=x"]
+        + ["--objective=!include:../../../../hparams/objective/nope.yaml"]
+        + [f"--output_folder={tmp_path}"],
+        cwd=recipe,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "nope.yaml to include" in done.stderr
+    assert "m2d.yaml" in done.stderr
