@@ -231,7 +231,9 @@ class LogMixup(nn.Module):
     averaged, as released (the scale of the normalisation is not undone). The
     memory is first in, first out, and a part of the training state: float16,
     so that it stays small. Where a remembered clip is over, nothing is mixed
-    in. In evaluation nothing is mixed or remembered.
+    in. In evaluation nothing is mixed or remembered. Of several processes all
+    mix what the first remembers: DDP sends its buffers to the others, and so
+    a checkpoint of the first resumes them all.
 
     Arguments
     ---------

@@ -136,8 +136,9 @@ class Centre(nn.Module):
     """Running mean of the teacher's logits, taken off before its softmax.
 
     Keeps one prototype from winning everywhere (Caron et al., section 3.1).
-    The first batch sets it: released codes start at 0, and for some twenty
-    steps teach every clip the same prototype.
+    The first batch sets it, and each batch counts before it is centred:
+    released codes start at 0, and for some twenty steps teach every clip the
+    same prototype.
 
     Arguments
     ---------
