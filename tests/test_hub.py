@@ -247,7 +247,7 @@ except HubError as error:
 """
     error = as_client(code, tmp_path, session[1].address)["error"]
     assert "cannot be reached" not in error
-    assert re.search(r"Not a directory: '.*/home/hub", error)
+    assert "Not a directory: '" in error and "hub" in error
     assert error.endswith("HF_HOME names another") and "\n" not in error
 
 

@@ -5,6 +5,9 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from speechbrain.utils.distributed import is_distributed_initialized
+
 from ssast_lobes.checkpointer import CheckpointError
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.manifest import ManifestError
@@ -100,7 +103,8 @@ def plain_errors():
     """Context of a script: these errors end it with their message alone.
 
     Their messages say what to mend; a traceback would bury them. The exit
-    status is 2, as for a wrong command line.
+    status is 2, as for a wrong command line. Of several processes, those that
+    come to the end first wait there for the others.
 
     Example
     -------
@@ -115,3 +119,7 @@ def plain_errors():
     except USER_ERRORS as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         raise SystemExit(2) from error
+    if is_distributed_initialized():
+        # A process that leaves its group open may abort as it ends.
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
