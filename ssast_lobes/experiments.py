@@ -42,8 +42,9 @@ from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import SettingsError, check_same_experiment
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
+from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.samplers import PartSampler, balanced_sampler
-from ssast_lobes.data.splits import read_splits, written_whole
+from ssast_lobes.data.splits import read_splits
 from ssast_lobes.data.vocabulary import Vocabulary
 from ssast_lobes.export import (
     check_export_folder,

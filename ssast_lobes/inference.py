@@ -24,6 +24,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from ssast_lobes.data.audio import UnreadableAudio, audio_info, read_audio
+from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.heads import ClassificationHead
 from ssast_lobes.lobe import OUTPUTS, lobe_of
 from ssast_lobes.weights import (
@@ -833,11 +834,7 @@ def write_results(results, path, windows=False):
     kind = os.path.splitext(path)[1].lower()
     if kind not in (".csv", ".json"):
         raise ValueError(f"{path}: results are written as .csv or .json")
-    partial = f"{path}.{os.getpid()}.partial"
-    # File names on Linux may hold bytes that are not UTF-8.
-    with open(
-        partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
+    with written_whole(path) as file:
         if kind == ".json":
             records = [_rounded(result.as_dict()) for result in results]
             json.dump(records, file, indent=2, ensure_ascii=False)
@@ -853,7 +850,6 @@ def write_results(results, path, windows=False):
             )
             writer.writeheader()
             writer.writerows(rows)
-    os.replace(partial, path)
 
 
 def _rounded(value):

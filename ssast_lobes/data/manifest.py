@@ -8,6 +8,7 @@ sets aside what cannot be read, and remembers the durations for the next run.
 
 import csv
 import os
+from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 
 from speechbrain.utils.logger import get_logger
@@ -518,12 +519,41 @@ def _read_csv(path):
         return list(csv.reader(file))
 
 
-def _write_csv(path, rows):
-    """Writes whole or not at all: a killed run leaves no half a file."""
+@contextmanager
+def written_whole(path):
+    """A text file that appears when it is complete.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        Where it appears; an older file is replaced.
+
+    Yields
+    ------
+    file
+        To write to.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("result.txt")
+    >>> with written_whole(path) as file:
+    ...     written = file.write("complete")
+    >>> path.read()
+    'complete'
+    """
     partial = f"{path}.{os.getpid()}.partial"
-    # File names on Linux may hold bytes that are not UTF-8.
-    with open(
-        partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
-        csv.writer(file).writerows(rows)
+    try:
+        # File names on Linux may hold bytes that are not UTF-8.
+        with open(
+            partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
+        ) as file:
+            yield file
+    except BaseException:
+        os.unlink(partial)
+        raise
     os.replace(partial, path)
+
+
+def _write_csv(path, rows):
+    with written_whole(path) as file:
+        csv.writer(file).writerows(rows)

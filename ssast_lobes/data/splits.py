@@ -12,7 +12,6 @@ import json
 import os
 import re
 from collections import Counter
-from contextlib import contextmanager
 
 from speechbrain.utils.logger import get_logger
 
@@ -23,6 +22,7 @@ from ssast_lobes.data.manifest import (
     index_rows,
     prepare,
     split_labels,
+    written_whole,
 )
 
 logger = get_logger(__name__)
@@ -329,41 +329,6 @@ def read_splits(path):
     """
     with open(path, encoding="utf-8") as file:
         return json.load(file)
-
-
-@contextmanager
-def written_whole(path):
-    """A text file that appears when it is complete.
-
-    Arguments
-    ---------
-    path : str or os.PathLike
-        Where it appears; an older file is replaced.
-
-    Yields
-    ------
-    file
-        To write to.
-
-    Example
-    -------
-    >>> path = getfixture("tmpdir").join("result.txt")
-    >>> with written_whole(path) as file:
-    ...     written = file.write("complete")
-    >>> path.read()
-    'complete'
-    """
-    partial = f"{path}.{os.getpid()}.partial"
-    try:
-        # File names on Linux may hold bytes that are not UTF-8.
-        with open(
-            partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
-        ) as file:
-            yield file
-    except BaseException:
-        os.unlink(partial)
-        raise
-    os.replace(partial, path)
 
 
 def _raise(corpus, problems):

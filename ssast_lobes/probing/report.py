@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.plots import plot_intervals
 from ssast_lobes.probing.evaluation import Result
 from ssast_lobes.probing.intervals import REPLICATES
@@ -147,16 +148,17 @@ def write_report(results, tasks, folder):
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     text = markdown(results, tasks)
-    _replace(folder / "probe.md", lambda file: file.write(text))
+    with written_whole(folder / "probe.md") as file:
+        file.write(text)
     rows = [result._asdict() for result in results]
-    _replace(folder / "probe.csv", lambda file: _write_csv(rows, file))
+    with written_whole(folder / "probe.csv") as file:
+        _write_csv(rows, file)
     described = [
         dict(zip(_TASK_HEADER, _task_row(task), strict=True)) for task in tasks
     ]
     content = {"tasks": described, "results": rows}
-    _replace(
-        folder / "probe.json", lambda file: json.dump(content, file, indent=2)
-    )
+    with written_whole(folder / "probe.json") as file:
+        json.dump(content, file, indent=2)
     picture = folder / f".{os.getpid()}.partial.png"
     plot_results(results, picture)
     os.replace(picture, folder / "probe.png")
@@ -190,13 +192,3 @@ def _write_csv(rows, file):
     writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-
-
-def _replace(path, write):
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    # File names on Linux may hold bytes that are not UTF-8.
-    with open(
-        partial, "w", encoding="utf-8", errors="surrogateescape", newline=""
-    ) as file:
-        write(file)
-    os.replace(partial, path)

@@ -20,6 +20,7 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.brains.errors import SettingsError, plain_errors
+from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, read_task, write_report
 
@@ -78,9 +79,8 @@ def pretrain(name, settings, folder):
         "seconds": time.time() - start,
         "cpu_seconds": _cpu_seconds() - used,
     }
-    partial = done.with_suffix(".partial")
-    partial.write_text(json.dumps(cost, indent=2) + "\n", encoding="utf-8")
-    partial.replace(done)
+    with written_whole(done) as file:
+        json.dump(cost, file, indent=2)
     return cost
 
 
@@ -156,7 +156,8 @@ def main(arguments):
     )
     text = write_report(results, tasks, folder)
     text = f"# Pretraining\n\n{cost_table(costs)}\n\n{text}"
-    (folder / "comparison.md").write_text(text, encoding="utf-8")
+    with written_whole(folder / "comparison.md") as file:
+        file.write(text)
     print(text)
     return results
 
