@@ -246,17 +246,18 @@ def _add_probe(commands):
     )
     command.add_argument(
         "--pooling",
-        choices=["mean", "class", "best"],
+        choices=["mean", "class", "statistics", "best"],
         default="mean",
-        help="a clip is the mean of its tokens, the class tokens, or what is "
-        "better on valid (default: mean)",
+        help="a clip is the mean of its tokens, the class tokens, mean and "
+        "deviation of its tokens, or what is best on valid (default: mean)",
     )
     command.add_argument(
         "--layers",
-        choices=["last", "all-mean", "best"],
+        choices=["last", "all-mean", "all", "best"],
         default="last",
-        help="tokens of the last layer, the mean of all layers, or what is "
-        "better on valid (default: last)",
+        help="tokens of the last layer, the mean of all layers, all layers "
+        "side by side (statistics only), or what is best on valid (default: "
+        "last)",
     )
     command.add_argument(
         "--cache",

@@ -23,6 +23,8 @@ from ssast_lobes.transformer import (
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
 BLOCKS = ("attention", "mamba", "mamba_reference")
+# Added to the variance of tokens over time.
+_LEAST_VARIANCE = 1e-6
 
 
 class EncoderOutput(NamedTuple):
@@ -78,13 +80,13 @@ class EncoderOutput(NamedTuple):
         Arguments
         ---------
         pooling : str
-            ``"mean"`` of the valid tokens or ``"class"``, the mean of the
-            class tokens.
+            ``"mean"`` of the valid tokens, ``"class"``, the mean of the class
+            tokens, or ``"statistics"``; see `pool`.
 
         Returns
         -------
         torch.Tensor
-            (B, D).
+            (B, D); statistics (B, 2 D).
         """
         return pool(self.tokens, self.valid, self.class_tokens, pooling)
 
@@ -101,12 +103,13 @@ def pool(tokens, valid, class_tokens, pooling):
     class_tokens : torch.Tensor
         (B, 2, D) or (B, 1, D).
     pooling : str
-        ``"mean"`` or ``"class"``.
+        ``"mean"``, ``"class"``, or ``"statistics"``: mean, then standard
+        deviation.
 
     Returns
     -------
     torch.Tensor
-        (B, D).
+        (B, D); statistics (B, 2 D).
 
     Raises
     ------
@@ -120,11 +123,22 @@ def pool(tokens, valid, class_tokens, pooling):
     >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
     3.0
     """
-    if pooling == "mean":
-        return tokens.sum(1) / valid.sum(1, keepdim=True).clamp(min=1)
     if pooling == "class":
         return class_tokens.mean(1)
-    raise ValueError(f"pooling must be 'mean' or 'class', got '{pooling}'")
+    if pooling not in ("mean", "statistics"):
+        raise ValueError(
+            f"pooling must be 'mean', 'class' or 'statistics', got '{pooling}'"
+        )
+    count = valid.sum(1, keepdim=True).clamp(min=1)
+    mean = tokens.sum(1) / count
+    if pooling == "mean":
+        return mean
+    # In float32 under bf16 too: squares of small differences.
+    away = (tokens - mean[:, None]).float() * valid[:, :, None]
+    variance = away.square().sum(1) / count
+    # The root of 0 has no gradient: a clip of one token.
+    deviation = (variance + _LEAST_VARIANCE).sqrt()
+    return torch.cat([mean, deviation.to(mean.dtype)], dim=1)
 
 
 class SpectrogramEncoder(nn.Module):

@@ -6,22 +6,26 @@ from torch import nn
 
 from ssast_lobes.encoder import pool
 
-LAYERS = ("last", "weighted")
+POOLINGS = ("mean", "class", "statistics")
+LAYERS = ("last", "weighted", "all")
 
 
 class ClipPooling(nn.Module):
-    """One vector a clip, from the last layer or a learned mix of layers.
+    """One vector a clip, from the last layer or from all of them.
 
     Arguments
     ---------
     depth : int
         Number of encoder blocks L.
     pooling : str
-        ``"mean"`` of the valid tokens, or ``"class"`` tokens.
+        ``"mean"`` of the valid tokens, ``"class"`` tokens, or
+        ``"statistics"``: mean and standard deviation of the valid tokens, as
+        x-vectors pool (Snyder et al., ICASSP 2018).
     layers : str
         ``"last"``: after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before it, as SUPERB
-        probes do (Yang et al., Interspeech 2021).
+        probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
+        first block and the L block outputs, pooled and put side by side.
 
     Raises
     ------
@@ -42,9 +46,9 @@ class ClipPooling(nn.Module):
         super().__init__()
         if layers not in LAYERS:
             raise ValueError(f"layers must be one of {LAYERS}, got '{layers}'")
-        if pooling not in ("mean", "class"):
+        if pooling not in POOLINGS:
             raise ValueError(
-                f"pooling must be 'mean' or 'class', got '{pooling}'"
+                f"pooling must be one of {POOLINGS}, got '{pooling}'"
             )
         self.depth = depth
         self.pooling = pooling
@@ -64,12 +68,44 @@ class ClipPooling(nn.Module):
     @property
     def needs_hidden_states(self):
         """Whether the encoder must return its hidden states."""
-        return self.layers == "weighted"
+        return self.layers != "last"
+
+    def output_size(self, dim):
+        """Size of the clip vector.
+
+        Arguments
+        ---------
+        dim : int
+            Token size D of the encoder.
+
+        Returns
+        -------
+        int
+            D, twice as much for statistics, and L + 1 times as much for all
+            layers.
+
+        Example
+        -------
+        >>> ClipPooling(12, "statistics", "all").output_size(192)
+        4992
+        """
+        parts = 2 if self.pooling == "statistics" else 1
+        return dim * parts * (self.depth + 1 if self.layers == "all" else 1)
 
     def forward(self, encoded):
-        """Pool an `EncoderOutput` to (B, D)."""
+        """Pool an `EncoderOutput` to (B, `output_size`)."""
         if self.layers == "last":
             return encoded.clip(self.pooling)
+        if self.layers == "all":
+            pooled = [
+                pool(tokens, encoded.valid, classes, self.pooling)
+                for tokens, classes in zip(
+                    encoded.hidden_states,
+                    encoded.class_hidden_states,
+                    strict=True,
+                )
+            ]
+            return torch.cat(pooled, dim=1)
         share = self.layer_scores.softmax(0)
         tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
@@ -83,7 +119,7 @@ class ClassificationHead(nn.Module):
     Arguments
     ---------
     dim : int
-        Size D of the clip vector.
+        Size of the clip vector.
     n_classes : int
         Number of classes C.
     projection : int, optional
@@ -131,11 +167,13 @@ def head_arguments(config):
 
     Example
     -------
-    >>> head_arguments({"encoder": {"dim": 32}, "labels": ["cat", "dog"]})
+    >>> config = {"encoder": {"dim": 32, "depth": 1}, "labels": ["cat", "dog"]}
+    >>> head_arguments(config | {"pooling": {"depth": 1}})
     {'dim': 32, 'n_classes': 2}
     """
+    pooling = ClipPooling(**config["pooling"])
     return {
-        "dim": config["encoder"]["dim"],
+        "dim": pooling.output_size(config["encoder"]["dim"]),
         "n_classes": len(config["labels"]),
         # Former exports do not have it.
         **config.get("head", {}),
@@ -204,7 +242,8 @@ class SpectrogramClassifier(nn.Module):
                 f"{encoder.depth} blocks"
             )
         self.pooling = ClipPooling(encoder.depth, pooling, layers)
-        self.head = ClassificationHead(encoder.dim, n_classes, projection)
+        size = self.pooling.output_size(encoder.dim)
+        self.head = ClassificationHead(size, n_classes, projection)
         self.freeze_encoder = freeze_encoder
         self.encoder = encoder
         if freeze_encoder:
@@ -247,7 +286,7 @@ class SpectrogramClassifier(nn.Module):
         return self.head(self.embed(feats, n_frames))
 
     def embed(self, feats, n_frames=None):
-        """Clip vectors (B, D) of a batch; arguments as in `forward`."""
+        """Clip vectors of a batch; arguments as in `forward`."""
         encoded = self.encoder(
             feats, n_frames, hidden_states=self.pooling.needs_hidden_states
         )

@@ -358,8 +358,13 @@ class AudioEncoder(_Interface):
 
     @property
     def output_size(self):
-        """D, the size of every vector."""
-        return self.lobe.output_size
+        """D, the size of the vectors of frames and patches."""
+        return self.lobe.encoder.dim
+
+    @property
+    def clip_size(self):
+        """Size of a clip's vector: D, or more as the pooling has it."""
+        return self.lobe.clip_size
 
     @property
     def step_seconds(self):
@@ -689,7 +694,7 @@ class AudioClassifier(_Interface):
         )
         self.lobe.pooling = pooling.to(self.device)
         self.labels, self.multi_label = list(head.labels), False
-        self.head = torch.nn.Linear(self.lobe.output_size, len(self.labels))
+        self.head = torch.nn.Linear(self.lobe.clip_size, len(self.labels))
         state = {"weight": head.weight, "bias": head.bias}
         load_strictly(self.head, state, f"head {self.task}")
         self.head.requires_grad_(False).to(self.device)

@@ -83,8 +83,13 @@ class SpectrogramLobe(nn.Module):
 
     @property
     def output_size(self):
-        """D, the size of every vector that comes out."""
-        return self.encoder.dim
+        """Size of every vector that comes out: D, of clips `clip_size`."""
+        return self.clip_size if self.output == "clip" else self.encoder.dim
+
+    @property
+    def clip_size(self):
+        """Size of a clip's vector: D, or more as the pooling has it."""
+        return self.pooling.output_size(self.encoder.dim)
 
     def train(self, mode=True):
         """Switch the mode; a frozen lobe stays in evaluation mode."""
@@ -103,8 +108,8 @@ class SpectrogramLobe(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, T', D), (B, F', T', D) or (B, 1, D), after `output`; 0 at
-            padding.
+            (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), after
+            `output`; 0 at padding.
         """
         if self.output == "clip":
             return self.pooling(self.extract_features(wav, wav_lens))[:, None]

@@ -1,10 +1,12 @@
 """Views: several looks at one clip, for objectives that compare them.
 
-Random crops, random resizing of the mel and time axes, and mixing with clips
-seen before. Everything works on a whole batch on its own device, draws from
-the noise that it is given, follows each clip's own length and never waits for
-the device. Padding stays 0.
+Random crops, random resizing of the mel and time axes, other channels, and
+mixing with other clips. Everything works on a whole batch on its own device,
+draws from the noise that it is given, follows each clip's own length and
+never waits for the device. Padding stays 0.
 """
+
+import math
 
 import torch
 from torch import nn
@@ -317,6 +319,117 @@ class LogMixup(nn.Module):
         self.clips.index_copy_(0, slots, kept)
         self.n_frames.index_copy_(0, slots, n_frames.clamp(max=frames))
         self.seen += len(feats)
+
+
+class Background(nn.Module):
+    """Put another clip of the batch behind some of the clips.
+
+    Powers add up, as those of two sounds at once do; the partner's level is
+    set by the mean of the log-mels. Where it is over, nothing is added.
+
+    Arguments
+    ---------
+    probability : float
+        Share of the clips that get a background.
+    snr : tuple of float
+        Least and greatest level over the background in dB; drawn uniformly.
+    scale : float
+        Log-mel in nats of one unit of the normalised features: twice the
+        deviation that `SpectrogramNorm` divides by.
+
+    Example
+    -------
+    >>> from ssast_lobes.masking import Noise
+    >>> feats, n_frames = torch.zeros(2, 9, 4), torch.tensor([9, 5])
+    >>> background = Background(probability=1.0, snr=(0.0, 0.0), scale=1.0)
+    >>> mixed = background(feats, n_frames, Noise(2, feats.device))
+    >>> mixed[1, 3:7, 0].round(decimals=2)
+    tensor([0.6900, 0.6900, 0.0000, 0.0000])
+    """
+
+    def __init__(self, probability, snr, scale):
+        super().__init__()
+        self.probability = probability
+        self.snr = tuple(snr)
+        self.scale = scale
+
+    def forward(self, feats, n_frames, noise):
+        """Mix.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels), 0 at padding.
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : Noise
+            Source of the draws.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels), padding as it came.
+        """
+        draws = noise(1, 3)[:, 0]
+        # The clip that follows in a random order: never the clip itself.
+        order = draws[:, 0].argsort()
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        decibels = self.snr[0] + draws[:, 1] * (self.snr[1] - self.snr[0])
+        below = decibels * (math.log(10) / 10) / self.scale
+        n_values = n_frames.clamp(min=1) * feats.shape[2]
+        level = feats.sum((1, 2)) / n_values
+        shift = level - level[partner] - below
+        chosen = draws[:, 2] < self.probability
+        counts = n_frames.minimum(n_frames[partner]) * chosen
+        present = valid_frames(counts, feats.shape[1])[:, :, None]
+        other = feats[partner] + shift[:, None, None].to(feats.dtype)
+        both = torch.logaddexp(feats * self.scale, other * self.scale)
+        return torch.where(present, both / self.scale, feats)
+
+
+class RandomChannel(nn.Module):
+    """Another level and another linear filter for each clip.
+
+    A filter multiplies the spectrum, so it adds to the log-mel: here a sum of
+    cosines over the mel axis, the k-th with 1 / k of the reach. It is the same
+    at all frames, as room and microphone are.
+
+    Arguments
+    ---------
+    level : float
+        Greatest offset up or down, in units of the normalised features.
+    tilt : float
+        The same of the first cosine, which has half a period.
+    cosines : int
+        Their number.
+
+    Example
+    -------
+    >>> from ssast_lobes.masking import Noise
+    >>> feats, n_frames = torch.zeros(2, 9, 128), torch.tensor([9, 5])
+    >>> channel = RandomChannel(level=0.4, tilt=0.2, cosines=4)
+    >>> other = channel(feats, n_frames, Noise(2, feats.device))
+    >>> bool((other[1, 0] == other[1, 4]).all()), other[1, 5:].abs().max()
+    (True, tensor(0.))
+    """
+
+    def __init__(self, level, tilt, cosines):
+        super().__init__()
+        self.level = level
+        self.tilt = tilt
+        self.cosines = cosines
+
+    def forward(self, feats, n_frames, noise):
+        """Filter; arguments and result as in `Background.forward`."""
+        draws = 2 * noise(1, 1 + self.cosines)[:, 0] - 1
+        n_mels = feats.shape[2]
+        number = torch.arange(1, self.cosines + 1, device=feats.device)
+        place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
+        waves = torch.cos(math.pi * number[:, None] * place) / number[:, None]
+        response = self.level * draws[:, :1] + self.tilt * draws[:, 1:] @ waves
+        shown = valid_frames(n_frames, feats.shape[1])[:, :, None]
+        return feats + shown * response[:, None].to(feats.dtype)
 
 
 def _fit(feats, frames):

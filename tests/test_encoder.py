@@ -294,7 +294,12 @@ def test_pooling_takes_valid_tokens_only_and_known_names():
     close(mean[0], tokens[0].mean(0))
     close(mean[1], (tokens[1, 0] + tokens[1, 2]) / 2)
     close(pool(tokens, valid, classes, "class"), classes.mean(1))
-    with pytest.raises(ValueError, match="'mean' or 'class'"):
+    statistics = pool(tokens, valid, classes, "statistics")
+    close(statistics[:, :3], mean)
+    close(statistics[0, 3:], tokens[0].std(0, correction=0))
+    away = (tokens[1, 0] - tokens[1, 2]).abs() / 2
+    close(statistics[1, 3:], (away.square() + 1e-6).sqrt())
+    with pytest.raises(ValueError, match="'mean', 'class' or 'statistics'"):
         pool(tokens, valid, classes, "max")
 
 

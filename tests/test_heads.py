@@ -82,7 +82,7 @@ def test_pooling_config_builds_it_again():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"pooling": "max"}, "'mean' or 'class'"), ({"layers": "first"}, "last")],
+    [({"pooling": "max"}, "'statistics'"), ({"layers": "first"}, "last")],
 )
 def test_unknown_pooling_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from ssast_lobes.data.audio import read_audio
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.export import export_pretrained, write_export
 from ssast_lobes.features import KaldiFbank
+from ssast_lobes.heads import ClipPooling
 from ssast_lobes.lobe import SpectrogramLobe
 from ssast_lobes.metrics import accuracy, unweighted_average_recall
 from ssast_lobes.objectives import MSPM
@@ -34,6 +35,7 @@ from ssast_lobes.probing.embeddings import (
     LogMelStatistics,
     PooledEncoder,
     cached_vectors,
+    pooled,
 )
 from ssast_lobes.probing.intervals import REPLICATES, bootstrap, interval
 from ssast_lobes.weights import WeightsError, load_weights, to_official
@@ -353,14 +355,31 @@ def test_vectors_are_those_of_the_lobe(models, tones):
         )
         layers = output.hidden_states[1:].mean(0)[0]
         classes = output.class_hidden_states[1:].mean(0)[0]
+        last, states = output.tokens[0], output.hidden_states[:, 0]
+        both = [moment for x in states for moment in moments(x)]
         expected = {
-            ("mean", "last"): output.tokens[0].mean(0),
+            ("mean", "last"): last.mean(0),
             ("class", "last"): output.class_tokens[0].mean(0),
+            ("statistics", "last"): torch.cat(moments(last)),
             ("mean", "all-mean"): layers.mean(0),
             ("class", "all-mean"): classes.mean(0),
+            ("statistics", "all"): torch.cat(both),
         }
-        expected = torch.stack([expected[variant] for variant in VARIANTS])
-        assert (found[path] - expected).abs().max() < 1e-5
+        assert set(expected) == set(VARIANTS)
+        for variant, vector in expected.items():
+            own = pooled(found[path][None], *variant)[0]
+            assert (own - vector).abs().max() < 1e-5
+            # What heads and fine-tuning see.
+            pooling, kind = variant
+            kind = "weighted" if kind == "all-mean" else kind
+            module = ClipPooling(lobe.encoder.depth, pooling, kind)
+            assert module.output_size(lobe.encoder.dim) == len(vector)
+            assert (own - module(output)[0]).abs().max() < 1e-5
+
+
+def moments(x):
+    """Mean and deviation (D,) of tokens (N, D)."""
+    return x.mean(0), (x.var(0, unbiased=False) + 1e-6).sqrt()
 
 
 def test_official_checkpoints_open_too(models, tmp_path, tones):
@@ -536,6 +555,8 @@ def test_best_pooling_is_chosen_on_valid(probed, models):
     assert len({row.pooling for row in each[0]}) == 2
     with pytest.raises(ValueError, match="pooling"):
         probe(models, tasks, cache, pooling="max")
+    with pytest.raises(ValueError, match="nothing pools 'class' of 'all'"):
+        probe(models, tasks, cache, pooling="class", layers="all")
 
 
 def test_architectures_have_twins_of_their_own(models, tones, tmp_path):

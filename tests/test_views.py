@@ -1,11 +1,16 @@
 """Views: crops, resizing and mixing, clip by clip against plain PyTorch."""
 
+import math
+
 import pytest
 import torch
+from torchaudio.functional import create_dct
 
 from ssast_lobes.masking import Noise
 from ssast_lobes.views import (
+    Background,
     LogMixup,
+    RandomChannel,
     RandomCrop,
     RandomResizedCrop,
     draw_whole,
@@ -207,3 +212,61 @@ def test_a_view_does_not_depend_on_the_neighbours(view):
         size = len(alone)
         assert torch.allclose(together[row, :size], alone, atol=1e-6)
         assert (together[row, size:] == 0).all()
+
+
+def test_backgrounds_add_powers_at_the_level_asked_for():
+    lengths = (60, 41, 50)
+    feats, n_frames = batch(lengths)
+    background = Background(probability=1.0, snr=(10.0, 10.0), scale=3.0)
+    mixed = background(feats, n_frames, noise_of(feats))
+    for number, length in enumerate(lengths):
+        assert (mixed[number, length:] == 0).all()
+        clip = feats[number, :length]
+        found = []
+        for other, beside in enumerate(lengths):
+            if other == number:
+                continue
+            shared = min(length, beside)
+            noise = feats[other, :beside]
+            # Ten times less power than the clip, as means of logarithms go.
+            factor = 3.0 * (clip.mean() - noise.mean()) - math.log(10)
+            power = (3.0 * clip).exp()
+            power[:shared] += (3.0 * noise[:shared] + factor).exp()
+            error = (power.log() / 3.0 - mixed[number, :length]).abs().max()
+            found.append(error < 1e-4)
+        assert sum(found) == 1
+
+
+def test_backgrounds_come_as_often_as_asked_for():
+    feats, n_frames = torch.randn(4000, 2, 3), torch.full((4000,), 2)
+    background = Background(probability=0.3, snr=(0.0, 20.0), scale=1.0)
+    mixed = background(feats, n_frames, noise_of(feats))
+    changed = (mixed != feats).flatten(1).any(1)
+    assert abs(changed.float().mean() - 0.3) < 0.03
+    assert torch.equal(mixed[~changed], feats[~changed])
+
+
+def test_a_channel_is_one_smooth_curve_a_clip():
+    feats, n_frames = batch((60, 41, 7), n_mels=64)
+    channel = RandomChannel(level=0.4, tilt=0.2, cosines=4)
+    added = channel(feats, n_frames, noise_of(feats)) - feats
+    curves = added[:, 0]
+    for own, curve, length in zip(added, curves, n_frames, strict=True):
+        assert (own[:length] - curve).abs().max() < 1e-6
+        assert (own[length:] == 0).all()
+    assert (curves[0] - curves[1]).abs().max() > 0.01
+    # Nothing but the offset and four cosines.
+    spectrum = create_dct(64, 64, norm="ortho").T @ curves.T
+    assert spectrum[5:].abs().max() < 1e-5
+    most = 0.4 + 0.2 * sum(1 / k for k in range(1, 5))
+    assert curves.abs().max() < most
+
+
+def test_views_of_keyed_draws_repeat():
+    feats, n_frames = batch()
+    keys = torch.arange(len(feats))
+    for view in (Background(1.0, (0.0, 9.0), 2.0), RandomChannel(0.4, 0.2, 3)):
+        first, second = (
+            view(feats, n_frames, noise_of(feats, keys)) for _ in range(2)
+        )
+        assert torch.equal(first, second)

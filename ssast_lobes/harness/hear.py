@@ -22,7 +22,7 @@ class HearModel(WindowedModel):
     @property
     def scene_embedding_size(self):
         """Size of a vector a clip."""
-        return self.output_size
+        return self.lobe.clip_size
 
     @property
     def timestamp_embedding_size(self):

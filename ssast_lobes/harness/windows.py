@@ -58,8 +58,8 @@ class WindowedModel(nn.Module):
 
     @property
     def output_size(self):
-        """D, the size of every vector."""
-        return self.lobe.output_size
+        """D, the size of a vector a time step."""
+        return self.lobe.encoder.dim
 
     def n_steps(self, n_samples):
         """Time steps T' of a clip.
@@ -88,7 +88,7 @@ class WindowedModel(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, D).
+            (B, D), or wider as the export pools.
 
         Raises
         ------

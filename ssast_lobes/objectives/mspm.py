@@ -152,6 +152,26 @@ class MSPM(Objective):
         shown = valid_frames(n_frames, feats.shape[1])
         feats = feats * shown[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
+        return self.hidden_losses(encoded, feats, mask, most)
+
+    def hidden_losses(self, encoded, feats, mask, most):
+        """The losses at what is hidden of a batch.
+
+        Arguments
+        ---------
+        encoded : EncoderOutput
+            What the encoder makes of the batch under the mask.
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels), 0 at padding.
+        mask : torch.Tensor
+            Boolean (B, F', T'), True where hidden.
+        most : int
+            At least the number of tokens any clip hides.
+
+        Returns
+        -------
+        ObjectiveOutput
+        """
         index, weight = hidden_index(mask, most)
         tokens = take(encoded.tokens, index)
         targets = take(self.encoder.grid.unfold(feats).detach(), index)

@@ -1,8 +1,9 @@
 """Vectors of clips that probes read: frozen encoders and log-mel statistics.
 
-A source gives every clip one vector for each way of pooling, all from one
-pass. Vectors are cached by what the source is, never by where it lies: a file
-is computed anew if it has changed, and so is everything if the weights have.
+A source gives every clip all the vectors that any way of pooling needs, from
+one pass. Vectors are cached by what the source is, never by where it lies: a
+file is computed anew if it has changed, and so is everything if the weights
+have.
 """
 
 import copy
@@ -22,32 +23,38 @@ from tqdm import tqdm
 from ssast_lobes.data.addresses import stamp_of
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.encoder import SpectrogramEncoder
+from ssast_lobes.encoder import SpectrogramEncoder, pool
 from ssast_lobes.export import window_seconds
 from ssast_lobes.features import FrontEnd, KaldiFbank
-from ssast_lobes.heads import ClipPooling
 from ssast_lobes.inference import AudioEncoder, read_blocks, require_length
 from ssast_lobes.weights import load_weights
 
 logger = get_logger(__name__)
 
-POOLINGS = ("mean", "class")
-LAYERS = ("last", "all-mean")
-# The ways of pooling that each vector of a clip stands for, in order.
-VARIANTS = tuple((pooling, layers) for layers in LAYERS for pooling in POOLINGS)
+POOLINGS = ("mean", "class", "statistics")
+LAYERS = ("last", "all-mean", "all")
+# The ways of pooling that probes choose from: a pooling and layers each.
+VARIANTS = (
+    ("mean", "last"),
+    ("class", "last"),
+    ("statistics", "last"),
+    ("mean", "all-mean"),
+    ("class", "all-mean"),
+    ("statistics", "all"),
+)
+# Vectors of a layer: mean and deviation of its tokens, mean of its classes.
+_PER_LAYER = 3
 
 # Part of every key: raise it when the same weights give other vectors.
-_VERSION = 1
+_VERSION = 2
 _FLUSH_SECONDS = 120
 _BLOCK_FRAMES = 3000
 
 
 class PooledEncoder(AudioEncoder):
-    """A frozen encoder that pools each clip in all `VARIANTS` at once.
+    """A frozen encoder that gives what all `VARIANTS` need; see `pooled`.
 
-    ``"all-mean"`` is the mean of the outputs of all blocks, before the final
-    norm. Of classifiers only the encoder is used: head and pooling are left
-    aside.
+    Of classifiers only the encoder is used: head and pooling are left aside.
 
     Arguments
     ---------
@@ -72,7 +79,7 @@ class PooledEncoder(AudioEncoder):
         weights = load_weights(source)
         _complete(weights.config)
         self._build(weights)
-        self.lobe.pooling = _Poolings(self.lobe.encoder.depth).to(self.device)
+        self.lobe.pooling = _AllLayers()
         # Complete, whatever the source leaves to the defaults.
         self.architecture = {
             "encoder": self.lobe.encoder.config,
@@ -128,7 +135,9 @@ class PooledEncoder(AudioEncoder):
         path : str
             The file.
         vectors : torch.Tensor
-            (V, D), one for each of the `VARIANTS`.
+            (3 (L + 2), D): mean and deviation of the tokens and mean of the
+            class tokens, after the final norm, before the first block, and
+            after each.
         """
         yield from self._encode(paths, "clip", unreadable, f"Embedding, {name}")
 
@@ -144,22 +153,61 @@ def _complete(config):
         )
 
 
-class _Poolings(nn.Module):
-    """An `EncoderOutput` to (B, V, D): pooled in all `VARIANTS`."""
+class _AllLayers(nn.Module):
+    """An `EncoderOutput` to (B, 3 (L + 2), D), see `PooledEncoder.vectors`."""
 
     needs_hidden_states = True
 
-    def __init__(self, depth):
-        super().__init__()
-        # Untrained layer weights are equal.
-        kinds = {"last": "last", "all-mean": "weighted"}
-        self.parts = nn.ModuleList(
-            ClipPooling(depth, pooling, kinds[layers])
-            for pooling, layers in VARIANTS
-        )
-
     def forward(self, encoded):
-        return torch.stack([part(encoded) for part in self.parts], dim=1)
+        parts = [(encoded.tokens, encoded.class_tokens)]
+        parts += zip(
+            encoded.hidden_states, encoded.class_hidden_states, strict=True
+        )
+        vectors = []
+        for tokens, classes in parts:
+            moments = pool(tokens, encoded.valid, classes, "statistics")
+            vectors += moments.chunk(2, dim=1)
+            vectors.append(pool(tokens, encoded.valid, classes, "class"))
+        return torch.stack(vectors, dim=1)
+
+
+def pooled(vectors, pooling, layers):
+    """The clip vectors of one way of pooling.
+
+    Arguments
+    ---------
+    vectors : torch.Tensor
+        (N, 3 (L + 2), D), see `PooledEncoder.vectors`.
+    pooling : str
+        ``"mean"`` of the tokens, ``"class"`` tokens, or ``"statistics"``:
+        mean and deviation of the tokens.
+    layers : str
+        ``"last"``: after the final norm; ``"all-mean"``: the mean of the
+        outputs of all blocks before it; ``"all"``: what enters the first
+        block and the outputs of all, side by side.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, D'), as `ssast_lobes.heads.ClipPooling` gives it.
+
+    Example
+    -------
+    >>> vectors = torch.randn(5, 3 * (12 + 2), 192)
+    >>> pooled(vectors, "statistics", "all").shape
+    torch.Size([5, 4992])
+    """
+    by_layer = vectors.unflatten(1, (-1, _PER_LAYER))
+    chosen = {
+        "mean": by_layer[:, :, :1],
+        "class": by_layer[:, :, 2:],
+        "statistics": by_layer[:, :, :2],
+    }[pooling]
+    if layers == "last":
+        return chosen[:, 0].flatten(1)
+    if layers == "all":
+        return chosen[:, 1:].flatten(1)
+    return chosen[:, 2:].mean(1).flatten(1)
 
 
 class LogMelStatistics:
@@ -286,7 +334,7 @@ def cached_vectors(source, name, paths, folder, unreadable):
     Returns
     -------
     dict of str to torch.Tensor
-        (V, D) by path, without the unreadable files.
+        As the source gives them, by path, without the unreadable files.
     """
     file = Path(folder) / f"{source.key}.npz"
     known = _read(file)

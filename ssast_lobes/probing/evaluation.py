@@ -24,13 +24,13 @@ from ssast_lobes.probing.embeddings import (
     LogMelStatistics,
     PooledEncoder,
     cached_vectors,
+    pooled,
 )
 from ssast_lobes.probing.intervals import bootstrap, interval
 
 PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbours}
 # A choice left to the validation part.
 BEST = "best"
-_ALL = tuple(range(len(VARIANTS)))
 MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
 SCORES = {
     "accuracy": metrics.accuracy,
@@ -121,10 +121,11 @@ def probe(
     cache_folder : str or path
         Where the vectors of the clips are kept for the next run.
     pooling : str
-        ``"mean"`` of the tokens, ``"class"`` tokens, or ``"best"``.
+        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
+        and deviation of the tokens) or ``"best"``.
     layers : str
-        ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks) or
-        ``"best"``.
+        ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
+        ``"all"`` (side by side, for statistics) or ``"best"``.
     device : str
         Where encoders compute; the probes do on the CPU.
     batch_size : int
@@ -215,18 +216,25 @@ def _n_common(paths):
 
 
 def _variants(pooling, layers):
-    """Places in `VARIANTS` of what the two choices allow for."""
+    """Those of the `VARIANTS` that the two choices allow for."""
     choices = {"pooling": (pooling, POOLINGS), "layers": (layers, LAYERS)}
     for name, (choice, known) in choices.items():
         if choice not in (*known, BEST):
             raise ValueError(
                 f"{name} must be one of {(*known, BEST)}, got '{choice}'"
             )
-    return [
-        number
-        for number, (own_pooling, own_layers) in enumerate(VARIANTS)
+    found = [
+        (own_pooling, own_layers)
+        for own_pooling, own_layers in VARIANTS
         if pooling in (own_pooling, BEST) and layers in (own_layers, BEST)
     ]
+    if not found:
+        known = ", ".join(" of ".join(variant) for variant in VARIANTS)
+        raise ValueError(
+            f"nothing pools '{pooling}' of '{layers}' layers; there are: "
+            f"{known}"
+        )
+    return found
 
 
 def _check_names(models, tasks):
@@ -332,7 +340,7 @@ def _majority(y, metric):
     return Fit(test, None, metric(valid, y["valid"]))
 
 
-def best_fit(classify, x, y, task, variants=_ALL):
+def best_fit(classify, x, y, task, variants=VARIANTS):
     """The fit with the best validation score, and how clips were pooled.
 
     Arguments
@@ -340,13 +348,14 @@ def best_fit(classify, x, y, task, variants=_ALL):
     classify : callable
         One of `PROBES`.
     x : dict of str to torch.Tensor
-        Vectors (N, V, D) by split, see `PooledEncoder.vectors`.
+        Vectors (N, R, D) by split, see `PooledEncoder.vectors`; (N, 1, D) of
+        a source that does not leave a choice.
     y : dict of str to torch.Tensor
         Class indices (N,) by split; those of test are not looked at.
     task : Task
         For its number of classes and its metric.
-    variants : sequence of int
-        Places in `VARIANTS` to choose from; all by default.
+    variants : sequence of tuple
+        Those of the `VARIANTS` to choose from; all by default.
 
     Returns
     -------
@@ -367,20 +376,25 @@ def best_fit(classify, x, y, task, variants=_ALL):
     ([0, 1, 0, 1], (None, None))
     """
     metric = SCORES[task.metric]
-    pooled = x["train"].shape[1] > 1
+    if x["train"].shape[1] == 1:
+        variants = [(None, None)]
     best = None
-    for number in variants if pooled else [0]:
+    for variant in variants:
+        own = {
+            split: part[:, 0] if variant[0] is None else pooled(part, *variant)
+            for split, part in x.items()
+        }
         fit = classify(
-            x["train"][:, number],
+            own["train"],
             y["train"],
-            x["valid"][:, number],
+            own["valid"],
             y["valid"],
-            x["test"][:, number],
+            own["test"],
             len(task.labels),
             metric=metric,
         )
         if best is None or fit.valid_score > best[0].valid_score:
-            best = fit, VARIANTS[number] if pooled else (None, None)
+            best = fit, variant
     return best
 
 

@@ -22,9 +22,9 @@ from ssast_lobes.heads import ClipPooling
 from ssast_lobes.linear_heads import LinearHead, write_head
 from ssast_lobes.probing.classifiers import linear_weights, logistic_regression
 from ssast_lobes.probing.embeddings import (
-    VARIANTS,
     PooledEncoder,
     cached_vectors,
+    pooled,
 )
 from ssast_lobes.probing.evaluation import SCORES, best_fit
 from ssast_lobes.weights import WeightsError, load_weights
@@ -135,16 +135,17 @@ def _head(task, encoder, cache_folder):
     x = task.stacked(vectors)
     y = {split: task.targets(split) for split in task.rows}
     fit, (pooling, layers) = best_fit(logistic_regression, x, y, task)
-    number = VARIANTS.index((pooling, layers))
+    x = {split: pooled(part, pooling, layers) for split, part in x.items()}
     weight, bias = linear_weights(
-        torch.cat([x["train"], x["valid"]])[:, number],
+        torch.cat([x["train"], x["valid"]]),
         torch.cat([y["train"], y["valid"]]),
         len(task.labels),
         fit.setting,
     )
-    scores = x["test"][:, number].double() @ weight.T + bias
+    scores = x["test"].double() @ weight.T + bias
     score = SCORES[task.metric](scores.argmax(1), y["test"])
-    layers = {"last": "last", "all-mean": "weighted"}[layers]
+    if layers == "all-mean":
+        layers = "weighted"
     return LinearHead(weight, bias, task.labels, pooling, layers), score
 
 
