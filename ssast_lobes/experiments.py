@@ -17,6 +17,9 @@ that many clips, `number_of_epochs` still counting the passes;
 ones; `average_from` (classification) tests the mean of the weights of the
 epochs from that one on, in place of one epoch.
 
+`linear_start` (classification) is the penalty of a logistic regression on the
+encoder as it is, which the head begins with.
+
 Where clips differ in length, `length_buckets` sorts so many batches of the
 training by length, and cuts them again, which leaves little padding;
 `pad_seconds` pads each batch to a multiple of it, so that `--compile` meets
@@ -67,6 +70,7 @@ from ssast_lobes.export import (
     export_encoder,
     export_pretrained,
 )
+from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
 from ssast_lobes.recognition import SpectrogramRecogniser
 from ssast_lobes.weights import initialise, load_weights
@@ -518,6 +522,7 @@ def _classify(hparams_file, run_opts, hparams, prepare):
         readers=[hparams["train_reader"]],
         n_files=len(train) + len(valid) + len(test),
     )
+    _start_head(hparams, brain, rows["train"])
     _fit(brain, hparams, train, valid, _class_sampler(hparams, rows["train"]))
     brain.evaluate(
         test,
@@ -548,6 +553,25 @@ def _classify(hparams_file, run_opts, hparams, prepare):
         logger.info(f"Exported to {hparams['export_folder']}")
         _write_json(Path(hparams["output_folder"]) / RESULT_FILE, result)
     return result
+
+
+def _start_head(hparams, brain, rows):
+    """Begin with a head that fits, where the YAML asks for one."""
+    penalty = hparams.get("linear_start", None)
+    if penalty is None or hparams["checkpointer"].list_checkpoints():
+        return
+    if hparams["multi_label"]:
+        raise SettingsError("linear_start is for clips of one label")
+    reader = ClipReader(
+        hparams["crop_seconds"],
+        unreadable_file=f"{hparams['output_folder']}/unreadable.csv",
+    )
+    start_head(
+        brain.model,
+        brain.modules.features,
+        make_dataset(rows, reader, hparams["label_encoder"]),
+        penalty,
+    )
 
 
 def _longest(dataset, crop_seconds):

@@ -46,14 +46,15 @@ class RandomCrop(nn.Module):
 
     Arguments
     ---------
-    share : float
+    share : float or tuple of float
         Length of the stretch, as a share of the clip's own frames; at least
-        one frame.
+        one frame. Of two, least and greatest, drawn uniformly for each clip.
 
     Raises
     ------
     ValueError
-        If the share is not above 0 and at most 1.
+        If a share is not above 0 and at most 1, or the least above the
+        greatest.
 
     Example
     -------
@@ -67,9 +68,13 @@ class RandomCrop(nn.Module):
 
     def __init__(self, share):
         super().__init__()
-        if not 0 < share <= 1:
+        least, greatest = (
+            share if isinstance(share, (list, tuple)) else [share] * 2
+        )
+        if not 0 < least <= greatest <= 1:
             raise ValueError(f"a crop is a share from 0 to 1, got {share}")
         self.share = share
+        self._least, self._greatest = least, greatest
 
     def forward(self, feats, n_frames, noise):
         """Cut.
@@ -86,12 +91,16 @@ class RandomCrop(nn.Module):
         Returns
         -------
         crops : torch.Tensor
-            (B, round(share * T), n_mels), 0 at padding.
+            (B, round(share * T), n_mels) of the greatest share, 0 at padding.
         n_frames : torch.Tensor
             Their valid frames (B,) int64.
         """
-        longest = max(1, round(self.share * feats.shape[1]))
-        counts = (self.share * n_frames.double()).round().long().clamp(min=1)
+        longest = max(1, round(self._greatest * feats.shape[1]))
+        share = self._least
+        if self._least < self._greatest:
+            reach = self._greatest - self._least
+            share = self._least + reach * noise(1, 1)[:, 0, 0].double()
+        counts = (share * n_frames.double()).round().long().clamp(min=1)
         first = draw_whole(noise(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
         places = first + torch.arange(longest, device=feats.device)
         places = places.clamp(max=feats.shape[1] - 1)[:, :, None]

@@ -30,7 +30,7 @@ def batch(lengths=(80, 45, 60, 80)):
 
 @torch.no_grad()
 def test_the_contrast_by_hand():
-    objective, (feats, n_frames) = build(), batch()
+    objective, (feats, n_frames) = build(crop=[0.7, 0.7]), batch()
     seen = {}
 
     def listen(module, arguments, named, encoded):
@@ -74,7 +74,7 @@ def test_crops_of_one_clip_have_channels_of_their_own():
     constant = torch.ones(2, 80, 32), torch.tensor([80, 80])
     seen = []
     for arguments, same in ((QUIET, True), ({}, False)):
-        objective = build(**arguments)
+        objective = build(crop=[0.7, 0.7], **arguments)
         objective.encoder.register_forward_hook(
             lambda module, arguments, output: seen.append(arguments[0])
         )

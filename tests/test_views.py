@@ -56,6 +56,21 @@ def test_a_crop_is_a_stretch_of_its_clip(share):
         )
 
 
+def test_crops_of_any_length():
+    feats = torch.arange(100.0)[None, :, None].expand(3000, -1, -1)
+    n_frames = torch.full((3000,), 100)
+    crops, counts = RandomCrop((0.5, 1.0))(feats, n_frames, noise_of(feats))
+    assert crops.shape == feats.shape
+    assert counts.min() == 50 and counts.max() == 100
+    assert abs(counts.double().mean() - 75) < 1
+    first = crops[:, 0, 0].long()
+    assert (first + counts <= 100).all()
+    last = crops[torch.arange(3000), counts - 1, 0].long()
+    assert torch.equal(last - first, counts - 1)
+    with pytest.raises(ValueError, match="a share from 0 to 1"):
+        RandomCrop((0.7, 0.5))
+
+
 def test_crops_begin_everywhere():
     feats = torch.arange(10.0)[None, :, None].expand(2000, -1, -1)
     n_frames = torch.full((2000,), 10)

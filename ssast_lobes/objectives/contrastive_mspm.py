@@ -31,8 +31,10 @@ class ContrastiveMSPM(MSPM):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    crop : float
-        Length of a crop, as a share of the clip.
+    crop : list of float
+        Least and greatest length of a crop, as a share of the clip. With a
+        greatest below 1 whole clips would have lengths, and positions, that
+        training never met.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
@@ -94,7 +96,7 @@ class ContrastiveMSPM(MSPM):
         """The arguments, without the encoder, that build this again."""
         return {
             **super().config,
-            "crop": self.crop.share,
+            "crop": list(self.crop.share),
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,

@@ -8,6 +8,7 @@ folder.
 import csv
 import importlib.util
 import json
+import math
 import os
 import re
 import shlex
@@ -508,6 +509,30 @@ def test_frozen_encoder_with_weighted_layers(pretrained, train):
     assert after["pooling.layer_scores"].abs().max() > 0
     # The rate of the log is that before any scale.
     assert log_of(folder)[0]["lr"] <= 0.0005
+
+
+def test_linear_start(pretrained, train):
+    folder = train(
+        "classify",
+        f"--source={pretrained / 'export'}",
+        *["--linear_start=0.01", "--pooling=statistics", "--layers=all"],
+        *["--lr=0", "--mixup=null", "--augment=[]"],
+    )
+    # Without a step of training the head of the regression knows the clips.
+    rows = log_of(folder)
+    assert rows[0]["train_loss"] < 0.5 * math.log(3)
+    assert load_weights(folder / "export").config["pooling"]["layers"] == "all"
+    clip = exported(folder)["head.linear.weight"]
+    assert clip.shape == (3, 2 * 7 * 128)
+
+
+def test_linear_start_is_for_single_labels(train, tones, tmp_path):
+    with pytest.raises(SettingsError, match="one label"):
+        train(
+            "classify",
+            *["--multi_label=True", "--loss=bce", "--selection=mAP"],
+            "--linear_start=0.1",
+        )
 
 
 def test_official_settings(train):

@@ -1,0 +1,86 @@
+"""Fine-tuning that begins with a head that fits: the linear start.
+
+A new head is random, and its first gradients spoil what the encoder has
+learnt. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+Underperform Out-of-Distribution", ICLR 2022, therefore train the head alone
+first. Here this head is the optimum of a logistic regression, found at once.
+"""
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.data.dataset import collate
+from ssast_lobes.probing.classifiers import linear_weights
+
+
+@torch.no_grad()
+def start_head(model, features, dataset, penalty, batch_size=16):
+    """Set a classifier's linear layer to the logistic regression on a dataset.
+
+    All processes compute the same. The mode of the model stays as it was.
+
+    Arguments
+    ---------
+    model : SpectrogramClassifier
+        Changed in place.
+    features : FrontEnd
+        Waveforms to normalised log-mel.
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        Training clips with items ``sig`` and ``target``, see `make_dataset`;
+        of a single label each. Clips that cannot be read are passed over.
+    penalty : float
+        Of the squared weights, see `logistic_regression`.
+    batch_size : int
+        Clips computed at once.
+
+    Raises
+    ------
+    SettingsError
+        If the head has a projection.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
+    >>> from ssast_lobes.data.dataset import ClipReader, make_dataset
+    >>> from ssast_lobes.heads import SpectrogramClassifier
+    >>> from speechbrain.dataio.encoder import CategoricalEncoder
+    >>> classes, rows = CategoricalEncoder(), {}
+    >>> classes.update_from_iterable(["low", "high"])
+    >>> for number in range(6):
+    ...     path = str(getfixture("tmpdir").join(f"{number}.wav"))
+    ...     label, factor = [("low", 1), ("high", 5)][number % 2]
+    ...     wave = torch.sin(factor * torch.arange(8000) * (0.1 + number / 99))
+    ...     soundfile.write(path, 0.5 * wave.numpy(), 16000)
+    ...     rows[path] = {"path": path, "duration": 0.5, "label": label}
+    >>> dataset = make_dataset(rows, ClipReader(), classes)
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> model = SpectrogramClassifier(encoder, 2).eval()
+    >>> start_head(model, FrontEnd(), dataset, penalty=0.01)
+    >>> wavs = torch.stack([item["sig"] for item in dataset])
+    >>> model(*FrontEnd()(wavs)).argmax(1).tolist()
+    [0, 1, 0, 1, 0, 1]
+    """
+    head = model.head
+    if head.projection is not None:
+        raise SettingsError("linear_start is for heads without a projection")
+    was_training = model.training
+    model.eval()
+    device = head.linear.weight.device
+    loader = DataLoader(dataset, batch_size, collate_fn=collate)
+    vectors, targets = [], []
+    for batch in tqdm(loader, "Linear start"):
+        feats, n_frames = features(*batch.to(device).sig)
+        vectors.append(head.norm(model.embed(feats, n_frames)).cpu())
+        targets.append(batch.target.cpu())
+    model.train(was_training)
+    weight, bias = linear_weights(
+        torch.cat(vectors),
+        torch.cat(targets),
+        head.linear.out_features,
+        penalty,
+    )
+    head.linear.weight.copy_(weight)
+    head.linear.bias.copy_(bias)
