@@ -398,3 +398,52 @@ def test_killed_experiment_goes_on_and_adds_up(run, tones, tmp_path):
 
     assert run(flags) == content
     assert after == {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
+
+
+@pytest.mark.slow
+def test_five_tasks(run, tones, tmp_path):
+    lines = ["path,label,speaker,split,split_spkid"]
+    parts = ("train", "valid", "test")
+    for number, line in enumerate(tones.manifest.read_text().splitlines()[1:]):
+        name, *rest = line.split(",")
+        path = str(tones.folder / name)
+        lines.append(",".join([path, *rest, parts[number % 3]]))
+    corpora = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
+    corpora += "speech_commands emodb esc10 fsdd"
+    for corpus in corpora.split():
+        folder = tmp_path / "corpora" / corpus
+        folder.mkdir(parents=True)
+        (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
+    once = {"number_of_epochs": 1}
+    flags = {
+        "corpora": str(tmp_path / "corpora"),
+        "output_folder": str(tmp_path / "out"),
+        "seeds": [1],
+        "pretraining": once,
+        "arms": {
+            arm: {"settings": once, "candidates": [{}]}
+            for arm in ("scratch", "fine_tuned")
+        },
+    }
+    words = [
+        f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"
+        for key, value in flags.items()
+    ]
+    content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
+    assert len(content["tasks"]) == 5
+    shown = {row["how"] for row in content["scores"]}
+    assert shown == {"linear", "k-NN", "trained", "fine-tuned"}
+    settings = content["tuning"]["emotion/fine_tuned/pretrained"]["settings"]
+    assert settings["pooling"] == "statistics"
+
+
+def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):
+    text = (RECIPE / "hparams/ablation.yaml").read_text()
+    yaml_path = tmp_path / "alone.yaml"
+    yaml_path.write_text(
+        text.replace("arms: {}", "arms: {fine_tuned: {settings: {}}}")
+    )
+    task = f"[{{name: tones, csv_path: {tones.manifest}}}]"
+    flags = [f"--audio={tones.folder}", f"--tasks={task}"]
+    with pytest.raises(SettingsError, match="nothing that fine_tuned gains"):
+        run([yaml_path, *flags, f"--output_folder={tmp_path / 'out'}"])

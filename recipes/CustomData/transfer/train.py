@@ -222,8 +222,13 @@ class Transfer:
             name: next(k for k in models if models[k] == models[name])
             for name in models
         }
-        self.arms = [Arm(SCRATCH, name) for name in self._firsts()]
-        self.arms += [Arm(FINE_TUNED, name) for name in models]
+        kinds = {SCRATCH: self._firsts(), FINE_TUNED: list(models)}
+        self.arms = [
+            Arm(kind, name)
+            for kind, names in kinds.items()
+            if kind in hparams["arms"]
+            for name in names
+        ]
         self.exports = {}
         self._check()
 
@@ -323,6 +328,11 @@ class Transfer:
                 f"{', '.join([*FLOORS, UNTRAINED, SCRATCH])}"
             )
         _check_arms(self.hparams["arms"])
+        if self.hparams["arms"].keys() == {FINE_TUNED}:
+            raise SettingsError(
+                f"arms: without {SCRATCH} there is nothing that {FINE_TUNED} "
+                "gains over"
+            )
         for name in self.pretrainings:
             if name in self.hparams["exports"]:
                 self._check_export(name)
