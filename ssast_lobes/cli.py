@@ -298,6 +298,20 @@ def _add_heads(commands):
     )
     command.add_argument("--output", required=True, metavar="FOLDER")
     command.add_argument(
+        "--pooling",
+        choices=["mean", "class", "statistics"],
+        default="mean",
+        help="what embed gives of a clip: mean of the tokens, class tokens, "
+        "or mean and deviation (default: mean)",
+    )
+    command.add_argument(
+        "--layers",
+        choices=["last", "weighted", "all"],
+        default="last",
+        help="of the last layer, of the mean of all, or of all side by side "
+        "(default: last)",
+    )
+    command.add_argument(
         "--licences",
         metavar="FILE.md",
         help="licences of the audio it was trained on, for the model card",
@@ -857,6 +871,8 @@ def _heads(options):
         options.cache,
         options.device,
         options.batch_size,
+        options.pooling,
+        options.layers,
     )
     for task in tasks:
         score = 100 * scores[task.name]

@@ -777,6 +777,10 @@ class AudioClassifier(_Interface):
 
     def _probabilities(self, encoded):
         scores = self.head(self.lobe.pooling(encoded)).float()
+        if self.task is not None:
+            # A linear head has learnt the mean vectors of whole clips, whose
+            # scores are the mean of the windows' scores: softmax comes last.
+            return scores
         return scores.sigmoid() if self.multi_label else scores.softmax(-1)
 
     def _classification(self, path, windows, results, threshold):
@@ -795,6 +799,8 @@ class AudioClassifier(_Interface):
 
     def _decide(self, probabilities, threshold):
         """Labels, best first, and scores by label."""
+        if self.task is not None:
+            probabilities = probabilities.softmax(-1)
         scores = dict(zip(self.labels, probabilities.tolist(), strict=True))
         ranked = sorted(scores, key=scores.get, reverse=True)
         if not self.multi_label:

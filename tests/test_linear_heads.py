@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder, linear_heads
 from ssast_lobes.cli import main
 from ssast_lobes.export import CARD_FILE, export_pretrained
+from ssast_lobes.heads import ClipPooling
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.linear_heads import (
     SHIPPED,
@@ -102,6 +103,44 @@ def test_heads_do_in_use_what_was_measured(boxed, tasks):
     assert accuracy(predicted, task.targets("train")) > 0.6
 
 
+def test_clips_of_several_windows_are_scored_as_their_mean_vector(
+    tones, tasks, tmp_path
+):
+    torch.manual_seed(0)
+    # 0.4 s of table: most clips are cut into windows.
+    encoder = SpectrogramEncoder(
+        Grid(32, (32, 4)), dim=32, depth=2, heads=2, table_frames=40
+    )
+    model = export_pretrained(
+        tmp_path / "export", MSPM(encoder), FrontEnd(n_mels=32), {}
+    )
+    folder = tmp_path / "boxed"
+    pooling = {"pooling": "statistics", "layers": "all"}
+    measured = train_heads(model, tasks[:1], folder, **pooling)["sounds"]
+    test = tasks[0].paths("test")
+    classifier = AudioClassifier.from_hparams(folder, task="sounds")
+    results = classifier.classify_files(test)
+    assert any(len(result.windows) > 1 for result in results)
+    predicted = [tasks[0].labels.index(result.label) for result in results]
+    assert accuracy(predicted, tasks[0].targets("test")) == measured
+
+    encoder, head = AudioEncoder(folder), read_head(folder, "sounds")
+    write_head(
+        folder, "own", head._replace(**pooling, weight=torch.randn(3, 192))
+    )
+    classifier = AudioClassifier.from_hparams(folder, task="own")
+    head = read_head(folder, "own")
+    for path in test:
+        clip = encoder.encode_file(path)
+        assert clip.shape == (192,) and encoder.clip_size == 192
+        expected = (head.weight @ clip + head.bias).softmax(0)
+        result = classifier.classify_file(path)
+        found = torch.tensor([result.scores[label] for label in head.labels])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        for window in result.windows:
+            assert sum(window.scores.values()) == pytest.approx(1, abs=1e-5)
+
+
 def test_weights_of_a_head_are_those_of_the_regression():
     generator = torch.Generator().manual_seed(0)
     y = torch.arange(60) % 3
@@ -144,11 +183,13 @@ def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
     folder, _ = boxed
     [path] = [str(tones.folder / "tone_0.wav")]
     scores = {}
-    for pooling in ("mean", "class"):
-        for layers in ("last", "weighted"):
+    for pooling in ("mean", "class", "statistics"):
+        for layers in ("last", "weighted", "all"):
             torch.manual_seed(0)
+            size = ClipPooling(2, pooling, layers).output_size(32)
             head = LinearHead(
-                torch.randn(2, 32), torch.zeros(2), ["a", "b"], pooling, layers
+                *(torch.randn(2, size), torch.zeros(2), ["a", "b"]),
+                *(pooling, layers),
             )
             write_head(folder, f"{pooling}-{layers}", head)
             classifier = AudioClassifier.from_hparams(
@@ -156,7 +197,7 @@ def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
             )
             scores[pooling, layers] = classifier.classify_file(path).scores["a"]
             (folder / "heads" / f"{pooling}-{layers}.safetensors").unlink()
-    assert len({round(score, 5) for score in scores.values()}) == 4
+    assert len({round(score, 5) for score in scores.values()}) == 9
 
 
 def test_wrong_heads_are_one_clear_error(boxed, tmp_path):

@@ -40,6 +40,8 @@ def train_heads(
     cache_folder=None,
     device="cpu",
     batch_size=16,
+    pooling="mean",
+    layers="last",
 ):
     """Write a copy of an encoder with linear heads, in half precision.
 
@@ -63,6 +65,10 @@ def train_heads(
         Where the encoder computes.
     batch_size : int
         Windows of audio computed at once.
+    pooling, layers : str
+        What a clip's vector is where no task is named, as in `ssast-lobes
+        embed`; see `ssast_lobes.heads.ClipPooling`. Layers that are
+        ``"weighted"`` weigh the same.
 
     Returns
     -------
@@ -88,12 +94,14 @@ def train_heads(
         raise WeightsError(f"{folder}: choose another folder for the copy")
     check_export_folder(folder)
     weights = load_weights(model)
+    depth = weights.config["encoder"]["depth"]
+    clip_pooling = ClipPooling(depth, pooling, layers)
     card = _sections(resolved(model) / CARD_FILE)
     if licences is not None:
         card["licences_of_the_training_audio"] = licences.strip()
     with tempfile.TemporaryDirectory() as scratch:
         rounded = Path(scratch) / folder.name
-        _write_encoder(rounded, weights, card)
+        _write_encoder(rounded, weights, clip_pooling, card)
         encoder = PooledEncoder(rounded, device, batch_size)
         cache = cache_folder or Path(scratch) / "embeddings"
         trained = {task.name: _head(task, encoder, cache) for task in tasks}
@@ -101,26 +109,28 @@ def train_heads(
         f"{task.name} ({task.metric})": trained[task.name][1] for task in tasks
     }
     card["linear_heads_on_test"] = metrics
-    _write_encoder(folder, weights, card)
+    _write_encoder(folder, weights, clip_pooling, card)
     for name, (head, _) in trained.items():
         write_head(folder, name, head)
     return {name: score for name, (_, score) in trained.items()}
 
 
-def _write_encoder(folder, weights, card):
+def _write_encoder(folder, weights, clip_pooling, card):
     """The encoder alone, in half precision."""
     config = weights.config
     plain = {
         "kind": "pretrained",
         **{key: config[key] for key in ("encoder", "features")},
         "window_seconds": config["window_seconds"],
-        "pooling": ClipPooling(config["encoder"]["depth"]).config,
+        "pooling": clip_pooling.config,
     }
     state = {
         key: value
         for key, value in weights.state.items()
         if key.startswith("encoder.")
     }
+    for key, value in clip_pooling.state_dict().items():
+        state[f"pooling.{key}"] = value
     write_export(folder, state, plain, card, half=True)
 
 
