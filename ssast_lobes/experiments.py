@@ -26,7 +26,6 @@ training by length, and cuts them again, which leaves little padding;
 few lengths.
 """
 
-import contextlib
 import functools
 import inspect
 import json
@@ -51,7 +50,11 @@ from ssast_lobes.brains import (
 )
 from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.classification import LOWER_IS_BETTER
-from ssast_lobes.brains.errors import SettingsError, check_same_experiment
+from ssast_lobes.brains.errors import (
+    SettingsError,
+    check_same_experiment,
+    loading,
+)
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
 from ssast_lobes.data.manifest import written_whole
@@ -366,7 +369,7 @@ def _parse(arguments):
 
 def _open(hparams_file, overrides, prepare):
     """Load the YAML; open the output folder, if it is that of this one."""
-    with open(hparams_file, encoding="utf-8") as file, _loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
     sb.create_experiment_directory(
@@ -600,27 +603,6 @@ def _write_json(path, content):
 # Folds --------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _loading(hparams_file):
-    """Say in one message what is wrong with a YAML or an override."""
-    try:
-        yield
-    except FileNotFoundError as error:
-        if error.filename is None:
-            raise
-        path = Path(error.filename).resolve()
-        there = sorted(other.name for other in path.parent.glob("*.yaml"))
-        raise SettingsError(
-            f"there is no {path} to include; the folder has: "
-            f"{', '.join(there) or 'nothing'}"
-        ) from error
-    except (KeyError, ValueError) as error:
-        text = error.args[0] if isinstance(error, KeyError) else str(error)
-        if "!PLACEHOLDER" in text:
-            text += " Give it on the command line, as --KEY VALUE"
-        raise SettingsError(f"{hparams_file}: {text}") from error
-
-
 class _PlainLoader(yaml.SafeLoader):
     """Reads the plain values of a YAML; what builds an object is None."""
 
@@ -630,7 +612,7 @@ _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _plain_settings(hparams_file, overrides):
     """Values of a YAML, without building any object."""
-    with open(hparams_file, encoding="utf-8") as file, _loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
 

@@ -151,6 +151,46 @@ def _is_plain(value):
 
 
 @contextmanager
+def loading(hparams_file):
+    """Say in one message what is wrong with a YAML or an override.
+
+    Arguments
+    ---------
+    hparams_file : str or path
+        The YAML that is loaded inside of the context.
+
+    Raises
+    ------
+    SettingsError
+        In place of errors of a file to include, a placeholder or a key.
+
+    Example
+    -------
+    >>> with loading("a.yaml"):
+    ...     raise ValueError("'audio' is a !PLACEHOLDER and must be replaced.")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.brains.errors.SettingsError: a.yaml: 'audio' is a ... --KEY ...
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        if error.filename is None:
+            raise
+        path = Path(error.filename).resolve()
+        there = sorted(other.name for other in path.parent.glob("*.yaml"))
+        raise SettingsError(
+            f"there is no {path} to include; the folder has: "
+            f"{', '.join(there) or 'nothing'}"
+        ) from error
+    except (KeyError, ValueError) as error:
+        text = error.args[0] if isinstance(error, KeyError) else str(error)
+        if "!PLACEHOLDER" in text:
+            text += " Give it on the command line, as --KEY VALUE"
+        raise SettingsError(f"{hparams_file}: {text}") from error
+
+
+@contextmanager
 def plain_errors():
     """Context of a script: these errors end it with their message alone.
 

@@ -447,3 +447,8 @@ def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):
     flags = [f"--audio={tones.folder}", f"--tasks={task}"]
     with pytest.raises(SettingsError, match="nothing that fine_tuned gains"):
         run([yaml_path, *flags, f"--output_folder={tmp_path / 'out'}"])
+
+
+def test_a_missing_setting_is_one_message(run, tmp_path):
+    with pytest.raises(SettingsError, match="five_tasks.yaml.*corpora"):
+        run(["hparams/five_tasks.yaml", f"--output_folder={tmp_path / 'out'}"])

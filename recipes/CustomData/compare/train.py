@@ -20,7 +20,11 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import SettingsError, plain_errors
+from ssast_lobes.brains.errors import (
+    SettingsError,
+    loading,
+    plain_errors,
+)
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, read_task, write_report
@@ -129,7 +133,7 @@ def main(arguments):
         Of the probes, see `ssast_lobes.probing.probe`.
     """
     hparams_file, _, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file:
+    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"]).resolve()
     # Bad tables show now rather than after hours.

@@ -30,7 +30,11 @@ from tqdm import tqdm
 from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
 from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import SettingsError, plain_errors
+from ssast_lobes.brains.errors import (
+    SettingsError,
+    loading,
+    plain_errors,
+)
 from ssast_lobes.data.manifest import ManifestError, written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
@@ -707,7 +711,7 @@ def main(arguments):
         See `Transfer.run`.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file:
+    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     given = run_opts.overridden_args - {"param_file"}
     options = [
