@@ -167,11 +167,11 @@ def head_arguments(config):
 
     Example
     -------
-    >>> config = {"encoder": {"dim": 32, "depth": 1}, "labels": ["cat", "dog"]}
-    >>> head_arguments(config | {"pooling": {"depth": 1}})
+    >>> head_arguments({"encoder": {"dim": 32}, "labels": ["cat", "dog"]})
     {'dim': 32, 'n_classes': 2}
     """
-    pooling = ClipPooling(**config["pooling"])
+    # Other people's exports have none: the mean of the last layer.
+    pooling = ClipPooling(**config.get("pooling", {"depth": 1}))
     return {
         "dim": pooling.output_size(config["encoder"]["dim"]),
         "n_classes": len(config["labels"]),
