@@ -278,9 +278,9 @@ def _add_heads(commands):
         _heads,
         "give an encoder linear heads, in a small copy",
         "Write a copy of an encoder in half precision, with a linear\n"
-        "classifier for each task. The encoder stays frozen; pooling, layers\n"
-        "and penalty are chosen on valid, the heads trained on train and\n"
-        "valid, and measured once on test. `ssast-lobes classify FOLDER\n"
+        "classifier for each task. The encoder stays frozen; the penalty is\n"
+        "chosen on valid, the heads trained on train and valid, and measured\n"
+        "once on test. `ssast-lobes classify FOLDER\n"
         "--task NAME` uses them. Each --data is a task as of ssast-lobes\n"
         "probe.",
         "ssast-lobes heads results/export --data words=words.csv\n"
@@ -299,17 +299,18 @@ def _add_heads(commands):
     command.add_argument("--output", required=True, metavar="FOLDER")
     command.add_argument(
         "--pooling",
-        choices=["mean", "class", "statistics"],
-        default="mean",
-        help="what embed gives of a clip: mean of the tokens, class tokens, "
-        "or mean and deviation (default: mean)",
+        choices=["mean", "class", "statistics", "best"],
+        default="best",
+        help="a clip is the mean of its tokens, the class tokens, mean and "
+        "deviation of its tokens; what embed gives, too (default: best, for "
+        "each head what is best on valid)",
     )
     command.add_argument(
         "--layers",
-        choices=["last", "weighted", "all"],
-        default="last",
-        help="of the last layer, of the mean of all, or of all side by side "
-        "(default: last)",
+        choices=["last", "all-mean", "all", "best"],
+        default="best",
+        help="tokens of the last layer, the mean of all layers, or all layers "
+        "side by side (default: best)",
     )
     command.add_argument(
         "--licences",

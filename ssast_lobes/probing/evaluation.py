@@ -153,7 +153,7 @@ def probe(
     ...
     ValueError: there is no task: name at least one
     """
-    variants = _variants(pooling, layers)
+    variants = variants_of(pooling, layers)
     if not isinstance(models, dict):
         models = short_names(models)
     _check_names(models, tasks)
@@ -215,8 +215,28 @@ def _n_common(paths):
     )
 
 
-def _variants(pooling, layers):
-    """Those of the `VARIANTS` that the two choices allow for."""
+def variants_of(pooling, layers):
+    """Those of the `VARIANTS` that two choices allow for.
+
+    Arguments
+    ---------
+    pooling, layers : str
+        See `probe`.
+
+    Returns
+    -------
+    list of tuple
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown, or there is no such pair.
+
+    Example
+    -------
+    >>> variants_of("statistics", "best")
+    [('statistics', 'last'), ('statistics', 'all')]
+    """
     choices = {"pooling": (pooling, POOLINGS), "layers": (layers, LAYERS)}
     for name, (choice, known) in choices.items():
         if choice not in (*known, BEST):

@@ -22,13 +22,16 @@ from ssast_lobes.heads import ClipPooling
 from ssast_lobes.linear_heads import LinearHead, write_head
 from ssast_lobes.probing.classifiers import linear_weights, logistic_regression
 from ssast_lobes.probing.embeddings import (
+    VARIANTS,
     PooledEncoder,
     cached_vectors,
     pooled,
 )
-from ssast_lobes.probing.evaluation import SCORES, best_fit
+from ssast_lobes.probing.evaluation import SCORES, best_fit, variants_of
 from ssast_lobes.weights import WeightsError, load_weights
 
+# What `ClipPooling` calls the layers; weights that nobody trains are equal.
+_KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 
 
@@ -40,14 +43,14 @@ def train_heads(
     cache_folder=None,
     device="cpu",
     batch_size=16,
-    pooling="mean",
-    layers="last",
+    pooling="best",
+    layers="best",
 ):
     """Write a copy of an encoder with linear heads, in half precision.
 
-    Pooling, layers and penalty of each head are chosen on the validation
-    part, as in `probe`; then it is trained on train and valid together, and
-    measured once on test. Heads are trained on the rounded encoder.
+    The penalty of each head is chosen on the validation part, as in `probe`;
+    then it is trained on train and valid together, and measured once on test.
+    Heads are trained on the rounded encoder.
 
     Arguments
     ---------
@@ -66,9 +69,10 @@ def train_heads(
     batch_size : int
         Windows of audio computed at once.
     pooling, layers : str
-        What a clip's vector is where no task is named, as in `ssast-lobes
-        embed`; see `ssast_lobes.heads.ClipPooling`. Layers that are
-        ``"weighted"`` weigh the same.
+        How clips become vectors, as in `probe`. Under ``"best"`` that is
+        chosen for each head too, and where no task is named, as in
+        `ssast-lobes embed`, a clip is the mean of its tokens after the last
+        layer.
 
     Returns
     -------
@@ -94,8 +98,8 @@ def train_heads(
         raise WeightsError(f"{folder}: choose another folder for the copy")
     check_export_folder(folder)
     weights = load_weights(model)
-    depth = weights.config["encoder"]["depth"]
-    clip_pooling = ClipPooling(depth, pooling, layers)
+    variants = variants_of(pooling, layers)
+    clip_pooling = _clip_pooling(weights.config, variants)
     card = _sections(resolved(model) / CARD_FILE)
     if licences is not None:
         card["licences_of_the_training_audio"] = licences.strip()
@@ -104,7 +108,9 @@ def train_heads(
         _write_encoder(rounded, weights, clip_pooling, card)
         encoder = PooledEncoder(rounded, device, batch_size)
         cache = cache_folder or Path(scratch) / "embeddings"
-        trained = {task.name: _head(task, encoder, cache) for task in tasks}
+        trained = {
+            task.name: _head(task, encoder, variants, cache) for task in tasks
+        }
     metrics = {
         f"{task.name} ({task.metric})": trained[task.name][1] for task in tasks
     }
@@ -134,7 +140,13 @@ def _write_encoder(folder, weights, clip_pooling, card):
     write_export(folder, state, plain, card, half=True)
 
 
-def _head(task, encoder, cache_folder):
+def _clip_pooling(config, variants):
+    """Of the only variant; of several, what exports have."""
+    [(pooling, layers)] = variants if len(variants) == 1 else VARIANTS[:1]
+    return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
+
+
+def _head(task, encoder, variants, cache_folder):
     """The head of a task, and its test score."""
     unreadable = []
     vectors = cached_vectors(
@@ -144,7 +156,7 @@ def _head(task, encoder, cache_folder):
         raise UnreadableAudio("{}: {}".format(*unreadable[0]))
     x = task.stacked(vectors)
     y = {split: task.targets(split) for split in task.rows}
-    fit, (pooling, layers) = best_fit(logistic_regression, x, y, task)
+    fit, (pooling, layers) = best_fit(logistic_regression, x, y, task, variants)
     x = {split: pooled(part, pooling, layers) for split, part in x.items()}
     weight, bias = linear_weights(
         torch.cat([x["train"], x["valid"]]),
@@ -154,9 +166,8 @@ def _head(task, encoder, cache_folder):
     )
     scores = x["test"].double() @ weight.T + bias
     score = SCORES[task.metric](scores.argmax(1), y["test"])
-    if layers == "all-mean":
-        layers = "weighted"
-    return LinearHead(weight, bias, task.labels, pooling, layers), score
+    kind = _KINDS[layers]
+    return LinearHead(weight, bias, task.labels, pooling, kind), score
 
 
 def _sections(path):

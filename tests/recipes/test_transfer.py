@@ -246,6 +246,7 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"pretrainings": {"a/b": {}}}, "letters"),
         ({"exports": {"pretrained": "none"}}, "no exported"),
         ({"arms": {"finetuned": {}}}, "finetuned"),
+        ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"tasks": [{"csv_path": "{csv}", "metric": "f2"}]}, "f2"),
         ({"tasks": [{"csv_path": "{csv}", "labels": "a"}]}, "labels"),

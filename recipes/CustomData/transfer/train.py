@@ -47,7 +47,7 @@ from ssast_lobes.probing.embeddings import (
     PooledEncoder,
     cached_vectors,
 )
-from ssast_lobes.probing.evaluation import PROBES, best_fit
+from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
 from ssast_lobes.weights import WEIGHTS_FILE, load_weights
 
 RECIPES = Path(__file__).resolve().parent.parent
@@ -214,6 +214,10 @@ class Transfer:
         self.device = device
         self.folder = Path(hparams["output_folder"]).resolve()
         self.seeds = hparams["seeds"]
+        try:
+            self.variants = variants_of(**hparams["probing"])
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"probing: {error}") from error
         self.items = [read_item(**entry) for entry in hparams["tasks"]]
         # Of each pretraining its settings; an export needs none.
         self.pretrainings = {
@@ -536,7 +540,11 @@ class Transfer:
                 place = "probes", task.name, system.name, system.how, str(seed)
                 result = once(
                     self.folder.joinpath(*place),
-                    {"source": source.key, "data": _digest_of(task)},
+                    {
+                        "source": source.key,
+                        "data": _digest_of(task),
+                        "probing": self.hparams["probing"],
+                    },
                     partial(self._fit, task, system, source),
                 )
                 results.setdefault((task.name, system), {})[seed] = result
@@ -555,7 +563,9 @@ class Transfer:
             task = task.without({path for path, _ in unreadable})
         x = task.stacked(vectors)
         y = {split: task.targets(split) for split in task.rows}
-        fit, (pooling, layers) = best_fit(PROBES[system.how], x, y, task)
+        fit, (pooling, layers) = best_fit(
+            PROBES[system.how], x, y, task, self.variants
+        )
         labels = [task.labels[number] for number in fit.predictions.tolist()]
         ids = [row["id"] for row in task.rows["test"]]
         return {
