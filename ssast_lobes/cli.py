@@ -302,8 +302,9 @@ def _add_heads(commands):
         choices=["mean", "class", "statistics", "best"],
         default="best",
         help="a clip is the mean of its tokens, the class tokens, mean and "
-        "deviation of its tokens; what embed gives, too (default: best, for "
-        "each head what is best on valid)",
+        "deviation of its tokens (default: best, for each head what is best "
+        "on valid). Where the two name one way, embed gives it; else the "
+        "mean of the last layer",
     )
     command.add_argument(
         "--layers",

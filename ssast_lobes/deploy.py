@@ -107,9 +107,10 @@ class DeployedModel(nn.Module):
         tuple of torch.Tensor
             Of a classifier the probabilities (B, C), as `AudioClassifier`
             gives them for one window. Of a pretrained model the clip vectors
-            (B, D), the frames (B, T', D), 0 at padding, and their number in
-            each clip (B,), int64, at most T'. With reference padding, what
-            stands behind the first `pad_frames` of a clip is dropped.
+            (B, D or more), the frames (B, T', D), 0 at padding, and their
+            number in each clip (B,), int64, at most T'. With reference
+            padding, what stands behind the first `pad_frames` of a clip is
+            dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
         wav = self._fill(wav)

@@ -787,7 +787,7 @@ _USES = {
 from ssast_lobes.inference import AudioEncoder
 
 encoder = AudioEncoder.from_hparams("{name}")
-clip = encoder.encode_file("audio.wav")  # (D,)
+clip = encoder.encode_file("audio.wav")  # one vector
 frames = encoder.encode_file("audio.wav", output="frames")  # (time, D)
 """,
     "classifier": """
@@ -803,7 +803,7 @@ _SPEECHBRAIN_USES = {
 from speechbrain.inference.speaker import SpeakerRecognition
 
 encoder = SpeakerRecognition.from_hparams(source="{name}")
-clip = encoder.encode_batch(encoder.load_audio("audio.wav"))  # (1, 1, D)
+clip = encoder.encode_batch(encoder.load_audio("audio.wav"))  # (1, 1, size)
 """,
     "classifier": """
 from speechbrain.inference.classifiers import EncoderClassifier

@@ -10,7 +10,9 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from ssast_lobes.brains.batches import ForgivingCollate
 from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.dataset import collate
 from ssast_lobes.probing.classifiers import linear_weights
 
@@ -19,7 +21,8 @@ from ssast_lobes.probing.classifiers import linear_weights
 def start_head(model, features, dataset, penalty, batch_size=16):
     """Set a classifier's linear layer to the logistic regression on a dataset.
 
-    All processes compute the same. The mode of the model stays as it was.
+    All processes compute the same, each in float64: meant for thousands of
+    clips. The mode of the model stays as it was.
 
     Arguments
     ---------
@@ -39,6 +42,8 @@ def start_head(model, features, dataset, penalty, batch_size=16):
     ------
     SettingsError
         If the head has a projection.
+    UnreadableAudio
+        If no clip can be read.
 
     Example
     -------
@@ -69,13 +74,18 @@ def start_head(model, features, dataset, penalty, batch_size=16):
     was_training = model.training
     model.eval()
     device = head.linear.weight.device
-    loader = DataLoader(dataset, batch_size, collate_fn=collate)
+    reading = ForgivingCollate(collate)
+    loader = DataLoader(dataset, batch_size, collate_fn=reading)
     vectors, targets = [], []
     for batch in tqdm(loader, "Linear start"):
+        if batch is None:
+            continue
         feats, n_frames = features(*batch.to(device).sig)
         vectors.append(head.norm(model.embed(feats, n_frames)).cpu())
         targets.append(batch.target.cpu())
     model.train(was_training)
+    if not vectors:
+        raise UnreadableAudio("linear_start: no training clip can be read")
     weight, bias = linear_weights(
         torch.cat(vectors),
         torch.cat(targets),

@@ -31,7 +31,7 @@ class SpectrogramLobe(nn.Module):
         Waveform to features; AudioSet statistics when left out.
     output : str
         What ``forward`` gives: ``"frames"`` (B, T', D) in time order,
-        ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, D).
+        ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, `clip_size`).
     pooling : ClipPooling, optional
         How a clip vector is made; the mean of the valid tokens when left out.
     freeze : bool

@@ -380,7 +380,7 @@ class Background(nn.Module):
             (B, T, n_mels), padding as it came.
         """
         draws = noise(1, 3)[:, 0]
-        # The clip that follows in a random order: never the clip itself.
+        # The clip that follows in a random order; one alone has none.
         order = draws[:, 0].argsort()
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
@@ -389,7 +389,7 @@ class Background(nn.Module):
         n_values = n_frames.clamp(min=1) * feats.shape[2]
         level = feats.sum((1, 2)) / n_values
         shift = level - level[partner] - below
-        chosen = draws[:, 2] < self.probability
+        chosen = (draws[:, 2] < self.probability) & (len(feats) > 1)
         counts = n_frames.minimum(n_frames[partner]) * chosen
         present = valid_frames(counts, feats.shape[1])[:, :, None]
         other = feats[partner] + shift[:, None, None].to(feats.dtype)
@@ -436,7 +436,9 @@ class RandomChannel(nn.Module):
         number = torch.arange(1, self.cosines + 1, device=feats.device)
         place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
         waves = torch.cos(math.pi * number[:, None] * place) / number[:, None]
-        response = self.level * draws[:, :1] + self.tilt * draws[:, 1:] @ waves
+        # No matrix product: autocast would round it to bf16.
+        tilt = (draws[:, 1:, None] * waves).sum(1)
+        response = self.level * draws[:, :1] + self.tilt * tilt
         shown = valid_frames(n_frames, feats.shape[1])[:, :, None]
         return feats + shown * response[:, None].to(feats.dtype)
 

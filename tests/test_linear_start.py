@@ -8,7 +8,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.brains.errors import SettingsError
-from ssast_lobes.data.audio import read_audio
+from ssast_lobes.data.audio import UnreadableAudio, read_audio
 from ssast_lobes.data.dataset import ClipReader, make_dataset
 from ssast_lobes.heads import SpectrogramClassifier
 from ssast_lobes.linear_start import start_head
@@ -73,6 +73,27 @@ def test_scores_are_those_of_the_regression(tones, arguments):
         loss = loss + 0.015 * scaled.square().sum()
         loss.backward()
     assert bias.grad.abs().max() < 1e-4
+
+
+def test_clips_that_cannot_be_read_are_passed_over(tones, tmp_path):
+    rows = clips(tones)
+    (tmp_path / "noise.wav").write_bytes(b"no audio")
+    classes = CategoricalEncoder()
+    classes.update_from_iterable(["chirp", "noise", "tone"])
+    broken = {"path": str(tmp_path / "noise.wav"), "duration": 1.0}
+    heads = []
+    # The last batch is the broken clip alone.
+    for more in ({}, {"broken": {**broken, "label": "noise"}}):
+        model = build()
+        data = make_dataset({**rows, **more}, ClipReader(), classes)
+        start_head(model, FrontEnd(), data, 0.1, batch_size=len(rows))
+        heads.append(model.head.linear.weight)
+    assert torch.equal(*heads)
+    data = make_dataset(
+        {"a": {**broken, "label": "tone"}}, ClipReader(), classes
+    )
+    with pytest.raises(UnreadableAudio, match="no training clip"):
+        start_head(build(), FrontEnd(), data, 0.1)
 
 
 def test_a_projected_head_is_refused(tones):

@@ -126,6 +126,24 @@ def test_a_head_learns_on_a_frozen_lobe():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(
+    ("pooling", "layers", "size"),
+    [
+        ("statistics", "last", 128),
+        ("statistics", "all", 384),
+        ("mean", "all", 192),
+    ],
+)
+def test_wide_clip_vectors(pooling, layers, size):
+    lobe = small(pooling=ClipPooling(2, pooling, layers), output="clip").eval()
+    wavs, lens = torch.randn(2, 8000), torch.tensor([1.0, 0.5])
+    out = lobe(wavs, lens)
+    assert out.shape == (2, 1, size)
+    assert lobe.output_size == lobe.clip_size == size
+    alone = lobe(wavs[1:, :4000])
+    assert (alone - out[1:]).abs().max() < 1e-5
+
+
 def test_weighted_pooling_reads_all_layers():
     pooling = ClipPooling(2, layers="weighted")
     lobe = small(pooling=pooling, output="clip").eval()

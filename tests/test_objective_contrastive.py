@@ -120,6 +120,20 @@ def test_it_learns_to_tell_clips_apart():
     assert sum(accuracies[:3]) / 3 < 0.55
 
 
+@pytest.mark.parametrize("crop", [0.7, [0.5, 1.0]])
+def test_config_builds_it_again(crop):
+    objective = build(crop=crop)
+    again = build(**objective.config)
+    assert again.config == objective.config and again.config["crop"] == crop
+
+
+def test_shares_out_of_range_are_refused():
+    with pytest.raises(ValueError, match="contrast_depth"):
+        build(contrast_depth=1.5)
+    with pytest.raises(ValueError, match="crop"):
+        build(crop=[0.5, 1.5])
+
+
 def test_the_projector_stays_in_the_checkpoints():
     objective = build()
     assert not any("projector" in key for key in objective.exported_state())

@@ -252,6 +252,13 @@ def test_backgrounds_add_powers_at_the_level_asked_for():
         assert sum(found) == 1
 
 
+def test_a_clip_alone_gets_no_background():
+    feats, n_frames = torch.randn(1, 9, 4), torch.tensor([9])
+    background = Background(probability=1.0, snr=(0.0, 0.0), scale=1.0)
+    mixed = background(feats, n_frames, noise_of(feats))
+    assert torch.equal(mixed, feats)
+
+
 def test_backgrounds_come_as_often_as_asked_for():
     feats, n_frames = torch.randn(4000, 2, 3), torch.full((4000,), 2)
     background = Background(probability=0.3, snr=(0.0, 20.0), scale=1.0)

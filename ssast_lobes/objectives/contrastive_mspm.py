@@ -31,10 +31,10 @@ class ContrastiveMSPM(MSPM):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    crop : list of float
-        Least and greatest length of a crop, as a share of the clip. With a
-        greatest below 1 whole clips would have lengths, and positions, that
-        training never met.
+    crop : float or list of float
+        Length of a crop as a share of the clip, or the least and the greatest.
+        With a greatest below 1 whole clips would have lengths, and positions,
+        that training never met.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
@@ -47,6 +47,11 @@ class ContrastiveMSPM(MSPM):
         Size of the compared vectors over the encoder's D.
     **mspm
         Arguments of `MSPM`.
+
+    Raises
+    ------
+    ValueError
+        If a share is out of range, or patches overlap.
 
     Example
     -------
@@ -77,6 +82,12 @@ class ContrastiveMSPM(MSPM):
         **mspm,
     ):
         super().__init__(encoder, **mspm)
+        if not 0 <= contrast_depth <= 1:
+            raise ValueError(
+                "contrast_depth is a share of the blocks, 0 to 1, got "
+                f"{contrast_depth}"
+            )
+        self._crop = crop
         self.crop = RandomCrop(crop)
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)
@@ -96,7 +107,7 @@ class ContrastiveMSPM(MSPM):
         """The arguments, without the encoder, that build this again."""
         return {
             **super().config,
-            "crop": list(self.crop.share),
+            "crop": self._crop,
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,

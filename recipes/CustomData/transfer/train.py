@@ -216,8 +216,11 @@ class Transfer:
         self.seeds = hparams["seeds"]
         try:
             self.variants = variants_of(**hparams["probing"])
-        except (TypeError, ValueError) as error:
-            raise SettingsError(f"probing: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise SettingsError(
+                "probing needs two keys, such as {pooling: best, layers: "
+                f"best}}: {error}"
+            ) from error
         self.items = [read_item(**entry) for entry in hparams["tasks"]]
         # Of each pretraining its settings; an export needs none.
         self.pretrainings = {
