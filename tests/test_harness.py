@@ -18,6 +18,7 @@ from ssast_lobes.harness.s3prl import UpstreamExpert
 from ssast_lobes.harness.windows import WindowedModel
 from ssast_lobes.harness.xares import XaresEncoder
 from ssast_lobes.inference import AudioEncoder
+from ssast_lobes.linear_heads import shipped_model
 from ssast_lobes.weights import WeightsError
 
 GRIDS = {
@@ -169,6 +170,15 @@ def test_hear_scenes(folder):
     assert embeddings.dtype == torch.float32
     assert embeddings.shape == (4, model.scene_embedding_size)
     assert not embeddings.requires_grad
+
+
+def test_hear_scenes_of_all_layers():
+    model = hear.load_model(str(shipped_model()))
+    audio = 2 * torch.rand(2, 3 * model.sample_rate) - 1
+    embeddings = hear.get_scene_embeddings(audio, model)
+    assert embeddings.shape == (2, model.scene_embedding_size) == (2, 1792)
+    frames, _ = hear.get_timestamp_embeddings(audio, model)
+    assert frames.shape[2] == model.timestamp_embedding_size == 128
 
 
 # X-ARES: its own check, and the way in which it looks a class up.

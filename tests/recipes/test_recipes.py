@@ -194,9 +194,11 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 
 @ONE_OF_BOTH
 def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
-    whole = train(task, folder=tmp_path / "whole")
+    # The head that training begins with must not come again.
+    own = {"classify": ["--linear_start=0.1", "--layers=all"]}.get(task, [])
+    whole = train(task, *own, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
-    more = ["--ckpt_interval_steps=1", "--num_workers=2"]
+    more = [*own, "--ckpt_interval_steps=1", "--num_workers=2"]
     flags = [yaml_of(task), *flags_of(task, tones, folder, *more)]
     killed = subprocess.run(
         [sys.executable, "-c", KILLED, Path(__file__).parent, ROOT, task]
@@ -511,7 +513,7 @@ def test_frozen_encoder_with_weighted_layers(pretrained, train):
     assert log_of(folder)[0]["lr"] <= 0.0005
 
 
-def test_linear_start(pretrained, train):
+def test_linear_start(pretrained, train, tmp_path):
     folder = train(
         "classify",
         f"--source={pretrained / 'export'}",
@@ -524,6 +526,13 @@ def test_linear_start(pretrained, train):
     assert load_weights(folder / "export").config["pooling"]["layers"] == "all"
     clip = exported(folder)["head.linear.weight"]
     assert clip.shape == (3, 2 * 7 * 128)
+    wav = torch.randn(1, 8000)
+    own = AudioClassifier.from_hparams(folder / "export").classify_batch(wav)
+    other = EncoderClassifier.from_hparams(
+        source=str(folder / "export"), savedir=str(tmp_path / "speechbrain")
+    )
+    share = other.classify_batch(wav)[1].exp().item()
+    assert share == pytest.approx(max(own[0].scores.values()), abs=1e-5)
 
 
 def test_linear_start_is_for_single_labels(train, tones, tmp_path):
