@@ -87,7 +87,6 @@ class ContrastiveMSPM(MSPM):
                 "contrast_depth is a share of the blocks, 0 to 1, got "
                 f"{contrast_depth}"
             )
-        self._crop = crop
         self.crop = RandomCrop(crop)
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)
@@ -107,7 +106,7 @@ class ContrastiveMSPM(MSPM):
         """The arguments, without the encoder, that build this again."""
         return {
             **super().config,
-            "crop": self._crop,
+            "crop": self.crop.share,
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,

@@ -20,11 +20,7 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import (
-    SettingsError,
-    loading,
-    plain_errors,
-)
+from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, read_task, write_report

@@ -30,11 +30,7 @@ from tqdm import tqdm
 from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
 from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import (
-    SettingsError,
-    loading,
-    plain_errors,
-)
+from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import ManifestError, written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
