@@ -9,10 +9,11 @@ alike is made here, unless the YAML has a key of that name: `export_folder`,
 which tests with it too), `train_loader_kwargs`, `valid_loader_kwargs`,
 `label_encoder`, `epoch_counter`, `checkpointer`, `train_logger`.
 
-Four keys are there for large corpora: `shards` is a folder that `ssast-lobes
+Five keys are there for large corpora: `shards` is a folder that `ssast-lobes
 shard` made of the experiment's `manifest.csv`, to read the audio from;
 `clips_per_evaluation` (pretraining) cuts a pass over the data into epochs of
-that many clips, `number_of_epochs` still counting the passes;
+that many clips, `number_of_epochs` still counting the passes; `cover_long`
+(pretraining) takes as many crops of a clip a pass as fit into it, not one;
 `balanced_sampling` (classification) draws rare classes as often as frequent
 ones; `average_from` (classification) tests the mean of the weights of the
 epochs from that one on, in place of one epoch.
@@ -56,7 +57,12 @@ from ssast_lobes.brains.errors import (
     loading,
 )
 from ssast_lobes.checkpointer import AtomicCheckpointer
-from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
+from ssast_lobes.data.dataset import (
+    ClipReader,
+    collate,
+    make_dataset,
+    repeat_long,
+)
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.samplers import (
     LengthBuckets,
@@ -115,7 +121,10 @@ def pretrain(arguments, prepare):
     rows = _rows(hparams, prepare)
     seconds = hparams["crop_seconds"]
     _complete(hparams, train_seconds=seconds, valid_seconds=seconds)
-    train = make_dataset(rows["train"], hparams["train_reader"])
+    clips = rows["train"]
+    if hparams.get("cover_long", False):
+        clips = repeat_long(clips, seconds)
+    train = make_dataset(clips, hparams["train_reader"])
     valid = None
     if rows["valid"]:
         valid = make_dataset(rows["valid"], hparams["valid_reader"])
@@ -135,7 +144,7 @@ def pretrain(arguments, prepare):
         run_opts=run_opts,
         checkpointer=hparams["checkpointer"],
         readers=[hparams["train_reader"]],
-        n_files=len(train) + len(valid or []),
+        n_files=len(rows["train"]) + len(rows["valid"]),
     )
     _fit(brain, hparams, train, valid, sampler)
     best = brain.finish()

@@ -123,6 +123,36 @@ class ClipReader:
         return _hash63(f"{self.seed}/{self.epoch}/{clip_id}") / 2**63
 
 
+def repeat_long(rows, crop_seconds):
+    """Rows of which long clips are there as often as crops fit into them.
+
+    Arguments
+    ---------
+    rows : dict
+        Clip id -> row with `duration` (seconds).
+    crop_seconds : float
+        Length of a crop.
+
+    Returns
+    -------
+    dict
+        The number of crops is rounded, and at least 1. Each has an id of its
+        own, so that `ClipReader` crops at another place.
+
+    Example
+    -------
+    >>> rows = {"a": {"duration": 1.0}, "b": {"duration": 5.1}}
+    >>> list(repeat_long(rows, crop_seconds=2.0))
+    ['a', 'b', 'b#2', 'b#3']
+    """
+    repeated = {}
+    for clip_id, row in rows.items():
+        repeated[clip_id] = row
+        for number in range(2, round(row["duration"] / crop_seconds) + 1):
+            repeated[f"{clip_id}#{number}"] = row
+    return repeated
+
+
 def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     """Dataset of clips, with labels and targets where there are any.
 

@@ -3,7 +3,10 @@
 Masked spectrogram patch modelling of SSAST says nothing of a clip as a whole.
 Here each clip is seen twice, as two crops, and the network also has to find
 the crop that comes from the same clip, as in COLA (Saeed et al., "Contrastive
-Learning of General-Purpose Audio Representations", ICASSP 2021).
+Learning of General-Purpose Audio Representations", ICASSP 2021). Of some clips
+pitch, formants and tempo change between the two, as in vocal tract length
+perturbation (Jaitly and Hinton, 2013): what they share then is what is said
+or sounds, not whose voice it is.
 """
 
 import torch
@@ -13,7 +16,12 @@ from ssast_lobes.encoder import pool
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.projections import gelu_mlp, shares_of
-from ssast_lobes.views import Background, RandomChannel, RandomCrop
+from ssast_lobes.views import (
+    Background,
+    RandomChannel,
+    RandomCrop,
+    RandomResizedCrop,
+)
 
 
 class ContrastiveMSPM(MSPM):
@@ -23,9 +31,12 @@ class ContrastiveMSPM(MSPM):
     harder. So do a background and another channel for each crop; without
     them, the channel alone tells the clips apart. A crop's vector is mean and
     deviation over time of the tokens after a block in the middle, so that the
-    last blocks are left to the patches. The negatives are the other crops of
-    the process's own batch. In evaluation, where a clip's loss has to be its
-    own, there is no contrast and no crop: the losses are those of `MSPM`.
+    last blocks are left to the patches. A random part of each batch is warped
+    along mel and time as well, each crop differently; these clips have a
+    contrast and a projection of their own. The negatives are the other crops
+    of the same part of the process's own batch. In evaluation, where a clip's
+    loss has to be its own, there is no contrast and no crop: the losses are
+    those of `MSPM`.
 
     Arguments
     ---------
@@ -45,6 +56,11 @@ class ContrastiveMSPM(MSPM):
         Cosines are divided by it.
     projection : float
         Size of the compared vectors over the encoder's D.
+    warped : dict
+        ``share`` of the clips that are warped, 0 to 1; ``freq_scale`` and
+        ``time_scale``, arguments of `RandomResizedCrop`; ``depth`` and
+        ``weight`` of their contrast, as `contrast_depth` and
+        `contrast_weight`.
     **mspm
         Arguments of `MSPM`.
 
@@ -61,12 +77,13 @@ class ContrastiveMSPM(MSPM):
     >>> objective = load_objective("contrastive_mspm")(encoder)
     >>> feats, n_frames = torch.randn(2, 128, 128), torch.tensor([128, 90])
     >>> sorted(objective(feats, n_frames).logs)
-    ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce']
+    ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce', 'warped_accuracy', \
+'warped_nce']
     >>> sorted(objective.eval()(feats, n_frames).logs)
     ['accuracy', 'mse', 'nce']
     """
 
-    training_only = ("projector",)
+    training_only = ("projector", "warped_projector")
 
     def __init__(
         self,
@@ -79,27 +96,37 @@ class ContrastiveMSPM(MSPM):
         contrast_weight,
         temperature,
         projection,
+        warped,
         **mspm,
     ):
         super().__init__(encoder, **mspm)
-        if not 0 <= contrast_depth <= 1:
-            raise ValueError(
-                "contrast_depth is a share of the blocks, 0 to 1, got "
-                f"{contrast_depth}"
-            )
+        for name, share in (
+            ("contrast_depth", contrast_depth),
+            ("depth of warped", warped["depth"]),
+            ("share of warped", warped["share"]),
+        ):
+            if not 0 <= share <= 1:
+                raise ValueError(f"{name} goes from 0 to 1, got {share}")
         self.crop = RandomCrop(crop)
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)
-        self._views = {"background": dict(background), "channel": dict(channel)}
+        self.warp = RandomResizedCrop(
+            warped["freq_scale"], warped["time_scale"]
+        )
+        self._views = {
+            "background": dict(background),
+            "channel": dict(channel),
+            "warped": dict(warped),
+        }
         self.contrast_depth = contrast_depth
         self.contrast_weight = contrast_weight
+        self.warped_share = warped["share"]
+        self.warped_depth = warped["depth"]
+        self.warped_weight = warped["weight"]
         self.temperature = temperature
         self.projection = projection
-        dim = encoder.dim
-        self.projector = nn.Sequential(
-            nn.LayerNorm(2 * dim),
-            gelu_mlp([2 * dim, 2 * dim, shares_of(dim, projection)]),
-        )
+        self.projector = _projector(encoder.dim, projection)
+        self.warped_projector = _projector(encoder.dim, projection)
 
     @property
     def config(self):
@@ -136,12 +163,23 @@ class ContrastiveMSPM(MSPM):
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
             ``clip_accuracy`` (share of the crops whose nearest crop is of
-            the same clip).
+            the same clip), and the same of the warped clips.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
         noise = self.noise(feats, generator, clip_keys)
-        views = [self._view(feats, n_frames, noise) for _ in range(2)]
+        # A batch may be in the order of its lengths.
+        order = noise(1, 1)[:, 0, 0].argsort()
+        feats, n_frames = feats[order], n_frames[order]
+        n_plain = len(feats) - round(self.warped_share * len(feats))
+        views = []
+        for part, warp in (
+            (slice(n_plain), None),
+            (slice(n_plain, None), self.warp),
+        ):
+            clips, lengths = feats[part], n_frames[part]
+            noise = self.noise(clips, generator)
+            views += [self._view(clips, lengths, warp, noise) for _ in "12"]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
         most = self.masker.n_hidden(mask[0].numel())
@@ -149,31 +187,58 @@ class ContrastiveMSPM(MSPM):
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
         loss, logs = self.hidden_losses(encoded, feats, mask, most)
-        nce, accuracy = self._contrast(encoded)
-        logs.update(clip_nce=nce.detach(), clip_accuracy=accuracy)
-        return ObjectiveOutput(loss + self.contrast_weight * nce, logs)
+        for name, part, depth, weight, projector in (
+            (
+                *("clip", slice(2 * n_plain), self.contrast_depth),
+                *(self.contrast_weight, self.projector),
+            ),
+            (
+                *("warped", slice(2 * n_plain, None), self.warped_depth),
+                *(self.warped_weight, self.warped_projector),
+            ),
+        ):
+            nce, accuracy = self._contrast(encoded, part, depth, projector)
+            logs[f"{name}_nce"] = nce.detach()
+            logs[f"{name}_accuracy"] = accuracy
+            loss = loss + weight * nce
+        return ObjectiveOutput(loss, logs)
 
-    def _view(self, feats, n_frames, noise):
+    def _view(self, feats, n_frames, warp, noise):
         feats, n_frames = self.crop(feats, n_frames, noise)
+        if warp is not None:
+            feats = warp(feats, n_frames, noise)
         feats = self.background(feats, n_frames, noise)
         return self.channel(feats, n_frames, noise), n_frames
 
-    def _contrast(self, encoded):
-        """InfoNCE between the crops of a batch, and its accuracy."""
-        block = round(self.contrast_depth * self.encoder.depth)
+    def _contrast(self, encoded, part, depth, projector):
+        """InfoNCE between the crops of a part's clips, and its accuracy."""
+        block = round(depth * self.encoder.depth)
         vectors = pool(
-            encoded.hidden_states[block], encoded.valid, None, "statistics"
+            encoded.hidden_states[block][part],
+            encoded.valid[part],
+            None,
+            "statistics",
         )
         # Over a temperature of 0.1, bf16's roundings become hundredths.
         with torch.autocast(vectors.device.type, enabled=False):
-            unit = nn.functional.normalize(self.projector(vectors.float()))
+            unit = nn.functional.normalize(projector(vectors.float()))
             scores = unit @ unit.T / self.temperature
         itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
         scores = scores.masked_fill(itself, torch.finfo(scores.dtype).min)
         partner = torch.arange(len(unit), device=unit.device).roll(
             len(unit) // 2
         )
-        nce = nn.functional.cross_entropy(scores, partner)
+        # Of a batch too small for both parts, one is empty: 0, not NaN.
+        count = max(1, len(unit))
+        nce = nn.functional.cross_entropy(scores, partner, reduction="sum")
         with torch.no_grad():
-            accuracy = (scores.argmax(1) == partner).float().mean()
-        return nce, accuracy
+            right = (scores.argmax(1) == partner) if len(unit) else partner
+            accuracy = right.sum() / count
+        return nce / count, accuracy
+
+
+def _projector(dim, projection):
+    return nn.Sequential(
+        nn.LayerNorm(2 * dim),
+        gelu_mlp([2 * dim, 2 * dim, shares_of(dim, projection)]),
+    )

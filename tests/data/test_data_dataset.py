@@ -17,6 +17,7 @@ from ssast_lobes.data.dataset import (
     clip_keys,
     collate,
     make_dataset,
+    repeat_long,
 )
 from ssast_lobes.data.manifest import ManifestError
 
@@ -256,3 +257,17 @@ def test_workers_that_outlive_an_epoch_see_the_next(rows, method):
     for reader.epoch in (0, 5):
         for index, batch in enumerate(loader):
             assert torch.equal(batch.sig.data[0], dataset[index]["sig"])
+
+
+def test_long_clips_are_cropped_all_over_in_one_pass(rows):
+    reader = ClipReader(1.0, random_crop=True)
+    repeated = repeat_long(rows, reader.crop_seconds)
+    counts = dict.fromkeys(rows, 0)
+    starts = set()
+    for item in make_dataset(repeated, reader):
+        name = item["id"].split("#")[0]
+        counts[name] += 1
+        if name == "long":
+            starts.add(start_of(item["sig"]))
+    assert counts == {"short": 1, "middle": 2, "long": 5}
+    assert len(starts) == 5
