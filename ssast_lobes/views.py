@@ -95,17 +95,64 @@ class RandomCrop(nn.Module):
         n_frames : torch.Tensor
             Their valid frames (B,) int64.
         """
-        longest = max(1, round(self._greatest * feats.shape[1]))
+        first, counts = self.draw(n_frames, noise)
+        return cut(feats, first, counts, self.longest(feats)), counts
+
+    def draw(self, n_frames, noise):
+        """Where to cut.
+
+        Arguments
+        ---------
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : Noise
+            Source of the draws.
+
+        Returns
+        -------
+        first, counts : torch.Tensor
+            First frame and number of frames of each stretch, (B,) int64.
+        """
         share = self._least
         if self._least < self._greatest:
             reach = self._greatest - self._least
             share = self._least + reach * noise(1, 1)[:, 0, 0].double()
         counts = (share * n_frames.double()).round().long().clamp(min=1)
         first = draw_whole(noise(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
-        places = first + torch.arange(longest, device=feats.device)
-        places = places.clamp(max=feats.shape[1] - 1)[:, :, None]
-        crops = feats.gather(1, places.expand(-1, -1, feats.shape[2]))
-        return crops * valid_frames(counts, longest)[:, :, None], counts
+        return first[:, 0], counts
+
+    def longest(self, feats):
+        """Frames (int) of the longest stretch of such a batch."""
+        return max(1, round(self._greatest * feats.shape[1]))
+
+
+def cut(feats, first, counts, longest):
+    """Cut a stretch out of each clip.
+
+    Arguments
+    ---------
+    feats : torch.Tensor
+        (B, T, n_mels).
+    first, counts : torch.Tensor
+        First frame and number of frames of each stretch, (B,) int64.
+    longest : int
+        Frames of the result, at least the greatest of the counts.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, longest, n_mels), 0 beyond each stretch.
+
+    Example
+    -------
+    >>> feats = torch.arange(6.0).view(1, 6, 1)
+    >>> cut(feats, torch.tensor([2]), torch.tensor([3]), 4)[0, :, 0]
+    tensor([2., 3., 4., 0.])
+    """
+    places = first[:, None] + torch.arange(longest, device=feats.device)
+    places = places.clamp(max=feats.shape[1] - 1)[:, :, None]
+    stretches = feats.gather(1, places.expand(-1, -1, feats.shape[2]))
+    return stretches * valid_frames(counts, longest)[:, :, None]
 
 
 class RandomResizedCrop(nn.Module):

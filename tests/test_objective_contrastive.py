@@ -6,19 +6,9 @@ import torch
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 
-CHANNEL = {"level": 0.4, "tilt": 0.2, "cosines": 4}
-WARPED = {
-    "share": 0.5,
-    "freq_scale": [0.7, 1.0],
-    "time_scale": [0.7, 1.0],
-    "depth": 1.0,
-    "weight": 0.5,
-}
-STILL = {**WARPED, "freq_scale": [1.0, 1.0], "time_scale": [1.0, 1.0]}
 QUIET = {
     "background": {"probability": 0.0, "snr": [0.0, 0.0], "scale": 1.0},
     "channel": {"level": 0.0, "tilt": 0.0, "cosines": 1},
-    "warped": STILL,
 }
 
 
@@ -60,32 +50,39 @@ def contrast_by_hand(rows, projector):
     return sum(losses) / len(rows), sum(right) / len(rows)
 
 
+def listening(objective):
+    """What the encoder is given and gives, once it is called."""
+    seen = {}
+
+    def listen(module, arguments, named, encoded):
+        feats, n_frames, mask, _ = arguments
+        seen.update(encoded=encoded, feats=feats, n=n_frames, mask=mask)
+
+    objective.encoder.register_forward_hook(listen, with_kwargs=True)
+    return seen
+
+
 @torch.no_grad()
 def test_the_contrasts_by_hand():
     objective = build(crop=[0.7, 0.7])
     feats, n_frames = batch((80, 45, 60, 80, 70, 55))
-    seen = {}
-
-    def listen(module, arguments, named, encoded):
-        seen.update(encoded=encoded, feats=arguments[0], n=arguments[1])
-
-    objective.encoder.register_forward_hook(listen, with_kwargs=True)
-    output = objective(feats, n_frames)
+    takes = torch.tensor([False, True, False, True, True, False])
+    seen = listening(objective)
+    output = objective(feats, n_frames, takes=takes)
     encoded, counts = seen["encoded"], seen["n"].tolist()
-    # Two crops of the clips of each part, which are drawn.
-    assert sorted(counts) == sorted([56, 31, 42, 56, 49, 38] * 2)
-    assert counts[:3] == counts[3:6] and counts[6:9] == counts[9:]
-    assert counts[:3] + counts[6:9] != [56, 31, 42, 56, 49, 38]
+    # Two crops of each clip, or its halves, in the order of the clips.
+    assert counts == [56, 22, 42, 40, 35, 38] * 2
 
     total = output.logs["nce"] + 10 * output.logs["mse"]
-    # Two thirds of three blocks, and the last.
-    for name, part, block, weight, projector in (
-        ("clip", slice(6), 2, 0.3, objective.projector),
-        ("warped", slice(6, 12), 3, 0.5, objective.warped_projector),
+    for name, chosen, weight, projector in (
+        ("clip", ~takes, 0.3, objective.projector),
+        ("takes", takes, 0.5, objective.takes_projector),
     ):
+        chosen = chosen.repeat(2)
+        # Two thirds of three blocks.
         rows = zip(
-            encoded.hidden_states[block][part],
-            encoded.valid[part],
+            encoded.hidden_states[2][chosen],
+            encoded.valid[chosen],
             strict=True,
         )
         loss, accuracy = contrast_by_hand(list(rows), projector)
@@ -97,46 +94,39 @@ def test_the_contrasts_by_hand():
 
 
 @torch.no_grad()
-def test_crops_of_one_clip_differ_as_they_are_told_to():
-    # The same at all times, so that crops are alike; a ramp over mel.
-    ramp = torch.linspace(0, 1, 32).expand(4, 80, 32)
-    objectives = {
-        "nothing": build(crop=[0.7, 0.7], **QUIET),
-        "channel": build(
-            crop=[0.7, 0.7], **QUIET | {"channel": CHANNEL, "warped": STILL}
-        ),
-        "warped": build(crop=[0.7, 0.7], **QUIET | {"warped": WARPED}),
-    }
-    same = {}
-    for name, objective in objectives.items():
-        seen = []
-        objective.encoder.register_forward_hook(
-            lambda module, arguments, output, seen=seen: seen.append(
-                arguments[0]
-            )
-        )
-        objective(ramp, torch.full((4,), 80))
-        first, second, third, fourth = seen[0].chunk(4)
-        same[name] = torch.equal(first, second), torch.equal(third, fourth)
-    assert same == {
-        "nothing": (True, True),
-        "channel": (False, False),
-        "warped": (True, False),
-    }
+def test_takes_are_the_halves_of_a_clip_and_hide_nothing():
+    objective, (feats, n_frames) = build(**QUIET), batch((80, 45))
+    seen = listening(objective)
+    objective(feats, n_frames, takes=torch.tensor([False, True]))
+    halves = seen["feats"][[1, 3]]
+    assert torch.equal(halves[:, :22], feats[1, :44].view(2, 22, 32))
+    assert (halves[:, 22:] == 0).all()
+    hidden = seen["mask"].flatten(1).sum(1).tolist()
+    assert hidden[1] == hidden[3] == 0 and min(hidden[0], hidden[2]) > 0
 
 
-@pytest.mark.parametrize("clips", [1, 2, 3])
-def test_a_batch_too_small_to_compare_has_a_loss(clips):
-    objective = build()
-    feats, n_frames = batch((80, 60, 45)[:clips])
-    output = objective(feats, n_frames)
+@torch.no_grad()
+def test_crops_of_one_clip_have_channels_of_their_own():
+    constant = torch.ones(2, 80, 32), torch.tensor([80, 80])
+    for arguments, same in ((QUIET, True), ({}, False)):
+        objective = build(crop=[0.7, 0.7], **arguments)
+        seen = listening(objective)
+        objective(*constant)
+        first, second = seen["feats"].chunk(2)
+        assert torch.equal(first, second) == same
+
+
+@pytest.mark.parametrize("takes", [None, [True], [False], [True, False]])
+def test_few_clips_of_a_kind_have_a_loss_and_all_gradients(takes):
+    objective, (feats, n_frames) = build(), batch((80, 45)[: len(takes or "1")])
+    if takes is not None:
+        takes = torch.tensor(takes)
+    output = objective(feats, n_frames, takes=takes)
     output.loss.backward()
     assert torch.isfinite(output.loss)
-    assert all(
-        torch.isfinite(parameter.grad).all()
-        for parameter in objective.parameters()
-        if parameter.requires_grad
-    )
+    for parameter in objective.parameters():
+        if parameter.requires_grad:
+            assert torch.isfinite(parameter.grad).all()
 
 
 def test_in_evaluation_the_losses_are_those_of_mspm():
@@ -157,42 +147,45 @@ def test_in_evaluation_the_losses_are_those_of_mspm():
     assert own.logs.keys() == other.logs.keys()
 
 
-def learning(objective, spectra, noise, steps):
-    """Accuracies of both contrasts over steps on sounds that last."""
-    feats, n_frames = batch((80,) * 16)
-    feats = noise * feats + spectra[:, None]
+def learning(objective, feats, n_frames, steps, **own):
+    """Logs of training steps."""
     optimizer = torch.optim.AdamW(objective.parameters(), lr=3e-3)
     generator = torch.Generator().manual_seed(0)
-    accuracies = []
+    logs = []
     for _ in range(steps):
-        output = objective(feats, n_frames, generator=generator)
+        output = objective(feats, n_frames, generator=generator, **own)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-        accuracies.append(
-            [output.logs[f"{part}_accuracy"] for part in ("clip", "warped")]
-        )
-    return torch.tensor(accuracies).T
+        logs.append(output.logs)
+    return logs
+
+
+def mean_of(logs, name):
+    return sum(each[name].item() for each in logs) / len(logs)
 
 
 def test_it_learns_to_tell_clips_apart():
+    feats, n_frames = batch((80,) * 16)
+    # Sounds that last: each clip has a spectrum of its own.
     draw = torch.Generator().manual_seed(0)
-    spectra = torch.randn(16, 32, generator=draw)
-    clip, _ = learning(build(), spectra, noise=0.3, steps=120)
-    # Chance is one in 15; backgrounds keep it from all of them.
-    assert clip[:3].mean() < 0.7
-    assert clip[-10:].mean() > 0.8
+    feats = 0.3 * feats + torch.randn(16, 1, 32, generator=draw)
+    logs = learning(build(), feats, n_frames, steps=80)
+    # Chance is one in 31; backgrounds keep it from all of them.
+    assert mean_of(logs[-5:], "clip_accuracy") > 0.7
+    assert mean_of(logs[:3], "clip_accuracy") < 0.55
 
 
-def test_it_learns_to_know_warped_clips_again():
+def test_it_learns_what_two_takes_have_in_common():
     draw = torch.Generator().manual_seed(0)
-    # Smooth: a shift by some bands leaves them alike.
-    waves = torch.arange(1, 9)[:, None] * torch.linspace(0, torch.pi, 32)
-    spectra = torch.randn(16, 8, generator=draw) @ torch.cos(waves)
-    objective = build(background=QUIET["background"])
-    _, warped = learning(objective, spectra, noise=1.0, steps=120)
-    assert warped[:5].mean() < 0.7
-    assert warped[-20:].mean() > 0.85
+    # What is said: when it is loud. Who says it, far stronger: a spectrum.
+    content = torch.randn(16, 40, 1, generator=draw).repeat(1, 2, 1)
+    voices = 3 * torch.randn(16, 2, 1, 32, generator=draw)
+    feats = content + voices.expand(16, 2, 40, 32).reshape(16, 80, 32)
+    takes, n_frames = torch.ones(16, dtype=torch.bool), torch.full((16,), 80)
+    logs = learning(build(**QUIET), feats, n_frames, steps=150, takes=takes)
+    assert mean_of(logs[-5:], "takes_accuracy") > 0.9
+    assert mean_of(logs[:3], "takes_accuracy") < 0.4
 
 
 @pytest.mark.parametrize("crop", [0.7, [0.5, 1.0]])
@@ -207,8 +200,6 @@ def test_shares_out_of_range_are_refused():
         build(contrast_depth=1.5)
     with pytest.raises(ValueError, match="crop"):
         build(crop=[0.5, 1.5])
-    with pytest.raises(ValueError, match="share of warped"):
-        build(warped={**WARPED, "share": 50})
 
 
 def test_the_projector_stays_in_the_checkpoints():

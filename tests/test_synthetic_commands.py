@@ -116,7 +116,7 @@ def test_plan_does_not_move_with_the_sizes_of_other_parts(prepare):
 
 
 def test_same_arguments_same_bytes(prepare, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "_n_processors", lambda: 1)
+    monkeypatch.setattr(prepare, "n_processors", lambda: 1)
     prepare.prepare_synthetic_commands(tmp_path, **SIZES)
     assert contents(tmp_path) == contents(corpus)
 

@@ -244,10 +244,10 @@ def _claim(output_folder, settings):
             )
         return
     output_folder.mkdir(parents=True, exist_ok=True)
-    _write_whole(path, json.dumps(wanted, indent=2) + "\n")
+    write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 
-def _write_whole(path, text):
+def write_whole(path, text):
     """Writes a text file that is there entirely or not at all."""
     path = Path(path)
     with tempfile.NamedTemporaryFile(
@@ -285,7 +285,7 @@ def _write_manifests(shards, manifests):
         writer = csv.DictWriter(text, columns[name], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows[name])
-        _write_whole(path, text.getvalue())
+        write_whole(path, text.getvalue())
 
 
 # ---------------------------------------------------------------------------
@@ -329,7 +329,7 @@ def plan_corpus(settings):
             pairs = voices[split]
             words = np.tile(WORDS, n_speakers)
         speakers = [
-            _draw_speaker(f"{split}{i:04d}", pairs[i % len(pairs)], rng)
+            draw_speaker(f"{split}{i:04d}", pairs[i % len(pairs)], rng)
             for i in range(n_speakers)
         ]
         clips = [
@@ -358,7 +358,7 @@ def _split_voices(seed):
     """
     variants = sorted(
         path.name
-        for path in _voice_folder().iterdir()
+        for path in voice_folder().iterdir()
         if not NOT_VOICES.fullmatch(path.name)
     )
     rng = np.random.default_rng(seed)
@@ -377,13 +377,29 @@ def _split_voices(seed):
     return voices
 
 
-def _voice_folder():
+def voice_folder():
+    """Where eSpeak NG has the voice variants (Path), a file each."""
     import espeakng_loader
 
     return Path(espeakng_loader.get_data_path(), "voices", "!v")
 
 
-def _draw_speaker(name, voice, rng):
+def draw_speaker(name, voice, rng):
+    """Draws how somebody speaks.
+
+    Arguments
+    ---------
+    name : str
+        What the speaker is called.
+    voice : str
+        Voice of eSpeak NG, such as "en-us+f2".
+    rng : numpy.random.Generator
+        Draws pitch, rate and vocal tract.
+
+    Returns
+    -------
+    Speaker
+    """
     return Speaker(
         name=name,
         voice=voice,
@@ -422,7 +438,7 @@ def _make_shards(shards, settings, output_folder):
             stderr=subprocess.PIPE,
             text=True,
             # The voices are found by a short relative path from here.
-            cwd=_voice_folder().parents[2],
+            cwd=voice_folder().parents[2],
         )
         with process:
             for _ in process.stdout:
@@ -442,7 +458,7 @@ def _make_shards(shards, settings, output_folder):
             dir=output_folder, prefix=WORKSHOP
         ) as workshop,
         progress,
-        ThreadPoolExecutor(_n_processors()) as pool,
+        ThreadPoolExecutor(n_processors()) as pool,
     ):
         for _ in pool.map(make, shards, [workshop] * len(shards)):
             pass
@@ -471,7 +487,8 @@ def _put_in_place(folder, shard, output_folder):
             raise
 
 
-def _n_processors():
+def n_processors():
+    """Processors (int) that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
@@ -499,7 +516,7 @@ def make_shard(shard, settings, folder):
     synthesiser = Synthesiser()
     rng = _generator(settings, shard.folder)
     babble = [
-        synthesiser.say(sentence, _draw_speaker("", voice, rng))
+        synthesiser.say(sentence, draw_speaker("", voice, rng))
         for sentence in BABBLE
         for voice in rng.choice(shard.voices, 2)
     ]

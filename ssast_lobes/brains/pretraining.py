@@ -52,7 +52,10 @@ class PretrainingBrain(SpectrogramBrain):
         batch = batch.to(self.device, non_blocking=True)
         feats, n_frames = self.modules.features(*batch.sig)
         if stage == sb.Stage.TRAIN:
-            return self.modules.objective(feats, n_frames), len(batch.id)
+            own = {}
+            if self.objective.uses_takes and hasattr(batch, "takes"):
+                own["takes"] = batch.takes
+            return self.modules.objective(feats, n_frames, **own), len(batch.id)
         keys = clip_keys(batch.id).to(feats.device)
         mask = self.objective.draw_mask(feats, n_frames, clip_keys=keys)
         self._watch(feats, n_frames, keys, batch.id)

@@ -160,7 +160,7 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     ---------
     rows : dict
         Clip id -> row with `path`, `duration` (seconds) and perhaps `label`
-        and `speaker` (str).
+        and `speaker` (str), and `takes` ("2" or "").
     reader : ClipReader
         Or any other callable (path, duration, id) -> waveform (samples,).
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
@@ -171,14 +171,16 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
-        With items `id`, `sig` (samples,), `label` and `speaker` as in the
-        rows, and `target`: class index () int64 or, if `multi_label`,
-        multi-hot (classes,) float32.
+        With items `id`, `sig` (samples,), `label` and `speaker` where all
+        rows have them, and `target`: class index () int64 or, if `multi_label`,
+        multi-hot (classes,) float32. If any row says so, `takes` () bool:
+        the clip's halves are two takes of one content.
 
     Raises
     ------
     ManifestError
-        If there are no rows, or labels that the encoder does not know.
+        If there are no rows, labels that the encoder does not know, or takes
+        that are longer than a crop.
 
     Example
     -------
@@ -196,10 +198,22 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
         clip_id: {key: row[key] for key in _STATIC_KEYS if key in row}
         for clip_id, row in rows.items()
     }
-    texts = next(iter(data.values())).keys() & {"label", "speaker"}
+    # Tables side by side may differ in what they say.
+    texts = {"label", "speaker"}.intersection(*data.values())
+    for row in data.values():
+        for name in {"label", "speaker"} - texts:
+            row.pop(name, None)
+    in_takes = any(row.get("takes") for row in rows.values())
+    if in_takes:
+        longest = getattr(reader, "crop_seconds", None)
+        for clip_id, row in rows.items():
+            data[clip_id]["in_takes"] = _has_takes(clip_id, row, longest)
     dataset = DynamicItemDataset(data)
     dataset.add_dynamic_item(reader, ["path", "duration", "id"], "sig")
     output_keys = ["id", "sig", *sorted(texts)]
+    if in_takes:
+        dataset.add_dynamic_item(torch.tensor, "in_takes", "takes")
+        output_keys.append("takes")
     if label_encoder is not None:
         classes = dict(label_encoder.lab2ind)
         _check_labels(data, classes, multi_label)
@@ -327,6 +341,20 @@ def append_row(path, row):
         os.write(file, line.getvalue().encode("utf-8", "surrogateescape"))
     finally:
         os.close(file)
+
+
+def _has_takes(clip_id, row, longest):
+    takes = row.get("takes") or "1"
+    if takes not in ("1", "2"):
+        raise ManifestError(
+            f'{clip_id}: takes "{takes}", but a clip has 1, or 2 in halves'
+        )
+    if takes == "2" and longest is not None and row["duration"] > longest:
+        raise ManifestError(
+            f"{clip_id}: two takes in {row['duration']:g} s, of which a crop "
+            f"of {longest:g} s (crop_seconds) would lose a part"
+        )
+    return takes == "2"
 
 
 def _class_index(classes, label):

@@ -38,6 +38,8 @@ class Objective(nn.Module):
     # are in its checkpoints, not in exports. A teacher starts from a loaded
     # student again.
     training_only = ("teacher",)
+    # Whether `forward` takes `takes`, see `ContrastiveMSPM`.
+    uses_takes = False
 
     def __init__(self, encoder, masker=None):
         super().__init__()

@@ -3,10 +3,10 @@
 Masked spectrogram patch modelling of SSAST says nothing of a clip as a whole.
 Here each clip is seen twice, as two crops, and the network also has to find
 the crop that comes from the same clip, as in COLA (Saeed et al., "Contrastive
-Learning of General-Purpose Audio Representations", ICASSP 2021). Of some clips
-pitch, formants and tempo change between the two, as in vocal tract length
-perturbation (Jaitly and Hinton, 2013): what they share then is what is said
-or sounds, not whose voice it is.
+Learning of General-Purpose Audio Representations", ICASSP 2021). Crops of one
+recording share its voice and its room too. Where two takes of one content are
+at hand, a word in two voices say, these are the two views: then only what is
+said is left to know them by.
 """
 
 import torch
@@ -16,12 +16,7 @@ from ssast_lobes.encoder import pool
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.projections import gelu_mlp, shares_of
-from ssast_lobes.views import (
-    Background,
-    RandomChannel,
-    RandomCrop,
-    RandomResizedCrop,
-)
+from ssast_lobes.views import Background, RandomChannel, RandomCrop, cut
 
 
 class ContrastiveMSPM(MSPM):
@@ -31,12 +26,13 @@ class ContrastiveMSPM(MSPM):
     harder. So do a background and another channel for each crop; without
     them, the channel alone tells the clips apart. A crop's vector is mean and
     deviation over time of the tokens after a block in the middle, so that the
-    last blocks are left to the patches. A random part of each batch is warped
-    along mel and time as well, each crop differently; these clips have a
-    contrast and a projection of their own. The negatives are the other crops
-    of the same part of the process's own batch. In evaluation, where a clip's
-    loss has to be its own, there is no contrast and no crop: the losses are
-    those of `MSPM`.
+    last blocks are left to the patches.
+
+    Clips of two takes are cut in halves in place of crops, hide nothing, and
+    are compared among themselves through a projection of their own. The
+    negatives are the other crops, or takes, of the process's own batch. In
+    evaluation, where a clip's loss has to be its own, there is no contrast
+    and no crop: the losses are those of `MSPM`.
 
     Arguments
     ---------
@@ -50,17 +46,13 @@ class ContrastiveMSPM(MSPM):
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
         The block whose tokens are compared, as a share of the depth.
-    contrast_weight : float
-        Of the contrast, beside the loss of `MSPM`.
+    contrast_weight, takes_weight : float
+        Of the contrast of crops, and of that of takes, beside the loss of
+        `MSPM`.
     temperature : float
         Cosines are divided by it.
     projection : float
         Size of the compared vectors over the encoder's D.
-    warped : dict
-        ``share`` of the clips that are warped, 0 to 1; ``freq_scale`` and
-        ``time_scale``, arguments of `RandomResizedCrop`; ``depth`` and
-        ``weight`` of their contrast, as `contrast_depth` and
-        `contrast_weight`.
     **mspm
         Arguments of `MSPM`.
 
@@ -77,13 +69,16 @@ class ContrastiveMSPM(MSPM):
     >>> objective = load_objective("contrastive_mspm")(encoder)
     >>> feats, n_frames = torch.randn(2, 128, 128), torch.tensor([128, 90])
     >>> sorted(objective(feats, n_frames).logs)
-    ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce', 'warped_accuracy', \
-'warped_nce']
+    ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce']
+    >>> takes = torch.tensor([False, True])
+    >>> sorted(objective(feats, n_frames, takes=takes).logs)[-2:]
+    ['takes_accuracy', 'takes_nce']
     >>> sorted(objective.eval()(feats, n_frames).logs)
     ['accuracy', 'mse', 'nce']
     """
 
-    training_only = ("projector", "warped_projector")
+    training_only = ("projector", "takes_projector")
+    uses_takes = True
 
     def __init__(
         self,
@@ -94,39 +89,28 @@ class ContrastiveMSPM(MSPM):
         channel,
         contrast_depth,
         contrast_weight,
+        takes_weight,
         temperature,
         projection,
-        warped,
         **mspm,
     ):
         super().__init__(encoder, **mspm)
-        for name, share in (
-            ("contrast_depth", contrast_depth),
-            ("depth of warped", warped["depth"]),
-            ("share of warped", warped["share"]),
-        ):
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name} goes from 0 to 1, got {share}")
+        if not 0 <= contrast_depth <= 1:
+            raise ValueError(
+                "contrast_depth is a share of the blocks, 0 to 1, got "
+                f"{contrast_depth}"
+            )
         self.crop = RandomCrop(crop)
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)
-        self.warp = RandomResizedCrop(
-            warped["freq_scale"], warped["time_scale"]
-        )
-        self._views = {
-            "background": dict(background),
-            "channel": dict(channel),
-            "warped": dict(warped),
-        }
+        self._views = {"background": dict(background), "channel": dict(channel)}
         self.contrast_depth = contrast_depth
         self.contrast_weight = contrast_weight
-        self.warped_share = warped["share"]
-        self.warped_depth = warped["depth"]
-        self.warped_weight = warped["weight"]
+        self.takes_weight = takes_weight
         self.temperature = temperature
         self.projection = projection
         self.projector = _projector(encoder.dim, projection)
-        self.warped_projector = _projector(encoder.dim, projection)
+        self.takes_projector = _projector(encoder.dim, projection)
 
     @property
     def config(self):
@@ -137,12 +121,19 @@ class ContrastiveMSPM(MSPM):
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,
+            "takes_weight": self.takes_weight,
             "temperature": self.temperature,
             "projection": self.projection,
         }
 
     def forward(
-        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+        self,
+        feats,
+        n_frames,
+        mask=None,
+        generator=None,
+        clip_keys=None,
+        takes=None,
     ):
         """Loss of a batch.
 
@@ -157,84 +148,84 @@ class ContrastiveMSPM(MSPM):
             evaluation. Left out in training, each crop has its own.
         generator, clip_keys
             Source of the draws; see `Objective.noise`.
+        takes : torch.Tensor, optional
+            Boolean (B,), True of clips whose halves are two takes.
 
         Returns
         -------
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
             ``clip_accuracy`` (share of the crops whose nearest crop is of
-            the same clip), and the same of the warped clips.
+            the same clip), and with `takes` the same of them.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
+        in_takes = takes
+        if takes is None:
+            # All the same, or DDP would wait for the projection's gradients.
+            in_takes = torch.zeros_like(n_frames, dtype=torch.bool)
         noise = self.noise(feats, generator, clip_keys)
-        # A batch may be in the order of its lengths.
-        order = noise(1, 1)[:, 0, 0].argsort()
-        feats, n_frames = feats[order], n_frames[order]
-        n_plain = len(feats) - round(self.warped_share * len(feats))
-        views = []
-        for part, warp in (
-            (slice(n_plain), None),
-            (slice(n_plain, None), self.warp),
-        ):
-            clips, lengths = feats[part], n_frames[part]
-            noise = self.noise(clips, generator)
-            views += [self._view(clips, lengths, warp, noise) for _ in "12"]
+        views = [
+            self._view(feats, n_frames, in_takes, k, noise) for k in (0, 1)
+        ]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
         most = self.masker.n_hidden(mask[0].numel())
+        in_takes = in_takes.repeat(2)
+        mask = mask & ~in_takes[:, None, None]
         encoded = self.encoder(
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
         loss, logs = self.hidden_losses(encoded, feats, mask, most)
-        for name, part, depth, weight, projector in (
-            (
-                *("clip", slice(2 * n_plain), self.contrast_depth),
-                *(self.contrast_weight, self.projector),
-            ),
-            (
-                *("warped", slice(2 * n_plain, None), self.warped_depth),
-                *(self.warped_weight, self.warped_projector),
-            ),
+        block = round(self.contrast_depth * self.encoder.depth)
+        vectors = pool(
+            encoded.hidden_states[block], encoded.valid, None, "statistics"
+        ).float()
+        for name, weight, projector, chosen in (
+            ("clip", self.contrast_weight, self.projector, ~in_takes),
+            ("takes", self.takes_weight, self.takes_projector, in_takes),
         ):
-            nce, accuracy = self._contrast(encoded, part, depth, projector)
-            logs[f"{name}_nce"] = nce.detach()
-            logs[f"{name}_accuracy"] = accuracy
+            nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
+            if name == "clip" or takes is not None:
+                logs[f"{name}_nce"] = nce.detach()
+                logs[f"{name}_accuracy"] = accuracy
         return ObjectiveOutput(loss, logs)
 
-    def _view(self, feats, n_frames, warp, noise):
-        feats, n_frames = self.crop(feats, n_frames, noise)
-        if warp is not None:
-            feats = warp(feats, n_frames, noise)
-        feats = self.background(feats, n_frames, noise)
-        return self.channel(feats, n_frames, noise), n_frames
+    def _view(self, feats, n_frames, takes, number, noise):
+        """The first or the second view of each clip: a crop, or a take."""
+        first, counts = self.crop.draw(n_frames, noise)
+        half = (n_frames // 2).clamp(min=1)
+        first = torch.where(takes, number * half, first)
+        counts = torch.where(takes, half, counts)
+        longest = max(self.crop.longest(feats), feats.shape[1] // 2)
+        feats = cut(feats, first, counts, longest)
+        feats = self.background(feats, counts, noise)
+        return self.channel(feats, counts, noise), counts
 
-    def _contrast(self, encoded, part, depth, projector):
-        """InfoNCE between the crops of a part's clips, and its accuracy."""
-        block = round(depth * self.encoder.depth)
-        vectors = pool(
-            encoded.hidden_states[block][part],
-            encoded.valid[part],
-            None,
-            "statistics",
-        )
+    def _contrast(self, projector, vectors, chosen):
+        """InfoNCE among the chosen rows of both views, and its accuracy.
+
+        All rows are there, chosen or not, so that no shape depends on data.
+        """
         # Over a temperature of 0.1, bf16's roundings become hundredths.
         with torch.autocast(vectors.device.type, enabled=False):
-            unit = nn.functional.normalize(projector(vectors.float()))
+            unit = nn.functional.normalize(projector(vectors))
             scores = unit @ unit.T / self.temperature
         itself = torch.eye(len(unit), dtype=torch.bool, device=unit.device)
-        scores = scores.masked_fill(itself, torch.finfo(scores.dtype).min)
+        scores = scores.masked_fill(
+            itself | ~chosen, torch.finfo(scores.dtype).min
+        )
         partner = torch.arange(len(unit), device=unit.device).roll(
             len(unit) // 2
         )
-        # Of a batch too small for both parts, one is empty: 0, not NaN.
-        count = max(1, len(unit))
-        nce = nn.functional.cross_entropy(scores, partner, reduction="sum")
+        losses = nn.functional.cross_entropy(scores, partner, reduction="none")
+        count = chosen.sum().clamp(min=1)
+        nce = torch.where(chosen, losses, 0.0).sum() / count
         with torch.no_grad():
-            right = (scores.argmax(1) == partner) if len(unit) else partner
+            right = (scores.argmax(1) == partner) & chosen
             accuracy = right.sum() / count
-        return nce / count, accuracy
+        return nce, accuracy
 
 
 def _projector(dim, projection):

@@ -271,3 +271,24 @@ def test_long_clips_are_cropped_all_over_in_one_pass(rows):
             starts.add(start_of(item["sig"]))
     assert counts == {"short": 1, "middle": 2, "long": 5}
     assert len(starts) == 5
+
+
+def test_clips_of_two_takes_are_told_from_others(rows):
+    assert "takes" not in make_dataset(rows, ClipReader())[0]
+    rows["long"]["takes"], rows["short"]["takes"] = "2", ""
+    dataset = make_dataset(rows, ClipReader())
+    batch = collate(list(dataset))
+    told = dict(zip(batch.id, batch.takes.tolist(), strict=True))
+    assert told == {"short": False, "middle": False, "long": True}
+    with pytest.raises(ManifestError, match="long: two takes in 5 s, .* 4 s"):
+        make_dataset(rows, ClipReader(4.0))
+    rows["middle"]["takes"] = "3"
+    with pytest.raises(ManifestError, match='middle: takes "3"'):
+        make_dataset(rows, ClipReader())
+
+
+def test_tables_that_differ_in_what_they_say(rows):
+    del rows["middle"]["speaker"]
+    items = list(make_dataset(rows, ClipReader()))
+    assert len(items) == 3
+    assert all(item.keys() == {"id", "sig", "label"} for item in items)

@@ -27,7 +27,11 @@ from speechbrain.inference.classifiers import EncoderClassifier
 
 from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.audio import audio_info, read_audio
-from ssast_lobes.data.manifest import ManifestError, read_manifest
+from ssast_lobes.data.manifest import (
+    ManifestError,
+    find_audio,
+    read_manifest,
+)
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.weights import WeightsError, load_weights
 
@@ -174,6 +178,24 @@ def test_debug_mode(row, tones, tmp_path):
     assert [entry["step"] for entry in log_of(tmp_path)] == [2, 4]
     interface = {"pretrain": AudioEncoder, "classify": AudioClassifier}[task]
     interface.from_hparams(tmp_path / "export")
+
+
+def test_clips_of_two_takes_beside_others(train, tones, tmp_path):
+    clips = find_audio(tones.folder)[:12]
+    lines = [f"{path},{2 if n % 2 else ''}" for n, path in enumerate(clips)]
+    manifest = tmp_path / "takes.csv"
+    manifest.write_text("\n".join(["path,takes", *lines]) + "\n")
+    folder = train(
+        "pretrain",
+        f"--audio=[{manifest}]",
+        f"--objective={SETTINGS}/objective/contrastive_mspm.yaml",
+        "--crop_seconds=2.0",
+        "--cover_long=True",
+    )
+    last = log_of(folder)[-1]
+    assert {"train_takes_nce", "train_clip_nce"} <= last.keys()
+    assert not {"valid_takes_nce", "valid_clip_nce"} & last.keys()
+    AudioEncoder.from_hparams(folder / "export")
 
 
 # Runs a recipe that the power leaves in the second batch of the last epoch.

@@ -1,0 +1,316 @@
+#!/usr/bin/env python3
+"""Spoken takes: words of many languages, each in two voices, to pretrain on.
+
+eSpeak NG says a word twice: another voice, pitch, rate and vocal tract, in
+another room with another noise. A clip is 2 s, and each half one take, which
+the column `takes` of the manifest says: with the objective `contrastive_mspm`
+the encoder learns what the two have in common. There are no labels; the words
+that Speech Commands and spoken-digit sets ask for are left out.
+
+To make the corpus from the command line:
+> pip install wordfreq
+> python spoken_takes_prepare.py OUTPUT_FOLDER
+"""
+
+import argparse
+import csv
+import io
+import json
+import logging
+import os
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from synthetic_commands_prepare import (
+    ACCENTS,
+    BABBLE,
+    NOT_VOICES,
+    SAMPLE_RATE,
+    Clip,
+    Synthesiser,
+    draw_speaker,
+    make_clip,
+    n_processors,
+    say_word,
+    voice_folder,
+    write_whole,
+)
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+# Shares of the languages, by their names in eSpeak NG and wordfreq.
+LANGUAGES = {
+    **{"en": 60, "de": 10, "es": 4, "fr": 4, "it": 3, "pt": 3, "nl": 3},
+    **{"pl": 3, "sv": 2, "tr": 2, "ru": 2, "fi": 1, "cs": 1, "hu": 1, "id": 1},
+}
+# The labels of Speech Commands and of sets of spoken digits.
+NOT_WORDS = frozenset(
+    "yes no up down left right on off stop go zero one two three four five six "
+    "seven eight nine bed bird cat dog happy house marvin sheila tree wow "
+    "backward forward follow learn visual".split()
+)
+WORDS_PER_LANGUAGE = 5000
+# Longer ones do not fit into a second.
+LONGEST_WORD = 12
+CLIPS_PER_SHARD = 250
+SCRIPT = os.path.abspath(__file__)
+COLUMNS = ("path", "takes", "language", "word", "voices")
+# Part of what a corpus is made from; raise it whenever the audio changes.
+GENERATOR_VERSION = 1
+
+
+def prepare_spoken_takes(
+    output_folder, n_clips=16000, words=None, seed=0, skip_prep=False
+):
+    """Makes the corpus of spoken takes, or finds it made.
+
+    Writes 16-bit mono FLAC clips of two seconds at 16 kHz below
+    `output_folder`/audio and `output_folder`/manifest.csv: path (relative),
+    takes (2), language, word, voices. The same arguments give the same words
+    and voices; a corpus that was interrupted is completed.
+
+    Arguments
+    ---------
+    output_folder : str or Path
+        Where the corpus goes. It must be new, or hold a corpus made with
+        the same arguments.
+    n_clips : int
+        Number of clips, rounded up to a multiple of 250.
+    words : str or Path, optional
+        UTF-8 file with a language of eSpeak NG and a word in each line, such
+        as "de Haus", drawn evenly; by default the 5,000 most frequent words
+        of fifteen languages, of the package `wordfreq`, three fifths English.
+    seed : int
+        Another seed gives other words and voices.
+    skip_prep : bool
+        True: make nothing, only say where the manifest is.
+
+    Returns
+    -------
+    manifest : str
+        Absolute path of the CSV.
+
+    Raises
+    ------
+    ValueError
+        If `output_folder` holds a corpus made with other arguments, or
+        `words` has a line that is not a language and a word.
+    ModuleNotFoundError
+        If `espeakng-loader`, or `wordfreq` where it is needed, is missing.
+    RuntimeError
+        If eSpeak NG does not know a language.
+
+    Example
+    -------
+    >>> prepare_spoken_takes("takes", skip_prep=True).endswith("manifest.csv")
+    True
+    """
+    output_folder = Path(output_folder).absolute()
+    manifest = output_folder / "manifest.csv"
+    if skip_prep:
+        return str(manifest)
+    if words is not None:
+        words = str(Path(words).absolute())
+    settings = {
+        "n_clips": n_clips,
+        "words": sum(len(found) for _, found in _languages(words)),
+        "seed": seed,
+        "version": GENERATOR_VERSION,
+    }
+    _claim(output_folder, settings)
+    shards = [
+        output_folder / "audio" / f"{number:04d}"
+        for number in range(-(-n_clips // CLIPS_PER_SHARD))
+    ]
+    missing = [shard for shard in shards if not shard.is_dir()]
+    _make(missing, words, seed)
+    rows = []
+    for shard in shards:
+        with open(shard / "takes.csv", encoding="utf-8", newline="") as file:
+            rows += csv.DictReader(file)
+    write_whole(manifest, _table(rows))
+    logger.info(f"{len(rows)} clips of two takes are in {output_folder}")
+    return str(manifest)
+
+
+def _frequent_words():
+    """(share, [(language, word)]) of each language."""
+    try:
+        from wordfreq import top_n_list
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "The words come from the package wordfreq: run `pip install "
+            "wordfreq`, or name a file of your own with --words"
+        ) from error
+    return [
+        (
+            share,
+            [
+                (language, word)
+                for word in top_n_list(language, WORDS_PER_LANGUAGE)
+                if word.isalpha()
+                and 1 < len(word) <= LONGEST_WORD
+                and word not in NOT_WORDS
+            ],
+        )
+        for language, share in LANGUAGES.items()
+    ]
+
+
+def _words_of(path):
+    lines = Path(path).read_text("utf-8").splitlines()
+    pairs = [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
+    bad = [n for n, pair in enumerate(pairs, 1) if len(pair) != 2]
+    if bad or not pairs:
+        raise ValueError(
+            f"{path}: line {bad[0] if bad else 1} is not a language and a "
+            'word, such as "de Haus"'
+        )
+    return [(1, pairs)]
+
+
+def _claim(output_folder, settings):
+    """Writes the settings down, or checks that they are the ones there."""
+    path = output_folder / "settings.json"
+    if path.is_file():
+        found = json.loads(path.read_text())
+        if found != settings:
+            raise ValueError(
+                f"{output_folder} holds spoken takes made with {found}, not "
+                f"{settings}: choose another folder, or delete that one"
+            )
+        return
+    (output_folder / "audio").mkdir(parents=True, exist_ok=True)
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _languages(words):
+    return _frequent_words() if words is None else _words_of(words)
+
+
+def _make(shards, words, seed):
+    """Makes shards on all processors, a fresh process each.
+
+    What eSpeak NG says depends a little on what it has said before in the
+    same process. A subprocess, unlike multiprocessing, does not import the
+    caller's main script again.
+    """
+
+    def make(shard):
+        job = {"words": words, "seed": seed, "shard": str(shard)}
+        process = subprocess.run(
+            [sys.executable, SCRIPT, "--job", json.dumps(job)],
+            # The voices are found by a short relative path from here.
+            cwd=voice_folder().parents[2],
+            capture_output=True,
+            text=True,
+        )
+        if process.returncode != 0:
+            raise RuntimeError(
+                f"Making {shard} failed: {process.stderr.strip()[-2000:]}"
+            )
+
+    with ThreadPoolExecutor(n_processors()) as pool:
+        made = pool.map(make, shards)
+        for _ in tqdm(made, "Speaking", total=len(shards), unit="shard"):
+            pass
+
+
+def _make_shard(words, seed, shard):
+    """Synthesises the clips of a shard; it appears when it is whole."""
+    languages, shard = _languages(words), Path(shard)
+    synthesiser = Synthesiser()
+    rng = np.random.default_rng([seed, int(shard.name)])
+    variants = sorted(
+        path.name
+        for path in voice_folder().iterdir()
+        if not NOT_VOICES.fullmatch(path.name)
+    )
+    shares = np.array([share for share, _ in languages])
+    babble = [
+        synthesiser.say(
+            text, draw_speaker("", f"en+{rng.choice(variants)}", rng)
+        )
+        for text in BABBLE
+        for _ in range(2)
+    ]
+    folder = shard.with_name(f".unfinished-{shard.name}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    rows = []
+    while len(rows) < CLIPS_PER_SHARD:
+        _, words = languages[rng.choice(len(shares), p=shares / shares.sum())]
+        language, word = words[rng.integers(len(words))]
+        speakers = []
+        for variant in rng.choice(variants, 2, replace=False):
+            accent = rng.choice(ACCENTS) if language == "en" else language
+            speakers.append(draw_speaker("", f"{accent}+{variant}", rng))
+        try:
+            takes = [
+                say_word(synthesiser, Clip(len(rows), word, speaker), rng)
+                for speaker in speakers
+            ]
+        except IndexError:  # a voice that has no sound for it
+            continue
+        audio = np.concatenate([make_clip(take, babble, rng) for take in takes])
+        name = f"{len(rows):03d}.flac"
+        # Through memory: soundfile waits for the disk after every file.
+        flac = io.BytesIO()
+        soundfile.write(
+            flac, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16"
+        )
+        (folder / name).write_bytes(flac.getvalue())
+        rows.append(
+            {
+                "path": f"audio/{shard.name}/{name}",
+                "takes": 2,
+                "language": language,
+                "word": word,
+                "voices": ";".join(speaker.voice for speaker in speakers),
+            }
+        )
+    (folder / "takes.csv").write_text(_table(rows), "utf-8")
+    folder.rename(shard)
+
+
+def _table(rows):
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def main():
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Makes clips of a word in two voices, to pretrain on.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("output_folder", help="where the corpus goes")
+    parser.add_argument(
+        "--n-clips", type=int, default=16000, help="clips of two seconds"
+    )
+    parser.add_argument(
+        "--words",
+        help="file with a language of eSpeak NG and a word in each line; "
+        "else frequent ones of the package wordfreq",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="another seed, another corpus"
+    )
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    prepare_spoken_takes(**vars(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--job"]:
+        _make_shard(**json.loads(sys.argv[2]))
+    else:
+        main()

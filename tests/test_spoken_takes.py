@@ -1,0 +1,87 @@
+"""Spoken takes: two voices a clip, halves that sound, words as told."""
+
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+
+FOLDER = Path(__file__).parents[1] / "recipes" / "SyntheticCommands"
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    sys.path.insert(0, str(FOLDER))
+    try:
+        import spoken_takes_prepare
+    finally:
+        sys.path.remove(str(FOLDER))
+    return spoken_takes_prepare
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory):
+    path = tmp_path_factory.mktemp("words") / "words.txt"
+    path.write_text("en water\nde Straße\n\nfr bonjour\n", "utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def corpus(recipe, words, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("takes")
+    recipe.prepare_spoken_takes(folder, n_clips=1, words=words)
+    return folder
+
+
+def rows(folder):
+    path = folder / "manifest.csv"
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_each_half_is_a_take_in_a_voice_of_its_own(recipe, corpus):
+    found = rows(corpus)
+    assert len(found) == recipe.CLIPS_PER_SHARD
+    assert {(row["language"], row["word"]) for row in found} == {
+        ("en", "water"),
+        ("de", "Straße"),
+        ("fr", "bonjour"),
+    }
+    for row in found[::20]:
+        first, second = row["voices"].split(";")
+        assert first.split("+")[1] != second.split("+")[1]
+        assert row["takes"] == "2"
+        audio, rate = soundfile.read(corpus / row["path"])
+        assert rate == 16000 and audio.shape == (32000,)
+        halves = audio.reshape(2, 16000)
+        assert (np.abs(halves).max(1) > 0.05).all()
+
+
+def test_a_finished_corpus_stays_and_another_is_refused(recipe, corpus, words):
+    before = rows(corpus)
+    changed = (corpus / "audio/0000/takes.csv").stat().st_mtime_ns
+    recipe.prepare_spoken_takes(corpus, n_clips=1, words=words)
+    assert rows(corpus) == before
+    assert (corpus / "audio/0000/takes.csv").stat().st_mtime_ns == changed
+    with pytest.raises(ValueError, match="made with"):
+        recipe.prepare_spoken_takes(corpus, n_clips=1, words=words, seed=1)
+
+
+def test_words_that_are_none_are_refused(recipe, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("en water\nHaus\n")
+    with pytest.raises(ValueError, match="words.txt: line 2"):
+        recipe.prepare_spoken_takes(tmp_path / "takes", words=path)
+
+
+def test_frequent_words_leave_the_benchmarks_out(recipe):
+    pytest.importorskip("wordfreq", reason="wordfreq is not installed")
+    languages = {
+        found[0][0]: [word for _, word in found]
+        for _, found in recipe._frequent_words()
+    }
+    assert languages.keys() == recipe.LANGUAGES.keys()
+    assert len(languages["en"]) > 4000
+    assert not recipe.NOT_WORDS & set(languages["en"])
