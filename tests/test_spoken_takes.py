@@ -71,9 +71,19 @@ def test_a_finished_corpus_stays_and_another_is_refused(recipe, corpus, words):
 
 def test_words_that_are_none_are_refused(recipe, tmp_path):
     path = tmp_path / "words.txt"
-    path.write_text("en water\nHaus\n")
-    with pytest.raises(ValueError, match="words.txt: line 2"):
+    path.write_text("en water\n\nHaus\n")
+    with pytest.raises(ValueError, match="words.txt: line 3"):
         recipe.prepare_spoken_takes(tmp_path / "takes", words=path)
+
+
+@pytest.mark.parametrize(
+    "line, problem", [("en ...", "no voice has a sound"), ("xx a", "no voice")]
+)
+def test_what_cannot_be_said_is_an_error(recipe, tmp_path, line, problem):
+    path = tmp_path / "words.txt"
+    path.write_text(f"{line}\n")
+    with pytest.raises(RuntimeError, match=problem):
+        recipe.prepare_spoken_takes(tmp_path / "takes", 1, words=path)
 
 
 def test_frequent_words_leave_the_benchmarks_out(recipe):

@@ -14,6 +14,7 @@ To make the corpus from the command line:
 
 import argparse
 import csv
+import hashlib
 import io
 import json
 import logging
@@ -33,6 +34,7 @@ from synthetic_commands_prepare import (
     SAMPLE_RATE,
     Clip,
     Synthesiser,
+    claim,
     draw_speaker,
     make_clip,
     n_processors,
@@ -104,7 +106,7 @@ def prepare_spoken_takes(
     ModuleNotFoundError
         If `espeakng-loader`, or `wordfreq` where it is needed, is missing.
     RuntimeError
-        If eSpeak NG does not know a language.
+        If eSpeak NG does not know a language, or how to say the words.
 
     Example
     -------
@@ -119,11 +121,11 @@ def prepare_spoken_takes(
         words = str(Path(words).absolute())
     settings = {
         "n_clips": n_clips,
-        "words": sum(len(found) for _, found in _languages(words)),
+        "words": hashlib.sha1(repr(_languages(words)).encode()).hexdigest(),
         "seed": seed,
         "version": GENERATOR_VERSION,
     }
-    _claim(output_folder, settings)
+    claim(output_folder, settings)
     shards = [
         output_folder / "audio" / f"{number:04d}"
         for number in range(-(-n_clips // CLIPS_PER_SHARD))
@@ -165,29 +167,15 @@ def _frequent_words():
 
 def _words_of(path):
     lines = Path(path).read_text("utf-8").splitlines()
-    pairs = [tuple(line.split(maxsplit=1)) for line in lines if line.strip()]
-    bad = [n for n, pair in enumerate(pairs, 1) if len(pair) != 2]
+    pairs = [tuple(line.split(maxsplit=1)) for line in lines]
+    bad = [n for n, pair in enumerate(pairs, 1) if len(pair) == 1]
+    pairs = [pair for pair in pairs if pair]
     if bad or not pairs:
         raise ValueError(
             f"{path}: line {bad[0] if bad else 1} is not a language and a "
             'word, such as "de Haus"'
         )
     return [(1, pairs)]
-
-
-def _claim(output_folder, settings):
-    """Writes the settings down, or checks that they are the ones there."""
-    path = output_folder / "settings.json"
-    if path.is_file():
-        found = json.loads(path.read_text())
-        if found != settings:
-            raise ValueError(
-                f"{output_folder} holds spoken takes made with {found}, not "
-                f"{settings}: choose another folder, or delete that one"
-            )
-        return
-    (output_folder / "audio").mkdir(parents=True, exist_ok=True)
-    write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
 def _languages(words):
@@ -242,8 +230,8 @@ def _make_shard(words, seed, shard):
     ]
     folder = shard.with_name(f".unfinished-{shard.name}")
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    rows = []
+    folder.mkdir(parents=True)
+    rows, silent = [], 0
     while len(rows) < CLIPS_PER_SHARD:
         _, words = languages[rng.choice(len(shares), p=shares / shares.sum())]
         language, word = words[rng.integers(len(words))]
@@ -257,6 +245,11 @@ def _make_shard(words, seed, shard):
                 for speaker in speakers
             ]
         except IndexError:  # a voice that has no sound for it
+            silent += 1
+            if silent > CLIPS_PER_SHARD:
+                raise RuntimeError(
+                    f"no voice has a sound for words such as {word!r}"
+                ) from None
             continue
         audio = np.concatenate([make_clip(take, babble, rng) for take in takes])
         name = f"{len(rows):03d}.flac"

@@ -218,7 +218,7 @@ def prepare_synthetic_commands(
             "The synthetic corpus is spoken by eSpeak NG: "
             "run `pip install espeakng-loader`"
         )
-    _claim(output_folder, settings)
+    claim(output_folder, asdict(settings))
     shards = plan_corpus(settings)
     missing = [s for s in shards if not _is_whole(s, output_folder)]
     if missing:
@@ -231,10 +231,22 @@ def prepare_synthetic_commands(
     return manifests
 
 
-def _claim(output_folder, settings):
-    """Writes the settings down, or checks that they are the ones there."""
+def claim(output_folder, wanted):
+    """Writes the settings down, or checks that they are the ones there.
+
+    Arguments
+    ---------
+    output_folder : Path
+        Of a corpus; made if it is not there.
+    wanted : dict
+        All that decides what the corpus contains.
+
+    Raises
+    ------
+    ValueError
+        If the corpus that is there was made with other settings.
+    """
     path = output_folder / "settings.json"
-    wanted = asdict(settings)
     if path.is_file():
         found = json.loads(path.read_text())
         if found != wanted:
