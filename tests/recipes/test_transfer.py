@@ -410,7 +410,7 @@ def test_five_tasks(run, tones, tmp_path):
         path = str(tones.folder / name)
         lines.append(",".join([path, *rest, parts[number % 3]]))
     corpora = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
-    corpora += "speech_commands emodb esc10 fsdd spoken_takes"
+    corpora += "speech_commands emodb esc10 fsdd"
     for corpus in corpora.split():
         folder = tmp_path / "corpora" / corpus
         folder.mkdir(parents=True)
@@ -418,7 +418,6 @@ def test_five_tasks(run, tones, tmp_path):
     once = {"number_of_epochs": 1}
     flags = {
         "corpora": str(tmp_path / "corpora"),
-        "spoken_takes": str(tmp_path / "corpora" / "spoken_takes"),
         "output_folder": str(tmp_path / "out"),
         "seeds": [1],
         "pretraining": once,
@@ -453,10 +452,4 @@ def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):
 
 def test_a_missing_setting_is_one_message(run, tmp_path):
     with pytest.raises(SettingsError, match="five_tasks.yaml.*corpora"):
-        run(
-            [
-                "hparams/five_tasks.yaml",
-                f"--output_folder={tmp_path / 'out'}",
-                "--spoken_takes=anywhere",
-            ]
-        )
+        run(["hparams/five_tasks.yaml", f"--output_folder={tmp_path / 'out'}"])
