@@ -51,7 +51,11 @@ def train(name, rank):
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
-        output = parallel(*clips(10 * rank + step), generator=draw)
+        own = {}
+        # In a step only: processes have clips without takes at times.
+        if objective.uses_takes and step == 1:
+            own["takes"] = torch.ones(CLIPS, dtype=torch.bool)
+        output = parallel(*clips(10 * rank + step), generator=draw, **own)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
