@@ -15,7 +15,6 @@ To make the corpus from the command line:
 import argparse
 import csv
 import hashlib
-import io
 import json
 import logging
 import os
@@ -26,20 +25,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import soundfile
 from synthetic_commands_prepare import (
     ACCENTS,
     BABBLE,
-    NOT_VOICES,
-    SAMPLE_RATE,
     Clip,
     Synthesiser,
+    as_csv,
     claim,
     draw_speaker,
     make_clip,
     n_processors,
     say_word,
     voice_folder,
+    voice_variants,
+    write_flac,
     write_whole,
 )
 from tqdm import tqdm
@@ -136,7 +135,7 @@ def prepare_spoken_takes(
     for shard in shards:
         with open(shard / "takes.csv", encoding="utf-8", newline="") as file:
             rows += csv.DictReader(file)
-    write_whole(manifest, _table(rows))
+    write_whole(manifest, as_csv(COLUMNS, rows))
     logger.info(f"{len(rows)} clips of two takes are in {output_folder}")
     return str(manifest)
 
@@ -215,11 +214,7 @@ def _make_shard(words, seed, shard):
     languages, shard = _languages(words), Path(shard)
     synthesiser = Synthesiser()
     rng = np.random.default_rng([seed, int(shard.name)])
-    variants = sorted(
-        path.name
-        for path in voice_folder().iterdir()
-        if not NOT_VOICES.fullmatch(path.name)
-    )
+    variants = voice_variants()
     shares = np.array([share for share, _ in languages])
     babble = [
         synthesiser.say(
@@ -253,12 +248,7 @@ def _make_shard(words, seed, shard):
             continue
         audio = np.concatenate([make_clip(take, babble, rng) for take in takes])
         name = f"{len(rows):03d}.flac"
-        # Through memory: soundfile waits for the disk after every file.
-        flac = io.BytesIO()
-        soundfile.write(
-            flac, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16"
-        )
-        (folder / name).write_bytes(flac.getvalue())
+        write_flac(folder / name, audio)
         rows.append(
             {
                 "path": f"audio/{shard.name}/{name}",
@@ -268,16 +258,8 @@ def _make_shard(words, seed, shard):
                 "voices": ";".join(speaker.voice for speaker in speakers),
             }
         )
-    (folder / "takes.csv").write_text(_table(rows), "utf-8")
+    (folder / "takes.csv").write_text(as_csv(COLUMNS, rows), "utf-8")
     folder.rename(shard)
-
-
-def _table(rows):
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def main():

@@ -270,6 +270,43 @@ def write_whole(path, text):
     os.replace(file.name, path)
 
 
+def as_csv(columns, rows):
+    """The text of a CSV.
+
+    Arguments
+    ---------
+    columns : sequence of str
+        Names of the columns.
+    rows : list of dict
+        A value for each.
+
+    Returns
+    -------
+    str
+    """
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_flac(path, audio):
+    """Writes 16-bit FLAC.
+
+    Arguments
+    ---------
+    path : Path
+        Where to.
+    audio : numpy.ndarray
+        (samples,) at 16 kHz, within -1 and 1.
+    """
+    # Through memory: soundfile waits for the disk after every file.
+    flac = io.BytesIO()
+    soundfile.write(flac, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
+    path.write_bytes(flac.getvalue())
+
+
 def _is_whole(shard, output_folder):
     folder = output_folder / shard.folder
     if not folder.is_dir():
@@ -293,11 +330,7 @@ def _write_manifests(shards, manifests):
         "labelled": ("path", "label", "split", "speaker"),
     }
     for name, path in manifests.items():
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns[name], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows[name])
-        write_whole(path, text.getvalue())
+        write_whole(path, as_csv(columns[name], rows[name]))
 
 
 # ---------------------------------------------------------------------------
@@ -368,11 +401,7 @@ def _split_voices(seed):
     A variant is what makes a voice recognisable, so it serves one part only,
     in whatever accent.
     """
-    variants = sorted(
-        path.name
-        for path in voice_folder().iterdir()
-        if not NOT_VOICES.fullmatch(path.name)
-    )
+    variants = voice_variants()
     rng = np.random.default_rng(seed)
     rng.shuffle(variants)
     n_test = round(TEST_VOICES * len(variants))
@@ -394,6 +423,12 @@ def voice_folder():
     import espeakng_loader
 
     return Path(espeakng_loader.get_data_path(), "voices", "!v")
+
+
+def voice_variants():
+    """Names (list of str) of the variants that are voices, in order."""
+    names = sorted(path.name for path in voice_folder().iterdir())
+    return [name for name in names if not NOT_VOICES.fullmatch(name)]
 
 
 def draw_speaker(name, voice, rng):
@@ -536,12 +571,7 @@ def make_shard(shard, settings, folder):
         rng = _generator(settings, shard.split, clip.number)
         word = say_word(synthesiser, clip, rng)
         audio = make_clip(word, babble, rng)
-        # Through memory: soundfile waits for the disk after every file.
-        flac = io.BytesIO()
-        soundfile.write(
-            flac, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16"
-        )
-        (folder / Path(shard.path(clip)).name).write_bytes(flac.getvalue())
+        write_flac(folder / Path(shard.path(clip)).name, audio)
         print(flush=True)
 
 

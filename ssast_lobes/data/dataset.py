@@ -20,8 +20,6 @@ from speechbrain.utils.data_utils import batch_pad_right
 from ssast_lobes.data.audio import UnreadableAudio, read_audio
 from ssast_lobes.data.manifest import ManifestError, split_labels
 
-_STATIC_KEYS = ("path", "duration", "label", "speaker")
-
 
 class ClipReader:
     """Reads clips, whole or cropped; only the crop is read from disk.
@@ -194,15 +192,12 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     """
     if not rows:
         raise ManifestError("a dataset needs at least one row")
+    # Tables side by side may differ in what they say.
+    texts = {"label", "speaker"}.intersection(*rows.values())
     data = {
-        clip_id: {key: row[key] for key in _STATIC_KEYS if key in row}
+        clip_id: {key: row[key] for key in ("path", "duration", *texts)}
         for clip_id, row in rows.items()
     }
-    # Tables side by side may differ in what they say.
-    texts = {"label", "speaker"}.intersection(*data.values())
-    for row in data.values():
-        for name in {"label", "speaker"} - texts:
-            row.pop(name, None)
     in_takes = any(row.get("takes") for row in rows.values())
     if in_takes:
         longest = getattr(reader, "crop_seconds", None)
