@@ -39,6 +39,8 @@ HUGGINGFACE = ["transformers>=4.57.1"]
 ONNX = ["onnx>=1.19.1", "onnxscript>=0.7.2", "onnxruntime>=1.23.2"]
 QUICKSTART = ["espeakng-loader>=0.2.4"]
 TENSORBOARD = ["tensorboard>=2.18.0"]
+# Only for `recipes/SyntheticCommands/spoken_takes_prepare.py` to choose words.
+WORDS = ["wordfreq>=3.1.1"]
 # Only to evaluate there.
 XARES = ["xares>=0.1.3"]
 
@@ -114,6 +116,7 @@ setup(
         "onnx": ONNX,
         "quickstart": QUICKSTART,
         "tensorboard": TENSORBOARD,
+        "words": WORDS,
         "xares": XARES,
         # Exact: what the formatter accepts depends on its version.
         "test": [
@@ -127,6 +130,7 @@ setup(
             *ONNX,
             *QUICKSTART,
             *TENSORBOARD,
+            *WORDS,
         ],
     },
     cmdclass={"build_py": Wheel, "sdist": SourceArchive},

@@ -87,7 +87,6 @@ def test_what_cannot_be_said_is_an_error(recipe, tmp_path, line, problem):
 
 
 def test_frequent_words_leave_the_benchmarks_out(recipe):
-    pytest.importorskip("wordfreq", reason="wordfreq is not installed")
     languages = {
         found[0][0]: [word for _, word in found]
         for _, found in recipe._frequent_words()
