@@ -63,7 +63,11 @@ CLIPS_PER_SHARD = 250
 SCRIPT = os.path.abspath(__file__)
 COLUMNS = ("path", "takes", "language", "word", "voices")
 # Part of what a corpus is made from; raise it whenever the audio changes.
-GENERATOR_VERSION = 1
+GENERATOR_VERSION = 2
+# Voices differ more, and are less noisy, than in the corpus of commands: what
+# two takes have in common is to be the word, and it is to be heard.
+VARIED = {"pitch": (10, 90), "rate": (100, 220)}
+SNR_DB = (10.0, 60.0)
 
 
 def prepare_spoken_takes(
@@ -233,7 +237,8 @@ def _make_shard(words, seed, shard):
         speakers = []
         for variant in rng.choice(variants, 2, replace=False):
             accent = rng.choice(ACCENTS) if language == "en" else language
-            speakers.append(draw_speaker("", f"{accent}+{variant}", rng))
+            voice = f"{accent}+{variant}"
+            speakers.append(draw_speaker("", voice, rng, **VARIED))
         try:
             takes = [
                 say_word(synthesiser, Clip(len(rows), word, speaker), rng)
@@ -246,7 +251,9 @@ def _make_shard(words, seed, shard):
                     f"no voice has a sound for words such as {word!r}"
                 ) from None
             continue
-        audio = np.concatenate([make_clip(take, babble, rng) for take in takes])
+        audio = np.concatenate(
+            [make_clip(take, babble, rng, SNR_DB) for take in takes]
+        )
         name = f"{len(rows):03d}.flac"
         write_flac(folder / name, audio)
         rows.append(

@@ -64,6 +64,8 @@ BABBLE = (
     "She has always wanted a small house near the sea.",
     "Nobody believed that the old engine could be repaired.",
 )
+# How eSpeak NG speaks: 0 to 99, and words a minute.
+PITCH, RATE = (25, 75), (130, 200)
 NOISES = ("white", "pink", "brown", "babble", "hum")
 
 SNR_DB = (5.0, 25.0)
@@ -431,7 +433,7 @@ def voice_variants():
     return [name for name in names if not NOT_VOICES.fullmatch(name)]
 
 
-def draw_speaker(name, voice, rng):
+def draw_speaker(name, voice, rng, pitch=PITCH, rate=RATE):
     """Draws how somebody speaks.
 
     Arguments
@@ -442,6 +444,8 @@ def draw_speaker(name, voice, rng):
         Voice of eSpeak NG, such as "en-us+f2".
     rng : numpy.random.Generator
         Draws pitch, rate and vocal tract.
+    pitch, rate : tuple of float
+        The least and the greatest, in eSpeak NG's units.
 
     Returns
     -------
@@ -450,8 +454,8 @@ def draw_speaker(name, voice, rng):
     return Speaker(
         name=name,
         voice=voice,
-        pitch=rng.uniform(25, 75),
-        rate=rng.uniform(130, 200),
+        pitch=rng.uniform(*pitch),
+        rate=rng.uniform(*rate),
         tract=rng.uniform(0.93, 1.08),
     )
 
@@ -778,7 +782,7 @@ def resample(audio, sample_rate):
 # ---------------------------------------------------------------------------
 
 
-def make_clip(word, babble, rng):
+def make_clip(word, babble, rng, snr_db=SNR_DB):
     """Puts a word into a second of sound.
 
     Arguments
@@ -789,6 +793,8 @@ def make_clip(word, babble, rng):
         Speech at 16 kHz for the background, each longer than a clip.
     rng : numpy.random.Generator
         Source of all that is random.
+    snr_db : tuple of float
+        The least and the greatest level of the word over the noise.
 
     Returns
     -------
@@ -802,7 +808,7 @@ def make_clip(word, babble, rng):
     noise = make_noise(rng.choice(NOISES), babble, rng)
     # The power of the word itself: silence around it does not count.
     power = np.mean(speech[start : start + len(word)] ** 2)
-    noise_power = power / 10 ** (rng.uniform(*SNR_DB) / 10)
+    noise_power = power / 10 ** (rng.uniform(*snr_db) / 10)
     noise *= np.sqrt(noise_power / np.mean(noise**2))
     audio = tilt(speech + noise, rng.uniform(*TILT_DB_PER_OCTAVE))
     peak = 10 ** (rng.uniform(*PEAK_DB) / 20)
