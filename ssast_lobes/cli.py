@@ -246,10 +246,11 @@ def _add_probe(commands):
     )
     command.add_argument(
         "--pooling",
-        choices=["mean", "class", "statistics", "best"],
+        choices=["mean", "class", "statistics", "dynamics", "best"],
         default="mean",
         help="a clip is the mean of its tokens, the class tokens, mean and "
-        "deviation of its tokens, or what is best on valid (default: mean)",
+        "deviation of its tokens, these and how they change from step to "
+        "step, or what is best on valid (default: mean)",
     )
     command.add_argument(
         "--layers",
@@ -299,10 +300,11 @@ def _add_heads(commands):
     command.add_argument("--output", required=True, metavar="FOLDER")
     command.add_argument(
         "--pooling",
-        choices=["mean", "class", "statistics", "best"],
+        choices=["mean", "class", "statistics", "dynamics", "best"],
         default="best",
         help="a clip is the mean of its tokens, the class tokens, mean and "
-        "deviation of its tokens (default: best, for each head what is best "
+        "deviation of its tokens, these and how they change from step to "
+        "step (default: best, for each head what is best "
         "on valid). Where the two name one way, embed gives it; else the "
         "mean of the last layer",
     )

@@ -23,6 +23,10 @@ from ssast_lobes.transformer import (
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
 BLOCKS = ("attention", "mamba", "mamba_reference")
+# Vectors of size D that each way of pooling gives.
+POOLINGS = {"mean": 1, "class": 1, "statistics": 2, "dynamics": 4}
+# Time steps over which dynamics compare tokens.
+_STEPS = (1, 2)
 # Added to the variance of tokens over time.
 _LEAST_VARIANCE = 1e-6
 
@@ -81,17 +85,19 @@ class EncoderOutput(NamedTuple):
         ---------
         pooling : str
             ``"mean"`` of the valid tokens, ``"class"``, the mean of the class
-            tokens, or ``"statistics"``; see `pool`.
+            tokens, ``"statistics"`` or ``"dynamics"``; see `pool`.
 
         Returns
         -------
         torch.Tensor
-            (B, D); statistics (B, 2 D).
+            (B, D); statistics (B, 2 D), dynamics (B, 4 D).
         """
-        return pool(self.tokens, self.valid, self.class_tokens, pooling)
+        return pool(
+            self.tokens, self.valid, self.class_tokens, pooling, self.n_bands
+        )
 
 
-def pool(tokens, valid, class_tokens, pooling):
+def pool(tokens, valid, class_tokens, pooling, n_bands=1):
     """Pool tokens to one vector a clip.
 
     Arguments
@@ -103,18 +109,22 @@ def pool(tokens, valid, class_tokens, pooling):
     class_tokens : torch.Tensor
         (B, 2, D) or (B, 1, D).
     pooling : str
-        ``"mean"``, ``"class"``, or ``"statistics"``: mean, then standard
-        deviation.
+        ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
+        deviation; or ``"dynamics"``: these, then the root of the mean square
+        of a token's change over one step of time, and over two.
+    n_bands : int
+        F', and N = F' * T': for dynamics, which compare within a band.
 
     Returns
     -------
     torch.Tensor
-        (B, D); statistics (B, 2 D).
+        (B, D); statistics (B, 2 D), dynamics (B, 4 D).
 
     Raises
     ------
     ValueError
-        If `pooling` is unknown.
+        If `pooling` is unknown, or tokens without a grid are to have
+        dynamics.
 
     Example
     -------
@@ -122,12 +132,14 @@ def pool(tokens, valid, class_tokens, pooling):
     >>> valid = torch.tensor([[True, True, False]])
     >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
     3.0
+    >>> pool(tokens, valid, torch.zeros(1, 2, 1), "dynamics").round().tolist()
+    [[3.0, 1.0, 2.0, 0.0]]
     """
     if pooling == "class":
         return class_tokens.mean(1)
-    if pooling not in ("mean", "statistics"):
+    if pooling not in POOLINGS:
         raise ValueError(
-            f"pooling must be 'mean', 'class' or 'statistics', got '{pooling}'"
+            f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
         )
     count = valid.sum(1, keepdim=True).clamp(min=1)
     mean = tokens.sum(1) / count
@@ -136,9 +148,20 @@ def pool(tokens, valid, class_tokens, pooling):
     # In float32 under bf16 too: squares of small differences.
     away = (tokens - mean[:, None]).float() * valid[:, :, None]
     variance = away.square().sum(1) / count
+    variances = [variance]
+    if pooling == "dynamics":
+        if n_bands is None:
+            raise ValueError("tokens were dropped: they have no grid")
+        on_grid = away.unflatten(1, (n_bands, -1))
+        shown = valid.unflatten(1, (n_bands, -1))
+        for step in _STEPS:
+            both = shown[:, :, step:] & shown[:, :, :-step]
+            change = on_grid[:, :, step:] - on_grid[:, :, :-step]
+            squares = (change * both[..., None]).square().sum((1, 2))
+            variances.append(squares / both.sum((1, 2)).clamp(min=1)[:, None])
     # The root of 0 has no gradient: a clip of one token.
-    deviation = (variance + _LEAST_VARIANCE).sqrt()
-    return torch.cat([mean, deviation.to(mean.dtype)], dim=1)
+    deviations = [(part + _LEAST_VARIANCE).sqrt() for part in variances]
+    return torch.cat([mean, *(d.to(mean.dtype) for d in deviations)], dim=1)
 
 
 class SpectrogramEncoder(nn.Module):

@@ -4,9 +4,8 @@ import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
 
-from ssast_lobes.encoder import pool
+from ssast_lobes.encoder import POOLINGS, pool
 
-POOLINGS = ("mean", "class", "statistics")
 LAYERS = ("last", "weighted", "all")
 
 
@@ -18,9 +17,10 @@ class ClipPooling(nn.Module):
     depth : int
         Number of encoder blocks L.
     pooling : str
-        ``"mean"`` of the valid tokens, ``"class"`` tokens, or
+        ``"mean"`` of the valid tokens, ``"class"`` tokens,
         ``"statistics"``: mean and standard deviation of the valid tokens, as
-        x-vectors pool (Snyder et al., ICASSP 2018).
+        x-vectors pool (Snyder et al., ICASSP 2018), or ``"dynamics"``: these
+        and how much tokens change over one and two steps of time.
     layers : str
         ``"last"``: after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before it, as SUPERB
@@ -48,7 +48,7 @@ class ClipPooling(nn.Module):
             raise ValueError(f"layers must be one of {LAYERS}, got '{layers}'")
         if pooling not in POOLINGS:
             raise ValueError(
-                f"pooling must be one of {POOLINGS}, got '{pooling}'"
+                f"pooling must be one of {(*POOLINGS,)}, got '{pooling}'"
             )
         self.depth = depth
         self.pooling = pooling
@@ -81,15 +81,15 @@ class ClipPooling(nn.Module):
         Returns
         -------
         int
-            D, twice as much for statistics, and L + 1 times as much for all
-            layers.
+            D, twice as much for statistics, four times for dynamics, and
+            L + 1 times as much for all layers.
 
         Example
         -------
         >>> ClipPooling(12, "statistics", "all").output_size(192)
         4992
         """
-        parts = 2 if self.pooling == "statistics" else 1
+        parts = POOLINGS[self.pooling]
         return dim * parts * (self.depth + 1 if self.layers == "all" else 1)
 
     def forward(self, encoded):
@@ -98,7 +98,10 @@ class ClipPooling(nn.Module):
             return encoded.clip(self.pooling)
         if self.layers == "all":
             pooled = [
-                pool(tokens, encoded.valid, classes, self.pooling)
+                pool(
+                    *(tokens, encoded.valid, classes, self.pooling),
+                    encoded.n_bands,
+                )
                 for tokens, classes in zip(
                     encoded.hidden_states,
                     encoded.class_hidden_states,
@@ -110,7 +113,9 @@ class ClipPooling(nn.Module):
         tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
         classes = torch.einsum("l,lbnd->bnd", share, classes)
-        return pool(tokens, encoded.valid, classes, self.pooling)
+        return pool(
+            tokens, encoded.valid, classes, self.pooling, encoded.n_bands
+        )
 
 
 class ClassificationHead(nn.Module):

@@ -125,6 +125,7 @@ def onnx_of(path):
     "arguments",
     [
         {"layers": "weighted", "pooling": "class"},
+        {"layers": "all", "pooling": "dynamics"},
         {"multi_label": True},
         {"pad_frames": 1024},
         *({"grid": grid} for grid in GRIDS),
@@ -213,6 +214,7 @@ def test_command_writes_both_graphs(tmp_path, capsys):
     "arguments",
     [
         {"layers": "weighted", "pooling": "class", "grid": "frame"},
+        {"layers": "all", "pooling": "dynamics"},
         {"multi_label": True, "pad_frames": 1024, "grid": "whole patches"},
         {"grid": "overlapping"},
         {"grid": "gaps"},

@@ -299,8 +299,28 @@ def test_pooling_takes_valid_tokens_only_and_known_names():
     close(statistics[0, 3:], tokens[0].std(0, correction=0))
     away = (tokens[1, 0] - tokens[1, 2]).abs() / 2
     close(statistics[1, 3:], (away.square() + 1e-6).sqrt())
-    with pytest.raises(ValueError, match="'mean', 'class' or 'statistics'"):
+    with pytest.raises(ValueError, match="one of mean, class, statistics, dyn"):
         pool(tokens, valid, classes, "max")
+
+
+def test_dynamics_compare_valid_neighbours_of_a_band():
+    grid = torch.randn(2, 2, 4, 3)
+    shown = torch.tensor([[True] * 4, [True, True, False, False]])
+    shown = shown[:, None].expand(-1, 2, -1)
+    tokens = (grid * shown[..., None]).flatten(1, 2)
+    valid, classes = shown.flatten(1), torch.randn(2, 2, 3)
+    found = pool(tokens, valid, classes, "dynamics", n_bands=2)
+    statistics = pool(tokens, valid, classes, "statistics")
+    assert torch.equal(found[:, :6], statistics)
+    one = (grid[0, :, 1:] - grid[0, :, :-1]).square().mean((0, 1))
+    two = (grid[0, :, 2:] - grid[0, :, :-2]).square().mean((0, 1))
+    close(found[0, 6:], (torch.cat([one, two]) + 1e-6).sqrt())
+    # Of the shorter clip one change in each band, and none over two steps.
+    one = (grid[1, :, 1] - grid[1, :, 0]).square().mean(0)
+    close(found[1, 6:9], (one + 1e-6).sqrt())
+    close(found[1, 9:], torch.full((3,), 1e-3))
+    with pytest.raises(ValueError, match="no grid"):
+        pool(tokens, valid, classes, "dynamics", n_bands=None)
 
 
 @torch.no_grad()

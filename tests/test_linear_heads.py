@@ -183,7 +183,7 @@ def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
     folder, _ = boxed
     [path] = [str(tones.folder / "tone_0.wav")]
     scores = {}
-    for pooling in ("mean", "class", "statistics"):
+    for pooling in ("mean", "class", "statistics", "dynamics"):
         for layers in ("last", "weighted", "all"):
             torch.manual_seed(0)
             size = ClipPooling(2, pooling, layers).output_size(32)
@@ -197,7 +197,7 @@ def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
             )
             scores[pooling, layers] = classifier.classify_file(path).scores["a"]
             (folder / "heads" / f"{pooling}-{layers}.safetensors").unlink()
-    assert len({round(score, 5) for score in scores.values()}) == 9
+    assert len({round(score, 5) for score in scores.values()}) == 12
 
 
 def test_wrong_heads_are_one_clear_error(boxed, tmp_path):

@@ -131,6 +131,8 @@ def test_a_head_learns_on_a_frozen_lobe():
     [
         ("statistics", "last", 128),
         ("statistics", "all", 384),
+        ("dynamics", "last", 256),
+        ("dynamics", "all", 768),
         ("mean", "all", 192),
     ],
 )

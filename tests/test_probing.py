@@ -357,13 +357,17 @@ def test_vectors_are_those_of_the_lobe(models, tones):
         classes = output.class_hidden_states[1:].mean(0)[0]
         last, states = output.tokens[0], output.hidden_states[:, 0]
         both = [moment for x in states for moment in moments(x)]
+        bands = output.n_bands
+        moving = [value for x in states for value in dynamics(x, bands)]
         expected = {
             ("mean", "last"): last.mean(0),
             ("class", "last"): output.class_tokens[0].mean(0),
             ("statistics", "last"): torch.cat(moments(last)),
+            ("dynamics", "last"): torch.cat(dynamics(last, bands)),
             ("mean", "all-mean"): layers.mean(0),
             ("class", "all-mean"): classes.mean(0),
             ("statistics", "all"): torch.cat(both),
+            ("dynamics", "all"): torch.cat(moving),
         }
         assert set(expected) == set(VARIANTS)
         for variant, vector in expected.items():
@@ -380,6 +384,15 @@ def test_vectors_are_those_of_the_lobe(models, tones):
 def moments(x):
     """Mean and deviation (D,) of tokens (N, D)."""
     return x.mean(0), (x.var(0, unbiased=False) + 1e-6).sqrt()
+
+
+def dynamics(tokens, n_bands):
+    """Moments of tokens (N, D), then their changes over one and two steps."""
+    grid = tokens.unflatten(0, (n_bands, -1))
+    changes = [grid[:, step:] - grid[:, :-step] for step in (1, 2)]
+    squares = [x.square().mean((0, 1)).nan_to_num() for x in changes]
+    roots = [(square + 1e-6).sqrt() for square in squares]
+    return [*moments(tokens), *roots]
 
 
 def test_official_checkpoints_open_too(models, tmp_path, tones):

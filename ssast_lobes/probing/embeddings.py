@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ssast_lobes.data.addresses import stamp_of
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.encoder import SpectrogramEncoder, pool
+from ssast_lobes.encoder import POOLINGS, SpectrogramEncoder, pool
 from ssast_lobes.export import window_seconds
 from ssast_lobes.features import FrontEnd, KaldiFbank
 from ssast_lobes.inference import AudioEncoder, read_blocks, require_length
@@ -31,22 +31,23 @@ from ssast_lobes.weights import load_weights
 
 logger = get_logger(__name__)
 
-POOLINGS = ("mean", "class", "statistics")
 LAYERS = ("last", "all-mean", "all")
 # The ways of pooling that probes choose from: a pooling and layers each.
 VARIANTS = (
     ("mean", "last"),
     ("class", "last"),
     ("statistics", "last"),
+    ("dynamics", "last"),
     ("mean", "all-mean"),
     ("class", "all-mean"),
     ("statistics", "all"),
+    ("dynamics", "all"),
 )
-# Vectors of a layer: mean and deviation of its tokens, mean of its classes.
-_PER_LAYER = 3
+# Vectors of a layer: the dynamics of its tokens, the mean of its classes.
+_PER_LAYER = POOLINGS["dynamics"] + 1
 
 # Part of every key: raise it when the same weights give other vectors.
-_VERSION = 2
+_VERSION = 3
 _FLUSH_SECONDS = 120
 _BLOCK_FRAMES = 3000
 
@@ -135,9 +136,9 @@ class PooledEncoder(AudioEncoder):
         path : str
             The file.
         vectors : torch.Tensor
-            (3 (L + 2), D): mean and deviation of the tokens and mean of the
-            class tokens, after the final norm, before the first block, and
-            after each.
+            (5 (L + 2), D): the dynamics of the tokens, see
+            `ssast_lobes.encoder.pool`, and the mean of the class tokens, after
+            the final norm, before the first block, and after each.
         """
         yield from self._encode(paths, "clip", unreadable, f"Embedding, {name}")
 
@@ -154,7 +155,7 @@ def _complete(config):
 
 
 class _AllLayers(nn.Module):
-    """An `EncoderOutput` to (B, 3 (L + 2), D), see `PooledEncoder.vectors`."""
+    """An `EncoderOutput` to (B, 5 (L + 2), D), see `PooledEncoder.vectors`."""
 
     needs_hidden_states = True
 
@@ -165,8 +166,10 @@ class _AllLayers(nn.Module):
         )
         vectors = []
         for tokens, classes in parts:
-            moments = pool(tokens, encoded.valid, classes, "statistics")
-            vectors += moments.chunk(2, dim=1)
+            of_tokens = pool(
+                tokens, encoded.valid, classes, "dynamics", encoded.n_bands
+            )
+            vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
             vectors.append(pool(tokens, encoded.valid, classes, "class"))
         return torch.stack(vectors, dim=1)
 
@@ -177,10 +180,10 @@ def pooled(vectors, pooling, layers):
     Arguments
     ---------
     vectors : torch.Tensor
-        (N, 3 (L + 2), D), see `PooledEncoder.vectors`.
+        (N, 5 (L + 2), D), see `PooledEncoder.vectors`.
     pooling : str
-        ``"mean"`` of the tokens, ``"class"`` tokens, or ``"statistics"``:
-        mean and deviation of the tokens.
+        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` or
+        ``"dynamics"`` of the tokens, see `ssast_lobes.encoder.pool`.
     layers : str
         ``"last"``: after the final norm; ``"all-mean"``: the mean of the
         outputs of all blocks before it; ``"all"``: what enters the first
@@ -193,16 +196,13 @@ def pooled(vectors, pooling, layers):
 
     Example
     -------
-    >>> vectors = torch.randn(5, 3 * (12 + 2), 192)
+    >>> vectors = torch.randn(5, 5 * (12 + 2), 192)
     >>> pooled(vectors, "statistics", "all").shape
     torch.Size([5, 4992])
     """
     by_layer = vectors.unflatten(1, (-1, _PER_LAYER))
-    chosen = {
-        "mean": by_layer[:, :, :1],
-        "class": by_layer[:, :, 2:],
-        "statistics": by_layer[:, :, :2],
-    }[pooling]
+    first = _PER_LAYER - 1 if pooling == "class" else 0
+    chosen = by_layer[:, :, first : first + POOLINGS[pooling]]
     if layers == "last":
         return chosen[:, 0].flatten(1)
     if layers == "all":

@@ -122,7 +122,8 @@ def probe(
         Where the vectors of the clips are kept for the next run.
     pooling : str
         ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
-        and deviation of the tokens) or ``"best"``.
+        and deviation of the tokens), ``"dynamics"`` (these, and how much the
+        tokens change over one and two steps of time) or ``"best"``.
     layers : str
         ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
         ``"all"`` (side by side, for statistics) or ``"best"``.
