@@ -18,9 +18,11 @@ from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.probing import Task
+from ssast_lobes.weights import load_weights
 
 RECIPE = Path(__file__).parents[2] / "recipes/CustomData/transfer"
 SMALL = {"crop_seconds": 0.6, "batch_size": 4}
+MASKED = {"objective": "mspm_small_data"}
 
 
 @pytest.fixture(scope="session")
@@ -248,6 +250,15 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"arms": {"finetuned": {}}}, "finetuned"),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
+        ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
+        ({"stages": {"a": {**MASKED, "source": "a"}}}, "that one before it"),
+        (
+            {
+                "stages": {"a": {**MASKED, "model_size": "tiny"}},
+                "pretrainings": {"b": {**MASKED, "source": "a"}},
+            },
+            "b starts from a and has another model",
+        ),
         ({"tasks": [{"csv_path": "{csv}", "metric": "f2"}]}, "f2"),
         ({"tasks": [{"csv_path": "{csv}", "labels": "a"}]}, "labels"),
     ],
@@ -274,6 +285,48 @@ def test_export_of_another_architecture_is_refused(
     )
     with pytest.raises(SettingsError, match="another architecture"):
         run(flags)
+
+
+def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
+    out = tmp_path / "out"
+    text = (RECIPE / "hparams/ablation.yaml").read_text()
+    settings = yaml.safe_load(text.replace("!PLACEHOLDER", "null"))
+    settings |= {
+        "tasks": [{"name": "tones", "csv_path": str(tones.manifest)}],
+        "audio": str(tones.folder),
+        "output_folder": str(out),
+        "pretraining": {
+            **{**SMALL, **MASKED, "number_of_epochs": 1, "lr": 0.002},
+            "valid_share": 0.2,
+        },
+        "stages": {"first": {}},
+        # Steps so small that they leave what they start from as it is.
+        "pretrainings": {
+            "second": {
+                "source": "first",
+                "audio": [[str(tones.manifest)]],
+                "lr": 1e-9,
+            }
+        },
+    }
+    experiment = tmp_path / "stages.yaml"
+    experiment.write_text(yaml.safe_dump(settings))
+    flags = [experiment, "--noprogressbar", "--device=cpu"]
+    content = run(flags)
+    costs = content["pretraining"]
+    assert list(costs) == ["first", "second"]
+    assert costs["second"]["asked"]["audio"] == [str(tones.manifest)]
+    # Clips that are valid or test in the table are left out of it.
+    assert costs["second"]["clips"] < costs["first"]["clips"]
+    first, second = (
+        load_weights(out / "pretrain" / name / "export").state
+        for name in ("first", "second")
+    )
+    for key, value in first.items():
+        assert torch.allclose(second[key], value, atol=1e-6)
+    assert {row["system"] for row in content["scores"]} == {
+        *("log-mel", "MFCC", "untrained", "second")
+    }
 
 
 @pytest.fixture
@@ -410,7 +463,7 @@ def test_five_tasks(run, tones, tmp_path):
         path = str(tones.folder / name)
         lines.append(",".join([path, *rest, parts[number % 3]]))
     corpora = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
-    corpora += "speech_commands emodb esc10 fsdd"
+    corpora += "speech_commands emodb esc10 fsdd takes"
     for corpus in corpora.split():
         folder = tmp_path / "corpora" / corpus
         folder.mkdir(parents=True)
@@ -418,9 +471,11 @@ def test_five_tasks(run, tones, tmp_path):
     once = {"number_of_epochs": 1}
     flags = {
         "corpora": str(tmp_path / "corpora"),
+        "spoken_takes": str(tmp_path / "corpora/takes"),
         "output_folder": str(tmp_path / "out"),
         "seeds": [1],
-        "pretraining": once,
+        "stages": {"crops": once},
+        "pretrainings": {"pretrained": once},
         "arms": {
             arm: {"settings": once, "candidates": [{}]}
             for arm in ("scratch", "fine_tuned")
@@ -435,7 +490,7 @@ def test_five_tasks(run, tones, tmp_path):
     shown = {row["how"] for row in content["scores"]}
     assert shown == {"linear", "k-NN", "trained", "fine-tuned"}
     settings = content["tuning"]["emotion/fine_tuned/pretrained"]["settings"]
-    assert settings["pooling"] == "statistics"
+    assert settings["pooling"] == "dynamics"
 
 
 def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):

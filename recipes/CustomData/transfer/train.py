@@ -55,9 +55,9 @@ FLOORS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
 UNTRAINED = "untrained"
 ASKED, RESULT = "asked.json", "result.json"
 # What the driver sets by itself.
-_COMMON = ("seed", "output_folder", "export_folder", "num_workers", "lobe")
+_COMMON = {"seed", "output_folder", "export_folder", "num_workers", "lobe"}
 _TAKEN = {
-    "pretrain": {*_COMMON, "audio"},
+    "pretrain": _COMMON,
     "classify": {
         *_COMMON,
         *("source", "manifest", "label_column", "split_column"),
@@ -223,6 +223,7 @@ class Transfer:
             **dict.fromkeys(hparams["exports"], {}),
             **hparams["pretrainings"],
         }
+        self.stages = hparams["stages"]
         models = {name: self._model(name) for name in self.pretrainings}
         # The first pretraining of each architecture, by pretraining.
         self.first = {
@@ -274,10 +275,15 @@ class Transfer:
             result = self._test(item, arm, settings, seed)
             key = item.task.name, self._system(arm)
             results.setdefault(key, {})[seed] = result
-        costs = {
-            name: json.loads((export.parent / RESULT).read_text("utf-8"))
-            for name, export in self.exports.items()
+        done = {
+            name: self._pretraining_folder(name) / RESULT
+            for name in [*self.stages, *self.pretrainings]
             if name not in self.hparams["exports"]
+        }
+        costs = {
+            name: json.loads(path.read_text("utf-8"))
+            for name, path in done.items()
+            if path.is_file()
         }
         return report(self.folder, self.items, results, tuning, costs)
 
@@ -289,7 +295,7 @@ class Transfer:
 
     def _model(self, name):
         """The architecture of a pretraining, as settings."""
-        own = self.pretrainings[name]
+        own = {**self.stages, **self.pretrainings}[name]
         model = self.hparams["model"]
         return {**model, **{key: own[key] for key in own if key in model}}
 
@@ -323,7 +329,7 @@ class Transfer:
         names = [item.task.name for item in self.items]
         if not names or len(set(names)) < len(names):
             raise SettingsError(f"tasks need names that differ, got {names}")
-        for name in [*names, *self.pretrainings]:
+        for name in [*names, *self.stages, *self.pretrainings]:
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise SettingsError(
                     f"'{name}' names a folder too: use letters, digits, _ and -"
@@ -340,17 +346,39 @@ class Transfer:
                 f"arms: without {SCRATCH} there is nothing that {FINE_TUNED} "
                 "gains over"
             )
-        for name in self.pretrainings:
+        twice = self.stages.keys() & self.pretrainings.keys()
+        if twice:
+            raise SettingsError(
+                f"{twice.pop()} names a stage and a pretraining: rename one"
+            )
+        for name in [*self.stages, *self.pretrainings]:
             if name in self.hparams["exports"]:
                 self._check_export(name)
             else:
                 _check_keys("pretrain", self._pretraining(name))
                 _objective(self._pretraining(name))
+                self._check_source(name)
         for item in self.items:
             _check_arms(item.arms)
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
+
+    def _check_source(self, name):
+        """A stage is trained before what starts from it, and is like it."""
+        source = self._pretraining(name).get("source")
+        order = list(self.stages)
+        if source not in self.stages:
+            return
+        if name in order and order.index(source) >= order.index(name):
+            raise SettingsError(
+                f"stage {name} starts from {source}: name that one before it"
+            )
+        if self._model(name) != self._model(source):
+            raise SettingsError(
+                f"{name} starts from {source} and has another model: "
+                f"{self._model(name)}, not {self._model(source)}"
+            )
 
     def _check_export(self, name):
         """An export of another architecture would have no fair baseline."""
@@ -381,28 +409,36 @@ class Transfer:
     # Parts ----------------------------------------------------------------
 
     def _pretraining(self, name):
-        """Settings of a pretraining, whole."""
+        """Settings of a pretraining, or of a stage, whole."""
         return {
+            "audio": self.hparams["audio"],
             **self.hparams["model"],
             **self.hparams["pretraining"],
-            **self.pretrainings[name],
+            **{**self.stages, **self.pretrainings}[name],
         }
 
+    def _pretraining_folder(self, name):
+        return self.folder / "pretrain" / name
+
     def _pretrain(self, name):
-        """The exported folder of a pretraining."""
+        """The exported folder of a pretraining, or of a stage."""
         if name in self.hparams["exports"]:
             return Path(self.hparams["exports"][name]).resolve()
-        if self.hparams["audio"] is None:
+        settings = self._pretraining(name)
+        audio = _flat(settings.pop("audio"))
+        if audio is None:
             raise SettingsError(
                 f"audio: name folders or CSVs to pretrain on, or say where "
                 f"{name} is in exports"
             )
-        settings = self._pretraining(name)
-        asked = {key: self.hparams[key] for key in ("audio", "seed")}
-        folder = self.folder / "pretrain" / name
+        asked = {"audio": audio, "seed": self.hparams["seed"]}
+        folder = self._pretraining_folder(name)
+        source = settings.get("source")
+        own = {"objective": f"!include:{_objective(settings)}"}
+        if source in self.stages:
+            own["source"] = str(self._pretrain(source))
 
         def work():
-            own = {"objective": f"!include:{_objective(settings)}"}
             words = self._words(folder, {**settings, **asked, **own})
             pretrain([str(YAMLS["pretrain"]), *words], _prepare_audio)
             rows = json.loads((folder / "splits.json").read_text("utf-8"))
@@ -698,6 +734,17 @@ def _prepare_audio(hparams):
         hparams["min_seconds"],
         hparams["max_unreadable"],
     )
+
+
+def _flat(audio):
+    """Sources of audio; a list of them may have a list among them."""
+    if not isinstance(audio, list):
+        return audio
+    return [
+        source
+        for part in audio
+        for source in (_flat(part) if isinstance(part, list) else [part])
+    ]
 
 
 def _hours(rows):
