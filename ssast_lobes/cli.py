@@ -257,8 +257,8 @@ def _add_probe(commands):
         choices=["last", "all-mean", "all", "best"],
         default="last",
         help="tokens of the last layer, the mean of all layers, all layers "
-        "side by side (statistics only), or what is best on valid (default: "
-        "last)",
+        "side by side (statistics, dynamics), or what is best on valid "
+        "(default: last)",
     )
     command.add_argument(
         "--cache",

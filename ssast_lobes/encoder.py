@@ -97,7 +97,7 @@ class EncoderOutput(NamedTuple):
         )
 
 
-def pool(tokens, valid, class_tokens, pooling, n_bands=1):
+def pool(tokens, valid, class_tokens, pooling, n_bands=None):
     """Pool tokens to one vector a clip.
 
     Arguments
@@ -111,8 +111,9 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=1):
     pooling : str
         ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
         deviation; or ``"dynamics"``: these, then the root of the mean square
-        of a token's change over one step of time, and over two.
-    n_bands : int
+        of a token's change over one step of time, and over two (0.001 of
+        a clip that has no two tokens so far apart).
+    n_bands : int, optional
         F', and N = F' * T': for dynamics, which compare within a band.
 
     Returns
@@ -123,8 +124,7 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=1):
     Raises
     ------
     ValueError
-        If `pooling` is unknown, or tokens without a grid are to have
-        dynamics.
+        If `pooling` is unknown, or dynamics are asked for without `n_bands`.
 
     Example
     -------
@@ -132,7 +132,9 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=1):
     >>> valid = torch.tensor([[True, True, False]])
     >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
     3.0
-    >>> pool(tokens, valid, torch.zeros(1, 2, 1), "dynamics").round().tolist()
+    >>> pool(
+    ...     tokens, valid, torch.zeros(1, 2, 1), "dynamics", 1
+    ... ).round().tolist()
     [[3.0, 1.0, 2.0, 0.0]]
     """
     if pooling == "class":
@@ -151,7 +153,10 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=1):
     variances = [variance]
     if pooling == "dynamics":
         if n_bands is None:
-            raise ValueError("tokens were dropped: they have no grid")
+            raise ValueError(
+                "dynamics need n_bands; where tokens were dropped there is no "
+                "grid: pool their statistics"
+            )
         on_grid = away.unflatten(1, (n_bands, -1))
         shown = valid.unflatten(1, (n_bands, -1))
         for step in _STEPS:

@@ -98,10 +98,7 @@ class ClipPooling(nn.Module):
             return encoded.clip(self.pooling)
         if self.layers == "all":
             pooled = [
-                pool(
-                    *(tokens, encoded.valid, classes, self.pooling),
-                    encoded.n_bands,
-                )
+                self._pool(encoded, tokens, classes)
                 for tokens, classes in zip(
                     encoded.hidden_states,
                     encoded.class_hidden_states,
@@ -113,6 +110,9 @@ class ClipPooling(nn.Module):
         tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
         classes = torch.einsum("l,lbnd->bnd", share, classes)
+        return self._pool(encoded, tokens, classes)
+
+    def _pool(self, encoded, tokens, classes):
         return pool(
             tokens, encoded.valid, classes, self.pooling, encoded.n_bands
         )

@@ -176,7 +176,7 @@ def test_hear_scenes_of_all_layers():
     model = hear.load_model(str(shipped_model()))
     audio = 2 * torch.rand(2, 3 * model.sample_rate) - 1
     embeddings = hear.get_scene_embeddings(audio, model)
-    assert embeddings.shape == (2, model.scene_embedding_size) == (2, 1792)
+    assert embeddings.shape == (2, model.scene_embedding_size) == (2, 3584)
     frames, _ = hear.get_timestamp_embeddings(audio, model)
     assert frames.shape[2] == model.timestamp_embedding_size == 128
 

@@ -49,6 +49,21 @@ def test_pooling_the_last_layer():
     assert torch.allclose(classes, output.class_tokens.mean(1))
 
 
+def test_dynamics_of_each_layer_compare_within_a_band():
+    output = encoded()
+    parts = ClipPooling(3, "dynamics", "all")(output).unflatten(1, (4, 4, 6))
+    # Two bands of two steps: of the first clip both, of the second one.
+    states = output.hidden_states.unflatten(2, (2, 2))
+    change = (states[:, 0, :, 1] - states[:, 0, :, 0]).square().mean(1)
+    torch.testing.assert_close(parts[0, :, 2], (change + 1e-6).sqrt())
+    weighted = ClipPooling(3, "dynamics", "weighted")(output).unflatten(
+        1, (4, 6)
+    )
+    state = states[1:, 0].mean(0)
+    change = (state[:, 1] - state[:, 0]).square().mean(0)
+    torch.testing.assert_close(weighted[0, 2], (change + 1e-6).sqrt())
+
+
 @pytest.mark.parametrize("pooling", ["mean", "class"])
 def test_weighted_layers_are_a_softmax_of_block_outputs(pooling):
     output, pool = encoded(), ClipPooling(3, pooling, "weighted")

@@ -43,7 +43,12 @@ def dataset(tones):
 @torch.no_grad()
 @pytest.mark.parametrize(
     "arguments",
-    [{}, {"pooling": "statistics", "layers": "all"}, {"pooling": "class"}],
+    [
+        {},
+        {"pooling": "statistics", "layers": "all"},
+        {"pooling": "dynamics", "layers": "all"},
+        {"pooling": "class"},
+    ],
 )
 def test_scores_are_those_of_the_regression(tones, arguments):
     model = build(**arguments).train()

@@ -59,6 +59,23 @@ def test_each_half_is_a_take_in_a_voice_of_its_own(recipe, corpus):
         assert (np.abs(halves).max(1) > 0.05).all()
 
 
+def test_voices_vary_and_little_noise_is_heard(recipe, corpus):
+    speakers = [
+        recipe.draw_speaker("", "en+f2", rng, **recipe.VARIED)
+        for rng in map(np.random.default_rng, range(200))
+    ]
+    assert min(speaker.pitch for speaker in speakers) < 20
+    assert max(speaker.rate for speaker in speakers) > 210
+    ranges = []
+    for row in rows(corpus):
+        audio, _ = soundfile.read(corpus / row["path"])
+        for half in audio.reshape(2, 100, 160):
+            level = 10 * np.log10(half.astype(float).var(1) + 1e-12)
+            ranges.append(np.percentile(level, 95) - level.min())
+    # With the noise of the corpus of commands it would be at most 30 dB.
+    assert np.median(ranges) > 30
+
+
 def test_a_finished_corpus_stays_and_another_is_refused(recipe, corpus, words):
     before = rows(corpus)
     changed = (corpus / "audio/0000/takes.csv").stat().st_mtime_ns

@@ -254,12 +254,12 @@ def test_room_adds_a_decaying_tail(prepare):
 
 
 def test_noise_is_as_loud_as_meant(prepare, monkeypatch):
-    monkeypatch.setattr(prepare, "SNR_DB", (10.0, 10.0))
     monkeypatch.setattr(prepare, "TILT_DB_PER_OCTAVE", (0.0, 0.0))
     monkeypatch.setattr(prepare, "DIRECT_TO_REVERBERANT_DB", (90.0, 90.0))
     monkeypatch.setattr(prepare, "NOISES", ("white",))
     word = np.hanning(4800) * np.sin(np.arange(4800) * 0.3)
-    audio = prepare.make_clip(word, [], np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    audio = prepare.make_clip(word, [], rng, snr_db=(10.0, 10.0))
     # The noise is white, the word a tone at 764 Hz.
     noise_power = 10 ** (level_db(audio, 4000, 8000) / 10) / 16000
     total_power = np.mean(audio**2)

@@ -8,7 +8,7 @@ the encoder learns what the two have in common. There are no labels; the words
 that Speech Commands and spoken-digit sets ask for are left out.
 
 To make the corpus from the command line:
-> pip install wordfreq
+> pip install espeakng-loader wordfreq
 > python spoken_takes_prepare.py OUTPUT_FOLDER
 """
 

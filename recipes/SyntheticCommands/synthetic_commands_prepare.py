@@ -100,7 +100,7 @@ class Speaker:
 
     name: str
     voice: str
-    pitch: float  # 0 to 100, eSpeak's scale
+    pitch: float  # 0 to 99, eSpeak's scale
     rate: float  # words per minute
     tract: float  # all frequencies are multiplied by this
 

@@ -126,7 +126,7 @@ def probe(
         tokens change over one and two steps of time) or ``"best"``.
     layers : str
         ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
-        ``"all"`` (side by side, for statistics) or ``"best"``.
+        ``"all"`` (side by side, for statistics and dynamics) or ``"best"``.
     device : str
         Where encoders compute; the probes do on the CPU.
     batch_size : int

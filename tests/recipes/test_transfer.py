@@ -253,6 +253,11 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
         ({"stages": {"a": {**MASKED, "source": "a"}}}, "that one before it"),
         (
+            {"pretrainings": {"b": {**MASKED, "source": "pretrained"}}},
+            "only st",
+        ),
+        ({"audio": "{csv}.gone"}, "csv.gone is not there"),
+        (
             {
                 "stages": {"a": {**MASKED, "model_size": "tiny"}},
                 "pretrainings": {"b": {**MASKED, "source": "a"}},
@@ -327,6 +332,14 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     assert {row["system"] for row in content["scores"]} == {
         *("log-mel", "MFCC", "untrained", "second")
     }
+    assert run(flags) == content
+    # What started from a stage that has changed since is not what is asked.
+    weights = out / "pretrain/first/export/model.safetensors"
+    weights.write_bytes(
+        (out / "pretrain/second/export/model.safetensors").read_bytes()
+    )
+    with pytest.raises(SettingsError, match="begun otherwise: started_from"):
+        run(flags)
 
 
 @pytest.fixture
@@ -487,6 +500,11 @@ def test_five_tasks(run, tones, tmp_path):
     ]
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
     assert len(content["tasks"]) == 5
+    costs = content["pretraining"]
+    assert list(costs) == ["crops", "pretrained"]
+    takes = str(tmp_path / "corpora/takes/manifest.csv")
+    assert takes not in costs["crops"]["asked"]["audio"]
+    assert costs["pretrained"]["asked"]["audio"][-1] == takes
     shown = {row["how"] for row in content["scores"]}
     assert shown == {"linear", "k-NN", "trained", "fine-tuned"}
     settings = content["tuning"]["emotion/fine_tuned/pretrained"]["settings"]

@@ -218,12 +218,12 @@ class Transfer:
                 f"best}}: {error}"
             ) from error
         self.items = [read_item(**entry) for entry in hparams["tasks"]]
+        self.stages = hparams["stages"]
         # Of each pretraining its settings; an export needs none.
         self.pretrainings = {
-            **dict.fromkeys(hparams["exports"], {}),
+            **{k: {} for k in hparams["exports"] if k not in self.stages},
             **hparams["pretrainings"],
         }
-        self.stages = hparams["stages"]
         models = {name: self._model(name) for name in self.pretrainings}
         # The first pretraining of each architecture, by pretraining.
         self.first = {
@@ -346,10 +346,10 @@ class Transfer:
                 f"arms: without {SCRATCH} there is nothing that {FINE_TUNED} "
                 "gains over"
             )
-        twice = self.stages.keys() & self.pretrainings.keys()
+        twice = sorted(self.stages.keys() & self.pretrainings.keys())
         if twice:
             raise SettingsError(
-                f"{twice.pop()} names a stage and a pretraining: rename one"
+                f"{twice[0]} names a stage and a pretraining: rename one"
             )
         for name in [*self.stages, *self.pretrainings]:
             if name in self.hparams["exports"]:
@@ -363,11 +363,19 @@ class Transfer:
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
+        for name in [*self.stages, *self.pretrainings]:
+            if name not in self.hparams["exports"]:
+                _check_audio(name, self._pretraining(name)["audio"])
 
     def _check_source(self, name):
         """A stage is trained before what starts from it, and is like it."""
         source = self._pretraining(name).get("source")
         order = list(self.stages)
+        if source in self.pretrainings:
+            raise SettingsError(
+                f"{name} starts from {source}, which is tested itself: only "
+                "stages are for others to start from"
+            )
         if source not in self.stages:
             return
         if name in order and order.index(source) >= order.index(name):
@@ -425,21 +433,20 @@ class Transfer:
         if name in self.hparams["exports"]:
             return Path(self.hparams["exports"][name]).resolve()
         settings = self._pretraining(name)
-        audio = _flat(settings.pop("audio"))
-        if audio is None:
-            raise SettingsError(
-                f"audio: name folders or CSVs to pretrain on, or say where "
-                f"{name} is in exports"
-            )
-        asked = {"audio": audio, "seed": self.hparams["seed"]}
+        given = {
+            "audio": _flat(settings.pop("audio")),
+            "seed": self.hparams["seed"],
+        }
         folder = self._pretraining_folder(name)
-        source = settings.get("source")
         own = {"objective": f"!include:{_objective(settings)}"}
-        if source in self.stages:
-            own["source"] = str(self._pretrain(source))
+        asked = {**given, "settings": settings}
+        if settings.get("source") in self.stages:
+            source = self._pretrain(settings["source"])
+            own["source"] = str(source)
+            asked["started_from"] = _digest_of_weights(source)
 
         def work():
-            words = self._words(folder, {**settings, **asked, **own})
+            words = self._words(folder, {**settings, **given, **own})
             pretrain([str(YAMLS["pretrain"]), *words], _prepare_audio)
             rows = json.loads((folder / "splits.json").read_text("utf-8"))
             return {
@@ -448,7 +455,7 @@ class Transfer:
                 "hours": _hours(rows["train"].values()),
             }
 
-        once(folder, {**asked, "settings": settings}, work)
+        once(folder, asked, work)
         return folder / "export"
 
     def _tune(self, item, arm, bar):
@@ -487,8 +494,7 @@ class Transfer:
         """What makes a run another one."""
         source = None
         if arm.kind == FINE_TUNED:
-            path = self.exports[arm.model] / WEIGHTS_FILE
-            source = hashlib.blake2b(path.read_bytes()).hexdigest()[:16]
+            source = _digest_of_weights(self.exports[arm.model])
         return {
             "settings": settings,
             "seed": seed,
@@ -680,6 +686,12 @@ def _digest(content):
     return hashlib.blake2b(text.encode()).hexdigest()[:16]
 
 
+def _digest_of_weights(export):
+    """A hash of what an exported folder holds."""
+    content = (export / WEIGHTS_FILE).read_bytes()
+    return hashlib.blake2b(content).hexdigest()[:16]
+
+
 def _digest_of(task):
     """A hash of the clips of a task, and of what is asked of them."""
     return _digest(
@@ -745,6 +757,22 @@ def _flat(audio):
         for part in audio
         for source in (_flat(part) if isinstance(part, list) else [part])
     ]
+
+
+def _check_audio(name, audio):
+    """Raise where a pretraining has no audio, or some that is not there."""
+    if audio is None:
+        raise SettingsError(
+            f"audio: name folders or CSVs to pretrain on, or say where {name} "
+            "is in exports"
+        )
+    sources = _flat(audio) if isinstance(audio, list) else [audio]
+    missing = [source for source in sources if not Path(source).exists()]
+    if missing:
+        raise SettingsError(
+            f"audio of {name}: {missing[0]} is not there: name a folder or a "
+            "CSV that is"
+        )
 
 
 def _hours(rows):

@@ -207,7 +207,7 @@ def report(folder, items, results, tuning, costs):
         Of each arm of each task the ``"settings"`` that were chosen, and
         those ``"tried"``.
     costs : dict
-        Of each pretraining its steps, clips and hours of audio.
+        Of each stage and pretraining its steps, clips and hours of audio.
 
     Returns
     -------
