@@ -92,9 +92,24 @@ class EncoderOutput(NamedTuple):
         torch.Tensor
             (B, D); statistics (B, 2 D), dynamics (B, 4 D).
         """
-        return pool(
-            self.tokens, self.valid, self.class_tokens, pooling, self.n_bands
-        )
+        return self.pool_tokens(self.tokens, self.class_tokens, pooling)
+
+    def pool_tokens(self, tokens, class_tokens, pooling):
+        """One vector a clip of the tokens of any layer.
+
+        Arguments
+        ---------
+        tokens, class_tokens : torch.Tensor
+            Of the layer, as `tokens` and `class_tokens` here.
+        pooling : str
+            As in `clip`.
+
+        Returns
+        -------
+        torch.Tensor
+            As of `clip`.
+        """
+        return pool(tokens, self.valid, class_tokens, pooling, self.n_bands)
 
 
 def pool(tokens, valid, class_tokens, pooling, n_bands=None):

@@ -4,7 +4,7 @@ import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
 
-from ssast_lobes.encoder import POOLINGS, pool
+from ssast_lobes.encoder import POOLINGS
 
 LAYERS = ("last", "weighted", "all")
 
@@ -98,7 +98,7 @@ class ClipPooling(nn.Module):
             return encoded.clip(self.pooling)
         if self.layers == "all":
             pooled = [
-                self._pool(encoded, tokens, classes)
+                encoded.pool_tokens(tokens, classes, self.pooling)
                 for tokens, classes in zip(
                     encoded.hidden_states,
                     encoded.class_hidden_states,
@@ -110,12 +110,7 @@ class ClipPooling(nn.Module):
         tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
         classes = torch.einsum("l,lbnd->bnd", share, classes)
-        return self._pool(encoded, tokens, classes)
-
-    def _pool(self, encoded, tokens, classes):
-        return pool(
-            tokens, encoded.valid, classes, self.pooling, encoded.n_bands
-        )
+        return encoded.pool_tokens(tokens, classes, self.pooling)
 
 
 class ClassificationHead(nn.Module):

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from ssast_lobes.data.addresses import stamp_of
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.encoder import POOLINGS, SpectrogramEncoder, pool
+from ssast_lobes.encoder import POOLINGS, SpectrogramEncoder
 from ssast_lobes.export import window_seconds
 from ssast_lobes.features import FrontEnd, KaldiFbank
 from ssast_lobes.inference import AudioEncoder, read_blocks, require_length
@@ -166,11 +166,9 @@ class _AllLayers(nn.Module):
         )
         vectors = []
         for tokens, classes in parts:
-            of_tokens = pool(
-                tokens, encoded.valid, classes, "dynamics", encoded.n_bands
-            )
+            of_tokens = encoded.pool_tokens(tokens, classes, "dynamics")
             vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
-            vectors.append(pool(tokens, encoded.valid, classes, "class"))
+            vectors.append(encoded.pool_tokens(tokens, classes, "class"))
         return torch.stack(vectors, dim=1)
 
 

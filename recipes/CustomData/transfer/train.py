@@ -224,6 +224,7 @@ class Transfer:
             **{k: {} for k in hparams["exports"] if k not in self.stages},
             **hparams["pretrainings"],
         }
+        self.settings = {**self.stages, **self.pretrainings}
         models = {name: self._model(name) for name in self.pretrainings}
         # The first pretraining of each architecture, by pretraining.
         self.first = {
@@ -275,15 +276,11 @@ class Transfer:
             result = self._test(item, arm, settings, seed)
             key = item.task.name, self._system(arm)
             results.setdefault(key, {})[seed] = result
-        done = {
-            name: self._pretraining_folder(name) / RESULT
-            for name in [*self.stages, *self.pretrainings]
-            if name not in self.hparams["exports"]
-        }
         costs = {
             name: json.loads(path.read_text("utf-8"))
-            for name, path in done.items()
-            if path.is_file()
+            for name in self.settings
+            if name not in self.hparams["exports"]
+            and (path := self._pretraining_folder(name) / RESULT).is_file()
         }
         return report(self.folder, self.items, results, tuning, costs)
 
@@ -295,7 +292,7 @@ class Transfer:
 
     def _model(self, name):
         """The architecture of a pretraining, as settings."""
-        own = {**self.stages, **self.pretrainings}[name]
+        own = self.settings[name]
         model = self.hparams["model"]
         return {**model, **{key: own[key] for key in own if key in model}}
 
@@ -329,7 +326,7 @@ class Transfer:
         names = [item.task.name for item in self.items]
         if not names or len(set(names)) < len(names):
             raise SettingsError(f"tasks need names that differ, got {names}")
-        for name in [*names, *self.stages, *self.pretrainings]:
+        for name in [*names, *self.settings]:
             if not re.fullmatch(r"[\w.+-]+", name):
                 raise SettingsError(
                     f"'{name}' names a folder too: use letters, digits, _ and -"
@@ -351,7 +348,7 @@ class Transfer:
             raise SettingsError(
                 f"{twice[0]} names a stage and a pretraining: rename one"
             )
-        for name in [*self.stages, *self.pretrainings]:
+        for name in self.settings:
             if name in self.hparams["exports"]:
                 self._check_export(name)
             else:
@@ -363,7 +360,7 @@ class Transfer:
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
-        for name in [*self.stages, *self.pretrainings]:
+        for name in self.settings:
             if name not in self.hparams["exports"]:
                 _check_audio(name, self._pretraining(name)["audio"])
 
@@ -422,7 +419,7 @@ class Transfer:
             "audio": self.hparams["audio"],
             **self.hparams["model"],
             **self.hparams["pretraining"],
-            **{**self.stages, **self.pretrainings}[name],
+            **self.settings[name],
         }
 
     def _pretraining_folder(self, name):
