@@ -19,7 +19,8 @@ ones; `average_from` (classification) tests the mean of the weights of the
 epochs from that one on, in place of one epoch.
 
 `linear_start` (classification) is the penalty of a logistic regression on the
-encoder as it is, which the head begins with.
+encoder as it is, which the head begins with. `window_seconds` (pretraining)
+is what the export takes at once, where that is to be more than a crop.
 
 Where clips differ in length, `length_buckets` sorts so many batches of the
 training by length, and cuts them again, which leaves little padding;
@@ -118,8 +119,14 @@ def pretrain(arguments, prepare):
     """
     hparams_file, run_opts, overrides = _parse(arguments)
     hparams = _open(hparams_file, overrides, prepare)
-    rows = _rows(hparams, prepare)
     seconds = hparams["crop_seconds"]
+    window = hparams.get("window_seconds", None)
+    if window is not None and window < seconds:
+        raise SettingsError(
+            f"window_seconds is {window}, less than a crop of {seconds} s: "
+            "give more, or null"
+        )
+    rows = _rows(hparams, prepare)
     _complete(hparams, train_seconds=seconds, valid_seconds=seconds)
     clips = rows["train"]
     if hparams.get("cover_long", False):
@@ -154,7 +161,7 @@ def pretrain(arguments, prepare):
             objective,
             lobe.features,
             _card(hparams_file, hparams, rows, _PRETRAINING_SETTINGS, best),
-            trained_seconds=_longest(train, hparams["crop_seconds"]),
+            trained_seconds=window or _longest(train, seconds),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
     return best
@@ -574,14 +581,11 @@ def _start_head(hparams, brain, rows):
         return
     if hparams["multi_label"]:
         raise SettingsError("linear_start is for clips of one label")
-    reader = ClipReader(
-        hparams["crop_seconds"],
-        unreadable_file=f"{hparams['output_folder']}/unreadable.csv",
-    )
+    # Whole clips, as valid and test are read: vectors of crops are others.
     start_head(
         brain.model,
         brain.modules.features,
-        make_dataset(rows, reader, hparams["label_encoder"]),
+        make_dataset(rows, hparams["valid_reader"], hparams["label_encoder"]),
         penalty,
     )
 

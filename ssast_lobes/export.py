@@ -70,8 +70,9 @@ def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
         entries of both kinds.
     trained_seconds : float
-        Longest audio it was trained on. Where this is more than the position
-        table spans, long audio is computed by windows so long.
+        Longest audio it was trained on, or is known to do well on. Where this
+        is more than the position table spans, long audio is computed by
+        windows so long.
 
     Returns
     -------

@@ -33,6 +33,7 @@ from ssast_lobes.data.manifest import (
     read_manifest,
 )
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.probing.classifiers import linear_weights
 from ssast_lobes.weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parents[2]
@@ -311,6 +312,14 @@ def test_export_says_what_it_was_trained_on(pretrained):
     assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
 
 
+def test_window_of_the_export(train, pretrained, tmp_path):
+    assert load_weights(pretrained / "export").config["window_seconds"] < 0.65
+    folder = train("pretrain", "--number_of_epochs=1", "--window_seconds=0.9")
+    assert load_weights(folder / "export").config["window_seconds"] == 0.9
+    with pytest.raises(SettingsError, match="less than a crop of 0.6"):
+        train("pretrain", "--window_seconds=0.5", folder=tmp_path / "less")
+
+
 def test_export_of_fine_tuning(classified, tones):
     with open(classified / "test_predictions.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -555,6 +564,33 @@ def test_linear_start(pretrained, train, tmp_path):
     )
     share = other.classify_batch(wav)[1].exp().item()
     assert share == pytest.approx(max(own[0].scores.values()), abs=1e-5)
+
+
+def test_linear_start_knows_whole_clips(pretrained, train, tones):
+    """As valid and test are read; many clips are longer than a crop."""
+    folder = train(
+        "classify",
+        f"--source={pretrained / 'export'}",
+        *["--linear_start=0.01", "--lr=0", "--crop_seconds=0.4"],
+    )
+    config = folder / "export" / "config.json"
+    settings = json.loads(config.read_text())
+    assert settings["window_seconds"] < 0.65
+    config.write_text(json.dumps({**settings, "window_seconds": 2.0}))
+    with open(tones.manifest, newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
+    paths = [str(tones.folder / row["path"]) for row in rows]
+    encoder = AudioEncoder.from_hparams(folder / "export")
+    clips = torch.stack([clip for _, clip in encoder.encode_files(paths)])
+    labels = ["chirp", "noise", "tone"]
+    y = torch.tensor([labels.index(row["label"]) for row in rows])
+    state = exported(folder)
+    norm = (state["head.norm.weight"], state["head.norm.bias"])
+    x = torch.nn.functional.layer_norm(clips, clips.shape[1:], *norm)
+    weight, _ = linear_weights(x, y, 3, 0.01)
+    assert torch.allclose(
+        state["head.linear.weight"], weight.float(), rtol=0.01
+    )
 
 
 def test_linear_start_is_for_single_labels(train, tones, tmp_path):

@@ -252,6 +252,7 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
         ({"stages": {"a": {**MASKED, "source": "a"}}}, "that one before it"),
+        ({"stages": {"a": MASKED}}, "nothing starts from the stage a"),
         (
             {"pretrainings": {"b": {**MASKED, "source": "pretrained"}}},
             "only st",
@@ -320,6 +321,10 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     content = run(flags)
     costs = content["pretraining"]
     assert list(costs) == ["first", "second"]
+    folder, manifest = tones.folder, tones.manifest
+    table = (out / "transfer.md").read_text()
+    assert f"{folder.parent.name}/{folder.name}" in table
+    assert f"{manifest.parent.name}/{manifest.name}" in table
     assert costs["second"]["asked"]["audio"] == [str(tones.manifest)]
     # Clips that are valid or test in the table are left out of it.
     assert costs["second"]["clips"] < costs["first"]["clips"]

@@ -348,6 +348,15 @@ class Transfer:
             raise SettingsError(
                 f"{twice[0]} names a stage and a pretraining: rename one"
             )
+        sources = {
+            self._pretraining(name).get("source") for name in self.settings
+        }
+        idle = sorted(self.stages.keys() - sources)
+        if idle:
+            raise SettingsError(
+                f"nothing starts from the stage {idle[0]}: name it as the "
+                "source of a pretraining, or take it out"
+            )
         for name in self.settings:
             if name in self.hparams["exports"]:
                 self._check_export(name)

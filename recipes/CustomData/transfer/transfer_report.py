@@ -8,6 +8,7 @@ over the test part, in which all systems and seeds see the same draws.
 import json
 import os
 import statistics
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -396,13 +397,22 @@ def tuning_table(tuning):
 def _cost_table(costs):
     if not costs:
         return []
-    lines = [("pretraining", "steps", "clips", "hours of audio", "settings")]
+    lines = [
+        ("pretraining", "steps", "clips", "hours", "audio", "settings"),
+    ]
     for name, cost in costs.items():
+        asked = cost["asked"]
         settings = ", ".join(
-            f"{key} {value}" for key, value in cost["asked"]["settings"].items()
+            f"{key} {value}" for key, value in asked["settings"].items()
         )
         hours = f"{cost['hours']:.2f}"
-        lines.append((name, cost["steps"], cost["clips"], hours, settings))
+        audio = asked["audio"]
+        sources = audio if isinstance(audio, list) else [audio]
+        # Many corpora have a manifest.csv: the folder's name tells them apart.
+        shown = ", ".join("/".join(Path(one).parts[-2:]) for one in sources)
+        lines.append(
+            (name, cost["steps"], cost["clips"], hours, shown, settings)
+        )
     return ["", *_table(lines)]
 
 
