@@ -472,48 +472,82 @@ def test_killed_experiment_goes_on_and_adds_up(run, tones, tmp_path):
     assert after == {p: p.stat().st_mtime_ns for p in out.rglob("result.json")}
 
 
-@pytest.mark.slow
-def test_five_tasks(run, tones, tmp_path):
+@pytest.fixture
+def corpora(tones, tmp_path):
+    """The sets that the five tasks and their pretraining read, all alike."""
     lines = ["path,label,speaker,split,split_spkid"]
     parts = ("train", "valid", "test")
     for number, line in enumerate(tones.manifest.read_text().splitlines()[1:]):
         name, *rest = line.split(",")
         path = str(tones.folder / name)
         lines.append(",".join([path, *rest, parts[number % 3]]))
-    corpora = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
-    corpora += "speech_commands emodb esc10 fsdd takes"
-    for corpus in corpora.split():
-        folder = tmp_path / "corpora" / corpus
+    names = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
+    names += "speech_commands emodb esc10 fsdd takes"
+    for name in names.split():
+        folder = tmp_path / "corpora" / name
         folder.mkdir(parents=True)
         (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
-    once = {"number_of_epochs": 1}
-    flags = {
-        "corpora": str(tmp_path / "corpora"),
-        "spoken_takes": str(tmp_path / "corpora/takes"),
-        "output_folder": str(tmp_path / "out"),
-        "seeds": [1],
-        "stages": {"crops": once},
-        "pretrainings": {"pretrained": once},
-        "arms": {
-            arm: {"settings": once, "candidates": [{}]}
-            for arm in ("scratch", "fine_tuned")
-        },
-    }
-    words = [
+    return tmp_path / "corpora"
+
+
+ONCE = {"number_of_epochs": 1}
+TRIED_ONCE = {
+    arm: {"settings": ONCE, "candidates": [{}]}
+    for arm in ("scratch", "fine_tuned")
+}
+
+
+def words_of(**flags):
+    """A command line; what is a dict replaces these keys of the YAML."""
+    return [
         f"--{key}={json.dumps(value) if isinstance(value, dict) else value}"
         for key, value in flags.items()
     ]
+
+
+@pytest.mark.slow
+def test_five_tasks(run, corpora, tmp_path):
+    words = words_of(
+        corpora=corpora,
+        spoken_takes=corpora / "takes",
+        output_folder=tmp_path / "out",
+        seeds=[1],
+        stages={"crops": ONCE},
+        pretrainings={"pretrained": ONCE},
+        arms=TRIED_ONCE,
+    )
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
     assert len(content["tasks"]) == 5
     costs = content["pretraining"]
     assert list(costs) == ["crops", "pretrained"]
-    takes = str(tmp_path / "corpora/takes/manifest.csv")
+    takes = str(corpora / "takes/manifest.csv")
     assert takes not in costs["crops"]["asked"]["audio"]
     assert costs["pretrained"]["asked"]["audio"][-1] == takes
     shown = {row["how"] for row in content["scores"]}
     assert shown == {"linear", "k-NN", "trained", "fine-tuned"}
     settings = content["tuning"]["emotion/fine_tuned/pretrained"]["settings"]
     assert settings["pooling"] == "dynamics"
+    assert settings["crop_seconds"] == 5.0
+    export = tmp_path / "out/pretrain/pretrained/export"
+    assert load_weights(export).config["window_seconds"] == 10.0
+
+
+@pytest.mark.slow
+def test_few_labels_with_the_model_in_the_box(run, corpora, tmp_path):
+    words = words_of(
+        corpora=corpora,
+        labels_per_class=2,
+        output_folder=tmp_path / "out",
+        seeds=[1],
+        arms=TRIED_ONCE,
+    )
+    content = run(["hparams/few_labels.yaml", *words, "--device=cpu"])
+    labels = {t["name"]: t["labels_per_class"] for t in content["tasks"]}
+    others = dict.fromkeys(["keywords", "digits", "emotion", "events"], 2)
+    assert labels == {"speakers": 3, **others}
+    assert content["pretraining"] == {}
+    gains = {(g["task"], g["how"]) for g in content["gains"]}
+    assert ("emotion", "fine-tuned") in gains
 
 
 def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):
