@@ -19,8 +19,9 @@ ones; `average_from` (classification) tests the mean of the weights of the
 epochs from that one on, in place of one epoch.
 
 `linear_start` (classification) is the penalty of a logistic regression on the
-encoder as it is, which the head begins with. `window_seconds` (pretraining)
-is what the export takes at once, where that is to be more than a crop.
+encoder as it is, which the head begins with; it takes clips whole, as tests
+do. `window_seconds` is what the export takes at once, where that is to be more
+than a crop.
 
 Where clips differ in length, `length_buckets` sorts so many batches of the
 training by length, and cuts them again, which leaves little padding;
@@ -79,6 +80,7 @@ from ssast_lobes.export import (
     export_classifier,
     export_encoder,
     export_pretrained,
+    window_seconds,
 )
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
@@ -120,12 +122,7 @@ def pretrain(arguments, prepare):
     hparams_file, run_opts, overrides = _parse(arguments)
     hparams = _open(hparams_file, overrides, prepare)
     seconds = hparams["crop_seconds"]
-    window = hparams.get("window_seconds", None)
-    if window is not None and window < seconds:
-        raise SettingsError(
-            f"window_seconds is {window}, less than a crop of {seconds} s: "
-            "give more, or null"
-        )
+    _check_window(hparams)
     rows = _rows(hparams, prepare)
     _complete(hparams, train_seconds=seconds, valid_seconds=seconds)
     clips = rows["train"]
@@ -161,7 +158,7 @@ def pretrain(arguments, prepare):
             objective,
             lobe.features,
             _card(hparams_file, hparams, rows, _PRETRAINING_SETTINGS, best),
-            trained_seconds=window or _longest(train, seconds),
+            least_window=_least_window(hparams, train),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
     return best
@@ -250,7 +247,7 @@ def recognise(arguments, prepare):
             model.encoder,
             lobe.features,
             _card(hparams_file, hparams, rows, _RECOGNITION_SETTINGS, stats),
-            trained_seconds=_longest(train, math.inf),
+            least_window=_longest(train, math.inf),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
         result = {
@@ -513,6 +510,7 @@ def _in_buckets(loading, hparams, train, sampler):
 
 def _classify(hparams_file, run_opts, hparams, prepare):
     """Train, test and export a classifier; gives what its result file has."""
+    _check_window(hparams)
     rows = _rows(hparams, prepare)
     _complete(hparams, train_seconds=hparams["crop_seconds"])
     hparams["label_encoder"].update_from_iterable(rows["labels"])
@@ -567,7 +565,7 @@ def _classify(hparams_file, run_opts, hparams, prepare):
             hparams["label_encoder"],
             hparams["multi_label"],
             _card(hparams_file, hparams, rows, _CLASSIFICATION_SETTINGS, stats),
-            trained_seconds=_longest(train, hparams["crop_seconds"]),
+            least_window=_least_window(hparams, train),
         )
         logger.info(f"Exported to {hparams['export_folder']}")
         _write_json(Path(hparams["output_folder"]) / RESULT_FILE, result)
@@ -582,12 +580,41 @@ def _start_head(hparams, brain, rows):
     if hparams["multi_label"]:
         raise SettingsError("linear_start is for clips of one label")
     # Whole clips, as valid and test are read: vectors of crops are others.
+    # Sorted, since a batch needs the memory of its longest clip.
+    by_length = sorted(rows, key=lambda clip: rows[clip]["duration"])
+    dataset = make_dataset(
+        {clip: rows[clip] for clip in by_length},
+        hparams["valid_reader"],
+        hparams["label_encoder"],
+    )
     start_head(
         brain.model,
         brain.modules.features,
-        make_dataset(rows, hparams["valid_reader"], hparams["label_encoder"]),
+        dataset,
         penalty,
+        hparams["batch_size"],
     )
+
+
+def _check_window(hparams):
+    """Say before training what the export could not be given after it."""
+    window = hparams.get("window_seconds", None)
+    if window is None:
+        return
+    lobe = hparams["lobe"]
+    least = window_seconds(lobe.encoder.config, lobe.features.config)
+    least = max(least, hparams["crop_seconds"])
+    if not least <= window < math.inf:
+        raise SettingsError(
+            f"window_seconds is {window}: give a number of seconds not below "
+            f"{least:g}, which a crop and the position table span, or null"
+        )
+
+
+def _least_window(hparams, train):
+    """Seconds that the export takes at once."""
+    window = hparams.get("window_seconds", None)
+    return window or _longest(train, hparams["crop_seconds"])
 
 
 def _longest(dataset, crop_seconds):

@@ -54,7 +54,7 @@ EXPORT_FILES = (
 )
 
 
-def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
+def export_pretrained(folder, objective, features, card, least_window=0.0):
     """Write a pretrained encoder, and its objective to train on, to a folder.
 
     Arguments
@@ -69,10 +69,9 @@ def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
         What the model card tells: ``"recipe"`` and ``"data"`` (text),
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
         entries of both kinds.
-    trained_seconds : float
-        Longest audio it was trained on, or is known to do well on. Where this
-        is more than the position table spans, long audio is computed by
-        windows so long.
+    least_window : float
+        Seconds that interfaces give it at once, where this is more than the
+        position table spans: the longest audio it was trained on, or more.
 
     Returns
     -------
@@ -106,9 +105,7 @@ def export_pretrained(folder, objective, features, card, trained_seconds=0.0):
         "pooling": ClipPooling(encoder.depth).config,
         "objective": {"name": type(objective).__name__, **objective.config},
     }
-    return write_export(
-        folder, state, config, card, trained_seconds=trained_seconds
-    )
+    return write_export(folder, state, config, card, least_window=least_window)
 
 
 def export_classifier(
@@ -118,7 +115,7 @@ def export_classifier(
     label_encoder,
     multi_label,
     card,
-    trained_seconds=0.0,
+    least_window=0.0,
 ):
     """Write a fine-tuned classifier to a folder, adapters merged.
 
@@ -136,7 +133,7 @@ def export_classifier(
         Whether a clip may have several labels: sigmoid, not softmax.
     card : dict
         See `export_pretrained`.
-    trained_seconds : float
+    least_window : float
         See `export_pretrained`.
 
     Returns
@@ -184,11 +181,11 @@ def export_classifier(
         "multi_label": bool(multi_label),
     }
     return write_export(
-        folder, state, config, card, label_encoder, trained_seconds
+        folder, state, config, card, label_encoder, least_window
     )
 
 
-def export_encoder(folder, encoder, features, card, trained_seconds=0.0):
+def export_encoder(folder, encoder, features, card, least_window=0.0):
     """Write an encoder alone, whatever it was trained for, to a folder.
 
     Arguments
@@ -201,7 +198,7 @@ def export_encoder(folder, encoder, features, card, trained_seconds=0.0):
         The front end it was trained with.
     card : dict
         See `export_pretrained`.
-    trained_seconds : float
+    least_window : float
         See `export_pretrained`.
 
     Returns
@@ -235,7 +232,7 @@ def export_encoder(folder, encoder, features, card, trained_seconds=0.0):
         {f"encoder.{key}": value for key, value in state.items()},
         config,
         card,
-        trained_seconds=trained_seconds,
+        least_window=least_window,
     )
 
 
@@ -277,10 +274,10 @@ def _labels_in_order(label_encoder):
 
 
 def window_seconds(encoder, features):
-    """Duration that a model takes at once.
+    """The shortest window that audio is cut into for a model.
 
     This is what its position table spans, the pretraining length, or where
-    every clip is padded to, under reference padding.
+    every clip is padded to, under reference padding. An export may name more.
 
     Arguments
     ---------
@@ -369,7 +366,7 @@ def write_export(
     config,
     card,
     label_encoder=None,
-    trained_seconds=0.0,
+    least_window=0.0,
     half=False,
 ):
     """Write tensors and their configuration as an exported folder.
@@ -387,7 +384,7 @@ def write_export(
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
         Of a classifier.
-    trained_seconds : float
+    least_window : float
         See `export_pretrained`.
     half : bool
         Store the tensors in half precision (float16), in half the room. They
@@ -422,7 +419,7 @@ def write_export(
     check_weights(Weights(state, config))
     seconds = window_seconds(config["encoder"], config["features"])
     if "pad_frames" not in config["features"]:
-        seconds = max(seconds, trained_seconds)
+        seconds = max(seconds, least_window)
     config = {
         "format_version": FORMAT_VERSION,
         "window_seconds": seconds,

@@ -5,10 +5,10 @@ labels and scores, `SpeakerVerifier` the likeness of two voices. They read
 `config.json` and `model.safetensors` and execute nothing. Without a folder
 they take the model that comes with the package.
 
-Audio is converted to mono at the model's rate. What is longer than the
-pretraining length is cut into windows of that length that overlap by half,
-the last one as long as what is left; they start on the grid of patches, so
-that their frames fit together. Audio shorter than one analysis window of the
+Audio is converted to mono at the model's rate. What is longer than the window
+that the export names is cut into windows that overlap by half, the last one
+as long as what is left; they start on the grid of patches, so that their
+frames fit together. Audio shorter than one analysis window of the
 filterbank (25 ms) is an error. No result depends on its neighbours in a
 batch. All results are on the CPU, in float32.
 """

@@ -261,7 +261,7 @@ def test_windows_are_as_long_as_what_was_trained_on(tmp_path, trained, window):
             MSPM(make_encoder()),
             features,
             card={},
-            trained_seconds=trained,
+            least_window=trained,
         ),
         export_classifier(
             tmp_path / "classifier",
@@ -270,7 +270,7 @@ def test_windows_are_as_long_as_what_was_trained_on(tmp_path, trained, window):
             label_encoder_of(LABELS),
             False,
             card={},
-            trained_seconds=trained,
+            least_window=trained,
         ),
     ]
     for folder in folders:

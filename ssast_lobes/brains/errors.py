@@ -52,6 +52,7 @@ _FREE = (
     "shards",
     "number_of_epochs",
     "use_tensorboard",
+    "window_seconds",
 )
 
 

@@ -15,8 +15,8 @@ from ssast_lobes.inference import AudioEncoder
 class WindowedModel(nn.Module):
     """An exported folder as a module over waveforms of any length.
 
-    What is longer than the pretraining length is computed in windows of that
-    length that overlap by half; see `ssast_lobes.inference`.
+    What is longer than the window that the export names is computed in windows
+    that overlap by half; see `ssast_lobes.inference`.
 
     Arguments
     ---------

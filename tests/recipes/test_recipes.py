@@ -312,12 +312,16 @@ def test_export_says_what_it_was_trained_on(pretrained):
     assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
 
 
-def test_window_of_the_export(train, pretrained, tmp_path):
+def test_window_of_the_export(train, pretrained):
     assert load_weights(pretrained / "export").config["window_seconds"] < 0.65
     folder = train("pretrain", "--number_of_epochs=1", "--window_seconds=0.9")
     assert load_weights(folder / "export").config["window_seconds"] == 0.9
-    with pytest.raises(SettingsError, match="less than a crop of 0.6"):
-        train("pretrain", "--window_seconds=0.5", folder=tmp_path / "less")
+    for seconds in ("0.5", ".inf"):
+        with pytest.raises(SettingsError, match="not below 0.615, which"):
+            train("pretrain", f"--window_seconds={seconds}")
+    # The refused ones left the experiment as it was.
+    train("pretrain", "--number_of_epochs=1", "--window_seconds=1.5")
+    assert load_weights(folder / "export").config["window_seconds"] == 1.5
 
 
 def test_export_of_fine_tuning(classified, tones):
@@ -572,11 +576,8 @@ def test_linear_start_knows_whole_clips(pretrained, train, tones):
         "classify",
         f"--source={pretrained / 'export'}",
         *["--linear_start=0.01", "--lr=0", "--crop_seconds=0.4"],
+        "--window_seconds=2.0",
     )
-    config = folder / "export" / "config.json"
-    settings = json.loads(config.read_text())
-    assert settings["window_seconds"] < 0.65
-    config.write_text(json.dumps({**settings, "window_seconds": 2.0}))
     with open(tones.manifest, newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["split"] == "train"]
     paths = [str(tones.folder / row["path"]) for row in rows]
@@ -589,7 +590,7 @@ def test_linear_start_knows_whole_clips(pretrained, train, tones):
     x = torch.nn.functional.layer_norm(clips, clips.shape[1:], *norm)
     weight, _ = linear_weights(x, y, 3, 0.01)
     assert torch.allclose(
-        state["head.linear.weight"], weight.float(), rtol=0.01
+        state["head.linear.weight"], weight.float(), atol=1e-4, rtol=0.01
     )
 
 

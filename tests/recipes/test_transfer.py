@@ -254,6 +254,10 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"stages": {"a": {**MASKED, "source": "a"}}}, "that one before it"),
         ({"stages": {"a": MASKED}}, "nothing starts from the stage a"),
         (
+            {"pretraining": {"crop_seconds": 2.0, "window_seconds": 1.0}},
+            "window_seconds of pretrained is 1.0",
+        ),
+        (
             {"pretrainings": {"b": {**MASKED, "source": "pretrained"}}},
             "only st",
         ),

@@ -17,6 +17,7 @@ import re
 import shutil
 import sys
 from functools import partial
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -362,6 +363,7 @@ class Transfer:
                 self._check_export(name)
             else:
                 _check_keys("pretrain", self._pretraining(name))
+                _check_window(name, self._pretraining(name))
                 _objective(self._pretraining(name))
                 self._check_source(name)
         for item in self.items:
@@ -763,6 +765,16 @@ def _flat(audio):
         for part in audio
         for source in (_flat(part) if isinstance(part, list) else [part])
     ]
+
+
+def _check_window(name, settings):
+    """Raise where the export cannot be given the window asked for."""
+    window, crop = settings.get("window_seconds"), settings.get("crop_seconds")
+    if window is not None and crop is not None and not crop <= window < inf:
+        raise SettingsError(
+            f"window_seconds of {name} is {window}: give a number of seconds "
+            f"not below a crop of {crop}, or null"
+        )
 
 
 def _check_audio(name, audio):

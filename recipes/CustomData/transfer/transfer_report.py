@@ -409,7 +409,9 @@ def _cost_table(costs):
         audio = asked["audio"]
         sources = audio if isinstance(audio, list) else [audio]
         # Many corpora have a manifest.csv: the folder's name tells them apart.
-        shown = ", ".join("/".join(Path(one).parts[-2:]) for one in sources)
+        paths = [Path(source) for source in sources]
+        shown = ", ".join(f"{p.parent.name}/{p.name}" for p in paths)
+        shown = shown.replace("|", "\\|")
         lines.append(
             (name, cost["steps"], cost["clips"], hours, shown, settings)
         )
