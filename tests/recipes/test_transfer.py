@@ -518,9 +518,12 @@ def test_five_tasks(run, corpora, tmp_path):
         seeds=[1],
         stages={"crops": ONCE},
         pretrainings={"pretrained": ONCE},
+        untrained_seeds=[3, 4],
         arms=TRIED_ONCE,
     )
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
+    untrained = [r for r in content["scores"] if r["system"] == "untrained"]
+    assert all(list(r["seeds"]) == ["3", "4"] for r in untrained)
     assert len(content["tasks"]) == 5
     costs = content["pretraining"]
     assert list(costs) == ["crops", "pretrained"]

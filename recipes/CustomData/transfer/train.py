@@ -554,7 +554,8 @@ class Transfer:
     def _probe(self):
         """Results of floors and of frozen encoders, by task and system."""
         results = {}
-        total = len(FLOORS) + len(self._firsts()) * len(self.seeds)
+        untrained = self.hparams["untrained_seeds"]
+        total = len(FLOORS) + len(self._firsts()) * len(untrained)
         total += len(self.pretrainings)
         with tqdm(total=total, desc="Probing", unit="system") as bar:
             for name, open_floor in FLOORS.items():
@@ -562,7 +563,7 @@ class Transfer:
                 bar.update()
             for name in self._firsts():
                 twin = self._baseline(UNTRAINED, name)
-                for seed in self.seeds:
+                for seed in untrained:
                     source = self._frozen(name).untrained(seed)
                     for probe in PROBES:
                         system = System(twin, probe)
