@@ -374,6 +374,38 @@ def format_table(results):
 # Parts of an experiment ---------------------------------------------------
 
 
+def check_window(window, least, name="window_seconds"):
+    """Raise unless an export can be given a window.
+
+    Arguments
+    ---------
+    window : float or None
+        Seconds that it is to take at once; None asks for nothing.
+    least : float
+        Seconds of a crop, or of the position table if that spans more.
+    name : str
+        What the message calls the window.
+
+    Raises
+    ------
+    SettingsError
+        If the window is less, or no finite number.
+
+    Example
+    -------
+    >>> check_window(10.0, least=2.0)
+    >>> check_window(1.0, least=2.0)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.brains.errors.SettingsError: window_seconds is 1.0: give a ...
+    """
+    if window is not None and not least <= window < math.inf:
+        raise SettingsError(
+            f"{name} is {window}: give a number of seconds not below "
+            f"{least:g}, which a crop and the position table span, or null"
+        )
+
+
 def _parse(arguments):
     parsed = sb.parse_arguments(arguments)
     sb.utils.distributed.ddp_init_group(parsed[1])
@@ -580,17 +612,13 @@ def _start_head(hparams, brain, rows):
     if hparams["multi_label"]:
         raise SettingsError("linear_start is for clips of one label")
     # Whole clips, as valid and test are read: vectors of crops are others.
-    # Sorted, since a batch needs the memory of its longest clip.
-    by_length = sorted(rows, key=lambda clip: rows[clip]["duration"])
-    dataset = make_dataset(
-        {clip: rows[clip] for clip in by_length},
-        hparams["valid_reader"],
-        hparams["label_encoder"],
-    )
+    reader, classes = hparams["valid_reader"], hparams["label_encoder"]
+    dataset = make_dataset(rows, reader, classes)
     start_head(
         brain.model,
         brain.modules.features,
-        dataset,
+        # Sorted, since a batch needs the memory of its longest clip.
+        dataset.filtered_sorted(sort_key="duration"),
         penalty,
         hparams["batch_size"],
     )
@@ -598,17 +626,10 @@ def _start_head(hparams, brain, rows):
 
 def _check_window(hparams):
     """Say before training what the export could not be given after it."""
-    window = hparams.get("window_seconds", None)
-    if window is None:
-        return
     lobe = hparams["lobe"]
-    least = window_seconds(lobe.encoder.config, lobe.features.config)
-    least = max(least, hparams["crop_seconds"])
-    if not least <= window < math.inf:
-        raise SettingsError(
-            f"window_seconds is {window}: give a number of seconds not below "
-            f"{least:g}, which a crop and the position table span, or null"
-        )
+    table = window_seconds(lobe.encoder.config, lobe.features.config)
+    least = max(table, hparams["crop_seconds"])
+    check_window(hparams.get("window_seconds", None), least)
 
 
 def _least_window(hparams, train):

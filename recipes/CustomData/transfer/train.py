@@ -17,7 +17,6 @@ import re
 import shutil
 import sys
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
@@ -35,7 +34,7 @@ from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import ManifestError, written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
-from ssast_lobes.experiments import classify, pretrain
+from ssast_lobes.experiments import check_window, classify, pretrain
 from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import Task, read_task
 from ssast_lobes.probing.embeddings import (
@@ -362,9 +361,14 @@ class Transfer:
             if name in self.hparams["exports"]:
                 self._check_export(name)
             else:
-                _check_keys("pretrain", self._pretraining(name))
-                _check_window(name, self._pretraining(name))
-                _objective(self._pretraining(name))
+                settings = self._pretraining(name)
+                _check_keys("pretrain", settings)
+                check_window(
+                    settings.get("window_seconds"),
+                    settings.get("crop_seconds", 0.0),
+                    f"window_seconds of {name}",
+                )
+                _objective(settings)
                 self._check_source(name)
         for item in self.items:
             _check_arms(item.arms)
@@ -766,16 +770,6 @@ def _flat(audio):
         for part in audio
         for source in (_flat(part) if isinstance(part, list) else [part])
     ]
-
-
-def _check_window(name, settings):
-    """Raise where the export cannot be given the window asked for."""
-    window, crop = settings.get("window_seconds"), settings.get("crop_seconds")
-    if window is not None and crop is not None and not crop <= window < inf:
-        raise SettingsError(
-            f"window_seconds of {name} is {window}: give a number of seconds "
-            f"not below a crop of {crop}, or null"
-        )
 
 
 def _check_audio(name, audio):

@@ -292,9 +292,8 @@ def _label(system):
 
 def _table(rows):
     """Lines of a Markdown table; the first row is the header."""
-    header, *rows = [
-        f"| {' | '.join(str(cell) for cell in row)} |" for row in rows
-    ]
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    header, *rows = [f"| {' | '.join(row)} |" for row in rows]
     return [header, "|---" * (header.count(" | ") + 1) + "|", *rows]
 
 
@@ -411,7 +410,6 @@ def _cost_table(costs):
         # Many corpora have a manifest.csv: the folder's name tells them apart.
         paths = [Path(source) for source in sources]
         shown = ", ".join(f"{p.parent.name}/{p.name}" for p in paths)
-        shown = shown.replace("|", "\\|")
         lines.append(
             (name, cost["steps"], cost["clips"], hours, shown, settings)
         )
