@@ -9,11 +9,13 @@ alike is made here, unless the YAML has a key of that name: `export_folder`,
 which tests with it too), `train_loader_kwargs`, `valid_loader_kwargs`,
 `label_encoder`, `epoch_counter`, `checkpointer`, `train_logger`.
 
-Five keys are there for large corpora: `shards` is a folder that `ssast-lobes
-shard` made of the experiment's `manifest.csv`, to read the audio from;
-`clips_per_evaluation` (pretraining) cuts a pass over the data into epochs of
-that many clips, `number_of_epochs` still counting the passes; `cover_long`
-(pretraining) takes as many crops of a clip a pass as fit into it, not one;
+Six keys are there for the size of a corpus: `shards` is a folder that
+`ssast-lobes shard` made of the experiment's `manifest.csv`, to read the audio
+from; `clips_per_evaluation` (pretraining) cuts a pass over the data into epochs
+of that many clips, `number_of_epochs` still counting the passes;
+`passes_per_epoch` (pretraining) makes epochs of several passes, each with the
+same crops, where one is too short to stop after it; `cover_long` (pretraining)
+takes as many crops of a clip a pass as fit into it, not one;
 `balanced_sampling` (classification) draws rare classes as often as frequent
 ones; `average_from` (classification) tests the mean of the weights of the
 epochs from that one on, in place of one epoch.
@@ -492,7 +494,10 @@ def _vocabulary(hparams, rows):
 
 
 def _part_sampler(hparams, n_clips):
-    """Sampler of a part of a pass for each epoch, or None for whole passes."""
+    """Sampler of epochs that are not one pass, or None."""
+    passes = hparams.get("passes_per_epoch", 1)
+    if passes != 1:
+        return PartSampler(n_clips, passes * n_clips, hparams["seed"])
     clips = hparams.get("clips_per_evaluation", None)
     if clips is None or clips >= n_clips:
         return None
