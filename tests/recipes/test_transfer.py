@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import speechbrain as sb
 import torch
 import yaml
+from hyperpyyaml import load_hyperpyyaml
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.brains.errors import SettingsError
@@ -238,6 +240,9 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         script.once(tmp_path, other, work)
 
 
+TUNED = {"candidates": [{}]}
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -248,6 +253,15 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"pretrainings": {"a/b": {}}}, "letters"),
         ({"exports": {"pretrained": "none"}}, "no exported"),
         ({"arms": {"finetuned": {}}}, "finetuned"),
+        (
+            {
+                "arms": {"scratch": {"one_for_all": True}},
+                "tasks": [
+                    {"csv_path": "{csv}", "arms": {"scratch": TUNED}},
+                ],
+            },
+            "candidates of its own",
+        ),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
@@ -401,6 +415,41 @@ def test_tuning_reads_no_test_clip(
         run(flags)
 
 
+def test_one_candidate_may_be_chosen_for_all_tasks(
+    script, export, tones, tmp_path
+):
+    tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
+    candidates = [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}]
+    arm = {"settings": {}, "candidates": candidates}
+    flags = flags_of(
+        tmp_path / "out",
+        tasks,
+        exports={"pretrained": str(export)},
+        arms={"scratch": arm, "fine_tuned": {**arm, "one_for_all": True}},
+    )
+    yaml_file, _, overrides = sb.parse_arguments(
+        [str(RECIPE / flags[0]), *flags[1:]]
+    )
+    with open(yaml_file) as file:
+        experiment = script.Transfer(load_hyperpyyaml(file, overrides))
+    scores = {"a": [0.9, 0.8, 0.1], "b": [0.2, 0.8, 0.9]}
+    chosen = {
+        (item.task.name, arm.kind): experiment._best(
+            item,
+            arm,
+            {(name, arm): valid for name, valid in scores.items()},
+        )["lr"]
+        for item in experiment.items
+        for arm in experiment.arms
+    }
+    assert chosen == {
+        ("a", "scratch"): 0.1,
+        ("b", "scratch"): 0.3,
+        ("a", "fine_tuned"): 0.2,
+        ("b", "fine_tuned"): 0.2,
+    }
+
+
 # Runs the recipe until it opens a file, which is where the power goes.
 KILLED = """
 import os, signal, sys
@@ -516,7 +565,6 @@ def test_five_tasks(run, corpora, tmp_path):
         spoken_takes=corpora / "takes",
         output_folder=tmp_path / "out",
         seeds=[1],
-        stages={"crops": ONCE},
         pretrainings={"pretrained": ONCE},
         untrained_seeds=[3, 4],
         arms=TRIED_ONCE,
@@ -526,9 +574,8 @@ def test_five_tasks(run, corpora, tmp_path):
     assert all(list(r["seeds"]) == ["3", "4"] for r in untrained)
     assert len(content["tasks"]) == 5
     costs = content["pretraining"]
-    assert list(costs) == ["crops", "pretrained"]
+    assert list(costs) == ["pretrained"]
     takes = str(corpora / "takes/manifest.csv")
-    assert takes not in costs["crops"]["asked"]["audio"]
     assert costs["pretrained"]["asked"]["audio"][-1] == takes
     shown = {row["how"] for row in content["scores"]}
     assert shown == {"linear", "k-NN", "trained", "fine-tuned"}

@@ -255,12 +255,7 @@ class Transfer:
             for name in tqdm(self.pretrainings, "Pretraining")
         }
         runs = [(item, arm) for item in self.items for arm in self.arms]
-        n_tuned = sum(len(self._candidates(*run)) for run in runs)
-        with tqdm(total=n_tuned, desc="Tuning") as bar:
-            chosen = {
-                (item.task.name, arm): self._tune(item, arm, bar)
-                for item, arm in runs
-            }
+        chosen = self._tune(runs)
         tuning = {
             f"{task}/{'/'.join(arm)}": found
             for (task, arm), found in chosen.items()
@@ -337,7 +332,7 @@ class Transfer:
                 "pretrainings: name at least one, and none of them "
                 f"{', '.join([*FLOORS, UNTRAINED, SCRATCH])}"
             )
-        _check_arms(self.hparams["arms"])
+        _check_arms(self.hparams["arms"], "one_for_all")
         if self.hparams["arms"].keys() == {FINE_TUNED}:
             raise SettingsError(
                 f"arms: without {SCRATCH} there is nothing that {FINE_TUNED} "
@@ -372,6 +367,7 @@ class Transfer:
                 self._check_source(name)
         for item in self.items:
             _check_arms(item.arms)
+            self._check_together(item)
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
@@ -437,6 +433,16 @@ class Transfer:
             **self.settings[name],
         }
 
+    def _check_together(self, item):
+        """Raise where what is chosen for all tasks is not asked of all."""
+        for kind, common in self.hparams["arms"].items():
+            own = item.arms.get(kind) or {}
+            if common.get("one_for_all", False) and "candidates" in own:
+                raise SettingsError(
+                    f"task {item.task.name} has candidates of its own, but "
+                    f"arms.{kind} chooses one_for_all"
+                )
+
     def _pretraining_folder(self, name):
         return self.folder / "pretrain" / name
 
@@ -470,28 +476,58 @@ class Transfer:
         once(folder, asked, work)
         return folder / "export"
 
-    def _tune(self, item, arm, bar):
-        """The candidate that is best on valid, and all that were ever tried."""
-        candidates = self._candidates(item, arm)
-        folder = self.folder / "tuning" / item.task.name / arm.kind / arm.model
-        seed, scores = self.seeds[0], []
-        task = blind(item.drawn(seed))
+    def _tune(self, runs):
+        """What is chosen on valid for each task and arm, and what was tried."""
+        n_tuned = sum(len(self._candidates(*run)) for run in runs)
+        with tqdm(total=n_tuned, desc="Tuning") as bar:
+            scores = {
+                (item.task.name, arm): self._try(item, arm, bar)
+                for item, arm in runs
+            }
+        return {
+            (item.task.name, arm): {
+                "settings": self._best(item, arm, scores),
+                "tried": self._tried(item, arm),
+            }
+            for item, arm in runs
+        }
+
+    def _best(self, item, arm, scores):
+        """The best candidate for the task, or on average over the tasks."""
+        own = scores[item.task.name, arm]
+        if self.hparams["arms"][arm.kind].get("one_for_all", False):
+            rows = [scores[other.task.name, arm] for other in self.items]
+            own = [sum(column) for column in zip(*rows, strict=True)]
+        best = max(range(len(own)), key=own.__getitem__, default=0)
+        return self._candidates(item, arm)[best]
+
+    def _tuning_folder(self, item, arm):
+        return self.folder / "tuning" / item.task.name / arm.kind / arm.model
+
+    def _try(self, item, arm, bar):
+        """Scores of all candidates on valid; none where there is one only."""
+        candidates, seed = self._candidates(item, arm), self.seeds[0]
+        scores, task = [], blind(item.drawn(seed))
         for settings in candidates:
             bar.update()
             if len(candidates) == 1:  # nothing to choose
                 break
             asked = self._asked(task, arm, settings, seed)
-            place = folder / _digest(asked)
+            place = self._tuning_folder(item, arm) / _digest(asked)
             work = partial(self._train, task, arm, settings, seed, place)
             result = once(place, asked, work, remove=("save", "export"))
             scores.append(result["valid"])
-        best = max(range(len(scores)), key=scores.__getitem__, default=0)
-        tried = [
+        return scores
+
+    def _tried(self, item, arm):
+        """All that was ever tried in this folder, and its scores on valid."""
+        return [
             {"settings": kept["asked"]["settings"], "valid": kept["valid"]}
-            for path in sorted(folder.glob(f"*/{RESULT}"))
+            for path in sorted(
+                self._tuning_folder(item, arm).glob(f"*/{RESULT}")
+            )
             if (kept := json.loads(path.read_text("utf-8")))
         ]
-        return {"settings": candidates[best], "tried": tried}
 
     def _test(self, item, arm, settings, seed):
         """The result of one run on the test part."""
@@ -730,11 +766,11 @@ def _check_keys(recipe, settings):
         )
 
 
-def _check_arms(arms):
+def _check_arms(arms, *more):
     """Raise where an arm, or a part of one, is called otherwise."""
     unknown = sorted(arms.keys() - {SCRATCH, FINE_TUNED})
     for own in arms.values():
-        unknown += sorted(own.keys() - {"settings", "candidates"})
+        unknown += sorted(own.keys() - {"settings", "candidates", *more})
     if unknown:
         raise SettingsError(
             f"arms: '{unknown[0]}' is neither one of the arms {SCRATCH} and "
