@@ -14,7 +14,9 @@ Six keys are there for the size of a corpus: `shards` is a folder that
 from; `clips_per_evaluation` (pretraining) cuts a pass over the data into epochs
 of that many clips, `number_of_epochs` still counting the passes;
 `passes_per_epoch` (pretraining) makes epochs of several passes, each with the
-same crops, where one is too short to stop after it; `cover_long` (pretraining)
+same crops, where one is too short to stop after it, and `number_of_epochs`
+counts the epochs; where two passes meet, a batch may hold a clip twice;
+`cover_long` (pretraining)
 takes as many crops of a clip a pass as fit into it, not one;
 `balanced_sampling` (classification) draws rare classes as often as frequent
 ones; `average_from` (classification) tests the mean of the weights of the
@@ -496,9 +498,18 @@ def _vocabulary(hparams, rows):
 def _part_sampler(hparams, n_clips):
     """Sampler of epochs that are not one pass, or None."""
     passes = hparams.get("passes_per_epoch", 1)
-    if passes != 1:
-        return PartSampler(n_clips, passes * n_clips, hparams["seed"])
     clips = hparams.get("clips_per_evaluation", None)
+    if not isinstance(passes, int) or passes < 1:
+        raise SettingsError(
+            f"passes_per_epoch is a whole number, at least 1, got {passes}"
+        )
+    if passes > 1:
+        if clips is not None:
+            raise SettingsError(
+                "passes_per_epoch and clips_per_evaluation both say how long "
+                "an epoch is: set one to its default"
+            )
+        return PartSampler(n_clips, passes * n_clips, hparams["seed"])
     if clips is None or clips >= n_clips:
         return None
     passes = hparams["number_of_epochs"]

@@ -199,10 +199,12 @@ def test_clips_of_two_takes_beside_others(train, tones, tmp_path):
     AudioEncoder.from_hparams(folder / "export")
 
 
-def test_epochs_of_several_passes(train, pretrained):
-    steps = log_of(pretrained)[-1]["step"]
+def test_epochs_of_several_passes(train, pretrained, tmp_path):
+    one = log_of(pretrained)
     longer = log_of(train("pretrain", "--passes_per_epoch=3"))
-    assert longer[0]["epoch"] == 1 and longer[-1]["step"] == 3 * steps
+    assert [row["step"] for row in longer] == [3 * row["step"] for row in one]
+    with pytest.raises(SettingsError, match="at least 1, got 0.5"):
+        train("pretrain", "--passes_per_epoch=0.5", folder=tmp_path / "no")
 
 
 # Runs a recipe that the power leaves in the second batch of the last epoch.
