@@ -16,11 +16,10 @@ of that many clips, `number_of_epochs` still counting the passes;
 `passes_per_epoch` (pretraining) makes epochs of several passes, each with the
 same crops, where one is too short to stop after it, and `number_of_epochs`
 counts the epochs; where two passes meet, a batch may hold a clip twice;
-`cover_long` (pretraining)
-takes as many crops of a clip a pass as fit into it, not one;
-`balanced_sampling` (classification) draws rare classes as often as frequent
-ones; `average_from` (classification) tests the mean of the weights of the
-epochs from that one on, in place of one epoch.
+`cover_long` (pretraining) takes as many crops of a clip a pass as fit into it,
+not one; `balanced_sampling` (classification) draws rare classes as often as
+frequent ones; `average_from` (classification) tests the mean of the weights of
+the epochs from that one on, in place of one epoch.
 
 `linear_start` (classification) is the penalty of a logistic regression on the
 encoder as it is, which the head begins with; it takes clips whole, as tests
@@ -512,8 +511,8 @@ def _part_sampler(hparams, n_clips):
         return PartSampler(n_clips, passes * n_clips, hparams["seed"])
     if clips is None or clips >= n_clips:
         return None
-    passes = hparams["number_of_epochs"]
-    hparams["epoch_counter"].limit = math.ceil(passes * n_clips / clips)
+    total = hparams["number_of_epochs"] * n_clips
+    hparams["epoch_counter"].limit = math.ceil(total / clips)
     return PartSampler(n_clips, clips, hparams["seed"])
 
 
