@@ -1,5 +1,7 @@
 """Weights averaged over epochs, and samplers of one's own, in a Brain."""
 
+import json
+
 import pytest
 import torch
 from test_brains import (
@@ -75,6 +77,23 @@ def test_test_is_of_the_mean_of_the_last_epochs(rows, tmp_path):
     )
     assert evaluate(fit(again)) == stats
     assert same(weights(again), weights(run))
+
+
+def test_validation_is_of_the_mean_so_far(rows, tmp_path):
+    def losses(name, **settings):
+        # What is tested is what is validated.
+        parts = {**rows, "test": rows["valid"]}
+        run = build("classify", parts, tmp_path / name, epochs=3, **settings)
+        test = evaluate(fit(run))["loss"]
+        log = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+        valid = [json.loads(line)["valid_loss"] for line in log]
+        return valid, test
+
+    plain, _ = losses("plain")
+    valid, test = losses("mean", average_from=2)
+    # The mean of one epoch is that epoch; training does not see the mean.
+    assert valid[:2] == plain[:2] and valid[2] != plain[2]
+    assert valid[2] == pytest.approx(test, rel=1e-6)
 
 
 def test_mean_of_a_resumed_run(rows, tmp_path):

@@ -72,7 +72,8 @@ class ClassificationBrain(SpectrogramBrain):
     ``layer_decay``, ``label_encoder`` and ``average_from``: where it is an
     epoch, no epoch is chosen, and the test is of the mean of the weights at
     the end of that epoch and all later ones, as in PSLA (Gong et al.,
-    IEEE/ACM TASLP 2021). The mean is kept as a running one, in the checkpoint.
+    IEEE/ACM TASLP 2021). The mean is kept as a running one, in the checkpoint,
+    and from that epoch on the validation is of the mean so far.
 
     Raises
     ------
@@ -104,6 +105,7 @@ class ClassificationBrain(SpectrogramBrain):
         self._train_stats = {}
         self.test_stats = None
         self.average = None
+        self._own_weights = {}
         self.average_from = getattr(self.hparams, "average_from", None)
         if self.average_from is not None:
             self._start_average()
@@ -177,6 +179,18 @@ class ClassificationBrain(SpectrogramBrain):
         self.accumulate({"loss": loss}, len(batch.id))
         return loss
 
+    def on_stage_start(self, stage, epoch=None):
+        """Validate the mean of the weights, where there is to be one."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.VALID and self._validates_mean(epoch):
+            self.average.update_parameters(self.model)
+            own = self.model.state_dict()
+            self._own_weights = {k: v.clone() for k, v in own.items()}
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def _validates_mean(self, epoch):
+        return self.average is not None and epoch >= self.average_from
+
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log; save the checkpoint; write the test results."""
         self.check_audio()
@@ -193,8 +207,8 @@ class ClassificationBrain(SpectrogramBrain):
         if stage == sb.Stage.VALID:
             self.log_epoch(epoch, self._train_stats, stats)
             self._check_selection(stats)
-            if self.average is not None and epoch >= self.average_from:
-                self.average.update_parameters(self.model)
+            if self._validates_mean(epoch):
+                self.model.load_state_dict(self._own_weights)
             self.checkpointer.save_and_keep_only(
                 meta={"epoch": epoch, **stats},
                 **{f"{kind}s": [key] for kind, key in self.best_key.items()},

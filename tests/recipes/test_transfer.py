@@ -240,9 +240,6 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         script.once(tmp_path, other, work)
 
 
-TUNED = {"candidates": [{}]}
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -253,15 +250,6 @@ TUNED = {"candidates": [{}]}
         ({"pretrainings": {"a/b": {}}}, "letters"),
         ({"exports": {"pretrained": "none"}}, "no exported"),
         ({"arms": {"finetuned": {}}}, "finetuned"),
-        (
-            {
-                "arms": {"scratch": {"one_for_all": True}},
-                "tasks": [
-                    {"csv_path": "{csv}", "arms": {"scratch": TUNED}},
-                ],
-            },
-            "candidates of its own",
-        ),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
@@ -421,6 +409,9 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
     tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
     candidates = [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}]
     arm = {"settings": {}, "candidates": candidates}
+    # A task with candidates of its own is left out of the average.
+    own = {"fine_tuned": {"candidates": [{"lr": 0.4}, {"lr": 0.5}]}}
+    tasks.append({"name": "c", "csv_path": str(tones.manifest), "arms": own})
     flags = flags_of(
         tmp_path / "out",
         tasks,
@@ -432,7 +423,11 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
     )
     with open(yaml_file) as file:
         experiment = script.Transfer(load_hyperpyyaml(file, overrides))
-    scores = {"a": [0.9, 0.8, 0.1], "b": [0.2, 0.8, 0.9]}
+    scores = {
+        "a": [0.9, 0.8, 0.1],
+        "b": [0.2, 0.8, 0.9],
+        "c": [0.9, 0.1, 0.0],
+    }
     chosen = {
         (item.task.name, arm.kind): experiment._best(
             item,
@@ -447,6 +442,8 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
         ("b", "scratch"): 0.3,
         ("a", "fine_tuned"): 0.2,
         ("b", "fine_tuned"): 0.2,
+        ("c", "scratch"): 0.1,
+        ("c", "fine_tuned"): 0.4,
     }
 
 

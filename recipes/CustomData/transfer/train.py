@@ -367,7 +367,6 @@ class Transfer:
                 self._check_source(name)
         for item in self.items:
             _check_arms(item.arms)
-            self._check_together(item)
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
@@ -433,15 +432,11 @@ class Transfer:
             **self.settings[name],
         }
 
-    def _check_together(self, item):
-        """Raise where what is chosen for all tasks is not asked of all."""
-        for kind, common in self.hparams["arms"].items():
-            own = item.arms.get(kind) or {}
-            if common.get("one_for_all", False) and "candidates" in own:
-                raise SettingsError(
-                    f"task {item.task.name} has candidates of its own, but "
-                    f"arms.{kind} chooses one_for_all"
-                )
+    def _together(self, item, arm):
+        """Whether one candidate is for this task and others together."""
+        own = item.arms.get(arm.kind) or {}
+        common = self.hparams["arms"][arm.kind]
+        return common.get("one_for_all", False) and "candidates" not in own
 
     def _pretraining_folder(self, name):
         return self.folder / "pretrain" / name
@@ -493,10 +488,14 @@ class Transfer:
         }
 
     def _best(self, item, arm, scores):
-        """The best candidate for the task, or on average over the tasks."""
+        """The best candidate for the task, or on average over some tasks."""
         own = scores[item.task.name, arm]
-        if self.hparams["arms"][arm.kind].get("one_for_all", False):
-            rows = [scores[other.task.name, arm] for other in self.items]
+        if self._together(item, arm):
+            rows = [
+                scores[other.task.name, arm]
+                for other in self.items
+                if self._together(other, arm)
+            ]
             own = [sum(column) for column in zip(*rows, strict=True)]
         best = max(range(len(own)), key=own.__getitem__, default=0)
         return self._candidates(item, arm)[best]
