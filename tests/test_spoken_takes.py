@@ -1,6 +1,7 @@
 """Spoken takes: two voices a clip, halves that sound, words as told."""
 
 import csv
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +102,52 @@ def test_what_cannot_be_said_is_an_error(recipe, tmp_path, line, problem):
     path.write_text(f"{line}\n")
     with pytest.raises(RuntimeError, match=problem):
         recipe.prepare_spoken_takes(tmp_path / "takes", 1, words=path)
+
+
+HAS_FLITE = pytest.mark.skipif(
+    shutil.which("flite") is None, reason="the program flite is not installed"
+)
+
+
+@HAS_FLITE
+def test_flite_says_its_share_of_the_english_words(recipe, words, tmp_path):
+    recipe.prepare_spoken_takes(tmp_path, 1, words=words, flite_share=0.8)
+    found = rows(tmp_path)
+    counts = {}
+    for row in found:
+        voices = row["voices"].split(";")
+        people = [v for v in voices if v.startswith("flite-")]
+        counts[len(people)] = counts.get(len(people), 0) + 1
+        assert len(set(voices)) == 2
+        assert not people or row["word"] == "water"
+        audio, _ = soundfile.read(tmp_path / row["path"])
+        assert (np.abs(audio.reshape(2, 16000)).max(1) > 0.05).all()
+    # 0.8 of 250 by Flite, of those 0.36 in both takes, four deviations.
+    assert counts[1] + counts[2] == pytest.approx(200, abs=26)
+    assert counts[2] == pytest.approx(72, abs=30)
+
+
+@HAS_FLITE
+def test_flite_needs_an_english_word(recipe, tmp_path):
+    path = tmp_path / "words.txt"
+    path.write_text("de Haus\n")
+    with pytest.raises(ValueError, match="Flite says English words"):
+        recipe.prepare_spoken_takes(
+            tmp_path / "takes", words=path, flite_share=0.5
+        )
+    assert not (tmp_path / "takes").exists()
+
+
+def test_flite_that_is_not_there(recipe, words, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="apt install flite"):
+        recipe.prepare_spoken_takes(
+            tmp_path / "takes", words=words, flite_share=0.5
+        )
+    with pytest.raises(ValueError, match="a share, 0 to 1, got 80"):
+        recipe.prepare_spoken_takes(
+            tmp_path / "takes", words=words, flite_share=80
+        )
 
 
 def test_frequent_words_leave_the_benchmarks_out(recipe):

@@ -5,11 +5,16 @@ eSpeak NG says a word twice: another voice, pitch, rate and vocal tract, in
 another room with another noise. A clip is 2 s, and each half one take, which
 the column `takes` of the manifest says: with the objective `contrastive_mspm`
 the encoder learns what the two have in common. There are no labels; the words
-that Speech Commands and spoken-digit sets ask for are left out.
+that Speech Commands and spoken-digit sets ask for are left out. Flite, whose
+voices were recorded, may say English words beside it.
 
 To make the corpus from the command line:
 > pip install espeakng-loader wordfreq
 > python spoken_takes_prepare.py OUTPUT_FOLDER
+
+With Flite, a package of Debian and others:
+> apt install flite
+> python spoken_takes_prepare.py OUTPUT_FOLDER --flite-share 0.83
 """
 
 import argparse
@@ -21,13 +26,17 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import soundfile
 from synthetic_commands_prepare import (
     ACCENTS,
     BABBLE,
+    CLIP_SAMPLES,
+    SAMPLE_RATE,
     Clip,
     Synthesiser,
     as_csv,
@@ -35,7 +44,9 @@ from synthetic_commands_prepare import (
     draw_speaker,
     make_clip,
     n_processors,
+    resample,
     say_word,
+    trim,
     voice_folder,
     voice_variants,
     write_flac,
@@ -68,10 +79,18 @@ GENERATOR_VERSION = 2
 # two takes have in common is to be the word, and it is to be heard.
 VARIED = {"pitch": (10, 90), "rate": (100, 220)}
 SNR_DB = (10.0, 60.0)
+# Of Flite's takes among those of the clips it has a part in.
+FLITE_TAKES = 0.6
+FLITE_VOICES = ("kal16", "awb", "rms", "slt")
 
 
 def prepare_spoken_takes(
-    output_folder, n_clips=16000, words=None, seed=0, skip_prep=False
+    output_folder,
+    n_clips=16000,
+    words=None,
+    flite_share=0.0,
+    seed=0,
+    skip_prep=False,
 ):
     """Makes the corpus of spoken takes, or finds it made.
 
@@ -91,6 +110,10 @@ def prepare_spoken_takes(
         UTF-8 file with a language of eSpeak NG and a word in each line, such
         as "de Haus", drawn evenly; by default the 5,000 most frequent words
         of fifteen languages, of the package `wordfreq`, three fifths English.
+    flite_share : float
+        Share of the clips, 0 to 1, that are an English word which Flite says
+        at least once; the other take is Flite's too, in another voice, or
+        eSpeak NG's.
     seed : int
         Another seed gives other words and voices.
     skip_prep : bool
@@ -104,8 +127,11 @@ def prepare_spoken_takes(
     Raises
     ------
     ValueError
-        If `output_folder` holds a corpus made with other arguments, or
-        `words` has a line that is not a language and a word.
+        If `output_folder` holds a corpus made with other arguments,
+        `words` has a line that is not a language and a word, or Flite is to
+        say a share that there is not, or has no English word to say.
+    FileNotFoundError
+        If Flite is to say some, and its program or a voice is missing.
     ModuleNotFoundError
         If `espeakng-loader`, or `wordfreq` where it is needed, is missing.
     RuntimeError
@@ -122,9 +148,19 @@ def prepare_spoken_takes(
         return str(manifest)
     if words is not None:
         words = str(Path(words).absolute())
+    languages = _languages(words)
+    if not 0 <= flite_share <= 1:
+        raise ValueError(f"flite_share is a share, 0 to 1, got {flite_share}")
+    if flite_share:
+        Flite()
+        if not _english(languages):
+            raise ValueError(
+                f"{words}: Flite says English words, and no line begins with en"
+            )
     settings = {
         "n_clips": n_clips,
-        "words": hashlib.sha1(repr(_languages(words)).encode()).hexdigest(),
+        "words": hashlib.sha1(repr(languages).encode()).hexdigest(),
+        "flite_share": flite_share,
         "seed": seed,
         "version": GENERATOR_VERSION,
     }
@@ -134,7 +170,7 @@ def prepare_spoken_takes(
         for number in range(-(-n_clips // CLIPS_PER_SHARD))
     ]
     missing = [shard for shard in shards if not shard.is_dir()]
-    _make(missing, words, seed)
+    _make(missing, words, flite_share, seed)
     rows = []
     for shard in shards:
         with open(shard / "takes.csv", encoding="utf-8", newline="") as file:
@@ -185,7 +221,95 @@ def _languages(words):
     return _frequent_words() if words is None else _words_of(words)
 
 
-def _make(shards, words, seed):
+def _english(languages):
+    """All words (list of str) that are English."""
+    return [w for _, pairs in languages for lang, w in pairs if lang == "en"]
+
+
+class Flite:
+    """Flite, an English synthesiser with voices of people, by its program.
+
+    Raises
+    ------
+    FileNotFoundError
+        If the program, or one of `FLITE_VOICES`, is missing.
+    """
+
+    # Hz of the voices; that of rms is its own.
+    _PITCH = (75.0, 260.0)
+    # Times as long, and all frequencies times as high.
+    _STRETCH, _TRACT = (0.75, 1.35), (0.85, 1.2)
+
+    def __init__(self):
+        self._program = shutil.which("flite")
+        voices = ""
+        if self._program is not None:
+            command = [self._program, "-lv"]
+            done = subprocess.run(command, capture_output=True, text=True)
+            voices = done.stdout
+        missing = [v for v in FLITE_VOICES if v not in voices.split()]
+        if missing:
+            raise FileNotFoundError(
+                f"flite, with the voices {', '.join(missing)}: `apt install "
+                "flite`, or leave out --flite-share"
+            )
+
+    def say(self, word, voice, rng):
+        """Says a word, never twice in quite the same way.
+
+        Arguments
+        ---------
+        word : str
+            An English one.
+        voice : str
+            One of `FLITE_VOICES`.
+        rng : numpy.random.Generator
+            Draws pitch, rate and vocal tract.
+
+        Returns
+        -------
+        audio : numpy.ndarray
+            (samples,) float64 at 16 kHz, shorter than a clip, with peak 1.
+
+        Raises
+        ------
+        IndexError
+            If the voice has no sound for the word.
+        """
+        tract = rng.uniform(*self._TRACT)
+        stretch = tract * rng.uniform(*self._STRETCH)
+        pitch, lively = rng.uniform(*self._PITCH), rng.uniform(5, 30)
+        while True:
+            audio = self._run(
+                *(word, voice),
+                duration_stretch=stretch,
+                int_f0_target_mean=pitch,
+                int_f0_target_stddev=lively,
+            )
+            audio = resample(trim(audio, SAMPLE_RATE), SAMPLE_RATE * tract)
+            if len(audio) < 0.95 * CLIP_SAMPLES:
+                return audio / np.abs(audio).max()
+            stretch *= 0.8
+
+    def _run(self, word, voice, **features):
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "word.wav")
+            flags = [f"{name}={value:.2f}" for name, value in features.items()]
+            subprocess.run(
+                [
+                    *(self._program, "-voice", voice, "-t", word, "-o", path),
+                    *(part for flag in flags for part in ("--setf", flag)),
+                ],
+                check=True,
+                capture_output=True,
+            )
+            audio, _ = soundfile.read(path)
+        if not np.abs(audio).max(initial=0.0) > 1e-3:
+            raise IndexError(f"{voice} has no sound for {word!r}")
+        return audio
+
+
+def _make(shards, words, flite_share, seed):
     """Makes shards on all processors, a fresh process each.
 
     What eSpeak NG says depends a little on what it has said before in the
@@ -194,7 +318,12 @@ def _make(shards, words, seed):
     """
 
     def make(shard):
-        job = {"words": words, "seed": seed, "shard": str(shard)}
+        job = {
+            "words": words,
+            "flite_share": flite_share,
+            "seed": seed,
+            "shard": str(shard),
+        }
         process = subprocess.run(
             [sys.executable, SCRIPT, "--job", json.dumps(job)],
             # The voices are found by a short relative path from here.
@@ -213,10 +342,12 @@ def _make(shards, words, seed):
             pass
 
 
-def _make_shard(words, seed, shard):
+def _make_shard(words, flite_share, seed, shard):
     """Synthesises the clips of a shard; it appears when it is whole."""
     languages, shard = _languages(words), Path(shard)
     synthesiser = Synthesiser()
+    flite = Flite() if flite_share else None
+    english = _english(languages)
     rng = np.random.default_rng([seed, int(shard.name)])
     variants = voice_variants()
     shares = np.array([share for share, _ in languages])
@@ -232,17 +363,33 @@ def _make_shard(words, seed, shard):
     folder.mkdir(parents=True)
     rows, silent = [], 0
     while len(rows) < CLIPS_PER_SHARD:
-        _, words = languages[rng.choice(len(shares), p=shares / shares.sum())]
-        language, word = words[rng.integers(len(words))]
+        by_flite = np.zeros(2, bool)
+        if flite_share and rng.random() < flite_share:
+            by_flite = rng.random(2) < FLITE_TAKES
+            if not by_flite.any():
+                by_flite[rng.integers(2)] = True
+            language, word = "en", english[rng.integers(len(english))]
+        else:
+            share = rng.choice(len(shares), p=shares / shares.sum())
+            _, pairs = languages[share]
+            language, word = pairs[rng.integers(len(pairs))]
         speakers = []
         for variant in rng.choice(variants, 2, replace=False):
             accent = rng.choice(ACCENTS) if language == "en" else language
             voice = f"{accent}+{variant}"
             speakers.append(draw_speaker("", voice, rng, **VARIED))
+        names = [speaker.voice for speaker in speakers]
+        if by_flite.any():
+            people = rng.choice(FLITE_VOICES, 2, replace=False)
+            names = np.where(by_flite, np.char.add("flite-", people), names)
         try:
             takes = [
-                say_word(synthesiser, Clip(len(rows), word, speaker), rng)
-                for speaker in speakers
+                flite.say(word, people[number], rng)
+                if by_flite[number]
+                else say_word(
+                    synthesiser, Clip(len(rows), word, speakers[number]), rng
+                )
+                for number in (0, 1)
             ]
         except IndexError:  # a voice that has no sound for it
             silent += 1
@@ -262,7 +409,7 @@ def _make_shard(words, seed, shard):
                 "takes": 2,
                 "language": language,
                 "word": word,
-                "voices": ";".join(speaker.voice for speaker in speakers),
+                "voices": ";".join(names),
             }
         )
     (folder / "takes.csv").write_text(as_csv(COLUMNS, rows), "utf-8")
@@ -283,6 +430,13 @@ def main():
         "--words",
         help="file with a language of eSpeak NG and a word in each line; "
         "else frequent ones of the package wordfreq",
+    )
+    parser.add_argument(
+        "--flite-share",
+        type=float,
+        default=0.0,
+        help="share of clips that are an English word of Flite's, in one take "
+        "or both; needs the program flite",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, another corpus"

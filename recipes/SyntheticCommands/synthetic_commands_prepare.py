@@ -756,7 +756,7 @@ def resample(audio, sample_rate):
     audio : numpy.ndarray
         (samples,)
     sample_rate : float
-        Of `audio` in Hz, 16000 or more.
+        Of `audio` in Hz; where it is lower the uppermost part stays empty.
 
     Returns
     -------
