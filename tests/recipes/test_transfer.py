@@ -447,6 +447,40 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
     }
 
 
+@pytest.mark.slow
+def test_what_is_chosen_for_all_tasks_was_trained_for_each(
+    run, export, tones, tmp_path
+):
+    tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
+    tasks[1]["labels_per_class"] = 2
+    candidates = [{"lr": 1e-9}, {"lr": 0.003, "average_from": 2}]
+    arms = {
+        "scratch": {"settings": {"number_of_epochs": 1}, "candidates": [{}]},
+        "fine_tuned": {
+            "settings": {"number_of_epochs": 3},
+            "candidates": candidates,
+            "one_for_all": True,
+        },
+    }
+    out = tmp_path / "out"
+    exports = {"pretrained": str(export)}
+    run(flags_of(out, tasks, exports=exports, arms=arms, tune_only=True))
+    tuning = json.loads((out / "tuning.json").read_text())
+    found = [tuning[f"{name}/fine_tuned/pretrained"] for name in ("a", "b")]
+    sums = {
+        rate: sum(
+            tried["valid"]
+            for one in found
+            for tried in one["tried"]
+            if tried["settings"]["lr"] == rate
+        )
+        for rate in (1e-9, 0.003)
+    }
+    assert [len(one["tried"]) for one in found] == [2, 2]
+    assert sums[0.003] > sums[1e-9]
+    assert [one["settings"]["lr"] for one in found] == [0.003, 0.003]
+
+
 # Runs the recipe until it opens a file, which is where the power goes.
 KILLED = """
 import os, signal, sys
