@@ -10,6 +10,8 @@ from pathlib import Path
 
 import miniature_esc50
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.experiments import cross_validate
@@ -241,12 +243,19 @@ def test_mean_of_epochs_leaves_none_to_choose_on_test(
     arguments[0].write_text(f"{text}\naverage_from: 1\n")
     results = cross_validate(list(map(str, arguments)), prepare, (1,))
     result = read(tmp_path / "out", "fold_1/test_result.json")
-    # Of the mean of both epochs, whose weights no epoch's log is of.
+    # Of the mean of both epochs, which the last epoch validates: here it is
+    # the same fold. The weights trained on are others.
     assert result["average_from"] == 1 and result["epoch"] == 2
     assert results[1] == {"epoch": 2, **result["metrics"]}
     lines = (tmp_path / "out/fold_1/metrics.jsonl").read_text().splitlines()
     logged = [json.loads(line)["valid_loss"] for line in lines]
-    assert result["metrics"]["loss"] not in logged
+    assert result["metrics"]["loss"] == pytest.approx(logged[-1], rel=1e-6)
+    [checkpoint] = (tmp_path / "out/fold_1/save").glob("CKPT*")
+    own = torch.load(checkpoint / "model.ckpt")
+    mean = torch.load(checkpoint / "average.ckpt")
+    exported = load_file(tmp_path / "out/fold_1/export/model.safetensors")
+    assert all(torch.equal(v, mean[f"module.{k}"]) for k, v in exported.items())
+    assert any(not torch.equal(v, own[k]) for k, v in exported.items())
     assert read(tmp_path / "out", "results.json")["average_from"] == 1
 
 
