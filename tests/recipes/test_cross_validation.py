@@ -25,6 +25,7 @@ import os, signal, sys
 sys.path.insert(0, {str(TASK)!r})
 from train import prepare
 from ssast_lobes.brains.base import SpectrogramBrain
+from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import cross_validate
 
 def die(brain, batch, should_step):
@@ -33,7 +34,8 @@ def die(brain, batch, should_step):
 
 if os.environ.get("DIE"):
     SpectrogramBrain.on_fit_batch_start = die
-cross_validate(sys.argv[1:], prepare, {FOLDS})
+with plain_errors():
+    cross_validate(sys.argv[1:], prepare, {FOLDS})
 """
 
 
