@@ -9,17 +9,19 @@ alike is made here, unless the YAML has a key of that name: `export_folder`,
 which tests with it too), `train_loader_kwargs`, `valid_loader_kwargs`,
 `label_encoder`, `epoch_counter`, `checkpointer`, `train_logger`.
 
-Six keys are there for the size of a corpus: `shards` is a folder that
-`ssast-lobes shard` made of the experiment's `manifest.csv`, to read the audio
-from; `clips_per_evaluation` (pretraining) cuts a pass over the data into epochs
-of that many clips, `number_of_epochs` still counting the passes;
-`passes_per_epoch` (pretraining) makes epochs of several passes, each with the
-same crops, where one is too short to stop after it, and `number_of_epochs`
-counts the epochs; where two passes meet, a batch may hold a clip twice;
-`cover_long` (pretraining) takes as many crops of a clip a pass as fit into it,
-not one; `balanced_sampling` (classification) draws rare classes as often as
-frequent ones; `average_from` (classification) tests the mean of the weights of
-the epochs from that one on, in place of one epoch.
+Seven keys are there for the size of a corpus and for what comes of it: `shards`
+is a folder that `ssast-lobes shard` made of the experiment's `manifest.csv`, to
+read the audio from; `clips_per_evaluation` (pretraining) cuts a pass over the
+data into epochs of that many clips, `number_of_epochs` still counting the
+passes; `passes_per_epoch` (pretraining) makes epochs of several passes, each
+with the same crops, where one is too short to stop after it, and
+`number_of_epochs` counts the epochs; where two passes meet, a batch may hold a
+clip twice; `cover_long` (pretraining) takes as many crops of a clip a pass as
+fit into it, not one; `average_with` (pretraining) lists exported folders of the
+same model: what is exported is the mean of their weights and the trained ones;
+`balanced_sampling` (classification) draws rare classes as often as frequent
+ones; `average_from` (classification) tests the mean of the weights of the
+epochs from that one on, in place of one epoch.
 
 `linear_start` (classification) is the penalty of a logistic regression on the
 encoder as it is, which the head begins with; it takes clips whole, as tests
@@ -88,7 +90,12 @@ from ssast_lobes.export import (
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
 from ssast_lobes.recognition import SpectrogramRecogniser
-from ssast_lobes.weights import initialise, load_weights
+from ssast_lobes.weights import (
+    average_with,
+    initialise,
+    load_alike,
+    load_weights,
+)
 
 logger = get_logger(__name__)
 
@@ -103,7 +110,7 @@ _RECOGNITION_SETTINGS = (
 )
 _CLASSIFICATION_SETTINGS = ("source", "batch_size", "lr", "loss", "seed")
 # In the model card where the YAML has them.
-_FURTHER_SETTINGS = ("average_from", "balanced_sampling")
+_FURTHER_SETTINGS = ("average_from", "average_with", "balanced_sampling")
 
 
 def pretrain(arguments, prepare):
@@ -143,6 +150,10 @@ def pretrain(arguments, prepare):
         weights = load_weights(hparams["source"])
         for line in initialise(lobe.encoder, weights, objective):
             logger.info(line)
+    others = [
+        load_alike(folder, objective, lobe.features)
+        for folder in hparams.get("average_with", None) or ()
+    ]
     hparams["checkpointer"].add_recoverable("objective", objective)
     brain = PretrainingBrain(
         modules={"features": lobe.features, "objective": objective},
@@ -156,11 +167,14 @@ def pretrain(arguments, prepare):
     _fit(brain, hparams, train, valid, sampler)
     best = brain.finish()
     if if_main_process():
+        average_with(objective, others)
+        # What was measured is not of the mean.
+        metrics = {} if others else best
         export_pretrained(
             hparams["export_folder"],
             objective,
             lobe.features,
-            _card(hparams_file, hparams, rows, _PRETRAINING_SETTINGS, best),
+            _card(hparams_file, hparams, rows, _PRETRAINING_SETTINGS, metrics),
             least_window=_least_window(hparams, train),
         )
         logger.info(f"Exported to {hparams['export_folder']}")

@@ -38,6 +38,7 @@ from ssast_lobes.weights import (
     Weights,
     WeightsError,
     compare,
+    exported_state,
     load_strictly,
     read_state,
 )
@@ -94,10 +95,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     ['README.md', 'config.json', 'hyperparams.yaml', 'model.safetensors']
     """
     encoder = objective.encoder
-    state = {
-        key if key.startswith("encoder.") else f"objective.{key}": value
-        for key, value in objective.exported_state().items()
-    }
+    state = exported_state(objective)
     config = {
         "kind": "pretrained",
         "encoder": encoder.config,

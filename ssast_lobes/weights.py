@@ -640,6 +640,110 @@ def initialise(encoder, weights, objective=None):
     return report
 
 
+def exported_state(objective):
+    """The tensors that an export of an objective holds, by its names.
+
+    Arguments
+    ---------
+    objective : Objective
+        Owns the encoder.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Keys start with ``encoder.`` or ``objective.``; the values are those
+        of the module.
+    """
+    return {
+        key if key.startswith("encoder.") else f"objective.{key}": value
+        for key, value in objective.exported_state().items()
+    }
+
+
+def load_alike(source, objective, features):
+    """Read a checkpoint of the very same model, to take a mean with it.
+
+    Arguments
+    ---------
+    source : str or path
+        See `load_weights`.
+    objective : Objective
+        What the checkpoint has to be like.
+    features : FrontEnd
+        Its front end.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If the encoder, the front end, or any tensor is of another kind.
+    """
+    weights = load_weights(source)
+    wanted = {"encoder": objective.encoder.config, "features": features.config}
+    for part, config in wanted.items():
+        # As JSON has it: a tuple is a list.
+        config = json.loads(json.dumps(config))
+        found = weights.config.get(part, {})
+        differ = [
+            f"{key} is {found.get(key)}, not {config.get(key)}"
+            for key in sorted(found.keys() | config.keys())
+            if found.get(key) != config.get(key)
+        ]
+        if differ:
+            raise WeightsError(f"{source}: {part}: {'; '.join(differ)}")
+    own = exported_state(objective)
+    strange = own.keys() ^ weights.state.keys()
+    strange |= {
+        key
+        for key in own.keys() & weights.state.keys()
+        if own[key].shape != weights.state[key].shape
+    }
+    if strange:
+        raise WeightsError(
+            f"{source}: of another objective or size, they differ in "
+            f"{', '.join(sorted(strange))}"
+        )
+    return weights
+
+
+@torch.no_grad()
+def average_with(objective, others):
+    """Replace a model's weights by the mean of its own and those of others.
+
+    For models that were trained on from the same one: a "model soup"
+    (Wortsman et al., ICML 2022). Of what does not have a mean, such as
+    counts, the model keeps its own.
+
+    Arguments
+    ---------
+    objective : Objective
+        Changed in place.
+    others : list of Weights
+        From `load_alike`; each counts as much as the model itself.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import MSPM
+    >>> models = [
+    ...     MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2)) for _ in "ab"
+    ... ]
+    >>> first, second = map(exported_state, models)
+    >>> bias = "encoder.norm.bias"
+    >>> _ = first[bias].fill_(1.0), second[bias].fill_(2.0)
+    >>> average_with(models[0], [Weights(second, config={})])
+    >>> first[bias].unique()
+    tensor([1.5000])
+    """
+    for key, own in exported_state(objective).items():
+        if own.is_floating_point():
+            values = [own, *(each.state[key].to(own) for each in others)]
+            own.copy_(torch.stack(values).mean(0))
+
+
 def _initialise_objective(objective, weights, source, report):
     """Load what the checkpoint has of the same objective."""
     objective.restart_teacher()

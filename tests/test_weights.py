@@ -6,14 +6,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes.export import export_encoder, export_pretrained
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.patches import Grid
 from ssast_lobes.weights import (
     Weights,
     WeightsError,
+    average_with,
+    exported_state,
     from_official,
     initialise,
+    load_alike,
     load_weights,
     resample_patches,
     to_official,
@@ -466,3 +470,50 @@ def test_a_paper_size_without_its_last_block_is_refused():
     assert from_official(whole).config["encoder"]["depth"] == 12
     with pytest.raises(WeightsError, match="11 blocks of size 192"):
         from_official(without(whole, "blocks.11."))
+
+
+def test_mean_of_several_weights(tmp_path):
+    models = [MSPM(small()) for _ in range(3)]
+    for number, model in enumerate(models):
+        for value in exported_state(model).values():
+            value.fill_(1 + number**2)
+        export_pretrained(tmp_path / str(number), model, FrontEnd(), card={})
+    first, *others = models
+    average_with(
+        first,
+        [
+            load_alike(tmp_path / str(number), first, FrontEnd())
+            for number in (1, 2)
+        ],
+    )
+    for key, value in exported_state(first).items():
+        assert value.unique().item() == pytest.approx(8 / 3), key
+    for value in exported_state(others[0]).values():
+        assert value.unique().item() == 2
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: MSPM(small(depth=DEPTH + 1)), "encoder: depth is 3, not 2"),
+        (lambda: MSPM(small(Grid(64))), "encoder: grid is .*64"),
+    ],
+)
+def test_mean_is_of_the_same_model_only(other, message, tmp_path):
+    folder = tmp_path / "other"
+    export_pretrained(folder, other(), FrontEnd(), card={})
+    with pytest.raises(WeightsError, match=f"{folder}: {message}"):
+        load_alike(folder, MSPM(small()), FrontEnd())
+
+
+def test_mean_is_of_one_objective_and_front_end_only(tmp_path):
+    model = MSPM(small())
+    export_encoder(tmp_path / "encoder", model.encoder, FrontEnd(), card={})
+    with pytest.raises(WeightsError, match="differ in objective.dis"):
+        load_alike(tmp_path / "encoder", model, FrontEnd())
+    export_pretrained(tmp_path / "other", model, FrontEnd(), card={})
+    other = FrontEnd({"mean": 1.5, "std": 4.0})
+    with pytest.raises(
+        WeightsError, match="features: statistics is .*, not .*1.5"
+    ):
+        load_alike(tmp_path / "other", model, other)

@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from ssast_lobes.brains.errors import SettingsError
@@ -318,6 +318,23 @@ def test_export_says_what_it_was_trained_on(pretrained):
     best = min(rows, key=lambda row: row["valid_loss"])
     card = (pretrained / "export" / "README.md").read_text()
     assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
+
+
+def test_mean_of_pretrainings(train, pretrained, tmp_path):
+    export = pretrained / "export"
+    # It ends where it starts from, but for a loss of other masks.
+    still = ["--number_of_epochs=1", f"--source={export}", "--lr=0"]
+    folder = train("pretrain", *still, "--seed=1", folder=tmp_path / "moved")
+    state = {key: value + 1 for key, value in exported(folder).items()}
+    save_file(state, folder / "export" / "model.safetensors")
+    flag = f"--average_with=[{folder / 'export'}]"
+    mean = train("pretrain", *still, flag, folder=tmp_path / "mean")
+    for key, value in exported(pretrained).items():
+        torch.testing.assert_close(exported(mean)[key], value + 0.5)
+    card = (mean / "export" / "README.md").read_text()
+    assert "average_with" in card and "valid_loss" not in card
+    with pytest.raises(WeightsError, match="table_frames is 60, not 120"):
+        train("pretrain", "--crop_seconds=1.2", flag, folder=tmp_path / "other")
 
 
 def test_window_of_the_export(train, pretrained):

@@ -263,13 +263,17 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
             {"pretrainings": {"b": {**MASKED, "source": "pretrained"}}},
             "only st",
         ),
+        (
+            {"pretrainings": {"b": {**MASKED, "average_with": ["a"]}}},
+            "average_with of b: a is no stage",
+        ),
         ({"audio": "{csv}.gone"}, "csv.gone is not there"),
         (
             {
                 "stages": {"a": {**MASKED, "model_size": "tiny"}},
                 "pretrainings": {"b": {**MASKED, "source": "a"}},
             },
-            "b starts from a and has another model",
+            "b needs a and has another model",
         ),
         ({"tasks": [{"csv_path": "{csv}", "metric": "f2"}]}, "f2"),
         ({"tasks": [{"csv_path": "{csv}", "labels": "a"}]}, "labels"),
@@ -311,14 +315,19 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
             **{**SMALL, **MASKED, "number_of_epochs": 1, "lr": 0.002},
             "valid_share": 0.2,
         },
-        "stages": {"first": {}},
+        "stages": {"first": {}, "later": {"source": "first"}},
         # Steps so small that they leave what they start from as it is.
         "pretrainings": {
             "second": {
                 "source": "first",
                 "audio": [[str(tones.manifest)]],
                 "lr": 1e-9,
-            }
+            },
+            "third": {
+                "source": "first",
+                "lr": 1e-9,
+                "average_with": ["first", "later"],
+            },
         },
     }
     experiment = tmp_path / "stages.yaml"
@@ -326,7 +335,7 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     flags = [experiment, "--noprogressbar", "--device=cpu"]
     content = run(flags)
     costs = content["pretraining"]
-    assert list(costs) == ["first", "second"]
+    assert list(costs) == ["first", "later", "second", "third"]
     folder, manifest = tones.folder, tones.manifest
     table = (out / "transfer.md").read_text()
     assert f"{folder.parent.name}/{folder.name}" in table
@@ -334,14 +343,19 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     assert costs["second"]["asked"]["audio"] == [str(tones.manifest)]
     # Clips that are valid or test in the table are left out of it.
     assert costs["second"]["clips"] < costs["first"]["clips"]
-    first, second = (
-        load_weights(out / "pretrain" / name / "export").state
-        for name in ("first", "second")
+    first, later, second, mean = (
+        load_weights(out / "pretrain" / name / "export").state for name in costs
     )
+    moved = 0
     for key, value in first.items():
         assert torch.allclose(second[key], value, atol=1e-6)
+        assert torch.allclose(
+            mean[key], (2 * value + later[key]) / 3, atol=1e-6
+        )
+        moved += not torch.allclose(later[key], value, atol=1e-4)
+    assert moved > 10
     assert {row["system"] for row in content["scores"]} == {
-        *("log-mel", "MFCC", "untrained", "second")
+        *("log-mel", "MFCC", "untrained", "second", "third")
     }
     assert run(flags) == content
     # What started from a stage that has changed since is not what is asked.

@@ -343,10 +343,8 @@ class Transfer:
             raise SettingsError(
                 f"{twice[0]} names a stage and a pretraining: rename one"
             )
-        sources = {
-            self._pretraining(name).get("source") for name in self.settings
-        }
-        idle = sorted(self.stages.keys() - sources)
+        needed = {one for name in self.settings for one in self._needs(name)}
+        idle = sorted(self.stages.keys() - needed)
         if idle:
             raise SettingsError(
                 f"nothing starts from the stage {idle[0]}: name it as the "
@@ -364,7 +362,14 @@ class Transfer:
                     f"window_seconds of {name}",
                 )
                 _objective(settings)
-                self._check_source(name)
+                for needed in self._needs(name):
+                    self._check_needed(name, needed)
+                others = settings.get("average_with") or ()
+                strange = [one for one in others if one not in self.stages]
+                if strange:
+                    raise SettingsError(
+                        f"average_with of {name}: {strange[0]} is no stage"
+                    )
         for item in self.items:
             _check_arms(item.arms)
             for arm in self.arms:
@@ -374,24 +379,28 @@ class Transfer:
             if name not in self.hparams["exports"]:
                 _check_audio(name, self._pretraining(name)["audio"])
 
-    def _check_source(self, name):
+    def _needs(self, name):
+        """What a pretraining starts from, and what it is averaged with."""
+        settings = self._pretraining(name)
+        return [settings.get("source"), *(settings.get("average_with") or ())]
+
+    def _check_needed(self, name, source):
         """A stage is trained before what starts from it, and is like it."""
-        source = self._pretraining(name).get("source")
         order = list(self.stages)
         if source in self.pretrainings:
             raise SettingsError(
-                f"{name} starts from {source}, which is tested itself: only "
+                f"{name} needs {source}, which is tested itself: only "
                 "stages are for others to start from"
             )
         if source not in self.stages:
             return
         if name in order and order.index(source) >= order.index(name):
             raise SettingsError(
-                f"stage {name} starts from {source}: name that one before it"
+                f"stage {name} needs {source}: name that one before it"
             )
         if self._model(name) != self._model(source):
             raise SettingsError(
-                f"{name} starts from {source} and has another model: "
+                f"{name} needs {source} and has another model: "
                 f"{self._model(name)}, not {self._model(source)}"
             )
 
@@ -453,10 +462,19 @@ class Transfer:
         folder = self._pretraining_folder(name)
         own = {"objective": f"!include:{_objective(settings)}"}
         asked = {**given, "settings": settings}
-        if settings.get("source") in self.stages:
-            source = self._pretrain(settings["source"])
+        stages = {
+            needed: self._pretrain(needed)
+            for needed in self._needs(name)
+            if needed in self.stages
+        }
+        if settings.get("source") in stages:
+            source = stages[settings["source"]]
             own["source"] = str(source)
             asked["started_from"] = _digest_of_weights(source)
+        if settings.get("average_with"):
+            others = [stages[one] for one in settings["average_with"]]
+            own["average_with"] = [str(other) for other in others]
+            asked["averaged_with"] = [*map(_digest_of_weights, others)]
 
         def work():
             words = self._words(folder, {**settings, **given, **own})
