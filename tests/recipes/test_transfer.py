@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -580,7 +581,7 @@ def corpora(tones, tmp_path):
         path = str(tones.folder / name)
         lines.append(",".join([path, *rest, parts[number % 3]]))
     names = "unlabeled_extra librispeech_unlabeled librispeech_spkid "
-    names += "speech_commands emodb esc10 fsdd takes"
+    names += "speech_commands emodb esc10 fsdd takes/espeak takes/flite"
     for name in names.split():
         folder = tmp_path / "corpora" / name
         folder.mkdir(parents=True)
@@ -610,6 +611,7 @@ def test_five_tasks(run, corpora, tmp_path):
         spoken_takes=corpora / "takes",
         output_folder=tmp_path / "out",
         seeds=[1],
+        stages={"first": ONCE, "words": ONCE},
         pretrainings={"pretrained": ONCE},
         untrained_seeds=[3, 4],
         arms=TRIED_ONCE,
@@ -619,9 +621,12 @@ def test_five_tasks(run, corpora, tmp_path):
     assert all(list(r["seeds"]) == ["3", "4"] for r in untrained)
     assert len(content["tasks"]) == 5
     costs = content["pretraining"]
-    assert list(costs) == ["pretrained"]
-    takes = str(corpora / "takes/manifest.csv")
-    assert costs["pretrained"]["asked"]["audio"][-1] == takes
+    heard = {name: cost["asked"]["audio"][-1] for name, cost in costs.items()}
+    assert heard == {
+        "first": str(corpora / "takes/espeak/manifest.csv"),
+        "words": str(corpora / "takes/flite/manifest.csv"),
+        "pretrained": str(corpora / "librispeech_spkid/manifest.csv"),
+    }
     shown = {row["how"] for row in content["scores"]}
     assert shown == {"linear", "k-NN", "trained", "fine-tuned"}
     settings = content["tuning"]["emotion/fine_tuned/pretrained"]["settings"]
@@ -647,6 +652,24 @@ def test_few_labels_with_the_model_in_the_box(run, corpora, tmp_path):
     assert content["pretraining"] == {}
     gains = {(g["task"], g["how"]) for g in content["gains"]}
     assert ("emotion", "fine-tuned") in gains
+
+
+def test_an_export_needs_neither_its_stages_nor_their_audio(
+    run, corpora, export, tmp_path
+):
+    shutil.rmtree(corpora / "takes")
+    words = words_of(
+        corpora=corpora,
+        spoken_takes=corpora / "takes",
+        output_folder=tmp_path / "out",
+        exports={"pretrained": str(export)},
+        seeds=[1],
+        untrained_seeds=[3],
+        tasks=f"[{{name: one, csv_path: {corpora / 'fsdd/manifest.csv'}}}]",
+        arms=TRIED_ONCE,
+    )
+    content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
+    assert content["pretraining"] == {}
 
 
 def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):

@@ -375,9 +375,21 @@ class Transfer:
             for arm in self.arms:
                 for settings in self._candidates(item, arm):
                     _check_keys("classify", settings)
-        for name in self.settings:
-            if name not in self.hparams["exports"]:
-                _check_audio(name, self._pretraining(name)["audio"])
+        for name in self._to_train():
+            _check_audio(name, self._pretraining(name)["audio"])
+
+    def _to_train(self):
+        """Pretrainings that no export stands for, and the stages they need."""
+        there = self.hparams["exports"]
+        names = [name for name in self.pretrainings if name not in there]
+        # Grows: a stage may need others.
+        for name in names:
+            names += [
+                needed
+                for needed in self._needs(name)
+                if needed in self.stages and needed not in {*there, *names}
+            ]
+        return names
 
     def _needs(self, name):
         """What a pretraining starts from, and what it is averaged with."""
