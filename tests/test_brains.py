@@ -357,6 +357,14 @@ def merged(rows):
     return {"train": rows["train"] | rows["test"], "valid": rows["valid"]}
 
 
+def test_no_augmentation_may_be_null(rows, tmp_path):
+    runs = [
+        fit(build("classify", rows, tmp_path / str(value), augment=value))
+        for value in (None, [])
+    ]
+    assert same(*map(weights, runs))
+
+
 def test_no_checkpoint_amid_an_accumulation(rows, tmp_path):
     run = build(
         "pretrain",

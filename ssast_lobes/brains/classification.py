@@ -155,7 +155,7 @@ class ClassificationBrain(SpectrogramBrain):
         if self.hparams.mixup is not None:
             wav, lens, targets = self.hparams.mixup(wav, lens, targets)
         feats, n_frames = self.modules.features(wav, lens)
-        for augment in self.hparams.augment:
+        for augment in self.hparams.augment or ():
             feats = augment(feats, n_frames)
         return self.modules.model(feats, n_frames), targets
 

@@ -45,7 +45,7 @@ class RecognitionBrain(SpectrogramBrain):
         batch = batch.to(self.device, non_blocking=True)
         feats, n_frames = self.modules.features(*batch.sig)
         if stage == sb.Stage.TRAIN:
-            for augment in self.hparams.augment:
+            for augment in self.hparams.augment or ():
                 feats = augment(feats, n_frames)
         return self.network("model", stage)(feats, n_frames)
 
