@@ -150,9 +150,11 @@ def pretrain(arguments, prepare):
         weights = load_weights(hparams["source"])
         for line in initialise(lobe.encoder, weights, objective):
             logger.info(line)
+    folders = hparams.get("average_with", None) or []
+    if isinstance(folders, str):
+        folders = [folders]
     others = [
-        load_alike(folder, objective, lobe.features)
-        for folder in hparams.get("average_with", None) or ()
+        load_alike(folder, objective, lobe.features) for folder in folders
     ]
     hparams["checkpointer"].add_recoverable("objective", objective)
     brain = PretrainingBrain(

@@ -333,8 +333,9 @@ def test_mean_of_pretrainings(train, pretrained, tmp_path):
         torch.testing.assert_close(exported(mean)[key], value + 0.5)
     card = (mean / "export" / "README.md").read_text()
     assert "average_with" in card and "valid_loss" not in card
+    one = f"--average_with={folder / 'export'}"
     with pytest.raises(WeightsError, match="table_frames is 60, not 120"):
-        train("pretrain", "--crop_seconds=1.2", flag, folder=tmp_path / "other")
+        train("pretrain", "--crop_seconds=1.2", one, folder=tmp_path / "other")
 
 
 def test_window_of_the_export(train, pretrained):
