@@ -212,7 +212,7 @@ def test_evaluation_leaves_bad_batches_out(task, rows, tmp_path):
 
 
 DISTRIBUTED = """
-import json, os, sys
+import gc, json, os, sys
 from pathlib import Path
 
 import torch
@@ -242,6 +242,9 @@ try:
 except test_nonfinite.NonfiniteLoss as error:
     report["error"] = str(error)
 (folder / f"{rank}.json").write_text(json.dumps(report))
+# A model that still holds the group as the process ends may abort it.
+del one
+gc.collect()
 torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """

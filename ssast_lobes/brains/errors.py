@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import gc
 import json
 import sys
 from contextlib import contextmanager
@@ -219,6 +220,8 @@ def plain_errors():
         print(f"{error}. Make room and start again", file=sys.stderr)
         raise SystemExit(2) from error
     if is_distributed_initialized():
-        # A process that leaves its group open may abort as it ends.
+        # A process that leaves its group open may abort as it ends; so may one
+        # whose group is still held by a model, in a cycle with its Brain.
+        gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()
