@@ -368,12 +368,12 @@ def _add_shard(commands):
         "shard",
         _shard,
         "pack audio into few large files that are fast to read",
-        "Pack audio into shards: tars in WebDataset's form, 16-bit mono.\n"
-        "FOLDER/manifest.csv has the columns of the input, and stands where\n"
-        "any manifest does; recipes of datasets take the folder as --shards.\n"
-        "Samples beyond full scale are cut off, and counted. The number of\n"
-        "workers changes no byte; a command that was stopped goes on when it\n"
-        "is given again.",
+        "Pack audio, that of valid and test too, into shards: tars in\n"
+        "WebDataset's form, 16-bit mono. FOLDER/manifest.csv has the columns\n"
+        "of the input, and stands where any manifest does; recipes of\n"
+        "datasets take the folder as --shards. Samples beyond full scale are\n"
+        "cut off, and counted. The number of workers changes no byte; a\n"
+        "command that was stopped goes on when it is given again.",
         "ssast-lobes shard clips.csv shards/ --workers 8",
     )
     command.add_argument(
@@ -881,7 +881,7 @@ def _heads(options):
     for task in tasks:
         score = 100 * scores[task.name]
         print(f"{task.name}: {score:.1f} % {task.metric} on test")
-    print(f"{len(scores)} heads in {options.output}")
+    print(f"written to {options.output}: {', '.join(scores)}")
 
 
 def _named_models(words):
@@ -991,8 +991,8 @@ def _shard(options):
             file=sys.stderr,
         )
     print(
-        f"{packed.clips} clips, {packed.hours:.2f} hours, in {packed.shards} "
-        f"shards; their manifest is {packed.manifest}"
+        f"clips: {packed.clips}, hours: {packed.hours:.2f}, shards: "
+        f"{packed.shards}, manifest: {packed.manifest}"
     )
 
 

@@ -498,7 +498,7 @@ def check_weights(weights):
         if "labels" in config:
             modules["head"] = ClassificationHead(**head_arguments(config))
     for name, module in modules.items():
-        compare(module, weights.part(name), name)
+        compare(module.state_dict(), weights.part(name), name)
 
 
 class Replacing:

@@ -292,16 +292,14 @@ def _our_state(state, config):
     ours = {name: state[theirs] for name, theirs in names.items()}
     tokens, positions = [state[key] for key in extra[:-1]], state[extra[-1]]
     ours = _join(ours, tokens, positions, encoder)
-    compare(_on_meta(SpectrogramEncoder, **encoder), ours, "encoder")
+    wanted = _on_meta(SpectrogramEncoder, **encoder).state_dict()
+    compare(wanted, ours, "encoder")
     out = {f"encoder.{name}": value for name, value in ours.items()}
     if classifier:
         head = {name: state[theirs] for name, theirs in heads.items()}
         n_classes = len(config["labels"])
-        compare(
-            _on_meta(ClassificationHead, encoder["dim"], n_classes),
-            head,
-            "head",
-        )
+        wanted = _on_meta(ClassificationHead, encoder["dim"], n_classes)
+        compare(wanted.state_dict(), head, "head")
         out.update({f"head.{name}": value for name, value in head.items()})
     return out
 

@@ -107,12 +107,12 @@ def read_head(folder, task):
     >>> read_head(getfixture("tmpdir"), "pets")
     Traceback (most recent call last):
     ...
-    ssast_lobes.weights.WeightsError: ...: no head for the task 'pets'; ...
+    ssast_lobes.weights.WeightsError: no head for the task 'pets'; there ...
     """
     names = head_names(folder)
     if task not in names:
         raise WeightsError(
-            f"{folder}: no head for the task '{task}'; there are: "
+            f"no head for the task '{task}'; there are: "
             f"{', '.join(names) or 'none (`ssast-lobes heads` trains them)'}"
         )
     path = _path(folder, task)

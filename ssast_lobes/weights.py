@@ -432,7 +432,7 @@ def _check_official(weights):
     state["encoder.class_tokens"] = torch.stack(found)
     with torch.device("meta"):
         encoder = SpectrogramEncoder(**weights.config["encoder"])
-    compare(encoder, weights.part("encoder"), "encoder")
+    compare(encoder.state_dict(), weights.part("encoder"), "encoder")
     for name, layers in _HEADS.items():
         head = weights.part(name)
         expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
@@ -529,15 +529,15 @@ def _official_names(config):
     return {ours: theirs for theirs, ours in names.items()}
 
 
-def compare(module, state, name):
-    """Raise unless a state dict fits a module exactly.
+def compare(wanted, state, name):
+    """Raise unless a state dict has the keys and shapes of another.
 
     Arguments
     ---------
-    module : torch.nn.Module
-        What the tensors are for; may be on the meta device.
+    wanted : dict of str to torch.Tensor
+        The model's own; may be on the meta device.
     state : dict of str to torch.Tensor
-        The tensors.
+        What was read.
     name : str
         What to call it in the error.
 
@@ -548,12 +548,12 @@ def compare(module, state, name):
 
     Example
     -------
-    >>> compare(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "layer")
+    >>> layer = nn.Linear(1, 1)
+    >>> compare(layer.state_dict(), {"weight": torch.zeros(1, 1)}, "layer")
     Traceback (most recent call last):
     ...
     ssast_lobes.weights.WeightsError: layer: missing bias
     """
-    wanted = module.state_dict()
     problems = []
     missing = [key for key in wanted if key not in state]
     unexpected = [key for key in state if key not in wanted]
@@ -573,7 +573,7 @@ def compare(module, state, name):
 
 def load_strictly(module, state, name):
     """Load a state dict that must fit exactly; see `compare`."""
-    compare(module, state, name)
+    compare(module.state_dict(), state, name)
     module.load_state_dict(state)
 
 
@@ -694,18 +694,11 @@ def load_alike(source, objective, features):
         ]
         if differ:
             raise WeightsError(f"{source}: {part}: {'; '.join(differ)}")
-    own = exported_state(objective)
-    strange = own.keys() ^ weights.state.keys()
-    strange |= {
-        key
-        for key in own.keys() & weights.state.keys()
-        if own[key].shape != weights.state[key].shape
-    }
-    if strange:
-        raise WeightsError(
-            f"{source}: of another objective or size, they differ in "
-            f"{', '.join(sorted(strange))}"
-        )
+    compare(
+        exported_state(objective),
+        weights.state,
+        f"{source}: of another objective or size",
+    )
     return weights
 
 

@@ -447,7 +447,7 @@ def test_shard_gives_a_manifest_to_go_on_with(tmp_path, model, corpus, capsys):
     assert "1 of 7 audio files are unreadable" in capsys.readouterr().err
     assert main([*words, "--max-unreadable=0.2"]) == 0
     shown = capsys.readouterr()
-    assert "6 clips, 0.00 hours, in 1 shards" in shown.out
+    assert "clips: 6, hours: 0.00, shards: 1" in shown.out
     assert f"listed in {folder / 'unreadable.csv'}" in shown.err
     assert "7/7" in shown.err  # the progress bar
 
@@ -487,7 +487,7 @@ def test_shard_goes_on_after_ctrl_c(
     assert error.startswith("stopped; the shards made so far are kept")
     assert not (folder / "manifest.csv").exists()
     assert main(words) == 0
-    assert "24 clips" in capsys.readouterr().out
+    assert "clips: 24" in capsys.readouterr().out
 
 
 @pytest.fixture
