@@ -351,14 +351,28 @@ class PositionTable(nn.Module):
             all_bands, torch.full_like(all_bands, bands), full_bands
         )
         table = torch.lerp(
-            self.table[low], self.table[high], share[:, None, None]
+            _taken(self.table, 0, low),
+            _taken(self.table, 0, high),
+            share[:, None, None],
         )
         all_steps = torch.arange(max_steps, device=n_steps.device)
         low, high, share = _resample(all_steps, n_steps[:, None], full_steps)
         positions = torch.lerp(
-            table[:, low], table[:, high], share[None, :, :, None]
+            _taken(table, 1, low),
+            _taken(table, 1, high),
+            share[None, :, :, None],
         )
         return positions.transpose(0, 1).flatten(1, 2)
+
+
+def _taken(table, dim, places):
+    """Entries of a table along one dimension, which becomes that of places.
+
+    Not ``table[places]``: its gradient sums in no fixed order where there are
+    several threads.
+    """
+    taken = table.index_select(dim, places.flatten())
+    return taken.unflatten(dim, places.shape)
 
 
 def sincos_positions(bands, steps, dim, device=None):

@@ -216,6 +216,24 @@ def test_positions_learn_also_where_interpolated():
     assert (table.table.grad > 0).all()
 
 
+def test_gradient_of_positions_is_the_same_with_several_threads():
+    table = PositionTable(1, 64, dim=128)
+    counts = torch.arange(1, 65)
+    upstream = torch.randn(64, 64, 128, generator=torch.manual_seed(0))
+    before = torch.get_num_threads()
+    torch.set_num_threads(4)
+    try:
+        gradients = []
+        for _ in range(20):
+            table.zero_grad()
+            table(1, counts, 64).backward(upstream)
+            gradients.append(table.table.grad.clone())
+    finally:
+        torch.set_num_threads(before)
+    for gradient in gradients[1:]:
+        assert torch.equal(gradient, gradients[0])
+
+
 def waves_by_hand(place, quarter):
     rates = [10000 ** (-i / quarter) for i in range(quarter)]
     angles = torch.tensor([place * rate for rate in rates])

@@ -3,8 +3,11 @@
 The result is one JSON file of rows by split, which every process reads.
 """
 
+import csv
+import json
 from pathlib import Path
 
+from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
@@ -12,12 +15,18 @@ from ssast_lobes.data.manifest import (
     held_out,
     prepare,
     read_manifest,
+    written_whole,
 )
 from ssast_lobes.data.splits import hash_shares, write_splits
 
 
 def prepare_pretraining(
-    audio, output_folder, valid_share, min_seconds, max_unreadable
+    audio,
+    output_folder,
+    valid_share,
+    min_seconds,
+    max_unreadable,
+    held_out_of=None,
 ):
     """Gather unlabelled audio and hold a part out for watching.
 
@@ -35,6 +44,9 @@ def prepare_pretraining(
         Shorter clips are left out.
     max_unreadable : float
         Largest share of unreadable files that is let pass.
+    held_out_of : str or list of str, optional
+        CSVs that are not trained on. What is valid or test in them is left out
+        of the audio too, where a folder or another CSV has it.
 
     Returns
     -------
@@ -54,8 +66,10 @@ def prepare_pretraining(
             for row in found:
                 row["id"] = f"{number}/{row['id']}"
         rows += found
+    tables = [held_out_of] if isinstance(held_out_of, str) else held_out_of
+    known = [row for table in tables or () for row in read_manifest(table)]
     # A folder may hold the files of a table beside it.
-    kept_out = {row["path"] for row in rows if held_out(row)}
+    kept_out = {row["path"] for row in [*rows, *known] if held_out(row)}
     usable = {row["path"]: row for row in rows if row["path"] not in kept_out}
     usable = list(usable.values())
     if not usable:
@@ -68,6 +82,63 @@ def prepare_pretraining(
     for row, place in zip(usable, places, strict=True):
         splits["valid" if place <= share else "train"].append(row)
     return write_splits(splits, output_folder, str(audio), labelled=False)
+
+
+def write_held_out(tasks, csv_path):
+    """Write what is held out of some tasks, for `prepare_pretraining`.
+
+    Arguments
+    ---------
+    tasks : list of ssast_lobes.probing.Task
+        Whose clips of valid and test are meant.
+    csv_path : str or path
+        Where to write, with the columns `path` and `split`.
+
+    Returns
+    -------
+    str
+        `csv_path`.
+    """
+    with written_whole(csv_path) as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "split"])
+        writer.writerows([path, "test"] for path in sorted(_held_out(tasks)))
+    return str(csv_path)
+
+
+def check_held_out(tasks, output_folder):
+    """Raise if a pretraining was trained on what is held out of some tasks.
+
+    Arguments
+    ---------
+    tasks : list of ssast_lobes.probing.Task
+        Perhaps others than those that the pretraining knew.
+    output_folder : str or path
+        Of the pretraining.
+
+    Raises
+    ------
+    SettingsError
+        Names a clip, and how many there are.
+    """
+    text = (Path(output_folder) / "splits.json").read_text("utf-8")
+    seen = {row["path"] for row in json.loads(text)["train"].values()}
+    wrong = sorted(seen & _held_out(tasks))
+    if wrong:
+        raise SettingsError(
+            f"{output_folder} was trained on {len(wrong)} clips that a task "
+            f"has in valid or test, such as {wrong[0]}: choose another "
+            "output_folder, or remove that one"
+        )
+
+
+def _held_out(tasks):
+    return {
+        path
+        for task in tasks
+        for split in ("valid", "test")
+        for path in task.paths(split)
+    }
 
 
 def prepare_classification(

@@ -39,6 +39,13 @@ def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
     cost = json.loads((tmp_path / "m2d_small_data/cost.json").read_text())
     assert cost["settings"]["lr"] == 0.001 and cost["steps"] > 0
 
+    # The folder of the audio has the clips of valid and test too.
+    splits = json.loads((tmp_path / "m2d_small_data/splits.json").read_text())
+    seen = {Path(row["path"]).name for row in splits["train"].values()}
+    lines = tones.manifest.read_text().splitlines()[1:]
+    held_out = {x.split(",")[0] for x in lines if not x.endswith(",train")}
+    assert seen and held_out and not seen & held_out
+
     weights = tmp_path / "m2d_small_data/export/model.safetensors"
     before = weights.stat().st_mtime_ns
     again = compare(tmp_path, tones, settings % 2)

@@ -676,16 +676,28 @@ def test_several_labels(tones, train, tmp_path):
     assert not (folder / "confusion_matrix.png").exists()
 
 
-def prepared_names(scripts, audio, folder, valid_share=0.2):
+def prepared_names(scripts, audio, folder, valid_share=0.2, held_out_of=None):
     """File names by split, as pretraining prepares them."""
     path = scripts["pretrain"].prepare_pretraining(
-        audio, str(folder), valid_share, min_seconds=0.1, max_unreadable=0
+        audio, str(folder), valid_share, 0.1, 0, held_out_of
     )
     splits = json.loads(Path(path).read_text())
     return {
         name: sorted(Path(row["path"]).name for row in splits[name].values())
         for name in ("train", "valid")
     }
+
+
+def test_a_folder_leaves_out_what_a_table_holds_out(scripts, tones, tmp_path):
+    apart = prepared_names(
+        scripts, str(tones.folder), tmp_path, held_out_of=str(tones.manifest)
+    )
+    alone = prepared_names(scripts, str(tones.folder), tmp_path / "alone")
+    lines = tones.manifest.read_text().splitlines()[1:]
+    held_out = {x.split(",")[0] for x in lines if not x.endswith(",train")}
+    everything = {*alone["train"], *alone["valid"]}
+    assert held_out < everything
+    assert {*apart["train"], *apart["valid"]} == everything - held_out
 
 
 def test_audio_from_several_places_leaves_test_clips_out(

@@ -342,8 +342,12 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     assert f"{folder.parent.name}/{folder.name}" in table
     assert f"{manifest.parent.name}/{manifest.name}" in table
     assert costs["second"]["asked"]["audio"] == [str(tones.manifest)]
-    # Clips that are valid or test in the table are left out of it.
-    assert costs["second"]["clips"] < costs["first"]["clips"]
+    # Clips that are valid or test are left out, of their folder too.
+    for name in costs:
+        text = (out / "pretrain" / name / "splits.json").read_text()
+        rows = [*json.loads(text)["train"].values()]
+        assert len(rows) == costs[name]["clips"] > 0
+        assert not held_out_of(tones) & {Path(row["path"]).name for row in rows}
     first, later, second, mean = (
         load_weights(out / "pretrain" / name / "export").state for name in costs
     )
@@ -366,6 +370,34 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     )
     with pytest.raises(SettingsError, match="begun otherwise: started_from"):
         run(flags)
+
+
+def held_out_of(tones):
+    """Names of the files that are valid or test."""
+    lines = tones.manifest.read_text().splitlines()[1:]
+    cells = [line.split(",") for line in lines]
+    return {Path(path).name for path, *_, split in cells if split != "train"}
+
+
+def test_pretraining_on_what_is_held_out_is_noticed(script, tones, tmp_path):
+    task = script.read_item(name="tones", csv_path=str(tones.manifest)).task
+    [one, *_] = task.paths("valid")
+    rows = {"train": {"a": {"path": one}}, "valid": {}}
+    (tmp_path / "splits.json").write_text(json.dumps(rows))
+    with pytest.raises(SettingsError, match=f"trained on 1 clips.*{one}"):
+        script.check_held_out([task], tmp_path)
+
+
+def test_no_candidate_is_tried_after_the_test(run, export, tones, tmp_path):
+    out = tmp_path / "out"
+    tasks = [{"name": "tones", "csv_path": str(tones.manifest)}]
+    flags = flags_of(out, tasks, exports={"pretrained": str(export)})
+    tested = out / "runs/tones/scratch/pretrained/1/result.json"
+    tested.parent.mkdir(parents=True)
+    tested.write_text("{}")
+    with pytest.raises(SettingsError, match="scratch/pretrained is tested al"):
+        run(flags)
+    assert not list(out.glob("tuning/**/result.json"))
 
 
 @pytest.fixture

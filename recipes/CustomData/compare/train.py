@@ -16,6 +16,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import yaml
+from custom_data_prepare import check_held_out, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
@@ -28,7 +29,7 @@ from ssast_lobes.probing import probe, read_task, write_report
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
 
-def pretrain(name, settings, folder):
+def pretrain(name, settings, folder, tasks):
     """Pretrain with one objective, unless that is done.
 
     Arguments
@@ -39,6 +40,8 @@ def pretrain(name, settings, folder):
         Other settings of ``pretrain.yaml``.
     folder : pathlib.Path
         Output folder of the run.
+    tasks : list of ssast_lobes.probing.Task
+        Whose held-out clips are left out of the audio.
 
     Returns
     -------
@@ -50,7 +53,8 @@ def pretrain(name, settings, folder):
     Raises
     ------
     SettingsError
-        If the folder holds a finished run with other settings.
+        If the folder holds a finished run with other settings, or one that
+        was trained on what is held out of a task.
     """
     done = folder / "cost.json"
     if done.is_file():
@@ -60,9 +64,12 @@ def pretrain(name, settings, folder):
                 f"{folder} was run with {cost['settings']}: choose another "
                 "output_folder, or remove it"
             )
+        check_held_out(tasks, folder)
         return cost
+    folder.mkdir(parents=True, exist_ok=True)
     overrides = {
         **settings,
+        "held_out_of": write_held_out(tasks, folder / "held_out.csv"),
         "objective": f"!include:{preset_path('objective', name)}",
         "output_folder": str(folder),
     }
@@ -143,7 +150,7 @@ def main(arguments):
     for name, own in hparams["own"].items():
         runs.get(name, {}).update(own)
     costs = {
-        name: pretrain(name, settings, folder / name)
+        name: pretrain(name, settings, folder / name, tasks)
         for name, settings in tqdm(runs.items(), desc="Pretraining")
     }
     exports = {name: str(folder / name / "export") for name in costs}

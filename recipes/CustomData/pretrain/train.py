@@ -19,6 +19,7 @@ SETTINGS = (
     "valid_share",
     "min_seconds",
     "max_unreadable",
+    "held_out_of",
 )
 
 

@@ -23,7 +23,11 @@ from typing import NamedTuple
 import speechbrain as sb
 import torch
 import yaml
-from custom_data_prepare import prepare_pretraining
+from custom_data_prepare import (
+    check_held_out,
+    prepare_pretraining,
+    write_held_out,
+)
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
@@ -57,7 +61,7 @@ ASKED, RESULT = "asked.json", "result.json"
 # What the driver sets by itself.
 _COMMON = {"seed", "output_folder", "export_folder", "num_workers", "lobe"}
 _TAKEN = {
-    "pretrain": _COMMON,
+    "pretrain": {*_COMMON, "held_out_of"},
     "classify": {
         *_COMMON,
         *("source", "manifest", "label_column", "split_column"),
@@ -488,7 +492,10 @@ class Transfer:
             own["average_with"] = [str(other) for other in others]
             asked["averaged_with"] = [*map(_digest_of_weights, others)]
 
+        tasks = [item.task for item in self.items]
+
         def work():
+            own["held_out_of"] = write_held_out(tasks, folder / "held_out.csv")
             words = self._words(folder, {**settings, **given, **own})
             pretrain([str(YAMLS["pretrain"]), *words], _prepare_audio)
             rows = json.loads((folder / "splits.json").read_text("utf-8"))
@@ -499,6 +506,7 @@ class Transfer:
             }
 
         once(folder, asked, work)
+        check_held_out(tasks, folder)
         return folder / "export"
 
     def _tune(self, runs):
@@ -543,10 +551,25 @@ class Transfer:
                 break
             asked = self._asked(task, arm, settings, seed)
             place = self._tuning_folder(item, arm) / _digest(asked)
+            if not (place / RESULT).is_file():
+                self._check_untested(item, arm)
             work = partial(self._train, task, arm, settings, seed, place)
             result = once(place, asked, work, remove=("save", "export"))
             scores.append(result["valid"])
         return scores
+
+    def _check_untested(self, item, arm):
+        """Raise where a further candidate would know of the test."""
+        folder = self._runs_folder(item, arm)
+        if any(folder.glob(f"*/{RESULT}")):
+            raise SettingsError(
+                f"{folder} is tested already: no candidate is tried after "
+                "that. Go back to the candidates before, or choose another "
+                "output_folder and say that it was tested twice"
+            )
+
+    def _runs_folder(self, item, arm):
+        return self.folder / "runs" / item.task.name / arm.kind / arm.model
 
     def _tried(self, item, arm):
         """All that was ever tried in this folder, and its scores on valid."""
@@ -561,8 +584,7 @@ class Transfer:
     def _test(self, item, arm, settings, seed):
         """The result of one run on the test part."""
         task = item.drawn(seed)
-        folder = self.folder / "runs" / task.name / arm.kind / arm.model
-        folder = folder / str(seed)
+        folder = self._runs_folder(item, arm) / str(seed)
         asked = self._asked(task, arm, settings, seed)
         work = partial(self._train, task, arm, settings, seed, folder)
         return once(folder, asked, work, remove=("save",))
@@ -823,6 +845,7 @@ def _prepare_audio(hparams):
         hparams["valid_share"],
         hparams["min_seconds"],
         hparams["max_unreadable"],
+        hparams["held_out_of"],
     )
 
 
