@@ -162,7 +162,8 @@ def _add_classify(commands):
     command.add_argument(
         "--task",
         metavar="NAME",
-        help="classify by the linear head of this name",
+        help="classify by the linear head of this name; the model that comes "
+        "with the package has keywords, speakers, digits, emotion and events",
     )
     command.add_argument(
         "--output",
@@ -690,7 +691,10 @@ def _find_model(options):
     options.model = first if is_model else None
     options.inputs = others if is_model else [first, *others]
     if not options.inputs:
-        raise ValueError(f"{first} is a model: name audio too")
+        raise ValueError(
+            f"{first} holds no audio, so it is taken for a model: name audio "
+            "too (of a folder of shards its manifest.csv)"
+        )
 
 
 def _load(interface, options, **more):
