@@ -69,8 +69,15 @@ def prepare_pretraining(
     tables = [held_out_of] if isinstance(held_out_of, str) else held_out_of
     known = [row for table in tables or () for row in read_manifest(table)]
     # A folder may hold the files of a table beside it.
-    kept_out = {row["path"] for row in [*rows, *known] if held_out(row)}
-    usable = {row["path"]: row for row in rows if row["path"] not in kept_out}
+    kept_out = {
+        path
+        for row in [*rows, *known]
+        if held_out(row)
+        for path in _places(row)
+    }
+    usable = {
+        row["path"]: row for row in rows if kept_out.isdisjoint(_places(row))
+    }
     usable = list(usable.values())
     if not usable:
         raise ManifestError(f"{audio}: every clip is valid or test")
@@ -122,7 +129,8 @@ def check_held_out(tasks, output_folder):
         Names a clip, and how many there are.
     """
     text = (Path(output_folder) / "splits.json").read_text("utf-8")
-    seen = {row["path"] for row in json.loads(text)["train"].values()}
+    rows = json.loads(text)["train"].values()
+    seen = {path for row in rows for path in _places(row)}
     wrong = sorted(seen & _held_out(tasks))
     if wrong:
         raise SettingsError(
@@ -132,7 +140,13 @@ def check_held_out(tasks, output_folder):
         )
 
 
+def _places(row):
+    """Where a clip lies, and where it came from if it was put into a shard."""
+    return {row["path"], row.get("source_path", row["path"])}
+
+
 def _held_out(tasks):
+    """Paths of all clips that are valid or test in any of the tasks."""
     return {
         path
         for task in tasks

@@ -30,8 +30,10 @@ from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import (
     ManifestError,
     find_audio,
+    folder_rows,
     read_manifest,
 )
+from ssast_lobes.data.shards import pack
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.probing.classifiers import linear_weights
 from ssast_lobes.weights import WeightsError, load_weights
@@ -698,6 +700,19 @@ def test_a_folder_leaves_out_what_a_table_holds_out(scripts, tones, tmp_path):
     everything = {*alone["train"], *alone["valid"]}
     assert held_out < everything
     assert {*apart["train"], *apart["valid"]} == everything - held_out
+    # The folder has forgotten the splits, and so have shards of it.
+    shards = tmp_path / "shards"
+    pack(folder_rows(tones.folder), shards, workers=1, max_unreadable=1)
+    path = scripts["pretrain"].prepare_pretraining(
+        str(shards / "manifest.csv"),
+        str(tmp_path / "of_shards"),
+        *(0.2, 0.1, 0),
+        [str(tones.manifest)],
+    )
+    splits = json.loads(Path(path).read_text())
+    rows = [*splits["train"].values(), *splits["valid"].values()]
+    names = {Path(row["source_path"]).name for row in rows}
+    assert names == everything - held_out
 
 
 def test_audio_from_several_places_leaves_test_clips_out(
