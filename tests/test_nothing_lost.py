@@ -144,3 +144,12 @@ def test_log_goes_on_after_a_line_that_was_cut_short(rows, tmp_path, capsys):
         json.loads(line)
     assert resumed.brain.log_rows() == expected
     assert same(weights(resumed), weights(whole))
+
+
+def test_ctrl_c_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped, plain_errors():
+        raise KeyboardInterrupt
+    assert stopped.value.code == 130
+    assert capsys.readouterr().err.splitlines() == [
+        "Stopped: the same command goes on from what is done"
+    ]

@@ -197,9 +197,10 @@ def plain_errors():
     """Context of a script: these errors end it with their message alone.
 
     Their messages say what to mend; a traceback would bury them. So it is
-    where a file cannot be written because the disk is full. The exit
-    status is 2, as for a wrong command line. Of several processes, those that
-    come to the end first wait there for the others.
+    where a file cannot be written because the disk is full, and where the
+    user stops the script. The exit status is 2, as for a wrong command line,
+    and 130 after Ctrl-C. Of several processes, those that come to the end
+    first wait there for the others.
 
     Example
     -------
@@ -219,6 +220,12 @@ def plain_errors():
             raise
         print(f"{error}. Make room and start again", file=sys.stderr)
         raise SystemExit(2) from error
+    except KeyboardInterrupt as error:
+        print(
+            "Stopped: the same command goes on from what is done",
+            file=sys.stderr,
+        )
+        raise SystemExit(130) from error
     if is_distributed_initialized():
         # A process that leaves its group open may abort as it ends; so may one
         # whose group is still held by a model, in a cycle with its Brain.
