@@ -692,8 +692,8 @@ def _find_model(options):
     options.inputs = others if is_model else [first, *others]
     if not options.inputs:
         raise ValueError(
-            f"{first} holds no audio, so it is taken for a model: name audio "
-            "too (of a folder of shards its manifest.csv)"
+            f"{first} holds no audio and is a model: name audio too (of a "
+            "folder of shards its manifest.csv)"
         )
 
 
