@@ -620,20 +620,19 @@ def _rows(inputs):
 
 def _training_rows(inputs):
     """The rows whose file is held out by none of the inputs."""
-    from ssast_lobes.data.manifest import held_out
+    from ssast_lobes.data.manifest import without_held_out
 
-    # A folder may hold the files of a table beside it.
     found = list(_all_rows(inputs))
-    left_out = {row["path"] for row in found if held_out(row)}
-    rows = {row["path"]: row for row in found if row["path"] not in left_out}
+    rows = without_held_out(found)
+    left_out = len({row["path"] for row in found}) - len(rows)
     if not rows:
         raise ValueError(
-            f"all {len(left_out)} files are valid or test; to measure them, "
-            "give their folder, not the CSV"
+            f"all {left_out} files are valid or test; to measure them, give "
+            "their folder, not the CSV"
         )
     if left_out:
-        print(f"{len(left_out)} files left out: valid or test", file=sys.stderr)
-    return list(rows.values())
+        print(f"{left_out} files left out: valid or test", file=sys.stderr)
+    return rows
 
 
 def _all_rows(inputs):

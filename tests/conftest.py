@@ -31,6 +31,13 @@ class Corpus(NamedTuple):
     folder: Path
     manifest: Path
 
+    @property
+    def held_out(self):
+        """Names of the files that are valid or test, a set."""
+        with open(self.manifest, newline="") as file:
+            rows = list(csv.DictReader(file))
+        return {Path(r["path"]).name for r in rows if r["split"] != "train"}
+
 
 def _sound(label, pitch, seconds, sample_rate, rng):
     """One clip of a class: a steady tone, a rising chirp, or noise bursts."""

@@ -12,9 +12,9 @@ from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
     folder_rows,
-    held_out,
     prepare,
     read_manifest,
+    without_held_out,
     written_whole,
 )
 from ssast_lobes.data.splits import hash_shares, write_splits
@@ -68,17 +68,7 @@ def prepare_pretraining(
         rows += found
     tables = [held_out_of] if isinstance(held_out_of, str) else held_out_of
     known = [row for table in tables or () for row in read_manifest(table)]
-    # A folder may hold the files of a table beside it.
-    kept_out = {
-        path
-        for row in [*rows, *known]
-        if held_out(row)
-        for path in _places(row)
-    }
-    usable = {
-        row["path"]: row for row in rows if kept_out.isdisjoint(_places(row))
-    }
-    usable = list(usable.values())
+    usable = without_held_out(rows, known)
     if not usable:
         raise ManifestError(f"{audio}: every clip is valid or test")
     usable, _ = prepare(usable, output_folder, min_seconds, max_unreadable)
@@ -107,9 +97,9 @@ def write_held_out(tasks, csv_path):
         `csv_path`.
     """
     with written_whole(csv_path) as file:
-        writer = csv.writer(file)
-        writer.writerow(["path", "split"])
-        writer.writerows([path, "test"] for path in sorted(_held_out(tasks)))
+        writer = csv.DictWriter(file, ["path", "split"])
+        writer.writeheader()
+        writer.writerows(_held_out(tasks))
     return str(csv_path)
 
 
@@ -129,9 +119,9 @@ def check_held_out(tasks, output_folder):
         Names a clip, and how many there are.
     """
     text = (Path(output_folder) / "splits.json").read_text("utf-8")
-    rows = json.loads(text)["train"].values()
-    seen = {path for row in rows for path in _places(row)}
-    wrong = sorted(seen & _held_out(tasks))
+    rows = list(json.loads(text)["train"].values())
+    right = {row["path"] for row in without_held_out(rows, _held_out(tasks))}
+    wrong = [row["path"] for row in rows if row["path"] not in right]
     if wrong:
         raise SettingsError(
             f"{output_folder} was trained on {len(wrong)} clips that a task "
@@ -140,19 +130,15 @@ def check_held_out(tasks, output_folder):
         )
 
 
-def _places(row):
-    """Where a clip lies, and where it came from if it was put into a shard."""
-    return {row["path"], row.get("source_path", row["path"])}
-
-
 def _held_out(tasks):
-    """Paths of all clips that are valid or test in any of the tasks."""
-    return {
-        path
+    """A row for each clip that is valid or test in any of the tasks."""
+    split_of = {
+        path: split
         for task in tasks
         for split in ("valid", "test")
         for path in task.paths(split)
     }
+    return [{"path": path, "split": split} for path, split in split_of.items()]
 
 
 def prepare_classification(

@@ -211,6 +211,53 @@ def held_out(row):
     return not {"valid", "test"}.isdisjoint(splits.values())
 
 
+def without_held_out(rows, others=()):
+    """The rows of clips that no table holds out, each clip once.
+
+    A folder, or shards of it, may hold the files of a table that says what is
+    held out.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Of any sources, with `path`, and `source_path` if they are in shards.
+    others : list of dict
+        Of tables that hold clips out too.
+
+    Returns
+    -------
+    list of dict
+        Rows whose file is held out by none of `rows` and `others`.
+
+    Raises
+    ------
+    ManifestError
+        See `held_out`.
+
+    Example
+    -------
+    >>> folder = [{"id": name, "path": f"/{name}"} for name in ("a", "b")]
+    >>> table = [{"id": "a", "path": "/a", "split": "test"}]
+    >>> without_held_out(folder, table)
+    [{'id': 'b', 'path': '/b'}]
+    """
+    left_out = {
+        path
+        for row in [*rows, *others]
+        if held_out(row)
+        for path in _places(row)
+    }
+    kept = {
+        row["path"]: row for row in rows if left_out.isdisjoint(_places(row))
+    }
+    return list(kept.values())
+
+
+def _places(row):
+    """Where a clip lies, and where it came from if it was put into a shard."""
+    return {row["path"], row.get("source_path", row["path"])}
+
+
 def prepare(
     rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
 ):

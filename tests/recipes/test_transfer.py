@@ -347,7 +347,7 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
         text = (out / "pretrain" / name / "splits.json").read_text()
         rows = [*json.loads(text)["train"].values()]
         assert len(rows) == costs[name]["clips"] > 0
-        assert not held_out_of(tones) & {Path(row["path"]).name for row in rows}
+        assert not tones.held_out & {Path(row["path"]).name for row in rows}
     first, later, second, mean = (
         load_weights(out / "pretrain" / name / "export").state for name in costs
     )
@@ -370,13 +370,6 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
     )
     with pytest.raises(SettingsError, match="begun otherwise: started_from"):
         run(flags)
-
-
-def held_out_of(tones):
-    """Names of the files that are valid or test."""
-    lines = tones.manifest.read_text().splitlines()[1:]
-    cells = [line.split(",") for line in lines]
-    return {Path(path).name for path, *_, split in cells if split != "train"}
 
 
 def test_pretraining_on_what_is_held_out_is_noticed(script, tones, tmp_path):

@@ -53,8 +53,7 @@ def pretrain(name, settings, folder, tasks):
     Raises
     ------
     SettingsError
-        If the folder holds a finished run with other settings, or one that
-        was trained on what is held out of a task.
+        If the folder holds a finished run with other settings.
     """
     done = folder / "cost.json"
     if done.is_file():
@@ -64,7 +63,6 @@ def pretrain(name, settings, folder, tasks):
                 f"{folder} was run with {cost['settings']}: choose another "
                 "output_folder, or remove it"
             )
-        check_held_out(tasks, folder)
         return cost
     folder.mkdir(parents=True, exist_ok=True)
     overrides = {
@@ -149,10 +147,11 @@ def main(arguments):
     runs = {name: dict(common) for name in hparams["objectives"]}
     for name, own in hparams["own"].items():
         runs.get(name, {}).update(own)
-    costs = {
-        name: pretrain(name, settings, folder / name, tasks)
-        for name, settings in tqdm(runs.items(), desc="Pretraining")
-    }
+    costs = {}
+    for name, settings in tqdm(runs.items(), desc="Pretraining"):
+        costs[name] = pretrain(name, settings, folder / name, tasks)
+        # A run of an earlier start may not have known all tasks.
+        check_held_out(tasks, folder / name)
     exports = {name: str(folder / name / "export") for name in costs}
     results = probe(
         exports,
