@@ -5,7 +5,8 @@
 
 A step of joint MSPM, and the same work done the official way (two forward
 passes, attention matrices written out, masks and losses clip by clip, float32;
-features are in neither, nor is what DataParallel costs); a fine-tuning step;
+features are in neither, nor is what DataParallel costs; on CUDA a second time
+with TF32 products, PyTorch's default before 1.12); a fine-tuning step;
 inference, and Hugging Face's `ASTModel` with the same weights; the features,
 and torchaudio's clip by clip; data loading alone. A step is forward, backward
 and optimizer.
@@ -14,8 +15,8 @@ In each row ours, its baseline and a large matrix product take turns, round by
 round, and ratios are taken within a round, so that a machine that is busy with
 other things slows all of them. The work of a step is counted by PyTorch's flop
 counter, attention as plain matrix products. Memory is what a step needs beyond
-the weights and the state of the optimizer, in a process of its own: on the CPU
-the growth of the resident set, on CUDA of PyTorch's allocations.
+the weights and the state of the optimizer: on the CPU the growth of the
+resident set in a process of its own, on CUDA that of PyTorch's allocations.
 """
 
 import argparse
@@ -25,6 +26,7 @@ import sys
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -48,15 +50,19 @@ from ssast_lobes.huggingface import to_huggingface
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.weights import load_weights
 
-PARTS = ("joint", "finetune", "inference", "features", "loading")
+PARTS = ("joint", "features", "inference", "finetune", "loading")
 N_MELS, N_CLASSES, SAMPLE_RATE = 128, 527, 16000
 LONG, SHORT = 10.24, 1.28
 # Clips of 10.24 s in a batch; as much audio of shorter ones.
 CLIPS = {
     "cpu": {"tiny": 8, "base": 2},
-    "cuda": {"tiny": 128, "base": 32},
+    "cuda": {"tiny": 512, "base": 128},
 }
-FEATURE_CLIPS = 32
+# Overlapping patches are 2.4 times as many.
+FINETUNE_SHARE = {"cpu": 2, "cuda": 4}
+# What the official way leaves room for: a share of these.
+OFFICIAL_SHARE = {"cpu": 1, "cuda": 4}
+FEATURE_CLIPS = {"cpu": 32, "cuda": 128}
 # Side of the matrices, and products in a row.
 PRODUCT = {"cpu": (2048, 1), "cuda": (8192, 20)}
 WARM_UPS = {"cpu": 1, "cuda": 3}
@@ -77,7 +83,8 @@ class Setting(NamedTuple):
     def prepared(self, module):
         """A module on the device, compiled if asked for."""
         module = module.to(self.device)
-        return torch.compile(module) if self.compile else module
+        # SpeechBrain does not let shapes vary within a graph either.
+        return torch.compile(module, dynamic=False) if self.compile else module
 
 
 class Case(NamedTuple):
@@ -197,10 +204,12 @@ def encoders(case, setting):
     return run_ours, run_theirs
 
 
-def extractors(device):
+def extractors(setting):
     """Our features and torchaudio's of a batch, to be called."""
-    wav = 0.1 * torch.randn(FEATURE_CLIPS, round(LONG * SAMPLE_RATE))
-    ours, there = KaldiFbank().to(device), wav.to(device)
+    device = setting.device
+    clips = FEATURE_CLIPS[device]
+    wav = 0.1 * torch.randn(clips, round(LONG * SAMPLE_RATE))
+    ours, there = setting.prepared(KaldiFbank()), wav.to(device)
 
     def loop():
         clips = [
@@ -269,14 +278,39 @@ def flops_of(run):
     return counter.get_total_flops()
 
 
-def peak_of(name, case, setting):
-    """MiB of a first step at the peak, or None; for a process of its own."""
-    torch.set_num_threads(setting.threads)
-    step = STEPS[name](case, setting)
-    before = start_peak_memory(torch.device(setting.device))
+@contextmanager
+def tf32_products(allowed):
+    """Products of float32 matrices on CUDA in TF32, or not."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def under_tf32(allowed, run):
+    """A call as it is with TF32 products, or without."""
+
+    def run_so():
+        with tf32_products(allowed):
+            run()
+
+    return run_so
+
+
+def peak_of(step, device):
+    """MiB of a step at the peak, or None where that is not known."""
+    before = start_peak_memory(torch.device(device))
     step()
-    peak = peak_memory(torch.device(setting.device))
+    peak = peak_memory(torch.device(device))
     return None if before is None else (peak - before) / 2**20
+
+
+def peak_of_first(name, case, setting):
+    """MiB of a first step at the peak; for a process of its own."""
+    torch.set_num_threads(setting.threads)
+    return peak_of(STEPS[name](case, setting), setting.device)
 
 
 def apart(function, *arguments):
@@ -285,16 +319,23 @@ def apart(function, *arguments):
         return pool.submit(function, *arguments).result()
 
 
-def row_of(part, case, found, **more):
-    """A row of the table from the seconds of ours and of the baseline."""
+def row_of(part, case, found, baseline_clips=None, **more):
+    """A row of the table from the seconds of ours and of its baselines."""
     row = {**case._asdict(), **more, "seconds_of": found}
     row["part"], row["seconds"] = part, case.seconds
     row["clips_per_second"] = case.clips / statistics.median(found["ours"])
-    if "baseline" in found:
-        slower = zip(found["baseline"], found["ours"], strict=True)
-        row["ratios"] = sorted(theirs / ours for theirs, ours in slower)
-        row["baseline_clips_per_second"] = case.clips / statistics.median(
-            found["baseline"]
+    row["hours_per_second"] = row["clips_per_second"] * case.seconds / 3600
+    row["baseline_clips"] = theirs = baseline_clips or case.clips
+    for name in ("baseline", "baseline_tf32"):
+        if name not in found:
+            continue
+        both = zip(found[name], found["ours"], strict=True)
+        row[name.replace("baseline", "ratios")] = sorted(
+            (their_time / theirs) / (our_time / case.clips)
+            for their_time, our_time in both
+        )
+        row[f"{name}_clips_per_second"] = theirs / statistics.median(
+            found[name]
         )
     return row
 
@@ -313,21 +354,29 @@ def _rates(found, flops, product_flops):
 
 def measure_step(part, case, setting, rounds):
     """A row of a training step; the joint one beside the official way."""
+    on_gpu = setting.device == "cuda"
     product, product_flops = matrix_product(setting)
-    contestants = {
-        "product": product,
-        "ours": STEPS[part](case, setting),
-    }
+    ours, more, steps = STEPS[part](case, setting), {}, {}
+    steps["mib"] = (part, case, ours)
+    contestants = {"product": product, "ours": ours}
     if part == "joint":
-        contestants["baseline"] = official_step(case, setting)
+        share = OFFICIAL_SHARE[setting.device]
+        fewer = case._replace(clips=max(1, case.clips // share))
+        official = official_step(fewer, setting)
+        more.update(baseline="official way", baseline_clips=fewer.clips)
+        steps["baseline_mib"] = ("official", fewer, official)
+        contestants["baseline"] = under_tf32(False, official)
+        if on_gpu:
+            contestants["baseline_tf32"] = under_tf32(True, official)
     name = f"{part}, {case.size}, {case.seconds:g} s"
     found = take_turns(contestants, rounds, setting.device, name)
     plain = Setting("cpu", setting.threads, bf16=False, compile=False)
     flops = flops_of(STEPS[part](case._replace(clips=1), plain)) * case.clips
-    more = {"mib": apart(peak_of, part, case, setting)}
-    if part == "joint":
-        more["baseline"] = "official way"
-        more["baseline_mib"] = apart(peak_of, "official", case, setting)
+    for key, (kind, its_case, step) in steps.items():
+        if on_gpu:
+            more[key] = peak_of(step, setting.device)
+        else:
+            more[key] = apart(peak_of_first, kind, its_case, setting)
     more.update(_rates(found, flops, product_flops))
     return row_of(part, case, found, **more)
 
@@ -343,16 +392,16 @@ def measure_inference(case, setting, rounds):
     flops = flops_of(encoders(case._replace(clips=1), plain)[0]) * case.clips
     more = _rates(found, flops, product_flops)
     baseline = "Hugging Face ASTModel"
-    return row_of("inference", case, found, baseline=baseline, **more)
+    yield row_of("inference", case, found, baseline=baseline, **more)
 
 
 def measure_features(setting, rounds):
     """A row of the features, beside torchaudio clip by clip on the CPU."""
-    ours, loop = extractors(setting.device)
+    ours, loop = extractors(setting)
     contestants = {"ours": ours, "baseline": loop}
     # They take a fraction of a second.
-    found = take_turns(contestants, 5 * rounds, setting.device, "features")
-    case = Case("-", LONG, FEATURE_CLIPS)
+    found = take_turns(contestants, 2 * rounds, setting.device, "features")
+    case = Case("-", LONG, FEATURE_CLIPS[setting.device])
     return row_of("features", case, found, baseline="torchaudio loop")
 
 
@@ -368,33 +417,41 @@ def measure_loading(manifest, rounds):
 
 
 def measure(options, setting):
-    """Rows of all parts that were asked for."""
-    rows = []
-    for size in options.sizes:
-        clips = options.clips or CLIPS[setting.device][size]
-        long = Case(size, LONG, clips)
-        if "joint" in options.parts:
-            short = Case(size, SHORT, round(clips * LONG / SHORT))
-            for case in (long, short):
-                rows.append(
-                    measure_step("joint", case, setting, options.rounds)
-                )
-        if "finetune" in options.parts:
-            fewer = long._replace(clips=max(1, clips // 2))
-            rows.append(
-                measure_step("finetune", fewer, setting, options.rounds)
-            )
-        if "inference" in options.parts:
-            rows.append(measure_inference(long, setting, options.rounds))
-    if "features" in options.parts:
-        rows.append(measure_features(setting, options.rounds))
-    for row in rows:
-        row["hours_per_second"] = (
-            row["clips_per_second"] * row["seconds"] / 3600
-        )
-    if "loading" in options.parts:
-        rows += measure_loading(options.manifest, options.rounds)
-    return rows
+    """Rows of all parts that were asked for, one by one."""
+    rounds = options.rounds
+    for part in PARTS:
+        if part not in options.parts:
+            continue
+        if part == "features":
+            yield measure_features(setting, rounds)
+        elif part == "loading":
+            yield from measure_loading(options.manifest, rounds)
+        else:
+            for size in options.sizes:
+                clips = options.clips or CLIPS[setting.device][size]
+                long = Case(size, LONG, clips)
+                yield from MEASURES[part](long, setting, rounds)
+
+
+def measure_joint(long, setting, rounds):
+    """Rows of pretraining: long clips, and as much audio of short ones."""
+    clips = round(long.clips * LONG / SHORT)
+    for case in (long, long._replace(seconds=SHORT, clips=clips)):
+        yield measure_step("joint", case, setting, rounds)
+
+
+def measure_finetuning(long, setting, rounds):
+    """A row of fine-tuning."""
+    clips = max(1, long.clips // FINETUNE_SHARE[setting.device])
+    case = long._replace(clips=clips)
+    yield measure_step("finetune", case, setting, rounds)
+
+
+MEASURES = {
+    "joint": measure_joint,
+    "inference": measure_inference,
+    "finetune": measure_finetuning,
+}
 
 
 def _range(values, unit="", scale=1):
@@ -408,34 +465,42 @@ def _range(values, unit="", scale=1):
     return f"{middle} ({' to '.join(ends)})"
 
 
+def _number(value):
+    """Three digits, or all before the point; a dash for none."""
+    if value is None:
+        return "-"
+    return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
+
+
 def table(rows):
     """The rows as a Markdown table."""
     lines = [
         "| part | model | clips | clips/s | hours of audio/s | GFLOP/s "
         "| of a matrix product | MiB | baseline | its clips/s | its MiB "
-        "| times as fast (range) |",
-        "|---" * 12 + "|",
+        "| times as fast (range) | with its products in TF32 |",
+        "|---" * 13 + "|",
     ]
     for row in rows:
         clips = "-"
         if "clips" in row:
             clips = f"{row['clips']} of {row['seconds']:g} s"
         numbers = [
-            f"{row[key]:.3g}" if row.get(key) is not None else "-"
+            _number(row.get(key))
             for key in ("clips_per_second", "hours_per_second")
         ]
         wide = [
             f"{row[key]:.0f}" if row.get(key) is not None else "-"
             for key in ("gflops_per_second", "mib", "baseline_mib")
         ]
-        slower = row.get("baseline_clips_per_second")
+        slower = _number(row.get("baseline_clips_per_second"))
         cells = [
             *(row["part"], row.get("size", "-"), clips),
             *(*numbers, wide[0]),
             _range(row.get("fractions"), " %", 100),
             *(wide[1], row.get("baseline", "-")),
-            *("-" if slower is None else f"{slower:.3g}", wide[2]),
+            *(slower, wide[2]),
             _range(row.get("ratios")),
+            _range(row.get("ratios_tf32")),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -507,7 +572,16 @@ def main(arguments):
     torch.set_num_threads(setting.threads)
     keep_freed_memory()
     machine = describe_machine(torch.device(setting.device))
-    rows = measure(options, setting)
+    rows = []
+    for row in measure(options, setting):
+        rows.append(row)
+        # After each: a run that is stopped has what it measured.
+        text = write(rows, machine, options, setting)
+    print(text)
+
+
+def write(rows, machine, options, setting):
+    """Write the table and its numbers; gives the table."""
     number = "bfloat16 autocast" if setting.bf16 else "float32"
     compiled = ", compiled" if setting.compile else ""
     sentences = [
@@ -516,15 +590,15 @@ def main(arguments):
         *share_of_features(rows),
     ]
     text = f"{' '.join(sentences)}\n\n{table(rows)}\n"
-    print(text)
     options.output.mkdir(parents=True, exist_ok=True)
-    suffix = "_bf16" if setting.bf16 and not on_gpu else ""
+    suffix = "_bf16" if setting.bf16 and setting.device == "cpu" else ""
     stem = options.output / f"speed_{setting.device}{suffix}"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
     stem.with_suffix(".json").write_text(
         json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n",
         encoding="utf-8",
     )
+    return text
 
 
 if __name__ == "__main__":

@@ -54,7 +54,8 @@ class KaldiFbank(nn.Module):
     Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
     use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
     waveform, as SSAST computes it: 25 ms windows every 10 ms, no frame that
-    reaches over the end. Always computed in float32, also under autocast.
+    reaches over the end. Computed in float32, also under autocast; on CUDA in
+    float64 from the Fourier transform on.
 
     Arguments
     ---------
@@ -166,9 +167,13 @@ class KaldiFbank(nn.Module):
     def _log_mel(self, wav, n_samples, n_frames):
         """(B, S) and lengths (B,) to (B, T, n_mels)."""
         frames = self._frames(wav - _clip_means(wav, n_samples)[:, None])
+        if wav.is_cuda:
+            # Another FFT in float32 rounds otherwise where a band has hardly
+            # any energy, and TF32 products are off in the third digit.
+            frames = frames.double()
         spectrum = torch.fft.rfft(frames)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
-        feats = self._mel(power).clamp(min=EPSILON).log()
+        feats = self._mel(power).clamp(min=EPSILON).log().float()
         padding = ~valid_frames(n_frames, feats.shape[1])
         return feats.masked_fill_(padding[:, :, None], 0.0)
 
@@ -185,15 +190,13 @@ class KaldiFbank(nn.Module):
         return nn.functional.pad(emphasised, (1, missing))
 
     def _mel(self, power):
-        # TF32 products would be off in the third digit.
-        exact = torch.float64 if power.is_cuda else torch.float32
         parts = [
-            power[..., first:end].to(exact) @ bands[first:end].to(exact)
+            power[..., first:end] @ bands[first:end].to(power.dtype)
             for (first, end), bands in zip(
                 self._bins, self.bands.split(_BANDS_AT_ONCE, 1), strict=True
             )
         ]
-        return torch.cat(parts, dim=-1).float()
+        return torch.cat(parts, dim=-1)
 
 
 def _reach(bands):
