@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssast_lobes import mamba
-from ssast_lobes.features import valid_frames
+from ssast_lobes.features import valid_frames, whole
 from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
 from ssast_lobes.presets import load_preset
 from ssast_lobes.transformer import (
@@ -446,9 +446,9 @@ class SpectrogramEncoder(nn.Module):
 
     def _embed(self, feats, n_frames, mask, mask_embedding):
         """Patch tokens with positions (B, N, D) and their validity (B, N)."""
-        batch, max_frames, _ = feats.shape
+        max_frames = feats.shape[1]
         if n_frames is None:
-            n_frames = torch.full((batch,), max_frames, device=feats.device)
+            n_frames = whole(feats)
         else:
             feats = feats * valid_frames(n_frames, max_frames)[:, :, None]
         patches = self.grid.unfold(feats)

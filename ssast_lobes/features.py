@@ -48,6 +48,27 @@ def valid_frames(n_frames, max_frames):
     return steps[None, :] < n_frames[:, None]
 
 
+def whole(feats):
+    """Frame counts of clips without padding.
+
+    Arguments
+    ---------
+    feats : torch.Tensor
+        (B, T, M).
+
+    Returns
+    -------
+    torch.Tensor
+        T for each clip, (B,), int64.
+
+    Example
+    -------
+    >>> whole(torch.zeros(2, 5, 128)).tolist()
+    [5, 5]
+    """
+    return torch.full((feats.shape[0],), feats.shape[1], device=feats.device)
+
+
 class KaldiFbank(nn.Module):
     """Log-mel filterbank of a batch, equal to Kaldi's for each clip alone.
 

@@ -1173,6 +1173,23 @@ def test_compiled_run_is_resumed_by_a_plain_one(task, rows, tmp_path):
     assert not same(weights(resumed), weights(compiled))
 
 
+def test_batches_without_padding_have_no_counts(rows, tmp_path):
+    run = build("pretrain", rows, tmp_path, batch_size=2, epochs=1)
+    padded, counted = [], []
+
+    def on_features(module, args, output):
+        padded.append(bool((args[1] < 1).any()))
+
+    def on_objective(module, args):
+        if module.training:
+            counted.append((padded[-1], args[1] is not None))
+
+    run.brain.modules["features"].register_forward_hook(on_features)
+    run.brain.modules["objective"].register_forward_pre_hook(on_objective)
+    fit(run)
+    assert set(counted) == {(True, True), (False, False)}
+
+
 def test_environment_is_one_thread():
     # These tests compare runs bit by bit.
     assert os.environ["OMP_NUM_THREADS"] == "1"

@@ -496,6 +496,35 @@ def test_official_accuracy_mixes_both_directions():
     assert accuracy.item() == pytest.approx(sum(hits).item() / 3, abs=1e-6)
 
 
+def attention_masks(monkeypatch):
+    """Fills with the mask of each attention from now on."""
+    masks, attention = [], torch.nn.functional.scaled_dot_product_attention
+
+    def watched(*args, attn_mask=None, **more):
+        masks.append(attn_mask)
+        return attention(*args, attn_mask=attn_mask, **more)
+
+    name = "scaled_dot_product_attention"
+    monkeypatch.setattr(torch.nn.functional, name, watched)
+    # On the CPU the encoder looks whether there is padding, unless so.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    return masks
+
+
+@pytest.mark.parametrize("geometry", GRIDS)
+def test_without_counts_all_frames_are_audio(geometry, monkeypatch):
+    masks = attention_masks(monkeypatch)
+    objective = small(geometry)
+    feats, n_frames = batch(geometry, lengths=(120, 120, 120))
+    counted = objective(feats, n_frames, generator=seeded())
+    assert len(masks) == 2 and None not in masks
+    plain = objective(feats, None, generator=seeded())
+    assert masks[2:] == [None, None]
+    torch.testing.assert_close(plain.loss, counted.loss)
+    for name, value in counted.logs.items():
+        torch.testing.assert_close(plain.logs[name], value)
+
+
 @cuda
 @pytest.mark.parametrize("geometry", GRIDS)
 def test_cuda_equals_cpu_without_waiting(geometry):

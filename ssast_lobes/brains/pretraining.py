@@ -49,9 +49,13 @@ class PretrainingBrain(SpectrogramBrain):
 
         A clip of a single token hides nothing and has no loss.
         """
+        # Looked up while the batch is on the CPU: asking the device would wait.
+        padded = bool((batch.sig.lengths < 1).any())
         batch = batch.to(self.device, non_blocking=True)
         feats, n_frames = self.modules.features(*batch.sig)
         if stage == sb.Stage.TRAIN:
+            if self.objective.n_frames_optional and not padded:
+                n_frames = None
             own = {}
             if self.objective.uses_takes and hasattr(batch, "takes"):
                 own["takes"] = batch.takes

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ssast_lobes.features import whole
 from ssast_lobes.masking import Noise
 
 
@@ -40,6 +41,9 @@ class Objective(nn.Module):
     training_only = ("teacher",)
     # Whether `forward` takes `takes`, see `ContrastiveMSPM`.
     uses_takes = False
+    # Whether `forward` takes None for `n_frames`: no clip has padding, which
+    # saves the attention its mask.
+    n_frames_optional = False
 
     def __init__(self, encoder, masker=None):
         super().__init__()
@@ -71,8 +75,8 @@ class Objective(nn.Module):
         ---------
         feats : torch.Tensor
             (B, T, n_mels).
-        n_frames : torch.Tensor
-            Valid frames (B,).
+        n_frames : torch.Tensor or None
+            Valid frames (B,); None: all.
         generator, clip_keys
             See `noise`.
 
@@ -83,6 +87,8 @@ class Objective(nn.Module):
         """
         if self.masker is None:
             return None
+        if n_frames is None:
+            n_frames = whole(feats)
         n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
         bands = self.encoder.grid.n_bands
         return self.masker(n_steps, bands, max_steps, generator, clip_keys)

@@ -79,6 +79,8 @@ class ContrastiveMSPM(MSPM):
 
     training_only = ("projector", "takes_projector")
     uses_takes = True
+    # Crops differ in length.
+    n_frames_optional = False
 
     def __init__(
         self,

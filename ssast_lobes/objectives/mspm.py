@@ -67,6 +67,8 @@ class MSPM(Objective):
     ['accuracy', 'mse', 'nce']
     """
 
+    n_frames_optional = True
+
     def __init__(
         self,
         encoder,
@@ -129,8 +131,8 @@ class MSPM(Objective):
         ---------
         feats : torch.Tensor
             Normalised log-mel (B, T, n_mels).
-        n_frames : torch.Tensor
-            Valid frames (B,) int64.
+        n_frames : torch.Tensor or None
+            Valid frames (B,) int64; None: all, no clip has padding.
         mask : torch.Tensor, optional
             Boolean (B, F', T'), True where hidden; drawn when left out.
         generator, clip_keys
@@ -148,9 +150,10 @@ class MSPM(Objective):
             most = self.masker.n_hidden(mask[0].numel())
         else:
             most = mask[0].numel()
-        # Targets show what the encoder sees: nothing beyond a clip's end.
-        shown = valid_frames(n_frames, feats.shape[1])
-        feats = feats * shown[:, :, None]
+        if n_frames is not None:
+            # Targets show what the encoder sees: nothing beyond a clip's end.
+            shown = valid_frames(n_frames, feats.shape[1])
+            feats = feats * shown[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
         return self.hidden_losses(encoded, feats, mask, most)
 
