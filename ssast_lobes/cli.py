@@ -631,7 +631,7 @@ def _training_rows(inputs):
             "their folder, not the CSV"
         )
     if left_out:
-        print(f"{left_out} files left out: valid or test", file=sys.stderr)
+        print(f"{_files(left_out)} left out: valid or test", file=sys.stderr)
     return rows
 
 
@@ -772,7 +772,7 @@ def _embed(options):
             paths=paths,
             **extra,
         )
-    print(f"{len(paths)} files embedded in {options.output}")
+    print(f"{_files(len(paths))} embedded in {options.output}")
 
 
 def _save_arrays(output, raw, shape, **others):
@@ -802,7 +802,11 @@ def _classify(options):
         _print_table(results, options.windows)
         return
     write_results(results, options.output, options.windows)
-    print(f"{len(results)} files classified in {options.output}")
+    print(f"{_files(len(results))} classified in {options.output}")
+
+
+def _files(count):
+    return f"{count} file" if count == 1 else f"{count} files"
 
 
 def _print_table(results, windows):
