@@ -325,10 +325,11 @@ def row_of(part, case, found, baseline_clips=None, **more):
     row["part"], row["seconds"] = part, case.seconds
     row["clips_per_second"] = case.clips / statistics.median(found["ours"])
     row["hours_per_second"] = row["clips_per_second"] * case.seconds / 3600
-    row["baseline_clips"] = theirs = baseline_clips or case.clips
+    theirs = baseline_clips or case.clips
     for name in ("baseline", "baseline_tf32"):
         if name not in found:
             continue
+        row["baseline_clips"] = theirs
         both = zip(found[name], found["ours"], strict=True)
         row[name.replace("baseline", "ratios")] = sorted(
             (their_time / theirs) / (our_time / case.clips)
@@ -493,11 +494,14 @@ def table(rows):
             for key in ("gflops_per_second", "mib", "baseline_mib")
         ]
         slower = _number(row.get("baseline_clips_per_second"))
+        baseline = row.get("baseline", "-")
+        if row.get("baseline_clips", row.get("clips")) != row.get("clips"):
+            baseline += f", {row['baseline_clips']} clips"
         cells = [
             *(row["part"], row.get("size", "-"), clips),
             *(*numbers, wide[0]),
             _range(row.get("fractions"), " %", 100),
-            *(wide[1], row.get("baseline", "-")),
+            *(wide[1], baseline),
             *(slower, wide[2]),
             _range(row.get("ratios")),
             _range(row.get("ratios_tf32")),

@@ -48,7 +48,7 @@ def valid_frames(n_frames, max_frames):
     return steps[None, :] < n_frames[:, None]
 
 
-def whole(feats):
+def all_frames(feats):
     """Frame counts of clips without padding.
 
     Arguments
@@ -63,7 +63,7 @@ def whole(feats):
 
     Example
     -------
-    >>> whole(torch.zeros(2, 5, 128)).tolist()
+    >>> all_frames(torch.zeros(2, 5, 128)).tolist()
     [5, 5]
     """
     return torch.full((feats.shape[0],), feats.shape[1], device=feats.device)
