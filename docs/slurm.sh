@@ -1,11 +1,12 @@
 #!/bin/bash
 # Pretraining on all GPUs of several nodes under SLURM.
 #
-#   sbatch --nodes=2 docs/slurm.sh recipes/AudioSet/pretrain/train.py \
+#   sbatch --nodes=3 docs/slurm.sh recipes/AudioSet/pretrain/train.py \
 #       recipes/AudioSet/pretrain/hparams/ssast_base.yaml \
 #       --data_folder /shared/AudioSet \
 #       --librispeech_folder /shared/LibriSpeech \
-#       --output_folder /shared/runs/base --precision bf16 --compile
+#       --batch_size 1 --output_folder /shared/runs/base \
+#       --precision bf16 --compile
 #
 # The nodes share the folders of data and output. A job that is cut off, by its
 # time limit or by a node that fails, is put into the queue again and goes on

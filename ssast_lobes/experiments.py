@@ -59,8 +59,10 @@ from ssast_lobes.brains import (
 from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import (
+    USER_ERRORS,
     SettingsError,
     check_same_experiment,
+    forget_unbegun,
     loading,
 )
 from ssast_lobes.checkpointer import AtomicCheckpointer
@@ -453,7 +455,12 @@ def _open(hparams_file, overrides, prepare):
 
 def _rows(hparams, prepare):
     """The parts of the dataset; their audio in shards, if the YAML has any."""
-    path = run_on_main(prepare, args=[hparams])
+    try:
+        path = run_on_main(prepare, args=[hparams])
+    except USER_ERRORS:
+        if if_main_process():
+            forget_unbegun(hparams["output_folder"])
+        raise
     rows = read_splits(path)
     shards = hparams.get("shards", None)
     if shards is None:

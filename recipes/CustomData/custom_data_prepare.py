@@ -18,6 +18,34 @@ from ssast_lobes.data.manifest import (
     written_whole,
 )
 from ssast_lobes.data.splits import hash_shares, write_splits
+from ssast_lobes.probing import read_task
+
+
+def read_entry(entry):
+    """Read an entry of a YAML's list of tasks.
+
+    Arguments
+    ---------
+    entry : dict
+        Arguments of `ssast_lobes.probing.read_task`.
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    ManifestError, SettingsError
+        If the table cannot be used, or the entry says what nobody knows.
+    """
+    if "csv_path" not in entry:
+        raise SettingsError(f"task {entry}: csv_path, its table, is missing")
+    try:
+        return read_task(**entry)
+    except ManifestError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise SettingsError(f"task {entry}: {error}") from error
 
 
 def prepare_pretraining(

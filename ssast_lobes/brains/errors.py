@@ -34,6 +34,7 @@ USER_ERRORS = (
     UnreadableAudio,
     WeightsError,
 )
+_SETTINGS_FILE = "settings.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Key of the settings that are no plain values, in the file of all.
 _BUILT = "built"
@@ -85,7 +86,7 @@ def check_same_experiment(hparams):
     ...
     ssast_lobes.brains.errors.SettingsError: ... source (None, now export)...
     """
-    path = Path(hparams["output_folder"]) / "settings.json"
+    path = Path(hparams["output_folder"]) / _SETTINGS_FILE
     plain, built = _settings(hparams)
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -114,6 +115,28 @@ def check_same_experiment(hparams):
             f"settings: {', '.join(changed)}. Choose another --output_folder, "
             "or delete that one to start anew"
         )
+
+
+def forget_unbegun(folder):
+    """Let a folder in which nothing was trained take other settings.
+
+    For a start that ended before its first checkpoint, by a mistyped path for
+    example: the mended command may then go on in the same folder.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Output folder of a recipe, with checkpoints in ``save``.
+
+    Example
+    -------
+    >>> folder = str(getfixture("tmpdir"))
+    >>> check_same_experiment({"output_folder": folder, "audio": "a.csvv"})
+    >>> forget_unbegun(folder)
+    >>> check_same_experiment({"output_folder": folder, "audio": "a.csv"})
+    """
+    if not any(Path(folder, "save").glob("*")):
+        Path(folder, _SETTINGS_FILE).unlink(missing_ok=True)
 
 
 def _settings(hparams):

@@ -789,6 +789,15 @@ def test_unreadable_audio_is_listed_up_to_a_limit(tones, train, tmp_path):
     assert (folder / "export").is_dir()
 
 
+def test_a_mistyped_path_does_not_take_the_folder(tones, train, tmp_path):
+    folder = tmp_path / "run"
+    with pytest.raises(ManifestError, match="No such file"):
+        train("pretrain", f"--audio={tones.folder}s", folder=folder)
+    train("pretrain", f"--audio={tones.folder}", folder=folder)
+    with pytest.raises(SettingsError, match="other settings"):
+        train("pretrain", f"--audio={tones.manifest}", folder=folder)
+
+
 def test_environment_is_quiet():
     assert os.environ["HF_HUB_OFFLINE"] == "1"
 

@@ -278,6 +278,7 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ),
         ({"tasks": [{"csv_path": "{csv}", "metric": "f2"}]}, "f2"),
         ({"tasks": [{"csv_path": "{csv}", "labels": "a"}]}, "labels"),
+        ({"tasks": [{"name": "words"}]}, "csv_path, its table, is missing"),
     ],
 )
 def test_wrong_settings_show_before_anything_runs(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import speechbrain as sb
 import yaml
-from custom_data_prepare import check_held_out, write_held_out
+from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
@@ -24,7 +24,7 @@ from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.presets import preset_path
-from ssast_lobes.probing import probe, read_task, write_report
+from ssast_lobes.probing import probe, write_report
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -138,7 +138,7 @@ def main(arguments):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"]).resolve()
     # Bad tables show now rather than after hours.
-    tasks = [read_task(**task) for task in hparams["tasks"]]
+    tasks = [read_entry(task) for task in hparams["tasks"]]
     common = {
         "audio": hparams["audio"],
         "seed": hparams["seed"],

@@ -26,6 +26,7 @@ import yaml
 from custom_data_prepare import (
     check_held_out,
     prepare_pretraining,
+    read_entry,
     write_held_out,
 )
 from hyperpyyaml import load_hyperpyyaml
@@ -35,12 +36,12 @@ from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
 from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
-from ssast_lobes.data.manifest import ManifestError, written_whole
+from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
 from ssast_lobes.experiments import check_window, classify, pretrain
 from ssast_lobes.presets import preset_path
-from ssast_lobes.probing import Task, read_task
+from ssast_lobes.probing import Task
 from ssast_lobes.probing.embeddings import (
     LogMelStatistics,
     MFCCStatistics,
@@ -143,12 +144,7 @@ def read_item(
     ManifestError, SettingsError
         If the table cannot be used, or the entry says what nobody knows.
     """
-    try:
-        task = read_task(**arguments)
-    except ManifestError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise SettingsError(f"task {arguments}: {error}") from error
+    task = read_entry(arguments)
     if "group" not in arguments:
         rows = {
             split: [{**row, "group": row["path"]} for row in part]
