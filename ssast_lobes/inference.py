@@ -673,7 +673,10 @@ class AudioClassifier(_Interface):
             return
         if weights.config["kind"] != "classifier":
             tasks = head_names(self.source)
-            also = f", or choose a task: {', '.join(tasks)}" if tasks else ""
+            also = ""
+            if tasks:
+                names = ", ".join(tasks)
+                also = f", or choose a task: {names} (task=..., or --task)"
             raise WeightsError(
                 "the export of a pretrained model has no classes: fine-tune "
                 f"it first, or use AudioEncoder{also}"

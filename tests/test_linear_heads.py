@@ -235,7 +235,8 @@ def test_commands_without_a_model(in_the_box, tones, tmp_path, capsys):
     assert main(["classify", "--task", "sounds", path]) == 0
     assert path in capsys.readouterr().out
     assert main(["classify", path]) == 2
-    assert "choose a task: kinds, sounds" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "choose a task: kinds, sounds (task=..., or --task)" in error
 
 
 def test_a_model_is_told_from_inputs(
