@@ -45,7 +45,7 @@ from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.brains.classification import soft_target_loss
 from ssast_lobes.brains.memory import keep_freed_memory
 from ssast_lobes.export import export_pretrained
-from ssast_lobes.features import FrontEnd, KaldiFbank
+from ssast_lobes.features import FrontEnd, KaldiFbank, full_lengths
 from ssast_lobes.huggingface import to_huggingface
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.weights import load_weights
@@ -103,10 +103,6 @@ class Case(NamedTuple):
         """Random features (B, T, n_mels)."""
         return torch.randn(self.clips, self.frames, N_MELS, device=device)
 
-    def n_frames(self, device):
-        """Lengths (B,): all clips are full."""
-        return torch.full((self.clips,), self.frames, device=device)
-
 
 def _objective(case):
     torch.manual_seed(0)
@@ -156,7 +152,7 @@ def finetuning_step(case, setting):
     )
     model = setting.prepared(SpectrogramClassifier(encoder, N_CLASSES).train())
     feats = case.feats(setting.device)
-    n_frames = case.n_frames(setting.device)
+    n_frames = full_lengths(feats)
     targets = torch.rand(case.clips, N_CLASSES, device=setting.device)
 
     def loss():
@@ -289,16 +285,6 @@ def tf32_products(allowed):
         torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def under_tf32(allowed, run):
-    """A call as it is with TF32 products, or without."""
-
-    def run_so():
-        with tf32_products(allowed):
-            run()
-
-    return run_so
-
-
 def peak_of(step, device):
     """MiB of a step at the peak, or None where that is not known."""
     before = start_peak_memory(torch.device(device))
@@ -366,9 +352,9 @@ def measure_step(part, case, setting, rounds):
         official = official_step(fewer, setting)
         more.update(baseline="official way", baseline_clips=fewer.clips)
         steps["baseline_mib"] = ("official", fewer, official)
-        contestants["baseline"] = under_tf32(False, official)
+        contestants["baseline"] = tf32_products(False)(official)
         if on_gpu:
-            contestants["baseline_tf32"] = under_tf32(True, official)
+            contestants["baseline_tf32"] = tf32_products(True)(official)
     name = f"{part}, {case.size}, {case.seconds:g} s"
     found = take_turns(contestants, rounds, setting.device, name)
     plain = Setting("cpu", setting.threads, bf16=False, compile=False)

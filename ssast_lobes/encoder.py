@@ -11,7 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssast_lobes import mamba
-from ssast_lobes.features import all_frames, valid_frames
+from ssast_lobes.features import full_lengths, valid_frames
 from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
 from ssast_lobes.presets import load_preset
 from ssast_lobes.transformer import (
@@ -448,7 +448,7 @@ class SpectrogramEncoder(nn.Module):
         """Patch tokens with positions (B, N, D) and their validity (B, N)."""
         max_frames = feats.shape[1]
         if n_frames is None:
-            n_frames = all_frames(feats)
+            n_frames = full_lengths(feats)
         else:
             feats = feats * valid_frames(n_frames, max_frames)[:, :, None]
         patches = self.grid.unfold(feats)

@@ -48,25 +48,25 @@ def valid_frames(n_frames, max_frames):
     return steps[None, :] < n_frames[:, None]
 
 
-def all_frames(feats):
-    """Frame counts of clips without padding.
+def full_lengths(clips):
+    """Lengths of clips without padding.
 
     Arguments
     ---------
-    feats : torch.Tensor
-        (B, T, M).
+    clips : torch.Tensor
+        Waveforms (B, S) or features (B, T, M).
 
     Returns
     -------
     torch.Tensor
-        T for each clip, (B,), int64.
+        S or T for each clip, (B,), int64.
 
     Example
     -------
-    >>> all_frames(torch.zeros(2, 5, 128)).tolist()
+    >>> full_lengths(torch.zeros(2, 5, 128)).tolist()
     [5, 5]
     """
-    return torch.full((feats.shape[0],), feats.shape[1], device=feats.device)
+    return torch.full((clips.shape[0],), clips.shape[1], device=clips.device)
 
 
 class KaldiFbank(nn.Module):
@@ -179,10 +179,9 @@ class KaldiFbank(nn.Module):
 
     @staticmethod
     def _sample_counts(wav, wav_lens):
-        batch, samples = wav.shape
         if wav_lens is None:
-            return torch.full((batch,), samples, device=wav.device)
-        exact = wav_lens.to(wav.device, torch.float64) * samples
+            return full_lengths(wav)
+        exact = wav_lens.to(wav.device, torch.float64) * wav.shape[1]
         return exact.round().long()
 
     def _log_mel(self, wav, n_samples, n_frames):

@@ -8,7 +8,7 @@ device.
 import torch
 from torch import nn
 
-from ssast_lobes.features import valid_frames
+from ssast_lobes.features import full_lengths, valid_frames
 from ssast_lobes.inference import AudioEncoder
 
 
@@ -159,7 +159,7 @@ class WindowedModel(nn.Module):
                 f"Hz, got {tuple(wav.shape)}"
             )
         if lengths is None:
-            return torch.full((len(wav),), wav.shape[1], device=wav.device)
+            return full_lengths(wav)
         return lengths.to(wav.device)
 
     def _windows(self, wav, lengths, hidden_states):

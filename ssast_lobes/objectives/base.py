@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ssast_lobes.features import all_frames
+from ssast_lobes.features import full_lengths
 from ssast_lobes.masking import Noise
 
 
@@ -88,7 +88,7 @@ class Objective(nn.Module):
         if self.masker is None:
             return None
         if n_frames is None:
-            n_frames = all_frames(feats)
+            n_frames = full_lengths(feats)
         n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
         bands = self.encoder.grid.n_bands
         return self.masker(n_steps, bands, max_steps, generator, clip_keys)
