@@ -31,6 +31,8 @@ REQUIRES = [
     "matplotlib>=3.8.0",
     "tqdm>=4.66.0",
     "pyyaml>=6.0.1",
+    # In torch's requirements too.
+    "filelock>=4.1.0",
 ]
 
 # Only to use there what `ssast-lobes convert --to huggingface` writes.

@@ -38,17 +38,20 @@ import functools
 import inspect
 import json
 import math
+import os
 import shutil
 import statistics
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
+from speechbrain.core import DEFAULT_LOG_CONFIG
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
-from speechbrain.utils.logger import get_logger
+from speechbrain.utils.logger import get_logger, setup_logging
 from speechbrain.utils.train_logger import FileTrainLogger
 
 from ssast_lobes.brains import (
@@ -59,10 +62,9 @@ from ssast_lobes.brains import (
 from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import (
-    USER_ERRORS,
     SettingsError,
     check_same_experiment,
-    forget_unbegun,
+    keep_settings,
     loading,
 )
 from ssast_lobes.checkpointer import AtomicCheckpointer
@@ -92,6 +94,7 @@ from ssast_lobes.export import (
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
 from ssast_lobes.recognition import SpectrogramRecogniser
+from ssast_lobes.training.lock import folder_lock
 from ssast_lobes.weights import (
     average_with,
     initialise,
@@ -102,6 +105,7 @@ from ssast_lobes.weights import (
 logger = get_logger(__name__)
 
 RESULT_FILE = "test_result.json"
+_NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 _PRETRAINING_SETTINGS = ("crop_seconds", "batch_size", "lr", "seed")
 _RECOGNITION_SETTINGS = (
     "source",
@@ -132,10 +136,13 @@ def pretrain(arguments, prepare):
         What was logged of the epoch that is exported.
     """
     hparams_file, run_opts, overrides = _parse(arguments)
-    hparams = _open(hparams_file, overrides, prepare)
+    with _opened(hparams_file, overrides, prepare) as (hparams, rows):
+        return _pretrain(hparams_file, run_opts, hparams, rows)
+
+
+def _pretrain(hparams_file, run_opts, hparams, rows):
+    """Pretrain and export; gives what was logged of the exported epoch."""
     seconds = hparams["crop_seconds"]
-    _check_window(hparams)
-    rows = _rows(hparams, prepare)
     _complete(hparams, train_seconds=seconds, valid_seconds=seconds)
     clips = rows["train"]
     if hparams.get("cover_long", False):
@@ -200,8 +207,8 @@ def classify(arguments, prepare):
         accuracy. `test_result.json` in the output folder has them too.
     """
     hparams_file, run_opts, overrides = _parse(arguments)
-    hparams = _open(hparams_file, overrides, prepare)
-    return _classify(hparams_file, run_opts, hparams, prepare)["metrics"]
+    with _opened(hparams_file, overrides, prepare) as (hparams, rows):
+        return _classify(hparams_file, run_opts, hparams, rows)["metrics"]
 
 
 def recognise(arguments, prepare):
@@ -223,8 +230,12 @@ def recognise(arguments, prepare):
         100 %). `test_result.json` in the output folder has them too.
     """
     hparams_file, run_opts, overrides = _parse(arguments)
-    hparams = _open(hparams_file, overrides, prepare)
-    rows = _rows(hparams, prepare)
+    with _opened(hparams_file, overrides, prepare) as (hparams, rows):
+        return _recognise(hparams_file, run_opts, hparams, rows)
+
+
+def _recognise(hparams_file, run_opts, hparams, rows):
+    """Train, test and export a recogniser; gives the test statistics."""
     _complete(hparams)
     folder = Path(hparams["output_folder"])
     hparams["vocabulary"] = _vocabulary(hparams, rows["train"])
@@ -328,11 +339,13 @@ def cross_validate(arguments, prepare, folds=None):
     results = {}
     for fold in chosen:
         own = {"fold": fold, "output_folder": str(folder / f"fold_{fold}")}
-        hparams = _open(hparams_file, _override(overrides, own), prepare)
-        result = run_on_main(_finished, args=[hparams])
-        if result is None or run_opts["test_only"]:
-            logger.info(f"Fold {fold}")
-            result = _classify(hparams_file, run_opts, hparams, prepare)
+        settings_of_fold = _override(overrides, own)
+        with _opened(hparams_file, settings_of_fold, prepare) as opened:
+            hparams, rows = opened
+            result = run_on_main(_finished, args=[hparams])
+            if result is None or run_opts["test_only"]:
+                logger.info(f"Fold {fold}")
+                result = _classify(hparams_file, run_opts, hparams, rows)
         results[fold] = {"epoch": result["epoch"], **result["metrics"]}
     # A single fold of several has no common epoch.
     if _chosen_on_test(settings) and len(chosen) == len(folds):
@@ -433,39 +446,40 @@ def _parse(arguments):
     return parsed
 
 
-def _open(hparams_file, overrides, prepare):
-    """Load the YAML; open the output folder, if it is that of this one."""
+@contextmanager
+def _opened(hparams_file, overrides, prepare):
+    """Load the YAML, make the data ready, and hold the output folder.
+
+    Nothing of a folder changes that holds another experiment. Gives the
+    settings, and the parts of the dataset (of shards, if the YAML has any).
+    """
     with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
-    sb.create_experiment_directory(
-        experiment_directory=str(folder),
-        hyperparams_to_save=hparams_file,
-        overrides=overrides,
-    )
-    if if_main_process():
-        (folder / "save").mkdir(exist_ok=True)
-    run_on_main(check_same_experiment, args=[hparams])
     hparams.setdefault("export_folder", str(folder / "export"))
     check_export_folder(hparams["export_folder"])
-    if if_main_process():
-        shutil.copy(inspect.getsourcefile(prepare), folder)
-    return hparams
-
-
-def _rows(hparams, prepare):
-    """The parts of the dataset; their audio in shards, if the YAML has any."""
-    try:
+    if "crop_seconds" in hparams:
+        _check_window(hparams)
+    with folder_lock(folder) if if_main_process() else nullcontext():
+        run_on_main(check_same_experiment, args=[hparams])
+        # Before the folder has its log, this shows the messages all the same.
+        setup_logging(DEFAULT_LOG_CONFIG, _NO_LOG_FILE)
         path = run_on_main(prepare, args=[hparams])
-    except USER_ERRORS:
+        run_on_main(keep_settings, args=[hparams])
+        sb.create_experiment_directory(
+            experiment_directory=str(folder),
+            hyperparams_to_save=hparams_file,
+            overrides=overrides,
+        )
         if if_main_process():
-            forget_unbegun(hparams["output_folder"])
-        raise
-    rows = read_splits(path)
-    shards = hparams.get("shards", None)
-    if shards is None:
-        return rows
-    return read_from_shards(rows, shards, Path(path).with_name("manifest.csv"))
+            (folder / "save").mkdir(exist_ok=True)
+            shutil.copy(inspect.getsourcefile(prepare), folder)
+        rows = read_splits(path)
+        shards = hparams.get("shards", None)
+        if shards is not None:
+            manifest = Path(path).with_name("manifest.csv")
+            rows = read_from_shards(rows, shards, manifest)
+        yield hparams, rows
 
 
 def _complete(hparams, train_seconds=None, valid_seconds=None):
@@ -578,10 +592,8 @@ def _in_buckets(loading, hparams, train, sampler):
     return {**loading, "batch_sampler": batches}
 
 
-def _classify(hparams_file, run_opts, hparams, prepare):
+def _classify(hparams_file, run_opts, hparams, rows):
     """Train, test and export a classifier; gives what its result file has."""
-    _check_window(hparams)
-    rows = _rows(hparams, prepare)
     _complete(hparams, train_seconds=hparams["crop_seconds"])
     hparams["label_encoder"].update_from_iterable(rows["labels"])
     hparams["label_encoder"].expect_len(len(rows["labels"]))

@@ -1,12 +1,15 @@
 """A second start in the same folder: what may change, and what may not."""
 
 import functools
-import json
 
 import pytest
 import torch
 
-from ssast_lobes.brains.errors import SettingsError, check_same_experiment
+from ssast_lobes.brains.errors import (
+    SettingsError,
+    check_same_experiment,
+    keep_settings,
+)
 from ssast_lobes.masking import RandomMasker
 from ssast_lobes.objectives import M2D, MSPM
 
@@ -24,7 +27,8 @@ def first(tmp_path):
         "augment": [RandomMasker(0.5)],
         "mixup": None,
     }
-    check_same_experiment(settings)
+    keep_settings(settings)
+    (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
     return settings
 
 
@@ -32,7 +36,8 @@ def test_nothing_or_what_is_free_has_changed(first):
     check_same_experiment(first)
     training = {**first["training"], "number_of_epochs": 3}
     more = {"number_of_epochs": 3, "training": training}
-    check_same_experiment({**first, **more, "shards": "/fast/shards"})
+    elsewhere = {"shards": "/fast/shards", "data_folder": "/node/7"}
+    check_same_experiment({**first, **more, **elsewhere})
 
 
 @pytest.mark.parametrize(
@@ -64,11 +69,6 @@ def test_another_experiment_is_refused(first, changed, told):
         check_same_experiment({**first, **changed})
 
 
-def test_file_of_a_former_version(first, tmp_path):
-    path = tmp_path / "settings.json"
-    then = json.loads(path.read_text())
-    del then["built"]
-    path.write_text(json.dumps(then))
-    check_same_experiment({**first, "opt_class": torch.optim.SGD})
-    with pytest.raises(SettingsError, match="folds"):
-        check_same_experiment({**first, "folds": [1]})
+def test_nothing_is_trained_yet(first, tmp_path):
+    (tmp_path / "save" / "CKPT+1").rmdir()
+    check_same_experiment({**first, "mixup": RandomMasker(0.5)})

@@ -12,12 +12,11 @@ from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
     folder_rows,
-    prepare,
     read_manifest,
     without_held_out,
     written_whole,
 )
-from ssast_lobes.data.splits import hash_shares, write_splits
+from ssast_lobes.data.splits import write_splits
 from ssast_lobes.probing import read_task
 
 
@@ -99,14 +98,15 @@ def prepare_pretraining(
     usable = without_held_out(rows, known)
     if not usable:
         raise ManifestError(f"{audio}: every clip is valid or test")
-    usable, _ = prepare(usable, output_folder, min_seconds, max_unreadable)
-    places = hash_shares([row["id"] for row in usable])
-    # At least one, of a small corpus too.
-    share = max(valid_share, min(places)) if valid_share > 0 else -1
-    splits = {"train": [], "valid": []}
-    for row, place in zip(usable, places, strict=True):
-        splits["valid" if place <= share else "train"].append(row)
-    return write_splits(splits, output_folder, str(audio), labelled=False)
+    return write_splits(
+        {"train": usable},
+        output_folder,
+        corpus=str(audio),
+        labelled=False,
+        min_seconds=min_seconds,
+        max_unreadable=max_unreadable,
+        valid_share=valid_share,
+    )
 
 
 def write_held_out(tasks, csv_path):

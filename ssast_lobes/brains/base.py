@@ -29,7 +29,7 @@ from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
 from ssast_lobes.brains.batches import ForgivingCollate
-from ssast_lobes.brains.errors import NonfiniteLoss
+from ssast_lobes.brains.errors import NonfiniteLoss, SettingsError
 from ssast_lobes.brains.memory import keep_freed_memory
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.dataset import append_row, collate
@@ -219,6 +219,8 @@ class SpectrogramBrain(sb.Brain):
         self._group = []
         self._before = None
         self._skipped = 0
+        # Of the checkpoint that was loaded.
+        self._n_processes_before = None
         self._clips = {}
         self._last_picture = 0.0
         # From the command line it comes as text.
@@ -277,11 +279,28 @@ class SpectrogramBrain(sb.Brain):
             # evaluation; beyond the limit PyTorch runs uncompiled.
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         super().on_fit_start()
+        self._check_processes()
         if torch.device(self.device).type == "cpu":
             keep_freed_memory()
         if self._optimizer_step_limit_exceeded and self.step == 0:
             counter = self.hparams.epoch_counter
             counter.limit = counter.current
+
+    def _check_processes(self):
+        """Raise where the rest of a resumed epoch would have other clips."""
+        before, now = self._n_processes_before, n_processes()
+        if before in (None, now):
+            return
+        if self.step > 0:
+            raise SettingsError(
+                f"{self.output_folder} was stopped within an epoch of "
+                f"{before} processes, each of which took its share of it: "
+                f"resume with {before} processes, not {now}"
+            )
+        logger.info(
+            f"Resuming with {now} processes after {before}: from here on a "
+            f"step has {now / before:g} times as many clips"
+        )
 
     @property
     def total_steps(self):
@@ -654,6 +673,7 @@ class SpectrogramBrain(sb.Brain):
             "avg_train_loss": float(self.avg_train_loss),
             "optimizer_step": self.optimizer_step,
             "skipped": self._skipped,
+            "n_processes": n_processes(),
             "sums": sums,
         }
         with open(path, "w", encoding="utf-8") as file:
@@ -664,6 +684,7 @@ class SpectrogramBrain(sb.Brain):
         with open(path, encoding="utf-8") as file:
             state = yaml.safe_load(file)
         self.optimizer_step = state["optimizer_step"]
+        self._n_processes_before = state["n_processes"]
         if not end_of_epoch:
             self.step = state["step"]
             self.avg_train_loss = state["avg_train_loss"]

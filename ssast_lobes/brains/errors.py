@@ -14,6 +14,7 @@ from speechbrain.utils.distributed import is_distributed_initialized
 from ssast_lobes.checkpointer import CheckpointError
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.manifest import ManifestError, written_whole
+from ssast_lobes.data.splits import has_begun
 from ssast_lobes.weights import WeightsError
 
 
@@ -38,12 +39,18 @@ _SETTINGS_FILE = "settings.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # Key of the settings that are no plain values, in the file of all.
 _BUILT = "built"
-# What may change between two starts of one experiment.
+# What may change between two starts of one experiment: how it is run, and
+# where its data lie (the clips themselves are compared).
 _FREE = (
     "allow_download",
+    "audio",
     "checkpointing",
     "ckpt_interval_minutes",
+    "data_folder",
     "export_folder",
+    "held_out_of",
+    "librispeech_folder",
+    "manifest",
     "max_unreadable",
     "nonfinite_patience",
     "num_workers",
@@ -61,9 +68,10 @@ _FREE = (
 def check_same_experiment(hparams):
     """Refuse to resume an experiment under other settings.
 
-    A run that is started again goes on from its checkpoint. With another
-    manifest or source in the same folder, that would pass the results of one
-    experiment off as those of another.
+    With another source or learning rate in the same folder, a resumed run
+    would pass the results of one experiment off as those of another. Keys
+    that say where data lie are free: `data.splits.write_splits` compares the
+    clips. A folder in which nothing is trained yet takes any settings.
 
     Arguments
     ---------
@@ -79,30 +87,28 @@ def check_same_experiment(hparams):
 
     Example
     -------
-    >>> folder = str(getfixture("tmpdir"))
-    >>> check_same_experiment({"output_folder": folder, "source": None})
-    >>> check_same_experiment({"output_folder": folder, "source": "export"})
+    >>> folder = getfixture("tmpdir")
+    >>> keep_settings({"output_folder": str(folder), "source": None})
+    >>> _ = folder.mkdir("save").mkdir("CKPT+1")
+    >>> check_same_experiment({"output_folder": str(folder), "source": "a"})
     Traceback (most recent call last):
     ...
-    ssast_lobes.brains.errors.SettingsError: ... source (None, now export)...
+    ssast_lobes.brains.errors.SettingsError: ... source (None, now a)...
     """
-    path = Path(hparams["output_folder"]) / _SETTINGS_FILE
-    plain, built = _settings(hparams)
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as file:
-            file.write(json.dumps({**plain, _BUILT: built}, indent=2) + "\n")
+    folder = hparams["output_folder"]
+    path = Path(folder) / _SETTINGS_FILE
+    if not path.is_file() or not has_begun(folder):
         return
     try:
         then = dict(json.loads(path.read_text(encoding="utf-8")))
-        # Former versions kept plain values only.
-        then |= dict(then.pop(_BUILT, built))
-    except (TypeError, ValueError) as error:
+        then |= dict(then.pop(_BUILT))
+    except (KeyError, TypeError, ValueError) as error:
         raise SettingsError(
             f"{path} is damaged ({error}). If you know that the settings are "
             "those of its experiment, delete it; else choose another "
             "--output_folder"
         ) from error
+    plain, built = _settings(hparams)
     now = plain | built
     changed = [
         f"{key} ({then.get(key)}, now {now.get(key)})"
@@ -111,32 +117,24 @@ def check_same_experiment(hparams):
     ]
     if changed:
         raise SettingsError(
-            f"{hparams['output_folder']} holds an experiment with other "
-            f"settings: {', '.join(changed)}. Choose another --output_folder, "
-            "or delete that one to start anew"
+            f"{folder} holds an experiment with other settings: "
+            f"{', '.join(changed)}. Choose another --output_folder, or delete "
+            "that one to start anew"
         )
 
 
-def forget_unbegun(folder):
-    """Let a folder in which nothing was trained take other settings.
-
-    For a start that ended before its first checkpoint, by a mistyped path for
-    example: the mended command may then go on in the same folder.
+def keep_settings(hparams):
+    """Write the settings that later starts are compared with.
 
     Arguments
     ---------
-    folder : str or os.PathLike
-        Output folder of a recipe, with checkpoints in ``save``.
-
-    Example
-    -------
-    >>> folder = str(getfixture("tmpdir"))
-    >>> check_same_experiment({"output_folder": folder, "audio": "a.csvv"})
-    >>> forget_unbegun(folder)
-    >>> check_same_experiment({"output_folder": folder, "audio": "a.csv"})
+    hparams : dict
+        See `check_same_experiment`.
     """
-    if not any(Path(folder, "save").glob("*")):
-        Path(folder, _SETTINGS_FILE).unlink(missing_ok=True)
+    path = Path(hparams["output_folder"]) / _SETTINGS_FILE
+    plain, built = _settings(hparams)
+    with written_whole(path) as file:
+        file.write(json.dumps({**plain, _BUILT: built}, indent=2) + "\n")
 
 
 def _settings(hparams):

@@ -2,7 +2,7 @@
 
 A manifest is a CSV with a column `path` and, where a task needs them,
 `label`, `split` (train, valid or test) and `speaker`. All that is wrong with
-it is told in one `ManifestError`. `prepare` reads the header of every file,
+it is told in one `ManifestError`. `scan_audio` reads the header of every file,
 sets aside what cannot be read, and remembers the durations for the next run.
 """
 
@@ -10,6 +10,7 @@ import csv
 import os
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
+from typing import NamedTuple
 
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
@@ -25,6 +26,7 @@ AUDIO_EXTENSIONS = frozenset(
 )
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
+_DURATIONS = "durations.csv"
 
 
 class ManifestError(ValueError):
@@ -131,8 +133,8 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     -------
     list of dict
         One dict of str a row: `path`, absolute; `id`, unique and the same on
-        every machine (column `id`, else the path as written); the other
-        columns.
+        every machine (column `id`, else the path as written, from the common
+        folder on where all are absolute); the other columns.
 
     Raises
     ------
@@ -169,7 +171,34 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         rows.append(row)
     if problems:
         raise ManifestError(_report(csv_path, problems))
+    if "id" not in names and all(os.path.isabs(row["id"]) for row in rows):
+        relative = relative_paths([row["path"] for row in rows])
+        for row, path in zip(rows, relative, strict=True):
+            row["id"] = path
     return rows
+
+
+def relative_paths(paths):
+    """Return paths from their common folder on.
+
+    Arguments
+    ---------
+    paths : list of str
+        Absolute paths.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> relative_paths(["/data/a/1.wav", "/data/b/2.wav"])
+    ['a/1.wav', 'b/2.wav']
+    """
+    if not paths:
+        return []
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root) for path in paths]
 
 
 def held_out(row):
@@ -258,33 +287,149 @@ def _places(row):
     return {row["path"], row.get("source_path", row["path"])}
 
 
-def prepare(
-    rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
-):
-    """Reads every header; sets aside what is unreadable or too short.
+class AudioScan(NamedTuple):
+    """What the headers of the files of some rows say; see `scan_audio`.
 
-    Call it once with the rows of all splits. Unreadable files are listed in
-    `<output_folder>/unreadable.csv` (path, reason). Durations are kept in
-    `<output_folder>/durations.csv`, so that a second run scans only files
-    whose path, size or time of change is new.
+    Arguments
+    ---------
+    rows : list of dict
+        The usable rows in their order, each with a float `duration` (seconds).
+    unreadable : list of tuple
+        (path, reason) of each file set aside as unreadable.
+    n_files : int
+        Rows that there were.
+    n_short : int
+        Those that are shorter than `min_seconds`.
+    min_seconds : float
+        The limit.
+    folder : str
+        Where `write` puts the lists.
+    cache : dict
+        Path -> (size, time of change, duration) of each file read so far.
+    """
+
+    rows: list
+    unreadable: list
+    n_files: int
+    n_short: int
+    min_seconds: float
+    folder: str
+    cache: dict
+
+    def write(self, max_unreadable=0.01):
+        """Write what was found, and raise if it is not enough to train on.
+
+        Unreadable files are listed in `<folder>/unreadable.csv` (path,
+        reason), durations are kept in `<folder>/durations.csv` for the next
+        scan.
+
+        Arguments
+        ---------
+        max_unreadable : float
+            Largest share of unreadable files that is let pass, 0 to 1.
+
+        Raises
+        ------
+        ManifestError
+            If more of the files are unreadable, or no row is left.
+        """
+        _write_durations(self.folder, self.cache)
+        listed = os.path.join(self.folder, "unreadable.csv")
+        _write_csv(listed, [("path", "reason"), *self.unreadable])
+        check_unreadable(listed, self.n_files, max_unreadable)
+        if not self.rows:
+            raise ManifestError(
+                f"no audio is left of {self.n_files} files: "
+                f"{len(self.unreadable)} are unreadable (see {listed}), "
+                f"{self.n_short} are shorter than {self.min_seconds:g} s"
+            )
+        hours = sum(row["duration"] for row in self.rows) / 3600
+        logger.info(
+            f"{len(self.rows)} files, {hours:.2f} hours; left out "
+            f"{self.n_short} shorter than {self.min_seconds:g} s and "
+            f"{len(self.unreadable)} unreadable ones (listed in {listed})"
+        )
+
+
+def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
+    """Read every header; set aside what is unreadable or too short.
+
+    Call it once with the rows of all splits. Only files are read whose path,
+    size or time of change is not in `<output_folder>/durations.csv`. Nothing
+    is written, unless the scan is interrupted: a rerun then resumes it.
 
     Arguments
     ---------
     rows : list of dict
         From `read_manifest` or `folder_rows`.
     output_folder : str or os.PathLike
-        Where the two lists go.
+        Where the lists of an earlier scan are.
     min_seconds : float
         Shorter files are left out.
-    max_unreadable : float
-        Largest share of unreadable files that is let pass, 0 to 1.
     workers : int
         Threads that read headers.
 
     Returns
     -------
+    AudioScan
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> folder = getfixture("tmpdir")
+    >>> soundfile.write(str(folder.join("a.wav")), numpy.zeros(800), 16000)
+    >>> folder.join("b.wav").write("not audio")
+    >>> scan = scan_audio(folder_rows(folder), folder.join("out"))
+    >>> [(row["id"], row["duration"]) for row in scan.rows]
+    [('a.wav', 0.05)]
+    >>> [os.path.basename(path) for path, reason in scan.unreadable]
+    ['b.wav']
+    >>> scan.write(max_unreadable=0.5)
+    >>> sorted(os.listdir(folder.join("out")))
+    ['durations.csv', 'unreadable.csv']
+    """
+    output_folder = _absolute(output_folder)
+    os.makedirs(output_folder, exist_ok=True)
+    cache = _read_durations(output_folder)
+    paths = [row["path"] for row in rows]
+    try:
+        durations, unreadable = _scan(paths, cache, workers)
+    except BaseException:
+        _write_durations(output_folder, cache)
+        raise
+    timed = [
+        row | {"duration": durations[row["path"]]}
+        for row in rows
+        if row["path"] in durations
+    ]
+    kept = [row for row in timed if row["duration"] >= min_seconds]
+    return AudioScan(
+        kept,
+        unreadable,
+        len(rows),
+        len(timed) - len(kept),
+        min_seconds,
+        output_folder,
+        cache,
+    )
+
+
+def prepare(
+    rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
+):
+    """Scan audio, and write the lists; see `scan_audio`, `AudioScan.write`.
+
+    Arguments
+    ---------
+    rows, output_folder, min_seconds, workers
+        As for `scan_audio`.
+    max_unreadable : float
+        As for `AudioScan.write`.
+
+    Returns
+    -------
     rows : list of dict
-        The usable rows in their order, each with a float `duration` (seconds).
+        The usable rows, each with a float `duration` (seconds).
     unreadable : list of tuple
         (path, reason) of each file set aside as unreadable.
 
@@ -293,50 +438,10 @@ def prepare(
     ManifestError
         If more than `max_unreadable` of the files are unreadable, or no row
         is left.
-
-    Example
-    -------
-    >>> import numpy, soundfile
-    >>> folder = getfixture("tmpdir")
-    >>> soundfile.write(str(folder.join("a.wav")), numpy.zeros(800), 16000)
-    >>> folder.join("b.wav").write("not audio")
-    >>> rows, unreadable = prepare(
-    ...     folder_rows(folder), folder.join("out"), max_unreadable=0.5
-    ... )
-    >>> [(row["id"], row["duration"]) for row in rows]
-    [('a.wav', 0.05)]
-    >>> [os.path.basename(path) for path, reason in unreadable]
-    ['b.wav']
     """
-    output_folder = _absolute(output_folder)
-    os.makedirs(output_folder, exist_ok=True)
-    durations, unreadable = _scan(
-        [row["path"] for row in rows],
-        os.path.join(output_folder, "durations.csv"),
-        workers,
-    )
-    unreadable_file = os.path.join(output_folder, "unreadable.csv")
-    _write_csv(unreadable_file, [("path", "reason"), *unreadable])
-    check_unreadable(unreadable_file, len(rows), max_unreadable)
-    timed = [
-        row | {"duration": durations[row["path"]]}
-        for row in rows
-        if row["path"] in durations
-    ]
-    kept = [row for row in timed if row["duration"] >= min_seconds]
-    if not kept:
-        raise ManifestError(
-            f"no audio is left of {len(rows)} files: {len(unreadable)} are "
-            f"unreadable (see {unreadable_file}), {len(timed)} are shorter "
-            f"than {min_seconds:g} s"
-        )
-    hours = sum(row["duration"] for row in kept) / 3600
-    logger.info(
-        f"{len(kept)} files, {hours:.2f} hours; left out "
-        f"{len(timed) - len(kept)} shorter than {min_seconds:g} s and "
-        f"{len(unreadable)} unreadable ones (listed in {unreadable_file})"
-    )
-    return kept, unreadable
+    scan = scan_audio(rows, output_folder, min_seconds, workers)
+    scan.write(max_unreadable)
+    return scan.rows, scan.unreadable
 
 
 def check_unreadable(unreadable_file, n_files, max_unreadable):
@@ -347,7 +452,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     Arguments
     ---------
     unreadable_file : str or os.PathLike
-        CSV (path, reason) that `prepare` and `ClipReader` write.
+        CSV (path, reason) that `AudioScan` and `ClipReader` write.
     n_files : int
         Number of files in all.
     max_unreadable : float
@@ -503,9 +608,11 @@ def _report(csv_path, problems):
     return "\n  ".join([f"{csv_path}: {bad}", *shown])
 
 
-def _scan(paths, cache_file, workers):
-    """Durations by path, and (path, reason) of the unreadable files."""
-    cache = _read_durations(cache_file)
+def _scan(paths, cache, workers):
+    """Return durations by path, and (path, reason) of unreadable files.
+
+    Adds what it reads to the cache, see `_read_durations`.
+    """
     durations, failed = {}, []
 
     def scan(path):
@@ -518,22 +625,19 @@ def _scan(paths, cache_file, workers):
         except (OSError, UnreadableAudio):
             return None
 
-    try:
-        with ThreadPool(workers) as pool:
-            scans = tqdm(
-                pool.imap(scan, paths, chunksize=16),
-                "Reading audio headers",
-                total=len(paths),
-                unit="file",
-            )
-            for path, entry in zip(paths, scans, strict=True):
-                if entry is None:
-                    failed.append(path)
-                else:
-                    cache[path] = entry
-                    durations[path] = entry[2]
-    finally:  # an interrupted scan goes on from here
-        _write_csv(cache_file, ((path, *cache[path]) for path in cache))
+    with ThreadPool(workers) as pool:
+        scans = tqdm(
+            pool.imap(scan, paths, chunksize=16),
+            "Reading audio headers",
+            total=len(paths),
+            unit="file",
+        )
+        for path, entry in zip(paths, scans, strict=True):
+            if entry is None:
+                failed.append(path)
+            else:
+                cache[path] = entry
+                durations[path] = entry[2]
     # Tried once more, alone: libsndfile keeps the reason of a failure in a
     # variable that all threads share.
     unreadable = []
@@ -545,8 +649,9 @@ def _scan(paths, cache_file, workers):
     return durations, unreadable
 
 
-def _read_durations(cache_file):
-    """path -> (size, time of change, seconds) of the runs before."""
+def _read_durations(folder):
+    """Return path -> (size, time of change, seconds) of earlier scans."""
+    cache_file = os.path.join(folder, _DURATIONS)
     if not os.path.isfile(cache_file):
         return {}
     try:
@@ -557,6 +662,11 @@ def _read_durations(cache_file):
     except (ValueError, csv.Error):
         logger.warning(f"{cache_file} is damaged: reading all headers again")
         return {}
+
+
+def _write_durations(folder, cache):
+    rows = ((path, *entry) for path, entry in cache.items())
+    _write_csv(os.path.join(folder, _DURATIONS), rows)
 
 
 def _read_csv(path):

@@ -12,6 +12,7 @@ import json
 import os
 import re
 from collections import Counter
+from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
 
@@ -22,12 +23,18 @@ from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
     index_rows,
-    prepare,
+    relative_paths,
+    scan_audio,
     split_labels,
     written_whole,
 )
 
 logger = get_logger(__name__)
+
+
+class OtherClips(ManifestError):
+    """The clips are not those that a model in this folder was trained on."""
+
 
 _SHOWN_PROBLEMS = 20
 _FIRST_COLUMNS = ("id", "path", "label", "split")
@@ -305,21 +312,24 @@ def write_splits(
     group="speaker",
     min_seconds=0.0,
     max_unreadable=0.01,
+    valid_share=0.0,
 ):
     """Check the parts of a dataset and write them down for the experiment.
 
     Writes `<output_folder>/splits.json`, which `read_splits` reads, and
     `manifest.csv` beside it, for people and for other recipes (columns id,
     path, label, split, what else the rows have, duration in seconds); see
-    `data.manifest.prepare` for what else. A second call costs little.
+    `data.manifest.scan_audio` for what else. A second call costs little. Where
+    something was trained in the folder, the clips must be those of its first
+    start: the same ids, labels, parts and durations, and the same paths from
+    the common folder of all on. That folder may be another one.
 
     Arguments
     ---------
     splits : dict of str to list of dict
         Rows of train, valid and test. A row has `id`, unique; `path`,
         absolute; `label`; and what else is worth keeping. Where valid and test
-        are one list, that is on purpose. Rows that come from `prepare`, with
-        their durations, are not read again.
+        are one list, that is on purpose.
     output_folder : str or os.PathLike
         Of the experiment.
     corpus : str
@@ -335,7 +345,10 @@ def write_splits(
         Key of what should not be in train and in another part; one is warned
         of it, unless it is what is told apart.
     min_seconds, max_unreadable : float
-        See `data.manifest.prepare`.
+        See `data.manifest.scan_audio`.
+    valid_share : float
+        Share of the usable clips of train to move to valid, chosen by a hash
+        of the id; at least one, none if it is 0.
 
     Returns
     -------
@@ -347,6 +360,9 @@ def write_splits(
     ManifestError
         If ids occur twice, files are missing, a part or a class is empty, or
         labels are unknown; tells all of it at once.
+    OtherClips
+        If a model was trained in the folder on other clips; names the first
+        that differs. The folder is as it was.
 
     Example
     -------
@@ -364,31 +380,55 @@ def write_splits(
     """
     multi_label = multi_label and labelled
     _raise(corpus, _repeated(splits) + _missing(splits))
-    unique = {row["id"]: row for part in splits.values() for row in part}
-    usable = list(unique.values())
-    if not all(isinstance(row.get("duration"), float) for row in usable):
-        usable, _ = prepare(usable, output_folder, min_seconds, max_unreadable)
-    usable = {row["id"]: row for row in usable}
+    rows = {row["id"]: row for part in splits.values() for row in part}
+    scan = scan_audio(list(rows.values()), output_folder, min_seconds)
+    usable = {row["id"]: row for row in scan.rows}
     splits = {
         name: [usable[row["id"]] for row in part if row["id"] in usable]
         for name, part in splits.items()
     }
+    if valid_share > 0:
+        splits |= _held_out_by_hash(splits["train"], valid_share)
     content = {"corpus": corpus}
     if labelled:
         labels = {
             name: _labels(splits.get(name, []), multi_label) for name in SPLITS
         }
-        _raise(corpus, _label_problems(labels, classes))
         content["labels"] = sorted(labels["train"])
+    content |= {name: index_rows(part) for name, part in splits.items()}
+    path = os.path.join(output_folder, "splits.json")
+    if has_begun(output_folder) and os.path.isfile(path):
+        _require_same_clips(output_folder, read_splits(path), content)
+    scan.write(max_unreadable)
+    if labelled:
+        _raise(corpus, _label_problems(labels, classes))
         _warn_of_shared_groups(corpus, splits, group)
     elif not splits["train"]:
         raise ManifestError(f"{corpus}: no clip is left to train on")
-    content |= {name: index_rows(part) for name, part in splits.items()}
     _write_table(os.path.join(output_folder, "manifest.csv"), splits)
-    path = os.path.join(output_folder, "splits.json")
     with written_whole(path) as file:
         json.dump(content, file)
     return path
+
+
+def has_begun(folder):
+    """Tell whether something was trained in an output folder.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Output folder of an experiment, with its checkpoints in ``save``.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> has_begun(getfixture("tmpdir"))
+    False
+    """
+    return any(Path(folder, "save").glob("*"))
 
 
 def read_splits(path):
@@ -407,6 +447,61 @@ def read_splits(path):
     """
     with open(path, encoding="utf-8") as file:
         return json.load(file)
+
+
+def _held_out_by_hash(rows, share):
+    """Return train and valid, which has a clip of a small corpus too."""
+    places = hash_shares([row["id"] for row in rows])
+    share = max(share, min(places, default=0))
+    parts = {"train": [], "valid": []}
+    for row, place in zip(rows, places, strict=True):
+        parts["valid" if place <= share else "train"].append(row)
+    return parts
+
+
+def _require_same_clips(folder, then, now):
+    """Raise if the clips of an experiment are not those of its first start."""
+    then, now = _clips(then), _clips(now)
+    for clip in [*then, *(clip for clip in now if clip not in then)]:
+        before, after = then.get(clip, {}), now.get(clip, {})
+        if before != after:
+            break
+    else:
+        return
+    if not before or not after:
+        change = "is there now, and was not" if after else "is not there now"
+    else:
+        change = ", ".join(
+            f"has the {name} {after[name]} now, and had {before[name]}"
+            for name in after
+            if after[name] != before[name]
+        )
+    raise OtherClips(
+        f"{folder} holds an experiment on other data: clip {clip} {change}. "
+        "Nothing was changed. Choose another --output_folder, or delete that "
+        "one to start anew"
+    )
+
+
+def _clips(content):
+    """Return what is compared of each clip: id -> name -> value."""
+    parts = [
+        (name, clip, row)
+        for name, part in content.items()
+        if isinstance(part, dict)
+        for clip, row in part.items()
+    ]
+    paths = relative_paths([row["path"] for _, _, row in parts])
+    clips = {}
+    for (name, clip, row), path in zip(parts, paths, strict=True):
+        own = clips.setdefault(clip, {"split": name})
+        if own["split"] != name:
+            own["split"] += f" and {name}"
+        own["label"] = row.get("label", "")
+        own["takes"] = row.get("takes", "")
+        own["seconds"] = row["duration"]
+        own["path"] = path
+    return clips
 
 
 def _raise(corpus, problems):

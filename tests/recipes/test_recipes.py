@@ -34,6 +34,7 @@ from ssast_lobes.data.manifest import (
     read_manifest,
 )
 from ssast_lobes.data.shards import pack
+from ssast_lobes.data.splits import OtherClips
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.probing.classifiers import linear_weights
 from ssast_lobes.weights import WeightsError, load_weights
@@ -794,7 +795,7 @@ def test_a_mistyped_path_does_not_take_the_folder(tones, train, tmp_path):
     with pytest.raises(ManifestError, match="No such file"):
         train("pretrain", f"--audio={tones.folder}s", folder=folder)
     train("pretrain", f"--audio={tones.folder}", folder=folder)
-    with pytest.raises(SettingsError, match="other settings"):
+    with pytest.raises(OtherClips, match="is not there now"):
         train("pretrain", f"--audio={tones.manifest}", folder=folder)
 
 

@@ -1,0 +1,105 @@
+"""One run at a time in an output folder."""
+
+import errno
+import json
+import logging
+import os
+import socket
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.data.manifest import written_whole
+
+logger = get_logger(__name__)
+# Logs of recipes take all levels, and it tells of each attempt.
+logging.getLogger("filelock").setLevel(logging.INFO)
+
+LOCK_FILE = ".lock"
+# Names the process that holds the lock, for the message to a second run.
+OWNER_FILE = ".lock-owner.json"
+_NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
+
+
+@contextmanager
+def folder_lock(folder):
+    """Keep other runs out of an output folder.
+
+    A second run would delete the checkpoints that the first is writing. The
+    operating system frees the lock of a process that has died, whichever way;
+    loader workers that outlive it do not hold it.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        The output folder; made if it is not there. Call this on the main
+        process of a run.
+
+    Raises
+    ------
+    SettingsError
+        If another process holds the folder; names its host and number.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> with folder_lock(folder), folder_lock(folder):
+    ...     pass
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.brains.errors.SettingsError: ... is in use by process ... on ...
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    owner_file = folder / OWNER_FILE
+    lock = FileLock(folder / LOCK_FILE)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        owner = _read_owner(owner_file)
+        raise SettingsError(
+            f"{folder} is in use by process {owner['process']} on "
+            f"{owner['host']}, since {owner['since']}: wait until it has "
+            "ended, or choose another --output_folder"
+        ) from error
+    except (NotImplementedError, OSError) as error:
+        code = getattr(error, "errno", errno.ENOSYS)
+        if code not in _NO_LOCKS:
+            raise
+        logger.warning(
+            f"The file system of {folder} has no locks: nothing keeps a "
+            "second run out of this folder"
+        )
+    if owner_file.is_file():
+        owner = _read_owner(owner_file)
+        logger.info(
+            f"Process {owner['process']} on {owner['host']} has left the "
+            f"lock of {folder} behind: taking it over"
+        )
+    with written_whole(owner_file) as file:
+        json.dump(_this_process(), file)
+    try:
+        yield
+    finally:
+        owner_file.unlink(missing_ok=True)
+        lock.release()
+
+
+def _this_process():
+    return {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+
+
+def _read_owner(path):
+    """Return what the owner wrote; it may be writing just now."""
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {"process": "unknown", "host": "an unknown host", "since": "?"}
