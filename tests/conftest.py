@@ -54,13 +54,17 @@ def _sound(label, pitch, seconds, sample_rate, rng):
 
 @pytest.fixture(scope="session")
 def tones(tmp_path_factory):
+    """The corpus that `make_tones` makes, for all tests of a process."""
+    return make_tones(tmp_path_factory.mktemp("tones"))
+
+
+def make_tones(folder):
     """24 labelled clips: 8 speakers times the classes tone, chirp and noise.
 
     Between 0.3 and 1.2 s long, half of them 16 kHz mono and half 8 kHz
     stereo, no speaker in two splits (12 train, 6 valid, 6 test clips).
     `manifest` has the columns path (relative to it), label, speaker, split.
     """
-    folder = tmp_path_factory.mktemp("tones")
     rng = np.random.default_rng(0)
     rows = []
     for speaker, split in enumerate(SPLIT_OF):
