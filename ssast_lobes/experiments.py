@@ -54,19 +54,6 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.logger import get_logger, setup_logging
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from ssast_lobes.brains import (
-    ClassificationBrain,
-    PretrainingBrain,
-    RecognitionBrain,
-)
-from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.classification import LOWER_IS_BETTER
-from ssast_lobes.brains.errors import (
-    SettingsError,
-    check_same_experiment,
-    keep_settings,
-    loading,
-)
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.dataset import (
     ClipReader,
@@ -94,6 +81,19 @@ from ssast_lobes.export import (
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
 from ssast_lobes.recognition import SpectrogramRecogniser
+from ssast_lobes.training import (
+    ClassificationBrain,
+    PretrainingBrain,
+    RecognitionBrain,
+)
+from ssast_lobes.training.base import read_log
+from ssast_lobes.training.classification import LOWER_IS_BETTER
+from ssast_lobes.training.errors import (
+    SettingsError,
+    check_same_experiment,
+    keep_settings,
+    loading,
+)
 from ssast_lobes.training.lock import folder_lock
 from ssast_lobes.weights import (
     average_with,
@@ -431,7 +431,7 @@ def check_window(window, least, name="window_seconds"):
     >>> check_window(1.0, least=2.0)
     Traceback (most recent call last):
     ...
-    ssast_lobes.brains.errors.SettingsError: window_seconds is 1.0: give a ...
+    ssast_lobes.training.errors.SettingsError: window_seconds is 1.0: give a ...
     """
     if window is not None and not least <= window < math.inf:
         raise SettingsError(

@@ -17,8 +17,8 @@ from test_brains import (
     weights,
 )
 
-from ssast_lobes.brains import ClassificationBrain, PretrainingBrain
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training import ClassificationBrain, PretrainingBrain
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.samplers import PartSampler, balanced_sampler
 
 __all__ = ["rows"]  # a fixture

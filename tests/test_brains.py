@@ -26,8 +26,8 @@ from speechbrain.utils.train_logger import FileTrainLogger
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.augment import Mixup, NoiseAndRoll, SpectrogramMasking
-from ssast_lobes.brains import ClassificationBrain, PretrainingBrain
-from ssast_lobes.brains.base import unwrap
+from ssast_lobes.training import ClassificationBrain, PretrainingBrain
+from ssast_lobes.training.base import unwrap
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset

@@ -6,7 +6,7 @@ from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import (
     allreduce_hook,
 )
 
-from ssast_lobes.brains import PretrainingBrain
+from ssast_lobes.training import PretrainingBrain
 
 
 class Counting(PretrainingBrain):

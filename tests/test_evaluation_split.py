@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.brains import RecognitionBrain
+from ssast_lobes.training import RecognitionBrain
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.samplers import BatchShare
 from ssast_lobes.data.vocabulary import Vocabulary

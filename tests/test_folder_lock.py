@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock
 
 # Holds the lock, with a child that outlives it.

@@ -16,7 +16,7 @@ from ssast_lobes import (
     SpectrogramEncoder,
     mamba,
 )
-from ssast_lobes.brains.optimizers import parameter_groups
+from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.inference import AudioEncoder
 from ssast_lobes.mamba import (

@@ -9,7 +9,7 @@ import pytest
 PROGRAM = """
 import resource
 import torch
-from ssast_lobes.brains.memory import keep_freed_memory
+from ssast_lobes.training.memory import keep_freed_memory
 
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

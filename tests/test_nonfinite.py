@@ -23,7 +23,7 @@ from test_brains import (
 )
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.brains.errors import NonfiniteLoss, plain_errors
+from ssast_lobes.training.errors import NonfiniteLoss, plain_errors
 from ssast_lobes.objectives import load_objective
 
 __all__ = ["rows"]  # a fixture

@@ -11,7 +11,7 @@ from full_disk import full_disk
 from test_brains import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
 from test_export import export, make_classifier
 
-from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.training.errors import plain_errors
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.weights import WeightsError

@@ -24,7 +24,7 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from test_cli import classifier_of
 
 from ssast_lobes import FrontEnd, Grid
-from ssast_lobes.brains.errors import (
+from ssast_lobes.training.errors import (
     SettingsError,
     check_same_experiment,
     keep_settings,

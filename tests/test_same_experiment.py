@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from ssast_lobes.brains.errors import (
+from ssast_lobes.training.errors import (
     SettingsError,
     check_same_experiment,
     keep_settings,

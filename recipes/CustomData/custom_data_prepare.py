@@ -7,7 +7,6 @@ import csv
 import json
 from pathlib import Path
 
-from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
@@ -18,6 +17,7 @@ from ssast_lobes.data.manifest import (
 )
 from ssast_lobes.data.splits import write_splits
 from ssast_lobes.probing import read_task
+from ssast_lobes.training.errors import SettingsError
 
 
 def read_entry(entry):

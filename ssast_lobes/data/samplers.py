@@ -15,6 +15,7 @@ from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
 from ssast_lobes.data.dataset import clip_keys
 from ssast_lobes.data.manifest import split_labels
+from ssast_lobes.distributed import n_processes
 
 
 class PartSampler(Sampler):
@@ -208,6 +209,146 @@ def balanced_sampler(labels, multi_label=False, seed=0):
     return ReproducibleWeightedRandomSampler(
         weights, num_samples=len(weights), replacement=True, seed=seed
     )
+
+
+class ClipOrder:
+    """Which clips a training epoch has, and in which order.
+
+    Arguments
+    ---------
+    seed : int
+        Of the order.
+    passes_per_epoch : int
+        Epochs of several passes, each with the same crops, where one is too
+        short to stop after it. Where two passes meet, a batch may hold a clip
+        twice.
+    clips_per_epoch : int, optional
+        Cut a pass over a large corpus into epochs of so many clips.
+    balanced : bool
+        Draw rare classes as often as frequent ones, see `balanced_sampler`.
+    multi_label : bool
+        Whether a label cell holds several labels.
+    length_buckets : int, optional
+        Sort so many batches by length and cut them again, see `LengthBuckets`.
+    crop_seconds : float
+        Longer clips count as so long there.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or two settings exclude each other.
+
+    Example
+    -------
+    >>> opts = {"batch_size": 4, "shuffle": True}
+    >>> ClipOrder(seed=0)(opts, range(9)) == opts
+    True
+    >>> opts = ClipOrder(seed=0, passes_per_epoch=2)(opts, range(9))
+    >>> opts["shuffle"], len(opts["sampler"])
+    (False, 18)
+    """
+
+    def __init__(
+        self,
+        seed,
+        passes_per_epoch=1,
+        clips_per_epoch=None,
+        balanced=False,
+        multi_label=False,
+        length_buckets=None,
+        crop_seconds=math.inf,
+    ):
+        counts = {
+            "passes_per_epoch": passes_per_epoch,
+            "clips_per_epoch": clips_per_epoch,
+            "length_buckets": length_buckets,
+        }
+        for name, count in counts.items():
+            if count is not None and (type(count) is not int or count < 1):
+                raise ValueError(
+                    f"{name} must be a whole number, at least 1, got {count}"
+                )
+        sizes = passes_per_epoch > 1, clips_per_epoch is not None, balanced
+        if sum(sizes) > 1:
+            raise ValueError(
+                "passes_per_epoch, clips_per_epoch and balanced all say what "
+                "an epoch is: set all but one to their defaults"
+            )
+        self.seed = seed
+        self.passes_per_epoch = passes_per_epoch
+        self.clips_per_epoch = clips_per_epoch
+        self.balanced = balanced
+        self.multi_label = multi_label
+        self.length_buckets = length_buckets
+        self.crop_seconds = crop_seconds
+
+    def n_epochs(self, passes, n_clips):
+        """Return the epochs of a training.
+
+        Arguments
+        ---------
+        passes : int
+            Over the corpus, where `clips_per_epoch` cuts it; else epochs.
+        n_clips : int
+            Clips of the corpus.
+
+        Returns
+        -------
+        int
+
+        Example
+        -------
+        >>> ClipOrder(seed=0, clips_per_epoch=40).n_epochs(2, 100)
+        5
+        """
+        if self.clips_per_epoch is None or self.clips_per_epoch >= n_clips:
+            return passes
+        return math.ceil(passes * n_clips / self.clips_per_epoch)
+
+    def __call__(self, opts, dataset):
+        """Return options of a loader, with this order.
+
+        Arguments
+        ---------
+        opts : dict
+            With ``batch_size`` and ``shuffle``.
+        dataset : speechbrain.dataio.dataset.DynamicItemDataset
+            Training clips, with their ``duration`` and ``label``.
+
+        Returns
+        -------
+        dict
+        """
+        sampler = self._sampler(dataset)
+        if self.length_buckets is not None:
+            n_clips = len(dataset)
+            opts = {k: v for k, v in opts.items() if k != "shuffle"}
+            clips = (dataset.data[clip_id] for clip_id in dataset.data_ids)
+            batches = LengthBuckets(
+                sampler or PartSampler(n_clips, n_clips, self.seed),
+                [min(self.crop_seconds, clip["duration"]) for clip in clips],
+                opts.pop("batch_size"),
+                self.length_buckets,
+                self.seed,
+                n_processes(),
+            )
+            return {**opts, "batch_sampler": batches}
+        if sampler is not None:
+            return {**opts, "shuffle": False, "sampler": sampler}
+        return opts
+
+    def _sampler(self, dataset):
+        """Return what draws the clips, or None for each clip once."""
+        n_clips = len(dataset)
+        if self.balanced:
+            labels = [dataset.data[key]["label"] for key in dataset.data_ids]
+            return balanced_sampler(labels, self.multi_label, self.seed)
+        if self.passes_per_epoch > 1:
+            size = self.passes_per_epoch * n_clips
+            return PartSampler(n_clips, size, self.seed)
+        if self.clips_per_epoch is not None and self.clips_per_epoch < n_clips:
+            return PartSampler(n_clips, self.clips_per_epoch, self.seed)
+        return None
 
 
 class BatchShare(Sampler):

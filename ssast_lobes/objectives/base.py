@@ -41,6 +41,9 @@ class Objective(nn.Module):
     training_only = ("teacher",)
     # Whether `forward` takes `takes`, see `ContrastiveMSPM`.
     uses_takes = False
+    # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
+    # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
+    needs_audio = False
     # Whether `forward` takes None for `n_frames`: no clip has padding, which
     # saves the attention its mask.
     n_frames_optional = False

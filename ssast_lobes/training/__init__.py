@@ -1,1 +1,37 @@
 """What the training scripts of recipes call."""
+
+from ssast_lobes.training.arguments import (
+    parse_arguments,
+    plain_settings,
+    with_settings,
+)
+from ssast_lobes.training.card import export_window, model_card, write_result
+from ssast_lobes.training.classification import ClassificationBrain, best_key
+from ssast_lobes.training.errors import exit_on_user_error, yaml_errors
+from ssast_lobes.training.experiment import experiment
+from ssast_lobes.training.folds import (
+    chosen_folds,
+    finished_result,
+    report_folds,
+)
+from ssast_lobes.training.pretraining import PretrainingBrain
+from ssast_lobes.training.start import load_pretrained
+
+__all__ = [
+    "ClassificationBrain",
+    "PretrainingBrain",
+    "best_key",
+    "chosen_folds",
+    "exit_on_user_error",
+    "experiment",
+    "export_window",
+    "finished_result",
+    "load_pretrained",
+    "model_card",
+    "parse_arguments",
+    "plain_settings",
+    "report_folds",
+    "with_settings",
+    "write_result",
+    "yaml_errors",
+]

@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.manifest import written_whole
+from ssast_lobes.training.errors import SettingsError
 
 logger = get_logger(__name__)
 # Logs of recipes take all levels, and it tells of each attempt.
@@ -51,7 +51,7 @@ def folder_lock(folder):
     ...     pass
     Traceback (most recent call last):
     ...
-    ssast_lobes.brains.errors.SettingsError: ... is in use by process ... on ...
+    ssast_lobes.training.errors.SettingsError: ... is in use by process ... on ...
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

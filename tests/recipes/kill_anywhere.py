@@ -27,7 +27,7 @@ import matplotlib.pyplot  # noqa: E402, F401  (here, not in each fork)
 import test_recipes  # noqa: E402
 from conftest import Corpus  # noqa: E402
 
-from ssast_lobes.brains.base import SpectrogramBrain  # noqa: E402
+from ssast_lobes.training.base import SpectrogramBrain  # noqa: E402
 
 STEP, VALID = 1, 2
 NAMES = {0: "between", STEP: "in a step", VALID: "in validation"}

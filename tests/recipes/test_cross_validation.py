@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.experiments import cross_validate
 
 HERE = Path(__file__).parent
@@ -24,8 +24,8 @@ SCRIPT = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TASK)!r})
 from train import prepare
-from ssast_lobes.brains.base import SpectrogramBrain
-from ssast_lobes.brains.errors import plain_errors
+from ssast_lobes.training.base import SpectrogramBrain
+from ssast_lobes.training.errors import plain_errors
 from ssast_lobes.experiments import cross_validate
 
 def die(brain, batch, should_step):

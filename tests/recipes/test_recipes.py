@@ -25,7 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import (
     ManifestError,
@@ -215,7 +215,7 @@ KILLED = """
 import os, signal, sys
 sys.path[:0] = sys.argv[1:3]
 import test_recipes
-from ssast_lobes.brains.base import SpectrogramBrain
+from ssast_lobes.training.base import SpectrogramBrain
 
 def start(brain, batch, should_step):
     if (brain.epoch, brain.step) == (2, 3):

@@ -16,7 +16,7 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.objectives import MSPM

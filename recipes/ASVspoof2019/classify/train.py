@@ -10,8 +10,8 @@ import sys
 
 from asvspoof2019_prepare import prepare_asvspoof2019
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import classify
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

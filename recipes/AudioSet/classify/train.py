@@ -10,8 +10,8 @@ import sys
 
 from audioset_prepare import prepare_audioset
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import classify
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

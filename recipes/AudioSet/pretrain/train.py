@@ -11,8 +11,8 @@ import sys
 
 from pretraining_prepare import prepare_pretraining
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import pretrain
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

@@ -20,11 +20,11 @@ from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, write_report
+from ssast_lobes.training.base import read_log
+from ssast_lobes.training.errors import SettingsError, loading, plain_errors
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 

@@ -34,8 +34,6 @@ from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
-from ssast_lobes.brains.base import read_log
-from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
@@ -49,6 +47,8 @@ from ssast_lobes.probing.embeddings import (
     cached_vectors,
 )
 from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
+from ssast_lobes.training.base import read_log
+from ssast_lobes.training.errors import SettingsError, loading, plain_errors
 from ssast_lobes.weights import WEIGHTS_FILE, load_weights
 
 RECIPES = Path(__file__).resolve().parent.parent

@@ -10,8 +10,8 @@ settings.
 
 import sys
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import cross_validate
+from ssast_lobes.training.errors import plain_errors
 
 
 def prepare(hparams):

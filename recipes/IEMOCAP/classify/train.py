@@ -10,8 +10,8 @@ import sys
 
 from iemocap_prepare import FOLDS, prepare_iemocap
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import cross_validate
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

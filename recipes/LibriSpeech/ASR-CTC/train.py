@@ -10,8 +10,8 @@ import sys
 
 from librispeech_prepare import prepare_librispeech
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import recognise
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

@@ -10,8 +10,8 @@ import sys
 
 from speech_commands_prepare import prepare_speech_commands
 
-from ssast_lobes.brains.errors import plain_errors
 from ssast_lobes.experiments import classify
+from ssast_lobes.training.errors import plain_errors
 
 SETTINGS = (
     "data_folder",

@@ -28,9 +28,6 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
-from ssast_lobes.brains.batches import ForgivingCollate
-from ssast_lobes.brains.errors import NonfiniteLoss, SettingsError
-from ssast_lobes.brains.memory import keep_freed_memory
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.dataset import append_row, collate
 from ssast_lobes.data.manifest import check_unreadable, naming_file
@@ -42,6 +39,9 @@ from ssast_lobes.schedules import (
     apply_learning_rate,
     apply_weight_decay,
 )
+from ssast_lobes.training.batches import ForgivingCollate
+from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
+from ssast_lobes.training.memory import keep_freed_memory
 
 logger = get_logger(__name__)
 
@@ -168,9 +168,8 @@ def one_interval(hparams, run_opts):
 class SpectrogramBrain(sb.Brain):
     """Base of the Brains; see `PretrainingBrain`, `ClassificationBrain`.
 
-    Reads from ``hparams``: ``seed``, ``lr``, ``schedule``, ``epoch_counter``,
-    ``output_folder``, ``train_logger``, ``use_tensorboard`` and
-    ``max_unreadable``.
+    Reads from ``hparams`` what every recipe has: ``seed``, ``epoch_counter``,
+    ``output_folder`` and ``max_unreadable``.
 
     A step whose loss or gradients are not finite in any process is skipped in
     all of them: weights, optimizer, teacher and running statistics stay, and
@@ -182,7 +181,18 @@ class SpectrogramBrain(sb.Brain):
     Arguments
     ---------
     modules, opt_class, hparams, run_opts, checkpointer
-        As for SpeechBrain's `Brain`; all but `run_opts` are needed.
+        As for SpeechBrain's `Brain`; all but `run_opts` are needed. The
+        learning rate is that of the optimizer.
+    schedule : callable
+        (step, total steps) -> factor of the learning rate, such as
+        `ssast_lobes.schedules.Cosine`.
+    weight_decay_schedule : callable, optional
+        (step, total steps) -> weight decay; that of the optimizer stays when
+        left out.
+    train_logger : speechbrain.utils.train_logger.TrainLogger
+        Told the statistics of each epoch.
+    use_tensorboard : bool
+        Whether TensorBoard is told too, in ``<output_folder>/events``.
     readers : list of ClipReader
         Told the epoch, for their crops.
     n_files : int
@@ -205,11 +215,19 @@ class SpectrogramBrain(sb.Brain):
         hparams,
         run_opts=None,
         checkpointer=None,
+        *,
+        schedule,
+        train_logger,
+        weight_decay_schedule=None,
+        use_tensorboard=False,
         readers=(),
         n_files=0,
     ):
         hparams = one_interval(hparams, run_opts)
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
+        self.schedule = schedule
+        self.weight_decay_schedule = weight_decay_schedule
+        self.train_logger = train_logger
         self.readers = readers
         self.epoch = 0
         self.batches_per_epoch = None
@@ -235,7 +253,7 @@ class SpectrogramBrain(sb.Brain):
         self.n_unreadable = self._count_unreadable(n_files=1, share=math.inf)
         self.n_files = n_files + self.n_unreadable
         self.writer = None
-        if self.hparams.use_tensorboard and if_main_process():
+        if use_tensorboard and if_main_process():
             self.writer = _tensorboard(self.output_folder / "events")
         self.log_file = self.output_folder / LOG_FILE
 
@@ -317,9 +335,8 @@ class SpectrogramBrain(sb.Brain):
         self.optimizers_dict = {"opt_class": self.optimizer}
         if self.checkpointer is not None:
             self.checkpointer.add_recoverable("optimizer", self.optimizer)
-            if isinstance(self.hparams.schedule, WarmupPlateau):
-                schedule = self.hparams.schedule
-                self.checkpointer.add_recoverable("schedule", schedule)
+            if isinstance(self.schedule, WarmupPlateau):
+                self.checkpointer.add_recoverable("schedule", self.schedule)
 
     def parameter_groups(self):
         """Parameter groups for the optimizer, each with ``lr_scale``."""
@@ -377,11 +394,11 @@ class SpectrogramBrain(sb.Brain):
 
     def optimizers_step(self):
         """Set rate and weight decay, step."""
-        share = self.hparams.schedule(self.optimizer_step, self.total_steps)
-        apply_learning_rate(self.optimizer, self.hparams.lr * share)
-        decay = getattr(self.hparams, "weight_decay_schedule", None)
-        if decay is not None:
-            now = decay(self.optimizer_step, self.total_steps)
+        place = self.optimizer_step, self.total_steps
+        lr = self.optimizer.defaults["lr"] * self.schedule(*place)
+        apply_learning_rate(self.optimizer, lr)
+        if self.weight_decay_schedule is not None:
+            now = self.weight_decay_schedule(*place)
             apply_weight_decay(self.optimizer, now)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -584,7 +601,7 @@ class SpectrogramBrain(sb.Brain):
             "lr": self._learning_rate(),
         }
         # On all processes: it has a broadcast in it.
-        self.hparams.train_logger.log_stats(
+        self.train_logger.log_stats(
             stats_meta=meta, train_stats=train, valid_stats=valid or None
         )
         if not if_main_process():

@@ -4,12 +4,12 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from ssast_lobes.brains.base import SpectrogramBrain, unwrap
-from ssast_lobes.brains.optimizers import parameter_groups
 from ssast_lobes.data.dataset import clip_keys
 from ssast_lobes.metrics import effective_rank, mean_deviation
 from ssast_lobes.plots import plot_reconstruction
 from ssast_lobes.schedules import WarmupPlateau
+from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.optimizers import parameter_groups
 
 # Clips whose embeddings tell the effective rank.
 RANK_CLIPS = 1000
@@ -18,18 +18,15 @@ RANK_CLIPS = 1000
 class PretrainingBrain(SpectrogramBrain):
     """Trains an objective; watches it on held-out audio without labels.
 
-    ``modules`` holds ``features`` (waveform to normalised log-mel) and
-    ``objective`` (owns the encoder). Validation masks are a function of the
-    clip. Beside the objective's logs it reports the effective rank of the
-    clip embeddings and their mean deviation per dimension, which fall when a
-    representation collapses. The arguments are those of `SpectrogramBrain`.
-
-    Reads from ``hparams``, beside the base's: ``weight_decay_schedule``, a
-    schedule of the optimizer's weight decay, or None to keep it.
+    The arguments are those of `SpectrogramBrain`. ``modules`` holds
+    ``pretrainer``, a `PretrainingLobe`. Next to what the objective logs, the
+    validation tells the effective rank of the clip embeddings and their mean
+    deviation per dimension, which fall when a representation collapses.
     """
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        self.has_valid = False
         self._n_watched = 0
         self._picture = None
         self._train_stats = {}
@@ -37,54 +34,80 @@ class PretrainingBrain(SpectrogramBrain):
     @property
     def objective(self):
         """The objective without wrappers."""
-        return unwrap(self.modules.objective)
+        return unwrap(self.modules.pretrainer).objective
 
     def parameter_groups(self):
-        """All trainable parameters at one rate."""
+        """Return all trainable parameters, at one rate."""
         decay = not self.remove_vector_weight_decay
         return parameter_groups(self.objective, decay_vectors=decay)
 
+    def fit(self, epoch_counter, train_set, valid_set=None, **kwargs):
+        """Train; see SpeechBrain's `Brain.fit`."""
+        self.has_valid = valid_set is not None
+        super().fit(epoch_counter, train_set, valid_set, **kwargs)
+
     def compute_forward(self, batch, stage):
-        """Objective output of a batch of waveforms, and how many clips count.
-
-        A clip of a single token hides nothing and has no loss.
-        """
-        # Looked up while the batch is on the CPU: asking the device would wait.
-        padded = bool((batch.sig.lengths < 1).any())
+        """Return the loss of the objective, and what it logs."""
+        # Asked on the CPU: without padding, attention needs no mask.
+        is_padded = bool((batch.sig.lengths < 1).any())
         batch = batch.to(self.device, non_blocking=True)
-        feats, n_frames = self.modules.features(*batch.sig)
+        wavs, wav_lens = batch.sig
+        pretrainer = self.network("pretrainer", stage)
         if stage == sb.Stage.TRAIN:
-            if self.objective.n_frames_optional and not padded:
-                n_frames = None
-            own = {}
-            if self.objective.uses_takes and hasattr(batch, "takes"):
-                own["takes"] = batch.takes
-            return self.modules.objective(feats, n_frames, **own), len(batch.id)
-        keys = clip_keys(batch.id).to(feats.device)
-        mask = self.objective.draw_mask(feats, n_frames, clip_keys=keys)
-        self._watch(feats, n_frames, keys, batch.id)
-        objective = self.network("objective", stage)
-        output = objective(feats, n_frames, mask, clip_keys=keys)
-        if mask is None:
-            return output, len(batch.id)
-        return output, mask.flatten(1).any(1).sum()
+            # The objective draws a new mask in every step.
+            wav_lens = wav_lens if is_padded else None
+            return pretrainer(wavs, wav_lens, **self.more_items(batch))
+        # The mask of a clip is the same in every epoch.
+        keys = clip_keys(batch.id).to(self.device)
+        self.watch(wavs, wav_lens, keys, batch.id)
+        return pretrainer(wavs, wav_lens, clip_keys=keys)
 
-    def _watch(self, feats, n_frames, keys, ids):
+    def compute_objectives(self, output, batch, stage):
+        """Return the loss; average it and the logs over the epoch."""
+        self.accumulate({"loss": output.loss, **output.logs}, output.n_clips)
+        return output.loss
+
+    def more_items(self, batch):
+        """Return what the objective takes of a batch next to its audio.
+
+        Arguments
+        ---------
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Of a dataset from `make_dataset`.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+        """
+        if self.objective.uses_takes and hasattr(batch, "takes"):
+            return {"takes": batch.takes}
+        return {}
+
+    @torch.no_grad()
+    def watch(self, wavs, wav_lens, keys, ids):
+        """Keep a picture and the embeddings of the first clips of a part.
+
+        Arguments
+        ---------
+        wavs, wav_lens : torch.Tensor
+            The batch.
+        keys : torch.Tensor
+            See `clip_keys`.
+        ids : list of str
+            The clips.
+        """
+        if self._n_watched >= RANK_CLIPS:
+            return
+        features = unwrap(self.modules.pretrainer).features
+        feats, n_frames = features(wavs, wav_lens)
         if self._n_watched == 0:
             # The liveliest clip of the first batch shows most.
             one = int(feats.var(1).mean(1).argmax())
             parts = (part[one : one + 1] for part in (feats, n_frames, keys))
             self.keep(picture=(*(part.cpu() for part in parts), ids[one]))
-        if self._n_watched < RANK_CLIPS:
-            encoded = self.objective.encoder(feats, n_frames)
-            self.keep(embeddings=encoded.clip().float())
-            self._n_watched += len(ids)
-
-    def compute_objectives(self, output, batch, stage):
-        """The objective's loss; its logs go into the averages."""
-        output, count = output
-        self.accumulate({"loss": output.loss, **output.logs}, count)
-        return output.loss
+        encoded = self.objective.encoder(feats, n_frames)
+        self.keep(embeddings=encoded.clip().float())
+        self._n_watched += len(ids)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
         """Let the objective follow the step (teacher, schedules)."""
@@ -103,17 +126,17 @@ class PretrainingBrain(SpectrogramBrain):
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
             self._train_stats = stats
-            if self.hparams.has_valid:
+            if self.has_valid:
                 return
             self.log_epoch(epoch, stats, {})
         else:
             stats |= self._watched()
             self.log_epoch(epoch, self._train_stats, stats)
-        if isinstance(self.hparams.schedule, WarmupPlateau):
-            self.hparams.schedule.update(stats.get("accuracy", -stats["loss"]))
+        if isinstance(self.schedule, WarmupPlateau):
+            self.schedule.update(stats.get("accuracy", -stats["loss"]))
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, "loss": stats["loss"]},
-            min_keys=["loss"] if self.hparams.has_valid else [],
+            min_keys=["loss"] if self.has_valid else [],
         )
 
     def _watched(self):
@@ -136,7 +159,7 @@ class PretrainingBrain(SpectrogramBrain):
         dict
             What was logged of the epoch whose weights the objective has now.
         """
-        if self.hparams.has_valid:
+        if self.has_valid:
             self.checkpointer.recover_if_possible(min_key="loss")
         self.draw()
         epoch = self.hparams.epoch_counter.current

@@ -7,7 +7,7 @@ import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
-from ssast_lobes.brains.errors import SettingsError
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.audio import UnreadableAudio, read_audio
 from ssast_lobes.data.dataset import ClipReader, make_dataset
 from ssast_lobes.heads import SpectrogramClassifier

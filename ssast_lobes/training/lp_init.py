@@ -1,4 +1,4 @@
-"""Fine-tuning that begins with a head that fits: the linear start.
+"""LP-FT: fine-tuning that begins with the head of a linear probe.
 
 A new head is random, and its first gradients spoil what the encoder has
 learnt. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
@@ -10,15 +10,15 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ssast_lobes.brains.batches import ForgivingCollate
-from ssast_lobes.brains.errors import SettingsError
 from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.data.dataset import collate
 from ssast_lobes.probing.classifiers import linear_weights
+from ssast_lobes.training.batches import ForgivingCollate
+from ssast_lobes.training.errors import SettingsError
 
 
 @torch.no_grad()
-def start_head(model, features, dataset, penalty, batch_size=16):
+def fit_head(model, features, dataset, penalty, batch_size=16):
     """Set a classifier's linear layer to the logistic regression on a dataset.
 
     All processes compute the same, each in float64: meant for thousands of
@@ -32,7 +32,7 @@ def start_head(model, features, dataset, penalty, batch_size=16):
         Waveforms to normalised log-mel.
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
         Training clips with items ``sig`` and ``target``, see `make_dataset`;
-        of a single label each. Clips that cannot be read are passed over.
+        of a single label each. Clips that cannot be read are skipped.
     penalty : float
         Of the squared weights, see `logistic_regression`.
     batch_size : int
@@ -63,21 +63,23 @@ def start_head(model, features, dataset, penalty, batch_size=16):
     >>> dataset = make_dataset(rows, ClipReader(), classes)
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> model = SpectrogramClassifier(encoder, 2).eval()
-    >>> start_head(model, FrontEnd(), dataset, penalty=0.01)
+    >>> fit_head(model, FrontEnd(), dataset, penalty=0.01)
     >>> wavs = torch.stack([item["sig"] for item in dataset])
     >>> model(*FrontEnd()(wavs)).argmax(1).tolist()
     [0, 1, 0, 1, 0, 1]
     """
     head = model.head
     if head.projection is not None:
-        raise SettingsError("linear_start is for heads without a projection")
+        raise SettingsError(
+            "lp_init_penalty is for linear heads without a projection"
+        )
     was_training = model.training
     model.eval()
     device = head.linear.weight.device
     reading = ForgivingCollate(collate)
     loader = DataLoader(dataset, batch_size, collate_fn=reading)
     vectors, targets = [], []
-    for batch in tqdm(loader, "Linear start"):
+    for batch in tqdm(loader, "Fitting the head"):
         if batch is None:
             continue
         feats, n_frames = features(*batch.to(device).sig)
@@ -85,7 +87,7 @@ def start_head(model, features, dataset, penalty, batch_size=16):
         targets.append(batch.target.cpu())
     model.train(was_training)
     if not vectors:
-        raise UnreadableAudio("linear_start: no training clip can be read")
+        raise UnreadableAudio("lp_init_penalty: no training clip can be read")
     weight, bias = linear_weights(
         torch.cat(vectors),
         torch.cat(targets),

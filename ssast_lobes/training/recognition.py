@@ -4,9 +4,9 @@ import speechbrain as sb
 from speechbrain.utils.distributed import if_main_process
 from speechbrain.utils.metric_stats import ErrorRateStats
 
-from ssast_lobes.brains.base import SpectrogramBrain, unwrap
-from ssast_lobes.brains.optimizers import parameter_groups
 from ssast_lobes.recognition import ctc_loss, greedy_units
+from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.optimizers import parameter_groups
 
 
 class RecognitionBrain(SpectrogramBrain):

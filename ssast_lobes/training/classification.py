@@ -1,0 +1,395 @@
+"""Classification: fine-tuning and frozen probing, one or many labels."""
+
+import csv
+import functools
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.distributed import if_main_process
+from torch.nn import functional
+from torch.optim.swa_utils import AveragedModel
+
+from ssast_lobes.data.manifest import split_labels
+from ssast_lobes.losses import class_weights, needs_one_label
+from ssast_lobes.metrics import ClassificationMetrics
+from ssast_lobes.plots import plot_confusion_matrix
+from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.card import told
+from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.lp_init import fit_head
+from ssast_lobes.training.optimizers import parameter_groups
+
+SELECTIONS = {
+    False: ("accuracy", "uar", "macro_f1", "eer"),
+    True: ("mAP",),
+}
+LOWER_IS_BETTER = ("eer",)
+
+
+def best_key(selection):
+    """Return the argument of ``Brain.evaluate`` that finds the best epoch.
+
+    Arguments
+    ---------
+    selection : str
+        The metric that chooses it.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> best_key("accuracy"), best_key("eer")
+    ({'max_key': 'accuracy'}, {'min_key': 'eer'})
+    """
+    lower = selection in LOWER_IS_BETTER
+    return {"min_key" if lower else "max_key": selection}
+
+
+class ClassificationBrain(SpectrogramBrain):
+    """Trains a `SpectrogramClassifier`; the best epoch is chosen on valid.
+
+    ``modules`` holds ``features`` and ``model``.
+
+    Arguments
+    ---------
+    *args, **kwargs
+        Those of `SpectrogramBrain`.
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
+        The classes.
+    multi_label : bool
+        Whether a clip may have several labels.
+    selection : str
+        The metric on valid that chooses the epoch: accuracy, uar, macro_f1 or
+        eer (the equal error rate of two classes), or mAP of several labels.
+    compute_cost : callable
+        (scores (B, C), soft targets (B, C)) -> loss, such as
+        `ssast_lobes.losses.cross_entropy`.
+    class_weights : str or dict, optional
+        Weights that `compute_cost` is given as ``weight``; see
+        `ssast_lobes.losses.class_weights`.
+    mixup : callable, optional
+        See `ssast_lobes.augment.Mixup`.
+    augment : list of callable
+        Of features, in training; see `ssast_lobes.augment`.
+    degradation : callable, optional
+        Of waveforms, in training; see `ssast_lobes.degradation`.
+    head_lr_scale, layer_decay : float
+        See `parameter_groups`.
+    swa_start_epoch : int, optional
+        Choose no epoch: test the mean of the weights at the end of this epoch
+        and all later ones, as in PSLA (Gong et al., IEEE/ACM TASLP 2021). The
+        mean so far is in the checkpoints, and is what is validated.
+
+    Raises
+    ------
+    SettingsError
+        If loss or selection do not go with the kind of labels, or there is
+        no epoch to average.
+    """
+
+    def __init__(
+        self,
+        *args,
+        label_encoder,
+        multi_label,
+        selection,
+        compute_cost,
+        class_weights=None,
+        mixup=None,
+        augment=(),
+        degradation=None,
+        head_lr_scale=1.0,
+        layer_decay=1.0,
+        swa_start_epoch=None,
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        self.label_encoder = label_encoder
+        self.multi_label = multi_label
+        self.selection = selection
+        self.compute_cost = compute_cost
+        self._told_cost = told(compute_cost)
+        self.class_weights = class_weights
+        self.mixup = mixup
+        self.augment = augment or ()
+        self.degradation = degradation
+        self.head_lr_scale = head_lr_scale
+        self.layer_decay = layer_decay
+        self.swa_start_epoch = swa_start_epoch
+        self._check_settings()
+        self._train_stats = {}
+        self.test_stats = None
+        self.average = None
+        self._own_weights = {}
+        if swa_start_epoch is not None:
+            self._start_average()
+
+    def _check_settings(self):
+        kind = "several labels" if self.multi_label else "one label"
+        allowed = SELECTIONS[bool(self.multi_label)]
+        if self.selection not in allowed:
+            raise SettingsError(
+                f"selection must be one of {allowed} where a clip has {kind}, "
+                f"got '{self.selection}'"
+            )
+        if self.multi_label and needs_one_label(self.compute_cost):
+            raise SettingsError(
+                "compute_cost must be binary_cross_entropy, or a function of "
+                f"your own, where a clip has {kind}"
+            )
+        if self.selection == "eer" and len(self.label_encoder) != 2:
+            raise SettingsError(
+                "selection eer needs two classes, there are "
+                f"{len(self.label_encoder)}"
+            )
+
+    def _start_average(self):
+        last = self.hparams.epoch_counter.limit
+        if self.debug:
+            self.swa_start_epoch = min(self.swa_start_epoch, last)
+        if not 1 <= self.swa_start_epoch <= last:
+            raise SettingsError(
+                f"swa_start_epoch must be one of the epochs 1 to {last}, got "
+                f"{self.swa_start_epoch}"
+            )
+        self.average = AveragedModel(self.model)
+        self.checkpointer.add_recoverable("average", self.average)
+
+    @property
+    def model(self):
+        """The classifier without wrappers."""
+        return unwrap(self.modules.model)
+
+    def parameter_groups(self):
+        """Return groups whose rates fall from the head to the first block."""
+        return parameter_groups(
+            self.model,
+            head_lr_scale=self.head_lr_scale,
+            layer_decay=self.layer_decay,
+            decay_vectors=not self.remove_vector_weight_decay,
+        )
+
+    def fit_head(self, clips, penalty, batch_size):
+        """Begin with the head of a linear probe, unless a run is resumed.
+
+        Arguments
+        ---------
+        clips : speechbrain.dataio.dataset.DynamicItemDataset
+            Whole training clips, as valid and test are read.
+        penalty, batch_size
+            See `ssast_lobes.training.lp_init.fit_head`.
+
+        Raises
+        ------
+        SettingsError
+            If clips may have several labels.
+        """
+        if self.multi_label:
+            raise SettingsError("lp_init_penalty is for clips of one label")
+        if not self.checkpointer.list_checkpoints():
+            # Sorted, since a batch needs the memory of its longest clip.
+            clips = clips.filtered_sorted(sort_key="duration")
+            features = self.modules.features
+            fit_head(self.model, features, clips, penalty, batch_size)
+
+    def fit(self, epoch_counter, train_set, valid_set=None, **kwargs):
+        """Train; see SpeechBrain's `Brain.fit`."""
+        if self.class_weights is not None:
+            cells = [train_set.data[key]["label"] for key in train_set.data_ids]
+            labels = [
+                split_labels(cell) if self.multi_label else [cell]
+                for cell in cells
+            ]
+            weight = class_weights(
+                self.class_weights, labels, self.classes, self.multi_label
+            )
+            self.compute_cost = functools.partial(
+                self.compute_cost, weight=weight
+            )
+        super().fit(epoch_counter, train_set, valid_set, **kwargs)
+
+    @property
+    def classes(self):
+        """Names of the classes (list of str), in the order of the scores."""
+        names = self.label_encoder.ind2lab
+        return [names[index] for index in range(len(names))]
+
+    def compute_forward(self, batch, stage):
+        """Return the scores (B, C) of a batch, and its targets (B, C)."""
+        batch = batch.to(self.device, non_blocking=True)
+        wavs, wav_lens = batch.sig
+        targets = self.soft_targets(batch.target)
+        is_training = stage == sb.Stage.TRAIN
+        if is_training and self.degradation is not None:
+            wavs = self.degradation(wavs, wav_lens)
+        if is_training and self.mixup is not None:
+            wavs, wav_lens, targets = self.mixup(wavs, wav_lens, targets)
+        feats, n_frames = self.modules.features(wavs, wav_lens)
+        for augment in self.augment if is_training else ():
+            feats = augment(feats, n_frames)
+        return self.network("model", stage)(feats, n_frames), targets
+
+    def compute_objectives(self, output, batch, stage):
+        """Return the loss; keep the scores where they are evaluated."""
+        scores, targets = output
+        loss = self.compute_cost(scores, targets)
+        self.accumulate({"loss": loss}, len(batch.id))
+        if stage != sb.Stage.TRAIN:
+            self.keep_scores(scores, batch)
+        return loss
+
+    def soft_targets(self, target):
+        """Return the targets of a batch as (B, C) float.
+
+        Arguments
+        ---------
+        target : torch.Tensor
+            Class indices (B,), or multi-hot (B, C).
+
+        Returns
+        -------
+        torch.Tensor
+        """
+        if self.multi_label:
+            return target
+        return functional.one_hot(target, len(self.label_encoder)).float()
+
+    def keep_scores(self, scores, batch):
+        """Keep what metrics and predictions are made of.
+
+        Arguments
+        ---------
+        scores : torch.Tensor
+            (B, C).
+        batch : speechbrain.dataio.batch.PaddedBatch
+            Whose scores they are.
+        """
+        self.keep(
+            ids=batch.id,
+            labels=batch.label,
+            scores=scores.float(),
+            targets=batch.target,
+        )
+
+    def on_stage_start(self, stage, epoch=None):
+        """Validate the mean of the weights, where there is to be one."""
+        super().on_stage_start(stage, epoch)
+        if stage == sb.Stage.VALID and self._validates_mean(epoch):
+            self.average.update_parameters(self.model)
+            own = self.model.state_dict()
+            self._own_weights = {k: v.clone() for k, v in own.items()}
+            self.model.load_state_dict(self.average.module.state_dict())
+
+    def _validates_mean(self, epoch):
+        return self.average is not None and epoch >= self.swa_start_epoch
+
+    def on_stage_end(self, stage, stage_loss, epoch=None):
+        """Log; save the checkpoint; write the test results."""
+        self.check_audio()
+        stats = self.averages()
+        if stage == sb.Stage.TRAIN:
+            self._train_stats = stats
+            return
+        kept = self.evaluated()
+        metrics = ClassificationMetrics(self.multi_label)
+        for batch in kept:
+            metrics.append(batch["scores"], batch["targets"])
+        summary = metrics.summary()
+        stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
+        if stage == sb.Stage.VALID:
+            self.log_epoch(epoch, self._train_stats, stats)
+            self._check_selection(stats)
+            if self._validates_mean(epoch):
+                self.model.load_state_dict(self._own_weights)
+            self.checkpointer.save_and_keep_only(
+                meta={"epoch": epoch, **stats},
+                **{
+                    f"{kind}s": [key]
+                    for kind, key in best_key(self.selection).items()
+                },
+            )
+        else:
+            self._write_test(stats, summary, kept)
+
+    def _check_selection(self, stats):
+        # The few batches of a trial may be of one class.
+        if self.selection not in stats and not self.debug:
+            raise SettingsError(
+                f"selection {self.selection} cannot be computed: the "
+                "valid part has clips of one class only"
+            )
+
+    def on_evaluate_start(self, max_key=None, min_key=None):
+        """Go back to the best epoch, or take the mean of the last ones."""
+        if self.average is None:
+            super().on_evaluate_start(max_key, min_key)
+            return
+        super().on_evaluate_start()
+        if self.average.n_averaged == 0:
+            raise SettingsError(
+                f"there is no mean of weights yet: epoch {self.swa_start_epoch}, "
+                "from which on they are averaged, has not come to its end"
+            )
+        self.model.load_state_dict(self.average.module.state_dict())
+
+    def _write_test(self, stats, summary, kept):
+        self.test_stats = stats
+        meta = {"best epoch": self.hparams.epoch_counter.current}
+        if self.average is not None:
+            last = self.hparams.epoch_counter.current
+            meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
+        # On all processes: it has a broadcast in it.
+        self.train_logger.log_stats(stats_meta=meta, test_stats=stats)
+        if not if_main_process():
+            return
+        names = self.classes
+        if not self.multi_label:
+            plot_confusion_matrix(
+                summary["confusion_matrix"],
+                names,
+                self.output_folder / "confusion_matrix.png",
+            )
+        path = self.output_folder / "test_predictions.csv"
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            table = csv.writer(file)
+            table.writerow(["id", "label", "predicted", *names])
+            for batch in kept:
+                table.writerows(self._predictions(batch, names))
+
+    def _predictions(self, batch, names):
+        """Rows of the predictions of a batch that was kept."""
+        shares = self._shares(batch["scores"])
+        clips = zip(batch["ids"], batch["labels"], shares, strict=True)
+        for clip, label, share in clips:
+            row = [f"{value:.6f}" for value in share.tolist()]
+            yield clip, label, self._decide(names, share), *row
+
+    def _shares(self, scores):
+        multi = self.multi_label
+        return torch.sigmoid(scores) if multi else scores.softmax(-1)
+
+    def _decide(self, names, share):
+        if not self.multi_label:
+            return names[int(share.argmax())]
+        likely = (share > 0.5).tolist()
+        return ";".join(n for n, yes in zip(names, likely, strict=True) if yes)
+
+    def result(self):
+        """Return what the test has found, for ``test_result.json``.
+
+        Returns
+        -------
+        dict
+            The epoch that was tested, how it was trained, and the metrics.
+        """
+        return {
+            "epoch": self.hparams.epoch_counter.current,
+            "number_of_epochs": self.hparams.epoch_counter.limit,
+            "swa_start_epoch": self.swa_start_epoch,
+            "compute_cost": self._told_cost,
+            "class_weights": self.class_weights,
+            "debug": self.debug,
+            "metrics": self.test_stats,
+        }

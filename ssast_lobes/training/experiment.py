@@ -1,0 +1,152 @@
+"""What keeps two experiments in one output folder apart."""
+
+import json
+import os
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from ruamel.yaml import YAML
+from speechbrain.core import DEFAULT_LOG_CONFIG
+from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.logger import setup_logging
+
+from ssast_lobes.data.manifest import written_whole
+from ssast_lobes.data.splits import has_begun
+from ssast_lobes.presets import merge, read_tree, tag_of
+from ssast_lobes.training.arguments import REPLACE
+from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.lock import folder_lock
+
+SETTINGS_FILE = "settings.json"
+# What may change between two starts of one experiment: how it is run, and
+# where its data lie (the clips themselves are compared).
+_FREE = {
+    "allow_download",
+    "audio",
+    "checkpointing",
+    "ckpt_interval_minutes",
+    "data_folder",
+    "export_folder",
+    "held_out_of",
+    "librispeech_folder",
+    "manifest",
+    "max_unreadable",
+    "nonfinite_patience",
+    "num_workers",
+    "number_of_epochs",
+    "output_folder",
+    "pad_seconds",
+    "require_counts",
+    "shards",
+    "use_tensorboard",
+    "window_seconds",
+}
+_NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
+
+
+@contextmanager
+def experiment(hparams_file, overrides, folder):
+    """Hold an output folder for one run of one experiment.
+
+    A folder in which something is trained takes the settings of its first
+    start only; `data.splits.write_splits` compares the clips. So prepare the
+    data, and call SpeechBrain's ``create_experiment_directory``, inside of
+    this context, in this order: a refused start then changes nothing.
+
+    Arguments
+    ---------
+    hparams_file : str
+        The YAML of the recipe.
+    overrides : str
+        From `parse_arguments`.
+    folder : str or os.PathLike
+        The output folder.
+
+    Raises
+    ------
+    SettingsError
+        If another process holds the folder, or a setting has changed that
+        makes it another experiment; names the settings.
+
+    Example
+    -------
+    >>> folder = getfixture("tmp_path")
+    >>> file = folder / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1\\nnum_workers: 2\\n")
+    >>> with experiment(file, "", folder / "out"):
+    ...     (folder / "out" / "save" / "CKPT+1").mkdir(parents=True)
+    >>> with experiment(file, "num_workers: 0", folder / "out"):
+    ...     pass
+    >>> with experiment(file, "lr: 0.2", folder / "out"):
+    ...     pass
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.training.errors.SettingsError: ... lr (0.1, now 0.2). Choose ...
+    """
+    with folder_lock(folder) if if_main_process() else nullcontext():
+        run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
+        # Messages show before the folder has its log file.
+        setup_logging(DEFAULT_LOG_CONFIG, _NO_LOG_FILE)
+        yield
+
+
+def _keep_or_compare(hparams_file, overrides, folder):
+    now = _settings(hparams_file, overrides)
+    path = folder / SETTINGS_FILE
+    if not has_begun(folder) or not path.is_file():
+        with written_whole(path) as file:
+            file.write(json.dumps(now, indent=2) + "\n")
+        return
+    try:
+        then = dict(json.loads(path.read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise SettingsError(
+            f"{path} is damaged ({error}). If you know that the settings are "
+            "those of its experiment, delete it; else choose another "
+            "--output_folder"
+        ) from error
+    changed = [
+        f"{key} ({then.get(key)}, now {now.get(key)})"
+        for key in sorted(then.keys() | now.keys())
+        if then.get(key) != now.get(key)
+    ]
+    if changed:
+        raise SettingsError(
+            f"{folder} holds an experiment with other settings: "
+            f"{', '.join(changed)}. Choose another --output_folder, or delete "
+            "that one to start anew"
+        )
+
+
+def _settings(hparams_file, overrides):
+    """Return the settings by their place in the YAML, as JSON has them.
+
+    References stay as written: where an output folder is part of other
+    values, a moved one changes nothing.
+    """
+    tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
+    return json.loads(json.dumps(dict(_flat("", tree))))
+
+
+def _flat(place, node):
+    """Yield (place, plain value) of all that a node says."""
+    tag = tag_of(node)
+    if tag == REPLACE:
+        yield from _flat(place, node[0])
+        return
+    if tag and not isinstance(node, dict | list):
+        yield place, f"{tag} {node.value}".strip()
+        return
+    if tag:
+        yield place, tag
+    if isinstance(node, dict):
+        for key, child in node.items():
+            if key not in _FREE:
+                yield from _flat(f"{place}.{key}" if place else key, child)
+    elif isinstance(node, list) and any(
+        isinstance(x, dict | list) for x in node
+    ):
+        for number, child in enumerate(node):
+            yield from _flat(f"{place}.{number}", child)
+    elif not isinstance(node, dict):
+        yield place, list(node) if isinstance(node, list) else node

@@ -1,0 +1,30 @@
+"""What a training starts from."""
+
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.weights import initialise, load_weights
+
+logger = get_logger(__name__)
+
+
+def load_pretrained(source, encoder, objective):
+    """Load an encoder, and what fits of its objective, to train on.
+
+    Arguments
+    ---------
+    source : str, path or None
+        An exported folder or a released checkpoint; None loads nothing.
+    encoder : SpectrogramEncoder
+        Changed in place.
+    objective : Objective
+        Its heads and decoders are loaded where the source has them; the log
+        tells what was.
+
+    Raises
+    ------
+    WeightsError
+        If the source does not load.
+    """
+    if source is not None:
+        for line in initialise(encoder, load_weights(source), objective):
+            logger.info(line)
