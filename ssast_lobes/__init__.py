@@ -11,10 +11,14 @@ __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
 _ROOM_OF = {
     "ClipPooling": "heads",
+    "ClusterMasker": "masking",
     "FrontEnd": "features",
     "Grid": "patches",
+    "InverseBlockMasker": "masking",
     "KaldiFbank": "features",
+    "RandomMasker": "masking",
     "SSAST": "lobe",
+    "SpanMasker": "masking",
     "SpectrogramClassifier": "heads",
     "SpectrogramEncoder": "encoder",
     "SpectrogramLobe": "lobe",

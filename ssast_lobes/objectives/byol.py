@@ -18,8 +18,8 @@ class BYOL(Objective):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
-    masker : Masker, optional
-        Of an objective that hides tokens.
+    masker : Masker or dict, optional
+        Of an objective that hides tokens; see `Objective`.
     hidden : float
         Hidden size of projector and predictor over the encoder's D.
     out : float
@@ -56,8 +56,9 @@ class BYOL(Objective):
 
     @property
     def config(self):
-        """The arguments, without encoder and masker, that build this again."""
+        """The arguments, without the encoder, that build this again."""
         return {
+            **super().config,
             "hidden": self.hidden,
             "out": self.out,
             "momentum": [self.momentum.start, self.momentum.end],
