@@ -43,8 +43,7 @@ import statistics
 from pathlib import Path
 
 import speechbrain as sb
-import yaml
-from hyperpyyaml import load_hyperpyyaml, resolve_references
+from hyperpyyaml import load_hyperpyyaml
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.epoch_loop import EpochCounter
@@ -92,6 +91,11 @@ from ssast_lobes.export import (
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
 from ssast_lobes.recognition import SpectrogramRecogniser
+from ssast_lobes.training import (
+    parse_arguments,
+    plain_settings,
+    with_settings,
+)
 from ssast_lobes.weights import (
     average_with,
     initialise,
@@ -147,7 +151,7 @@ def pretrain(arguments, prepare):
     hparams["has_valid"] = valid is not None
     sampler = _part_sampler(hparams, len(train))
     lobe = hparams["lobe"]
-    objective = hparams["objective"]["objective_class"](lobe.encoder)
+    objective = hparams["objective"]
     if hparams["source"] is not None:
         weights = load_weights(hparams["source"])
         for line in initialise(lobe.encoder, weights, objective):
@@ -316,7 +320,7 @@ def cross_validate(arguments, prepare, folds=None):
         If there is no such fold, or `epoch_chosen_on` is something else.
     """
     hparams_file, run_opts, overrides = _parse(arguments)
-    settings = _plain_settings(hparams_file, overrides)
+    settings = plain_settings(hparams_file, overrides)
     folds = folds or _listed_folds(settings)
     chosen = _choose(settings["fold"], folds)
     if settings["epoch_chosen_on"] not in ("valid", "test"):
@@ -328,7 +332,7 @@ def cross_validate(arguments, prepare, folds=None):
     results = {}
     for fold in chosen:
         own = {"fold": fold, "output_folder": str(folder / f"fold_{fold}")}
-        hparams = _open(hparams_file, _override(overrides, own), prepare)
+        hparams = _open(hparams_file, with_settings(overrides, **own), prepare)
         result = run_on_main(_finished, args=[hparams])
         if result is None or run_opts["test_only"]:
             logger.info(f"Fold {fold}")
@@ -428,7 +432,7 @@ def check_window(window, least, name="window_seconds"):
 
 
 def _parse(arguments):
-    parsed = sb.parse_arguments(arguments)
+    parsed = parse_arguments(arguments)
     sb.utils.distributed.ddp_init_group(parsed[1])
     return parsed
 
@@ -702,20 +706,6 @@ def _write_json(path, content):
 # Folds --------------------------------------------------------------------
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads the plain values of a YAML; what builds an object is None."""
-
-
-_PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
-
-
-def _plain_settings(hparams_file, overrides):
-    """Values of a YAML, without building any object."""
-    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
-        resolved = resolve_references(file, overrides)
-    return yaml.load(resolved, _PlainLoader)
-
-
 def _listed_folds(hparams):
     """Names of the folds where the YAML lists them."""
     return hparams["folds"]
@@ -730,17 +720,6 @@ def _choose(fold, folds):
         there = ", ".join(str(one) for one in folds)
         raise SettingsError(f"fold must be one of {there}, got '{fold}'")
     return chosen
-
-
-def _override(overrides, values):
-    """The overrides of a command line, a line each, with further ones."""
-    lines = [
-        line
-        for line in overrides.splitlines()
-        if line.partition(":")[0] not in values
-    ]
-    lines += [f"{key}: {json.dumps(value)}" for key, value in values.items()]
-    return "\n".join(lines)
 
 
 def _finished(hparams):

@@ -6,9 +6,12 @@ import json
 import pytest
 import torch
 
+from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.brains.errors import SettingsError, check_same_experiment
 from ssast_lobes.masking import RandomMasker
-from ssast_lobes.objectives import M2D, MSPM
+from ssast_lobes.objectives import MSPM, load_objective
+
+ENCODER = SpectrogramEncoder(dim=32, depth=1, heads=2, table_frames=160)
 
 
 @pytest.fixture
@@ -19,7 +22,7 @@ def first(tmp_path):
         "number_of_epochs": 2,
         "folds": (1, 2),
         "opt_class": functools.partial(torch.optim.AdamW, weight_decay=0.1),
-        "objective": {"objective_class": functools.partial(MSPM, ratio=0.5)},
+        "objective": MSPM(ENCODER, RandomMasker(0.5)),
         "training": {"number_of_epochs": 2, "max_grad_norm": 5.0},
         "augment": [RandomMasker(0.5)],
         "mixup": None,
@@ -47,8 +50,12 @@ def test_nothing_or_what_is_free_has_changed(first):
             r"opt_class.weight_decay \(0.1, now None\)",
         ),
         (
-            {"objective": {"objective_class": functools.partial(M2D)}},
-            r"objective.objective_class \(.*MSPM, now .*M2D\), .*ratio \(0.5",
+            {"objective": load_objective("m2d")(ENCODER)},
+            r"objective \(.*MSPM, now .*M2D\), .*momentum \(None, now \[0.99",
+        ),
+        (
+            {"objective": MSPM(ENCODER, RandomMasker(0.4))},
+            r"objective.masker.ratio \(0.5, now 0.4\)",
         ),
         (
             {"training": {"max_grad_norm": 1.0}},

@@ -167,6 +167,9 @@ def _told(name, value):
     else:
         kind = value if hasattr(value, "__qualname__") else type(value)
         yield name, f"{kind.__module__}.{kind.__qualname__}"
+        # An objective, or a masker, tells its numbers too.
+        if isinstance(config := getattr(value, "config", None), dict):
+            yield from _told(name, config)
 
 
 def _is_plain(value):

@@ -265,7 +265,7 @@ def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
     recipe = Path(__file__).parents[2] / "recipes/CustomData/pretrain"
     done = subprocess.run(
         [sys.executable, "train.py", "hparams/pretrain.yaml", "--audio=x"]
-        + ["--objective=!include:../../../../hparams/objective/nope.yaml"]
+        + ["--training=!include:../../../../hparams/training/nope.yaml"]
         + [f"--output_folder={tmp_path}"],
         cwd=recipe,
         capture_output=True,
@@ -274,4 +274,4 @@ def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "nope.yaml to include" in done.stderr
-    assert "m2d.yaml" in done.stderr
+    assert "pretrain_default.yaml" in done.stderr

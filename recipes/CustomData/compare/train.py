@@ -23,7 +23,6 @@ from tqdm import tqdm
 from ssast_lobes.brains.base import read_log
 from ssast_lobes.brains.errors import SettingsError, loading, plain_errors
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, write_report
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
@@ -35,9 +34,9 @@ def pretrain(name, settings, folder, tasks):
     Arguments
     ---------
     name : str
-        Fragment of ``hparams/objective/``.
+        File of ``hparams/objective/``, unless the settings have `objective`.
     settings : dict
-        Other settings of ``pretrain.yaml``.
+        Settings of ``pretrain.yaml``.
     folder : pathlib.Path
         Output folder of the run.
     tasks : list of ssast_lobes.probing.Task
@@ -66,9 +65,9 @@ def pretrain(name, settings, folder, tasks):
         return cost
     folder.mkdir(parents=True, exist_ok=True)
     overrides = {
+        "objective": name,
         **settings,
         "held_out_of": write_held_out(tasks, folder / "held_out.csv"),
-        "objective": f"!include:{preset_path('objective', name)}",
         "output_folder": str(folder),
     }
     command = [sys.executable, "train.py", "hparams/pretrain.yaml"]
