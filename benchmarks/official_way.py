@@ -81,7 +81,7 @@ class OfficialWay(nn.Module):
     def _draw(self, feats):
         grid = self.objective.encoder.grid
         steps = grid.n_steps(feats.shape[1])
-        count = self.objective.masker.n_hidden(grid.n_bands * steps)
+        count = self.objective.masker.n_masked(grid.n_bands * steps)
         return [
             official_mask(grid.n_bands, steps, count, random) for _ in feats
         ]

@@ -42,10 +42,12 @@ class GroupCorruption(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> corrupt = GroupCorruption((0.5, 0.7), 0.3, 0.5, 0.3, align=(16, 16))
     >>> feats, n_frames = torch.ones(2, 160, 128), torch.tensor([160, 80])
-    >>> corrupted, hidden = corrupt(feats, n_frames, Noise(2, feats.device))
+    >>> corrupted, hidden = corrupt(
+    ...     feats, n_frames, RandomSource(2, feats.device)
+    ... )
     >>> bool((corrupted == 0)[hidden].all()), bool(hidden[1, 80:].any())
     (True, False)
     """
@@ -67,7 +69,7 @@ class GroupCorruption(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
         paste : bool
             Paste too. What comes out then depends on the other clips.
@@ -99,7 +101,7 @@ class GroupCorruption(nn.Module):
 
         Arguments
         ---------
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
         n_frames : torch.Tensor
             Valid frames (B,) int64.

@@ -80,7 +80,7 @@ from ssast_lobes.export import (
 )
 from ssast_lobes.linear_start import start_head
 from ssast_lobes.plots import plot_comparison
-from ssast_lobes.recognition import SpectrogramRecogniser
+from ssast_lobes.recognition import SpectrogramRecognizer
 from ssast_lobes.training import (
     ClassificationBrain,
     PretrainingBrain,
@@ -92,7 +92,7 @@ from ssast_lobes.training.errors import (
     SettingsError,
     check_same_experiment,
     keep_settings,
-    loading,
+    yaml_errors,
 )
 from ssast_lobes.training.lock import folder_lock
 from ssast_lobes.weights import (
@@ -249,7 +249,7 @@ def _recognise(hparams_file, run_opts, hparams, rows):
     lobe = hparams["lobe"]
     for line in lobe.report:
         logger.info(line)
-    model = SpectrogramRecogniser(
+    model = SpectrogramRecognizer(
         lobe.encoder, n_units=len(hparams["vocabulary"]) + 1
     )
     hparams["checkpointer"].add_recoverable("model", model)
@@ -453,7 +453,7 @@ def _opened(hparams_file, overrides, prepare):
     Nothing of a folder changes that holds another experiment. Gives the
     settings, and the parts of the dataset (of shards, if the YAML has any).
     """
-    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
     hparams.setdefault("export_folder", str(folder / "export"))
@@ -723,7 +723,7 @@ _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _plain_settings(hparams_file, overrides):
     """Values of a YAML, without building any object."""
-    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
 

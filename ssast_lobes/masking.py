@@ -2,6 +2,9 @@
 
 A mask is boolean (B, F', T'), True where a token is hidden. Only a clip's
 own valid tokens are hidden, and exactly as many as asked for.
+
+A masker is a setting of an objective: `Masker.config` describes it in plain
+words and numbers, and `make_masker` builds it again.
 """
 
 import torch
@@ -73,7 +76,7 @@ def keyed_uniform(keys, rows, columns):
     return _shift(mix_bits(place), 40).float() / (1 << 24)
 
 
-class Noise:
+class RandomSource:
     """Uniform draws for the clips of a batch, new ones at each call.
 
     Arguments
@@ -90,7 +93,9 @@ class Noise:
 
     Example
     -------
-    >>> noise = Noise(2, torch.device("cpu"), clip_keys=torch.tensor([5, 5]))
+    >>> noise = RandomSource(
+    ...     2, torch.device("cpu"), clip_keys=torch.tensor([5, 5])
+    ... )
     >>> first, second = noise(1, 3), noise(1, 3)
     >>> torch.equal(first[0], first[1]), torch.equal(first, second)
     (True, False)
@@ -146,15 +151,27 @@ class Masker(nn.Module):
     def __init__(self, ratio=None, count=None):
         super().__init__()
         if (ratio is None) == (count is None):
-            raise ValueError("give either ratio or count")
-        if ratio is not None and not 0 < ratio < 1:
-            raise ValueError(f"ratio must lie between 0 and 1, got {ratio}")
-        if count is not None and count < 1:
-            raise ValueError(f"count must be at least 1, got {count}")
+            raise ValueError(
+                f"a masker takes either ratio or count, got ratio={ratio!r} "
+                f"and count={count!r}"
+            )
+        if ratio is not None and not _is_ratio(ratio):
+            raise ValueError(
+                f"ratio must be a number between 0 and 1, got {ratio!r}"
+            )
         self.ratio = ratio
-        self.count = count
+        self.count = None if count is None else _whole("count", count)
 
-    def n_hidden(self, n_tokens):
+    @property
+    def config(self):
+        """Return the name and the arguments, for `make_masker`."""
+        return {
+            "name": type(self).__name__,
+            "ratio": self.ratio,
+            "count": self.count,
+        }
+
+    def n_masked(self, n_tokens):
         """Tokens to hide of so many: at least one, at most all but one.
 
         Arguments
@@ -170,7 +187,7 @@ class Masker(nn.Module):
         Example
         -------
         >>> masker = RandomMasker(ratio=0.75)
-        >>> [masker.n_hidden(n) for n in (1, 2, 512)]
+        >>> [masker.n_masked(n) for n in (1, 2, 512)]
         [0, 1, 384]
         """
         if not isinstance(n_tokens, torch.Tensor):
@@ -208,7 +225,7 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        noise = Noise(len(n_steps), n_steps.device, generator, clip_keys)
+        noise = RandomSource(len(n_steps), n_steps.device, generator, clip_keys)
         return self.draw(noise, n_steps, bands, max_steps)
 
     def draw(self, noise, n_steps, bands, max_steps):
@@ -216,7 +233,7 @@ class Masker(nn.Module):
 
         Arguments
         ---------
-        noise : Noise
+        noise : RandomSource
             Source of the draws; another call gives another mask.
         n_steps, bands, max_steps
             As in `forward`.
@@ -231,7 +248,7 @@ class Masker(nn.Module):
         padding = steps >= n_steps[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
         rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        hidden = rank < self.n_hidden(n_steps * bands)[:, None]
+        hidden = rank < self.n_masked(n_steps * bands)[:, None]
         return hidden.unflatten(1, (bands, max_steps))
 
     def scores(self, noise, n_steps, bands, max_steps):
@@ -239,7 +256,7 @@ class Masker(nn.Module):
 
         Arguments
         ---------
-        noise : Noise
+        noise : RandomSource
             ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
         n_steps, bands, max_steps
             As in `forward`.
@@ -250,6 +267,20 @@ class Masker(nn.Module):
             (B, F', T').
         """
         raise NotImplementedError
+
+
+def _is_ratio(value):
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and 0 < value < 1
+
+
+def _whole(name, value):
+    """Return `value`; raise unless it is a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(
+            f"{name} must be a whole number of at least 1, got {value!r}"
+        )
+    return value
 
 
 class RandomMasker(Masker):
@@ -278,12 +309,20 @@ class ClusterMasker(Masker):
     official generator hides the lowest mel row half as often as the middle).
     See section 2.2 of the paper.
 
+    On a grid of one band tokens are hidden one by one, as by `RandomMasker`:
+    the paper has clusters of patches, but not of frames.
+
     Arguments
     ---------
     ratio, count
         See `Masker`.
-    sizes : tuple of int
+    cluster_sizes : sequence of int
         Cluster sizes C to draw from.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
 
     Example
     -------
@@ -292,37 +331,58 @@ class ClusterMasker(Masker):
     400
     """
 
-    def __init__(self, ratio=None, count=None, sizes=(3, 4, 5)):
+    def __init__(self, ratio=None, count=None, cluster_sizes=(3, 4, 5)):
         super().__init__(ratio, count)
-        self.sizes = tuple(sizes)
+        if not isinstance(cluster_sizes, list | tuple) or not cluster_sizes:
+            raise ValueError(
+                "cluster_sizes must be a list of at least one size, such as "
+                f"[3, 4, 5], got {cluster_sizes!r}"
+            )
+        self.cluster_sizes = tuple(
+            _whole("each of cluster_sizes", size) for size in cluster_sizes
+        )
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
 
     def scores(self, noise, n_steps, bands, max_steps):
-        """The least noise within C x C; see `Masker.scores`."""
-        # The first column is spare: it draws C.
-        drawn = noise(bands, 1 + max_steps)
-        choice = (drawn[:, 0, 0] * len(self.sizes)).long()
-        seeds = drawn[:, :, 1:]
-
-        reach = max(self.sizes) - 1
-        rows = torch.arange(bands + reach, device=seeds.device) % bands
-        columns = torch.arange(max_steps + reach, device=seeds.device)
-        columns = (columns % n_steps[:, None])[:, None]
-        wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
-        scores = 0
-        for number, size in enumerate(self.sizes):
-            extended = wrapped[:, : bands + size - 1, : max_steps + size - 1]
-            lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
-            scores = scores + lowest * (choice == number)[:, None, None]
-        # Tokens of one cluster tie: their own noise decides, not their order.
-        return scores + 1e-5 * seeds
+        """Return the least noise within C x C; see `Masker.scores`."""
+        if bands == 1:
+            return noise(bands, max_steps)
+        return _square_scores(
+            self.cluster_sizes, noise, n_steps, bands, max_steps
+        )
 
 
-class InverseBlockMasker(ClusterMasker):
+def _square_scores(sizes, noise, n_steps, bands, max_steps):
+    """Return scores that are alike within squares of a drawn size."""
+    # The first column is spare: it draws the size.
+    drawn = noise(bands, 1 + max_steps)
+    choice = (drawn[:, 0, 0] * len(sizes)).long()
+    seeds = drawn[:, :, 1:]
+
+    reach = max(sizes) - 1
+    rows = torch.arange(bands + reach, device=seeds.device) % bands
+    columns = torch.arange(max_steps + reach, device=seeds.device)
+    columns = (columns % n_steps[:, None])[:, None]
+    wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
+    scores = 0
+    for number, size in enumerate(sizes):
+        extended = wrapped[:, : bands + size - 1, : max_steps + size - 1]
+        lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
+        scores = scores + lowest * (choice == number)[:, None, None]
+    # Tokens of one square tie: their own noise decides, not their order.
+    return scores + 1e-5 * seeds
+
+
+class InverseBlockMasker(Masker):
     """Keep square blocks of tokens and hide the rest: EAT's masks.
 
     The visible tokens are whole blocks, and a part of one more where the
     count does not come out even. As in `ClusterMasker` a block that crosses
-    an edge of the clip goes on at the opposite edge, so that every token is
+    an edge of the clip continues at the opposite edge, so that every token is
     visible equally often; the official code cuts it off, and then adds or
     removes single tokens until the count is right. See Chen et al., "EAT:
     Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
@@ -332,22 +392,35 @@ class InverseBlockMasker(ClusterMasker):
     ---------
     ratio, count
         See `Masker`: tokens to hide, not to keep.
-    size : int
+    block_size : int
         Tokens along each side of a block.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
 
     Example
     -------
-    >>> masker = InverseBlockMasker(ratio=0.8, size=5)
+    >>> masker = InverseBlockMasker(ratio=0.8, block_size=5)
     >>> (~masker(torch.tensor([64]), bands=8, max_steps=64)).sum().item()
     102
     """
 
-    def __init__(self, ratio=None, count=None, *, size):
-        super().__init__(ratio, count, sizes=(size,))
+    def __init__(self, ratio=None, count=None, *, block_size):
+        super().__init__(ratio, count)
+        self.block_size = _whole("block_size", block_size)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "block_size": self.block_size}
 
     def scores(self, noise, n_steps, bands, max_steps):
-        """Lowest far from the seeds of blocks; see `Masker.scores`."""
-        return -super().scores(noise, n_steps, bands, max_steps)
+        """Return scores, lowest far from blocks; see `Masker.scores`."""
+        return -_square_scores(
+            (self.block_size,), noise, n_steps, bands, max_steps
+        )
 
 
 class SpanMasker(Masker):
@@ -367,6 +440,11 @@ class SpanMasker(Masker):
     span : int
         Steps of a span.
 
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
     Example
     -------
     >>> masker = SpanMasker(ratio=0.5, span=5)
@@ -377,7 +455,12 @@ class SpanMasker(Masker):
 
     def __init__(self, ratio=None, count=None, *, span):
         super().__init__(ratio, count)
-        self.span = span
+        self.span = _whole("span", span)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "span": self.span}
 
     def draw(self, noise, n_steps, bands, max_steps):
         """Draw steps, and hide all their bands; see `Masker.draw`."""
@@ -394,3 +477,53 @@ class SpanMasker(Masker):
         # what is left of a span that is cut short hangs together.
         within = torch.arange(self.span, device=seeds.device)
         return (spans + 1e-6 * within).amin(3)
+
+
+_MASKERS = {
+    masker.__name__: masker
+    for masker in (RandomMasker, ClusterMasker, InverseBlockMasker, SpanMasker)
+}
+
+
+def make_masker(masker):
+    """Return a masker, built from its `Masker.config` where that is given.
+
+    Arguments
+    ---------
+    masker : Masker or dict
+        A masker, which is returned as it is, or the configuration of one.
+
+    Returns
+    -------
+    Masker
+
+    Raises
+    ------
+    ValueError
+        If it is neither, names no masker of this package, or the arguments do
+        not fit.
+
+    Example
+    -------
+    >>> masker = make_masker({"name": "RandomMasker", "ratio": 0.5})
+    >>> make_masker(masker.config).config
+    {'name': 'RandomMasker', 'ratio': 0.5, 'count': None}
+    """
+    if isinstance(masker, Masker):
+        return masker
+    if not isinstance(masker, dict) or "name" not in masker:
+        raise ValueError(
+            "masker must be a masker, or a dict with its name and arguments, "
+            f"got {masker!r}"
+        )
+    arguments = dict(masker)
+    name = arguments.pop("name")
+    if name not in _MASKERS:
+        raise ValueError(
+            f"no masker of this package is named {name!r}; there are: "
+            f"{', '.join(_MASKERS)}. Pass a masker of your own as an object"
+        )
+    try:
+        return _MASKERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"masker {name}: {error}") from error

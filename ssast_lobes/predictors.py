@@ -76,7 +76,7 @@ class TransformerDecoder(nn.Module):
         torch.Tensor
             (B, F' * T', dim), arbitrary at padding.
         """
-        x = put_back(
+        x = scatter_tokens(
             self.embedding(encoded.tokens),
             split.keep[0],
             split.visible,
@@ -156,7 +156,7 @@ class ConvDecoder(nn.Module):
         return x.flatten(1, 2)
 
 
-def put_back(tokens, index, visible, filler):
+def scatter_tokens(tokens, index, visible, filler):
     """Put visible tokens back to their places, and a filler into the others.
 
     Arguments
@@ -180,7 +180,9 @@ def put_back(tokens, index, visible, filler):
     -------
     >>> tokens, index = torch.tensor([[[5.0], [9.0]]]), torch.tensor([[1, 0]])
     >>> visible = torch.tensor([[False, True, False]])
-    >>> put_back(tokens, index, visible, torch.zeros(1)).flatten().tolist()
+    >>> scatter_tokens(
+    ...     tokens, index, visible, torch.zeros(1)
+    ... ).flatten().tolist()
     [0.0, 5.0, 0.0]
     """
     batch, _, dim = tokens.shape

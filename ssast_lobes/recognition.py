@@ -11,7 +11,7 @@ from torch import nn
 from ssast_lobes.heads import ClassificationHead
 
 
-class SpectrogramRecogniser(nn.Module):
+class SpectrogramRecognizer(nn.Module):
     """Encoder and head: features in, scores of units at each step out.
 
     Arguments
@@ -26,7 +26,7 @@ class SpectrogramRecogniser(nn.Module):
     >>> from ssast_lobes import SpectrogramEncoder
     >>> grid = {"patch": (128, 2)}
     >>> encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
-    >>> model = SpectrogramRecogniser(encoder, n_units=7)
+    >>> model = SpectrogramRecognizer(encoder, n_units=7)
     >>> scores, n_steps = model(torch.randn(2, 50, 128), torch.tensor([50, 20]))
     >>> scores.shape, n_steps
     (torch.Size([2, 25, 7]), tensor([25, 10]))

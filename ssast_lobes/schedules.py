@@ -166,7 +166,7 @@ class Linear:
         return 1.0 - progress
 
 
-class Cosine(Linear):
+class WarmupCosine(Linear):
     """Half a cosine from one value to another (Loshchilov & Hutter, 2017).
 
     With a warm-up and a floor above 0 as `end`, the learning-rate schedule of
@@ -188,7 +188,7 @@ class Cosine(Linear):
 
     Example
     -------
-    >>> schedule = Cosine(end=0.01, warmup=0.1)
+    >>> schedule = WarmupCosine(end=0.01, warmup=0.1)
     >>> [round(schedule(step, 100), 3) for step in (0, 9, 55, 100)]
     [0.1, 1.0, 0.505, 0.01]
     """
@@ -398,7 +398,7 @@ def apply_weight_decay(optimizer, weight_decay):
     >>> weight, bias = (torch.nn.Parameter(torch.zeros(1)) for _ in range(2))
     >>> groups = [{"params": [weight]}, {"params": [bias], "decays": False}]
     >>> optimizer = torch.optim.AdamW(groups, weight_decay=0.0)
-    >>> apply_weight_decay(optimizer, Cosine(0.04, 0.4)(100, 100))
+    >>> apply_weight_decay(optimizer, WarmupCosine(0.04, 0.4)(100, 100))
     >>> [group["weight_decay"] for group in optimizer.param_groups]
     [0.4, 0.0]
     """

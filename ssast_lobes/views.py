@@ -23,7 +23,7 @@ def draw_whole(draw, choices):
     Arguments
     ---------
     draw : torch.Tensor
-        float32 in [0, 1), as `Noise` gives it.
+        float32 in [0, 1), as `RandomSource` gives it.
     choices : int or torch.Tensor
         How many numbers there are to choose from.
 
@@ -58,10 +58,10 @@ class RandomCrop(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
     >>> crop = RandomCrop(0.6)
-    >>> crops, n_frames = crop(feats, n_frames, Noise(2, feats.device))
+    >>> crops, n_frames = crop(feats, n_frames, RandomSource(2, feats.device))
     >>> crops.shape, n_frames.tolist()
     (torch.Size([2, 60, 128]), [60, 24])
     """
@@ -85,7 +85,7 @@ class RandomCrop(nn.Module):
             Normalised log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
 
         Returns
@@ -105,7 +105,7 @@ class RandomCrop(nn.Module):
         ---------
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
 
         Returns
@@ -176,10 +176,10 @@ class RandomResizedCrop(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
     >>> resize = RandomResizedCrop((0.6, 1.5), (0.6, 1.5), time_canvas=1.5)
-    >>> resize(feats, n_frames, Noise(2, feats.device)).shape
+    >>> resize(feats, n_frames, RandomSource(2, feats.device)).shape
     torch.Size([2, 100, 128])
     """
 
@@ -198,7 +198,7 @@ class RandomResizedCrop(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
 
         Returns
@@ -306,10 +306,10 @@ class LogMixup(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> mixup = LogMixup(ratio=0.4, memory=8, frames=100, n_mels=128)
     >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
-    >>> noise = Noise(2, feats.device)
+    >>> noise = RandomSource(2, feats.device)
     >>> torch.equal(mixup(feats, n_frames, noise), feats)
     True
     >>> mixup.remember(feats, n_frames)
@@ -334,7 +334,7 @@ class LogMixup(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
 
         Returns
@@ -395,10 +395,10 @@ class Background(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> feats, n_frames = torch.zeros(2, 9, 4), torch.tensor([9, 5])
     >>> background = Background(probability=1.0, snr=(0.0, 0.0), scale=1.0)
-    >>> mixed = background(feats, n_frames, Noise(2, feats.device))
+    >>> mixed = background(feats, n_frames, RandomSource(2, feats.device))
     >>> mixed[1, 3:7, 0].round(decimals=2)
     tensor([0.6900, 0.6900, 0.0000, 0.0000])
     """
@@ -418,7 +418,7 @@ class Background(nn.Module):
             Normalised log-mel (B, T, n_mels), 0 at padding.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : Noise
+        noise : RandomSource
             Source of the draws.
 
         Returns
@@ -462,10 +462,10 @@ class RandomChannel(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes.masking import Noise
+    >>> from ssast_lobes.masking import RandomSource
     >>> feats, n_frames = torch.zeros(2, 9, 128), torch.tensor([9, 5])
     >>> channel = RandomChannel(level=0.4, tilt=0.2, cosines=4)
-    >>> other = channel(feats, n_frames, Noise(2, feats.device))
+    >>> other = channel(feats, n_frames, RandomSource(2, feats.device))
     >>> bool((other[1, 0] == other[1, 4]).all()), other[1, 5:].abs().max()
     (True, tensor(0.))
     """

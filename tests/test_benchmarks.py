@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from ssast_lobes import SpectrogramEncoder
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
@@ -28,7 +29,7 @@ CASE = Case("micro", 1.28, 2)
 def test_the_official_way_is_the_same_work():
     torch.manual_seed(0)
     encoder = SpectrogramEncoder.from_size("micro", table_frames=256)
-    ours = MSPM(encoder, count=90)
+    ours = MSPM(encoder, ClusterMasker(count=90))
     official = OfficialWay(copy.deepcopy(ours))
     feats, n_frames = torch.randn(3, 256, 128), torch.full((3,), 256)
     mask = ours.draw_mask(feats, n_frames)
@@ -50,7 +51,7 @@ def test_the_official_way_is_the_same_work():
 def test_the_official_way_draws_a_mask_for_each_pass():
     torch.manual_seed(0)
     encoder = SpectrogramEncoder.from_size("micro", table_frames=256)
-    official = OfficialWay(MSPM(encoder, count=90))
+    official = OfficialWay(MSPM(encoder, ClusterMasker(count=90)))
     feats = torch.randn(2, 256, 128)
     first, second = official._draw(feats), official._draw(feats)
     assert first != second

@@ -34,7 +34,7 @@ from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.features import FrontEnd
 from ssast_lobes.objectives import MSPM
-from ssast_lobes.schedules import Constant, Cosine, WarmupPlateau
+from ssast_lobes.schedules import Constant, WarmupCosine, WarmupPlateau
 
 GRID = {"n_mels": 32, "patch": (16, 16)}
 LABELS = ["chirp", "noise", "tone"]
@@ -109,7 +109,7 @@ def build(
     settings = {
         "seed": seed,
         "lr": 0.01,
-        "schedule": Cosine(end=0.01, warmup=0.2),
+        "schedule": WarmupCosine(end=0.01, warmup=0.2),
         "epoch_counter": counter,
         "output_folder": str(folder),
         "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
@@ -281,7 +281,7 @@ def test_resumed_run_equals_uninterrupted_one(
 ):
     # 5 batches an epoch; the checkpoint of batch 3 comes at 4 with factor 2.
     def prepared(name, **more):
-        schedule = Cosine(end=0.01, warmup=0.2)
+        schedule = WarmupCosine(end=0.01, warmup=0.2)
         if plateau:  # falls at each validation but the first
             schedule = WarmupPlateau(warmup=2, patience=0, threshold=1e9)
         return build(
@@ -499,7 +499,7 @@ def test_tail_of_an_epoch_gives_a_step(rows, tmp_path):
 
 
 def test_schedule_runs_to_its_end_and_is_logged(rows, tmp_path):
-    class Recorded(Cosine):
+    class Recorded(WarmupCosine):
         calls = []
 
         def __call__(self, step, total_steps):
@@ -522,7 +522,7 @@ def test_schedule_runs_to_its_end_and_is_logged(rows, tmp_path):
     )
     # 4 batches an epoch: a step of three, and a tail of one.
     assert schedule.calls == [(step, 6) for step in range(6)]
-    expected = [0.02 * Cosine(end=0.01, warmup=2)(n, 6) for n in (1, 3, 5)]
+    expected = [0.02 * WarmupCosine(end=0.01, warmup=2)(n, 6) for n in (1, 3, 5)]
     logged = [row["lr"] for row in run.brain.log_rows()]
     assert logged == pytest.approx(expected)
     assert [row["step"] for row in run.brain.log_rows()] == [2, 4, 6]
@@ -1196,7 +1196,7 @@ def test_environment_is_one_thread():
 
 
 def test_weight_decay_follows_its_schedule(rows, tmp_path):
-    schedule = Cosine(0.04, 0.4)
+    schedule = WarmupCosine(0.04, 0.4)
     run = build("pretrain", rows, tmp_path, weight_decay_schedule=schedule)
     run.brain.remove_vector_weight_decay = True
     brain = fit(run).brain

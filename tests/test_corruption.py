@@ -6,7 +6,7 @@ import torch
 from ssast_lobes import Grid
 from ssast_lobes.corruption import GroupCorruption
 from ssast_lobes.features import valid_frames
-from ssast_lobes.masking import Noise
+from ssast_lobes.masking import RandomSource
 
 
 def corruption(align=(1, 1), paste_probability=0.5):
@@ -15,7 +15,7 @@ def corruption(align=(1, 1), paste_probability=0.5):
 
 def noise_of(feats, keys=None, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return Noise(len(feats), feats.device, generator, keys)
+    return RandomSource(len(feats), feats.device, generator, keys)
 
 
 @pytest.mark.parametrize("align", [(1, 1), (16, 16), (64, 4)])

@@ -20,7 +20,7 @@ from ssast_lobes.training import RecognitionBrain
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.samplers import BatchShare
 from ssast_lobes.data.vocabulary import Vocabulary
-from ssast_lobes.recognition import SpectrogramRecogniser
+from ssast_lobes.recognition import SpectrogramRecognizer
 
 BATCH = 3
 SETTINGS = {
@@ -76,7 +76,7 @@ def recogniser(run, options):
     words = Vocabulary.train(kit.LABELS, run.folder / "words.model", 12)
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(grid=kit.GRID, dim=32, depth=2, heads=2)
-    model = SpectrogramRecogniser(encoder, n_units=len(words) + 1)
+    model = SpectrogramRecognizer(encoder, n_units=len(words) + 1)
     settings = vars(run.brain.hparams) | {"vocabulary": words}
     saver = AtomicCheckpointer(
         run.folder / "save", {"counter": run.counter, "model": model}

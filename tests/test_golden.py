@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM, MSPMReference
 from ssast_lobes.patches import Grid
 from ssast_lobes.weights import from_official, initialise, to_official
@@ -194,7 +195,7 @@ def test_golden_pretraining(case):
     case.close(every[:, ::16], "masked_encoder_output")
 
     # Clips of one length: the default objective gives the same two losses.
-    ours = MSPM(encoder, count=case.meta["n_mask"]).eval()
+    ours = MSPM(encoder, ClusterMasker(count=case.meta["n_mask"])).eval()
     initialise(encoder, case.weights, ours)
     frames = torch.full((len(feats),), feats.shape[1])
     output = ours(feats, frames, on_grid)

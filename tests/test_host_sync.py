@@ -7,7 +7,6 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from hyperpyyaml import load_hyperpyyaml
 from test_objective_distributed import FRAGMENTS
 from test_objective_distributed import build as build_objective
 from torch import nn
@@ -21,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.augment import Mixup, NoiseAndRoll, SpectrogramMasking
 from ssast_lobes.features import FrontEnd
-from ssast_lobes.presets import preset_path
+from ssast_lobes.presets import build as build_preset
+from ssast_lobes.presets import read_preset
 
 # Its official mask generator is a Python loop.
 LOOPED = ["mspm_reference"]
@@ -55,8 +55,8 @@ def build(name):
     if name == "mixup":
         return Mixup(), (wav, lens, torch.eye(3))
     if name == "degradation":
-        fragment = f"!include:{preset_path('degradation', 'speech')}"
-        return load_hyperpyyaml(f"it: {fragment}")["it"], (wav, lens)
+        preset = read_preset("degradation", "speech")
+        return build_preset(preset)["degradation"], (wav, lens)
     return MODULES[name](), (feats, n_frames)
 
 

@@ -28,6 +28,7 @@ from ssast_lobes.mamba import (
     fused_scan,
     selective_scan,
 )
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.weights import (
     Weights,
@@ -554,7 +555,7 @@ def test_bf16_autocast_stays_near_and_learns(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_ddp_gives_the_same_gradients(kind, tmp_path):
-    objective = MSPM(small(kind).train(), ratio=0.5)
+    objective = MSPM(small(kind).train(), ClusterMasker(ratio=0.5))
     _, feats, n_frames = batch_of([98, 40])
     generator = torch.Generator().manual_seed(1)
     mask = objective.draw_mask(feats, n_frames, generator)
@@ -579,7 +580,7 @@ def test_ddp_gives_the_same_gradients(kind, tmp_path):
 def test_training_lowers_the_loss(kind):
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(dim=32, depth=2, blocks=kind)
-    objective = MSPM(encoder, ratio=0.5)
+    objective = MSPM(encoder, ClusterMasker(ratio=0.5))
     feats = torch.randn(4, 10, 128).repeat_interleave(16, 1)
     n_frames = torch.tensor([160, 160, 100, 80])
     mask = objective.draw_mask(feats, n_frames)
@@ -596,7 +597,10 @@ def test_training_lowers_the_loss(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_an_export_gives_the_same_embeddings(kind, tmp_path):
-    objective, features = MSPM(small(kind), ratio=0.5), FrontEnd()
+    objective, features = (
+        MSPM(small(kind), ClusterMasker(ratio=0.5)),
+        FrontEnd(),
+    )
     export_pretrained(tmp_path / "export", objective, features, card={})
     wav = torch.randn(1, 8000)
     with torch.no_grad():

@@ -4,7 +4,9 @@ Shares below are measured on 20,000 masks. The standard error of the share
 of one token is then at most 0.0036, and 2 points are five and a half of them.
 """
 
+import hashlib
 import inspect
+import json
 
 import pytest
 import torch
@@ -15,7 +17,9 @@ from ssast_lobes.masking import (
     InverseBlockMasker,
     Masker,
     RandomMasker,
+    SpanMasker,
     keyed_uniform,
+    make_masker,
     mix_bits,
 )
 from ssast_lobes.objectives import base, mspm
@@ -99,14 +103,14 @@ def test_neighbours_are_hidden_together(count):
 
 
 def test_larger_clusters_hold_together_more():
-    small, _ = together(ClusterMasker(count=100, sizes=(2,)))
-    large, _ = together(ClusterMasker(count=100, sizes=(5,)))
+    small, _ = together(ClusterMasker(count=100, cluster_sizes=(2,)))
+    large, _ = together(ClusterMasker(count=100, cluster_sizes=(5,)))
     assert large > small + 0.1
 
 
 @pytest.mark.parametrize("size", [3, 4, 5])
 def test_few_tokens_make_one_square_cluster(size):
-    masker = ClusterMasker(count=size**2, sizes=(size,))
+    masker = ClusterMasker(count=size**2, cluster_sizes=(size,))
     mask = masker(torch.full((200,), 64), 16, 64, seeded())
     # A square, or one that two edges share: as many rows and columns.
     assert (mask.any(2).sum(1) == size).all()
@@ -154,17 +158,8 @@ def test_count_for_numbers_and_tensors_agree(masker):
     for arguments in ({"ratio": 0.78125}, {"count": 400}):
         masks = masker(**arguments)
         tokens = torch.arange(1, 600)
-        expected = [masks.n_hidden(n) for n in tokens.tolist()]
-        assert masks.n_hidden(tokens).tolist() == expected
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [{}, {"ratio": 0.5, "count": 3}, {"ratio": 0}, {"ratio": 1}, {"count": 0}],
-)
-def test_impossible_amounts_are_refused(arguments):
-    with pytest.raises(ValueError, match="ratio|count"):
-        RandomMasker(**arguments)
+        expected = [masks.n_masked(n) for n in tokens.tolist()]
+        assert masks.n_masked(tokens).tolist() == expected
 
 
 @maskers
@@ -283,7 +278,7 @@ def test_masks_on_cuda_without_waiting(masker):
 
 def kept_blocks(count, bands=8, steps=64, clips=300, padding=0):
     """Visible tokens (clips, F', T') where `count` are kept of each clip."""
-    masker = InverseBlockMasker(count=bands * steps - count, size=5)
+    masker = InverseBlockMasker(count=bands * steps - count, block_size=5)
     n_steps = torch.full((clips,), steps)
     mask = masker(n_steps, bands, steps + padding, seeded())
     assert not mask[:, :, steps:].any()
@@ -298,7 +293,7 @@ def test_inverse_blocks_keep_whole_squares():
 
 
 def test_inverse_blocks_keep_as_many_as_eat():
-    masker = InverseBlockMasker(ratio=0.8, size=5)
+    masker = InverseBlockMasker(ratio=0.8, block_size=5)
     n_steps = torch.tensor([64, 33, 5, 1, 17])
     mask = masker(n_steps, 8, 64, seeded())
     assert mask[0].sum() == 410  # of 512: EAT keeps 102
@@ -314,7 +309,7 @@ def test_inverse_blocks_are_islands():
 
 @pytest.mark.parametrize("bands, steps", [(8, 64), (8, 7), (1, 60), (2, 3)])
 def test_inverse_blocks_show_every_token_equally_often(bands, steps):
-    masker = InverseBlockMasker(ratio=0.8, size=5)
+    masker = InverseBlockMasker(ratio=0.8, block_size=5)
     hidden = shares(masker, bands, steps, padding=4)
     assert (hidden[:, steps:] == 0).all()
     inside = hidden[:, :steps]
@@ -329,9 +324,91 @@ def test_inverse_blocks_of_one_band_are_spans():
 
 
 def test_keyed_inverse_blocks_are_a_function_of_the_clip():
-    draw = InverseBlockMasker(ratio=0.8, size=5)
+    draw = InverseBlockMasker(ratio=0.8, block_size=5)
     keys, n_steps = torch.tensor([2**62 + 5, 11]), torch.tensor([7, 20])
     mask = draw(n_steps, 8, 20, clip_keys=keys)
     for clip, steps, key in zip(mask, n_steps, keys, strict=True):
         alone = draw(steps[None], 8, int(steps) + 9, clip_keys=key[None])
         assert torch.equal(alone[0, :, :steps], clip[:, :steps])
+
+
+# Of masks drawn before maskers were settings: trainings can be repeated.
+DRAWN = {
+    "401aa5b0fcb17ceb": RandomMasker(ratio=0.5),
+    "cb4c3a429b6f4cdf": ClusterMasker(ratio=0.78125),
+    "096ab7de99675a4e": ClusterMasker(count=40, cluster_sizes=[2]),
+    "3bb35e9e250bd6a2": InverseBlockMasker(ratio=0.8, block_size=5),
+    "32bb08802786de87": SpanMasker(ratio=0.5, span=5),
+}
+
+
+@pytest.mark.parametrize("digest", DRAWN)
+def test_masks_stay_the_same_for_ever(digest):
+    masker = make_masker(json.loads(json.dumps(DRAWN[digest].config)))
+    keys = torch.tensor([5, 2**61, -1])
+    mask = masker(torch.tensor([40, 17, 3]), 8, 40, clip_keys=keys)
+    assert hashlib.sha256(mask.numpy().tobytes()).hexdigest()[:16] == digest
+    assert masker.config == DRAWN[digest].config
+
+
+@pytest.mark.parametrize("keyed", [False, True])
+def test_clusters_of_one_band_are_single_tokens(keyed):
+    n_steps = torch.tensor([60, 23])
+    keys = torch.tensor([3, 4]) if keyed else None
+    masks = [
+        masker(ratio=0.5)(n_steps, 1, 60, seeded(), keys) for masker in MASKERS
+    ]
+    assert torch.equal(*masks)
+
+
+def test_a_masker_of_ones_own_is_taken_as_it_is():
+    class Own(RandomMasker):
+        pass
+
+    own = Own(ratio=0.5)
+    assert make_masker(own) is own
+    with pytest.raises(ValueError, match="'Own'; there are: RandomMasker, .*"):
+        make_masker(own.config)
+
+
+@pytest.mark.parametrize(
+    "masker, arguments, message",
+    [
+        (RandomMasker, {}, "either ratio or count, got ratio=None and"),
+        (RandomMasker, {"ratio": 0.5, "count": 3}, "got ratio=0.5 and count=3"),
+        (RandomMasker, {"ratio": 0}, "between 0 and 1, got 0"),
+        (RandomMasker, {"ratio": 1}, "between 0 and 1, got 1"),
+        (RandomMasker, {"ratio": float("nan")}, "got nan"),
+        (RandomMasker, {"ratio": True}, "got True"),
+        (RandomMasker, {"ratio": "0.5"}, "got '0.5'"),
+        (RandomMasker, {"count": 0}, "count must be a whole number .* got 0"),
+        (RandomMasker, {"count": 2.5}, "got 2.5"),
+        (ClusterMasker, {"cluster_sizes": []}, r"\[3, 4, 5\], got \[\]"),
+        (ClusterMasker, {"cluster_sizes": 3}, "must be a list .* got 3"),
+        (ClusterMasker, {"cluster_sizes": None}, "got None"),
+        (ClusterMasker, {"cluster_sizes": [3, 0]}, "cluster_sizes .* got 0"),
+        (ClusterMasker, {"cluster_sizes": [2.5]}, "cluster_sizes .* got 2.5"),
+        (InverseBlockMasker, {"block_size": 0}, "block_size .* got 0"),
+        (SpanMasker, {"span": "5"}, "span must be a whole number .* got '5'"),
+    ],
+)
+def test_impossible_arguments_are_refused(masker, arguments, message):
+    if masker is not RandomMasker:
+        arguments = {"ratio": 0.5, **arguments}
+    with pytest.raises(ValueError, match=message):
+        masker(**arguments)
+
+
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ("cluster", "a dict with its name and arguments, got 'cluster'"),
+        ({"ratio": 0.5}, "a dict with its name and arguments"),
+        ({"name": "Cluster"}, "'Cluster'; there are: RandomMasker, Cluster"),
+        ({"name": "SpanMasker", "ratio": 0.5}, "SpanMasker: .*'span'"),
+        ({"name": "RandomMasker", "size": 5}, "RandomMasker: .*'size'"),
+    ],
+)
+def test_configurations_of_no_masker_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        make_masker(config)

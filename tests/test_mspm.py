@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM, MSPMReference
 from ssast_lobes.objectives.mspm import SOFTMAX_OVER, info_nce
 from ssast_lobes.objectives.mspm_reference import (
     official_info_nce,
     official_mask,
 )
-from ssast_lobes.objectives.tokens import clip_mean, hidden_index, take
+from ssast_lobes.objectives.tokens import clip_mean, gather_tokens, ids_masked
 
 GRIDS = {
     "patch": Grid(),
@@ -132,14 +133,14 @@ def test_means_within_a_clip_then_over_clips():
 
 def test_hidden_tokens_are_gathered_in_order():
     mask = torch.rand(5, 4, 6, generator=seeded()) < 0.4
-    index, weight = hidden_index(mask, 24)
+    index, weight = ids_masked(mask, 24)
     values = torch.randn(5, 24, 3)
     for clip in range(5):
         hidden = mask[clip].flatten().nonzero().flatten()
         count = len(hidden)
         assert torch.equal(index[clip, :count], hidden)
         assert weight[clip].tolist() == [1.0] * count + [0.0] * (24 - count)
-        taken = take(values, index)[clip, :count]
+        taken = gather_tokens(values, index)[clip, :count]
         assert torch.equal(taken, values[clip][hidden])
 
 
@@ -178,7 +179,10 @@ def by_hand(objective, feats, n_frames, mask, task):
 @torch.no_grad()
 def test_losses_of_clips_of_any_length(task, geometry, softmax_over):
     objective = small(
-        geometry, ratio=0.5, task=task, softmax_over=softmax_over
+        geometry,
+        masker=ClusterMasker(ratio=0.5),
+        task=task,
+        softmax_over=softmax_over,
     ).eval()
     # The last clip is a single step: a frame model hides nothing of it.
     feats, n_frames = batch(geometry, (160, 97, 33, 2))
@@ -216,7 +220,7 @@ def test_weight_of_the_reconstruction():
 @pytest.mark.parametrize("geometry", GRIDS)
 @torch.no_grad()
 def test_the_loss_of_a_clip_does_not_depend_on_its_neighbours(geometry):
-    objective = small(geometry, ratio=0.6).eval()
+    objective = small(geometry, masker=ClusterMasker(ratio=0.6)).eval()
     feats, n_frames = batch(geometry)
     feats[2, 33:] = 11.0
     keys = torch.tensor([3, 1, 4, 1])
@@ -232,7 +236,7 @@ def test_the_loss_of_a_clip_does_not_depend_on_its_neighbours(geometry):
 
 @pytest.mark.parametrize("geometry", GRIDS)
 def test_gradients_reach_everything_but_the_targets(geometry):
-    objective = small(geometry, ratio=0.5)
+    objective = small(geometry, masker=ClusterMasker(ratio=0.5))
     feats, n_frames = batch(geometry)
     feats.requires_grad_()
     mask = objective.draw_mask(feats, n_frames, seeded())
@@ -260,7 +264,7 @@ def test_a_batch_that_hides_nothing_is_finite():
 @pytest.mark.parametrize("geometry", GRIDS)
 @pytest.mark.parametrize("amount", [{"ratio": 0.999}, {"count": 10_000}])
 def test_all_but_one_token_may_be_hidden(geometry, amount):
-    objective = small(geometry, **amount)
+    objective = small(geometry, masker=ClusterMasker(**amount))
     feats, n_frames = batch(geometry)
     mask = objective.draw_mask(feats, n_frames)
     grid = objective.encoder.grid
@@ -271,7 +275,7 @@ def test_all_but_one_token_may_be_hidden(geometry, amount):
 
 @pytest.mark.parametrize("task", ["joint", "discriminative", "generative"])
 def test_a_few_steps_on_one_batch_lower_the_loss(task):
-    objective = small("small", ratio=0.5, task=task)
+    objective = small("small", masker=ClusterMasker(ratio=0.5), task=task)
     optimizer = torch.optim.Adam(objective.parameters(), lr=2e-3)
     feats, n_frames = batch("small", (80, 50))
     losses = []
@@ -285,14 +289,15 @@ def test_a_few_steps_on_one_batch_lower_the_loss(task):
 
 
 def test_an_untrained_model_guesses():
-    objective = small("patch", ratio=0.5).eval()
+    objective = small("patch", masker=ClusterMasker(ratio=0.5)).eval()
     logs = objective(*batch(lengths=(1024,)), generator=seeded()).logs
     assert logs["nce"].item() == pytest.approx(5.545, abs=0.2)
     assert logs["accuracy"].item() < 0.05
 
 
 def test_bf16_autocast_trains_and_stays_near():
-    objective, (feats, n_frames) = small(ratio=0.5), batch()
+    objective = small(masker=ClusterMasker(ratio=0.5))
+    feats, n_frames = batch()
     mask = objective.draw_mask(feats, n_frames, seeded())
     exact = objective(feats, n_frames, mask)
     with torch.autocast("cpu", torch.bfloat16):
@@ -308,7 +313,7 @@ def test_no_step_of_training_reads_values_back(geometry, monkeypatch):
     """The meta device has shapes only: whatever looks at a value raises."""
     # It has no autocast, not even one to switch off.
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: nullcontext())
-    objective = small(geometry, ratio=0.5).to("meta")
+    objective = small(geometry, masker=ClusterMasker(ratio=0.5)).to("meta")
     feats, n_frames = (x.to("meta") for x in batch(geometry))
     output = objective(feats, n_frames)
     output.loss.backward()
@@ -325,7 +330,7 @@ def test_logs_are_detached_scalars():
 
 @torch.no_grad()
 def test_reconstruction_changes_hidden_patches_only():
-    objective = small(ratio=0.5).eval()
+    objective = small(masker=ClusterMasker(ratio=0.5)).eval()
     feats, n_frames = batch(lengths=(160, 128))
     mask = objective.draw_mask(feats, n_frames, seeded())
     filled = objective.reconstruct(feats, n_frames, mask)
@@ -350,7 +355,7 @@ def test_a_discriminative_model_does_not_reconstruct():
 
 def test_the_papers_settings_are_the_default():
     objective = small()
-    assert objective.masker.n_hidden(512) == 400
+    assert objective.masker.n_masked(512) == 400
     assert objective.generative_weight == 10
     assert (objective.task, objective.softmax_over) == ("joint", "predictions")
 
@@ -360,7 +365,7 @@ def test_the_papers_settings_are_the_default():
     [
         ({"task": "contrastive"}, "task must be one of"),
         ({"softmax_over": "rows"}, "softmax_over must be one of"),
-        ({"ratio": 0.5, "count": 4}, "either ratio or count"),
+        ({"masker": {"ratio": 0.5}}, "a dict with its name and arguments"),
     ],
 )
 def test_unknown_settings_are_refused(arguments, message):
@@ -375,9 +380,15 @@ def test_overlapping_patches_are_refused():
         MSPM(encoder)
 
 
-@pytest.mark.parametrize("objective", [MSPM, MSPMReference])
-def test_config_builds_the_objective_again(objective):
-    first = small(objective=objective, count=30)
+@pytest.mark.parametrize(
+    "objective, arguments",
+    [
+        (MSPM, {"masker": ClusterMasker(count=30, cluster_sizes=[2])}),
+        (MSPMReference, {"count": 30}),
+    ],
+)
+def test_config_builds_the_objective_again(objective, arguments):
+    first = small(objective=objective, **arguments)
     again = objective(first.encoder, **first.config)
     assert again.config == first.config
     again.load_state_dict(first.state_dict())
@@ -461,7 +472,7 @@ def test_the_reference_takes_padding_for_audio():
 @torch.no_grad()
 def test_the_reference_equals_the_default_on_clips_of_one_length():
     reference = small("patch", MSPMReference, count=30).eval()
-    default = small("patch", count=30).eval()
+    default = small("patch", masker=ClusterMasker(count=30)).eval()
     default.load_state_dict(reference.state_dict())
     feats, n_frames = batch("patch", (160, 160))
     mask = default.draw_mask(feats, n_frames, seeded())
@@ -528,7 +539,8 @@ def test_without_counts_all_frames_are_audio(geometry, monkeypatch):
 @cuda
 @pytest.mark.parametrize("geometry", GRIDS)
 def test_cuda_equals_cpu_without_waiting(geometry):
-    objective, (feats, n_frames) = small(geometry, ratio=0.5), batch(geometry)
+    objective = small(geometry, masker=ClusterMasker(ratio=0.5))
+    feats, n_frames = batch(geometry)
     mask = objective.draw_mask(feats, n_frames, seeded())
     expected = objective(feats, n_frames, mask).loss.item()
     objective, feats = objective.cuda(), feats.cuda()
@@ -564,7 +576,7 @@ def test_one_compiled_graph_serves_clips_of_all_lengths():
 def test_sincos_positions_are_held_and_tell_hidden_tokens_apart():
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(Grid(128, (128, 4)), dim=32, depth=1, heads=2)
-    objective = MSPM(encoder, ratio=0.5, sincos_positions=True)
+    objective = MSPM(encoder, ClusterMasker(ratio=0.5), sincos_positions=True)
     before = encoder.positions.table.clone()
     objective(torch.randn(2, 64, 128), torch.tensor([64, 64])).loss.backward()
     assert encoder.positions.table.grad is None

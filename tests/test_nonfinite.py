@@ -23,7 +23,7 @@ from test_brains import (
 )
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.training.errors import NonfiniteLoss, plain_errors
+from ssast_lobes.training.errors import NonfiniteLoss, exit_on_user_error
 from ssast_lobes.objectives import load_objective
 
 __all__ = ["rows"]  # a fixture
@@ -156,7 +156,7 @@ def test_too_many_bad_steps_end_the_run(rows, tmp_path, capsys):
     bad = spoilt("classify", {(2, 1), (2, 3)})
     more = {"brain_class": bad, "nonfinite_patience": 1}
     run = build("classify", rows, tmp_path, **more)
-    with pytest.raises(SystemExit) as stopped, plain_errors():
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         fit(run)
     assert stopped.value.code == 2
     message = capsys.readouterr().err.splitlines()[-1]

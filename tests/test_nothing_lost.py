@@ -11,7 +11,7 @@ from full_disk import full_disk
 from test_brains import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
 from test_export import export, make_classifier
 
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.weights import WeightsError
@@ -68,7 +68,7 @@ def test_run_does_not_start_anew_over_damaged_checkpoints(
     for checkpoint in run.brain.checkpointer.list_checkpoints():
         spoil(checkpoint)
     for _ in range(2):
-        with pytest.raises(SystemExit) as stopped, plain_errors():
+        with pytest.raises(SystemExit) as stopped, exit_on_user_error():
             fit(build("pretrain", rows, tmp_path, epochs=2))
         assert stopped.value.code == 2
         message = capsys.readouterr().err.splitlines()[-1]
@@ -107,7 +107,7 @@ def test_no_part_of_a_first_export_is_left(tmp_path):
 def test_result_file_stays_as_it_was(tmp_path, capsys):
     path = tmp_path / "result.json"
     path.write_text("old")
-    with full_disk(1000), pytest.raises(SystemExit), plain_errors():
+    with full_disk(1000), pytest.raises(SystemExit), exit_on_user_error():
         with written_whole(path) as file:
             file.write(2000 * "x")
     message = capsys.readouterr().err
@@ -129,7 +129,7 @@ def test_log_goes_on_after_a_line_that_was_cut_short(rows, tmp_path, capsys):
     room = log.stat().st_size + 20
     assert train_log.stat().st_size < room
     run = build("pretrain", rows, folder)
-    with pytest.raises(SystemExit), plain_errors():
+    with pytest.raises(SystemExit), exit_on_user_error():
         run.brain.on_fit_start()
         with full_disk(room):
             run.brain.log_epoch(2, {"loss": 1.0}, {"loss": 1.0})
@@ -147,7 +147,7 @@ def test_log_goes_on_after_a_line_that_was_cut_short(rows, tmp_path, capsys):
 
 
 def test_ctrl_c_is_one_line(capsys):
-    with pytest.raises(SystemExit) as stopped, plain_errors():
+    with pytest.raises(SystemExit) as stopped, exit_on_user_error():
         raise KeyboardInterrupt
     assert stopped.value.code == 130
     assert capsys.readouterr().err.splitlines() == [

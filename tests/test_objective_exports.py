@@ -4,12 +4,28 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssast_lobes import FrontEnd, SpectrogramEncoder
+from ssast_lobes import FrontEnd, SpectrogramEncoder, objectives
 from ssast_lobes.export import export_pretrained
+from ssast_lobes.masking import (
+    ClusterMasker,
+    InverseBlockMasker,
+    RandomMasker,
+    SpanMasker,
+)
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.weights import initialise, load_weights
 
 TRAINED = ("maskspec", "m2d", "asit", "atst_frame")
+
+
+MASKING = ("mspm", "contrastive_mspm", "maskspec", "mae_ast", "m2d")
+MASKING += ("eat", "atst_frame")
+MASKERS = {
+    "clusters": ClusterMasker(ratio=0.4, cluster_sizes=[2, 6]),
+    "random": RandomMasker(count=9),
+    "blocks": InverseBlockMasker(ratio=0.6, block_size=3),
+    "spans": SpanMasker(ratio=0.3, span=4),
+}
 
 
 def build(name, geometry=(128, 4)):
@@ -78,3 +94,41 @@ def test_other_patches_leave_the_heads_aside(name, tmp_path):
     assert any("other patches" in line for line in report)
     output = objective(torch.randn(2, 100, 128), torch.tensor([100, 60]))
     assert output.loss.isfinite()
+
+
+@pytest.mark.parametrize("chosen", MASKERS)
+@pytest.mark.parametrize("name", MASKING)
+def test_an_export_brings_its_masker(name, chosen, tmp_path):
+    masker = MASKERS[chosen]
+    former = load_objective(name)(build(name).encoder, masker=masker)
+    config = export(former, tmp_path / "export").config["objective"]
+    assert config["masker"] == masker.config
+    kind = getattr(objectives, config.pop("name"))
+    again = kind(former.encoder, **config)
+    assert again.config == former.config
+    feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 60])
+    keys = torch.tensor([5, 6])
+    masks = [
+        one.draw_mask(feats, n_frames, clip_keys=keys)
+        for one in (former, again)
+    ]
+    assert torch.equal(*masks)
+    assert former(feats, n_frames).loss.isfinite()
+
+
+# The ratio of contrastive_mspm is ours, not the paper's.
+@pytest.mark.parametrize("name", sorted({*MASKING} - {"contrastive_mspm"}))
+def test_the_published_masker_is_the_default(name):
+    preset, encoder = load_objective(name), build(name).encoder
+    assert preset(encoder, masker=None).config == preset(encoder).config
+
+
+def test_a_masker_of_ones_own_must_be_passed_again():
+    class Own(RandomMasker):
+        pass
+
+    former = load_objective("m2d")(build("m2d").encoder, masker=Own(count=9))
+    with pytest.raises(ValueError, match="'Own'.*Pass a masker of your own"):
+        objectives.M2D(former.encoder, **former.config)
+    again = {**former.config, "masker": Own(count=9)}
+    assert objectives.M2D(former.encoder, **again).config == former.config

@@ -6,13 +6,13 @@ import torch
 from ssast_lobes.masking import ClusterMasker, RandomMasker
 from ssast_lobes.metrics import mean_deviation
 from ssast_lobes.objectives.tokens import (
+    gather_tokens,
+    ids_keep,
     projection_std,
     split_tokens,
-    take,
-    visible_index,
 )
 from ssast_lobes.patches import Grid
-from ssast_lobes.predictors import put_back
+from ssast_lobes.predictors import scatter_tokens
 
 
 def seeded(seed=0):
@@ -30,7 +30,7 @@ def drawn(n_steps=(9, 4, 1, 7), bands=3, ratio=0.6, masker=RandomMasker):
 
 def test_visible_tokens_are_gathered_in_order():
     _, mask, valid = drawn()
-    index, kept = visible_index(mask, valid, valid.shape[1])
+    index, kept = ids_keep(mask, valid, valid.shape[1])
     for clip in range(len(mask)):
         places = (valid & ~mask.flatten(1))[clip].nonzero().flatten()
         assert torch.equal(index[clip][kept[clip]], places)
@@ -45,7 +45,7 @@ def test_visible_tokens_are_gathered_in_order():
 def test_the_number_of_a_whole_clip_fits_all_clips(masker, ratio, bands):
     lengths = tuple(range(1, 40))
     masker, mask, valid = drawn(lengths, bands, ratio, masker)
-    split = split_tokens(mask, valid, masker.n_hidden(valid.shape[1]))
+    split = split_tokens(mask, valid, masker.n_masked(valid.shape[1]))
     assert torch.equal(split.weight.sum(1).long(), mask.sum((1, 2)))
     assert torch.equal(split.keep[1].sum(1), split.visible.sum(1))
     assert split.weight.shape[1] + split.keep[0].shape[1] <= (
@@ -75,8 +75,8 @@ def test_tokens_come_back_to_their_places():
     split = split_tokens(mask, valid)
     x = torch.randn(len(mask), valid.shape[1], 5, requires_grad=True)
     filler = torch.randn(5)
-    kept = take(x, split.keep[0])
-    back = put_back(kept, split.keep[0], split.visible, filler)
+    kept = gather_tokens(x, split.keep[0])
+    back = scatter_tokens(kept, split.keep[0], split.visible, filler)
     assert torch.equal(back[split.visible], x[split.visible])
     assert (back[~split.visible] == filler).all()
     # Neither do gradients go anywhere else.

@@ -6,7 +6,7 @@ import torch
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.encoder import EncoderOutput
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.tokens import split_tokens, take
+from ssast_lobes.objectives.tokens import gather_tokens, split_tokens
 from ssast_lobes.patches import Grid, sincos_positions
 from ssast_lobes.predictors import ConvDecoder, TransformerDecoder
 
@@ -35,7 +35,7 @@ def scene(steps=(6, 4), bands=3):
     split = split_tokens(mask.unflatten(1, (bands, -1)), valid)
     x = torch.randn(*valid.shape, DIM, generator=draw)
     classes = torch.randn(len(steps), 2, DIM, generator=draw)
-    tokens = take(x, split.keep[0]) * split.keep[1][:, :, None]
+    tokens = gather_tokens(x, split.keep[0]) * split.keep[1][:, :, None]
     return EncoderOutput(tokens, split.keep[1], classes, None), split, x
 
 
@@ -78,7 +78,9 @@ def test_a_decoded_clip_does_not_depend_on_its_neighbours():
         (~split.visible & split.valid)[1:, own].unflatten(1, (3, -1)),
         torch.ones(1, 12).bool(),
     )
-    tokens = take(x[1:, own], alone.keep[0]) * alone.keep[1][:, :, None]
+    tokens = (
+        gather_tokens(x[1:, own], alone.keep[0]) * alone.keep[1][:, :, None]
+    )
     alone_encoded = encoded._replace(
         tokens=tokens, class_tokens=encoded.class_tokens[1:]
     )

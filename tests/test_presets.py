@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssast_lobes.presets import hparams_folder, load_preset
+from ssast_lobes.presets import hparams_folder, load_preset, read_preset
 
 # Gong et al., AAAI 2022: DeiT's tiny, small and base.
 SIZES = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12)}
@@ -41,7 +41,7 @@ def test_every_numbers_fragment_is_a_dictionary():
 
 
 def test_paper_ratio_hides_400_of_512():
-    assert load_preset("objective", "mspm_paper")["ratio"] * 512 == 400
+    assert read_preset("objective", "mspm")["mask_ratio"] * 512 == 400
 
 
 def test_unknown_preset_lists_the_known():

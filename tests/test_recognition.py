@@ -10,7 +10,7 @@ from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.data.vocabulary import Vocabulary
 from ssast_lobes.recognition import (
-    SpectrogramRecogniser,
+    SpectrogramRecognizer,
     ctc_loss,
     greedy_units,
 )
@@ -112,7 +112,7 @@ def test_outputs_do_not_depend_on_the_batch():
     torch.manual_seed(0)
     grid = {"n_mels": 32, "patch": (16, 4)}
     encoder = SpectrogramEncoder(grid, dim=32, depth=2, heads=2)
-    model = SpectrogramRecogniser(encoder, n_units=5).eval()
+    model = SpectrogramRecognizer(encoder, n_units=5).eval()
     feats, n_frames = torch.randn(2, 80, 32), torch.tensor([80, 30])
     feats[1, 30:] = 0
     with torch.no_grad():
@@ -134,7 +134,7 @@ def test_tones_are_learned():
     features = FrontEnd(n_mels=32)
     grid = {"n_mels": 32, "patch": (32, 4)}
     encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
-    model = SpectrogramRecogniser(encoder, n_units=BLANK + 1)
+    model = SpectrogramRecognizer(encoder, n_units=BLANK + 1)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     feats, n_frames = features(wav, torch.ones(len(wav)))
     for _ in range(150):

@@ -8,7 +8,7 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from ssast_lobes.schedules import (
     Constant,
-    Cosine,
+    WarmupCosine,
     Linear,
     WarmupPlateau,
     WarmupStepDecay,
@@ -22,7 +22,7 @@ def curve(schedule, total=TOTAL):
     return [schedule(step, total) for step in range(total)]
 
 
-@pytest.mark.parametrize("kind", [Linear, Cosine])
+@pytest.mark.parametrize("kind", [Linear, WarmupCosine])
 @pytest.mark.parametrize("warmup", [40, 0.1])
 def test_warmup_rises_then_falls_to_the_floor(kind, warmup):
     values = curve(kind(start=2.0, end=0.02, warmup=warmup))
@@ -42,14 +42,14 @@ def test_cosine_is_torchs_cosine():
     theirs = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, T_max=TOTAL, eta_min=0.1
     )
-    for value in curve(Cosine(1.0, 0.1)):
+    for value in curve(WarmupCosine(1.0, 0.1)):
         assert value == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         theirs.step()
 
 
 def test_rising_momentum_and_weight_decay():
-    momentum = curve(Cosine(0.996, 1.0))
+    momentum = curve(WarmupCosine(0.996, 1.0))
     assert momentum[0] == 0.996
     assert momentum == sorted(momentum)
     assert 0.9999 < momentum[-1] <= 1.0
@@ -64,14 +64,14 @@ def test_duration_in_steps_or_as_a_share():
 
 
 def test_warmup_longer_than_the_run_is_cut_off():
-    values = curve(Cosine(warmup=1000), total=4)
+    values = curve(WarmupCosine(warmup=1000), total=4)
     assert values == pytest.approx([0.001, 0.002, 0.003, 0.004])
 
 
 @pytest.mark.parametrize("warmup", [1000.0, -1, -0.5, math.nan])
 def test_impossible_durations_are_refused(warmup):
     with pytest.raises(ValueError, match="duration"):
-        Cosine(warmup=warmup)(0, TOTAL)
+        WarmupCosine(warmup=warmup)(0, TOTAL)
 
 
 @pytest.mark.parametrize("first, every", [(10, 5), (6, 1), (1, 3)])

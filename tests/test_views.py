@@ -6,7 +6,7 @@ import pytest
 import torch
 from torchaudio.functional import create_dct
 
-from ssast_lobes.masking import Noise
+from ssast_lobes.masking import RandomSource
 from ssast_lobes.views import (
     Background,
     LogMixup,
@@ -31,7 +31,7 @@ def batch(lengths=(60, 41, 7, 1), n_mels=16, seed=0):
 
 
 def noise_of(feats, keys=None, seed=0):
-    return Noise(len(feats), feats.device, seeded(seed), keys)
+    return RandomSource(len(feats), feats.device, seeded(seed), keys)
 
 
 def test_whole_numbers_stay_below_their_bound():

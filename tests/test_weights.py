@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 
 from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.export import export_encoder, export_pretrained
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.patches import Grid
 from ssast_lobes.weights import (
@@ -124,14 +125,16 @@ def test_official_in_and_out_is_exact(layout, module, tmp_path):
 @torch.no_grad()
 def test_ours_out_and_in_gives_the_same_outputs(geometry):
     encoder = small(Grid.from_geometry(geometry))
-    first = MSPM(encoder, count=20).eval()
+    first = MSPM(encoder, ClusterMasker(count=20)).eval()
     state = {
         key if key.startswith("encoder.") else f"objective.{key}": value
         for key, value in first.state_dict().items()
     }
     written = to_official(Weights(state, {"encoder": encoder.config}))
     weights = from_official(written)
-    second = MSPM(SpectrogramEncoder(**weights.config["encoder"]), count=20)
+    second = MSPM(
+        SpectrogramEncoder(**weights.config["encoder"]), ClusterMasker(count=20)
+    )
     report = initialise(second.encoder, weights, second.eval())
     assert "pretext heads loaded" in report
     feats, frames = torch.randn(2, 160, 128), torch.tensor([160, 90])
@@ -388,7 +391,7 @@ def test_pretext_heads_follow_the_patch_size():
     ramp = torch.linspace(0, 1, 128)[:, None].expand(128, 2).flatten()
     weights.state["objective.generator_head.2.weight"].zero_()
     weights.state["objective.generator_head.2.bias"].copy_(ramp)
-    objective = MSPM(small(Grid(64, (64, 2))), ratio=0.5)
+    objective = MSPM(small(Grid(64, (64, 2))), ClusterMasker(ratio=0.5))
     initialise(objective.encoder, weights, objective)
     predicted = objective.generator_head(torch.randn(DIM)).view(64, 2)
     expected = torch.linspace(0, 1, 64)[:, None].expand(64, 2)
@@ -397,11 +400,11 @@ def test_pretext_heads_follow_the_patch_size():
 
 def test_pretext_parts_that_are_not_there_start_anew():
     weights = from_official(official())
-    objective = MSPM(small(), ratio=0.5, task="discriminative")
+    objective = MSPM(small(), ClusterMasker(ratio=0.5), task="discriminative")
     report = initialise(objective.encoder, weights, objective)
     assert any(x.startswith("left aside: generator_head") for x in report)
     fresh = from_official(without(official(), "cpredlayer"))
-    objective = MSPM(small(), ratio=0.5)
+    objective = MSPM(small(), ClusterMasker(ratio=0.5))
     before = objective.discriminator[0].weight.clone()
     report = initialise(objective.encoder, fresh, objective)
     assert any(x.startswith("started anew: discriminator") for x in report)

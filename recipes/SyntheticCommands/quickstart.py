@@ -28,7 +28,6 @@ from ssast_lobes.data.manifest import read_manifest
 from ssast_lobes.features import KaldiFbank
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.plots import plot_comparison
-from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import logistic_regression, read_task
 from ssast_lobes.probing.evaluation import best_fit
 
@@ -64,8 +63,7 @@ def main():
     with open(arguments.hparams, encoding="utf-8") as file:
         hparams = load_hyperpyyaml(file)
     if arguments.objective:
-        chosen = preset_path("objective", arguments.objective)
-        hparams["pretrain"]["objective"] = f"!include:{chosen}"
+        hparams["pretrain"]["objective"] = arguments.objective
     folder = Path(arguments.output_folder or hparams["output_folder"])
     folder = folder.absolute()
     started = time.time()

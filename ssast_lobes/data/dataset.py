@@ -221,16 +221,18 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     return dataset
 
 
-def collate(examples, pad_to=1):
+def collate(examples, pad_seconds=None, sample_rate=16000):
     """Batches examples; those without audio drop out.
 
     Arguments
     ---------
     examples : list of dict
         Items of a dataset from `make_dataset`.
-    pad_to : int
-        Samples that the length of a batch is a multiple of. Compiled code is
-        made anew for each length that it meets: this keeps them few.
+    pad_seconds : float, optional
+        What the length of a batch is a multiple of. Compiled code is made
+        anew for each length that it meets: this keeps them few.
+    sample_rate : int
+        Sampling rate of the audio in Hz.
 
     Returns
     -------
@@ -262,6 +264,7 @@ def collate(examples, pad_to=1):
             f"{clips}: none of the {len(examples)} clips of a batch can be "
             "decoded"
         )
+    pad_to = 1 if pad_seconds is None else round(pad_seconds * sample_rate)
     return PaddedBatch(
         decoded,
         padded_keys=["sig"],

@@ -28,6 +28,7 @@ from ssast_lobes.data.manifest import (
     split_labels,
     written_whole,
 )
+from ssast_lobes.data.shards import read_from_shards
 
 logger = get_logger(__name__)
 
@@ -431,22 +432,33 @@ def has_begun(folder):
     return any(Path(folder, "save").glob("*"))
 
 
-def read_splits(path):
+def read_splits(path, shards=None):
     """Read what `write_splits` wrote.
 
     Arguments
     ---------
     path : str or os.PathLike
         The JSON file.
+    shards : str or os.PathLike, optional
+        Folder that ``ssast-lobes shard`` made of the ``manifest.csv`` next to
+        it, to read the audio from.
 
     Returns
     -------
     dict
         `corpus` (str); `labels` of labelled data (list of str); and of each
         part the rows by id.
+
+    Raises
+    ------
+    ManifestError
+        If clips are not among the shards.
     """
     with open(path, encoding="utf-8") as file:
-        return json.load(file)
+        rows = json.load(file)
+    if shards is None:
+        return rows
+    return read_from_shards(rows, shards, Path(path).with_name("manifest.csv"))
 
 
 def _held_out_by_hash(rows, share):

@@ -5,7 +5,7 @@ mask=None, generator=None, clip_keys=None)`` gives an `ObjectiveOutput`;
 ``after_step(step, total_steps)`` runs once per optimizer step.
 """
 
-from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml.tag import Tag
 
 from ssast_lobes.objectives.asit import ASiT
 from ssast_lobes.objectives.atst_clip import ATSTClip
@@ -18,7 +18,7 @@ from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
-from ssast_lobes.presets import preset_path
+from ssast_lobes.presets import build, read_preset, tag_of
 
 __all__ = [
     "ASiT",
@@ -38,22 +38,24 @@ __all__ = [
 
 
 def load_objective(name):
-    """An objective with the numbers of a fragment of ``hparams/objective/``.
+    """Return an objective with the numbers of ``hparams/objective/``.
 
     Arguments
     ---------
     name : str
-        File name without ``.yaml``.
+        File name without ``.yaml``, or the path of a preset of one's own; see
+        `read_preset`.
 
     Returns
     -------
     callable
-        Takes an encoder, gives an `Objective`.
+        Takes an encoder and, by name, other arguments than those of the
+        preset, such as `masker`. Gives an `Objective`.
 
     Raises
     ------
     ValueError
-        If there is no such fragment, or it holds no objective.
+        If there is no such preset, or it holds no objective.
 
     Example
     -------
@@ -62,9 +64,12 @@ def load_objective(name):
     >>> type(load_objective("mspm")(encoder)).__name__
     'MSPM'
     """
-    path = preset_path("objective", name)
-    with open(path, encoding="utf-8") as file:
-        fragment = load_hyperpyyaml(file)
-    if "objective_class" not in fragment:
-        raise ValueError(f"{path} holds numbers, no objective_class")
-    return fragment["objective_class"]
+    preset = read_preset("objective", name)
+    objective = preset.get("objective")
+    class_name = tag_of(objective).removeprefix("!new:")
+    if not isinstance(objective, dict) or class_name == tag_of(objective):
+        raise ValueError(f"{name}: a preset has objective: !new:CLASS {{...}}")
+    # The caller brings the encoder, where a recipe refers to its own.
+    del objective["encoder"]
+    objective.yaml_set_ctag(Tag(suffix=f"!name:{class_name}"))
+    return build(preset)["objective"]

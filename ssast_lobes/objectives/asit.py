@@ -20,7 +20,7 @@ from ssast_lobes.objectives.projections import (
     swap_views,
 )
 from ssast_lobes.objectives.tokens import clip_mean, projection_std
-from ssast_lobes.schedules import Cosine, Linear
+from ssast_lobes.schedules import WarmupCosine, Linear
 from ssast_lobes.teacher import EMATeacher
 from ssast_lobes.views import RandomCrop
 
@@ -142,7 +142,7 @@ class ASiT(Objective):
             class_prototypes=self.class_prototypes,
             patch_prototypes=self.patch_prototypes,
         )
-        self.momentum = Cosine(*momentum)
+        self.momentum = WarmupCosine(*momentum)
         self.temperature = Linear(
             *teacher_temperature, duration=float(temperature_warmup)
         )

@@ -9,15 +9,14 @@ makes of another, whole view.
 import torch
 from torch import nn
 
-from ssast_lobes.masking import SpanMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.byol import BYOL
 from ssast_lobes.objectives.projections import cosine_distance, swap_views
 from ssast_lobes.objectives.tokens import (
     clip_mean,
-    hidden_index,
+    gather_tokens,
+    ids_masked,
     projection_std,
-    take,
 )
 from ssast_lobes.views import RandomResizedCrop
 
@@ -36,10 +35,8 @@ class ATSTFrame(BYOL):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
-    ratio : float
-        Share of a clip's time steps to hide.
-    span : int
-        Steps of a span; see `SpanMasker`.
+    masker : Masker or dict, optional
+        Draws the masks; spans of 5 time steps, half of them, when left out.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared
@@ -56,8 +53,10 @@ class ATSTFrame(BYOL):
     ['projection_std']
     """
 
-    def __init__(self, encoder, *, ratio, span, freq_scale, **shared):
-        super().__init__(encoder, SpanMasker(ratio, span=span), **shared)
+    preset = "atst_frame"
+
+    def __init__(self, encoder, masker=None, *, freq_scale, **shared):
+        super().__init__(encoder, masker, **shared)
         self.resize = RandomResizedCrop(freq_scale)
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
@@ -65,12 +64,8 @@ class ATSTFrame(BYOL):
     @property
     def config(self):
         """The arguments, without the encoder, that build this again."""
-        return {
-            "ratio": self.masker.ratio,
-            "span": self.masker.span,
-            "freq_scale": list(self.resize.freq_scale),
-            **super().config,
-        }
+        freq_scale = list(self.resize.freq_scale)
+        return {**super().config, "freq_scale": freq_scale}
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
@@ -96,16 +91,16 @@ class ATSTFrame(BYOL):
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            most = self.masker.n_hidden(mask.shape[2])
+            max_masked = self.masker.n_masked(mask.shape[2])
         else:
-            most = mask.shape[2]
+            max_masked = mask.shape[2]
         noise = self.noise(feats, generator, clip_keys)
         mixed = self.mixup(feats, n_frames, noise)
         views = torch.cat([feats, self.resize(mixed, n_frames, noise)])
         self.mixup.remember(feats, n_frames)
 
         counts, masks = torch.cat([n_frames] * 2), torch.cat([mask] * 2)
-        index, weight = hidden_index(masks.any(1), most)
+        index, weight = ids_masked(masks.any(1), max_masked)
         rows = weight.flatten()
         student = self.encoder(views, counts, masks, self.mask_embedding)
         projected = self.projector(_rows(student, index), rows)
@@ -126,4 +121,4 @@ class ATSTFrame(BYOL):
 
 def _rows(encoded, index):
     """Time steps at `index` (2B, K) as rows (2B * K, D)."""
-    return take(encoded.frames, index).flatten(0, 1)
+    return gather_tokens(encoded.frames, index).flatten(0, 1)

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from ssast_lobes.features import full_lengths
-from ssast_lobes.masking import Noise
+from ssast_lobes.masking import RandomSource, make_masker
+from ssast_lobes.presets import build, read_preset
 
 
 class ObjectiveOutput(NamedTuple):
@@ -31,9 +32,19 @@ class Objective(nn.Module):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
-    masker : Masker, optional
-        Draws the masks of an objective that hides tokens.
+    masker : Masker or dict, optional
+        Draws the masks of an objective that hides tokens, or the `config` of
+        what does; the masker of `preset` when left out.
+
+    Raises
+    ------
+    ValueError
+        If the masker is neither; see `make_masker`.
     """
+
+    # File of ``hparams/objective/`` with the published masker of the class;
+    # None of an objective that hides no tokens.
+    preset = None
 
     # First parts of the names of tensors that serve this training only: they
     # are in its checkpoints, not in exports. A teacher starts from a loaded
@@ -51,7 +62,16 @@ class Objective(nn.Module):
     def __init__(self, encoder, masker=None):
         super().__init__()
         self.encoder = encoder
-        self.masker = masker
+        if masker is None and self.preset is not None:
+            published = read_preset("objective", self.preset)
+            del published["objective"]
+            masker = build(published)["masker"]
+        self.masker = None if masker is None else make_masker(masker)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that build this again."""
+        return {} if self.masker is None else {"masker": self.masker.config}
 
     def noise(self, feats, generator=None, clip_keys=None):
         """Source of all the draws of a batch.
@@ -63,13 +83,13 @@ class Objective(nn.Module):
         generator : torch.Generator, optional
             On the device of `feats`.
         clip_keys : torch.Tensor, optional
-            (B,) int64; see `Noise`.
+            (B,) int64; see `RandomSource`.
 
         Returns
         -------
-        Noise
+        RandomSource
         """
-        return Noise(len(feats), feats.device, generator, clip_keys)
+        return RandomSource(len(feats), feats.device, generator, clip_keys)
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
         """A mask that fits a batch.

@@ -6,7 +6,7 @@ what a teacher, its own moving average, makes of another view.
 
 from ssast_lobes.objectives.base import Objective
 from ssast_lobes.objectives.projections import BatchNormMLP, shares_of
-from ssast_lobes.schedules import Cosine
+from ssast_lobes.schedules import WarmupCosine
 from ssast_lobes.teacher import EMATeacher
 from ssast_lobes.views import LogMixup
 
@@ -18,8 +18,8 @@ class BYOL(Objective):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
-    masker : Masker, optional
-        Of an objective that hides tokens.
+    masker : Masker or dict, optional
+        Of an objective that hides tokens; see `Objective`.
     hidden : float
         Hidden size of projector and predictor over the encoder's D.
     out : float
@@ -41,7 +41,7 @@ class BYOL(Objective):
         super().__init__(encoder, masker)
         self.hidden = hidden
         self.out = out
-        self.momentum = Cosine(*momentum)
+        self.momentum = WarmupCosine(*momentum)
         self.mixup = LogMixup(
             mixup, memory, encoder.table_frames, encoder.grid.n_mels
         )
@@ -56,8 +56,9 @@ class BYOL(Objective):
 
     @property
     def config(self):
-        """The arguments, without encoder and masker, that build this again."""
+        """The arguments, without the encoder, that build this again."""
         return {
+            **super().config,
             "hidden": self.hidden,
             "out": self.out,
             "momentum": [self.momentum.start, self.momentum.end],

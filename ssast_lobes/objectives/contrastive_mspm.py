@@ -172,13 +172,13 @@ class ContrastiveMSPM(MSPM):
         ]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
-        most = self.masker.n_hidden(mask[0].numel())
+        max_masked = self.masker.n_masked(mask[0].numel())
         in_takes = in_takes.repeat(2)
         mask = mask & ~in_takes[:, None, None]
         encoded = self.encoder(
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
-        loss, logs = self.hidden_losses(encoded, feats, mask, most)
+        loss, logs = self.hidden_losses(encoded, feats, mask, max_masked)
         block = round(self.contrast_depth * self.encoder.depth)
         vectors = pool(
             encoded.hidden_states[block], encoded.valid, None, "statistics"

@@ -10,16 +10,15 @@ import torch
 from torch import nn
 
 from ssast_lobes.encoder import N_CLASS_TOKENS
-from ssast_lobes.masking import InverseBlockMasker
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.tokens import (
     clip_mean,
+    gather_tokens,
     projection_std,
     refuse_overlap,
     split_tokens,
-    take,
 )
-from ssast_lobes.predictors import ConvDecoder, put_back
+from ssast_lobes.predictors import ConvDecoder, scatter_tokens
 from ssast_lobes.schedules import Linear
 from ssast_lobes.teacher import EMATeacher
 
@@ -40,10 +39,8 @@ class EAT(Objective):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    ratio : float
-        Share of each clip's tokens to hide.
-    block : int
-        Tokens along each side of a visible block.
+    masker : Masker or dict, optional
+        Draws the masks; all but blocks of 5 x 5 tokens, 80 %, when left out.
     n_masks : int
         Masks of each clip in training; a mask that is given stands alone.
     momentum : list of float
@@ -74,12 +71,13 @@ class EAT(Objective):
     ['projection_std', 'regression', 'target_std', 'utterance']
     """
 
+    preset = "eat"
+
     def __init__(
         self,
         encoder,
+        masker=None,
         *,
-        ratio,
-        block,
         n_masks,
         momentum,
         momentum_duration,
@@ -88,7 +86,7 @@ class EAT(Objective):
         decoder,
     ):
         refuse_overlap(encoder.grid)
-        super().__init__(encoder, InverseBlockMasker(ratio=ratio, size=block))
+        super().__init__(encoder, masker)
         encoder.positions.fix_sincos()
         self.n_masks = n_masks
         self.momentum = Linear(*momentum, duration=momentum_duration)
@@ -103,8 +101,7 @@ class EAT(Objective):
     def config(self):
         """The arguments, without the encoder, that build this again."""
         return {
-            "ratio": self.masker.ratio,
-            "block": self.masker.sizes[0],
+            **super().config,
             "n_masks": self.n_masks,
             "momentum": [self.momentum.start, self.momentum.end],
             "momentum_duration": self.momentum.duration,
@@ -140,9 +137,9 @@ class EAT(Objective):
         noise = self.noise(feats, generator, clip_keys)
         n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
         masks = self.draw_masks(noise, n_steps, max_steps)
-        n_hidden = self.masker.n_hidden(masks[0, 0].numel())
+        n_masked = self.masker.n_masked(masks[0, 0].numel())
         if mask is not None:
-            masks, n_hidden = mask[:, None], None
+            masks, n_masked = mask[:, None], None
         valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
         targets, clip_targets = self.targets(feats, n_frames, valid)
 
@@ -152,11 +149,11 @@ class EAT(Objective):
             x.repeat_interleave(copies, 0)
             for x in (feats, n_frames, valid, clip_targets)
         )
-        split = split_tokens(masks.flatten(0, 1), valid, n_hidden)
+        split = split_tokens(masks.flatten(0, 1), valid, n_masked)
         encoded = self.encoder(feats, n_frames, keep=split.keep)
         predictions = self.predict(encoded, split, noise, copies)
         hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
-        targets = take(targets, hidden).view_as(predictions)
+        targets = gather_tokens(targets, hidden).view_as(predictions)
         regression = clip_mean(_error(predictions, targets), split.weight)
         of_clip = _error(encoded.clip("class").float(), clip_targets)
         some = split.weight.amax(1, keepdim=True)
@@ -188,7 +185,7 @@ class EAT(Objective):
             Of the visible tokens of B * `copies` clips.
         split : Split
             Which these are.
-        noise : Noise
+        noise : RandomSource
             Draws what stands at hidden tokens, for B clips.
         copies : int
             Masks of each clip.
@@ -203,9 +200,9 @@ class EAT(Objective):
         drawn = noise(copies * bands * dim, max_steps)
         drawn = drawn.view(-1, bands, dim, max_steps).transpose(2, 3)
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
-        x = put_back(encoded.tokens, split.keep[0], split.visible, filler)
+        x = scatter_tokens(encoded.tokens, split.keep[0], split.visible, filler)
         decoded = self.decoder(x, split.valid, bands)
-        return self.head(take(decoded, split.hidden)).float()
+        return self.head(gather_tokens(decoded, split.hidden)).float()
 
     @torch.no_grad()
     def targets(self, feats, n_frames, valid):

@@ -6,7 +6,6 @@ Both Networks to Model the Input", ICASSP 2023.
 
 import torch
 
-from ssast_lobes.masking import RandomMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.projections import cosine_distance
@@ -29,8 +28,8 @@ class M2D(MaskedPrediction):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    ratio : float
-        Share of each clip's tokens to hide.
+    masker : Masker or dict, optional
+        Draws the masks; tokens one by one, 70 %, when left out.
     momentum : list of float
         Of the teacher at the first and the last step, on a straight line
         between.
@@ -48,8 +47,9 @@ class M2D(MaskedPrediction):
     ['projection_std', 'target_std']
     """
 
-    def __init__(self, encoder, *, ratio, momentum, decoder):
-        masker = RandomMasker(ratio=ratio)
+    preset = "m2d"
+
+    def __init__(self, encoder, masker=None, *, momentum, decoder):
         super().__init__(encoder, masker, encoder.dim, decoder)
         self.momentum = Linear(*momentum)
         self.teacher = EMATeacher(encoder=encoder)

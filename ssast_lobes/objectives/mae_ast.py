@@ -7,7 +7,6 @@ Interspeech 2022.
 import torch
 from torch import nn
 
-from ssast_lobes.masking import ClusterMasker, RandomMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import info_nce
@@ -18,14 +17,14 @@ class MAEAST(MaskedAutoencoder):
 
     ``loss = nce + generative_weight * mse``, with the patches as they are for
     targets. The softmax of the InfoNCE runs over all targets of a clip.
-    Patches are hidden in clusters, frames one by one.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    ratio : float
-        Share of each clip's tokens to hide.
+    masker : Masker or dict, optional
+        Draws the masks; clusters of patches, or single frames, 75 %, when
+        left out.
     generative_weight : float
         Weight of the reconstruction.
     decoder : dict
@@ -42,18 +41,14 @@ class MAEAST(MaskedAutoencoder):
     ['accuracy', 'mse', 'nce']
     """
 
-    def __init__(self, encoder, *, ratio, generative_weight, decoder):
-        super().__init__(encoder, ratio=ratio, decoder=decoder)
+    preset = "mae_ast"
+
+    def __init__(self, encoder, masker=None, *, generative_weight, decoder):
+        super().__init__(encoder, masker, decoder=decoder)
         self.generative_weight = generative_weight
         self.matching_head = nn.Linear(
             self.decoder.dim, encoder.grid.patch_size
         )
-
-    @staticmethod
-    def make_masker(grid, ratio):
-        """The masker of a grid; see `MaskedAutoencoder.make_masker`."""
-        one_band = grid.n_bands == 1
-        return (RandomMasker if one_band else ClusterMasker)(ratio=ratio)
 
     @property
     def config(self):

@@ -8,10 +8,9 @@ Vision Learners", CVPR 2022.
 import torch
 
 from ssast_lobes.features import valid_frames
-from ssast_lobes.masking import RandomMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
-from ssast_lobes.objectives.tokens import clip_mean, take
+from ssast_lobes.objectives.tokens import clip_mean, gather_tokens
 
 # Added to the variance of a patch, as in both papers' code.
 _EPS = 1e-6
@@ -20,15 +19,15 @@ _EPS = 1e-6
 class MaskedAutoencoder(MaskedPrediction):
     """Reconstruct hidden patches from the visible ones.
 
-    Hidden tokens are drawn one by one; a patch is standardised by its own
-    mean and standard deviation before the squared error is taken.
+    A patch is standardised by its own mean and standard deviation before the
+    squared error is taken.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    ratio : float
-        Share of each clip's tokens to hide.
+    masker : Masker or dict, optional
+        Draws the masks; tokens one by one, 75 %, when left out.
     decoder : dict
         See `MaskedPrediction`.
 
@@ -43,26 +42,10 @@ class MaskedAutoencoder(MaskedPrediction):
     ['mse']
     """
 
-    def __init__(self, encoder, *, ratio, decoder):
-        masker = self.make_masker(encoder.grid, ratio)
+    preset = "maskspec"
+
+    def __init__(self, encoder, masker=None, *, decoder):
         super().__init__(encoder, masker, encoder.grid.patch_size, decoder)
-
-    @staticmethod
-    def make_masker(grid, ratio):
-        """The masker of a grid: tokens are hidden one by one.
-
-        Arguments
-        ---------
-        grid : Grid
-            Geometry of the patches.
-        ratio : float
-            Share of each clip's tokens to hide.
-
-        Returns
-        -------
-        Masker
-        """
-        return RandomMasker(ratio=ratio)
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
@@ -87,7 +70,7 @@ class MaskedAutoencoder(MaskedPrediction):
         """
         split = self.split(feats, n_frames, mask, generator, clip_keys)
         decoded = self.decode_hidden(feats, n_frames, split)
-        patches = take(self._patches(feats, n_frames), split.hidden)
+        patches = gather_tokens(self._patches(feats, n_frames), split.hidden)
         return self.losses(decoded, patches, split.weight)
 
     def losses(self, decoded, patches, weight):

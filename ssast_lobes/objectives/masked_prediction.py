@@ -7,7 +7,11 @@ tokens only, and a light decoder sees all places.
 from torch import nn
 
 from ssast_lobes.objectives.base import Objective
-from ssast_lobes.objectives.tokens import refuse_overlap, split_tokens, take
+from ssast_lobes.objectives.tokens import (
+    gather_tokens,
+    refuse_overlap,
+    split_tokens,
+)
 from ssast_lobes.predictors import TransformerDecoder
 
 
@@ -20,8 +24,8 @@ class MaskedPrediction(Objective):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    masker : Masker
-        Draws the masks.
+    masker : Masker or dict or None
+        Draws the masks; see `Objective`.
     output_size : int
         Values to predict at a token.
     decoder : dict
@@ -44,7 +48,7 @@ class MaskedPrediction(Objective):
     @property
     def config(self):
         """The arguments, without the encoder, that build this again."""
-        return {"ratio": self.masker.ratio, "decoder": self.decoder_config}
+        return {**super().config, "decoder": self.decoder_config}
 
     def split(self, feats, n_frames, mask=None, generator=None, clip_keys=None):
         """Which tokens of a batch are hidden and which visible.
@@ -66,11 +70,11 @@ class MaskedPrediction(Objective):
         """
         n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
         valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
-        n_hidden = None
+        n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            n_hidden = self.masker.n_hidden(valid.shape[1])
-        return split_tokens(mask, valid, n_hidden)
+            n_masked = self.masker.n_masked(valid.shape[1])
+        return split_tokens(mask, valid, n_masked)
 
     def decode(self, feats, n_frames, split):
         """Decoder outputs at all tokens, from the visible ones.
@@ -92,4 +96,4 @@ class MaskedPrediction(Objective):
 
     def decode_hidden(self, feats, n_frames, split):
         """The same at the hidden tokens only, (B, K, decoder.dim)."""
-        return take(self.decode(feats, n_frames, split), split.hidden)
+        return gather_tokens(self.decode(feats, n_frames, split), split.hidden)

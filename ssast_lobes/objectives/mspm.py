@@ -9,15 +9,14 @@ import torch
 from torch import nn
 
 from ssast_lobes.features import valid_frames
-from ssast_lobes.masking import ClusterMasker, RandomMasker
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.tokens import (
     clip_mean,
-    hidden_index,
+    gather_tokens,
+    ids_masked,
     refuse_overlap,
-    take,
 )
-from ssast_lobes.presets import load_preset
+from ssast_lobes.presets import read_preset
 
 TASKS = ("joint", "discriminative", "generative")
 SOFTMAX_OVER = ("predictions", "targets")
@@ -34,11 +33,9 @@ class MSPM(Objective):
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
-    ratio : float, optional
-        Share of each clip's tokens to hide; the paper's 400 of 512 when
-        neither `ratio` nor `count` is given.
-    count : int, optional
-        Number of tokens to hide instead.
+    masker : Masker or dict, optional
+        Draws the masks; the paper's clusters, 400 of 512 tokens, when left
+        out.
     task : str
         ``"joint"``, ``"discriminative"`` or ``"generative"``.
     generative_weight : float, optional
@@ -67,13 +64,13 @@ class MSPM(Objective):
     ['accuracy', 'mse', 'nce']
     """
 
+    preset = "mspm"
     n_frames_optional = True
 
     def __init__(
         self,
         encoder,
-        ratio=None,
-        count=None,
+        masker=None,
         task="joint",
         generative_weight=None,
         softmax_over="predictions",
@@ -87,14 +84,10 @@ class MSPM(Objective):
                 f"'{softmax_over}'"
             )
         refuse_overlap(encoder.grid)
-        paper = load_preset("objective", "mspm_paper")
-        if ratio is None and count is None:
-            ratio = paper["ratio"]
         if generative_weight is None:
+            paper = read_preset("objective", "mspm")["objective"]
             generative_weight = paper["generative_weight"]
-        one_band = encoder.grid.n_bands == 1
-        masker = RandomMasker if one_band else ClusterMasker
-        super().__init__(encoder, masker(ratio=ratio, count=count))
+        super().__init__(encoder, masker)
         self.task = task
         self.generative_weight = generative_weight
         self.softmax_over = softmax_over
@@ -114,8 +107,7 @@ class MSPM(Objective):
     def config(self):
         """The arguments, without the encoder, that build this again."""
         return {
-            "ratio": self.masker.ratio,
-            "count": self.masker.count,
+            **super().config,
             "task": self.task,
             "generative_weight": self.generative_weight,
             "softmax_over": self.softmax_over,
@@ -147,17 +139,17 @@ class MSPM(Objective):
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            most = self.masker.n_hidden(mask[0].numel())
+            max_masked = self.masker.n_masked(mask[0].numel())
         else:
-            most = mask[0].numel()
+            max_masked = mask[0].numel()
         if n_frames is not None:
             # Targets show what the encoder sees: nothing beyond a clip's end.
             shown = valid_frames(n_frames, feats.shape[1])
             feats = feats * shown[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
-        return self.hidden_losses(encoded, feats, mask, most)
+        return self.hidden_losses(encoded, feats, mask, max_masked)
 
-    def hidden_losses(self, encoded, feats, mask, most):
+    def hidden_losses(self, encoded, feats, mask, max_masked):
         """The losses at what is hidden of a batch.
 
         Arguments
@@ -168,16 +160,16 @@ class MSPM(Objective):
             Normalised log-mel (B, T, n_mels), 0 at padding.
         mask : torch.Tensor
             Boolean (B, F', T'), True where hidden.
-        most : int
+        max_masked : int
             At least the number of tokens any clip hides.
 
         Returns
         -------
         ObjectiveOutput
         """
-        index, weight = hidden_index(mask, most)
-        tokens = take(encoded.tokens, index)
-        targets = take(self.encoder.grid.unfold(feats).detach(), index)
+        index, weight = ids_masked(mask, max_masked)
+        tokens = gather_tokens(encoded.tokens, index)
+        targets = gather_tokens(self.encoder.grid.unfold(feats).detach(), index)
         return self.losses(tokens, targets, weight)
 
     def losses(self, tokens, targets, weight):

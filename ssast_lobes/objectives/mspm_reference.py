@@ -9,9 +9,10 @@ import random
 
 import torch
 
+from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
-from ssast_lobes.objectives.tokens import hidden_index, take
+from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 
 
 def official_mask(bands, steps, count, rng):
@@ -76,7 +77,8 @@ class MSPMReference(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train.
     count : int
-        Tokens to hide; 400 in the official scripts.
+        Tokens to hide; 400 in the official scripts. The official generator
+        draws the masks, so that there is no masker to choose.
 
     Example
     -------
@@ -88,7 +90,7 @@ class MSPMReference(MSPM):
     """
 
     def __init__(self, encoder, count=400):
-        super().__init__(encoder, count=count)
+        super().__init__(encoder, ClusterMasker(count=count))
 
     @property
     def config(self):
@@ -133,9 +135,10 @@ class MSPMReference(MSPM):
         if mask is None:
             mask = self.draw_mask(feats, None, generator)
         encoded = self.encoder(feats, None, mask, self.mask_embedding)
-        index, _ = hidden_index(mask, self.masker.count)
+        index, _ = ids_masked(mask, self.masker.count)
         targets = self.encoder.grid.unfold(feats).detach()
-        return take(encoded.tokens, index), take(targets, index)
+        hidden = gather_tokens(encoded.tokens, index)
+        return hidden, gather_tokens(targets, index)
 
 
 def official_info_nce(predictions, targets):

@@ -99,7 +99,7 @@ class BatchNormMLP(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """Cosine similarity to learned directions: DINO's last layer.
+    """WarmupCosine similarity to learned directions: DINO's last layer.
 
     The weight-normed linear layer with fixed gain of Caron et al., "Emerging
     Properties in Self-Supervised Vision Transformers", ICCV 2021.

@@ -35,7 +35,7 @@ class Split(NamedTuple):
     valid: torch.Tensor
 
 
-def split_tokens(mask, valid, n_hidden=None):
+def split_tokens(mask, valid, n_masked=None):
     """Split the tokens of clips into hidden and visible ones.
 
     Arguments
@@ -44,7 +44,7 @@ def split_tokens(mask, valid, n_hidden=None):
         Boolean (B, F', T'), True where hidden.
     valid : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
-    n_hidden : int, optional
+    n_masked : int, optional
         Tokens that a masker hides in a clip without padding; then K is that
         number and V the rest. Both are all N for a mask of unknown origin.
 
@@ -55,28 +55,28 @@ def split_tokens(mask, valid, n_hidden=None):
     Example
     -------
     >>> mask = torch.tensor([[[True, False, True, False]]])
-    >>> split = split_tokens(mask, torch.ones(1, 4).bool(), n_hidden=2)
+    >>> split = split_tokens(mask, torch.ones(1, 4).bool(), n_masked=2)
     >>> split.hidden.tolist(), split.keep[0].tolist()
     ([[0, 2]], [[1, 3]])
     """
-    most = seen = valid.shape[1]
-    if n_hidden is not None:
-        most, seen = n_hidden, seen - n_hidden
+    max_masked = max_kept = valid.shape[1]
+    if n_masked is not None:
+        max_masked, max_kept = n_masked, max_kept - n_masked
     masked = mask.flatten(1) & valid
-    hidden, weight = hidden_index(masked, most)
-    keep = visible_index(masked, valid, seen)
+    hidden, weight = ids_masked(masked, max_masked)
+    keep = ids_keep(masked, valid, max_kept)
     visible = valid & ~masked
     return Split(hidden, weight, keep, visible, valid)
 
 
-def hidden_index(mask, most):
+def ids_masked(mask, max_masked):
     """Places of the hidden tokens, padded to one length for all clips.
 
     Arguments
     ---------
     mask : torch.Tensor
         Boolean (B, F', T').
-    most : int
+    max_masked : int
         K, at least the number of tokens any clip hides; given, so that
         nothing is read back from the device.
 
@@ -90,16 +90,16 @@ def hidden_index(mask, most):
     Example
     -------
     >>> mask = torch.tensor([[[False, True, True, False]]])
-    >>> hidden_index(mask, 3)
+    >>> ids_masked(mask, 3)
     (tensor([[1, 2, 0]]), tensor([[1., 1., 0.]]))
     """
     flat = mask.flatten(1).to(torch.uint8)
     index = flat.argsort(dim=1, descending=True, stable=True)
-    index = index[:, : max(1, most)]
+    index = index[:, : max(1, max_masked)]
     return index, flat.gather(1, index).float()
 
 
-def visible_index(mask, valid_tokens, most):
+def ids_keep(mask, valid_tokens, max_kept):
     """Places of the visible tokens, as the encoder takes them.
 
     Arguments
@@ -108,7 +108,7 @@ def visible_index(mask, valid_tokens, most):
         Boolean (B, F', T'), True where hidden.
     valid_tokens : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
-    most : int
+    max_kept : int
         V, at least the number of tokens any clip shows.
 
     Returns
@@ -121,14 +121,14 @@ def visible_index(mask, valid_tokens, most):
     Example
     -------
     >>> mask = torch.tensor([[[False, True, False, False]]])
-    >>> visible_index(mask, torch.tensor([[True, True, True, False]]), 3)
+    >>> ids_keep(mask, torch.tensor([[True, True, True, False]]), 3)
     (tensor([[0, 2, 1]]), tensor([[ True,  True, False]]))
     """
-    index, weight = hidden_index(valid_tokens & ~mask.flatten(1), most)
+    index, weight = ids_masked(valid_tokens & ~mask.flatten(1), max_kept)
     return index, weight > 0
 
 
-def take(x, index):
+def gather_tokens(x, index):
     """Rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 

@@ -185,7 +185,7 @@ class SpectrogramBrain(sb.Brain):
         learning rate is that of the optimizer.
     schedule : callable
         (step, total steps) -> factor of the learning rate, such as
-        `ssast_lobes.schedules.Cosine`.
+        `ssast_lobes.schedules.WarmupCosine`.
     weight_decay_schedule : callable, optional
         (step, total steps) -> weight decay; that of the optimizer stays when
         left out.

@@ -35,146 +35,11 @@ USER_ERRORS = (
     UnreadableAudio,
     WeightsError,
 )
-_SETTINGS_FILE = "settings.json"
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# Key of the settings that are no plain values, in the file of all.
-_BUILT = "built"
-# What may change between two starts of one experiment: how it is run, and
-# where its data lie (the clips themselves are compared).
-_FREE = (
-    "allow_download",
-    "audio",
-    "checkpointing",
-    "ckpt_interval_minutes",
-    "data_folder",
-    "export_folder",
-    "held_out_of",
-    "librispeech_folder",
-    "manifest",
-    "max_unreadable",
-    "nonfinite_patience",
-    "num_workers",
-    "output_folder",
-    "pad_seconds",
-    "require_counts",
-    "save_folder",
-    "shards",
-    "number_of_epochs",
-    "use_tensorboard",
-    "window_seconds",
-)
-
-
-def check_same_experiment(hparams):
-    """Refuse to resume an experiment under other settings.
-
-    With another source or learning rate in the same folder, a resumed run
-    would pass the results of one experiment off as those of another. Keys
-    that say where data lie are free: `data.splits.write_splits` compares the
-    clips. A folder in which nothing is trained yet takes any settings.
-
-    Arguments
-    ---------
-    hparams : dict
-        Of a recipe, compared with those of the first start, which are kept in
-        ``<output_folder>/settings.json``: plain values, functions and classes
-        with their arguments, and of objects the class.
-
-    Raises
-    ------
-    SettingsError
-        If a setting has changed that makes it another experiment.
-
-    Example
-    -------
-    >>> folder = getfixture("tmpdir")
-    >>> keep_settings({"output_folder": str(folder), "source": None})
-    >>> _ = folder.mkdir("save").mkdir("CKPT+1")
-    >>> check_same_experiment({"output_folder": str(folder), "source": "a"})
-    Traceback (most recent call last):
-    ...
-    ssast_lobes.training.errors.SettingsError: ... source (None, now a)...
-    """
-    folder = hparams["output_folder"]
-    path = Path(folder) / _SETTINGS_FILE
-    if not path.is_file() or not has_begun(folder):
-        return
-    try:
-        then = dict(json.loads(path.read_text(encoding="utf-8")))
-        then |= dict(then.pop(_BUILT))
-    except (KeyError, TypeError, ValueError) as error:
-        raise SettingsError(
-            f"{path} is damaged ({error}). If you know that the settings are "
-            "those of its experiment, delete it; else choose another "
-            "--output_folder"
-        ) from error
-    plain, built = _settings(hparams)
-    now = plain | built
-    changed = [
-        f"{key} ({then.get(key)}, now {now.get(key)})"
-        for key in sorted(then.keys() | now.keys())
-        if then.get(key) != now.get(key)
-    ]
-    if changed:
-        raise SettingsError(
-            f"{folder} holds an experiment with other settings: "
-            f"{', '.join(changed)}. Choose another --output_folder, or delete "
-            "that one to start anew"
-        )
-
-
-def keep_settings(hparams):
-    """Write the settings that later starts are compared with.
-
-    Arguments
-    ---------
-    hparams : dict
-        See `check_same_experiment`.
-    """
-    path = Path(hparams["output_folder"]) / _SETTINGS_FILE
-    plain, built = _settings(hparams)
-    with written_whole(path) as file:
-        file.write(json.dumps({**plain, _BUILT: built}, indent=2) + "\n")
-
-
-def _settings(hparams):
-    """Plain settings, and what can be told of the others, as JSON has it."""
-    plain, built = {}, {}
-    for key, value in hparams.items():
-        if key not in _FREE:
-            told = plain if _is_plain(value) else built
-            told.update(_told(key, value))
-    return json.loads(json.dumps([plain, built]))
-
-
-def _told(name, value):
-    """(name, plain value) of a setting, or of each that is within it."""
-    if _is_plain(value):
-        yield name, value
-    elif isinstance(value, dict):
-        for key, part in value.items():
-            if key not in _FREE:
-                yield from _told(f"{name}.{key}", part)
-    elif isinstance(value, list | tuple):
-        for number, part in enumerate(value):
-            yield from _told(f"{name}.{number}", part)
-    elif isinstance(value, functools.partial):
-        yield from _told(name, value.func)
-        yield from _told(f"{name}.arguments", list(value.args) or None)
-        yield from _told(name, value.keywords)
-    else:
-        kind = value if hasattr(value, "__qualname__") else type(value)
-        yield name, f"{kind.__module__}.{kind.__qualname__}"
-
-
-def _is_plain(value):
-    if isinstance(value, list | tuple):
-        return all(_is_plain(item) for item in value)
-    return value is None or isinstance(value, str | int | float)
 
 
 @contextmanager
-def loading(hparams_file):
+def yaml_errors(hparams_file):
     """Say in one message what is wrong with a YAML or an override.
 
     Arguments
@@ -189,7 +54,7 @@ def loading(hparams_file):
 
     Example
     -------
-    >>> with loading("a.yaml"):
+    >>> with yaml_errors("a.yaml"):
     ...     raise ValueError("'audio' is a !PLACEHOLDER and must be replaced.")
     Traceback (most recent call last):
     ...
@@ -214,7 +79,7 @@ def loading(hparams_file):
 
 
 @contextmanager
-def plain_errors():
+def exit_on_user_error():
     """Context of a script: these errors end it with their message alone.
 
     Their messages say what to mend; a traceback would bury them. So it is
@@ -225,7 +90,7 @@ def plain_errors():
 
     Example
     -------
-    >>> with plain_errors():
+    >>> with exit_on_user_error():
     ...     raise ManifestError("clips.csv: the manifest is empty")
     Traceback (most recent call last):
     ...

@@ -10,7 +10,7 @@ from ssast_lobes.training.optimizers import parameter_groups
 
 
 class RecognitionBrain(SpectrogramBrain):
-    """Trains a `SpectrogramRecogniser`; the best epoch is chosen on valid.
+    """Trains a `SpectrogramRecognizer`; the best epoch is chosen on valid.
 
     The arguments are those of `SpectrogramBrain`.
 

@@ -25,7 +25,7 @@ import os, signal, sys
 sys.path.insert(0, {str(TASK)!r})
 from train import prepare
 from ssast_lobes.training.base import SpectrogramBrain
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 from ssast_lobes.experiments import cross_validate
 
 def die(brain, batch, should_step):
@@ -34,7 +34,7 @@ def die(brain, batch, should_step):
 
 if os.environ.get("DIE"):
     SpectrogramBrain.on_fit_batch_start = die
-with plain_errors():
+with exit_on_user_error():
     cross_validate(sys.argv[1:], prepare, {FOLDS})
 """
 
@@ -265,7 +265,7 @@ def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
     recipe = Path(__file__).parents[2] / "recipes/CustomData/pretrain"
     done = subprocess.run(
         [sys.executable, "train.py", "hparams/pretrain.yaml", "--audio=x"]
-        + ["--objective=!include:../../../../hparams/objective/nope.yaml"]
+        + ["--training=!include:../../../../hparams/training/nope.yaml"]
         + [f"--output_folder={tmp_path}"],
         cwd=recipe,
         capture_output=True,
@@ -274,4 +274,4 @@ def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
     assert done.returncode != 0
     assert "Traceback" not in done.stderr
     assert "nope.yaml to include" in done.stderr
-    assert "m2d.yaml" in done.stderr
+    assert "pretrain_default.yaml" in done.stderr

@@ -12,7 +12,7 @@ import sys
 from pretraining_prepare import prepare_pretraining
 
 from ssast_lobes.experiments import pretrain
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 SETTINGS = (
     "data_folder",
@@ -35,5 +35,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         pretrain(sys.argv[1:], prepare)

@@ -21,10 +21,9 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.presets import preset_path
 from ssast_lobes.probing import probe, write_report
 from ssast_lobes.training.base import read_log
-from ssast_lobes.training.errors import SettingsError, loading, plain_errors
+from ssast_lobes.training.errors import SettingsError, yaml_errors, exit_on_user_error
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -35,9 +34,9 @@ def pretrain(name, settings, folder, tasks):
     Arguments
     ---------
     name : str
-        Fragment of ``hparams/objective/``.
+        File of ``hparams/objective/``, unless the settings have `objective`.
     settings : dict
-        Other settings of ``pretrain.yaml``.
+        Settings of ``pretrain.yaml``.
     folder : pathlib.Path
         Output folder of the run.
     tasks : list of ssast_lobes.probing.Task
@@ -66,9 +65,9 @@ def pretrain(name, settings, folder, tasks):
         return cost
     folder.mkdir(parents=True, exist_ok=True)
     overrides = {
+        "objective": name,
         **settings,
         "held_out_of": write_held_out(tasks, folder / "held_out.csv"),
-        "objective": f"!include:{preset_path('objective', name)}",
         "output_folder": str(folder),
     }
     command = [sys.executable, "train.py", "hparams/pretrain.yaml"]
@@ -134,7 +133,7 @@ def main(arguments):
         Of the probes, see `ssast_lobes.probing.probe`.
     """
     hparams_file, _, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"]).resolve()
     # Bad tables show now rather than after hours.
@@ -169,5 +168,5 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         main(sys.argv[1:])

@@ -38,7 +38,7 @@ from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
 from ssast_lobes.experiments import check_window, classify, pretrain
-from ssast_lobes.presets import preset_path
+from ssast_lobes.presets import read_preset
 from ssast_lobes.probing import Task
 from ssast_lobes.probing.embeddings import (
     LogMelStatistics,
@@ -48,7 +48,7 @@ from ssast_lobes.probing.embeddings import (
 )
 from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
 from ssast_lobes.training.base import read_log
-from ssast_lobes.training.errors import SettingsError, loading, plain_errors
+from ssast_lobes.training.errors import SettingsError, yaml_errors, exit_on_user_error
 from ssast_lobes.weights import WEIGHTS_FILE, load_weights
 
 RECIPES = Path(__file__).resolve().parent.parent
@@ -361,7 +361,7 @@ class Transfer:
                     settings.get("crop_seconds", 0.0),
                     f"window_seconds of {name}",
                 )
-                _objective(settings)
+                _check_objective(settings)
                 for needed in self._needs(name):
                     self._check_needed(name, needed)
                 others = settings.get("average_with") or ()
@@ -472,7 +472,7 @@ class Transfer:
             "seed": self.hparams["seed"],
         }
         folder = self._pretraining_folder(name)
-        own = {"objective": f"!include:{_objective(settings)}"}
+        own = {}
         asked = {**given, "settings": settings}
         stages = {
             needed: self._pretrain(needed)
@@ -825,10 +825,13 @@ def _check_arms(arms, *more):
         )
 
 
-def _objective(settings):
-    """The fragment that a pretraining names."""
+def _check_objective(settings):
+    """Raise where a pretraining names no objective, and changes none."""
+    objective = settings.get("objective")
+    if isinstance(objective, dict):
+        return
     try:
-        return preset_path("objective", settings.get("objective"))
+        read_preset("objective", objective)
     except ValueError as error:
         raise SettingsError(f"objective of a pretraining: {error}") from error
 
@@ -892,7 +895,7 @@ def main(arguments):
         See `Transfer.run`.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
+    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     given = run_opts.overridden_args - {"param_file"}
     options = [
@@ -904,5 +907,5 @@ def main(arguments):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         main(sys.argv[1:])

@@ -11,7 +11,7 @@ settings.
 import sys
 
 from ssast_lobes.experiments import cross_validate
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 
 def prepare(hparams):
@@ -24,5 +24,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         cross_validate(sys.argv[1:], prepare)

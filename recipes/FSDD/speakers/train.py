@@ -11,7 +11,7 @@ import sys
 from fsdd_prepare import prepare_speakers
 
 from ssast_lobes.experiments import classify
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 SETTINGS = (
     "data_folder",
@@ -28,5 +28,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         classify(sys.argv[1:], prepare)

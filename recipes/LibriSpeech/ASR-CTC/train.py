@@ -11,7 +11,7 @@ import sys
 from librispeech_prepare import prepare_librispeech
 
 from ssast_lobes.experiments import recognise
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 SETTINGS = (
     "data_folder",
@@ -31,5 +31,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         recognise(sys.argv[1:], prepare)

@@ -11,7 +11,7 @@ import sys
 from speech_commands_prepare import prepare_speech_commands
 
 from ssast_lobes.experiments import classify
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 SETTINGS = (
     "data_folder",
@@ -29,5 +29,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         classify(sys.argv[1:], prepare)

@@ -11,7 +11,7 @@ import sys
 from urbansound8k_prepare import FOLDS, prepare_urbansound8k
 
 from ssast_lobes.experiments import cross_validate
-from ssast_lobes.training.errors import plain_errors
+from ssast_lobes.training.errors import exit_on_user_error
 
 SETTINGS = (
     "data_folder",
@@ -33,5 +33,5 @@ def prepare(hparams):
 
 
 if __name__ == "__main__":
-    with plain_errors():
+    with exit_on_user_error():
         cross_validate(sys.argv[1:], prepare, FOLDS)

@@ -1,0 +1,258 @@
+"""Command lines of recipes: SpeechBrain's, with words for whole presets."""
+
+import copy
+import difflib
+import inspect
+import pydoc
+import re
+
+import speechbrain as sb
+import yaml
+from hyperpyyaml import resolve_references
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.tag import Tag
+
+from ssast_lobes.training.errors import yaml_errors
+from ssast_lobes.presets import as_text, merge, read_preset, read_tree, tag_of
+
+# Folders of hparams/ whose files a word chooses: --objective eat.
+WORDS = ("objective", "training", "degradation", "compute_cost")
+# Tag of a node that takes the place of what it overrides.
+REPLACE = "!applyref:ssast_lobes.presets.replace"
+# Tags that a class or a function follows.
+_CALLS = ("!new", "!name", "!apply")
+
+
+def parse_arguments(arguments):
+    """Return what a command line says, as ``speechbrain.parse_arguments`` does.
+
+    ``--objective NAME`` stands for all that a file of ``hparams/objective/``
+    says, or a file of one's own, ``NAME.yaml``: its keys take the place of the
+    recipe's. So do ``--training NAME`` and ``--degradation NAME``. Other
+    settings of the command line are put over them: a plain mapping changes
+    what is there (``--masker '{ratio: 0.5}'``), one that names a class takes
+    its place (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``).
+
+    Arguments
+    ---------
+    arguments : list of str
+        As ``sys.argv[1:]``.
+
+    Returns
+    -------
+    hparams_file : str
+        The YAML of the recipe.
+    run_opts : speechbrain.utils.run_opts.RunOptions
+        Such as the device.
+    overrides : str
+        For `load_hyperpyyaml` and `create_experiment_directory`.
+
+    Raises
+    ------
+    SettingsError
+        If a word, a key, a class or an argument of a class is not known, a
+        key is given twice, or a setting would have no effect.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1\\nseed: 1\\n")
+    >>> _, _, overrides = parse_arguments([str(file), "--lr", "0.2"])
+    >>> print(overrides.strip())
+    lr: 0.2
+    >>> parse_arguments([str(file), "--lrr", "0.2"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.training.errors.SettingsError: ...no key lrr; did you mean lr?
+    """
+    hparams_file, run_opts, text = sb.parse_arguments(arguments)
+    with yaml_errors("the command line"):
+        recipe, given = read_tree(hparams_file), _read(text)
+        presets = _pop_words(given, recipe)
+        _check_keys(given, recipe, hparams_file)
+        tree = CommentedMap()
+        for word, preset in presets.items():
+            _check_keys(preset, recipe, hparams_file, f", which {word} sets")
+            merge(tree, preset)
+        instead = list(presets)
+        whole = merge(copy.deepcopy(recipe), copy.deepcopy(tree))
+        _check_effect(given, recipe, whole, instead)
+        instead += [f"--{key}" for key, node in given.items() if tag_of(node)]
+        whole = merge(whole, copy.deepcopy(given))
+        _check_effect(given, recipe, whole, instead)
+        merge(tree, given)
+        for key in tree:
+            _check_calls(key, whole[key])
+    return hparams_file, run_opts, as_text(_replacing(tree))
+
+
+def with_settings(overrides, **settings):
+    """Return overrides with further ones, which count.
+
+    Arguments
+    ---------
+    overrides : str
+        From `parse_arguments`.
+    **settings
+        Plain values.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> print(with_settings("lr: 1\\nfold: null", fold=3).strip())
+    lr: 1
+    fold: 3
+    """
+    tree = YAML().load(overrides) or CommentedMap()
+    tree.update(settings)
+    return as_text(tree)
+
+
+def plain_settings(hparams_file, overrides):
+    """Return the values of a YAML, without building any object.
+
+    Arguments
+    ---------
+    hparams_file, overrides
+        From `parse_arguments`.
+
+    Returns
+    -------
+    dict
+        None in place of what would be an object.
+
+    Example
+    -------
+    >>> file = getfixture("tmp_path") / "train.yaml"
+    >>> _ = file.write_text("lr: 0.1\\nnorm: !new:torch.nn.Identity {}\\n")
+    >>> plain_settings(file, "lr: 0.2")
+    {'lr': 0.2, 'norm': None}
+    """
+    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+        resolved = resolve_references(file, overrides)
+    return yaml.load(resolved, _PlainLoader)
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the plain values of a YAML; what builds an object is None."""
+
+
+_PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _read(text):
+    """Return the settings of a command line as a tree of YAML."""
+    try:
+        given = YAML().load(text) or CommentedMap()
+    except DuplicateKeyError as error:
+        key = re.search('duplicate key "(.*?)"', error.problem)[1]
+        raise ValueError(f"{key} is given twice") from error
+    except YAMLError as error:
+        # The line and column of the error are not those of a file.
+        raise ValueError(f"{getattr(error, 'problem', error)}") from error
+    if not isinstance(given, dict):
+        raise ValueError(f"{text} belongs to no --KEY")
+    return given
+
+
+def _check_keys(settings, known, hparams_file, source=""):
+    for key in settings:
+        if key not in known:
+            near = difflib.get_close_matches(str(key), list(known), n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"{hparams_file} has no key {key}{source}{hint}")
+
+
+def _pop_words(given, recipe):
+    """Take the words out of the settings; return the presets they name."""
+    presets = {}
+    for kind in WORDS:
+        value = given.get(kind)
+        if isinstance(value, str):
+            presets[f"--{kind} {value}"] = read_preset(kind, given.pop(kind))
+        elif _includes(value) and not _includes(recipe.get(kind)):
+            raise ValueError(
+                f"{kind} takes the name of a file of hparams/{kind}/, or a "
+                "path that ends in .yaml, without !include:"
+            )
+    return presets
+
+
+def _includes(node):
+    return tag_of(node).startswith("!include:")
+
+
+def _check_effect(given, recipe, whole, instead):
+    """Raise where a setting is for objects alone that others replace."""
+    # What a plain key refers to, such as <seed> in a path, is used elsewhere.
+    objects = [x for x in recipe.values() if isinstance(x, dict | list)]
+    idle = _references(objects) - _references(whole)
+    for key in given:
+        if key in idle:
+            raise ValueError(
+                f"{key} has no effect with {' and '.join(instead)}: leave it "
+                "out"
+            )
+
+
+def _references(node):
+    """Return the keys that the references below a node name."""
+    if tag_of(node) in ("!ref", "!copy"):
+        return set(re.findall(r"<(\w+)", node.value))
+    return set().union(*(_references(child) for _, child in _children(node)))
+
+
+def _children(node):
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
+
+
+def _check_calls(name, node):
+    """Raise where a class is not there, or does not take an argument."""
+    kind, _, path = tag_of(node).partition(":")
+    if kind in _CALLS:
+        callable_ = pydoc.locate(path)
+        if callable_ is None:
+            raise ValueError(f"{name}: there is no {path}")
+        if not isinstance(node, list):
+            _check_arguments(kind, name, path, callable_, node)
+    for key, child in _children(node):
+        _check_calls(f"{name}[{key}]", child)
+
+
+def _check_arguments(kind, name, path, callable_, node):
+    try:
+        signature = inspect.signature(callable_)
+    except (TypeError, ValueError):  # no class, or one written in C
+        return
+    # Of what is only named, the program gives the other arguments.
+    bind = signature.bind_partial if kind == "!name" else signature.bind
+    try:
+        bind(**dict(_children(node)))
+    except TypeError as error:
+        raise ValueError(
+            f"{name}: {path}: {error}; it takes "
+            f"{', '.join(signature.parameters)}"
+        ) from error
+
+
+def _replacing(node):
+    """Mark what names a class, so that it takes the place of another."""
+    if not isinstance(node, dict):
+        return node
+    if tag_of(node):
+        marked = CommentedSeq([node])
+        marked.yaml_set_ctag(Tag(suffix=REPLACE))
+        return marked
+    for key, child in node.items():
+        node[key] = _replacing(child)
+    # ruamel.yaml writes a tagged mapping of one key wrongly inside of braces.
+    node.fa.set_block_style()
+    return node
