@@ -42,12 +42,12 @@ from torchaudio.compliance.kaldi import fbank
 from tqdm import tqdm
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
-from ssast_lobes.training.classification import soft_target_loss
-from ssast_lobes.training.memory import keep_freed_memory
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.features import FrontEnd, KaldiFbank, full_lengths
 from ssast_lobes.huggingface import to_huggingface
 from ssast_lobes.objectives import load_objective
+from ssast_lobes.training.classification import soft_target_loss
+from ssast_lobes.training.memory import keep_freed_memory
 from ssast_lobes.weights import load_weights
 
 PARTS = ("joint", "features", "inference", "finetune", "loading")

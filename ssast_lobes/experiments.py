@@ -453,7 +453,10 @@ def _opened(hparams_file, overrides, prepare):
     Nothing of a folder changes that holds another experiment. Gives the
     settings, and the parts of the dataset (of shards, if the YAML has any).
     """
-    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+    with (
+        open(hparams_file, encoding="utf-8") as file,
+        yaml_errors(hparams_file),
+    ):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
     hparams.setdefault("export_folder", str(folder / "export"))
@@ -723,7 +726,10 @@ _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 def _plain_settings(hparams_file, overrides):
     """Values of a YAML, without building any object."""
-    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+    with (
+        open(hparams_file, encoding="utf-8") as file,
+        yaml_errors(hparams_file),
+    ):
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
 

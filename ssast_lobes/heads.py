@@ -3,6 +3,7 @@
 import torch
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
+from torch.nn import functional
 
 from ssast_lobes.encoder import POOLINGS
 
@@ -126,6 +127,14 @@ class ClassificationHead(nn.Module):
         Size of a linear projection in place of the norm: the head of SUPERB's
         probes (Yang et al., Interspeech 2021). They project each step before
         they take the mean, which comes to the same: both are linear.
+    cosine_scale : float, optional
+        Scores are cosines of the vector and of each class's weights, times
+        so much, as margin losses want them; linear when left out.
+
+    Raises
+    ------
+    ValueError
+        If `projection` or `cosine_scale` is not positive.
 
     Example
     -------
@@ -133,24 +142,38 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 1, 5])
     """
 
-    def __init__(self, dim, n_classes, projection=None):
+    def __init__(self, dim, n_classes, projection=None, cosine_scale=None):
         super().__init__()
+        sizes = {"projection": projection, "cosine_scale": cosine_scale}
+        for name, size in sizes.items():
+            if size is not None and not size > 0:
+                raise ValueError(f"{name} must be positive, got {size}")
         self.projection = projection
+        self.cosine_scale = cosine_scale
         if projection is None:
             self.norm = nn.LayerNorm(dim)
         else:
             self.projector = nn.Linear(dim, projection)
-        self.linear = nn.Linear(projection or dim, n_classes)
+        self.linear = nn.Linear(
+            projection or dim, n_classes, bias=cosine_scale is None
+        )
 
     @property
     def config(self):
-        """The arguments that build this again, beside the sizes."""
-        return {"projection": self.projection}
+        """The arguments that build this again, next to the sizes."""
+        config = {"projection": self.projection}
+        if self.cosine_scale is not None:
+            config["cosine_scale"] = self.cosine_scale
+        return config
 
     def forward(self, clip):
-        """Clip vectors (.., D) to class scores (logits) (.., C)."""
+        """Return class scores (logits) (.., C) of clip vectors (.., D)."""
         first = self.norm if self.projection is None else self.projector
-        return self.linear(first(clip))
+        if self.cosine_scale is None:
+            return self.linear(first(clip))
+        weight = functional.normalize(self.linear.weight, dim=-1)
+        vector = functional.normalize(first(clip), dim=-1)
+        return self.cosine_scale * functional.linear(vector, weight)
 
 
 def head_arguments(config):
@@ -195,6 +218,8 @@ class SpectrogramClassifier(nn.Module):
         See `ClipPooling`.
     projection : int, optional
         See `ClassificationHead`.
+    cosine_scale : float, optional
+        See `ClassificationHead`.
     freeze_encoder : bool
         Train the pooling and the head only.
     frozen_blocks : int
@@ -227,6 +252,7 @@ class SpectrogramClassifier(nn.Module):
         pooling="mean",
         layers="last",
         projection=None,
+        cosine_scale=None,
         freeze_encoder=False,
         frozen_blocks=0,
         lora_rank=0,
@@ -243,7 +269,9 @@ class SpectrogramClassifier(nn.Module):
             )
         self.pooling = ClipPooling(encoder.depth, pooling, layers)
         size = self.pooling.output_size(encoder.dim)
-        self.head = ClassificationHead(size, n_classes, projection)
+        self.head = ClassificationHead(
+            size, n_classes, projection, cosine_scale
+        )
         self.freeze_encoder = freeze_encoder
         self.encoder = encoder
         if freeze_encoder:

@@ -8,7 +8,6 @@ import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
 from ssast_lobes import masking, objectives
-from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.presets import hparams_folder, read_preset, read_tree, tag_of
 from ssast_lobes.training import (
@@ -16,6 +15,7 @@ from ssast_lobes.training import (
     plain_settings,
     with_settings,
 )
+from ssast_lobes.training.errors import SettingsError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PRETRAIN = RECIPES / "CustomData/pretrain/hparams/pretrain.yaml"

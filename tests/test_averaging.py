@@ -17,9 +17,9 @@ from test_brains import (
     weights,
 )
 
+from ssast_lobes.data.samplers import PartSampler, balanced_sampler
 from ssast_lobes.training import ClassificationBrain, PretrainingBrain
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.data.samplers import PartSampler, balanced_sampler
 
 __all__ = ["rows"]  # a fixture
 

@@ -26,8 +26,6 @@ from speechbrain.utils.train_logger import FileTrainLogger
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.augment import Mixup, NoiseAndRoll, SpectrogramMasking
-from ssast_lobes.training import ClassificationBrain, PretrainingBrain
-from ssast_lobes.training.base import unwrap
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
@@ -35,6 +33,8 @@ from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.features import FrontEnd
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.schedules import Constant, WarmupCosine, WarmupPlateau
+from ssast_lobes.training import ClassificationBrain, PretrainingBrain
+from ssast_lobes.training.base import unwrap
 
 GRID = {"n_mels": 32, "patch": (16, 16)}
 LABELS = ["chirp", "noise", "tone"]
@@ -522,7 +522,9 @@ def test_schedule_runs_to_its_end_and_is_logged(rows, tmp_path):
     )
     # 4 batches an epoch: a step of three, and a tail of one.
     assert schedule.calls == [(step, 6) for step in range(6)]
-    expected = [0.02 * WarmupCosine(end=0.01, warmup=2)(n, 6) for n in (1, 3, 5)]
+    expected = [
+        0.02 * WarmupCosine(end=0.01, warmup=2)(n, 6) for n in (1, 3, 5)
+    ]
     logged = [row["lr"] for row in run.brain.log_rows()]
     assert logged == pytest.approx(expected)
     assert [row["step"] for row in run.brain.log_rows()] == [2, 4, 6]

@@ -16,11 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.training import RecognitionBrain
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.samplers import BatchShare
 from ssast_lobes.data.vocabulary import Vocabulary
 from ssast_lobes.recognition import SpectrogramRecognizer
+from ssast_lobes.training import RecognitionBrain
 
 BATCH = 3
 SETTINGS = {

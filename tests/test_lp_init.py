@@ -5,14 +5,14 @@ import csv
 import pytest
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
+from ssast_lobes.linear_start import start_head
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
-from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.audio import UnreadableAudio, read_audio
 from ssast_lobes.data.dataset import ClipReader, make_dataset
 from ssast_lobes.heads import SpectrogramClassifier
-from ssast_lobes.linear_start import start_head
 from ssast_lobes.probing import logistic_regression
+from ssast_lobes.training.errors import SettingsError
 
 
 def clips(tones, split="train"):

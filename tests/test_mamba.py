@@ -16,7 +16,6 @@ from ssast_lobes import (
     SpectrogramEncoder,
     mamba,
 )
-from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.inference import AudioEncoder
 from ssast_lobes.mamba import (
@@ -30,6 +29,7 @@ from ssast_lobes.mamba import (
 )
 from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.weights import (
     Weights,
     WeightsError,

@@ -23,8 +23,8 @@ from test_brains import (
 )
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.training.errors import NonfiniteLoss, exit_on_user_error
 from ssast_lobes.objectives import load_objective
+from ssast_lobes.training.errors import NonfiniteLoss, exit_on_user_error
 
 __all__ = ["rows"]  # a fixture
 

@@ -11,9 +11,9 @@ from full_disk import full_disk
 from test_brains import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
 from test_export import export, make_classifier
 
-from ssast_lobes.training.errors import exit_on_user_error
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.inference import AudioClassifier
+from ssast_lobes.training.errors import exit_on_user_error
 from ssast_lobes.weights import WeightsError
 
 __all__ = ["rows"]  # a fixture

@@ -24,11 +24,6 @@ from speechbrain.dataio.encoder import CategoricalEncoder
 from test_cli import classifier_of
 
 from ssast_lobes import FrontEnd, Grid
-from ssast_lobes.training.errors import (
-    SettingsError,
-    check_same_experiment,
-    keep_settings,
-)
 from ssast_lobes.checkpointer import (
     _SUMS_FILE,
     AtomicCheckpointer,
@@ -45,6 +40,11 @@ from ssast_lobes.export import (
 )
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.training.errors import (
+    SettingsError,
+    check_same_experiment,
+    keep_settings,
+)
 from ssast_lobes.weights import (
     Weights,
     WeightsError,

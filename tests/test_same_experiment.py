@@ -5,13 +5,13 @@ import functools
 import pytest
 import torch
 
+from ssast_lobes.masking import RandomMasker
+from ssast_lobes.objectives import M2D, MSPM
 from ssast_lobes.training.errors import (
     SettingsError,
     check_same_experiment,
     keep_settings,
 )
-from ssast_lobes.masking import RandomMasker
-from ssast_lobes.objectives import M2D, MSPM
 
 
 @pytest.fixture

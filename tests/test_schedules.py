@@ -8,8 +8,8 @@ from speechbrain.utils.checkpoints import Checkpointer
 
 from ssast_lobes.schedules import (
     Constant,
-    WarmupCosine,
     Linear,
+    WarmupCosine,
     WarmupPlateau,
     WarmupStepDecay,
     apply_learning_rate,

@@ -58,7 +58,7 @@ def prepare_audioset(
     data_folder,
     output_folder,
     subset="20K",
-    valid_share=0.05,
+    valid_fraction=0.05,
     valid_is_test=False,
     allow_download=False,
     require_counts=True,
@@ -74,7 +74,7 @@ def prepare_audioset(
         Of the experiment; see `data.splits.write_splits`.
     subset : str
         "20K": train on the balanced list; "2M": on the unbalanced one too.
-    valid_share : float
+    valid_fraction : float
         Share of the training segments to hold out, by a hash of their ids.
     valid_is_test : bool
         True: hold none out, watch the training on the evaluation segments,
@@ -101,7 +101,7 @@ def prepare_audioset(
     train, test = data.train_rows(subset), data.rows("eval")
     valid = test
     if not valid_is_test:
-        train, valid = held_out_by_hash(train, valid_share, "id")
+        train, valid = held_out_by_hash(train, valid_fraction, "id")
     classes = sorted(data.classes.values())
     return write_splits(
         {"train": train, "valid": valid, "test": test},

@@ -13,7 +13,7 @@ def prepare_pretraining(
     output_folder,
     subset,
     librispeech_parts,
-    valid_share,
+    valid_fraction,
     valid_on_eval,
     min_seconds=0.1,
     allow_download=False,
@@ -34,7 +34,7 @@ def prepare_pretraining(
         Of AudioSet: "2M", or "20K" for the balanced list only.
     librispeech_parts : list of str
         Parts of LibriSpeech, such as "train-clean-100".
-    valid_share : float
+    valid_fraction : float
         Share of the audio to hold out, whole speakers of LibriSpeech.
     valid_on_eval : bool
         True: hold none out, take the evaluation segments of AudioSet, as the
@@ -75,7 +75,7 @@ def prepare_pretraining(
         )
         corpora.append(f"LibriSpeech ({', '.join(librispeech_parts)})")
     if not valid_on_eval:
-        train, valid = held_out_by_hash(train, valid_share, "speaker")
+        train, valid = held_out_by_hash(train, valid_fraction, "speaker")
     return write_splits(
         {"train": train, "valid": valid},
         output_folder,

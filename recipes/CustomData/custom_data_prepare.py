@@ -50,7 +50,7 @@ def read_entry(entry):
 def prepare_pretraining(
     audio,
     output_folder,
-    valid_share,
+    valid_fraction,
     min_seconds,
     max_unreadable,
     held_out_of=None,
@@ -64,7 +64,7 @@ def prepare_pretraining(
         whose name starts with "split" are left out.
     output_folder : str
         Where ``splits.json`` goes, and the list of unreadable audio.
-    valid_share : float
+    valid_fraction : float
         Share of the clips to hold out, chosen by a hash of the clip's id; at
         least one, none if it is 0.
     min_seconds : float
@@ -105,7 +105,7 @@ def prepare_pretraining(
         labelled=False,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
-        valid_share=valid_share,
+        valid_fraction=valid_fraction,
     )
 
 

@@ -56,7 +56,7 @@ def prepare_urbansound8k(
     data_folder,
     output_folder,
     fold,
-    valid_share=0.1,
+    valid_fraction=0.1,
     allow_download=False,
     **settings,
 ):
@@ -70,7 +70,7 @@ def prepare_urbansound8k(
         Of the experiment; see `data.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 10.
-    valid_share : float
+    valid_fraction : float
         Share of the other folds that chooses the epoch: whole recordings,
         each class alike.
     allow_download : bool
@@ -103,7 +103,7 @@ def prepare_urbansound8k(
         published=PUBLISHED,
         source=f"{TABLE} of {PAGE}",
         group="recording",
-        valid_share=valid_share,
+        valid_fraction=valid_fraction,
         classes=CLASSES,
         **settings,
     )

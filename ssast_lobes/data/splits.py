@@ -176,7 +176,7 @@ def hold_out(rows, share, group):
     )
 
 
-def fold_splits(rows, fold, valid_share, group, valid_is_test=False):
+def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     """The parts of one fold of a cross-validation.
 
     Arguments
@@ -185,7 +185,7 @@ def fold_splits(rows, fold, valid_share, group, valid_is_test=False):
         With the keys `fold`, `label` and `group`.
     fold : int or str
         The fold to test on.
-    valid_share : float
+    valid_fraction : float
         Share of the other folds that chooses the epoch, see `hold_out`.
     group : str
         Key of what must not be in both train and valid.
@@ -209,7 +209,7 @@ def fold_splits(rows, fold, valid_share, group, valid_is_test=False):
     ...     {"fold": i % 5, "label": "x", "recording": str(i)}
     ...     for i in range(50)
     ... ]
-    >>> parts = fold_splits(rows, 3, valid_share=0.1, group="recording")
+    >>> parts = fold_splits(rows, 3, valid_fraction=0.1, group="recording")
     >>> {name: len(part) for name, part in parts.items()}
     {'train': 36, 'valid': 4, 'test': 10}
     """
@@ -223,7 +223,7 @@ def fold_splits(rows, fold, valid_share, group, valid_is_test=False):
         )
     if valid_is_test:
         return {"train": others, "valid": test, "test": test}
-    train, valid = hold_out(others, valid_share, group)
+    train, valid = hold_out(others, valid_fraction, group)
     return {"train": train, "valid": valid, "test": test}
 
 
@@ -237,7 +237,7 @@ def prepare_folds(
     source,
     group="speaker",
     valid_group=None,
-    valid_share=0.2,
+    valid_fraction=0.2,
     valid_is_test=False,
     require_counts=True,
     **writing,
@@ -264,7 +264,7 @@ def prepare_folds(
         Key of what must not be in two parts: the speaker or the recording.
     valid_group : str, optional
         Key of what is held out whole for validation; `group` by default.
-    valid_share : float
+    valid_fraction : float
         Share of the other folds that chooses the epoch, see `hold_out`.
     valid_is_test : bool
         True: choose the epoch on the test fold, see `fold_splits`.
@@ -296,7 +296,7 @@ def prepare_folds(
     if require_counts:
         check_counts(found, published, source)
     splits = fold_splits(
-        rows, fold, valid_share, valid_group or group, valid_is_test
+        rows, fold, valid_fraction, valid_group or group, valid_is_test
     )
     return write_splits(
         splits, output_folder, f"{corpus} {fold}", group=group, **writing
@@ -313,7 +313,7 @@ def write_splits(
     group="speaker",
     min_seconds=0.0,
     max_unreadable=0.01,
-    valid_share=0.0,
+    valid_fraction=0.0,
 ):
     """Check the parts of a dataset and write them down for the experiment.
 
@@ -347,7 +347,7 @@ def write_splits(
         of it, unless it is what is told apart.
     min_seconds, max_unreadable : float
         See `data.manifest.scan_audio`.
-    valid_share : float
+    valid_fraction : float
         Share of the usable clips of train to move to valid, chosen by a hash
         of the id; at least one, none if it is 0.
 
@@ -388,8 +388,8 @@ def write_splits(
         name: [usable[row["id"]] for row in part if row["id"] in usable]
         for name, part in splits.items()
     }
-    if valid_share > 0:
-        splits |= _held_out_by_hash(splits["train"], valid_share)
+    if valid_fraction > 0:
+        splits |= _held_out_by_hash(splits["train"], valid_fraction)
     content = {"corpus": corpus}
     if labelled:
         labels = {

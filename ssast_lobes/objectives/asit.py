@@ -20,7 +20,7 @@ from ssast_lobes.objectives.projections import (
     swap_views,
 )
 from ssast_lobes.objectives.tokens import clip_mean, projection_std
-from ssast_lobes.schedules import WarmupCosine, Linear
+from ssast_lobes.schedules import Linear, WarmupCosine
 from ssast_lobes.teacher import EMATeacher
 from ssast_lobes.views import RandomCrop
 

@@ -15,8 +15,8 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tag import Tag
 
-from ssast_lobes.training.errors import yaml_errors
 from ssast_lobes.presets import as_text, merge, read_preset, read_tree, tag_of
+from ssast_lobes.training.errors import yaml_errors
 
 # Folders of hparams/ whose files a word chooses: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
@@ -134,7 +134,10 @@ def plain_settings(hparams_file, overrides):
     >>> plain_settings(file, "lr: 0.2")
     {'lr': 0.2, 'norm': None}
     """
-    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+    with (
+        open(hparams_file, encoding="utf-8") as file,
+        yaml_errors(hparams_file),
+    ):
         resolved = resolve_references(file, overrides)
     return yaml.load(resolved, _PlainLoader)
 

@@ -1,9 +1,7 @@
 """Errors of the user's data and settings, told in one message."""
 
 import errno
-import functools
 import gc
-import json
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,8 +11,7 @@ from speechbrain.utils.distributed import is_distributed_initialized
 
 from ssast_lobes.checkpointer import CheckpointError
 from ssast_lobes.data.audio import UnreadableAudio
-from ssast_lobes.data.manifest import ManifestError, written_whole
-from ssast_lobes.data.splits import has_begun
+from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.weights import WeightsError
 
 

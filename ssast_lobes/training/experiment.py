@@ -125,7 +125,7 @@ def _settings(hparams_file, overrides):
     values, a moved one changes nothing.
     """
     tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
-    return json.loads(json.dumps(dict(_flat("", tree))))
+    return json.loads(json.dumps(dict(_flat("", tree)), default=str))
 
 
 def _flat(place, node):
@@ -133,20 +133,12 @@ def _flat(place, node):
     tag = tag_of(node)
     if tag == REPLACE:
         yield from _flat(place, node[0])
-        return
-    if tag and not isinstance(node, dict | list):
-        yield place, f"{tag} {node.value}".strip()
-        return
-    if tag:
-        yield place, tag
-    if isinstance(node, dict):
-        for key, child in node.items():
+    elif isinstance(node, dict | list):
+        if tag:
+            yield place, tag
+        pairs = node.items() if isinstance(node, dict) else enumerate(node)
+        for key, child in pairs:
             if key not in _FREE:
                 yield from _flat(f"{place}.{key}" if place else key, child)
-    elif isinstance(node, list) and any(
-        isinstance(x, dict | list) for x in node
-    ):
-        for number, child in enumerate(node):
-            yield from _flat(f"{place}.{number}", child)
-    elif not isinstance(node, dict):
-        yield place, list(node) if isinstance(node, list) else node
+    else:
+        yield place, f"{tag} {node.value}".strip() if tag else node

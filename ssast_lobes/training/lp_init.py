@@ -69,9 +69,9 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
     [0, 1, 0, 1, 0, 1]
     """
     head = model.head
-    if head.projection is not None:
+    if head.projection is not None or head.cosine_scale is not None:
         raise SettingsError(
-            "lp_init_penalty is for linear heads without a projection"
+            "lp_init_penalty is for heads that are linear, without a projection"
         )
     was_training = model.training
     model.eval()

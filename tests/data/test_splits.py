@@ -152,7 +152,9 @@ def test_folds_are_counted_and_written(splits, tmp_path):
 
     def prepare(**settings):
         given = {"corpus": "Tones, fold", "source": "us", **counts, **settings}
-        path = prepare_folds(rows, tmp_path, "test", valid_share=0.25, **given)
+        path = prepare_folds(
+            rows, tmp_path, "test", valid_fraction=0.25, **given
+        )
         return read_splits(path)
 
     parts = prepare()

@@ -29,7 +29,7 @@ from test_dataset_recipes import Miniatures  # noqa: E402
 
 PRETRAIN = "recipes/CustomData/pretrain"
 OBJECTIVE = """--audio={{corpus}} --objective={word} --model_size=micro
-    --crop_seconds=0.6 --batch_size=4 --valid_share=0.2 --number_of_epochs=2
+    --crop_seconds=0.6 --batch_size=4 --valid_fraction=0.2 --number_of_epochs=2
     --num_workers=0"""
 # A file of numbers.
 NO_OBJECTIVE = "mspm_paper"

@@ -57,7 +57,7 @@ def tagging(scripts, data, tmp_path):
             "data_folder": data / "AudioSet",
             "output_folder": tmp_path / "out",
             "require_counts": False,
-            "valid_share": 0.2,
+            "valid_fraction": 0.2,
             **more,
         }
         prepare = scripts["audioset_prepare"].prepare_audioset
@@ -77,7 +77,7 @@ def pretraining(scripts, data, tmp_path):
             "output_folder": tmp_path / "out",
             "subset": "2M",
             "librispeech_parts": [*miniature_audioset.UTTERANCES],
-            "valid_share": 0.1,
+            "valid_fraction": 0.1,
             "valid_on_eval": False,
             "require_counts": False,
             **more,
@@ -316,7 +316,7 @@ def test_librispeech_alone(pretraining, data, folder):
         data_folder=None,
         librispeech_folder=data / folder,
         librispeech_parts=["train-clean-360"],
-        valid_share=0,
+        valid_fraction=0,
     )
     assert sorted(parts["train"]) == [
         "110-1240-0000",
@@ -385,7 +385,11 @@ def test_two_processes(whole, tmp_path):
     arguments = [
         *(task / "train.py", task / "hparams" / "audioset2m_patch.yaml"),
         *(f"--data_folder={whole / 'AudioSet'}", f"--output_folder={out}"),
-        *("--require_counts=False", "--valid_share=0.2", "--crop_seconds=0.15"),
+        *(
+            "--require_counts=False",
+            "--valid_fraction=0.2",
+            "--crop_seconds=0.15",
+        ),
         *("--model_size=micro", "--lr=0.001", "--batch_size=8"),
         *("--number_of_epochs=2", "--num_workers=0"),
         *("--device=cpu", "--noprogressbar"),

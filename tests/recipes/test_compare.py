@@ -28,7 +28,7 @@ def compare(folder, tones, *flags):
 def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
     settings = (
         "--pretraining={crop_seconds: 0.6, batch_size: 4, num_workers: 0, "
-        "valid_share: 0.2, number_of_epochs: %d}"
+        "valid_fraction: 0.2, number_of_epochs: %d}"
     )
     done = compare(tmp_path, tones, settings % 2)
     assert done.returncode == 0, done.stderr

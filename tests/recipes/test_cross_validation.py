@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.experiments import cross_validate
+from ssast_lobes.training.errors import SettingsError
 
 HERE = Path(__file__).parent
 TASK = HERE.parents[1] / "recipes" / "ESC50" / "classify"
@@ -65,7 +65,7 @@ def flags(data, folder, *more, variant="patch"):
     """
     own = [
         *(f"--data_folder={data}", f"--output_folder={folder}"),
-        *("--esc10=True", "--require_counts=False", "--valid_share=0.3"),
+        *("--esc10=True", "--require_counts=False", "--valid_fraction=0.3"),
         *("--model_size=micro", "--stride=null", "--batch_size=8"),
         *("--lr=0.001", "--number_of_epochs=2", "--num_workers=0"),
         *("--device=cpu", "--noprogressbar"),

@@ -36,7 +36,7 @@ def prepare(script, archive, tmp_path):
     """The script with what the miniature needs; gives the parts."""
 
     def run(fold=1, **more):
-        settings = {"require_counts": False, "valid_share": 0.3, **more}
+        settings = {"require_counts": False, "valid_fraction": 0.3, **more}
         folder = settings.pop("data_folder", archive)
         return read_splits(
             script.prepare_esc50(folder, tmp_path / "out", fold, **settings)

@@ -100,7 +100,7 @@ def test_other_groups_for_validation(prepare, group, shared):
 
 
 def test_single_utterances_for_validation(prepare, caplog):
-    parts = prepare(3, valid_group="id", valid_share=0.25)
+    parts = prepare(3, valid_group="id", valid_fraction=0.25)
     assert 17 <= len(parts["valid"]) <= 23
     assert "speakers of valid are in train too" in caplog.text
     with pytest.raises(ManifestError, match="dialogue, id, got 'label'"):

@@ -25,7 +25,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
-from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import (
     ManifestError,
@@ -37,6 +36,7 @@ from ssast_lobes.data.shards import pack
 from ssast_lobes.data.splits import OtherClips
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.probing.classifiers import linear_weights
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parents[2]
@@ -72,7 +72,7 @@ def flags_of(task, corpus, folder, *more):
     flags += ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=4"]
     flags += ["--number_of_epochs=2", "--num_workers=0", "--device=cpu"]
     if task == "pretrain":
-        flags += ["--valid_share=0.2"]
+        flags += ["--valid_fraction=0.2"]
     more = [str(flag) for flag in more]
     given = {flag.split("=")[0] for flag in more}
     kept = [flag for flag in flags if flag.split("=")[0] not in given]
@@ -452,7 +452,7 @@ def test_pretraining_frames_in_bf16_with_a_step_limit(train):
 def test_pretraining_without_held_out_audio_in_other_patches(train):
     folder = train(
         "pretrain",
-        *["--geometry=[64, 4]", "--n_mels=64", "--valid_share=0"],
+        *["--geometry=[64, 4]", "--n_mels=64", "--valid_fraction=0"],
         f"--training={SETTINGS}/training/ssast_pretrain_tiny.yaml",
     )
     grid = load_weights(folder / "export").config["encoder"]["grid"]
@@ -679,10 +679,12 @@ def test_several_labels(tones, train, tmp_path):
     assert not (folder / "confusion_matrix.png").exists()
 
 
-def prepared_names(scripts, audio, folder, valid_share=0.2, held_out_of=None):
+def prepared_names(
+    scripts, audio, folder, valid_fraction=0.2, held_out_of=None
+):
     """File names by split, as pretraining prepares them."""
     path = scripts["pretrain"].prepare_pretraining(
-        audio, str(folder), valid_share, 0.1, 0, held_out_of
+        audio, str(folder), valid_fraction, 0.1, 0, held_out_of
     )
     splits = json.loads(Path(path).read_text())
     return {

@@ -16,11 +16,11 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
-from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.probing import Task
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.weights import load_weights
 
 RECIPE = Path(__file__).parents[2] / "recipes/CustomData/transfer"
@@ -315,7 +315,7 @@ def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
         "output_folder": str(out),
         "pretraining": {
             **{**SMALL, **MASKED, "number_of_epochs": 1, "lr": 0.002},
-            "valid_share": 0.2,
+            "valid_fraction": 0.2,
         },
         "stages": {"first": {}, "later": {"source": "first"}},
         # Steps so small that they leave what they start from as it is.
@@ -555,7 +555,7 @@ def test_killed_experiment_goes_on_and_adds_up(run, tones, tmp_path):
         out,
         tasks,
         audio=str(tones.folder),
-        pretraining={**SMALL, "number_of_epochs": 1, "valid_share": 0.2},
+        pretraining={**SMALL, "number_of_epochs": 1, "valid_fraction": 0.2},
     )
     last = "runs/few/scratch/pretrained/2/metrics.jsonl"
     killed = subprocess.run(

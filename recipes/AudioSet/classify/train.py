@@ -17,7 +17,7 @@ SETTINGS = (
     "data_folder",
     "output_folder",
     "subset",
-    "valid_share",
+    "valid_fraction",
     "allow_download",
     "require_counts",
     "max_unreadable",

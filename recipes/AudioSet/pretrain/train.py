@@ -20,7 +20,7 @@ SETTINGS = (
     "output_folder",
     "subset",
     "librispeech_parts",
-    "valid_share",
+    "valid_fraction",
     "valid_on_eval",
     "min_seconds",
     "allow_download",

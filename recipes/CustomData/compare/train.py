@@ -23,7 +23,11 @@ from tqdm import tqdm
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.probing import probe, write_report
 from ssast_lobes.training.base import read_log
-from ssast_lobes.training.errors import SettingsError, yaml_errors, exit_on_user_error
+from ssast_lobes.training.errors import (
+    SettingsError,
+    exit_on_user_error,
+    yaml_errors,
+)
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -133,7 +137,10 @@ def main(arguments):
         Of the probes, see `ssast_lobes.probing.probe`.
     """
     hparams_file, _, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+    with (
+        open(hparams_file, encoding="utf-8") as file,
+        yaml_errors(hparams_file),
+    ):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"]).resolve()
     # Bad tables show now rather than after hours.

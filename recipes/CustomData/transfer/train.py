@@ -48,7 +48,11 @@ from ssast_lobes.probing.embeddings import (
 )
 from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
 from ssast_lobes.training.base import read_log
-from ssast_lobes.training.errors import SettingsError, yaml_errors, exit_on_user_error
+from ssast_lobes.training.errors import (
+    SettingsError,
+    exit_on_user_error,
+    yaml_errors,
+)
 from ssast_lobes.weights import WEIGHTS_FILE, load_weights
 
 RECIPES = Path(__file__).resolve().parent.parent
@@ -841,7 +845,7 @@ def _prepare_audio(hparams):
     return prepare_pretraining(
         hparams["audio"],
         hparams["output_folder"],
-        hparams["valid_share"],
+        hparams["valid_fraction"],
         hparams["min_seconds"],
         hparams["max_unreadable"],
         hparams["held_out_of"],
@@ -895,7 +899,10 @@ def main(arguments):
         See `Transfer.run`.
     """
     hparams_file, run_opts, overrides = sb.parse_arguments(arguments)
-    with open(hparams_file, encoding="utf-8") as file, yaml_errors(hparams_file):
+    with (
+        open(hparams_file, encoding="utf-8") as file,
+        yaml_errors(hparams_file),
+    ):
         hparams = load_hyperpyyaml(file, overrides)
     given = run_opts.overridden_args - {"param_file"}
     options = [

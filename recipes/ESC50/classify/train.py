@@ -18,7 +18,7 @@ SETTINGS = (
     "output_folder",
     "fold",
     "esc10",
-    "valid_share",
+    "valid_fraction",
     "allow_download",
     "require_counts",
     "max_unreadable",
