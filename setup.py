@@ -31,6 +31,7 @@ REQUIRES = [
     "matplotlib>=3.8.0",
     "tqdm>=4.66.0",
     "pyyaml>=6.0.1",
+    "ruamel.yaml>=0.18.17",
 ]
 
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
