@@ -33,6 +33,7 @@ REQUIRES = [
     "pyyaml>=6.0.1",
     # In torch's requirements too.
     "filelock>=4.1.0",
+    "ruamel.yaml>=0.18.17",
 ]
 
 # Only to use there what `ssast-lobes convert --to huggingface` writes.

@@ -19,7 +19,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "requirements" / "setup.sh"
 # What the import name does not tell.
-DISTRIBUTION_OF = {"yaml": "pyyaml"}
+DISTRIBUTION_OF = {"ruamel": "ruamel-yaml", "yaml": "pyyaml"}
 # Used where they are there; their absence is said, or made up for.
 OPTIONAL = {"mamba-ssm", "onnxruntime"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]

@@ -70,6 +70,6 @@ def load_objective(name):
     if not isinstance(objective, dict) or class_name == tag_of(objective):
         raise ValueError(f"{name}: a preset has objective: !new:CLASS {{...}}")
     # The caller brings the encoder, where a recipe refers to its own.
-    del objective["encoder"]
+    objective.pop("encoder", None)
     objective.yaml_set_ctag(Tag(suffix=f"!name:{class_name}"))
     return build(preset)["objective"]

@@ -77,8 +77,10 @@ def parse_arguments(arguments):
         for word, preset in presets.items():
             _check_keys(preset, recipe, hparams_file, f", which {word} sets")
             merge(tree, preset)
-        instead = list(presets)
+        # What the recipe becomes, to look at: overrides stay short.
         whole = merge(copy.deepcopy(recipe), copy.deepcopy(tree))
+        instead = list(presets)
+        # First, or a mapping would ask for a class where nothing uses one.
         _check_effect(given, recipe, whole, instead)
         instead += [f"--{key}" for key, node in given.items() if tag_of(node)]
         whole = merge(whole, copy.deepcopy(given))
