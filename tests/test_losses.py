@@ -2,9 +2,11 @@
 
 import functools
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from hyperpyyaml import load_hyperpyyaml
 from torch.nn import functional
 
 from ssast_lobes.losses import (
@@ -15,6 +17,9 @@ from ssast_lobes.losses import (
     focal_loss,
     needs_one_label,
 )
+from ssast_lobes.training import parse_arguments
+
+RECIPES = Path(__file__).parent.parent / "recipes"
 
 # Probabilities of 3/4 and 1/4, then of 1/2 and 1/2, by softmax.
 SCORES = torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
@@ -149,6 +154,22 @@ def test_table_of_weights():
         class_weights({"cow": 2}, [], classes)
     with pytest.raises(ValueError, match=r"a table .*cat: 2.0.*, got even"):
         class_weights("even", [], classes)
+
+
+def test_table_of_weights_on_the_command_line():
+    path = RECIPES / "FSDD" / "speakers" / "hparams" / "speakers.yaml"
+    for given, expected in [
+        ("{theo: 2.0, 7: 0.5}", {"theo": 2.0, 7: 0.5}),
+        ("balanced", "balanced"),
+    ]:
+        _, _, overrides = parse_arguments(
+            [str(path), "--data_folder=none", "--class_weights", given]
+        )
+        with open(path, encoding="utf-8") as file:
+            hparams = load_hyperpyyaml(file, overrides)
+        assert hparams["class_weights"] == expected
+    weights = class_weights({"theo": 2.0, 7: 0.5}, [], ["7", "theo"])
+    assert weights.tolist() == [0.5, 2.0]
 
 
 # Several labels -----------------------------------------------------------

@@ -111,9 +111,9 @@ def main(arguments):
                 model,
                 lobe.features,
                 labels,
-                False,
-                card,
-                window,
+                multi_label=False,
+                card=card,
+                least_window=window,
             )
         training.write_result(folder, rows, test, brain.result())
     return brain.test_stats
