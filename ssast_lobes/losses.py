@@ -100,11 +100,9 @@ def focal_loss(scores, targets, weight=None, gamma=2.0):
     """
     log_p = scores.float().log_softmax(-1)
     losses = -targets * (1 - log_p.exp()) ** gamma * log_p
-    if weight is None:
-        return losses.sum(-1).mean()
-    # The mean of `cross_entropy` is of the weights, too.
-    weight = _on(scores, weight)
-    return (losses * weight).sum() / (targets * weight).sum()
+    if weight is not None:
+        losses = losses * _on(scores, weight)
+    return losses.sum(-1).mean()
 
 
 def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
@@ -132,7 +130,7 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
 
     Example
     -------
-    >>> cosines = torch.tensor([[0.9, 0.1]])
+    >>> cosines = torch.tensor([[0.6, 0.5]])
     >>> target = torch.tensor([[1.0, 0.0]])
     >>> margin = aam_softmax(30 * cosines, target)
     >>> (margin > cross_entropy(30 * cosines, target)).item()
@@ -205,6 +203,8 @@ def class_weights(kind, labels, classes, multi_label=False):
     tensor([1., 3.])
     """
     if isinstance(kind, dict):
+        # YAML reads a label such as 7 as a number.
+        kind = {str(name): weight for name, weight in kind.items()}
         unknown = sorted(set(kind) - set(classes))
         if unknown:
             raise ValueError(

@@ -383,7 +383,8 @@ def test_two_processes(whole, tmp_path):
     """Classes alike and weights averaged: one process tests the same."""
     task, out = FOLDER / "classify", tmp_path / "out"
     arguments = [
-        *(task / "train.py", task / "hparams" / "audioset2m_patch.yaml"),
+        *(task / "train.py", task / "hparams" / "audioset.yaml"),
+        "--training=audioset2m_patch",
         *(f"--data_folder={whole / 'AudioSet'}", f"--output_folder={out}"),
         *(
             "--require_counts=False",

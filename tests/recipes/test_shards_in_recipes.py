@@ -1,7 +1,6 @@
 """Training from shards is training from files: bit for bit, killed or not."""
 
 import csv
-import importlib.util
 import re
 import signal
 import subprocess
@@ -9,7 +8,6 @@ import sys
 import tarfile
 from pathlib import Path
 
-import miniature_voxceleb
 import pytest
 import test_recipes
 from test_recipes import (  # noqa: F401 (fixtures)
@@ -22,14 +20,13 @@ from test_recipes import (  # noqa: F401 (fixtures)
     train,
     yaml_of,
 )
+from test_voxceleb import voxceleb  # noqa: F401 (fixture)
 
 from ssast_lobes import cli
 from ssast_lobes.data.manifest import ManifestError, read_manifest
 from ssast_lobes.data.shards import pack
-from ssast_lobes.experiments import classify
 
 ROOT = Path(__file__).parents[2]
-VOXCELEB = ROOT / "recipes" / "VoxCeleb" / "classify"
 
 
 @pytest.fixture(scope="module")
@@ -96,31 +93,10 @@ def test_killed_run_goes_on_with_the_next_clip(
     assert log_of(folder) == log_of(whole)
 
 
-@pytest.fixture
-def voxceleb(tmp_path, monkeypatch):
-    """Function of further flags: runs the recipe of VoxCeleb, in small."""
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    monkeypatch.setenv("SB_GLOBAL_SEED", "0")
-    monkeypatch.syspath_prepend(str(VOXCELEB.parent))
-    path = VOXCELEB / "train.py"
-    spec = importlib.util.spec_from_file_location("train_voxceleb", path)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    corpus = miniature_voxceleb.make(tmp_path / "corpus")
-    flags = f"--data_folder={corpus} --require_counts=False --device=cpu "
-    flags += "--model_size=micro --batch_size=8 --number_of_epochs=1 "
-    flags += "--num_workers=0 --crop_seconds=0.4 --noprogressbar"
-
-    def run(folder, *more):
-        hparams = VOXCELEB / "hparams" / "voxceleb1_frame.yaml"
-        own = [f"--output_folder={folder}", *more]
-        classify([str(hparams), *flags.split(), *own], script.prepare)
-        return folder
-
-    return run
-
-
-def test_dataset_recipe_reads_the_shards_of_its_manifest(voxceleb, tmp_path):
+def test_dataset_recipe_reads_the_shards_of_its_manifest(
+    voxceleb,  # noqa: F811
+    tmp_path,
+):
     folder, shards = tmp_path / "out", tmp_path / "shards"
     with pytest.raises(ManifestError, match="there are no shards") as error:
         voxceleb(folder, f"--shards={shards}")

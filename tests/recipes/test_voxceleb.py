@@ -1,7 +1,9 @@
 """VoxCeleb1 is prepared in its official parts, and says what is wrong."""
 
 import importlib.util
+import json
 import shutil
+import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -12,10 +14,10 @@ import pytest
 
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.data.splits import read_splits
+from ssast_lobes.inference import AudioClassifier
 
-SCRIPT = (
-    Path(__file__).parents[2] / "recipes" / "VoxCeleb" / "voxceleb_prepare.py"
-)
+RECIPE = Path(__file__).parents[2] / "recipes" / "VoxCeleb"
+SCRIPT = RECIPE / "voxceleb_prepare.py"
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,31 @@ def prepare(script, archive, tmp_path):
         settings = {"require_counts": False, **more}
         path = script.prepare_voxceleb(archive, tmp_path / "out", **settings)
         return read_splits(path)
+
+    return run
+
+
+@pytest.fixture
+def voxceleb(tmp_path, monkeypatch):
+    """Function of further flags: runs the recipe on a miniature."""
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    monkeypatch.setenv("SB_GLOBAL_SEED", "0")
+    monkeypatch.syspath_prepend(str(RECIPE))
+    path = RECIPE / "classify" / "train.py"
+    spec = importlib.util.spec_from_file_location("train_voxceleb", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    corpus = miniature_voxceleb.make(tmp_path / "corpus")
+    flags = f"--data_folder={corpus} --require_counts=False --device=cpu "
+    flags += "--model_size=micro --batch_size=8 --num_workers=0 "
+    flags += "--noprogressbar"
+
+    def run(folder, *more, n_epochs=1, crop_seconds=0.4):
+        hparams = path.parent / "hparams" / "voxceleb1.yaml"
+        own = [f"--output_folder={folder}", f"--crop_seconds={crop_seconds}"]
+        own += [f"--number_of_epochs={n_epochs}", *more]
+        script.main([str(hparams), *flags.split(), *own])
+        return folder
 
     return run
 
@@ -183,3 +210,32 @@ def test_list_is_fetched(prepare, script, archive, tmp_path, monkeypatch):
     assert len(parts["test"]) == 8
     # There is no server any more, and no need of one.
     assert prepare() == parts
+
+
+def test_margin_between_the_voices(voxceleb, tmp_path):
+    """AAM-softmax by its word trains, and its head comes with the export."""
+    folder = voxceleb(
+        tmp_path / "out",
+        "--compute_cost=aam_softmax",
+        "--grad_accumulation_factor=1",
+        n_epochs=3,
+        crop_seconds=0.5,
+    )
+    log = (folder / "metrics.jsonl").read_text().splitlines()
+    losses = [json.loads(line)["train_loss"] for line in log]
+    assert losses[-1] < losses[0]
+    result = json.loads((folder / "test_result.json").read_text())
+    assert result["compute_cost"] == "aam_softmax(margin=0.2, scale=30.0)"
+    card = (folder / "export" / "README.md").read_text()
+    assert "aam_softmax(margin=0.2, scale=30.0)" in card
+    config = json.loads((folder / "export" / "config.json").read_text())
+    assert config["head"] == {"projection": 256, "cosine_scale": 30.0}
+    # Read again, it finds what the test wrote down.
+    lines = (folder / "test_predictions.csv").read_text().splitlines()
+    clip, _, predicted, *shares = lines[1].split(",")
+    classifier = AudioClassifier.from_hparams(folder / "export")
+    found = classifier.classify_file(tmp_path / "corpus/dev/wav" / clip)
+    assert found.label == predicted
+    assert list(found.scores.values()) == pytest.approx(
+        [float(share) for share in shares], abs=1e-4
+    )
