@@ -114,9 +114,9 @@ def run_fold(hparams_file, run_opts, overrides):
                 model,
                 lobe.features,
                 labels,
-                False,
-                card,
-                window,
+                multi_label=False,
+                card=card,
+                least_window=window,
             )
         return training.write_result(folder, rows, test, brain.result())
 
