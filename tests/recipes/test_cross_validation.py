@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssast_lobes.experiments import cross_validate
+from ssast_lobes.data.splits import OtherClips
 from ssast_lobes.training.errors import SettingsError
 
 HERE = Path(__file__).parent
@@ -23,10 +23,9 @@ FOLDS = (1, 2)
 SCRIPT = f"""
 import os, signal, sys
 sys.path.insert(0, {str(TASK)!r})
-from train import prepare
+from train import main
+from ssast_lobes.training import exit_on_user_error
 from ssast_lobes.training.base import SpectrogramBrain
-from ssast_lobes.training.errors import exit_on_user_error
-from ssast_lobes.experiments import cross_validate
 
 def die(brain, batch, should_step):
     if "fold_2" in str(brain.output_folder) and brain.epoch == 2:
@@ -35,7 +34,7 @@ def die(brain, batch, should_step):
 if os.environ.get("DIE"):
     SpectrogramBrain.on_fit_batch_start = die
 with exit_on_user_error():
-    cross_validate(sys.argv[1:], prepare, {FOLDS})
+    main(sys.argv[1:])
 """
 
 
@@ -45,8 +44,8 @@ def data(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def prepare():
-    """What the recipe hands over."""
+def main():
+    """The function of the recipe."""
     path = TASK / "train.py"
     spec = importlib.util.spec_from_file_location("train_esc50", path)
     module = importlib.util.module_from_spec(spec)
@@ -55,11 +54,11 @@ def prepare():
         spec.loader.exec_module(module)
     finally:
         sys.path.remove(str(TASK))
-    return module.prepare
+    return module.main
 
 
-def flags(data, folder, *more, variant="patch"):
-    """The smallest run: two epochs of three batches for each fold.
+def flags(data, folder, *more):
+    """The smallest run: two epochs of three batches for each of two folds.
 
     Further flags replace those of the same name.
     """
@@ -67,34 +66,34 @@ def flags(data, folder, *more, variant="patch"):
         *(f"--data_folder={data}", f"--output_folder={folder}"),
         *("--esc10=True", "--require_counts=False", "--valid_fraction=0.3"),
         *("--model_size=micro", "--stride=null", "--batch_size=8"),
+        "--folds=[1, 2]",
         *("--lr=0.001", "--number_of_epochs=2", "--num_workers=0"),
         *("--device=cpu", "--noprogressbar"),
     ]
     given = {flag.split("=")[0] for flag in more}
     kept = [flag for flag in own if flag.split("=")[0] not in given]
-    return [str(TASK / "hparams" / f"esc50_{variant}.yaml"), *kept, *more]
+    return [str(TASK / "hparams" / "esc50.yaml"), *kept, *more]
 
 
 @pytest.fixture
-def run(data, prepare, monkeypatch):
+def run(data, main, monkeypatch):
     """Function of a folder and further flags: runs the folds in it."""
     # Where a recipe logs to and who hears of errors is its own business.
     monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("SB_GLOBAL_SEED", "0")
 
-    def folds(folder, *more, **variant):
-        arguments = flags(data, folder, *more, **variant)
-        return cross_validate(arguments, prepare, FOLDS)
+    def folds(folder, *more):
+        return main(flags(data, folder, *more))
 
     return folds
 
 
 @pytest.fixture(scope="module")
-def whole(data, prepare, tmp_path_factory):
+def whole(data, main, tmp_path_factory):
     """Folder of both folds, run in one go, and what came out."""
     folder = tmp_path_factory.mktemp("whole")
     hook = sys.excepthook
-    results = cross_validate(flags(data, folder), prepare, FOLDS)
+    results = main(flags(data, folder))
     sys.excepthook = hook
     return folder, results
 
@@ -188,7 +187,7 @@ def test_one_fold_alone_is_the_same(run, whole, tmp_path):
 
 @pytest.mark.slow
 def test_official_selection_takes_one_epoch_for_all_folds(run, tmp_path, capfd):
-    results = run(tmp_path, variant="patch_reference")
+    results = run(tmp_path, "--training=esc50_patch_reference")
     assert "epoch chosen on test" in capfd.readouterr().out
     logs = [log_of(tmp_path, fold) for fold in FOLDS]
     means = [
@@ -234,44 +233,66 @@ def test_two_processes(run, data, tmp_path):
     assert table["folds"] == {str(fold): one for fold, one in again.items()}
 
 
-def test_mean_of_epochs_leaves_none_to_choose_on_test(
-    data, prepare, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
-    arguments = flags(data, tmp_path / "out", "--epoch_chosen_on=test")
-    recipe = Path(arguments[0])
-    text = recipe.read_text().replace("../../../..", str(HERE.parents[1]))
-    arguments[0] = tmp_path / recipe.name
-    arguments[0].write_text(f"{text}\naverage_from: 1\n")
-    results = cross_validate(list(map(str, arguments)), prepare, (1,))
-    result = read(tmp_path / "out", "fold_1/test_result.json")
+def test_mean_of_epochs_leaves_none_to_choose_on_test(run, tmp_path):
+    folder = tmp_path / "out"
+    results = run(
+        folder, "--folds=[1]", "--epoch_chosen_on=test", "--swa_start_epoch=1"
+    )
+    result = read(folder, "fold_1/test_result.json")
     # Of the mean of both epochs, which the last epoch validates: here it is
     # the same fold. The weights trained on are others.
-    assert result["average_from"] == 1 and result["epoch"] == 2
+    assert result["swa_start_epoch"] == 1 and result["epoch"] == 2
     assert results[1] == {"epoch": 2, **result["metrics"]}
-    lines = (tmp_path / "out/fold_1/metrics.jsonl").read_text().splitlines()
-    logged = [json.loads(line)["valid_loss"] for line in lines]
-    assert result["metrics"]["loss"] == pytest.approx(logged[-1], rel=1e-6)
-    [checkpoint] = (tmp_path / "out/fold_1/save").glob("CKPT*")
+    logged = log_of(folder, 1)[-1]["valid_loss"]
+    assert result["metrics"]["loss"] == pytest.approx(logged, rel=1e-6)
+    [checkpoint] = (folder / "fold_1/save").glob("CKPT*")
     own = torch.load(checkpoint / "model.ckpt")
     mean = torch.load(checkpoint / "average.ckpt")
-    exported = load_file(tmp_path / "out/fold_1/export/model.safetensors")
+    exported = load_file(folder / "fold_1/export/model.safetensors")
     assert all(torch.equal(v, mean[f"module.{k}"]) for k, v in exported.items())
     assert any(not torch.equal(v, own[k]) for k, v in exported.items())
-    assert read(tmp_path / "out", "results.json")["average_from"] == 1
+    assert read(folder, "results.json")["swa_start_epoch"] == 1
 
 
-def test_a_missing_fragment_is_named_with_those_there_are(tmp_path):
-    recipe = Path(__file__).parents[2] / "recipes/CustomData/pretrain"
+def test_the_loss_is_told(run, tmp_path):
+    run(
+        *(tmp_path, "--fold=1", "--number_of_epochs=1"),
+        *("--compute_cost=focal_loss", "--class_weights=balanced"),
+        "--balanced_sampling=True",
+    )
+    result = read(tmp_path, "fold_1/test_result.json")
+    assert result["compute_cost"] == "focal_loss(gamma=2.0)"
+    assert result["class_weights"] == "balanced"
+    card = (tmp_path / "fold_1/export/README.md").read_text()
+    for told in ("focal_loss(gamma=2.0)", "class_weights", "balanced_sampling"):
+        assert told in card
+
+
+def test_a_changed_table_is_noticed_in_finished_folds(run, whole, data):
+    folder, _ = whole
+    table = data / "ESC-50-master" / "meta" / "esc50.csv"
+    text = table.read_text()
+    before = predictions(folder, 1)
+    swapped = text.replace(",dog,", ",@,").replace(",rooster,", ",dog,")
+    try:
+        table.write_text(swapped.replace(",@,", ",rooster,"))
+        with pytest.raises(OtherClips, match="has the label"):
+            run(folder)
+    finally:
+        table.write_text(text)
+    assert predictions(folder, 1) == before
+
+
+def test_a_missing_training_is_named_with_those_there_are(tmp_path):
     done = subprocess.run(
-        [sys.executable, "train.py", "hparams/pretrain.yaml", "--audio=x"]
-        + ["--training=!include:../../../../hparams/training/nope.yaml"]
-        + [f"--output_folder={tmp_path}"],
-        cwd=recipe,
+        [sys.executable, "train.py", "hparams/esc50.yaml", "--data_folder=x"]
+        + ["--training=nope", f"--output_folder={tmp_path / 'out'}"],
+        cwd=TASK,
         capture_output=True,
         text=True,
     )
-    assert done.returncode != 0
+    assert done.returncode == 2
     assert "Traceback" not in done.stderr
-    assert "nope.yaml to include" in done.stderr
-    assert "pretrain_default.yaml" in done.stderr
+    assert "no training preset named 'nope'" in done.stderr
+    assert "esc50_frame" in done.stderr
+    assert not (tmp_path / "out").exists()
