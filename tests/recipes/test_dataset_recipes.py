@@ -21,6 +21,7 @@ ROOT = HERE.parents[1]
 OTHERS = ("CustomData.csv", "SyntheticCommands.csv")
 # Those that are not marked as slow: pretraining, official lists, folds.
 QUICK = {
+    "recipes/template/hparams/train.yaml",
     "recipes/AudioSet/pretrain/hparams/ssast.yaml",
     "recipes/SpeechCommands/classify/hparams/v2_35_frame.yaml",
     "recipes/ESC50/classify/hparams/esc50_patch.yaml",
