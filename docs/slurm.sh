@@ -2,8 +2,8 @@
 # Pretraining on all GPUs of several nodes under SLURM.
 #
 #   sbatch --nodes=3 docs/slurm.sh recipes/AudioSet/pretrain/train.py \
-#       recipes/AudioSet/pretrain/hparams/ssast_base.yaml \
-#       --data_folder /shared/AudioSet \
+#       recipes/AudioSet/pretrain/hparams/ssast.yaml \
+#       --training ssast_pretrain_base --data_folder /shared/AudioSet \
 #       --librispeech_folder /shared/LibriSpeech \
 #       --batch_size 1 --output_folder /shared/runs/base \
 #       --precision bf16 --compile

@@ -12,9 +12,11 @@ from ssast_lobes import (
     ClipPooling,
     FrontEnd,
     Grid,
+    PretrainingLobe,
     SpectrogramEncoder,
     SpectrogramLobe,
 )
+from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.weights import Weights, WeightsError, to_official
 
 GRIDS = {"patch": Grid(), "frame": Grid(128, (128, 2))}
@@ -309,3 +311,42 @@ def test_bf16_autocast_keeps_features_exact():
         assert torch.equal(lobe.features(*audio)[0], features)
         rounded = lobe(*audio)
     assert (rounded.float() - exact).abs().max() < 0.1
+
+
+class Louder(Objective):
+    """Toy: the loudness of each clip, from its features and its samples."""
+
+    needs_audio = True
+
+    def forward(self, feats, n_frames, mask=None, clip_keys=None, **items):
+        """Return the error; keep what is given."""
+        self.given = {"n_frames": n_frames, "clip_keys": clip_keys, **items}
+        power = items["wavs"].square().sum(1) / items["n_samples"]
+        guess = self.encoder(feats, n_frames).clip().mean(1)
+        loss = (guess - power).square().mean()
+        return ObjectiveOutput(loss, {"error": loss.detach()})
+
+
+@pytest.mark.parametrize("keys", [None, torch.tensor([3, 1, 2])])
+def test_an_objective_that_needs_audio_gets_it(keys):
+    wav, lengths = waveforms()
+    lobe = small()
+    pretrainer = PretrainingLobe(Louder(lobe.encoder), lobe.features)
+    output = pretrainer(wav, lengths, clip_keys=keys, crop_starts=lengths)
+    given = pretrainer.objective.given
+    assert given["wavs"] is wav and given["crop_starts"] is lengths
+    assert given["n_samples"].tolist() == [16000, 9000, 300]
+    assert given["clip_keys"] is keys
+    assert given["n_frames"].tolist() == [98, 54, 0]
+    assert output.n_clips == 3 and output.logs.keys() == {"error"}
+    output.loss.backward()
+    assert lobe.encoder.norm.weight.grad.isfinite().all()
+
+
+def test_full_clips_need_no_lengths_to_pretrain():
+    wav, _ = waveforms((8000, 8000))
+    lobe = small()
+    pretrainer = PretrainingLobe(Louder(lobe.encoder), lobe.features)
+    pretrainer(wav)
+    given = pretrainer.objective.given
+    assert given["n_samples"].tolist() == [8000, 8000]

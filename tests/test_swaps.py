@@ -8,6 +8,7 @@ the YAML does not fit that contract.
 
 import inspect
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import soundfile
 import speechbrain as sb
 import torch
 from hyperpyyaml import load_hyperpyyaml
+from run_page import blocks_of
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.data_pipeline import provides, takes
@@ -26,6 +28,7 @@ from test_yaml_keys import CodeReader, Tree, unused
 from torch.nn.parallel import DistributedDataParallel
 
 from ssast_lobes import (
+    SSAST,
     FrontEnd,
     Grid,
     SpectrogramClassifier,
@@ -529,7 +532,8 @@ def test_keys_are_those_that_the_script_needs(brain, tmp_path):
 
 def test_all_swaps_are_tried():
     names = {path.name for path in SWAPS.glob("*.yaml")}
-    assert names == {b.YAML for b in BRAINS} | {"voxceleb_verification.yaml"}
+    others = {"voxceleb_verification.yaml", "pretraining.yaml"}
+    assert names == {b.YAML for b in BRAINS} | others
     shown = (SWAPS / "README.md").read_text("utf-8")
     assert all(name in shown for name in names)
 
@@ -677,6 +681,38 @@ def test_verification_loads_what_was_trained(tmp_path):
         alone = model(wavs[1:, :4000]).squeeze(1)
     assert embeddings.shape == (2, 32)
     torch.testing.assert_close(embeddings[1:], alone, atol=1e-5, rtol=0)
+
+
+# Pretraining --------------------------------------------------------------
+
+
+def test_pretraining_in_a_plain_brain(tmp_path, monkeypatch):
+    """The page shows the YAML and a script of 40 lines, which trains."""
+    page = SWAPS.parents[1] / "docs" / "speechbrain_recipes.md"
+    blocks = blocks_of(page.read_text("utf-8"))
+    [settings] = [b.code for b in blocks if b.language == "yaml"]
+    assert settings == (SWAPS / "pretraining.yaml").read_text("utf-8")
+    python = [b.code for b in blocks if b.language == "python"]
+    [audio] = [code for code in python if "chirp" in code]
+    [script] = [code for code in python if "(sb.Brain)" in code]
+    assert len(script.splitlines()) <= 40
+
+    monkeypatch.chdir(tmp_path)
+    Path("pretraining.yaml").write_text(settings)
+    before = copy_of(load_hyperpyyaml(settings)["model"])
+    session = {}
+    exec(audio, session)
+    exec(script, session)
+    log = Path("results/pretraining/train_log.txt").read_text()
+    losses = [float(loss) for loss in re.findall(r"loss: (\S+)", log)]
+    assert len(losses) == 5 and losses[-1] < 0.8 * losses[0]
+    trained = session["hparams"]["objective"]
+    after = copy_of(session["hparams"]["model"])
+    moved = [key for key in before if not torch.equal(before[key], after[key])]
+    parameters = [f"objective.{key}" for key, _ in trained.named_parameters()]
+    assert set(moved) == set(parameters)
+    lobe = SSAST(source="pretrained")
+    assert same(copy_of(lobe.encoder), copy_of(trained.encoder))
 
 
 # Two processes ------------------------------------------------------------

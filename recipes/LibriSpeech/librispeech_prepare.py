@@ -24,8 +24,8 @@ from ssast_lobes.data.archives import (
     download,
     unpack,
 )
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.data.manifest import ManifestError, written_whole
+from ssast_lobes.data.splits import read_splits, write_splits
 
 PAGE = "https://www.openslr.org/12"
 URL = "https://www.openslr.org/resources/12"
@@ -87,6 +87,9 @@ def prepare_librispeech(
 ):
     """Make LibriSpeech ready for speech recognition.
 
+    Next to the JSON file there is `transcripts.txt`: what is said in train, a
+    line for each utterance, from which a tokenizer is trained.
+
     Arguments
     ---------
     data_folder : str
@@ -100,7 +103,7 @@ def prepare_librispeech(
     require_counts : bool
         Whether a part that is not whole is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Fraction of unreadable files that is accepted.
 
     Returns
     -------
@@ -121,17 +124,21 @@ def prepare_librispeech(
 
     splits = {"train": read(train_parts), "valid": read(valid_parts)}
     splits |= {part: read([part]) for part in test_parts}
-    return write_splits(
+    path = write_splits(
         splits,
         output_folder,
         corpus=f"LibriSpeech, {', '.join(train_parts)}",
         labelled=False,
         max_unreadable=max_unreadable,
     )
+    with written_whole(Path(path).with_name("transcripts.txt")) as file:
+        for row in read_splits(path)["train"].values():
+            file.write(row["label"] + "\n")
+    return path
 
 
 def add_transcripts(rows):
-    """Rows with what is said in them, from the files beside the audio.
+    """Return rows with what is said in them, from files next to the audio.
 
     Arguments
     ---------
@@ -159,7 +166,7 @@ def add_transcripts(rows):
     ]
     if missing:
         raise ManifestError(
-            f"{len(missing)} utterances have no transcript beside them, such "
+            f"{len(missing)} utterances have no transcript next to them, such "
             f"as {missing[0]}; unpack the archives of {PAGE} again"
         )
     return [
@@ -168,7 +175,7 @@ def add_transcripts(rows):
 
 
 def _transcripts(folder):
-    """What is said in the utterances of a chapter, by their ids."""
+    """Return what is said in the utterances of a chapter, by their ids."""
     path = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
     if not path.is_file():
         return {}
@@ -184,7 +191,7 @@ def read_librispeech(
     require_counts=True,
     allowed=TRAINING_PARTS,
 ):
-    """Rows of the utterances of some parts.
+    """Return the rows of the utterances of some parts.
 
     Arguments
     ---------

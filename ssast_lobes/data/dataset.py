@@ -221,7 +221,9 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     return dataset
 
 
-def collate(examples, pad_seconds=None, sample_rate=16000):
+def collate(
+    examples, pad_seconds=None, sample_rate=16000, padded_keys=("sig",)
+):
     """Batches examples; those without audio drop out.
 
     Arguments
@@ -233,12 +235,14 @@ def collate(examples, pad_seconds=None, sample_rate=16000):
         anew for each length that it meets: this keeps them few.
     sample_rate : int
         Sampling rate of the audio in Hz.
+    padded_keys : sequence of str
+        Items whose lengths differ: the audio, and perhaps tokens (length,).
 
     Returns
     -------
     speechbrain.dataio.batch.PaddedBatch
-        `sig` padded with zeros: data (B, samples) and relative lengths (B,);
-        targets stacked: (B,) or (B, classes); texts as lists.
+        `padded_keys` padded with zeros: data (B, samples) and relative lengths
+        (B,); targets stacked: (B,) or (B, classes); texts as lists.
 
     Raises
     ------
@@ -267,7 +271,7 @@ def collate(examples, pad_seconds=None, sample_rate=16000):
     pad_to = 1 if pad_seconds is None else round(pad_seconds * sample_rate)
     return PaddedBatch(
         decoded,
-        padded_keys=["sig"],
+        padded_keys=list(padded_keys),
         padding_func=_pad,
         padding_kwargs={"pad_to": pad_to},
     )
@@ -278,7 +282,7 @@ def _pad(clips, pad_to):
     padded, lengths = batch_pad_right(clips)
     longest = padded.shape[1]
     missing = -longest % pad_to
-    if missing == 0:
+    if missing == 0 or not padded.is_floating_point():
         return padded, lengths
     padded = torch.nn.functional.pad(padded, (0, missing))
     return padded, lengths * (longest / padded.shape[1])

@@ -15,11 +15,13 @@ from ssast_lobes.training.folds import (
     report_folds,
 )
 from ssast_lobes.training.pretraining import PretrainingBrain
+from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
 from ssast_lobes.training.start import load_pretrained
 
 __all__ = [
     "ClassificationBrain",
     "PretrainingBrain",
+    "RecognitionBrain",
     "best_key",
     "chosen_folds",
     "exit_on_user_error",
@@ -27,6 +29,7 @@ __all__ = [
     "export_window",
     "finished_result",
     "load_pretrained",
+    "load_tokenizer",
     "model_card",
     "parse_arguments",
     "plain_settings",

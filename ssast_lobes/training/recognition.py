@@ -1,29 +1,102 @@
-"""Speech recognition: fine-tuning by CTC, word error rate."""
+"""Speech recognition: what a recipe's Brain need not show.
+
+Rates by block, logs, the best epoch by its word error rate, and the words of a
+test. A recipe derives its Brain and says how scores and loss are computed.
+"""
 
 import speechbrain as sb
-from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.metric_stats import ErrorRateStats
 
-from ssast_lobes.recognition import ctc_loss, greedy_units
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.optimizers import parameter_groups
 
 
+def load_tokenizer(tokenizer_class):
+    """Return a tokenizer; the main process trains it where there is none.
+
+    Arguments
+    ---------
+    tokenizer_class : callable
+        Trains and saves a tokenizer, or loads the one that is saved, such as
+        ``speechbrain.tokenizers.SentencePiece.SentencePiece`` with all its
+        arguments.
+
+    Returns
+    -------
+    object
+        What `tokenizer_class` gives.
+
+    Raises
+    ------
+    SettingsError
+        If the transcripts do not give as many pieces as are asked for; says
+        how many they give.
+
+    Example
+    -------
+    >>> load_tokenizer(dict)
+    {}
+    """
+    run_on_main(_train, [tokenizer_class])
+    return tokenizer_class()
+
+
+def _train(tokenizer_class):
+    try:
+        tokenizer_class()
+    except (RuntimeError, ValueError) as error:
+        # SentencePiece begins with a place in its source, in brackets.
+        reason = str(error).rpartition("]")[2].strip()
+        raise SettingsError(
+            f"vocabulary_size does not go with these transcripts: {reason}"
+        ) from error
+
+
 class RecognitionBrain(SpectrogramBrain):
-    """Trains a `SpectrogramRecognizer`; the best epoch is chosen on valid.
+    """Keeps words, logs and checkpoints; the best epoch is chosen on valid.
 
-    The arguments are those of `SpectrogramBrain`.
+    A subclass has `compute_forward` and `compute_objectives`. These call
+    `accumulate` and, outside of training, `keep_words`. ``modules`` holds
+    ``model``, a `SpectrogramRecognizer` or another module with ``encoder`` and
+    ``head``.
 
-    ``modules`` holds ``features`` and ``model``. Of ``hparams`` it uses, beside
-    the base's: ``vocabulary``, ``augment`` (a list of modules on features),
-    ``head_lr_scale`` and ``layer_decay``. The labels of the clips are what is
-    said. Words are read off the best path, without a language model.
+    Arguments
+    ---------
+    *args, **kwargs
+        Those of `SpectrogramBrain`.
+    tokenizer : speechbrain.tokenizers.SentencePiece.SentencePiece
+        For the subclass.
+    compute_cost, decode : callable
+        For the subclass.
+    augment : list of callable
+        Of features, in training; for the subclass.
+    head_lr_scale, layer_decay : float
+        See `parameter_groups`.
     """
 
-    def __init__(self, *args, **kwargs):
+    def __init__(
+        self,
+        *args,
+        tokenizer=None,
+        compute_cost=None,
+        decode=None,
+        augment=(),
+        head_lr_scale=1.0,
+        layer_decay=1.0,
+        **kwargs,
+    ):
         super().__init__(*args, **kwargs)
+        self.tokenizer = tokenizer
+        self.compute_cost = compute_cost
+        self.decode = decode
+        self.augment = augment or ()
+        self.head_lr_scale = head_lr_scale
+        self.layer_decay = layer_decay
         self.part = None  # name of what is tested
         self.test_stats = {}
+        self._n_tested = {}
         self._train_stats = {}
 
     @property
@@ -32,35 +105,42 @@ class RecognitionBrain(SpectrogramBrain):
         return unwrap(self.modules.model)
 
     def parameter_groups(self):
-        """Groups for encoder blocks and head."""
+        """Return groups whose rates fall from the head to the first block."""
         return parameter_groups(
             self.model,
-            head_lr_scale=self.hparams.head_lr_scale,
-            layer_decay=self.hparams.layer_decay,
+            head_lr_scale=self.head_lr_scale,
+            layer_decay=self.layer_decay,
             decay_vectors=not self.remove_vector_weight_decay,
         )
 
-    def compute_forward(self, batch, stage):
-        """Log-probabilities (B, T', U) and valid steps (B,) of a batch."""
-        batch = batch.to(self.device, non_blocking=True)
-        feats, n_frames = self.modules.features(*batch.sig)
-        if stage == sb.Stage.TRAIN:
-            for augment in self.hparams.augment or ():
-                feats = augment(feats, n_frames)
-        return self.network("model", stage)(feats, n_frames)
+    def keep_words(self, heard, batch):
+        """Keep what the word error rate is made of.
 
-    def compute_objectives(self, output, batch, stage):
-        """Loss of a batch; outside training the words are kept too."""
-        vocabulary = self.hparams.vocabulary
-        targets = vocabulary.encode(batch.label)
-        loss = ctc_loss(*output, targets, vocabulary.blank)
-        self.accumulate({"loss": loss}, len(batch.id))
-        if stage != sb.Stage.TRAIN:
-            units = greedy_units(*output, vocabulary.blank)
-            heard = [text.split() for text in vocabulary.decode(units)]
-            said = [text.split() for text in batch.label]
-            self.keep(ids=batch.id, heard=heard, said=said)
-        return loss
+        Arguments
+        ---------
+        heard : list of list of str
+            Words of each clip.
+        batch : speechbrain.dataio.batch.PaddedBatch
+            With what is said as ``label``.
+        """
+        # SpeechBrain's tokenizer makes one empty word of no pieces.
+        heard = [[word for word in words if word] for words in heard]
+        said = [text.split() for text in batch.label]
+        self.keep(ids=batch.id, heard=heard, said=said)
+
+    def test(self, parts, **kwargs):
+        """Test the best epoch on each of several parts by itself.
+
+        Arguments
+        ---------
+        parts : dict of str to DynamicItemDataset
+            By name.
+        **kwargs
+            Of SpeechBrain's `Brain.evaluate`.
+        """
+        for self.part, dataset in parts.items():
+            self._n_tested[self.part] = len(dataset)
+            self.evaluate(dataset, min_key="wer", **kwargs)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log; save the checkpoint; write the test results."""
@@ -84,7 +164,7 @@ class RecognitionBrain(SpectrogramBrain):
     def _write_test(self, stats, errors):
         self.test_stats[self.part] = stats
         # On all processes: it has a broadcast in it.
-        self.hparams.train_logger.log_stats(
+        self.train_logger.log_stats(
             stats_meta={
                 "best epoch": self.hparams.epoch_counter.current,
                 "part": self.part,
@@ -95,3 +175,19 @@ class RecognitionBrain(SpectrogramBrain):
             path = self.output_folder / f"wer_{self.part}.txt"
             with open(path, "w", encoding="utf-8") as file:
                 errors.write_stats(file)
+
+    def result(self):
+        """Return what the tests have found, for ``test_result.json``.
+
+        Returns
+        -------
+        dict
+            The epoch that was tested, and the metrics of each part.
+        """
+        return {
+            "clips": self._n_tested,
+            "epoch": self.hparams.epoch_counter.current,
+            "number_of_epochs": self.hparams.epoch_counter.limit,
+            "debug": self.debug,
+            "metrics": self.test_stats,
+        }

@@ -24,6 +24,7 @@ QUICK = {
     "AudioSet: Pretraining (both corpora; patch)",
     "SpeechCommands: Keyword spotting (V2-35; frame)",
     "ESC50: Audio events (patch)",
+    "template: Classification of your own data",
 }
 
 

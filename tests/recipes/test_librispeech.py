@@ -2,6 +2,8 @@
 
 import importlib.util
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import miniature_librispeech
@@ -114,3 +116,26 @@ def test_truncated_audio(prepare, archive):
     with pytest.raises(ManifestError, match="1 of 28 .*unreadable.csv"):
         prepare()
     assert len(prepare(max_unreadable=0.1)["valid"]) == 3
+
+
+def test_transcripts_of_train_alone(prepare, tmp_path):
+    rows = prepare()["train"].values()
+    lines = (tmp_path / "out" / "transcripts.txt").read_text().splitlines()
+    assert lines == [row["label"] for row in rows]
+
+
+def test_vocabulary_that_is_too_large(archive, tmp_path):
+    task = RECIPE / "ASR-CTC"
+    result = subprocess.run(
+        [sys.executable, task / "train.py", task / "hparams" / "ctc.yaml"]
+        + [f"--data_folder={archive}", f"--output_folder={tmp_path / 'out'}"]
+        + ["--require_counts=False", "--model_size=micro", "--device=cpu"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("SettingsError: vocabulary_size does not go with ")
+    assert "Please set it to a value <= " in last

@@ -8,28 +8,141 @@ The README in the folder above shows the settings.
 
 import sys
 
+import speechbrain as sb
+import torch
+from hyperpyyaml import load_hyperpyyaml
 from librispeech_prepare import prepare_librispeech
+from speechbrain.utils.distributed import if_main_process, run_on_main
 
-from ssast_lobes.experiments import recognise
-from ssast_lobes.training.errors import exit_on_user_error
-
-SETTINGS = (
-    "data_folder",
-    "output_folder",
-    "train_parts",
-    "valid_parts",
-    "test_parts",
-    "allow_download",
-    "require_counts",
-    "max_unreadable",
-)
+from ssast_lobes import training
+from ssast_lobes.data.dataset import make_dataset
+from ssast_lobes.data.splits import read_splits
+from ssast_lobes.export import export_encoder
 
 
-def prepare(hparams):
-    """Make the parts ready that the settings name."""
-    return prepare_librispeech(**{key: hparams[key] for key in SETTINGS})
+class CTCBrain(training.RecognitionBrain):
+    """Trains a recogniser, and reads words off its best path."""
+
+    def compute_forward(self, batch, stage):
+        """Return log-probabilities (B, T', U), and relative lengths (B,)."""
+        batch = batch.to(self.device, non_blocking=True)
+        feats, n_frames = self.modules.features(*batch.sig)
+        for augment in self.augment if stage == sb.Stage.TRAIN else ():
+            feats = augment(feats, n_frames)
+        log_probs, n_steps = self.network("model", stage)(feats, n_frames)
+        return log_probs, n_steps / log_probs.shape[1]
+
+    def compute_objectives(self, output, batch, stage):
+        """Return the loss; keep the words where they are evaluated."""
+        log_probs, lens = output
+        tokens, token_lens = batch.tokens
+        loss = self.compute_cost(log_probs, tokens, lens, token_lens)
+        self.accumulate({"loss": loss}, len(batch.id))
+        if stage != sb.Stage.TRAIN:
+            pieces = self.decode(log_probs, lens)
+            words = self.tokenizer(pieces, task="decode_from_list")
+            self.keep_words(words, batch)
+        return loss
+
+
+def dataio_prepare(hparams):
+    """Return the rows, the tokenizer of train, and a dataset of each part."""
+    rows = read_splits(hparams["splits_file"], hparams["shards"])
+    tokenizer = training.load_tokenizer(hparams["tokenizer"])
+
+    @sb.utils.data_pipeline.takes("label")
+    @sb.utils.data_pipeline.provides("tokens")
+    def encode(words):
+        return torch.tensor(tokenizer.sp.encode_as_ids(words))
+
+    names = ("train", "valid", *hparams["test_parts"])
+    parts = {
+        name: make_dataset(rows[name], hparams["reader"]) for name in names
+    }
+    datasets = list(parts.values())
+    sb.dataio.dataset.add_dynamic_item(datasets, encode)
+    sb.dataio.dataset.set_output_keys(
+        datasets, ["id", "sig", "label", "tokens"]
+    )
+    return rows, tokenizer, parts
+
+
+def main(arguments):
+    """Prepare the data, train, test, export."""
+    hparams_file, run_opts, overrides = training.parse_arguments(arguments)
+    sb.utils.distributed.ddp_init_group(run_opts)
+    with training.yaml_errors(hparams_file), open(hparams_file) as file:
+        hparams = load_hyperpyyaml(file, overrides)
+    folder = hparams["output_folder"]
+
+    with training.experiment(hparams_file, overrides, folder):
+        run_on_main(
+            prepare_librispeech,
+            kwargs={
+                "data_folder": hparams["data_folder"],
+                "output_folder": folder,
+                "train_parts": hparams["train_parts"],
+                "valid_parts": hparams["valid_parts"],
+                "test_parts": hparams["test_parts"],
+                "allow_download": hparams["allow_download"],
+                "require_counts": hparams["require_counts"],
+                "max_unreadable": hparams["max_unreadable"],
+            },
+        )
+        sb.create_experiment_directory(folder, hparams_file, overrides)
+        rows, tokenizer, parts = dataio_prepare(hparams)
+        train, valid = parts.pop("train"), parts.pop("valid")
+
+        brain = CTCBrain(
+            modules=hparams["modules"],
+            opt_class=hparams["opt_class"],
+            hparams=hparams,
+            run_opts=run_opts,
+            checkpointer=hparams["checkpointer"],
+            tokenizer=tokenizer,
+            compute_cost=hparams["compute_cost"],
+            decode=hparams["decode"],
+            augment=hparams["augment"],
+            head_lr_scale=hparams["head_lr_scale"],
+            layer_decay=hparams["layer_decay"],
+            schedule=hparams["schedule"],
+            train_logger=hparams["train_logger"],
+            n_files=sum(map(len, [train, valid, *parts.values()])),
+        )
+        brain.fit(
+            hparams["epoch_counter"],
+            train,
+            valid,
+            train_loader_kwargs=hparams["clip_order"](
+                hparams["train_dataloader_opts"], train
+            ),
+            valid_loader_kwargs=hparams["valid_dataloader_opts"],
+        )
+        brain.test(parts, test_loader_kwargs=hparams["valid_dataloader_opts"])
+        brain.draw()
+        if if_main_process():
+            card = training.model_card(
+                hparams_file,
+                rows,
+                brain.test_stats,
+                source=hparams["source"],
+                vocabulary_size=hparams["vocabulary_size"],
+                batch_size=hparams["batch_size"],
+                lr=hparams["lr"],
+                seed=hparams["seed"],
+            )
+            lobe = hparams["lobe"]
+            export_encoder(
+                hparams["export_folder"],
+                lobe.encoder,
+                lobe.features,
+                card,
+                training.export_window(lobe, train),
+            )
+        training.write_result(folder, rows, parts, brain.result())
+    return brain.test_stats
 
 
 if __name__ == "__main__":
-    with exit_on_user_error():
-        recognise(sys.argv[1:], prepare)
+    with training.exit_on_user_error():
+        main(sys.argv[1:])
