@@ -25,7 +25,7 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.weights import load_failure
+from ssast_lobes.weights import load_refusal
 
 logger = get_logger(__name__)
 
@@ -232,10 +232,11 @@ class AtomicCheckpointer(Checkpointer):
         try:
             super().load_checkpoint(checkpoint)
         except Exception as error:
+            refusal = load_refusal(error)
             raise CheckpointError(
-                f"{checkpoint.path} cannot be resumed: {load_failure(error)}\n"
+                f"{checkpoint.path} cannot be resumed: {refusal or error}\n"
                 f"{_what_to_do(checkpoint)}"
-            ) from None
+            ) from (None if refusal else error)
 
     def _lacks(self, checkpoint, name):
         # SpeechBrain skips a missing data loader with a warning.

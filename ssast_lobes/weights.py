@@ -222,7 +222,7 @@ def read_state(path):
     >>> read_state("nowhere")
     Traceback (most recent call last):
     ...
-    ssast_lobes.weights.WeightsError: nowhere: cannot be read: ...
+    ssast_lobes.weights.WeightsError: nowhere: missing or damaged (...)
     """
     with reading(path):
         state = load_file(path)
@@ -257,7 +257,7 @@ def read_tensors(path):
     >>> read_tensors(Path("nowhere.bin"))
     Traceback (most recent call last):
     ...
-    ssast_lobes.weights.WeightsError: nowhere.bin: cannot be read: ...
+    ssast_lobes.weights.WeightsError: nowhere.bin: missing or damaged (...)
     """
     with reading(path):
         if path.suffix == ".safetensors":
@@ -296,14 +296,18 @@ def reading(path):
     ...     torch.load(path, weights_only=True)
     Traceback (most recent call last):
     ...
-    ssast_lobes.weights.WeightsError: ...: cannot be read: a web page ...
+    ssast_lobes.weights.WeightsError: ...: a web page (HTML), not the ...
     """
     try:
         yield
     except Exception as error:
-        reason = _in_place_of_weights(path) or load_failure(error)
+        reason = (
+            _in_place_of_weights(path)
+            or load_refusal(error)
+            or f"missing or damaged ({error})"
+        )
         # Not `from error`: a traceback would print torch's advice.
-        raise WeightsError(f"{path}: cannot be read: {reason}") from None
+        raise WeightsError(f"{path}: {reason}") from None
 
 
 def _in_place_of_weights(path):
@@ -328,28 +332,28 @@ def _in_place_of_weights(path):
     return None
 
 
-def load_failure(error):
-    """Say why tensors do not load, without advice to load what runs code.
+def load_refusal(error):
+    """Say what a safe load of tensors has refused, for the words of torch.
+
+    Those tell how to load the file unsafely.
 
     Arguments
     ---------
     error : Exception
-        Of ``torch.load`` or of safetensors. The text of torch tells how to
-        load the file unsafely.
+        Of ``torch.load``, perhaps.
 
     Returns
     -------
-    str
+    str or None
+        None if it is another error, which may be passed on.
 
     Example
     -------
-    >>> load_failure(EOFError("ran out of input"))
-    'EOFError: ran out of input'
+    >>> load_refusal(EOFError("ran out of input"))
     """
-    text = str(error)
-    if "weights_only" not in text:
-        return f"{type(error).__name__}: {text}"
-    found = re.search(r"GLOBAL ([\w.]+)", text)
+    if "weights_only" not in str(error):
+        return None
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
     if found is None:
         return "damaged, or no file of plain tensors"
     return (

@@ -505,7 +505,7 @@ def test_safetensors_come_before_pickled_weights(theirs):
 
 def lose(folder, files):
     (folder / files[1]).unlink()
-    return f"{files[1]}: cannot be read"
+    return f"{files[1]}: missing or damaged"
 
 
 def point_outside(folder, files):

@@ -380,7 +380,7 @@ def test_what_is_no_file_of_weights_is_called_so(
 ):
     file, source = (tmp_path / name for name in door)
     file.write_bytes(NOT_WEIGHTS[what])
-    message = f"^{re.escape(str(file))}: cannot be read: {what}, not the"
+    message = f"^{re.escape(str(file))}: {what}, not the"
     with pytest.raises(WeightsError, match=message):
         load_weights(source)
 
@@ -416,7 +416,7 @@ def test_a_refused_file_comes_without_advice_to_run_it(
     with pytest.raises(WeightsError) as error:
         load_weights(source)
     told = "".join(traceback.format_exception(error.value))
-    assert f"{path}: cannot be read: " in told
+    assert f"{path}: " in told
     assert "weights_only" not in told and "safe_globals" not in told
     if content.startswith("code"):
         assert re.search(r"a Python object \(\w+\.mkdir\)", told)
