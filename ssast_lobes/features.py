@@ -162,7 +162,7 @@ class KaldiFbank(nn.Module):
                 f"wav must be (batch, samples), got {tuple(wav.shape)}"
             )
         wav = wav.float()
-        n_samples = self._sample_counts(wav, wav_lens)
+        n_samples = self.sample_counts(wav, wav_lens)
         max_frames = max(1, self.frames_of(wav.shape[1]))
         n_frames = self.frames_of(n_samples).clamp(max=max_frames)
 
@@ -178,7 +178,20 @@ class KaldiFbank(nn.Module):
         return feats, n_frames
 
     @staticmethod
-    def _sample_counts(wav, wav_lens):
+    def sample_counts(wav, wav_lens=None):
+        """Count the samples of each clip; arguments as of `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B,), int64.
+
+        Example
+        -------
+        >>> wav, wav_lens = torch.zeros(2, 1000), torch.tensor([1.0, 0.4])
+        >>> KaldiFbank.sample_counts(wav, wav_lens).tolist()
+        [1000, 400]
+        """
         if wav_lens is None:
             return full_lengths(wav)
         exact = wav_lens.to(wav.device, torch.float64) * wav.shape[1]

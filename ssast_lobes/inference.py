@@ -41,6 +41,7 @@ from ssast_lobes.weights import (
     load_weights,
     naming,
 )
+from ssast_lobes.windows import Windowing, count_windows
 
 # A whole number of samples at every rate in common use, and longer than what
 # the resampler looks at around a sample.
@@ -86,7 +87,7 @@ def read_blocks(path, sample_rate, length, hop):
     """
     info = audio_info(path)
     total = -(-info.frames * sample_rate // info.sample_rate)
-    count = _n_windows(total, length, hop)
+    count = count_windows(total, length, hop)
     if count == 1:
         yield 0, read_audio(path, sample_rate)
         return
@@ -131,11 +132,6 @@ def require_length(name, n_samples, fbank):
             f"at least {1000 * fbank.window_samples / fbank.sample_rate:.3g} "
             "ms are needed"
         )
-
-
-def _n_windows(total, length, hop):
-    """Windows that cover so many samples; the last may be shorter."""
-    return 1 + max(0, -(-(total - length) // hop))
 
 
 class _Window(NamedTuple):
@@ -189,11 +185,7 @@ class _Interface:
         self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
         self.kind = weights.config["kind"]
         self.window_seconds = weights.config["window_seconds"]
-        self._window = round(self.window_seconds * self.sample_rate)
-        # So many samples make no frame more.
-        self._reach = self._window + self.fbank.hop_samples - 1
-        steps = grid.n_steps(self.fbank.frames_of(self._window))
-        self._hop = max(1, steps // 2) * self._samples_per_step
+        self._windowing = Windowing(self.fbank, grid, self.window_seconds)
 
     @classmethod
     def from_hparams(
@@ -230,13 +222,14 @@ class _Interface:
 
     def _file_windows(self, paths, progress):
         """The windows of files, one after another."""
-        per_block = -(-_BLOCK_SECONDS * self.sample_rate // self._hop)
+        hop = self._windowing.hop
+        per_block = -(-_BLOCK_SECONDS * self.sample_rate // hop)
         per_block = max(self.batch_size, per_block)
-        length = (per_block - 1) * self._hop + self._reach
+        length = (per_block - 1) * hop + self._windowing.reach
         bar = tqdm(paths, progress, unit="file", disable=progress is None)
         for clip, path in enumerate(bar):
             blocks = read_blocks(
-                path, self.sample_rate, length, per_block * self._hop
+                path, self.sample_rate, length, per_block * hop
             )
             try:
                 for start, wav in blocks:
@@ -264,9 +257,7 @@ class _Interface:
             yield from self._cut(clip, 0, wav[:length])
 
     def _cut(self, clip, offset, wav):
-        count = _n_windows(len(wav), self._reach, self._hop)
-        for start in range(0, count * self._hop, self._hop):
-            piece = wav[start : start + self._reach]
+        for start, piece in self._windowing.cut(wav):
             yield _Window(clip, offset + start, len(piece), piece)
 
     def _clips(self, windows, finish):
@@ -302,7 +293,8 @@ class _Interface:
 
     def _spans(self, windows):
         """Start and end of the windows in samples; the last ends the clip."""
-        ends = [window.start + self._window for window in windows[:-1]]
+        full = self._windowing.samples
+        ends = [window.start + full for window in windows[:-1]]
         ends.append(windows[-1].start + windows[-1].length)
         starts = [window.start for window in windows]
         return list(zip(starts, ends, strict=True))
@@ -311,9 +303,8 @@ class _Interface:
         """Mean of the results, weighted by the duration of the windows."""
         if len(results) == 1:
             return results[0]
-        spans = torch.tensor(self._spans(windows), dtype=torch.float32)
-        weight = spans[:, 1] - spans[:, 0]
-        share = weight / weight.sum()
+        length = torch.tensor([windows[-1].start + windows[-1].length])
+        [share] = self._windowing.shares(length, len(results))
         return torch.einsum("w,w...->...", share, torch.stack(results))
 
     def _files(self, paths, finish, unreadable, progress):

@@ -117,7 +117,7 @@ def test_counts_are_exact_where_a_relative_length_is_rounded():
     fbank, longest = KaldiFbank(), 160033
     samples = torch.arange(400, longest, 37)
     lengths = samples.float() / longest
-    counts = fbank._sample_counts(torch.empty(1, longest), lengths)
+    counts = fbank.sample_counts(torch.empty(1, longest), lengths)
     assert torch.equal(counts, samples)
 
 

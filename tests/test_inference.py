@@ -150,7 +150,7 @@ def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
     wav = torch.randn(50000) / 9
     frames = encoder.encode_batch(wav, output="frames")[0]
     assert len(frames) == encoder.n_steps(50000)
-    hop, step = encoder._hop, round(encoder.step_seconds * 16000)
+    hop, step = encoder._windowing.hop, round(encoder.step_seconds * 16000)
     starts = range(0, 50000 - WINDOW + hop, hop)
     parts = [wav[start : start + WINDOW] for start in starts]
     assert sum(map(len, parts)) > 1.7 * len(wav)
