@@ -81,7 +81,8 @@ class WindowedModel(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the model's rate, any padding.
+            Mono waveforms (B, S) at the model's rate, floating point with
+            full scale 1, any padding.
         lengths : torch.Tensor, optional
             Samples of each clip (B,), int64; all are full when left out.
 
@@ -93,7 +94,8 @@ class WindowedModel(nn.Module):
         Raises
         ------
         ValueError
-            If there is less audio than one analysis window (25 ms).
+            If there is less audio than one analysis window (25 ms), or it is
+            not floating point.
         """
         lengths = self._lengths(wav, lengths)
         pooling = self.lobe.pooling
@@ -165,12 +167,12 @@ class WindowedModel(nn.Module):
     def _windows(self, wav, lengths, hidden_states):
         """Yield what the encoder makes of each window of the batch.
 
-        A clip that has ended has windows of one meaningless step.
+        A clip that has ended has windows of one meaningless sample and step.
         """
         hop = self._hop_samples
         for number in range(self._n_windows(wav.shape[1])):
             piece = wav[:, number * hop :][:, : self._reach]
-            left = (lengths - number * hop).clamp(0, piece.shape[1])
+            left = (lengths - number * hop).clamp(1, piece.shape[1])
             yield self.lobe.extract_features(
                 piece, left.double() / piece.shape[1], hidden_states
             )
