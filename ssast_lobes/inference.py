@@ -11,6 +11,10 @@ as long as what is left; they start on the grid of patches, so that their
 frames fit together. Audio shorter than one analysis window of the
 filterbank (25 ms) is an error. No result depends on its neighbours in a
 batch. All results are on the CPU, in float32.
+
+Waveforms that stand in memory are read as files are: integers are scaled by
+the range of their type (see `ssast_lobes.data.audio.to_float`), and samples
+that are NaN, infinite or absurdly loud are an error.
 """
 
 import csv
@@ -24,8 +28,15 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ssast_lobes.data.audio import UnreadableAudio, audio_info, read_audio
+from ssast_lobes.data.audio import (
+    UnreadableAudio,
+    audio_info,
+    check_samples,
+    read_audio,
+    to_float,
+)
 from ssast_lobes.data.manifest import written_whole
+from ssast_lobes.features import sample_counts
 from ssast_lobes.heads import (
     ClassificationHead,
     ClipPooling,
@@ -240,20 +251,21 @@ class _Interface:
 
     def _batch_windows(self, wavs, wav_lens):
         """The windows of a padded batch, one clip after another."""
-        if not torch.is_floating_point(wavs) or wavs.dim() not in (1, 2):
+        wavs = to_float(wavs).detach()
+        if wavs.dim() not in (1, 2):
             raise ValueError(
-                "wavs must be floating point, (batch, samples) or (samples,), "
-                f"got {wavs.dtype} of shape {tuple(wavs.shape)}"
+                "wavs must be mono, (batch, samples) or (samples,), got "
+                f"{tuple(wavs.shape)}"
             )
-        wavs = wavs.detach().reshape(-1, wavs.shape[-1])
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        if len(wav_lens) != len(wavs):
-            raise ValueError(f"{len(wavs)} clips, but {len(wav_lens)} lengths")
-        lengths = wav_lens.cpu().double() * wavs.shape[1]
-        lengths = lengths.round().long().tolist()
+        wavs = wavs.reshape(-1, wavs.shape[-1])
+        if wav_lens is not None:
+            # Here a wrong length is an error at once, on a GPU too.
+            wav_lens = torch.as_tensor(wav_lens).cpu()
+        lengths = sample_counts(wavs, wav_lens).tolist()
+        batch = f"the batch of {wavs.shape[0]} clips x {wavs.shape[1]} samples"
         for clip, (wav, length) in enumerate(zip(wavs, lengths, strict=True)):
-            require_length(f"clip {clip} of the batch", length, self.fbank)
+            require_length(f"clip {clip} of {batch}", length, self.fbank)
+            check_samples(f"clip {clip} of the batch", wav[:length])
             yield from self._cut(clip, 0, wav[:length])
 
     def _cut(self, clip, offset, wav):
@@ -428,7 +440,7 @@ class AudioEncoder(_Interface):
 
         Arguments
         ---------
-        wavs : torch.Tensor
+        wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
             Relative lengths (B,); all clips are full when left out.
@@ -443,7 +455,11 @@ class AudioEncoder(_Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms.
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.features.sample_counts`.
         """
         windows = self._batch_windows(wavs, wav_lens)
         finish, merge = self._recipe(output)
@@ -744,7 +760,7 @@ class AudioClassifier(_Interface):
 
         Arguments
         ---------
-        wavs : torch.Tensor
+        wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
             Relative lengths (B,); all clips are full when left out.
@@ -759,7 +775,11 @@ class AudioClassifier(_Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms.
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.features.sample_counts`.
         """
         clips = self._clips(
             self._batch_windows(wavs, wav_lens), self._probabilities

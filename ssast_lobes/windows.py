@@ -8,6 +8,7 @@ and the harnesses all use this rule.
 
 import torch
 
+from ssast_lobes.features import sample_counts
 from ssast_lobes.lobe import SpectrogramLobe
 
 
@@ -119,10 +120,10 @@ class Windowing:
         Yields
         ------
         EncoderOutput
-            Of all clips; one that has ended has one meaningless step.
+            Of all clips; one that has ended has one meaningless sample and step.
         """
         for start, piece in self.cut(wav):
-            left = (lengths - start).clamp(0, piece.shape[1])
+            left = (lengths - start).clamp(1, piece.shape[1])
             yield lobe.extract_features(
                 piece, left.double() / piece.shape[1], hidden_states
             )
@@ -216,7 +217,7 @@ class WindowedLobe(SpectrogramLobe):
         """
         if self.windowing.count(wav.shape[-1]) == 1:
             return super().forward(wav, wav_lens)
-        lengths = self.features.fbank.sample_counts(wav, wav_lens)
+        lengths = sample_counts(wav, wav_lens)
         vectors, shares = self.windowing.clips(self, wav, lengths)
         clip = torch.einsum("bw,bwd->bd", shares, vectors)[:, None]
         clip.windows = vectors, shares

@@ -409,10 +409,11 @@ def test_label_unseen_in_training_is_told_by_the_dataset_too(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
+@torch.no_grad()
 def test_bad_values_of_a_tensor_stay_in_their_clip(value, model):
     wavs = torch.tensor(noise(0.5, 2).T.copy(), dtype=torch.float32)
-    encoder = AudioEncoder.from_hparams(model)
-    expected = encoder.encode_batch(wavs)
+    lobe = AudioEncoder.from_hparams(model).lobe
+    expected = lobe(wavs)
     wavs[1, 100] = value
-    found = encoder.encode_batch(wavs)
+    found = lobe(wavs)
     torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)

@@ -36,6 +36,14 @@ _RATES = (1000, 1_000_000)
 # The energies of a spectrum of louder samples overflow in float32.
 _LOUDEST = 1e15
 
+# Value of silence and full scale of integer samples, as libsndfile has them.
+_PCM = {
+    torch.uint8: (128, 128),
+    torch.int8: (0, 128),
+    torch.int16: (0, 2**15),
+    torch.int32: (0, 2**31),
+}
+
 # Lossy decoders may end a little before the length their header estimates.
 _MISSING_SECONDS = 0.1
 
@@ -181,6 +189,79 @@ def to_mono(audio, source_rate, sample_rate=16000):
     return mono if ratio == 1 else _resampler(ratio)(mono)
 
 
+def to_float(samples):
+    """Return samples as float32 with full scale 1, as files are read.
+
+    Integers are scaled by the range of their type, and unsigned bytes, which
+    WAV centres at 128, by theirs. Floating point stays as it is.
+
+    Arguments
+    ---------
+    samples : torch.Tensor or numpy.ndarray
+        Samples of any shape: floating point, int8, int16, int32 or uint8.
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape, float32.
+
+    Raises
+    ------
+    ValueError
+        If the type says nothing about the range, such as int64 or bool.
+
+    Example
+    -------
+    >>> to_float(np.array([-32768, 16384], dtype=np.int16))
+    tensor([-1.0000,  0.5000])
+    """
+    if not isinstance(samples, torch.Tensor):
+        array = np.asarray(samples)
+        # A copy in the machine's own order of bytes, which may be written to.
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+        samples = torch.from_numpy(array)
+    if samples.is_floating_point():
+        return samples.float()
+    if samples.dtype not in _PCM:
+        raise ValueError(
+            "samples must be floating point with full scale 1, or PCM of "
+            f"type int8, int16, int32 or uint8, got {samples.dtype}"
+        )
+    centre, scale = _PCM[samples.dtype]
+    return (samples.float() - centre) / scale
+
+
+def check_samples(name, samples):
+    """Raise if samples are NaN, infinite or absurdly loud.
+
+    Arguments
+    ---------
+    name : str
+        What to call the audio in the error.
+    samples : torch.Tensor
+        Samples of any shape, at least one.
+
+    Raises
+    ------
+    UnreadableAudio
+        If they are.
+
+    Example
+    -------
+    >>> check_samples("clip 0", torch.tensor([0.0, float("nan")]))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.data.audio.UnreadableAudio: clip 0: NaN or infinite samples
+    """
+    peak = samples.abs().max().item()
+    if not math.isfinite(peak):
+        raise UnreadableAudio(f"{name}: NaN or infinite samples")
+    if peak > _LOUDEST:
+        raise UnreadableAudio(
+            f"{name}: samples up to {peak:.3g} (full scale is 1)"
+        )
+
+
 def _open(path):
     path = os.fspath(path)
     source = _source(path)
@@ -259,14 +340,9 @@ def _decode(path, file, info, first, count):
             f"{info.seconds:g} s that its header promises"
         )
     mono = data[:, 0] if info.channels == 1 else data.mean(axis=1)
-    peak = np.abs(mono).max()
-    if not np.isfinite(peak):
-        raise UnreadableAudio(f"{path}: NaN or infinite samples")
-    if peak > _LOUDEST:
-        raise UnreadableAudio(
-            f"{path}: samples up to {peak:.3g} (full scale is 1)"
-        )
-    return torch.from_numpy(mono)
+    mono = torch.from_numpy(mono)
+    check_samples(path, mono)
+    return mono
 
 
 def _seek(path, file, first):

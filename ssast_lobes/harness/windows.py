@@ -80,7 +80,8 @@ class WindowedModel(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the model's rate, any padding.
+            Mono waveforms (B, S) at the model's rate, floating point with
+            full scale 1, any padding.
         lengths : torch.Tensor, optional
             Samples of each clip (B,), int64; all are full when left out.
 
@@ -92,7 +93,8 @@ class WindowedModel(nn.Module):
         Raises
         ------
         ValueError
-            If there is less audio than one analysis window (25 ms).
+            If there is less audio than one analysis window (25 ms), or it is
+            not floating point.
         """
         lengths = self._lengths(wav, lengths)
         vectors, shares = self._windowing.clips(self.lobe, wav, lengths)
