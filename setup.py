@@ -33,6 +33,9 @@ REQUIRES = [
     "pyyaml>=6.0.1",
 ]
 
+# Only for audio that libsndfile does not read (m4a, webm, ...), next to FFmpeg.
+# torchcodec does not say which torch it fits: 0.11 and newer fit torch 2.11.
+CODEC = ["torchcodec>=0.5"]
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
 HUGGINGFACE = ["transformers>=4.57.1"]
 # Only for `ssast-lobes export --onnx`; what it writes needs onnxruntime alone.
@@ -112,6 +115,7 @@ setup(
     },
     install_requires=REQUIRES,
     extras_require={
+        "codec": CODEC,
         "huggingface": HUGGINGFACE,
         "onnx": ONNX,
         "quickstart": QUICKSTART,

@@ -1,7 +1,8 @@
 """Reads audio of any rate, channel count, sample format and container.
 
 Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
-mono float32 at one sampling rate. A crop reads only its own part of the file.
+mono float32 at one sampling rate; other kinds (m4a, webm, ...) do with the
+extra `codec`, see `data.codec`. A crop reads only its own part of the file.
 Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
 the address of a file inside a tar, see `data.addresses`.
 """
@@ -19,6 +20,7 @@ import torch
 import torchaudio
 
 from ssast_lobes.data.addresses import TarMember, parse_address
+from ssast_lobes.data.codec import CODEC_EXTENSIONS, decode, kind_of
 from ssast_lobes.data.containers import (
     FAR_END,
     OPEN_LENGTH,
@@ -211,16 +213,15 @@ def to_mono(audio, source_rate, sample_rate=16000):
 def _open(path):
     """Open a file in such a way that libsndfile reads all of it."""
     path = os.fspath(path)
-    source = _source(path)
+    kind, source, overlay = soundfile.SoundFile, _source(path), None
     try:
-        file = _opened(path, source)
+        file = _opened(path, source, kind)
     except UnreadableAudio:
         # libsndfile does not open a CAF whose header lacks a size.
         size = _ask(open_size, path)
         if size is None:
             raise
-        return _opened(path, Overlaid(_bytes_of(path), *size))
-    kind, overlay = soundfile.SoundFile, None
+        return _opened(path, Overlaid(_bytes_of(path), *size), kind)
     if file.frames == 0:
         overlay = _ask(open_size, path)
     elif _is_mpeg(file) and not _ask(counts_frames, path):
@@ -247,7 +248,7 @@ def _ask(question, path):
         return question(file)
 
 
-def _opened(path, source, kind=soundfile.SoundFile):
+def _opened(path, source, kind):
     try:
         return kind(source)
     except soundfile.LibsndfileError as error:
@@ -269,7 +270,7 @@ def _bytes_of(path):
 
 
 def _source(path):
-    """What libsndfile opens: the path itself, or the member of a tar."""
+    """What libsndfile opens: the path, a member of a tar, decoded audio."""
     address = parse_address(path)
     if address is not None:
         try:
@@ -282,6 +283,11 @@ def _source(path):
         raise UnreadableAudio(f"{path}: no such file")
     if os.path.getsize(path) == 0:
         raise UnreadableAudio(f"{path}: the file is empty (0 bytes)")
+    if kind_of(path) in CODEC_EXTENSIONS:
+        try:
+            return decode(path)
+        except OSError as error:
+            raise UnreadableAudio(f"{path}: {error}") from error
     # soundfile does not take text for names that are not UTF-8.
     return path if os.name == "nt" else os.fsencode(path)
 
