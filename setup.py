@@ -34,7 +34,7 @@ REQUIRES = [
 ]
 
 # Only for audio that libsndfile does not read (m4a, webm, ...), next to FFmpeg.
-# torchcodec does not say which torch it fits: 0.11 and newer fit torch 2.11.
+# torchcodec does not say which torch it fits: 0.11 to 0.17 fit torch 2.11.
 CODEC = ["torchcodec>=0.5"]
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
 HUGGINGFACE = ["transformers>=4.57.1"]
