@@ -120,7 +120,7 @@ class Windowing:
         Yields
         ------
         EncoderOutput
-            Of all clips; one that has ended has one meaningless sample and step.
+            Of all clips; one that has ended has a meaningless sample and step.
         """
         for start, piece in self.cut(wav):
             left = (lengths - start).clamp(1, piece.shape[1])

@@ -59,6 +59,21 @@ def cut_short(path):
     os.truncate(path, os.path.getsize(path) // 2)
 
 
+def without_length(path):
+    """An mp3 whose Xing frame is silence, behind a picture."""
+    soundfile.write(path, noise(0.5), RATE)
+    content = Path(path).read_bytes().replace(b"Xing", bytes(4))
+    picture = b"ID3\3\0\0" + b"\0\4\0\0" + bytes(4 * 2**14)
+    Path(path).write_bytes(picture + content)
+
+
+def two_streams(path):
+    soundfile.write(path, noise(0.5), RATE)
+    first = Path(path).read_bytes()
+    soundfile.write(path, noise(0.4), RATE)
+    Path(path).write_bytes(first + Path(path).read_bytes())
+
+
 def two_hours(path):
     """A file with a hole: the header and the length, and almost no disk."""
     soundfile.write(path, noise(0.01), RATE, subtype="PCM_16")
@@ -80,6 +95,17 @@ def folder_with_audio(path):
 AUDIO = {
     "truncated FLAC": ("bad.flac", cut_short, "decoding|ends"),
     "truncated WAV": ("bad.wav", cut_short, ""),
+    "mp3 with a picture and without its length": (
+        "bad.mp3",
+        without_length,
+        "",
+    ),
+    "several Ogg streams in a row": ("bad.ogg", two_streams, "first only"),
+    "m4a without the extra `codec`": (
+        "bad.m4a",
+        lambda p: Path(p).write_text("hello"),
+        "`codec` extra|FFmpeg cannot",
+    ),
     "empty file": ("bad.wav", lambda p: open(p, "w").close(), "empty"),
     "header without samples": ("bad.wav", wave(np.zeros(0)), "no samples"),
     "NaN samples": ("bad.wav", with_sample(np.nan), "NaN"),

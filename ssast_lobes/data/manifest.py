@@ -17,12 +17,13 @@ from tqdm import tqdm
 
 from ssast_lobes.data.addresses import file_of, stamp_of
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
+from ssast_lobes.data.codec import CODEC_EXTENSIONS, files_in_need, kind_of
 
 logger = get_logger(__name__)
 
-AUDIO_EXTENSIONS = frozenset(
-    ".wav .wave .flac .ogg .oga .opus .mp3 .aif .aiff .aifc .au .snd .caf "
-    ".w64 .rf64 .sph .nist .voc".split()
+AUDIO_EXTENSIONS = CODEC_EXTENSIONS.union(
+    ".wav .wave .flac .ogg .oga .opus .mp2 .mp3 .aif .aiff .aifc .au .snd "
+    ".caf .w64 .rf64 .sph .nist .voc".split()
 )
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
@@ -36,6 +37,7 @@ class ManifestError(ValueError):
 def find_audio(folder):
     """Lists the audio files of a folder and all its subfolders.
 
+    Kinds that need the extra `codec` are among them, with or without it.
     Hidden files and folders (names with a leading dot) are left out; links to
     folders are followed, each folder is visited once.
 
@@ -337,12 +339,16 @@ class AudioScan(NamedTuple):
         listed = os.path.join(self.folder, "unreadable.csv")
         _write_csv(listed, [("path", "reason"), *self.unreadable])
         check_unreadable(listed, self.n_files, max_unreadable)
+        need = files_in_need(self.unreadable)
         if not self.rows:
             raise ManifestError(
                 f"no audio is left of {self.n_files} files: "
                 f"{len(self.unreadable)} are unreadable (see {listed}), "
                 f"{self.n_short} are shorter than {self.min_seconds:g} s"
+                + (f"; {need}" if need else "")
             )
+        if need:
+            logger.warning(f"left out {need}")
         hours = sum(row["duration"] for row in self.rows) / 3600
         logger.info(
             f"{len(self.rows)} files, {hours:.2f} hours; left out "
@@ -475,15 +481,17 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     >>> check_unreadable(listed, n_files=200, max_unreadable=0.01)
     1
     """
-    paths = {row[0] for row in _read_csv(unreadable_file) if row} - {"path"}
-    if len(paths) / max(n_files, 1) > max_unreadable:
+    listed = {row[0]: row[-1] for row in _read_csv(unreadable_file) if row}
+    listed.pop("path", None)
+    if len(listed) / max(n_files, 1) > max_unreadable:
+        need = files_in_need(listed.items())
         raise ManifestError(
-            f"{len(paths)} of {n_files} audio files are unreadable, more than "
-            f"the share of {max_unreadable:g} that is let pass: they are "
+            f"{len(listed)} of {n_files} audio files are unreadable, more "
+            f"than the share of {max_unreadable:g} that is let pass: they are "
             f"listed with reasons in {unreadable_file}; mend or remove them, "
-            "or raise max_unreadable"
+            "or raise max_unreadable" + (f". {need}" if need else "")
         )
-    return len(paths)
+    return len(listed)
 
 
 def index_rows(rows):
@@ -535,8 +543,7 @@ def _absolute(path, root=""):
 
 
 def _is_audio(name):
-    extension = os.path.splitext(name)[1].lower()
-    return name[0] != "." and extension in AUDIO_EXTENSIONS
+    return name[0] != "." and kind_of(name) in AUDIO_EXTENSIONS
 
 
 def _named_lines(csv_path, source):
