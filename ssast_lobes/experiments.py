@@ -42,6 +42,7 @@ import shutil
 import statistics
 from pathlib import Path
 
+import ruamel.yaml
 import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -62,6 +63,7 @@ from ssast_lobes.brains.errors import (
     USER_ERRORS,
     SettingsError,
     check_same_experiment,
+    check_settings,
     forget_unbegun,
     loading,
 )
@@ -317,6 +319,7 @@ def cross_validate(arguments, prepare, folds=None):
     """
     hparams_file, run_opts, overrides = _parse(arguments)
     settings = _plain_settings(hparams_file, overrides)
+    check_settings(settings)
     folds = folds or _listed_folds(settings)
     chosen = _choose(settings["fold"], folds)
     if settings["epoch_chosen_on"] not in ("valid", "test"):
@@ -429,12 +432,14 @@ def check_window(window, least, name="window_seconds"):
 
 def _parse(arguments):
     parsed = sb.parse_arguments(arguments)
+    check_settings(parsed[1].as_dict())
     sb.utils.distributed.ddp_init_group(parsed[1])
     return parsed
 
 
 def _open(hparams_file, overrides, prepare):
     """Load the YAML; open the output folder, if it is that of this one."""
+    check_settings(_plain_settings(hparams_file, overrides))
     with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
@@ -702,8 +707,11 @@ def _write_json(path, content):
 # Folds --------------------------------------------------------------------
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Reads the plain values of a YAML; what builds an object is None."""
+class _PlainLoader(ruamel.yaml.SafeLoader):
+    """Reads the plain values of a YAML; what builds an object is None.
+
+    Numbers are those of `load_hyperpyyaml`, to which 1e-3 is one.
+    """
 
 
 _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
