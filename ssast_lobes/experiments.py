@@ -38,11 +38,11 @@ import functools
 import inspect
 import json
 import math
+import re
 import shutil
 import statistics
 from pathlib import Path
 
-import ruamel.yaml
 import speechbrain as sb
 import yaml
 from hyperpyyaml import load_hyperpyyaml, resolve_references
@@ -707,14 +707,17 @@ def _write_json(path, content):
 # Folds --------------------------------------------------------------------
 
 
-class _PlainLoader(ruamel.yaml.SafeLoader):
-    """Reads the plain values of a YAML; what builds an object is None.
-
-    Numbers are those of `load_hyperpyyaml`, to which 1e-3 is one.
-    """
+class _PlainLoader(yaml.SafeLoader):
+    """Reads the plain values of a YAML; what builds an object is None."""
 
 
 _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+# To `load_hyperpyyaml` 1e-3 is a number; PyYAML would want 1.0e-3.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def _plain_settings(hparams_file, overrides):

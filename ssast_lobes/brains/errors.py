@@ -125,7 +125,8 @@ def check_settings(settings):
             wrong.append(f"{name} is {value}: give {words}")
     for name in _PATHS:
         value = settings.get(name)
-        if not isinstance(value, str | list | None):
+        # A folder may be called "on", which PyYAML reads as True.
+        if not isinstance(value, str | list | bool | None):
             wrong.append(f"{name} is {value}: give a path, such as ./{value}")
     if wrong:
         raise SettingsError("; ".join(wrong))
