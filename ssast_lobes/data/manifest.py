@@ -506,35 +506,20 @@ def _is_audio(name):
 
 
 def _named_lines(csv_path, source):
-    """Position of each column by its key in rows, how many columns there are,
-    and the lines below their names as (line number, cells)."""
+    """Places of the columns by their keys in rows, how many columns there are,
+    and the lines below their names, as (line number, cells)."""
     for key, name in source.items():
         if name in (None, ""):
             raise ManifestError(f"{csv_path}: the column of {key} has no name")
     asked = {key: str(name) for key, name in source.items()}
     lines = _numbered_lines(csv_path)
     first = lines[0][1]
-    alike = {}
-    for place, name in enumerate(first):
-        if name:
-            alike.setdefault(name.casefold(), []).append(place)
-    wanted = {
-        **{key: key for key in alike},
-        **{name.casefold(): name for name in asked.values()},
-        **asked,
-    }
-    places, missing, repeated = {}, [], []
-    for key, name in wanted.items():
-        found = alike.get(name.casefold(), [])
-        exact = [place for place in found if first[place] == name]
-        if len(exact) == 1:
-            found = exact
-        if len(found) == 1:
-            places[key] = found[0]
-        elif found:
-            repeated.append(found)
-        elif name not in missing:
-            missing.append(name)
+    found = _find_columns(first, asked)
+    missing = [
+        name
+        for name in dict.fromkeys(asked.values())
+        if not found[name.casefold()]
+    ]
     if missing:
         separator = _separator(first, missing)
         if len(first) == 1 and source == {"path": "path"} and not separator:
@@ -545,15 +530,38 @@ def _named_lines(csv_path, source):
             f"{', '.join(first)}. It must name the columns, separated by "
             f"commas{hint}"
         )
-    if repeated:
-        said = ", ".join(f"{first[n]} (column {n + 1})" for n in repeated[0])
-        raise ManifestError(
-            f"{csv_path}: columns of the same name: {said}. Rename or remove "
-            "all but one"
-        )
+    for places in found.values():
+        if len(places) > 1:
+            said = ", ".join(f"{first[n]} (column {n + 1})" for n in places)
+            raise ManifestError(
+                f"{csv_path}: columns of the same name: {said}. Rename or "
+                "remove all but one"
+            )
     if len(lines) == 1:
         raise ManifestError(f"{csv_path}: no rows below the column names")
+    places = {key: place for key, (place,) in found.items()}
     return places, len(first), lines[1:]
+
+
+def _find_columns(first, asked):
+    """Places of each column by its key in rows: one, none, or several that
+    cannot be told apart."""
+    alike = {}
+    for place, name in enumerate(first):
+        if name:
+            alike.setdefault(name.casefold(), []).append(place)
+    # Every column has its name in lower case as a key, too.
+    wanted = {
+        **{key: key for key in alike},
+        **{name.casefold(): name for name in asked.values()},
+        **asked,
+    }
+    found = {}
+    for key, name in wanted.items():
+        places = alike.get(name.casefold(), [])
+        exact = [place for place in places if first[place] == name]
+        found[key] = exact if len(exact) == 1 else places
+    return found
 
 
 def _separator(first, missing):
