@@ -432,7 +432,11 @@ def check_window(window, least, name="window_seconds"):
 
 def _parse(arguments):
     parsed = sb.parse_arguments(arguments)
-    check_settings(parsed[1].as_dict())
+    options = parsed[1].as_dict()
+    # The one number that SpeechBrain leaves as text.
+    if (options["optimizer_step_limit"] or "").isdecimal():
+        options["optimizer_step_limit"] = int(options["optimizer_step_limit"])
+    check_settings(options)
     sb.utils.distributed.ddp_init_group(parsed[1])
     return parsed
 

@@ -810,15 +810,16 @@ def test_environment_is_quiet():
 
 def test_speakers_of_two_splits_are_told(scripts, tones, tmp_path, caplog):
     rows = read_manifest(tones.manifest)
-    table = tmp_path / "one_speaker.csv"
+    table = tmp_path / "two_speakers.csv"
     with open(table, "w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["path", "label", "split", "speaker"])
         for row in rows:
-            lines.writerow([row["path"], row["label"], row["split"], "anna"])
+            speaker = "anna" if row["label"] == "tone" else "bert"
+            lines.writerow([row["path"], row["label"], row["split"], speaker])
     prepare = scripts["classify"].prepare_classification
     prepare(table, tmp_path, "label", "split", False, 0.0, 0.0)
-    assert "1 speakers of test are in train too, such as anna" in caplog.text
+    assert "2 speakers of test are in train too, such as anna" in caplog.text
     caplog.clear()
     prepare(table, tmp_path, "speaker", "split", False, 0.0, 0.0)
     assert "are in train too" not in caplog.text
@@ -853,6 +854,14 @@ def test_wrong_settings_are_one_message(flags, message, scripts, tmp_path):
         ("--crop_seconds=.inf", "give a number above 0"),
         ("--num_workers=-1", "give a whole number, at least 0"),
         ("--grad_accumulation_factor=0", "give a whole number, at least 1"),
+        (
+            "--optimizer_step_limit=0",
+            "give a whole number, at least 1, or null",
+        ),
+        (
+            "--optimizer_step_limit=x",
+            "give a whole number, at least 1, or null",
+        ),
         ("--seed=-1", "give a whole number from 0 to 4294967295"),
         ("--max_unreadable=1%", "give a number from 0 to 1"),
         ("--output_folder=2024", "give a path, such as ./2024"),
