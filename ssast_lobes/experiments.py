@@ -39,6 +39,7 @@ import inspect
 import json
 import math
 import os
+import re
 import shutil
 import statistics
 from contextlib import contextmanager, nullcontext
@@ -64,6 +65,7 @@ from ssast_lobes.brains.classification import LOWER_IS_BETTER
 from ssast_lobes.brains.errors import (
     SettingsError,
     check_same_experiment,
+    check_settings,
     keep_settings,
     loading,
 )
@@ -328,6 +330,7 @@ def cross_validate(arguments, prepare, folds=None):
     """
     hparams_file, run_opts, overrides = _parse(arguments)
     settings = _plain_settings(hparams_file, overrides)
+    check_settings(settings)
     folds = folds or _listed_folds(settings)
     chosen = _choose(settings["fold"], folds)
     if settings["epoch_chosen_on"] not in ("valid", "test"):
@@ -442,6 +445,11 @@ def check_window(window, least, name="window_seconds"):
 
 def _parse(arguments):
     parsed = sb.parse_arguments(arguments)
+    options = parsed[1].as_dict()
+    # The one number that SpeechBrain leaves as text.
+    if (options["optimizer_step_limit"] or "").isdecimal():
+        options["optimizer_step_limit"] = int(options["optimizer_step_limit"])
+    check_settings(options)
     sb.utils.distributed.ddp_init_group(parsed[1])
     return parsed
 
@@ -453,6 +461,7 @@ def _opened(hparams_file, overrides, prepare):
     Nothing of a folder changes that holds another experiment. Gives the
     settings, and the parts of the dataset (of shards, if the YAML has any).
     """
+    check_settings(_plain_settings(hparams_file, overrides))
     with open(hparams_file, encoding="utf-8") as file, loading(hparams_file):
         hparams = load_hyperpyyaml(file, overrides)
     folder = Path(hparams["output_folder"])
@@ -719,6 +728,12 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+# To `load_hyperpyyaml` 1e-3 is a number; PyYAML would want 1.0e-3.
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
 
 
 def _plain_settings(hparams_file, overrides):

@@ -4,6 +4,7 @@ import errno
 import functools
 import gc
 import json
+import math
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,79 @@ _FREE = (
     "use_tensorboard",
     "window_seconds",
 )
+# Settings that are numbers: what they may be, of which type, from where to
+# where. What is beyond the largest float is infinite.
+_MOST = sys.float_info.max
+_COUNT = ("a whole number, at least 1", int, 1, _MOST)
+_COUNT_OR_NULL = ("a whole number, at least 1, or null", int | None, 1, _MOST)
+_WHOLE = ("a whole number, at least 0", int, 0, _MOST)
+_AMOUNT = ("a number, at least 0", int | float, 0, _MOST)
+_LENGTH = ("a number above 0", int | float, sys.float_info.min, _MOST)
+_SHARE = ("a number from 0 to 1", int | float, 0, 1)
+_ANY = ("a number", int | float, -math.inf, math.inf)
+_NUMBERS = {
+    "batch_size": _COUNT,
+    "ckpt_interval_minutes": _ANY,
+    "clips_per_evaluation": _COUNT_OR_NULL,
+    "crop_seconds": _LENGTH,
+    "drop_path": _SHARE,
+    "grad_accumulation_factor": _COUNT,
+    "head_lr_scale": _AMOUNT,
+    "layer_decay": _AMOUNT,
+    "length_buckets": _COUNT_OR_NULL,
+    "lr": _AMOUNT,
+    "max_grad_norm": _ANY,
+    "max_unreadable": _SHARE,
+    "min_seconds": _AMOUNT,
+    "nonfinite_patience": _WHOLE,
+    "num_workers": _WHOLE,
+    "number_of_epochs": _COUNT,
+    "optimizer_step_limit": _COUNT_OR_NULL,
+    "seed": ("a whole number from 0 to 4294967295", int, 0, 2**32 - 1),
+    "valid_share": _SHARE,
+    "vocabulary_size": _COUNT,
+}
+_PATHS = (
+    *("audio", "data_folder", "export_folder", "held_out_of", "manifest"),
+    *("output_folder", "shards", "source"),
+)
+
+
+def check_settings(settings):
+    """Refuse numbers that no experiment can have, and paths that are numbers.
+
+    Arguments
+    ---------
+    settings : dict
+        Plain settings of a recipe. Those that this table does not know may be
+        anything.
+
+    Raises
+    ------
+    SettingsError
+        Names each wrong setting, its value and what is allowed.
+
+    Example
+    -------
+    >>> check_settings({"lr": 0.001, "loss": "ce", "length_buckets": None})
+    >>> check_settings({"lr": "abc"})
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.brains.errors.SettingsError: lr is abc: give a number, at ...
+    """
+    wrong = []
+    for name, (words, kind, least, most) in _NUMBERS.items():
+        value = settings.get(name, least)
+        right = isinstance(value, kind) and not isinstance(value, bool)
+        if not right or not (value is None or least <= value <= most):
+            wrong.append(f"{name} is {value}: give {words}")
+    for name in _PATHS:
+        value = settings.get(name)
+        # A folder may be called "on", which PyYAML reads as True.
+        if not isinstance(value, str | list | bool | None):
+            wrong.append(f"{name} is {value}: give a path, such as ./{value}")
+    if wrong:
+        raise SettingsError("; ".join(wrong))
 
 
 def check_same_experiment(hparams):
