@@ -190,7 +190,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         rows.append(row)
     if problems:
         raise ManifestError(_report(csv_path, problems))
-    if "id" not in names and all(os.path.isabs(row["id"]) for row in rows):
+    if "id" not in places and all(os.path.isabs(row["id"]) for row in rows):
         relative = relative_paths([row["path"] for row in rows])
         for row, path in zip(rows, relative, strict=True):
             row["id"] = path
