@@ -36,6 +36,9 @@ REQUIRES = [
     "ruamel.yaml>=0.18.17",
 ]
 
+# Only for audio that libsndfile does not read (m4a, webm, ...), next to FFmpeg.
+# torchcodec does not say which torch it fits: 0.11 to 0.17 fit torch 2.11.
+CODEC = ["torchcodec>=0.5"]
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
 HUGGINGFACE = ["transformers>=4.57.1"]
 # Only for `ssast-lobes export --onnx`; what it writes needs onnxruntime alone.
@@ -115,6 +118,7 @@ setup(
     },
     install_requires=REQUIRES,
     extras_require={
+        "codec": CODEC,
         "huggingface": HUGGINGFACE,
         "onnx": ONNX,
         "quickstart": QUICKSTART,

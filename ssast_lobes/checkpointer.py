@@ -25,6 +25,8 @@ from speechbrain.utils.checkpoints import (
 from speechbrain.utils.distributed import ddp_barrier, if_main_process
 from speechbrain.utils.logger import get_logger
 
+from ssast_lobes.weights import load_refusal
+
 logger = get_logger(__name__)
 
 # Hidden, and without the prefix by which recovery finds checkpoints.
@@ -230,10 +232,11 @@ class AtomicCheckpointer(Checkpointer):
         try:
             super().load_checkpoint(checkpoint)
         except Exception as error:
+            refusal = load_refusal(error)
             raise CheckpointError(
-                f"{checkpoint.path} cannot be resumed: {error}\n"
+                f"{checkpoint.path} cannot be resumed: {refusal or error}\n"
                 f"{_what_to_do(checkpoint)}"
-            ) from error
+            ) from (None if refusal else error)
 
     def _lacks(self, checkpoint, name):
         # SpeechBrain skips a missing data loader with a warning.

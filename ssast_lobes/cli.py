@@ -709,7 +709,7 @@ def _load(interface, options, **more):
 
 
 def _report(unreadable, n_files, output):
-    """List the unreadable files, on stderr and beside the output."""
+    """List the unreadable files, on stderr and next to the output."""
     listed = f"{output}.unreadable.csv"
     if output is not None and os.path.exists(listed):
         os.remove(listed)  # of an earlier run
@@ -723,6 +723,7 @@ def _report(unreadable, n_files, output):
         print(f"  {path}: {reason}", file=sys.stderr)
     if len(unreadable) > _SHOWN_UNREADABLE:
         print("  ...", file=sys.stderr)
+    _tell_need(unreadable)
     if output is not None:
         with open(
             listed, "w", encoding="utf-8", errors="surrogateescape", newline=""
@@ -731,6 +732,15 @@ def _report(unreadable, n_files, output):
         print(f"all are listed in {listed}", file=sys.stderr)
     if len(unreadable) == n_files:
         raise ValueError("none of the files could be read")
+
+
+def _tell_need(unreadable):
+    """Say which unreadable files need an extra, if any do."""
+    from ssast_lobes.data.codec import files_in_need
+
+    need = files_in_need(unreadable)
+    if need:
+        print(need, file=sys.stderr)
 
 
 def _embed(options):
@@ -991,6 +1001,7 @@ def _shard(options):
             f"listed in {os.path.join(options.folder, 'unreadable.csv')}",
             file=sys.stderr,
         )
+        _tell_need(packed.unreadable)
     if packed.clipped:
         print(
             f"{packed.clipped} clips had samples beyond full scale, which "

@@ -115,9 +115,10 @@ class DeployedModel(nn.Module):
         lengths = lengths.clamp(max=wav.shape[1])
         wav = self._fill(wav)
         encoder, pooling = self.lobe.encoder, self.lobe.pooling
-        feats, n_frames = self.lobe.features(
-            wav, lengths.double() / wav.shape[1]
-        )
+        # Filling cuts what makes no patch more, or has no room in reference
+        # padding.
+        heard = lengths.clamp(max=wav.shape[1])
+        feats, n_frames = self.lobe.features(wav, heard.double() / wav.shape[1])
         encoded = encoder(
             feats, n_frames, hidden_states=pooling.needs_hidden_states
         )
@@ -133,7 +134,7 @@ class DeployedModel(nn.Module):
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """The same, lengthened so that patches cover all frames exactly.
+        """The same, made so long that patches cover all frames exactly.
 
         A graph has no branches: what the encoder does with a partial last
         patch, and with a single one, must not depend on the length. What is

@@ -374,7 +374,8 @@ class SpectrogramEncoder(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalised log-mel (B, T, n_mels), cast to the type of the
+            weights.
         n_frames : torch.Tensor, optional
             Valid frames (B,) int64. Left out, every frame counts as audio,
             padding too, as in the official code.
@@ -399,6 +400,8 @@ class SpectrogramEncoder(nn.Module):
             If the features do not have the grid's mel bins, or `mask` comes
             without `mask_embedding`.
         """
+        # Features are float32 whatever the type of the weights.
+        feats = feats.to(self.class_tokens.dtype)
         tokens, valid = self._embed(feats, n_frames, mask, mask_embedding)
         if keep is not None:
             index, kept = keep

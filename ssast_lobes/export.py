@@ -573,6 +573,52 @@ class PassThrough(nn.Module):
         return x
 
 
+class WindowClassifier(nn.Module):
+    """Clip vectors to log-probabilities, as `AudioClassifier` has them.
+
+    Those of a clip of several windows are of the mean of its windows'
+    probabilities, weighted by duration.
+
+    Arguments
+    ---------
+    head : ClassificationHead
+        Gives the scores (logits) of a vector.
+    multi_label : bool
+        Whether each label has a probability by itself; else they sum to 1.
+
+    Example
+    -------
+    >>> classifier = WindowClassifier(ClassificationHead(32, 5), False)
+    >>> classifier(torch.randn(2, 1, 32)).exp().sum(-1).round(decimals=4)
+    tensor([[1.],
+            [1.]], grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(self, head, multi_label):
+        super().__init__()
+        self.head = head
+        self.log = nn.LogSigmoid() if multi_label else nn.LogSoftmax(dim=-1)
+
+    def forward(self, clip):
+        """Classify clip vectors.
+
+        Arguments
+        ---------
+        clip : torch.Tensor
+            (B, 1, D), from `ssast_lobes.windows.WindowedLobe`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, 1, C).
+        """
+        if not hasattr(clip, "windows"):
+            return self.log(self.head(clip))
+        vectors, shares = clip.windows
+        logs = self.log(self.head(vectors)) + shares.log()[..., None]
+        return logs.logsumexp(1, keepdim=True)
+
+
 class ExportPretrainer(Pretrainer):
     """SpeechBrain's Pretrainer with `paths` that are relative to the source.
 
@@ -690,11 +736,11 @@ _MODULES = """
 modules:
     compute_features: !new:ssast_lobes.export.PassThrough
     mean_var_norm: !new:ssast_lobes.export.PassThrough
-    embedding_model: !new:ssast_lobes.lobe.SpectrogramLobe
+    embedding_model: !new:ssast_lobes.windows.WindowedLobe
         encoder: !ref <encoder>
         features: !ref <features>
         pooling: !ref <pooling>
-        output: clip
+        window_seconds: {window_seconds}
     encoder: !new:ssast_lobes.lobe.SpectrogramLobe
         encoder: !ref <encoder>
         features: !ref <features>
@@ -756,20 +802,18 @@ def _hyperparams(config):
         "encoder", "ssast_lobes.encoder.SpectrogramEncoder", config["encoder"]
     )
     text += _new("pooling", "ssast_lobes.heads.ClipPooling", config["pooling"])
+    modules = _MODULES.format(window_seconds=config["window_seconds"])
     files = {"weights": WEIGHTS_FILE, "labels": LABELS_FILE}
     if config["kind"] == "pretrained":
-        return text + _MODULES + _PRETRAINED.format(**files)
+        return text + modules + _PRETRAINED.format(**files)
     head = "ssast_lobes.heads.ClassificationHead"
     text += _new("head", head, head_arguments(config))
-    # Log-probabilities of each label by itself, or among all labels.
-    last = "LogSigmoid" if config["multi_label"] else "LogSoftmax"
     text += (
-        "\nclassifier: !new:torch.nn.Sequential\n"
-        "    - !ref <head>\n"
-        f"    - !new:torch.nn.{last}\n"
+        "\nclassifier: !new:ssast_lobes.export.WindowClassifier\n"
+        "    head: !ref <head>\n"
+        f"    multi_label: {config['multi_label']}\n"
     )
-    text += "" if config["multi_label"] else "        dim: -1\n"
-    return text + _MODULES + _CLASSIFIER.format(**files)
+    return text + modules + _CLASSIFIER.format(**files)
 
 
 def _new(key, name, arguments):

@@ -9,10 +9,13 @@ from pathlib import Path
 import torch
 import yaml
 from speechbrain.utils.autocast import fwd_default_precision
+from speechbrain.utils.logger import get_logger
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
 from ssast_lobes.presets import load_preset
+
+logger = get_logger(__name__)
 
 PRE_EMPHASIS = 0.97
 # Kaldi's floor before the logarithm.
@@ -22,6 +25,11 @@ EPSILON = torch.finfo(torch.float32).eps
 _FRAMES_AT_ONCE = 1000
 # Neighbouring mel bands that are summed together.
 _BANDS_AT_ONCE = 16
+# Rounding noise that a relative length of 1 may have.
+_LENGTH_NOISE = 1e-6
+# The filterbank of the published SSAST. At 16 kHz its first bin is dead, as
+# it was when the weights were trained: a warning would change nothing.
+_PUBLISHED = (16000, 128)
 
 
 def valid_frames(n_frames, max_frames):
@@ -69,21 +77,87 @@ def full_lengths(clips):
     return torch.full((clips.shape[0],), clips.shape[1], device=clips.device)
 
 
+def sample_counts(wav, wav_lens=None):
+    """Return the length of each clip in samples.
+
+    Arguments
+    ---------
+    wav : torch.Tensor
+        Waveforms (B, S).
+    wav_lens : torch.Tensor, optional
+        Relative lengths (B,) in (0, 1]; all clips are full when left out.
+
+    Returns
+    -------
+    torch.Tensor
+        Samples of each clip, (B,), int64, on the device of `wav`.
+
+    Raises
+    ------
+    ValueError
+        If there is not one length a clip, or one is not in (0, 1]. Lengths
+        on a GPU are not waited for: a wrong one there stops the process with
+        CUDA's "device-side assert", which quotes the same reason.
+
+    Example
+    -------
+    >>> sample_counts(torch.zeros(2, 16000), torch.tensor([1.0, 0.5])).tolist()
+    [16000, 8000]
+    >>> sample_counts(torch.zeros(1, 16000), torch.tensor([16000]))
+    Traceback (most recent call last):
+    ...
+    ValueError: relative lengths (1: the longest clip) must be above 0 and ...
+    """
+    if wav_lens is None:
+        return full_lengths(wav)
+    if wav_lens.shape != wav.shape[:1]:
+        raise ValueError(
+            f"{wav.shape[0]} clips, but lengths of shape "
+            f"{tuple(wav_lens.shape)}: wav_lens must be (batch,)"
+        )
+    _require_relative(wav_lens)
+    exact = wav_lens.to(wav.device, torch.float64) * wav.shape[1]
+    return exact.round().long()
+
+
+def _require_relative(wav_lens):
+    # An exported graph raises nothing: it is given lengths in samples. Dynamo
+    # says that it exports where it compiles, too.
+    compiling = torch.compiler.is_dynamo_compiling()
+    if torch.compiler.is_exporting() and not compiling:
+        return
+    # NaN is not in the range either.
+    good = (wav_lens > 0) & (wav_lens <= 1 + _LENGTH_NOISE)
+    reason = (
+        "relative lengths (1: the longest clip) must be above 0 and at most "
+        "1; divide lengths in samples by wav.shape[1]"
+    )
+    # To look would make each step of training wait for the GPU, and would
+    # break a compiled graph in two.
+    if wav_lens.device.type != "cpu" or compiling:
+        torch._assert_async(good.all(), reason)
+    elif not good.all():
+        raise ValueError(f"{reason}; got {wav_lens[~good][0].item():g}")
+
+
 class KaldiFbank(nn.Module):
     """Log-mel filterbank of a batch, equal to Kaldi's for each clip alone.
 
     Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
     use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
     waveform, as SSAST computes it: 25 ms windows every 10 ms, no frame that
-    reaches over the end. Computed in float32, also under autocast; on CUDA in
-    float64 from the Fourier transform on.
+    reaches over the end. Computed in float32, also under autocast and where
+    the module is cast to another type; on CUDA in float64 from the Fourier
+    transform on.
 
     Arguments
     ---------
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
-        Number of mel bins, from 20 Hz to half the sampling rate.
+        Number of mel bins, from 20 Hz to half the sampling rate. A warning
+        tells if there are more than the Fourier transform resolves: bins that
+        no frequency reaches are constant.
 
     Example
     -------
@@ -101,14 +175,52 @@ class KaldiFbank(nn.Module):
         self.hop_samples = int(sample_rate * 0.010)
         self.fft_size = 1 << (self.window_samples - 1).bit_length()
         window = torch.hann_window(self.window_samples, periodic=False)
-        bands, _ = get_mel_banks(
-            n_mels, self.fft_size, sample_rate, 20.0, 0.0, 100.0, -500.0, 1.0
-        )
+        bands = self._mel_bands(n_mels)
+        self._warn_of_dead_bins(bands)
         # Kaldi's bands leave out the Nyquist bin.
         bands = nn.functional.pad(bands, (0, 1)).t().contiguous()
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("bands", bands, persistent=False)
         self._bins = [_reach(part) for part in bands.split(_BANDS_AT_ONCE, 1)]
+
+    def _mel_bands(self, n_mels):
+        """Weights (n_mels, Fourier bins) of so many mel bins."""
+        return get_mel_banks(
+            n_mels,
+            self.fft_size,
+            self.sample_rate,
+            20.0,
+            0.0,
+            100.0,
+            -500.0,
+            1.0,
+        )[0]
+
+    def _warn_of_dead_bins(self, bands):
+        dead = _n_dead(bands)
+        if dead == 0 or (self.sample_rate, self.n_mels) == _PUBLISHED:
+            return
+        fitting = next(
+            n_mels
+            for n_mels in range(self.n_mels - 1, 0, -1)
+            if _n_dead(self._mel_bands(n_mels)) == 0
+        )
+        logger.warning(
+            f"{dead} of {self.n_mels} mel bins are constant at "
+            f"{self.sample_rate} Hz: no frequency of the {self.fft_size}-point "
+            f"Fourier transform reaches them; n_mels={fitting} is the largest "
+            "number without such bins"
+        )
+
+    def _apply(self, fn, recurse=True):
+        # half() and double() are for weights: features need float32.
+        exact = dict(self.named_buffers(recurse=False))
+        super()._apply(fn, recurse)
+        for name, buffer in exact.items():
+            moved = getattr(self, name)
+            if moved.dtype != buffer.dtype:
+                setattr(self, name, buffer.to(moved.device))
+        return self
 
     def frames_of(self, n_samples):
         """Number of frames Kaldi makes of so many samples.
@@ -141,7 +253,7 @@ class KaldiFbank(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Waveforms (B, S), any padding.
+            Waveforms (B, S), floating point with full scale 1, any padding.
         wav_lens : torch.Tensor, optional
             Relative lengths (B,) in (0, 1]; all clips are full when left out.
 
@@ -155,14 +267,20 @@ class KaldiFbank(nn.Module):
         Raises
         ------
         ValueError
-            If `wav` is not (B, S).
+            If `wav` is not (B, S) or not floating point, or `wav_lens` are
+            not relative; see `sample_counts`.
         """
         if wav.dim() != 2:
             raise ValueError(
                 f"wav must be (batch, samples), got {tuple(wav.shape)}"
             )
+        if not wav.is_floating_point():
+            raise ValueError(
+                f"wav must be floating point with full scale 1, got "
+                f"{wav.dtype}: convert it with ssast_lobes.data.audio.to_float"
+            )
         wav = wav.float()
-        n_samples = self._sample_counts(wav, wav_lens)
+        n_samples = sample_counts(wav, wav_lens)
         max_frames = max(1, self.frames_of(wav.shape[1]))
         n_frames = self.frames_of(n_samples).clamp(max=max_frames)
 
@@ -176,13 +294,6 @@ class KaldiFbank(nn.Module):
                 wav[part], n_samples[part], n_frames[part]
             )
         return feats, n_frames
-
-    @staticmethod
-    def _sample_counts(wav, wav_lens):
-        if wav_lens is None:
-            return full_lengths(wav)
-        exact = wav_lens.to(wav.device, torch.float64) * wav.shape[1]
-        return exact.round().long()
 
     def _log_mel(self, wav, n_samples, n_frames):
         """(B, S) and lengths (B,) to (B, T, n_mels)."""
@@ -217,6 +328,11 @@ class KaldiFbank(nn.Module):
             )
         ]
         return torch.cat(parts, dim=-1)
+
+
+def _n_dead(bands):
+    """Number of mel bands (rows) that hear no bin at all."""
+    return int((bands == 0).all(1).sum())
 
 
 def _reach(bands):

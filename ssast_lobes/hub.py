@@ -29,7 +29,11 @@ from ssast_lobes.export import (
     front_matter,
     use_section,
 )
-from ssast_lobes.huggingface import PREPROCESSOR_FILE
+from ssast_lobes.huggingface import (
+    INDEX_ENDING,
+    PICKLED_FILE,
+    PREPROCESSOR_FILE,
+)
 from ssast_lobes.weights import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -81,11 +85,21 @@ def fetch(source):
     if found is None:
         raise WeightsError(f"{source}: no such file or folder")
     try:
-        folder = snapshot_download(
-            found["name"],
-            revision=found["revision"],
-            allow_patterns=[CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE],
-        )
+        for weights in (WEIGHTS_FILE, PICKLED_FILE):
+            folder = snapshot_download(
+                found["name"],
+                revision=found["revision"],
+                allow_patterns=[
+                    CONFIG_FILE,
+                    PREPROCESSOR_FILE,
+                    weights,
+                    weights + INDEX_ENDING,
+                    weights.replace(".", "-*-of-*."),
+                ],
+            )
+            # Many repositories hold both, and one is enough.
+            if any(Path(folder).glob(f"{weights}*")):
+                break
     except Exception as error:
         raise HubError(
             f"{source}: no such file or folder, nor in the cache of the hub; "

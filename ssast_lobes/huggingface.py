@@ -11,8 +11,7 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ssast_lobes.encoder import N_CLASS_TOKENS, SpectrogramEncoder
 from ssast_lobes.export import (
@@ -34,10 +33,15 @@ from ssast_lobes.weights import (
     WeightsError,
     compare,
     naming,
+    read_tensors,
 )
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
+# What transformers wrote before safetensors, until 2023.
+PICKLED_FILE = "pytorch_model.bin"
+# After the name of the weights, where they are in several files.
+INDEX_ENDING = ".index.json"
 HF_FILES = (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE, CARD_FILE)
 # Hugging Face has one epsilon for all norms: 1e-12 in its released model, the
 # encoder's in what we write. Our head has 1e-5, as in the official code, which
@@ -109,7 +113,8 @@ def is_huggingface(config):
 def from_huggingface(folder):
     """Read a folder that ``save_pretrained`` of ``transformers`` has written.
 
-    Key names of transformers 4 and 5 are understood. The folder needs its
+    Key names of transformers 4 and 5 are understood, and weights as safetensors
+    or as ``pytorch_model.bin``, in one file or several. The folder needs its
     ``preprocessor_config.json`` too, which tells normalisation and length.
 
     Arguments
@@ -146,7 +151,8 @@ def from_huggingface(folder):
             raise WeightsError(
                 f"{CONFIG_FILE} or {PREPROCESSOR_FILE} damaged ({error!r})"
             ) from error
-        state = _read_tensors(folder / WEIGHTS_FILE)
+    state = _read_state(folder)
+    with naming(folder):
         return Weights(_our_state(state, ours), ours, _reading_report(config))
 
 
@@ -160,14 +166,30 @@ def _read_json(path):
     return content
 
 
-def _read_tensors(path):
+def _read_state(folder):
+    """Tensors of a folder, in one file or in parts; safetensors come first."""
+    for name in (WEIGHTS_FILE, PICKLED_FILE):
+        index = folder / f"{name}{INDEX_ENDING}"
+        if (folder / name).is_file():
+            return read_tensors(folder / name)
+        if index.is_file():
+            parts = [read_tensors(folder / part) for part in _parts(index)]
+            return {key: part[key] for part in parts for key in part}
+    raise WeightsError(
+        f"{folder}: {WEIGHTS_FILE} missing, and so is {PICKLED_FILE}"
+    )
+
+
+def _parts(index):
+    """Names of the files that an index lists, each once."""
     try:
-        return load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(
-            f"{path.name} missing or damaged ({error}); other formats are not "
-            "read: write them anew with save_pretrained of transformers"
-        ) from error
+        names = sorted(set(_read_json(index)["weight_map"].values()))
+        inside = all(Path(name).name == name for name in names)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{index}: damaged ({error!r})") from error
+    if not inside:
+        raise WeightsError(f"{index}: names files outside of its folder")
+    return names
 
 
 def _our_config(config, front):

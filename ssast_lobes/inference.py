@@ -11,6 +11,10 @@ as long as what is left; they start on the grid of patches, so that their
 frames fit together. Audio shorter than one analysis window of the
 filterbank (25 ms) is an error. No result depends on its neighbours in a
 batch. All results are on the CPU, in float32.
+
+Waveforms that stand in memory are read as files are: integers are scaled by
+the range of their type (see `ssast_lobes.data.audio.to_float`), and samples
+that are NaN, infinite or absurdly loud are an error.
 """
 
 import csv
@@ -24,8 +28,15 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from ssast_lobes.data.audio import UnreadableAudio, audio_info, read_audio
+from ssast_lobes.data.audio import (
+    UnreadableAudio,
+    audio_info,
+    check_samples,
+    read_audio,
+    to_float,
+)
 from ssast_lobes.data.manifest import written_whole
+from ssast_lobes.features import sample_counts
 from ssast_lobes.heads import (
     ClassificationHead,
     ClipPooling,
@@ -41,6 +52,7 @@ from ssast_lobes.weights import (
     load_weights,
     naming,
 )
+from ssast_lobes.windows import Windowing, count_windows
 
 # A whole number of samples at every rate in common use, and longer than what
 # the resampler looks at around a sample.
@@ -86,7 +98,7 @@ def read_blocks(path, sample_rate, length, hop):
     """
     info = audio_info(path)
     total = -(-info.frames * sample_rate // info.sample_rate)
-    count = _n_windows(total, length, hop)
+    count = count_windows(total, length, hop)
     if count == 1:
         yield 0, read_audio(path, sample_rate)
         return
@@ -131,11 +143,6 @@ def require_length(name, n_samples, fbank):
             f"at least {1000 * fbank.window_samples / fbank.sample_rate:.3g} "
             "ms are needed"
         )
-
-
-def _n_windows(total, length, hop):
-    """Windows that cover so many samples; the last may be shorter."""
-    return 1 + max(0, -(-(total - length) // hop))
 
 
 class _Window(NamedTuple):
@@ -189,11 +196,7 @@ class _Interface:
         self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
         self.kind = weights.config["kind"]
         self.window_seconds = weights.config["window_seconds"]
-        self._window = round(self.window_seconds * self.sample_rate)
-        # So many samples make no frame more.
-        self._reach = self._window + self.fbank.hop_samples - 1
-        steps = grid.n_steps(self.fbank.frames_of(self._window))
-        self._hop = max(1, steps // 2) * self._samples_per_step
+        self._windowing = Windowing(self.fbank, grid, self.window_seconds)
 
     @classmethod
     def from_hparams(
@@ -230,13 +233,14 @@ class _Interface:
 
     def _file_windows(self, paths, progress):
         """The windows of files, one after another."""
-        per_block = -(-_BLOCK_SECONDS * self.sample_rate // self._hop)
+        hop = self._windowing.hop
+        per_block = -(-_BLOCK_SECONDS * self.sample_rate // hop)
         per_block = max(self.batch_size, per_block)
-        length = (per_block - 1) * self._hop + self._reach
+        length = (per_block - 1) * hop + self._windowing.reach
         bar = tqdm(paths, progress, unit="file", disable=progress is None)
         for clip, path in enumerate(bar):
             blocks = read_blocks(
-                path, self.sample_rate, length, per_block * self._hop
+                path, self.sample_rate, length, per_block * hop
             )
             try:
                 for start, wav in blocks:
@@ -247,26 +251,25 @@ class _Interface:
 
     def _batch_windows(self, wavs, wav_lens):
         """The windows of a padded batch, one clip after another."""
-        if not torch.is_floating_point(wavs) or wavs.dim() not in (1, 2):
+        wavs = to_float(wavs).detach()
+        if wavs.dim() not in (1, 2):
             raise ValueError(
-                "wavs must be floating point, (batch, samples) or (samples,), "
-                f"got {wavs.dtype} of shape {tuple(wavs.shape)}"
+                "wavs must be mono, (batch, samples) or (samples,), got "
+                f"{tuple(wavs.shape)}"
             )
-        wavs = wavs.detach().reshape(-1, wavs.shape[-1])
-        if wav_lens is None:
-            wav_lens = torch.ones(len(wavs))
-        if len(wav_lens) != len(wavs):
-            raise ValueError(f"{len(wavs)} clips, but {len(wav_lens)} lengths")
-        lengths = wav_lens.cpu().double() * wavs.shape[1]
-        lengths = lengths.round().long().tolist()
+        wavs = wavs.reshape(-1, wavs.shape[-1])
+        if wav_lens is not None:
+            # Here a wrong length is an error at once, on a GPU too.
+            wav_lens = torch.as_tensor(wav_lens).cpu()
+        lengths = sample_counts(wavs, wav_lens).tolist()
+        batch = f"the batch of {wavs.shape[0]} clips x {wavs.shape[1]} samples"
         for clip, (wav, length) in enumerate(zip(wavs, lengths, strict=True)):
-            require_length(f"clip {clip} of the batch", length, self.fbank)
+            require_length(f"clip {clip} of {batch}", length, self.fbank)
+            check_samples(f"clip {clip} of the batch", wav[:length])
             yield from self._cut(clip, 0, wav[:length])
 
     def _cut(self, clip, offset, wav):
-        count = _n_windows(len(wav), self._reach, self._hop)
-        for start in range(0, count * self._hop, self._hop):
-            piece = wav[start : start + self._reach]
+        for start, piece in self._windowing.cut(wav):
             yield _Window(clip, offset + start, len(piece), piece)
 
     def _clips(self, windows, finish):
@@ -302,7 +305,8 @@ class _Interface:
 
     def _spans(self, windows):
         """Start and end of the windows in samples; the last ends the clip."""
-        ends = [window.start + self._window for window in windows[:-1]]
+        full = self._windowing.samples
+        ends = [window.start + full for window in windows[:-1]]
         ends.append(windows[-1].start + windows[-1].length)
         starts = [window.start for window in windows]
         return list(zip(starts, ends, strict=True))
@@ -311,9 +315,8 @@ class _Interface:
         """Mean of the results, weighted by the duration of the windows."""
         if len(results) == 1:
             return results[0]
-        spans = torch.tensor(self._spans(windows), dtype=torch.float32)
-        weight = spans[:, 1] - spans[:, 0]
-        share = weight / weight.sum()
+        length = torch.tensor([windows[-1].start + windows[-1].length])
+        [share] = self._windowing.shares(length, len(results))
         return torch.einsum("w,w...->...", share, torch.stack(results))
 
     def _files(self, paths, finish, unreadable, progress):
@@ -437,7 +440,7 @@ class AudioEncoder(_Interface):
 
         Arguments
         ---------
-        wavs : torch.Tensor
+        wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
             Relative lengths (B,); all clips are full when left out.
@@ -452,7 +455,11 @@ class AudioEncoder(_Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms.
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.features.sample_counts`.
         """
         windows = self._batch_windows(wavs, wav_lens)
         finish, merge = self._recipe(output)
@@ -753,7 +760,7 @@ class AudioClassifier(_Interface):
 
         Arguments
         ---------
-        wavs : torch.Tensor
+        wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
             Relative lengths (B,); all clips are full when left out.
@@ -768,7 +775,11 @@ class AudioClassifier(_Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms.
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.features.sample_counts`.
         """
         clips = self._clips(
             self._batch_windows(wavs, wav_lens), self._probabilities

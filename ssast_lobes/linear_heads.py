@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.weights import CONFIG_FILE, WeightsError
+from ssast_lobes.weights import CONFIG_FILE, WeightsError, reading
 
 HEADS_FOLDER = "heads"
 SHIPPED = Path(__file__).parent / "pretrained"
@@ -116,14 +116,14 @@ def read_head(folder, task):
             f"{', '.join(names) or 'none (`ssast-lobes heads` trains them)'}"
         )
     path = _path(folder, task)
+    with reading(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
     try:
-        with safe_open(path, framework="pt") as file:
-            plain = json.loads(file.metadata()["head"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-        head = LinearHead(**tensors, **plain)
+        head = LinearHead(**tensors, **json.loads(metadata["head"]))
         if len({len(head.weight), len(head.bias), len(head.labels)}) > 1:
             raise ValueError("weight, bias and labels differ in length")
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: damaged ({error!r})") from error
     return head
 

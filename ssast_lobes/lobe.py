@@ -104,15 +104,22 @@ class SpectrogramLobe(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            16 kHz mono waveforms (B, S).
+            Mono waveforms (B, S) at the rate of the features (16 kHz),
+            floating point with full scale 1.
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); all clips are full when left out.
+            Relative lengths (B,) in (0, 1]; all clips are full when left out.
 
         Returns
         -------
         torch.Tensor
             (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), after
-            `output`; 0 at padding.
+            `output`; 0 at padding. In the type of the weights: after
+            ``half()`` the network computes in float16, the features do not.
+
+        Raises
+        ------
+        ValueError
+            See `KaldiFbank.forward`.
         """
         if self.output == "clip":
             return self.pooling(self.extract_features(wav, wav_lens))[:, None]

@@ -425,11 +425,12 @@ class MambaDirection(nn.Module):
         )
 
 
-def _scan_inputs(
-    reverse, x, shown, kernel, bias, x_proj, dt_proj, dt_bias, A_log, D
-):
+def _scan_inputs(reverse, x, shown, *weights):
     """What `selective_scan` takes, from the input of a direction."""
-    u = nn.functional.silu(_convolve(_exact(x), kernel, bias, reverse))
+    # Weights in half precision too are computed with in float32.
+    x, *weights = _as_they_are(x, *weights)
+    kernel, bias, x_proj, dt_proj, dt_bias, A_log, D = weights
+    u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
     rank, state = dt_proj.shape[1], A_log.shape[1]
     maps = nn.functional.linear(u, x_proj)
     steps, B, C = maps.split([rank, state, state], dim=2)
@@ -507,7 +508,9 @@ class MambaMixer(nn.Module):
         return _recomputed(self._leave, ahead + back, gate)
 
     def _leave(self, mixed, gate):
-        return self.out_proj(mixed * nn.functional.silu(gate) / 2)
+        # Scans are float32 where the projections may be in half precision.
+        mixed = mixed * nn.functional.silu(gate) / 2
+        return self.out_proj(mixed.to(gate.dtype))
 
 
 class MambaBlock(nn.Module):
@@ -537,7 +540,7 @@ class MambaBlock(nn.Module):
         normed = self.norm(x)
         if shown is not None:
             # Or the convolution would look beyond the end of a clip.
-            normed = normed * shown
+            normed = normed * shown.to(normed.dtype)
         branch = self.mixer(normed, shown, flipped)
         return x + drop_path(branch, self.drop_path, self.training)
 

@@ -353,14 +353,14 @@ class PositionTable(nn.Module):
         table = torch.lerp(
             _taken(self.table, 0, low),
             _taken(self.table, 0, high),
-            share[:, None, None],
+            share[:, None, None].to(self.table.dtype),
         )
         all_steps = torch.arange(max_steps, device=n_steps.device)
         low, high, share = _resample(all_steps, n_steps[:, None], full_steps)
         positions = torch.lerp(
             _taken(table, 1, low),
             _taken(table, 1, high),
-            share[None, :, :, None],
+            share[None, :, :, None].to(self.table.dtype),
         )
         return positions.transpose(0, 1).flatten(1, 2)
 

@@ -7,7 +7,42 @@ kept.
 
 import torch
 
+from ssast_lobes.data.audio import check_samples, to_float
 from ssast_lobes.inference import WindowScores
+
+# A piece with so few entries along one axis, and more along the other, has its
+# channels along the short one.
+_MOST_CHANNELS = 8
+
+
+def _mono_pieces(pieces):
+    """Yield the pieces of a stream as float32 (samples,) on the CPU."""
+    # The first piece tells where the channels are: the last may be short.
+    axis = channels = None
+    for number, piece in enumerate(pieces):
+        name = f"piece {number} of the stream"
+        piece = to_float(piece).cpu()
+        if piece.numel() == 0:
+            continue
+        if piece.dim() == 2 and axis is None:
+            axis = int(piece.shape[0] > piece.shape[1])
+            channels = piece.shape[axis]
+            if not channels <= _MOST_CHANNELS < piece.shape[1 - axis]:
+                raise _wrong_shape(name, piece)
+        if piece.dim() == 2 and piece.shape[axis] == channels:
+            piece = piece.mean(axis)
+        if piece.dim() != 1:
+            raise _wrong_shape(name, piece)
+        check_samples(name, piece)
+        yield piece
+
+
+def _wrong_shape(name, piece):
+    return ValueError(
+        f"{name} has the shape {tuple(piece.shape)}: pieces must be mono "
+        "(samples,), or all (samples, channels) or all (channels, samples), "
+        f"of at most {_MOST_CHANNELS} channels and more samples in the first"
+    )
 
 
 def cut_stream(pieces, window, hop):
@@ -16,7 +51,10 @@ def cut_stream(pieces, window, hop):
     Arguments
     ---------
     pieces : iterable of torch.Tensor or numpy.ndarray
-        Parts of one waveform (samples,), in order, of any sizes.
+        Parts of one waveform, in order, of any sizes: mono (samples,), or
+        (samples, channels) as sounddevice and soundfile give them, or
+        (channels, samples) as torchaudio does, which are averaged. Integers
+        are scaled as `ssast_lobes.data.audio.to_float` does.
     window : int
         Length of a window in samples.
     hop : int
@@ -33,7 +71,10 @@ def cut_stream(pieces, window, hop):
     Raises
     ------
     ValueError
-        If `hop` is not between 1 and `window`: audio would be left out.
+        If `hop` is not between 1 and `window`: audio would be left out. If
+        the shape or the type of a piece is another.
+    UnreadableAudio
+        If a piece holds NaN, infinite or absurdly loud samples.
 
     Example
     -------
@@ -46,9 +87,8 @@ def cut_stream(pieces, window, hop):
             f"hop must be from 1 to {window}, the window, got {hop}"
         )
     start, kept = 0, torch.empty(0)
-    for piece in pieces:
-        piece = torch.as_tensor(piece, dtype=torch.float32)
-        kept = torch.cat([kept, piece.cpu()])
+    for piece in _mono_pieces(pieces):
+        kept = torch.cat([kept, piece])
         while len(kept) >= window:
             yield start, kept[:window]
             start, kept = start + hop, kept[hop:]
@@ -68,8 +108,7 @@ def classify_stream(
     classifier : AudioClassifier
         The classifier.
     pieces : iterable of torch.Tensor or numpy.ndarray
-        Parts of one mono waveform (samples,) at the classifier's rate, in
-        order, of any sizes.
+        Parts of one waveform at the classifier's rate; see `cut_stream`.
     window_seconds : float, optional
         Length of a window, at least 25 ms: short ones answer sooner, long
         ones hear more. The classifier's own, what it was trained on, when
@@ -90,6 +129,8 @@ def classify_stream(
     ------
     ValueError
         If the window is too short for one frame, or the hop longer than it.
+    ValueError, UnreadableAudio
+        See `cut_stream`.
 
     Example
     -------

@@ -5,12 +5,12 @@ listed and raised; what is left aside on purpose stands in the report.
 """
 
 import json
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -139,12 +139,7 @@ def load_weights(source, stride=None):
         fetched = fetch(source)
         with naming(source):
             return _load_folder(fetched)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise WeightsError(
-            f"{path}: not a checkpoint that loads as plain tensors ({error})"
-        ) from error
+    state = read_tensors(path)
     with naming(path):
         return from_official(state, stride)
 
@@ -178,16 +173,19 @@ def _load_folder(path):
         for name in (CONFIG_FILE, WEIGHTS_FILE)
         if not (path / name).is_file()
     ]
-    if missing:
-        raise WeightsError(
-            f"{path}: not an exported folder, {' and '.join(missing)} missing"
-        )
     try:
-        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
-        if "model_type" in config:
-            from ssast_lobes.huggingface import from_huggingface
+        if CONFIG_FILE not in missing:
+            text = (path / CONFIG_FILE).read_text(encoding="utf-8")
+            config = json.loads(text)
+            if "model_type" in config:
+                from ssast_lobes.huggingface import from_huggingface
 
-            return from_huggingface(path)
+                return from_huggingface(path)
+        if missing:
+            raise WeightsError(
+                f"{path}: not an exported folder, {' and '.join(missing)} "
+                "missing"
+            )
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise WeightsError(
@@ -226,10 +224,8 @@ def read_state(path):
     ...
     ssast_lobes.weights.WeightsError: nowhere: missing or damaged (...)
     """
-    try:
+    with reading(path):
         state = load_file(path)
-    except (OSError, ValueError, SafetensorError) as error:
-        raise WeightsError(f"{path}: missing or damaged ({error})") from error
     surplus = [key for key in state if key.split(".")[0] not in PARTS]
     if surplus:
         raise WeightsError(f"{path}: unexpected {', '.join(surplus)}")
@@ -237,6 +233,133 @@ def read_state(path):
         key: value.float() if value.dtype == torch.float16 else value
         for key, value in state.items()
     }
+
+
+def read_tensors(path):
+    """Read named tensors that others have written; nothing is executed.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        A file of ``torch.save``, or a safetensors file by its ending.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds anything but named tensors.
+
+    Example
+    -------
+    >>> read_tensors(Path("nowhere.bin"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: nowhere.bin: missing or damaged (...)
+    """
+    with reading(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        kind = type(state).__name__
+        raise WeightsError(f"{path}: holds a {kind}, not named tensors")
+    others = [
+        str(key)
+        for key, value in state.items()
+        if not isinstance(value, torch.Tensor)
+    ]
+    if others:
+        raise WeightsError(
+            f"{path}: not tensors: {', '.join(others)}; of a training "
+            "checkpoint, save the state_dict() of the model alone"
+        )
+    return state
+
+
+@contextmanager
+def reading(path):
+    """Raise a `WeightsError` that says why a file of weights does not load.
+
+    Arguments
+    ---------
+    path : str or path
+        The file that is read inside.
+
+    Example
+    -------
+    >>> path = Path(getfixture("tmpdir")) / "model.pth"
+    >>> _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
+    >>> with reading(path):
+    ...     torch.load(path, weights_only=True)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: ...: a web page (HTML), not the ...
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (
+            _in_place_of_weights(path)
+            or load_refusal(error)
+            or f"missing or damaged ({error})"
+        )
+        # Not `from error`: a traceback would print torch's advice.
+        raise WeightsError(f"{path}: {reason}") from None
+
+
+def _in_place_of_weights(path):
+    """What a download has left in place of a file; None if nothing known."""
+    try:
+        with open(path, "rb") as file:
+            start = (
+                file.read(200).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+            )
+    except OSError:
+        return None
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the weights: fetch them with `git lfs "
+            "pull`, or download the file itself"
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        return (
+            "a web page (HTML), not the weights: download the file itself, "
+            "of a hub from /resolve/ and not /blob/"
+        )
+    return None
+
+
+def load_refusal(error):
+    """Say what a safe load of tensors has refused, for the words of torch.
+
+    Those tell how to load the file unsafely.
+
+    Arguments
+    ---------
+    error : Exception
+        Of ``torch.load``, perhaps.
+
+    Returns
+    -------
+    str or None
+        None if it is another error, which may be passed on.
+
+    Example
+    -------
+    >>> load_refusal(EOFError("ran out of input"))
+    """
+    if "weights_only" not in str(error):
+        return None
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return "damaged, or no file of plain tensors"
+    return (
+        f"holds a Python object ({found[1]}), which can run code and is never "
+        "loaded: save the state_dict() of the model alone, or use safetensors"
+    )
 
 
 def from_official(state, stride=None):
@@ -258,8 +381,6 @@ def from_official(state, stride=None):
     WeightsError
         If keys are missing, unknown, or of the wrong shape.
     """
-    if not isinstance(state, dict):
-        raise WeightsError(f"holds a {type(state).__name__}, not named tensors")
     state = {
         str(key).removeprefix("module."): value for key, value in state.items()
     }

@@ -153,6 +153,90 @@ def test_speechbrain_hears_a_file_of_another_rate_as_we_do(tmp_path):
     )
 
 
+# Of the exports here: windows of 128 frames that start every 64.
+WINDOW, HOP = 127 * 160 + 400, 64 * 160
+# The last samples that make no frame more make no window more.
+ONE, TWO, THREE = WINDOW + 159, WINDOW + 160, WINDOW + 160 + HOP
+LENGTHS = {
+    "one window": [ONE],
+    "two windows": [TWO],
+    "three windows": [THREE],
+    "seven windows": [WINDOW + 6 * HOP],
+    "different lengths": [WINDOW + 4 * HOP + 1, 400, TWO, 9000, THREE, ONE],
+}
+
+
+def changing_noise(length):
+    """Noise whose level changes, so that no two windows are alike."""
+    time = torch.arange(length) / 16000
+    return torch.randn(length) / 9 * (0.01 + (2 * time).sin().abs())
+
+
+def padded(lengths):
+    """Clips of some lengths as a batch, with something at the padding."""
+    wavs = torch.full((len(lengths), max(lengths)), 0.7)
+    for wav, length in zip(wavs, lengths, strict=True):
+        wav[:length] = changing_noise(length)
+    return wavs, torch.tensor(lengths) / max(lengths)
+
+
+def shares_of(results):
+    return torch.tensor([list(result.scores.values()) for result in results])
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_speechbrain_and_we_agree_at_any_length(tmp_path, lengths, multi_label):
+    folder = export(tmp_path / "export", make_classifier(), multi_label)
+    batch = padded(lengths)
+    theirs = EncoderClassifier.from_hparams(source=str(folder))
+    log_probabilities, score, index, labels = theirs.classify_batch(*batch)
+    ours = AudioClassifier.from_hparams(folder).classify_batch(*batch)
+    expected = shares_of(ours)
+    for found in (log_probabilities, theirs(*batch)[0]):
+        torch.testing.assert_close(found.exp(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        score.exp(), expected.max(1).values, atol=1e-5, rtol=0
+    )
+    assert index.tolist() == expected.argmax(1).tolist()
+    assert labels == [LABELS[i] for i in expected.argmax(1)]
+    for result in ours:
+        if len(result.windows) > 1:
+            assert shares_of(result.windows).std(0).max() > 1e-3
+
+
+@pytest.mark.parametrize("rate", [8000, 44100])
+@pytest.mark.parametrize("seconds", [1.3, 1.31, 4.0])
+def test_speechbrain_and_we_agree_on_files(tmp_path, seconds, rate):
+    path = tmp_path / "stereo.wav"
+    wav = changing_noise(2 * round(seconds * rate)).reshape(-1, 2)
+    soundfile.write(path, wav.numpy(), rate)
+    folder = export(tmp_path / "export", make_classifier())
+    theirs = EncoderClassifier.from_hparams(source=str(folder))
+    log_probabilities, _, _, [label] = theirs.classify_file(str(path))
+    ours = AudioClassifier.from_hparams(folder).classify_file(path)
+    torch.testing.assert_close(
+        log_probabilities.exp(), shares_of([ours]), atol=1e-5, rtol=0
+    )
+    assert label == ours.label
+
+
+@pytest.mark.parametrize("kind", ["classifier", "pretrained"])
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+def test_embeddings_agree_at_any_length(tmp_path, pretrained, lengths, kind):
+    folder = pretrained[1]
+    if kind == "classifier":
+        folder = export(tmp_path / "export", make_classifier())
+    batch = padded(lengths)
+    theirs = SpeakerRecognition.from_hparams(source=str(folder))
+    found = theirs.encode_batch(*batch)
+    ours = AudioEncoder.from_hparams(folder).encode_batch(*batch)
+    torch.testing.assert_close(found[:, 0], ours, atol=1e-5, rtol=0)
+    torch.save(found, tmp_path / "embeddings.pt")
+    again = torch.load(tmp_path / "embeddings.pt", weights_only=True)
+    assert torch.equal(again, found)
+
+
 def test_embedding_for_speechbrain_has_a_time_axis(tmp_path, batch):
     folder = export(tmp_path / "export", make_classifier())
     theirs = EncoderClassifier.from_hparams(source=str(folder))

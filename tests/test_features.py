@@ -10,6 +10,7 @@ from ssast_lobes.features import (
     KaldiFbank,
     RunningStatistics,
     SpectrogramNorm,
+    sample_counts,
     valid_frames,
 )
 
@@ -114,11 +115,49 @@ def test_a_clip_does_not_depend_on_its_neighbours():
 
 
 def test_counts_are_exact_where_a_relative_length_is_rounded():
-    fbank, longest = KaldiFbank(), 160033
+    longest = 160033
     samples = torch.arange(400, longest, 37)
     lengths = samples.float() / longest
-    counts = fbank._sample_counts(torch.empty(1, longest), lengths)
+    counts = sample_counts(
+        torch.empty(1, 1).expand(len(samples), longest), lengths
+    )
     assert torch.equal(counts, samples)
+
+
+# Lengths of two clips, and what the error says.
+WRONG_LENGTHS = {
+    "in samples": ([16000, 8000], "divide lengths in samples.*got 16000"),
+    "too long": ([1.0, 1.001], "at most 1.*got 1.001"),
+    "none": ([1.0, 0.0], "above 0.*got 0"),
+    "negative": ([1.0, -0.5], "above 0.*got -0.5"),
+    "NaN": ([float("nan"), 1.0], "above 0.*got nan"),
+    "too few": ([1.0], r"2 clips, but lengths of shape \(1,\)"),
+    "a column": ([[1.0], [0.5]], r"2 clips, but lengths of shape \(2, 1\)"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_LENGTHS)
+def test_wrong_lengths_are_an_error(case):
+    lengths, message = WRONG_LENGTHS[case]
+    for features in (KaldiFbank(), FrontEnd(), FrontEnd(pad_frames=64)):
+        with pytest.raises(ValueError, match=message):
+            features(torch.zeros(2, 16000), torch.tensor(lengths))
+
+
+def test_rounding_noise_of_a_length_is_none():
+    fbank, wav = KaldiFbank(), noise(16000)[None]
+    expected = fbank(wav)[0]
+    assert torch.equal(fbank(wav, torch.tensor([1 + 5e-7]))[0], expected)
+    assert torch.equal(fbank(wav, torch.tensor([1]))[0], expected)
+
+
+def test_wrong_lengths_are_found_in_compiled_code():
+    compiled = torch.compile(sample_counts, backend="eager", fullgraph=True)
+    wav = torch.zeros(2, 16000)
+    counts = compiled(wav, torch.tensor([1.0, 0.5]))
+    assert counts.tolist() == [16000, 8000]
+    with pytest.raises(RuntimeError, match="divide lengths in samples"):
+        compiled(wav, torch.tensor([16000.0, 8000.0]))
 
 
 @pytest.mark.parametrize("samples", [0, 1, 399, 400, 559, 560, 16000])
@@ -165,6 +204,52 @@ def test_float32_under_bf16_autocast():
 def test_float32_whatever_the_waveform_is(dtype):
     fbank, wav = KaldiFbank(), noise(8000)[None].to(dtype)
     assert torch.equal(fbank(wav)[0], fbank(wav.float())[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.int16, torch.uint8, torch.int64])
+def test_integers_are_refused_with_the_way_to_convert_them(dtype):
+    wav = torch.ones(1, 16000, dtype=dtype)
+    with pytest.raises(ValueError, match=f"{dtype}: .*data.audio.to_float"):
+        KaldiFbank()(wav)
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_a_cast_module_keeps_its_filterbank(cast):
+    wav, lengths = padded([noise(16000), noise(5000, 1)])
+    expected = FrontEnd()(wav, lengths)[0]
+    module = getattr(FrontEnd(), cast)()
+    found = module(wav, lengths)[0]
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert torch.equal(module.to(torch.float32)(wav, lengths)[0], expected)
+    empty = FrontEnd().to("meta").half()
+    assert empty.fbank.bands.device.type == "meta"
+    assert empty.to_empty(device="cpu").fbank.bands.dtype == torch.float32
+
+
+# Rate, mel bins, dead ones, and the largest number without any.
+DEAD_BINS = [(16000, 256, 25, 126), (8000, 128, 4, 95), (48000, 256, 1, 250)]
+
+
+@pytest.mark.parametrize("rate, n_mels, dead, fitting", DEAD_BINS)
+def test_mel_bins_that_nothing_reaches_are_told(
+    rate, n_mels, dead, fitting, caplog
+):
+    feats, _ = KaldiFbank(rate, n_mels)(noise(2 * rate)[None])
+    assert feats.std(1).eq(0).sum() == dead
+    [told] = [record.getMessage() for record in caplog.records]
+    assert f"{dead} of {n_mels} mel bins are constant at {rate} Hz" in told
+    assert f"n_mels={fitting} " in told
+    caplog.clear()
+    feats, _ = KaldiFbank(rate, fitting)(noise(2 * rate)[None])
+    assert (feats.std(1) > 0).all() and not caplog.records
+    KaldiFbank(rate, fitting + 1)
+    assert len(caplog.records) == 1
+
+
+def test_the_published_filterbank_is_built_in_silence(caplog):
+    # Its first bin is dead, too.
+    feats, _ = KaldiFbank()(noise(32000)[None])
+    assert feats.std(1).eq(0).sum() == 1 and not caplog.records
 
 
 def test_a_wrong_shape_is_refused():

@@ -118,6 +118,22 @@ def test_too_little_audio_is_told(folder):
         WindowedModel(folder).frames(torch.zeros(2, 399))
 
 
+def test_integers_are_refused(folder):
+    audio = torch.ones(1, 8000, dtype=torch.int16)
+    model = hear.load_model(folder)
+    for run in (
+        lambda: hear.get_scene_embeddings(audio, model),
+        lambda: hear.get_timestamp_embeddings(audio, model),
+        lambda: XaresEncoder(folder)(audio),
+        lambda: UpstreamExpert(folder)([audio[0]]),
+    ):
+        with pytest.raises(ValueError, match="int16: convert it with"):
+            run()
+    double = audio.double() / 9
+    found = hear.get_scene_embeddings(double, model)
+    assert torch.equal(found, hear.get_scene_embeddings(double.float(), model))
+
+
 def test_other_things_than_exports_are_told(tmp_path):
     with pytest.raises(WeightsError, match="nothing: no such"):
         hear.load_model(str(tmp_path / "nothing"))

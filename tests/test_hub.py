@@ -4,6 +4,7 @@ The client runs in a process of its own, since it looks at its environment
 when it is imported, against a hub on loopback.
 """
 
+import io
 import json
 import os
 import re
@@ -87,7 +88,7 @@ def as_client(code, folder, endpoint, token=TOKEN):
 PUSH = """
 import re
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import hf_hub_download, scan_cache_dir
 from ssast_lobes import SSAST
 from ssast_lobes.hub import push_to_hub
 from ssast_lobes.inference import (
@@ -129,6 +130,16 @@ for repo in ("me/barks", "me/ear"):
         exec(block, known)
     found["cards"][repo] = [blocks, sorted(known)]
 found["theirs"] = AudioClassifier.from_hparams("they/ast").labels
+older = AudioClassifier.from_hparams("they/older-ast")
+found["older"] = older.classify_file("audio.wav").scores
+files = scan_cache_dir().repos
+found["files"] = {
+    repo.repo_id: sorted(
+        file.file_name for version in repo.revisions for file in version.files
+    )
+    for repo in files
+    if repo.repo_id.startswith("they/")
+}
 found["errors"] = {
     "no repository": told(AudioClassifier.from_hparams, "me/none"),
     "no revision": told(AudioClassifier.from_hparams, "me/barks@v9"),
@@ -149,12 +160,22 @@ found["errors"] = {
 """
 
 
+def pickled(folder):
+    """The weights of a folder as transformers wrote them until 2023."""
+    content = io.BytesIO()
+    torch.save(load_file(folder / "model.safetensors"), content)
+    return content.getvalue()
+
+
 @pytest.fixture(scope="module")
 def session(place):
     """What a client found that pushes and loads, and the hub after it."""
     with FakeHub() as hub:
         theirs = {x.name: x.read_bytes() for x in (place / "theirs").iterdir()}
-        hub.add("they/ast", theirs)
+        bins = {**theirs, "pytorch_model.bin": pickled(place / "theirs")}
+        hub.add("they/ast", bins)
+        del bins["model.safetensors"]
+        hub.add("they/older-ast", bins)
         hub.add("they/novel", {"README.md": b"Call me Ishmael."})
         hub.closed.update({"they/401": 401, "they/403": 403})
         yield as_client(PUSH, place, hub.address), hub
@@ -184,6 +205,12 @@ def test_interfaces_and_lobe_load_by_name(place, session):
     assert found["likeness"] == pytest.approx(1)
     assert found["lobe"] == 64
     assert found["theirs"] == ["bark", "meow"]
+    theirs = AudioClassifier.from_hparams(place / "theirs")
+    wanted = theirs.classify_file(place / "audio.wav").scores
+    assert found["older"] == pytest.approx(wanted)
+    plain = ["config.json", "preprocessor_config.json"]
+    assert found["files"]["they/ast"] == sorted([*plain, "model.safetensors"])
+    assert found["files"]["they/older-ast"] == [*plain, "pytorch_model.bin"]
 
 
 ERRORS = {

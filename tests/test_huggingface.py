@@ -461,6 +461,93 @@ def test_files_that_do_not_load_are_named(theirs, name, how):
         from_huggingface(theirs)
 
 
+def in_parts(folder, name, count):
+    """Rewrite the weights in one file or several, as transformers did."""
+    state = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    stem, ending = name.split(".")
+    files = [name]
+    if count > 1:
+        files = [f"{stem}-{i}-of-{count}.{ending}" for i in range(count)]
+    where = {key: files[i % count] for i, key in enumerate(state)}
+    for file in files:
+        part = {key: x for key, x in state.items() if where[key] == file}
+        write = torch.save if ending == "bin" else save_file
+        write(part, folder / file)
+    if count > 1:
+        index = json.dumps({"metadata": {}, "weight_map": where})
+        (folder / f"{name}.index.json").write_text(index)
+    return files
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.safetensors"])
+def test_weights_in_other_files_are_read(theirs, name, count):
+    expected = load_weights(theirs)
+    in_parts(theirs, name, count)
+    found = load_weights(theirs)
+    assert_same(found.state, expected.state)
+    assert found.config == expected.config
+    wav = torch.randn(16000) / 9
+    pipe = transformers.pipeline(
+        "audio-classification", model=str(theirs), device="cpu"
+    )
+    wanted = {x["label"]: x["score"] for x in pipe(wav.numpy())}
+    [found] = AudioClassifier.from_hparams(theirs).classify_batch(wav)
+    assert found.scores == pytest.approx(wanted, abs=1e-4)
+
+
+def test_safetensors_come_before_pickled_weights(theirs):
+    expected = load_weights(theirs).state
+    (theirs / "pytorch_model.bin").write_text("never looked at")
+    assert_same(load_weights(theirs).state, expected)
+
+
+def lose(folder, files):
+    (folder / files[1]).unlink()
+    return f"{files[1]}: missing or damaged"
+
+
+def point_outside(folder, files):
+    change_json(
+        folder,
+        "pytorch_model.bin.index.json",
+        weight_map={"classifier.dense.bias": f"../{folder.name}/{files[0]}"},
+    )
+    return "index.json: names files outside of its folder"
+
+
+def forget_the_map(folder, _):
+    (folder / "pytorch_model.bin.index.json").write_text("{}")
+    return r"index.json: damaged .*weight_map"
+
+
+def drop_from_the_map(folder, files):
+    change_json(
+        folder, "pytorch_model.bin.index.json", weight_map={"x": files[0]}
+    )
+    return "missing audio_spectrogram_transformer"
+
+
+@pytest.mark.parametrize(
+    "damage", [lose, point_outside, forget_the_map, drop_from_the_map]
+)
+def test_parts_that_do_not_fit_are_named(theirs, damage):
+    files = in_parts(theirs, "pytorch_model.bin", 3)
+    message = damage(theirs, files)
+    with pytest.raises(WeightsError, match=message) as error:
+        load_weights(theirs)
+    assert str(error.value).startswith(str(theirs))
+
+
+def test_a_training_checkpoint_for_weights_is_told(theirs):
+    state = load_file(theirs / "model.safetensors")
+    (theirs / "model.safetensors").unlink()
+    torch.save({"state_dict": state, "epoch": 3}, theirs / "pytorch_model.bin")
+    with pytest.raises(WeightsError, match="not tensors: state_dict, epoch;"):
+        load_weights(theirs)
+
+
 def mamba(weights):
     encoder = {**weights.config["encoder"], "blocks": "mamba"}
     return Weights(weights.state, {**weights.config, "encoder": encoder})

@@ -16,7 +16,7 @@ from ssast_lobes import (
     SpectrogramEncoder,
     inference,
 )
-from ssast_lobes.data.audio import UnreadableAudio, read_audio
+from ssast_lobes.data.audio import UnreadableAudio, read_audio, to_float
 from ssast_lobes.export import (
     export_classifier,
     export_pretrained,
@@ -150,7 +150,7 @@ def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
     wav = torch.randn(50000) / 9
     frames = encoder.encode_batch(wav, output="frames")[0]
     assert len(frames) == encoder.n_steps(50000)
-    hop, step = encoder._hop, round(encoder.step_seconds * 16000)
+    hop, step = encoder._windowing.hop, round(encoder.step_seconds * 16000)
     starts = range(0, 50000 - WINDOW + hop, hop)
     parts = [wav[start : start + WINDOW] for start in starts]
     assert sum(map(len, parts)) > 1.7 * len(wav)
@@ -250,6 +250,77 @@ def test_too_short_audio_is_an_error_that_names_it(tmp_path, folder):
     enough = write(tmp_path / "enough.wav", 400 / 16000)
     assert encoder.encode_file(enough, "frames").shape == (1, 32)
     assert encoder.encode_file(enough).isfinite().all()
+
+
+def test_samples_and_channels_in_place_of_a_batch_are_told(folder):
+    encoder = AudioEncoder.from_hparams(folder)
+    with pytest.raises(UnreadableAudio, match="8000 clips x 2 samples: .* ms"):
+        encoder.encode_batch(np.zeros((8000, 2)))
+
+
+PCM = {
+    np.dtype("uint8"): "PCM_U8",
+    np.dtype("int8"): "PCM_S8",
+    np.dtype("int16"): "PCM_16",
+    np.dtype(">i2"): "PCM_16",
+    np.dtype("int32"): "PCM_32",
+}
+
+
+@pytest.mark.parametrize("kind", PCM, ids=str)
+def test_integers_are_scaled_as_in_a_file(tmp_path, folder, kind):
+    path = tmp_path / ("a.aiff" if kind == np.int8 else "a.wav")
+    write(path, 0.5, subtype=PCM[kind])
+    expected, _ = soundfile.read(path, dtype="float64")
+    full = 2.0 ** (8 * kind.itemsize - 1)
+    centre = 128 if kind == np.uint8 else 0
+    samples = (expected * full + centre).astype(kind)
+    found = to_float(samples)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, read_audio(path))
+    encoder = AudioEncoder.from_hparams(folder)
+    alone = encoder.encode_file(path)
+    close(encoder.encode_batch(samples)[0], alone)
+    native = torch.from_numpy(samples.astype(kind.newbyteorder("=")))
+    close(encoder.encode_batch(native)[0], alone)
+    classifier = AudioClassifier.from_hparams(folder)
+    both = classifier.classify_batch(samples), [classifier.classify_file(path)]
+    close(*map(stacked, both))
+
+
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (float("nan"), "NaN or infinite"),
+        (float("-inf"), "NaN or infinite"),
+        (1e16, r"up to 1e\+16"),
+    ],
+)
+def test_bad_samples_are_an_error_that_names_the_clip(folder, value, message):
+    wavs = torch.randn(2, 9000)
+    wavs[1, 5000] = value
+    encoder = AudioEncoder.from_hparams(folder)
+    classifier = AudioClassifier.from_hparams(folder)
+    for run in (encoder.encode_batch, classifier.classify_batch):
+        with pytest.raises(UnreadableAudio, match=f"^clip 1 .*{message}"):
+            run(wavs)
+        run(wavs, torch.tensor([1.0, 0.5]))  # there it is padding
+
+
+@pytest.mark.parametrize("cast", ["half", "bfloat16", "double"])
+def test_cast_models_give_nearly_the_same_results(folder, cast):
+    wavs, lens = torch.randn(2, 20000) / 9, torch.tensor([1.0, 0.4])
+    classifier = AudioClassifier.from_hparams(folder)
+    encoder = AudioEncoder.from_hparams(folder)
+    clips = encoder.encode_batch(wavs, lens)
+    scores = stacked(classifier.classify_batch(wavs, lens))
+    for module in (encoder.lobe, classifier.lobe, classifier.head):
+        getattr(module, cast)()
+    atol = {"half": 0.01, "bfloat16": 0.1, "double": 1e-5}[cast]
+    found = encoder.encode_batch(wavs, lens)
+    assert found.dtype == torch.float32
+    close(found, clips, atol)
+    close(stacked(classifier.classify_batch(wavs, lens)), scores, atol)
 
 
 def test_silence_is_defined(folder):
@@ -463,10 +534,15 @@ def test_wrong_arguments_are_told(folder):
     encoder = AudioEncoder.from_hparams(folder)
     with pytest.raises(ValueError, match="output must be one of"):
         encoder.encode_batch(torch.randn(1, 9000), output="words")
-    with pytest.raises(ValueError, match="floating point"):
-        encoder.encode_batch(torch.zeros(1, 9000, dtype=torch.int16))
-    with pytest.raises(ValueError, match="2 clips, but 1 lengths"):
+    for dtype in (torch.int64, torch.bool):
+        with pytest.raises(ValueError, match=f"int16, .* got {dtype}"):
+            encoder.encode_batch(torch.zeros(1, 9000, dtype=dtype))
+    with pytest.raises(ValueError, match=r"mono, .*\(1, 2, 9000\)"):
+        encoder.encode_batch(torch.randn(1, 2, 9000))
+    with pytest.raises(ValueError, match=r"2 clips, .* shape \(1,\)"):
         encoder.encode_batch(torch.randn(2, 9000), torch.ones(1))
+    with pytest.raises(ValueError, match="divide lengths in samples"):
+        encoder.encode_batch(torch.randn(2, 9000), torch.tensor([9000, 900]))
     with pytest.raises(ValueError, match="batch_size"):
         AudioEncoder.from_hparams(folder, batch_size=0)
     with pytest.raises(WeightsError, match="nowhere: no such"):

@@ -1,5 +1,6 @@
 """The lobe in another recipe's place of wav2vec 2.0."""
 
+import copy
 import json
 
 import pytest
@@ -13,6 +14,7 @@ from ssast_lobes import (
     FrontEnd,
     Grid,
     PretrainingLobe,
+    SpectrogramClassifier,
     SpectrogramEncoder,
     SpectrogramLobe,
 )
@@ -300,6 +302,67 @@ def test_statistics_may_be_chosen(tmp_path):
     chosen = SSAST(source=folder, statistics="esc50")
     assert chosen.features.norm.mean == -6.6268077
     assert SSAST("micro").features.norm.mean == -4.2677393
+
+
+# Largest difference from float32 of a small lobe's output.
+CASTS = {"half": 0.01, "bfloat16": 0.1, "double": 1e-5}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cast", CASTS)
+@pytest.mark.parametrize("blocks", ["attention", "mamba", "mamba_reference"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"freeze": True},
+        {"output": "clip", "pooling": ClipPooling(1, "class", "weighted")},
+        {"output": "clip", "pooling": ClipPooling(1, "dynamics", "all")},
+    ],
+    ids=["frozen frames", "weighted classes", "dynamics of all"],
+)
+def test_a_cast_lobe_computes_in_its_type(cast, blocks, arguments):
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=1, blocks=blocks)
+    lobe = SpectrogramLobe(encoder, **copy.deepcopy(arguments)).eval()
+    wav, lengths = waveforms()
+    expected, dtype = lobe(wav, lengths), getattr(torch.empty(1), cast)().dtype
+    getattr(lobe, cast)()
+    found = lobe(wav, lengths)
+    assert found.dtype == dtype
+    assert (found.float() - expected).abs().max() < CASTS[cast]
+    # Whatever the type of the waveform.
+    assert torch.equal(lobe(wav.double(), lengths), found)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("cast", CASTS)
+def test_a_cast_classifier_computes_in_its_type(cast):
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=1)
+    model = SpectrogramClassifier(encoder, 3, "statistics").eval()
+    feats = FrontEnd()(*waveforms())
+    expected = model(*feats)
+    found = getattr(model, cast)()(*feats)
+    assert found.dtype == model.head.linear.weight.dtype
+    assert (found.float() - expected).abs().max() < CASTS[cast]
+
+
+def test_a_lobe_in_bfloat16_trains():
+    encoder = SpectrogramEncoder(dim=32, depth=1, blocks="mamba")
+    lobe = SpectrogramLobe(encoder).bfloat16()
+    lobe(*waveforms()).square().sum().backward()
+    for parameter in lobe.parameters():
+        assert parameter.grad.dtype == torch.bfloat16
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("output", ["frames", "clip"])
+def test_what_is_no_waveform_is_refused(output):
+    lobe, (wav, lengths) = small(output=output), waveforms()
+    with pytest.raises(ValueError, match="int16: .*data.audio.to_float"):
+        lobe((wav * 1000).short(), lengths)
+    with pytest.raises(ValueError, match="divide lengths in samples"):
+        lobe(wav, lengths * wav.shape[1])
 
 
 @torch.no_grad()

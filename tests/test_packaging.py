@@ -21,7 +21,7 @@ SETUP = ROOT / "requirements" / "setup.sh"
 # What the import name does not tell.
 DISTRIBUTION_OF = {"ruamel": "ruamel-yaml", "yaml": "pyyaml"}
 # Used where they are there; their absence is said, or made up for.
-OPTIONAL = {"mamba-ssm", "onnxruntime"}
+OPTIONAL = {"mamba-ssm", "onnxruntime", "torchcodec"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 

@@ -12,6 +12,7 @@ import random
 import re
 import shutil
 import tarfile
+import traceback
 import zipfile
 from pathlib import Path
 
@@ -21,9 +22,10 @@ import soundfile
 import torch
 import yaml
 from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.inference.classifiers import EncoderClassifier
 from test_cli import classifier_of
 
-from ssast_lobes import FrontEnd, Grid
+from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
 from ssast_lobes.checkpointer import (
     _SUMS_FILE,
     AtomicCheckpointer,
@@ -35,10 +37,13 @@ from ssast_lobes.data.audio import UnreadableAudio, audio_info, read_audio
 from ssast_lobes.data.manifest import ManifestError, prepare, read_manifest
 from ssast_lobes.export import (
     export_classifier,
+    export_encoder,
     label_encoder_of,
     load_labels,
 )
+from ssast_lobes.huggingface import to_huggingface
 from ssast_lobes.inference import AudioClassifier
+from ssast_lobes.linear_heads import read_head
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.training.errors import (
     SettingsError,
@@ -314,8 +319,10 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path):
     saved = checkpointer.save_checkpoint().path
     torch.save(Evil(tmp_path / "run"), saved / "m.ckpt")
     _write_sums(saved)  # as somebody would who means harm
-    with pytest.raises(CheckpointError, match="cannot be resumed"):
+    with pytest.raises(CheckpointError, match="cannot be resumed") as error:
         checkpointer.recover_if_possible()
+    told = "".join(traceback.format_exception(error.value))
+    assert "mkdir" in told and "weights_only" not in told
     meta = yaml.safe_load((saved / "CKPT.yaml").read_text())
     tag = "!!python/object/apply:os.mkdir"
     text = f"{yaml.safe_dump(meta)}x: {tag} [{tmp_path / 'run'}]\n"
@@ -345,6 +352,88 @@ def test_code_in_an_export_is_not_run(export, tmp_path):
     with pytest.raises(WeightsError):
         AudioClassifier.from_hparams(export)
     assert not (tmp_path / "run").exists()
+
+
+NOT_WEIGHTS = {
+    "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\n"
+    b"oid sha256:0123456789abcdef\nsize 348000000\n",
+    r"a web page \(HTML\)": b"\xef\xbb\xbf\n<!DOCTYPE html>\n<body>Log in",
+}
+DOORS = {
+    "official": ("a.pth", "a.pth"),
+    "pickled": ("a.bin", "a.bin"),
+    "safetensors": ("a.safetensors", "a.safetensors"),
+    "export": ("export/model.safetensors", "export"),
+    "Hugging Face": ("theirs/model.safetensors", "theirs"),
+    "Hugging Face, pickled": ("theirs/pytorch_model.bin", "theirs"),
+}
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    """Hugging Face's folder without weights."""
+    encoder = SpectrogramEncoder(Grid(), dim=64, depth=1, heads=1)
+    ours = export_encoder(tmp_path / "ours", encoder, FrontEnd(), card={})
+    to_huggingface(load_weights(ours), tmp_path / "theirs")
+    (tmp_path / "theirs" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("door", DOORS.values(), ids=DOORS)
+@pytest.mark.parametrize("what", NOT_WEIGHTS)
+def test_what_is_no_file_of_weights_is_called_so(
+    what, door, export, theirs, tmp_path
+):
+    file, source = (tmp_path / name for name in door)
+    file.write_bytes(NOT_WEIGHTS[what])
+    message = f"^{re.escape(str(file))}: {what}, not the"
+    with pytest.raises(WeightsError, match=message):
+        load_weights(source)
+
+
+def test_a_pointer_in_place_of_a_head_or_the_weights_of_speechbrain(export):
+    [content, *_] = NOT_WEIGHTS.values()
+    (export / "heads").mkdir()
+    (export / "heads" / "a.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="a.safetensors: .* LFS pointer"):
+        read_head(export, "a")
+    (export / "model.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match="model.safetensors: .* LFS pointer"):
+        EncoderClassifier.from_hparams(source=str(export))
+
+
+@pytest.mark.parametrize("door", ["a.pth", "theirs/pytorch_model.bin"])
+@pytest.mark.parametrize(
+    "content", ["code", "code, as before torch 1.6", "tar", "garbage"]
+)
+def test_a_refused_file_comes_without_advice_to_run_it(
+    content, door, theirs, tmp_path
+):
+    path = tmp_path / door
+    source = path if door == "a.pth" else path.parent
+    if content.startswith("code"):
+        new = content == "code"
+        evil = Evil(tmp_path / "run")
+        torch.save(evil, path, _use_new_zipfile_serialization=new)
+    elif content == "tar":
+        tarred(path)
+    else:
+        path.write_bytes(b"garbage")
+    with pytest.raises(WeightsError) as error:
+        load_weights(source)
+    told = "".join(traceback.format_exception(error.value))
+    assert f"{path}: " in told
+    assert "weights_only" not in told and "safe_globals" not in told
+    if content.startswith("code"):
+        assert re.search(r"a Python object \(\w+\.mkdir\)", told)
+    assert not (tmp_path / "run").exists()
+
+
+def test_nothing_advises_to_load_by_pickle():
+    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
+    pages += ROOT.glob("recipes/**/*.md")
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        assert not re.search(r"weights_only\W+False|add_safe_globals", text)
 
 
 def test_nothing_is_loaded_by_pickle():

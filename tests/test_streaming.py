@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes.data.audio import UnreadableAudio
 from ssast_lobes.export import export_classifier, label_encoder_of
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.streaming import classify_stream, cut_stream
@@ -85,6 +86,67 @@ def test_a_rest_too_short_for_a_frame_is_left_out(classifier):
     results = list(classify_stream(classifier, [wav], 1.0, 1.0))
     assert [result.end for result in results] == [1.0]
     assert not list(classify_stream(classifier, [wav[:399]], 1.0))
+
+
+def channels(wav, count, first):
+    """A wave in channels of which it is the mean, (C, S) or (S, C)."""
+    away = torch.linspace(-0.5, 0.5, count)
+    away = (away - away.mean())[:, None]
+    both = wav + away * torch.cos(torch.arange(len(wav)))
+    return both if first else both.T
+
+
+@pytest.mark.parametrize("first", [False, True], ids=["last", "first"])
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("size", [9, 100, 999])
+def test_channels_are_averaged(count, first, size):
+    # The last piece has a single sample.
+    wav = torch.randn(999 * 3 + 1) / 9
+    whole = channels(wav, count, first)
+    pieces = [torch.empty(0), *whole.split(size, dim=int(first))]
+    [(_, found)] = cut_stream(pieces, 4000, 4000)
+    torch.testing.assert_close(found, wav, atol=1e-6, rtol=0)
+    [(_, found)] = cut_stream([piece.numpy() for piece in pieces], 4000, 1)
+    torch.testing.assert_close(found, wav, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [(4, 4)],
+        [(1, 8)],
+        [(9, 1600)],
+        [(1600, 9)],
+        [(1, 2, 1600)],
+        [()],
+        [(1600, 2), (2, 1600)],
+        [(1600, 2), (1600, 1)],
+        [(1, 1600), (1600, 1)],
+    ],
+    ids=str,
+)
+def test_shapes_that_are_no_stream_are_told(shapes):
+    pieces = [torch.zeros(shape) for shape in shapes]
+    number = len(shapes) - 1
+    message = f"piece {number} of the stream has the shape .*: pieces must be"
+    with pytest.raises(ValueError, match=message):
+        list(cut_stream(pieces, 400, 400))
+
+
+def test_integers_are_scaled_and_bad_samples_are_errors(classifier):
+    wav = (3000 * torch.randn(RATE)).short()
+    [whole] = classify_stream(classifier, pieces_of(wav.numpy(), 999), 1.0)
+    [expected] = classifier.classify_batch(wav / 2**15)
+    assert whole.scores == expected.scores
+    with pytest.raises(ValueError, match="got torch.int64"):
+        list(classify_stream(classifier, [wav.long()]))
+    for value, message in (float("nan"), "NaN or inf"), (1e16, "samples up to"):
+        bad = torch.zeros(RATE)
+        bad[5] = value
+        results = classify_stream(classifier, [wav, bad], 1.0, 1.0)
+        assert next(results).end == 1.0
+        with pytest.raises(UnreadableAudio, match=f"piece 1 .*: {message}"):
+            next(results)
 
 
 def test_windows_that_cannot_be_are_told(classifier):

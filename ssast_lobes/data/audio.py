@@ -1,12 +1,14 @@
 """Reads audio of any rate, channel count, sample format and container.
 
 Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
-mono float32 at one sampling rate. A crop reads only its own part of the file.
+mono float32 at one sampling rate; other kinds (m4a, webm, ...) do with the
+extra `codec`, see `data.codec`. A crop reads only its own part of the file.
 Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
 the address of a file inside a tar, see `data.addresses`.
 """
 
 import functools
+import io
 import math
 import os
 from fractions import Fraction
@@ -18,10 +20,16 @@ import torch
 import torchaudio
 
 from ssast_lobes.data.addresses import TarMember, parse_address
-
-# libsndfile reports this many frames or more where a header (of a streamed
-# FLAC) leaves the length open; no real file has 2 ** 48 frames.
-_OPEN_LENGTH = 2**48
+from ssast_lobes.data.codec import CODEC_EXTENSIONS, decode, kind_of
+from ssast_lobes.data.containers import (
+    FAR_END,
+    OPEN_LENGTH,
+    Overlaid,
+    Unbounded,
+    counts_frames,
+    is_chained,
+    open_size,
+)
 
 # An mp3 frame borrows bits from the frames before it, so a decoder that starts
 # in mid-file gives wrong samples for up to 0.25 s. The pre-roll is longer
@@ -36,8 +44,22 @@ _RATES = (1000, 1_000_000)
 # The energies of a spectrum of louder samples overflow in float32.
 _LOUDEST = 1e15
 
+# Value of silence and full scale of integer samples, as libsndfile has them.
+_PCM = {
+    torch.uint8: (128, 128),
+    torch.int8: (0, 128),
+    torch.int16: (0, 2**15),
+    torch.int32: (0, 2**31),
+}
+
 # Lossy decoders may end a little before the length their header estimates.
 _MISSING_SECONDS = 0.1
+
+# Rounding to source frames moves a crop by no more frames than these.
+_ROUNDED = 2
+
+# A file of open length is read in blocks of so many frames.
+_BLOCK_FRAMES = 2**18
 
 
 class UnreadableAudio(RuntimeError):
@@ -45,7 +67,7 @@ class UnreadableAudio(RuntimeError):
 
 
 class AudioInfo(NamedTuple):
-    """What the header of an audio file says.
+    """What an audio file holds.
 
     Arguments
     ---------
@@ -66,7 +88,11 @@ class AudioInfo(NamedTuple):
 
 
 def audio_info(path):
-    """Reads the header of an audio file.
+    """Read the header of an audio file, and all of it if that says too little.
+
+    Where a header leaves the length open, or lets it be estimated only (an
+    mp3 without a Xing or Info frame), the length is what decodes. That costs
+    a pass over the file.
 
     Arguments
     ---------
@@ -81,7 +107,8 @@ def audio_info(path):
     Raises
     ------
     UnreadableAudio
-        If the file is missing, empty, of unknown format or of open length.
+        If the file is missing, empty or of unknown format, or if its length
+        is what decodes, and decoding fails.
 
     Example
     -------
@@ -91,7 +118,13 @@ def audio_info(path):
     AudioInfo(seconds=0.5, sample_rate=8000, channels=2, frames=4000)
     """
     with _open(path) as file:
-        return _header(path, file)
+        info = _header(path, file)
+        if info.frames < OPEN_LENGTH:
+            return info
+        frames = sum(len(block) for block in _blocks(path, file, info.frames))
+    if frames == 0:
+        raise UnreadableAudio(f"{path}: the file holds no samples")
+    return info._replace(seconds=frames / info.sample_rate, frames=frames)
 
 
 def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
@@ -142,12 +175,16 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
             samples = round(seconds * sample_rate)
             count = math.ceil(samples * ratio)
             first = _fit(first, count, info.frames)
-        if first >= info.frames:
-            raise UnreadableAudio(
-                f"{path}: no audio at {start:g} s, the file has "
-                f"{info.seconds:g} s"
-            )
-        mono = _decode(path, file, info, first, count)
+        if info.frames < OPEN_LENGTH:
+            data = _known_part(path, file, info, first, count)
+        else:
+            data = _open_part(path, file, first, count)
+    if len(data) == 0:
+        raise UnreadableAudio(
+            f"{path}: no audio at {start:g} s, the file has "
+            f"{audio_info(path).seconds:g} s"
+        )
+    mono = _checked_mono(path, data)
     return to_mono(mono, info.sample_rate, sample_rate)[:samples]
 
 
@@ -181,11 +218,120 @@ def to_mono(audio, source_rate, sample_rate=16000):
     return mono if ratio == 1 else _resampler(ratio)(mono)
 
 
+def to_float(samples):
+    """Return samples as float32 with full scale 1, as files are read.
+
+    Integers are scaled by the range of their type, and unsigned bytes, which
+    WAV centres at 128, by theirs. Floating point stays as it is.
+
+    Arguments
+    ---------
+    samples : torch.Tensor or numpy.ndarray
+        Samples of any shape: floating point, int8, int16, int32 or uint8.
+
+    Returns
+    -------
+    torch.Tensor
+        The same shape, float32.
+
+    Raises
+    ------
+    ValueError
+        If the type says nothing about the range, such as int64 or bool.
+
+    Example
+    -------
+    >>> to_float(np.array([-32768, 16384], dtype=np.int16))
+    tensor([-1.0000,  0.5000])
+    """
+    if not isinstance(samples, torch.Tensor):
+        array = np.asarray(samples)
+        # A copy in the machine's own order of bytes, which may be written to.
+        array = array.astype(array.dtype.newbyteorder("="), order="C")
+        samples = torch.from_numpy(array)
+    if samples.is_floating_point():
+        return samples.float()
+    if samples.dtype not in _PCM:
+        raise ValueError(
+            "samples must be floating point with full scale 1, or PCM of "
+            f"type int8, int16, int32 or uint8, got {samples.dtype}"
+        )
+    centre, scale = _PCM[samples.dtype]
+    return (samples.float() - centre) / scale
+
+
+def check_samples(name, samples):
+    """Raise if samples are NaN, infinite or absurdly loud.
+
+    Arguments
+    ---------
+    name : str
+        What to call the audio in the error.
+    samples : torch.Tensor
+        Samples of any shape, at least one.
+
+    Raises
+    ------
+    UnreadableAudio
+        If they are.
+
+    Example
+    -------
+    >>> check_samples("clip 0", torch.tensor([0.0, float("nan")]))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.data.audio.UnreadableAudio: clip 0: NaN or infinite samples
+    """
+    peak = samples.abs().max().item()
+    if not math.isfinite(peak):
+        raise UnreadableAudio(f"{name}: NaN or infinite samples")
+    if peak > _LOUDEST:
+        raise UnreadableAudio(
+            f"{name}: samples up to {peak:.3g} (full scale is 1)"
+        )
+
+
 def _open(path):
+    """Open a file in such a way that libsndfile reads all of it."""
     path = os.fspath(path)
-    source = _source(path)
+    kind, source, overlay = soundfile.SoundFile, _source(path), None
     try:
-        return soundfile.SoundFile(source)
+        file = _opened(path, source, kind)
+    except UnreadableAudio:
+        # libsndfile does not open a CAF whose header lacks a size.
+        size = _ask(open_size, path)
+        if size is None:
+            raise
+        return _opened(path, Overlaid(_bytes_of(path), *size), kind)
+    if file.frames == 0:
+        overlay = _ask(open_size, path)
+    elif _is_mpeg(file) and not _ask(counts_frames, path):
+        kind, overlay = Unbounded, FAR_END
+    elif file.frames >= OPEN_LENGTH:
+        file.close()
+        return _opened(path, _source(path), Unbounded)
+    elif file.format == "OGG" and "Junk" in file.extra_info:
+        if _ask(is_chained, path):
+            file.close()
+            raise UnreadableAudio(
+                f"{path}: several Ogg streams in a row, of which libsndfile "
+                "reads the first only; join them, for example with `ffmpeg`"
+            )
+    if overlay is None:
+        return file
+    file.close()
+    return _opened(path, Overlaid(_bytes_of(path), *overlay), kind)
+
+
+def _ask(question, path):
+    """Ask a question of `containers` about the bytes of a file."""
+    with _bytes_of(path) as file:
+        return question(file)
+
+
+def _opened(path, source, kind):
+    try:
+        return kind(source)
     except soundfile.LibsndfileError as error:
         raise UnreadableAudio(
             f"{path}: libsndfile cannot open it ({error.error_string})"
@@ -194,8 +340,18 @@ def _open(path):
         raise UnreadableAudio(f"{path}: no header ({error})") from error
 
 
+def _is_mpeg(file):
+    return file.subtype.startswith("MPEG")
+
+
+def _bytes_of(path):
+    """What `_source` names, opened for reading bytes."""
+    source = _source(path)
+    return source if isinstance(source, io.IOBase) else open(source, "rb")
+
+
 def _source(path):
-    """What libsndfile opens: the path itself, or the member of a tar."""
+    """What libsndfile opens: the path, a member of a tar, decoded audio."""
     address = parse_address(path)
     if address is not None:
         try:
@@ -208,6 +364,11 @@ def _source(path):
         raise UnreadableAudio(f"{path}: no such file")
     if os.path.getsize(path) == 0:
         raise UnreadableAudio(f"{path}: the file is empty (0 bytes)")
+    if kind_of(path) in CODEC_EXTENSIONS:
+        try:
+            return decode(path)
+        except OSError as error:
+            raise UnreadableAudio(f"{path}: {error}") from error
     # soundfile does not take text for names that are not UTF-8.
     return path if os.name == "nt" else os.fsencode(path)
 
@@ -216,11 +377,6 @@ def _header(path, file):
     frames, rate = file.frames, file.samplerate
     if frames <= 0:
         raise UnreadableAudio(f"{path}: the file holds no samples")
-    if frames >= _OPEN_LENGTH:
-        raise UnreadableAudio(
-            f"{path}: the header does not tell the length (a streamed file); "
-            "encode it again, for example with `flac` or `ffmpeg`"
-        )
     if not _RATES[0] <= rate <= _RATES[1]:
         raise UnreadableAudio(
             f"{path}: a sampling rate of {rate} Hz; {_RATES[0]} to {_RATES[1]} "
@@ -235,18 +391,18 @@ def _fit(first, count, frames):
     return spare if 0 <= spare < first <= spare + 2 else first
 
 
-def _decode(path, file, info, first, count):
-    """Mono samples `first` to `first + count` at the file's own rate."""
+def _known_part(path, file, info, first, count):
+    """Samples `first` to `first + count` of a file whose length is known."""
     wanted = info.frames - first
     if count is not None:
         wanted = min(wanted, count)
+    if wanted <= 0:
+        return np.empty((0, info.channels))
     skipped = _seek(path, file, first)
     try:
         data = file.read(skipped + wanted, dtype="float32", always_2d=True)
     except soundfile.LibsndfileError as error:
-        raise UnreadableAudio(
-            f"{path}: decoding fails ({error.error_string})"
-        ) from error
+        raise _decoding_fails(path, error) from error
     except MemoryError as error:  # a damaged header may promise any length
         raise UnreadableAudio(
             f"{path}: {info.seconds:g} s do not fit into the memory"
@@ -258,22 +414,58 @@ def _decode(path, file, info, first, count):
             f"{path}: the audio ends {missing:g} s before the "
             f"{info.seconds:g} s that its header promises"
         )
-    mono = data[:, 0] if info.channels == 1 else data.mean(axis=1)
-    peak = np.abs(mono).max()
-    if not np.isfinite(peak):
-        raise UnreadableAudio(f"{path}: NaN or infinite samples")
-    if peak > _LOUDEST:
-        raise UnreadableAudio(
-            f"{path}: samples up to {peak:.3g} (full scale is 1)"
-        )
-    return torch.from_numpy(mono)
+    return data
+
+
+def _open_part(path, file, first, count):
+    """Samples `first` to `first + count`, as far as there are any."""
+    start = max(first - _ROUNDED, 0)
+    skipped = _seek(path, file, start)
+    wanted = file.frames if count is None else first - start + count
+    blocks = list(_blocks(path, file, skipped + wanted))
+    data = np.concatenate(blocks)[skipped:]
+    if count is not None:
+        first = _fit(first, count, start + len(data))
+    return data[first - start :]
+
+
+def _blocks(path, file, frames):
+    """Yield so many frames, or all up to the end, in blocks."""
+    while frames > 0:
+        shape = min(frames, _BLOCK_FRAMES), file.channels
+        block = np.full(shape, np.nan, dtype=np.float32)
+        try:
+            count = len(file.read(out=block))
+        except soundfile.LibsndfileError as error:
+            # libmpg123 fails at an mp3 frame that the end cuts off: what it
+            # decoded before that stands before the first NaN.
+            overlaid = isinstance(file.name, Overlaid)
+            if not (overlaid and file.name.exhausted):
+                raise _decoding_fails(path, error) from error
+            count = np.isfinite(block[:, 0]).sum()
+        yield block[:count]
+        if count < len(block):
+            return
+        frames -= count
+
+
+def _decoding_fails(path, error):
+    return UnreadableAudio(f"{path}: decoding fails ({error.error_string})")
+
+
+def _checked_mono(path, data):
+    """The mean of the channels, of samples that a model can take."""
+    mono = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
+    mono = torch.from_numpy(mono)
+    check_samples(path, mono)
+    return mono
 
 
 def _seek(path, file, first):
     """Goes to or before frame `first`; says how many frames before."""
     preroll = first
-    if file.seekable():
-        mp3 = file.format == "MP3"
+    if file.seekable() or isinstance(file, Unbounded):
+        mp3 = _is_mpeg(file)
         preroll = _MP3_PREROLL_SECONDS * file.samplerate if mp3 else 0
     position = max(first - preroll, 0)
     if position > 0:

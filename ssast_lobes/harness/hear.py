@@ -149,4 +149,4 @@ def get_scene_embeddings(audio, model):
 
 
 def _on_device(audio, model):
-    return audio.to(model.fbank.window.device, torch.float32)
+    return audio.to(model.fbank.window.device)

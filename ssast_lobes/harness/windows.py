@@ -10,6 +10,7 @@ from torch import nn
 
 from ssast_lobes.features import full_lengths, valid_frames
 from ssast_lobes.inference import AudioEncoder
+from ssast_lobes.windows import Windowing
 
 
 class WindowedModel(nn.Module):
@@ -50,11 +51,9 @@ class WindowedModel(nn.Module):
         self.grid = self.lobe.encoder.grid
         self.sample_rate = interface.sample_rate
         self.samples_per_step = self.grid.stride[1] * self.fbank.hop_samples
-        self._window = round(interface.window_seconds * self.sample_rate)
-        # So many samples make no frame more.
-        self._reach = self._window + self.fbank.hop_samples - 1
-        self._window_steps = self.n_steps(self._window)
-        self._hop_steps = max(1, self._window_steps // 2)
+        self._windowing = Windowing(
+            self.fbank, self.grid, interface.window_seconds
+        )
 
     @property
     def output_size(self):
@@ -81,7 +80,8 @@ class WindowedModel(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the model's rate, any padding.
+            Mono waveforms (B, S) at the model's rate, floating point with
+            full scale 1, any padding.
         lengths : torch.Tensor, optional
             Samples of each clip (B,), int64; all are full when left out.
 
@@ -93,20 +93,12 @@ class WindowedModel(nn.Module):
         Raises
         ------
         ValueError
-            If there is less audio than one analysis window (25 ms).
+            If there is less audio than one analysis window (25 ms), or it is
+            not floating point.
         """
         lengths = self._lengths(wav, lengths)
-        pooling = self.lobe.pooling
-        windows = self._windows(wav, lengths, pooling.needs_hidden_states)
-        vectors = torch.stack([pooling(encoded) for encoded in windows])
-        number = torch.arange(len(vectors), device=wav.device)[:, None]
-        # All windows of a clip are full but for the last one.
-        last = self._n_windows(lengths) - 1
-        left = (lengths - last * self._hop_samples).clamp(min=1)
-        weight = torch.where(number < last, self._window, left)
-        weight = weight * (number <= last)
-        share = (weight / weight.sum(0)).to(vectors.dtype)
-        return torch.einsum("wb,wbd->bd", share, vectors)
+        vectors, shares = self._windowing.clips(self.lobe, wav, lengths)
+        return torch.einsum("bw,bwd->bd", shares, vectors)
 
     def frames(self, wav, lengths=None):
         """One vector a time step, in time order; arguments as of `clip`.
@@ -117,7 +109,7 @@ class WindowedModel(nn.Module):
             (B, T', D), the mean over frequency, 0 at padding.
         """
         lengths = self._lengths(wav, lengths)
-        windows = self._windows(wav, lengths, hidden_states=False)
+        windows = self._windowing.encode(self.lobe, wav, lengths)
         parts = [encoded.frames for encoded in windows]
         return self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
 
@@ -134,22 +126,13 @@ class WindowedModel(nn.Module):
         """
         lengths = self._lengths(wav, lengths)
         parts = []
-        for encoded in self._windows(wav, lengths, hidden_states=True):
+        for encoded in self._windowing.encode(
+            self.lobe, wav, lengths, hidden_states=True
+        ):
             bands = encoded.hidden_states.unflatten(2, (encoded.n_bands, -1))
             parts.append(torch.cat([bands.mean(2), encoded.frames[None]]))
         states = self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
         return states[-1], states[:-1]
-
-    @property
-    def _hop_samples(self):
-        return self._hop_steps * self.samples_per_step
-
-    def _n_windows(self, lengths):
-        """Windows that cover clips of so many samples; the last is shorter."""
-        more = -(-(lengths - self._reach) // self._hop_samples)
-        if isinstance(lengths, torch.Tensor):
-            return 1 + more.clamp(min=0)
-        return 1 + max(0, more)
 
     def _lengths(self, wav, lengths):
         if wav.dim() != 2 or wav.shape[1] < self.fbank.window_samples:
@@ -162,33 +145,20 @@ class WindowedModel(nn.Module):
             return full_lengths(wav)
         return lengths.to(wav.device)
 
-    def _windows(self, wav, lengths, hidden_states):
-        """Yield what the encoder makes of each window of the batch.
-
-        A clip that has ended has windows of one meaningless step.
-        """
-        hop = self._hop_samples
-        for number in range(self._n_windows(wav.shape[1])):
-            piece = wav[:, number * hop :][:, : self._reach]
-            left = (lengths - number * hop).clamp(0, piece.shape[1])
-            yield self.lobe.extract_features(
-                piece, left.double() / piece.shape[1], hidden_states
-            )
-
     def _stitch(self, parts, lengths, n_steps):
         """Join windows (.., B, W, D) to (.., B, T', D); 0 at padding.
 
         Where two windows overlap, each step comes from the one whose centre
         is nearer.
         """
-        steps, hop = self._window_steps, self._hop_steps
+        steps, hop = self._windowing.steps, self._windowing.hop_steps
         missing = max(0, steps - parts[-1].shape[-2])
         parts[-1] = nn.functional.pad(parts[-1], (0, 0, 0, missing))
         # Under reference padding a window gives more steps than it has audio.
         joined = torch.cat([part[..., :steps, :] for part in parts], dim=-2)
         time = torch.arange(n_steps, device=lengths.device)
         number = ((time - (hop + steps) // 2) // hop + 1).clamp(min=0)
-        last = self._n_windows(lengths) - 1
+        last = self._windowing.count(lengths) - 1
         number = torch.minimum(number, last[:, None])
         place = number * steps + time - number * hop
         place = place.clamp(max=joined.shape[-2] - 1)

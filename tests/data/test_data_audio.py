@@ -3,13 +3,18 @@
 import math
 import os
 import pickle
+import tarfile
 
 import numpy as np
 import pytest
 import soundfile
 import torch
 
+from ssast_lobes.data.addresses import Address
 from ssast_lobes.data.audio import UnreadableAudio, audio_info, read_audio
+from ssast_lobes.data.dataset import ClipReader
+from ssast_lobes.data.manifest import prepare
+from ssast_lobes.inference import read_blocks
 
 TONE_HZ = 1013  # lossy codecs distort tones that repeat with their frames
 LEVEL = 0.4
@@ -156,18 +161,23 @@ def truncate(path, share):
     path.write_bytes(content[: int(share * len(content))])
 
 
+def write_no_samples_and_a_chunk(path):
+    soundfile.write(path, np.zeros(0), 16000)
+    path.write_bytes(path.read_bytes() + b"LIST\4\0\0\0INFO")
+
+
+def write_two_streams(path):
+    content = b""
+    for seed in 0, 1:
+        soundfile.write(path, noise(1, 16000, seed), 16000)
+        content += path.read_bytes()
+    path.write_bytes(content)
+
+
 def write_nan(path):
     wave = noise(1, 16000)
     wave[8000] = np.nan
     soundfile.write(path, wave, 16000, subtype="FLOAT")
-
-
-def write_open_length(path):
-    soundfile.write(path, noise(1, 16000), 16000)
-    content = bytearray(path.read_bytes())
-    content[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
-    content[22:26] = bytes(4)
-    path.write_bytes(content)
 
 
 @pytest.mark.parametrize(
@@ -185,7 +195,8 @@ def write_open_length(path):
         ("text.flac", lambda path: path.write_text("hello"), "cannot open"),
         ("text.mp3", lambda path: path.write_text("hello"), "cannot open"),
         ("samples.raw", lambda path: path.write_bytes(b"1234"), "no header"),
-        ("stream.flac", write_open_length, "does not tell the length"),
+        ("empty.wav", write_no_samples_and_a_chunk, "no samples"),
+        ("radio.ogg", write_two_streams, "several Ogg streams in a row"),
     ],
 )
 def test_bad_headers_name_file_and_reason(tmp_path, name, write, reason):
@@ -230,16 +241,191 @@ def test_truncated_files_of_known_length_give_what_is_there(
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
-def test_no_files_stay_open(tmp_path):
+def test_no_files_stay_open(tmp_path, mp3s):
     path = tmp_path / "nan.wav"
     write_nan(path)
     open_before = os.listdir("/proc/self/fd")
     for _ in range(5):
         with pytest.raises(UnreadableAudio):
             read_audio(path)
+        read_audio(mp3s[1], seconds=1.0)
     assert len(os.listdir("/proc/self/fd")) == len(open_before)
 
 
 def test_error_survives_pickling():
     error = pickle.loads(pickle.dumps(UnreadableAudio("a.wav: empty")))
     assert str(error) == "a.wav: empty"
+
+
+# Headers that leave the length open ---------------------------------------
+
+
+def mark(content, name, shift, data):
+    """Write bytes at a distance from a name in a header."""
+    place = content.index(name) + shift
+    content[place : place + len(data)] = data
+
+
+def mark_flac(content):
+    content[21] &= 0xF0  # the 36 bits of STREAMINFO that count the samples
+    content[22:26] = bytes(4)
+
+
+def mark_both_sizes(content):
+    mark(content, b"RIFF", 4, bytes(4))
+    mark(content, b"data", 4, bytes(4))
+
+
+def mark_size(name, shift, data):
+    return lambda content: mark(content, name, shift, data)
+
+
+ONES = b"\xff" * 8
+OPEN_HEADERS = [
+    ("killed.wav", mark_both_sizes),
+    ("no_size.wav", mark_size(b"data", 4, bytes(4))),
+    ("piped.wav", mark_size(b"data", 4, ONES[:4])),
+    ("piped.rf64", mark_size(b"ds64", 8, bytes(24))),
+    ("killed.w64", mark_size(b"data", 16, bytes(8))),
+    ("piped.caf", mark_size(b"data", 4, ONES)),
+    ("killed.caf", mark_size(b"data", 4, bytes(8))),
+    ("piped.au", mark_size(b".snd", 8, ONES[:4])),
+    ("killed.au", mark_size(b".snd", 8, bytes(4))),
+    ("killed.aiff", mark_size(b"SSND", 4, bytes(4))),
+    ("piped.flac", mark_flac),
+]
+
+
+@pytest.mark.parametrize(
+    "name, change", OPEN_HEADERS, ids=[name for name, _ in OPEN_HEADERS]
+)
+def test_a_header_that_lacks_the_length(tmp_path, name, change):
+    whole, path = tmp_path / f"whole_{name}", tmp_path / name
+    kind = path.suffix[1:].upper()
+    soundfile.write(whole, noise(40, 8000), 8000, format=kind)
+    content = bytearray(whole.read_bytes())
+    change(content)
+    path.write_bytes(content)
+    assert audio_info(path) == audio_info(whole)
+    assert torch.equal(read_audio(path), read_audio(whole))
+    for start, seconds in (0.3, 1.0), (25.0, 15.0), (39.9, 0.1), (39.9, 5.0):
+        part = {"start": start, "seconds": seconds}
+        assert torch.equal(read_audio(path, **part), read_audio(whole, **part))
+
+
+def quiet_then_loud(seconds=30):
+    """Noise for which a variable bit rate begins low."""
+    levels = np.repeat([1e-4, 0.3], [seconds * 4000, seconds * 12000])
+    return levels * noise(seconds, 16000)
+
+
+PICTURE = b"ID3\3\0\0" + b"\0\4\0\0" + bytes(4 * 2**14)
+MP3 = {
+    "as it is": lambda content: content,
+    "a picture before it": lambda content: PICTURE + content,
+    "a tag after it": lambda content: content + b"TAG" + bytes(125),
+    "the last frame cut off": lambda content: content[:-20],
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[("VARIABLE", 0.9, b"Xing"), ("CONSTANT", 0.5, b"Info")],
+    ids=["variable", "constant"],
+)
+def mp3s(request, tmp_path_factory):
+    """An mp3 that tells its length, and one with silence in that frame."""
+    mode, level, name = request.param
+    folder = tmp_path_factory.mktemp("mp3s")
+    tagged, plain = folder / "tagged.mp3", folder / "plain.mp3"
+    soundfile.write(
+        tagged,
+        quiet_then_loud(),
+        16000,
+        bitrate_mode=mode,
+        compression_level=level,
+    )
+    content = tagged.read_bytes()
+    assert content.count(name) == 1
+    plain.write_bytes(content.replace(name, bytes(4)))
+    return tagged, plain
+
+
+@pytest.mark.parametrize("change", MP3.values(), ids=MP3)
+def test_mp3_without_a_length_is_read_whole(mp3s, tmp_path, change):
+    tagged, plain = mp3s
+    path = tmp_path / "changed.mp3"
+    path.write_bytes(change(plain.read_bytes()))
+    info = audio_info(path)
+    whole = read_audio(path)
+    assert len(whole) == info.frames
+    # The silence in place of the Xing frame, and what that told to leave out.
+    told = read_audio(tagged)
+    delay = 576 + 576 + 529
+    known = whole[delay : delay + len(told)]
+    assert len(known) > len(told) - 1200
+    assert torch.allclose(known, told[: len(known)], rtol=0, atol=1e-6)
+    for start in 0.0, 0.51, 17.03, info.seconds - 0.5:
+        first = round(start * 16000)
+        crop = read_audio(path, start=start, seconds=0.5)
+        assert len(crop) == 8000
+        assert torch.allclose(crop, whole[first : first + 8000], atol=1e-6)
+    with pytest.raises(UnreadableAudio, match="no audio at 40 s, .* has 3"):
+        read_audio(path, start=40.0, seconds=1.0)
+
+
+def test_blocks_of_an_mp3_without_a_length_make_the_whole(mp3s):
+    _, path = mp3s
+    blocks = list(read_blocks(path, 16000, length=160000, hop=160000))
+    assert [start for start, _ in blocks] == [0, 160000, 320000, 480000]
+    whole = torch.cat([wav for _, wav in blocks])
+    assert torch.allclose(whole, read_audio(path), atol=1e-6)
+
+
+def test_an_mp3_without_a_length_inside_a_tar(mp3s, tmp_path):
+    _, path = mp3s
+    with tarfile.open(
+        tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT
+    ) as tar:
+        tar.add(path, "a.mp3")
+        size = tar.getmember("a.mp3").size
+    address = Address(str(tmp_path / "a.tar"), "a.mp3", 512, size)
+    assert audio_info(str(address)) == audio_info(path)
+    assert torch.equal(read_audio(str(address)), read_audio(path))
+
+
+@pytest.fixture
+def amounts(monkeypatch):
+    """Samples that come from each read of a file."""
+    read, amounts = soundfile.SoundFile.read, []
+
+    def counted(file, *words, **arguments):
+        data = read(file, *words, **arguments)
+        amounts.append(len(data))
+        return data
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", counted)
+    return amounts
+
+
+def test_a_known_length_costs_no_decoding(kind, mp3s, amounts):
+    for path in kind[0], mp3s[0]:
+        audio_info(path)
+    assert amounts == []
+
+
+def test_an_mp3_without_a_length_is_decoded_once_to_measure_it(
+    mp3s, tmp_path, amounts
+):
+    _, path = mp3s
+    rows = [{"id": "a", "path": str(path)}]
+    [row], _ = prepare(rows, tmp_path)
+    assert sum(amounts) / 16000 == row["duration"] > 30
+    amounts.clear()
+    assert prepare(rows, tmp_path) == ([row], [])
+    assert amounts == []
+    reader = ClipReader(crop_seconds=1.0, random_crop=True)
+    for number in range(20):
+        assert len(reader(row["path"], row["duration"], f"{number}")) == 16000
+    # What libmpg123 needs before a crop, see `data.audio`.
+    assert max(amounts) <= 11.1 * 16000
