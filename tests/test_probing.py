@@ -274,6 +274,7 @@ def test_tasks_of_one_table(tmp_path):
             ["c.wav", "no", "valid", "ann", "train"],
             ["d.wav", "yes", "test", "ann", "valid"],
             ["e.wav", "no", "test", "", "train"],
+            ["f.wav", "yes", "train", "cid", "train"],
         ],
     )
     words = read_task(path)
@@ -282,13 +283,13 @@ def test_tasks_of_one_table(tmp_path):
         "accuracy",
         ["no", "yes"],
     )
-    assert words.targets("train").tolist() == [1, 0]
+    assert words.targets("train").tolist() == [1, 0, 1]
     assert not words.grouped and words.n_groups == 2
     text = f"voices={path},label=who,split=split_who,metric=uar"
     voices = parse_task(text, group="label", metric="accuracy")
     assert (voices.name, voices.metric) == ("voices", "uar")
-    assert voices.labels == ["ann"]
-    assert [len(voices.paths(s)) for s in ("train", "valid", "test")] == [1] * 3
+    assert voices.labels == ["ann", "cid"]
+    assert [len(part) for part in voices.rows.values()] == [2, 1, 1]
     grouped = read_task(path, group="who")
     # The clip of nobody is a group by itself.
     assert grouped.grouped and grouped.groups().tolist() in ([0, 1], [1, 0])
@@ -306,12 +307,19 @@ def test_bad_tasks(tmp_path):
     with pytest.raises(ManifestError, match="new"):
         read_task(path)
     path = table(tmp_path, [header, *rows, ["c.wav", "x", "test"]])
+    with pytest.raises(ManifestError, match="every clip of train .* label x"):
+        read_task(path)
+    rows += [["c.wav", "x", "test"], ["d.wav", "y", "train"]]
+    path = table(tmp_path, [header, *rows])
     with pytest.raises(ManifestError, match="nobody"):
         read_task(path, group="nobody")
     with pytest.raises(ValueError, match="f1"):
         read_task(path, metric="f1")
-    with pytest.raises(ManifestError, match="cannot be read"):
-        read_task(path).without({str(tmp_path / "a.wav")})
+    task = read_task(path)
+    with pytest.raises(ManifestError, match="cannot be read.*every clip"):
+        task.without({str(tmp_path / "d.wav")})
+    with pytest.raises(ManifestError, match="cannot be read.*no usable"):
+        task.without({str(tmp_path / f"{name}.wav") for name in "ad"})
 
 
 def test_names_are_what_differs():

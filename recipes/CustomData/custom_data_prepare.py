@@ -204,8 +204,8 @@ def prepare_classification(
     Raises
     ------
     ManifestError
-        If rows are bad, a split is empty, or labels of valid and test do not
-        occur in train.
+        If rows are bad, a split is empty, labels of valid and test do not
+        occur in train, or all clips of train have the same.
     """
     columns = {"label": label_column, "split": split_column}
     # A column of another name belongs to a table of more than one task.

@@ -8,10 +8,12 @@ sets aside what cannot be read, and remembers the durations for the next run.
 
 import csv
 import os
+import unicodedata
 from contextlib import contextmanager
 from multiprocessing.pool import ThreadPool
 from typing import NamedTuple
 
+from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.logger import get_logger
 from tqdm import tqdm
 
@@ -27,6 +29,7 @@ AUDIO_EXTENSIONS = frozenset(
 SPLITS = ("train", "valid", "test")
 _SHOWN_PROBLEMS = 20
 _DURATIONS = "durations.csv"
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 
 
 class ManifestError(ValueError):
@@ -113,8 +116,11 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     """Reads and checks a manifest.
 
     The first line names the columns, in any case and order; others than the
-    known ones are passed on. A file without that line, with one path a line,
-    will do where no more than the path is needed. All values stay text.
+    known ones are passed on, under their names in lower case. Of columns that
+    differ only in case, the one that is written as it is asked for is taken.
+    Columns without a name are left out. A file without that line, with one
+    path a line, will do where no more than the path is needed. All values
+    stay text.
 
     Arguments
     ---------
@@ -127,7 +133,8 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     columns : dict, optional
         Where the file names a column otherwise: for example
         `{"label": "speaker", "split": "split_spkid"}`. A column that stands
-        here and not in `needs` may be blank in some rows.
+        here and not in `needs` may be blank in some rows. A name that a YAML
+        reads as a number is taken as text.
 
     Returns
     -------
@@ -139,9 +146,11 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     Raises
     ------
     ManifestError
-        If the file or a needed column is missing, or any row is bad: cells
-        missing or surplus, no such audio file, a file or id twice, an unknown
-        split. Lists the line numbers, the first 20 and how many there are.
+        If the file or a needed column is missing, a column is there twice, or
+        any row is bad: cells missing or surplus, no such audio file, a file or
+        id twice, an unknown split, a label that cannot be saved. Lists the
+        line numbers, the first 20 and how many there are. Names the reason
+        where a file or column is there under another spelling.
 
     Example
     -------
@@ -156,14 +165,22 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     csv_path = _absolute(csv_path)
     root = os.path.dirname(csv_path) if root is None else _absolute(root)
     source = {name: name for name in ("path", *needs)} | (columns or {})
-    names, lines = _named_lines(csv_path, source)
+    places, width, lines = _named_lines(csv_path, source)
     rows, problems, seen = [], [], {}
     for line, cells in tqdm(lines, "Checking the manifest", delay=2):
-        row = dict(zip(names, cells, strict=False))
-        row |= {k: row.get(v.casefold(), "") for k, v in source.items()}
-        row["id"] = row.get("id") or row["path"]
-        row["path"] = row["path"] and _absolute(row["path"], root)
-        problem = _problem(row, cells, names, needs, "split" in source, seen)
+        row = {
+            key: cells[place] if place < len(cells) else ""
+            for key, place in places.items()
+        }
+        written = row["path"]
+        row["id"] = row.get("id") or written
+        row["path"] = written and _absolute(written, root)
+        problem = _problem(row, len(cells), width, needs, source, seen)
+        if problem is None and not os.path.isfile(file_of(row["path"])):
+            problem = f"no such file: {row['path']}"
+            # What is not shown is not worth looking for.
+            if len(problems) < _SHOWN_PROBLEMS:
+                problem += _other_spelling(written, root)
         if problem:
             problems.append(f"line {line}: {problem}")
             continue
@@ -171,7 +188,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         rows.append(row)
     if problems:
         raise ManifestError(_report(csv_path, problems))
-    if "id" not in names and all(os.path.isabs(row["id"]) for row in rows):
+    if "id" not in places and all(os.path.isabs(row["id"]) for row in rows):
         relative = relative_paths([row["path"] for row in rows])
         for row, path in zip(rows, relative, strict=True):
             row["id"] = path
@@ -530,6 +547,60 @@ def split_labels(cell):
     return [label.strip() for label in cell.split(";") if label.strip()]
 
 
+def label_problem(label):
+    """Return why SpeechBrain's label file cannot hold a label, or None.
+
+    Arguments
+    ---------
+    label : str
+        Any text, also a cell of several labels.
+
+    Returns
+    -------
+    str or None
+        Names the label and what to do.
+
+    Example
+    -------
+    >>> label_problem("dog")
+    >>> label_problem("dog => cat")
+    'label "dog => cat" cannot be saved: replace the " => " in it'
+    """
+    mark = CategoricalEncoder.VALUE_SEPARATOR
+    if mark in repr(label):
+        return f'label "{label}" cannot be saved: replace the "{mark}" in it'
+    return None
+
+
+def all_alike(targets):
+    """Return what is wrong if all training clips have the same labels, or None.
+
+    Arguments
+    ---------
+    targets : iterable of set of str
+        The labels of each clip.
+
+    Returns
+    -------
+    str or None
+        Names the labels.
+
+    Example
+    -------
+    >>> all_alike([{"dog"}, {"cat"}, {"dog"}])
+    >>> all_alike([{"dog"}, {"dog"}])
+    'every clip of train has the label dog: there is nothing to tell apart'
+    """
+    targets = iter(targets)
+    first = next(targets, None)
+    if not first or any(other != first for other in targets):
+        return None
+    words = f"label{'s' * (len(first) > 1)} {', '.join(sorted(first))}"
+    return (
+        f"every clip of train has the {words}: there is nothing to tell apart"
+    )
+
+
 def _absolute(path, root=""):
     return os.path.abspath(os.path.join(root, os.path.expanduser(path)))
 
@@ -540,21 +611,121 @@ def _is_audio(name):
 
 
 def _named_lines(csv_path, source):
-    """Column names and the lines below them, as (line number, cells)."""
+    """Places of the columns by their keys in rows, how many columns there are,
+    and the lines below their names, as (line number, cells)."""
+    for key, name in source.items():
+        if name in (None, ""):
+            raise ManifestError(f"{csv_path}: the column of {key} has no name")
+    asked = {key: str(name) for key, name in source.items()}
     lines = _numbered_lines(csv_path)
     first = lines[0][1]
-    names = [cell.casefold() for cell in first]
-    missing = [v for v in source.values() if v.casefold() not in names]
-    if not missing and len(lines) == 1:
+    found = _find_columns(first, asked)
+    missing = [
+        name
+        for name in dict.fromkeys(asked.values())
+        if not found[name.casefold()]
+    ]
+    if missing:
+        separator = _separator(first, missing)
+        if len(first) == 1 and source == {"path": "path"} and not separator:
+            return {"path": 0}, 1, lines
+        hint = separator or _other_names(first, missing, source)
+        raise ManifestError(
+            f"{csv_path}: no column {', '.join(missing)}; the first line has "
+            f"{', '.join(first)}. It must name the columns, separated by "
+            f"commas{hint}"
+        )
+    for places in found.values():
+        if len(places) > 1:
+            said = ", ".join(f"{first[n]} (column {n + 1})" for n in places)
+            raise ManifestError(
+                f"{csv_path}: columns of the same name: {said}. Rename or "
+                "remove all but one"
+            )
+    if len(lines) == 1:
         raise ManifestError(f"{csv_path}: no rows below the column names")
-    if not missing:
-        return names, lines[1:]
-    if len(first) == 1 and source == {"path": "path"}:
-        return ["path"], lines
-    raise ManifestError(
-        f"{csv_path}: no column {', '.join(missing)}; the first line has "
-        f"{', '.join(first)}. It must name the columns, separated by commas"
-    )
+    places = {key: place for key, (place,) in found.items()}
+    return places, len(first), lines[1:]
+
+
+def _find_columns(first, asked):
+    """Places of each column by its key in rows: one, none, or several that
+    cannot be told apart."""
+    alike = {}
+    for place, name in enumerate(first):
+        if name:
+            alike.setdefault(name.casefold(), []).append(place)
+    # Every column has its name in lower case as a key, too.
+    wanted = {
+        **{key: key for key in alike},
+        **{name.casefold(): name for name in asked.values()},
+        **asked,
+    }
+    found = {}
+    for key, name in wanted.items():
+        places = alike.get(name.casefold(), [])
+        exact = [place for place in places if first[place] == name]
+        found[key] = exact if len(exact) == 1 else places
+    return found
+
+
+def _separator(first, missing):
+    """Say which other separator makes the missing columns of a first line."""
+    for mark, name in (("\t", "tabs"), (";", "semicolons")):
+        found = {_bare(cell) for cell in ",".join(first).split(mark)}
+        if len(first) == 1 and found.issuperset(map(_bare, missing)):
+            return f"; here they are separated by {name}"
+    return ""
+
+
+def _other_names(first, missing, source):
+    """Say what is near to a missing column but written otherwise."""
+    hint = ""
+    for name in missing:
+        near = [cell for cell in first if _bare(cell) == _bare(name)]
+        if near:
+            hint += (
+                f"; {ascii(near[0])} is not {ascii(name)}: mend the quotes, "
+                "blanks or Unicode form of one"
+            )
+        kinds = [
+            type(value).__name__
+            for value in source.values()
+            if str(value) == name and not isinstance(value, str)
+        ]
+        if kinds:
+            hint += (
+                f"; {name} was read as {kinds[0]}: quote a name twice to keep "
+                f"it as it is written, \"'...'\""
+            )
+    return hint
+
+
+def _bare(name):
+    """A name without what is hard to see: case, quotes, blanks and form."""
+    bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
+    return bare.casefold()
+
+
+def _other_spelling(written, root):
+    """Say why a file is not found that is there under another spelling."""
+    spellings = {
+        "write / in place of \\": written.replace("\\", "/"),
+        "cells must be separated by commas, not tabs": written.split("\t")[0],
+        "cells must be separated by commas": written.split(";")[0],
+        "leave out the quotes": written.strip(_QUOTES),
+        "its name ends with a blank there: rename it": f"{written} ",
+        "its name starts with a blank there: rename it": f" {written}",
+        "its name there has composed accents (Unicode NFC), the table has "
+        "them apart": unicodedata.normalize("NFC", written),
+        "its name there has accents apart (Unicode NFD), the table has them "
+        "composed": unicodedata.normalize("NFD", written),
+    }
+    for reason, other in spellings.items():
+        path = file_of(_absolute(other, root))
+        if other not in ("", written) and os.path.isfile(path):
+            return f" ({reason})"
+    return ""
 
 
 def _numbered_lines(csv_path):
@@ -579,25 +750,23 @@ def _numbered_lines(csv_path):
     return lines
 
 
-def _problem(row, cells, names, needs, check_split, seen):
-    """What is wrong with a row, or None."""
-    if len(cells) != len(names):
+def _problem(row, n_cells, n_columns, needs, source, seen):
+    """What is wrong with a row, but for its file; or None."""
+    if n_cells != n_columns:
         return (
-            f"{len(cells)} cells under {len(names)} columns "
+            f"{n_cells} cells under {n_columns} columns "
             "(text with commas must stand in double quotes)"
         )
     empty = [name for name in needs if not row[name]]
     if empty:
         return f"no {', '.join(empty)}"
-    if check_split and row["split"] not in ("", *SPLITS):
+    if "split" in source and row["split"] not in ("", *SPLITS):
         return f'split "{row["split"]}" is none of {", ".join(SPLITS)}'
     if row["path"] in seen:
         return f"same file as line {seen[row['path']]}: {row['path']}"
     if ("id", row["id"]) in seen:
         return f"same id as line {seen['id', row['id']]}: {row['id']}"
-    if not os.path.isfile(file_of(row["path"])):
-        return f"no such file: {row['path']}"
-    return None
+    return label_problem(row["label"]) if "label" in source else None
 
 
 def _report(csv_path, problems):

@@ -22,7 +22,9 @@ from ssast_lobes.data.dataset import clip_keys
 from ssast_lobes.data.manifest import (
     SPLITS,
     ManifestError,
+    all_alike,
     index_rows,
+    label_problem,
     relative_paths,
     scan_audio,
     split_labels,
@@ -359,8 +361,9 @@ def write_splits(
     Raises
     ------
     ManifestError
-        If ids occur twice, files are missing, a part or a class is empty, or
-        labels are unknown; tells all of it at once.
+        If ids occur twice, files are missing, a part or a class is empty,
+        labels are unknown or cannot be saved, or all clips of train have the
+        same; tells all of it at once.
     OtherClips
         If a model was trained in the folder on other clips; names the first
         that differs. The folder is as it was.
@@ -370,14 +373,18 @@ def write_splits(
     >>> import numpy, soundfile
     >>> folder = getfixture("tmpdir")
     >>> def row(name):
-    ...     path = str(folder.join(name))
+    ...     path = str(folder.join(f"{name}.wav"))
     ...     soundfile.write(path, numpy.zeros(800), 16000)
-    ...     return {"id": name, "path": path, "label": "silence"}
-    >>> splits = {name: [row(f"{name}.wav")] for name in SPLITS}
-    >>> path = write_splits(splits, folder, "Silence")
+    ...     return {"id": name, "path": path, "label": name[:-1]}
+    >>> splits = {
+    ...     "train": [row("rain1"), row("wind1")],
+    ...     "valid": [row("rain2")],
+    ...     "test": [row("wind3")],
+    ... }
+    >>> path = write_splits(splits, folder, "Weather")
     >>> rows = read_splits(path)
-    >>> rows["labels"], rows["test"]["test.wav"]["duration"]
-    (['silence'], 0.05)
+    >>> rows["labels"], rows["test"]["wind3"]["duration"]
+    (['rain', 'wind'], 0.05)
     """
     multi_label = multi_label and labelled
     _raise(corpus, _repeated(splits) + _missing(splits))
@@ -402,7 +409,8 @@ def write_splits(
         _require_same_clips(output_folder, read_splits(path), content)
     scan.write(max_unreadable)
     if labelled:
-        _raise(corpus, _label_problems(labels, classes))
+        unfit = _unfit(splits, labels, multi_label)
+        _raise(corpus, _label_problems(labels, classes) + unfit)
         _warn_of_shared_groups(corpus, splits, group)
     elif not splits["train"]:
         raise ManifestError(f"{corpus}: no clip is left to train on")
@@ -576,6 +584,19 @@ def _label_problems(labels, classes):
                 f"labels of {name} that {kind}: {', '.join(unknown[:20])}"
             )
     return problems
+
+
+def _unfit(splits, labels, multi_label):
+    """Labels that cannot be saved, or that leave nothing to learn."""
+    problems = []
+    rows = [row for part in splits.values() for row in part]
+    for label in sorted(set().union(*labels.values())):
+        problem = label_problem(label)
+        if problem:
+            holders = (r for r in rows if label in _labels([r], multi_label))
+            problems.append(f"{next(holders)['id']}: {problem}")
+    alike = all_alike(_labels([r], multi_label) for r in splits["train"])
+    return [*problems, alike] if alike else problems
 
 
 def _warn_of_shared_groups(corpus, splits, group):

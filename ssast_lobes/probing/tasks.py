@@ -8,7 +8,12 @@ from typing import NamedTuple
 import torch
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.data.manifest import SPLITS, ManifestError, read_manifest
+from ssast_lobes.data.manifest import (
+    SPLITS,
+    ManifestError,
+    all_alike,
+    read_manifest,
+)
 from ssast_lobes.probing.intervals import METRICS
 
 logger = get_logger(__name__)
@@ -87,7 +92,8 @@ class Task(NamedTuple):
         Raises
         ------
         ManifestError
-            If a part is left empty, or a class is left without training.
+            If a part is left empty, a class is left without training, or
+            training is left with one class.
         """
         rows = {
             split: [row for row in part if row["path"] not in paths]
@@ -131,22 +137,23 @@ def read_task(
     Raises
     ------
     ManifestError
-        If rows are bad, a split is empty, or labels of valid and test do not
-        occur in train.
+        If rows are bad, a split is empty, labels of valid and test do not
+        occur in train, or all clips of train have the same.
     ValueError
         If the metric is unknown.
 
     Example
     -------
     >>> folder = getfixture("tmpdir")
-    >>> lines = ["path,label,split"]
-    >>> for split in ("train", "valid", "test"):
-    ...     folder.join(f"{split}.wav").write("")
-    ...     lines.append(f"{split}.wav,dog,{split}")
+    >>> lines = ["path,label,split", "0.wav,cat,train"]
+    >>> for number, split in enumerate(("train", "valid", "test")):
+    ...     lines.append(f"{number + 1}.wav,dog,{split}")
+    >>> for number in range(4):
+    ...     folder.join(f"{number}.wav").write("")
     >>> folder.join("animals.csv").write("\\n".join(lines))
     >>> task = read_task(folder.join("animals.csv"))
     >>> task.name, task.labels, task.targets("test")
-    ('animals', ['dog'], tensor([0]))
+    ('animals', ['cat', 'dog'], tensor([1]))
     """
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got '{metric}'")
@@ -249,6 +256,9 @@ def _check(source, rows):
                 f"{source}: labels of {split} that train does not have: "
                 f"{', '.join(unknown[:20])}"
             )
+    problem = all_alike({row["label"]} for row in rows["train"])
+    if problem:
+        raise ManifestError(f"{source}: {problem}")
 
 
 def _warn_of_shared_groups(source, rows):

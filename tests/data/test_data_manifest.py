@@ -1,11 +1,14 @@
 """Manifests: what is accepted, and one clear error for all that is not."""
 
+import datetime
 import os
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from speechbrain.dataio.encoder import CategoricalEncoder
 
 from ssast_lobes.data.manifest import (
     ManifestError,
@@ -14,6 +17,7 @@ from ssast_lobes.data.manifest import (
     folder_rows,
     held_out,
     index_rows,
+    label_problem,
     naming_file,
     prepare,
     read_manifest,
@@ -157,6 +161,163 @@ def test_columns_under_other_names(corpus):
         columns={"label": "Speaker", "split": "fold"},
     )
     assert (row["label"], row["split"]) == ("anna", "train")
+
+
+@pytest.mark.parametrize(
+    ("header", "asked", "expected"),
+    [
+        ("path,label,split,Label", "label", "b"),
+        ("path,label,split,Label", "Label", "d"),
+        ("path,Label,split,other", "LABEL", "b"),
+        ("path,1,2024-01-01,True", 1, "b"),
+        ("path,1,2024-01-01,True", datetime.date(2024, 1, 1), "c"),
+        ("path,1,2024-01-01,True", True, "d"),
+    ],
+)
+def test_the_column_that_is_asked_for_is_taken(corpus, header, asked, expected):
+    table = write_table(corpus, f"{header}\naudio/a.wav,b,c,d\n")
+    (row,) = read_manifest(table, ("path", "label"), columns={"label": asked})
+    assert row["label"] == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "asked", "told"),
+    [
+        (
+            "path,label,split,label",
+            "label",
+            "label (column 2), label (column 4)",
+        ),
+        ("path,Label,x,LABEL", "label", "Label (column 2), LABEL (column 4)"),
+        # Nobody asks for these, but others may be told from them later.
+        ("path,label,note,note", "label", "note (column 3), note (column 4)"),
+        ("path,label,Split,SPLIT", "label", "Split (column 3), SPLIT (col"),
+    ],
+)
+def test_columns_named_twice(corpus, header, asked, told):
+    table = write_table(corpus, f"{header}\naudio/a.wav,b,c,d\n")
+    with pytest.raises(ManifestError, match=re.escape(told)) as caught:
+        read_manifest(table, ("path", "label"), columns={"label": asked})
+    assert str(caught.value).startswith(f"{table}: columns of the same name")
+    assert "\n" not in str(caught.value)
+
+
+def test_columns_without_a_name_are_left_out(corpus):
+    table = write_table(corpus, ",path,label,\n0,audio/a.wav,b,\n")
+    (row,) = read_manifest(table, ("path", "label"))
+    assert row.keys() == {"path", "label", "id"}
+
+
+@pytest.mark.parametrize(
+    ("header", "asked", "told"),
+    [
+        ("path,label", None, "the column of label has no name"),
+        ("path,label", "", "the column of label has no name"),
+        ("path,010", 10, "no column 10; .*10 was read as int: quote a name"),
+        ('path, "label"', "label", r"""'"label"' is not 'label': mend"""),
+        ("path,label", " label", "'label' is not ' label': mend"),
+        ("path,e\u0301", "\u00e9", r"'e\\u0301' is not '\\xe9': mend"),
+        ("path\tlabel", "label", "separated by commas; here .* by tabs"),
+        ('"path";"label"', "label", "by commas; here .* by semicolons"),
+        ("path,other", "label", "separated by commas$"),
+        ("path\tother", "label", "separated by commas$"),
+    ],
+)
+def test_why_a_column_is_not_found(corpus, header, asked, told):
+    table = write_table(corpus, f"{header}\naudio/a.wav,b\n")
+    with pytest.raises(ManifestError, match=told) as caught:
+        read_manifest(table, ("path", "label"), columns={"label": asked})
+    assert "\n" not in str(caught.value)
+
+
+def test_tabs_where_only_the_path_is_asked_for(corpus):
+    table = write_table(corpus, "path\tlabel\naudio/a.wav\tdog\n")
+    with pytest.raises(ManifestError, match="; here .* separated by tabs"):
+        read_manifest(table)
+    table = write_table(corpus, "audio/a.wav\tdog\n")
+    with pytest.raises(ManifestError, match=r"line 1: .*commas, not tabs\)"):
+        read_manifest(table)
+
+
+@pytest.mark.parametrize(
+    ("there", "written", "told"),
+    [
+        ("audio/a.wav", "audio\\a.wav", "write / in place of"),
+        ("audio/a.wav", "audio/a.wav\tdog", "by commas, not tabs"),
+        ("audio/a.wav", "audio/a.wav;dog", "by commas"),
+        ("audio/a.wav", "'audio/a.wav'", "leave out the quotes"),
+        ("audio/a.wav", '"""audio/a.wav"""', "leave out the quotes"),
+        ("x .wav ", "x .wav", "ends with a blank there: rename it"),
+        (" x.wav", "x.wav", "starts with a blank there: rename it"),
+        ("\u00e9.wav", "e\u0301.wav", "NFC"),
+        ("e\u0301.wav", "\u00e9.wav", "NFD"),
+        ("audio/a.wav", "audio/b\u00e9.wav", None),
+        ("audio/a.wav", "audio\\none.wav", None),
+    ],
+)
+def test_why_a_file_is_not_found(corpus, there, written, told):
+    # The folder of the table may have another form than a cell.
+    folder = corpus / "cafe\u0301"
+    (folder / "audio").mkdir(parents=True)
+    (folder / there).touch()
+    table = write_table(folder, f"path,label\n{written},dog\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(table)
+    title, problem = str(caught.value).split("\n  ")
+    assert "line 2: no such file: " in problem
+    if told is None:
+        assert problem.endswith(".wav")
+    else:
+        assert problem.endswith(")") and told in problem
+
+
+def test_a_label_that_cannot_be_saved_is_told_with_its_line(corpus):
+    table = write_table(
+        corpus,
+        "path,label,note\naudio/a.wav,dog,x => y\naudio/b.wav,a => b;dog,\n",
+    )
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(table, ("path", "label"))
+    assert str(caught.value) == (
+        f'{table}: 1 bad line\n  line 3: label "a => b;dog" cannot be saved: '
+        'replace the " => " in it'
+    )
+    # Without labels it is text as any other.
+    assert len(read_manifest(table)) == 2
+
+
+# Text that a label file might take for something else.
+LABELS = (
+    *("dog", "", "=> a", "a =>", "a=>b", "a =>\tb", "=" * 16, "'q'", '"q"'),
+    *("'\"both\"'", "back\\", "\\n", "a\nb", "a\r\nb", "\u2028", "\x85", "\0"),
+    *(
+        " lead",
+        "trail ",
+        "\udce4",
+        "\u00e9",
+        "e\u0301",
+        "1",
+        "True",
+        "None",
+        "{}",
+    ),
+    *("a => b", "a  => b", " => ", "a => ", " => b", "'a' => 'b'"),
+)
+
+
+@pytest.mark.parametrize("label", LABELS, ids=ascii)
+def test_labels_that_are_accepted_come_back(label, tmp_path):
+    path = tmp_path / "labels.txt"
+    encoder, loaded = CategoricalEncoder(), CategoricalEncoder()
+    encoder.update_from_iterable([label, "other"])
+    encoder.save(path)
+    try:
+        loaded.load(path)
+    except ValueError:
+        assert label_problem(label) is not None
+    else:
+        assert loaded.lab2ind == encoder.lab2ind
+        assert label_problem(label) is None
 
 
 def test_id_column(corpus):

@@ -216,6 +216,50 @@ def test_labels_and_parts_that_are_empty_or_unknown(splits, tmp_path):
     assert "no clip is valid" in message()
 
 
+def test_labels_that_cannot_be_saved_are_told_with_a_clip(splits, tmp_path):
+    for part in splits.values():
+        for row in part:
+            row["label"] = row["label"].replace("tone", "a => tone")
+    first = next(r for r in splits["train"] if r["label"] == "a => tone")
+    with pytest.raises(ManifestError) as error:
+        write_splits(splits, tmp_path, "Tones")
+    assert str(error.value) == (
+        f'Tones: 1 problem with the data\n  {first["id"]}: label "a => tone" '
+        'cannot be saved: replace the " => " in it'
+    )
+    assert not (tmp_path / "splits.json").exists()
+    first["label"] = "noise; b => c"
+    with pytest.raises(ManifestError, match=f'{first["id"]}: label "b => c"'):
+        write_splits(splits, tmp_path, "Tones", multi_label=True)
+
+
+@pytest.mark.parametrize(
+    ("cells", "multi_label", "told"),
+    [
+        (["tone", "tone"], False, "the label tone: there is nothing to tell"),
+        (["tone", "tone"], True, "the label tone: there is nothing to tell"),
+        (["a;b", "b; a"], True, "the labels a, b: there is nothing to tell"),
+        (["tone", ";"], True, None),
+        (["a;b", "b"], True, None),
+        (["a", "b"], False, None),
+    ],
+)
+def test_training_clips_of_the_same_labels(
+    splits, tmp_path, cells, multi_label, told
+):
+    for part in splits.values():
+        for row, cell in zip(part, cells * 6, strict=False):
+            row["label"] = cell
+    given = {"corpus": "Tones", "multi_label": multi_label}
+    if told is None:
+        write_splits(splits, tmp_path, **given)
+        return
+    with pytest.raises(ManifestError, match=told):
+        write_splits(splits, tmp_path, **given)
+    # Pretraining does not look at labels.
+    write_splits(splits, tmp_path, **given, labelled=False)
+
+
 def test_unreadable_audio_is_left_out_and_may_empty_a_class(splits, tmp_path):
     broken = tmp_path / "broken.wav"
     soundfile.write(broken, np.zeros(800), 16000)

@@ -33,7 +33,7 @@ from ssast_lobes.data.manifest import (
     read_manifest,
 )
 from ssast_lobes.data.shards import pack
-from ssast_lobes.data.splits import OtherClips
+from ssast_lobes.data.splits import OtherClips, read_splits
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.probing.classifiers import linear_weights
 from ssast_lobes.training.errors import SettingsError
@@ -807,15 +807,16 @@ def test_environment_is_quiet():
 
 def test_speakers_of_two_splits_are_told(scripts, tones, tmp_path, caplog):
     rows = read_manifest(tones.manifest)
-    table = tmp_path / "one_speaker.csv"
+    table = tmp_path / "two_speakers.csv"
     with open(table, "w", newline="") as file:
         lines = csv.writer(file)
         lines.writerow(["path", "label", "split", "speaker"])
         for row in rows:
-            lines.writerow([row["path"], row["label"], row["split"], "anna"])
+            speaker = "anna" if row["label"] == "tone" else "bert"
+            lines.writerow([row["path"], row["label"], row["split"], speaker])
     prepare = scripts["classify"].prepare_classification
     prepare(table, tmp_path, "label", "split", False, 0.0, 0.0)
-    assert "1 speakers of test are in train too, such as anna" in caplog.text
+    assert "2 speakers of test are in train too, such as anna" in caplog.text
     caplog.clear()
     prepare(table, tmp_path, "speaker", "split", False, 0.0, 0.0)
     assert "are in train too" not in caplog.text
@@ -836,3 +837,20 @@ def test_wrong_settings_are_one_message(flags, message, scripts, tmp_path):
     flags = [*flags, f"--output_folder={tmp_path}"]
     with pytest.raises(SettingsError, match=f"classify.yaml:? .*{message}"):
         scripts["classify"].main([str(yaml_of("classify")), *flags])
+
+
+def test_a_column_may_have_a_number_as_its_name(scripts, tones, tmp_path):
+    table = tmp_path / "numbers.csv"
+    text = tones.manifest.read_text().replace("label,", "1,", 1)
+    text = re.sub(
+        "^([a-z]*_.)", f"{tones.folder}/\\1", text, flags=re.MULTILINE
+    )
+    table.write_text(text)
+    prepare = scripts["classify"].prepare_classification
+    rest = "split", False, 0.0, 0.0
+    rows = read_splits(prepare(table, tmp_path, 1, *rest))
+    assert rows["labels"] == ["chirp", "noise", "tone"]
+    with pytest.raises(ManifestError, match="numbers.csv: no column 2; "):
+        prepare(table, tmp_path, 2, *rest)
+    with pytest.raises(ManifestError, match="column of label has no name"):
+        prepare(table, tmp_path, None, *rest)
