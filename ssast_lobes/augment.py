@@ -8,6 +8,7 @@ The clips differ in their draws; padding stays 0.
 import torch
 from torch import nn
 
+from ssast_lobes.checks import real, whole
 from ssast_lobes.features import valid_frames
 
 
@@ -45,8 +46,8 @@ class Mixup(nn.Module):
 
     def __init__(self, alpha=10.0, probability=0.5):
         super().__init__()
-        self.alpha = alpha
-        self.probability = probability
+        self.alpha = real("alpha", alpha, 0, inside=True)
+        self.probability = real("probability", probability, 0, 1)
 
     def forward(self, wav, lens, targets, generator=None):
         """Mix each clip with a random one of the batch.
@@ -147,8 +148,8 @@ class SpectrogramMasking(nn.Module):
 
     def __init__(self, freq_width, time_width):
         super().__init__()
-        self.freq_width = freq_width
-        self.time_width = time_width
+        self.freq_width = whole("freq_width", freq_width, 0)
+        self.time_width = whole("time_width", time_width, 0)
 
     def forward(self, feats, n_frames, generator=None):
         """Hide one band and one stretch of each clip.
@@ -208,8 +209,8 @@ class NoiseAndRoll(nn.Module):
 
     def __init__(self, noise=0.1, shift=10):
         super().__init__()
-        self.noise = noise
-        self.shift = shift
+        self.noise = real("noise", noise, 0)
+        self.shift = whole("shift", shift, 0)
 
     def forward(self, feats, n_frames, generator=None):
         """Add noise to the valid frames and rotate them.

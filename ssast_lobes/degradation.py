@@ -12,6 +12,7 @@ import math
 import torch
 from torch import nn
 
+from ssast_lobes.checks import real, reals, require, whole
 from ssast_lobes.features import valid_frames
 
 
@@ -37,8 +38,11 @@ class Degradation(nn.Module):
 
     def __init__(self, steps, probability=0.3):
         super().__init__()
+        right = isinstance(steps, list | tuple | nn.ModuleList)
+        right = right and all(isinstance(step, nn.Module) for step in steps)
+        require(right, "steps", "a list of modules", steps)
         self.steps = nn.ModuleList(steps)
-        self.probability = probability
+        self.probability = real("probability", probability, 0, 1)
 
     def forward(self, wav, lens, generator=None):
         """Degrade a batch.
@@ -88,8 +92,8 @@ class AddedNoise(nn.Module):
 
     def __init__(self, snr_db=(5.0, 40.0), slope=(0.0, 2.0)):
         super().__init__()
-        self.snr_db = snr_db
-        self.slope = slope
+        self.snr_db = reals("snr_db", snr_db)
+        self.slope = reals("slope", slope)
 
     def forward(self, wav, valid, generator=None):
         """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
@@ -123,7 +127,7 @@ class Clipping(nn.Module):
 
     def __init__(self, level=(0.1, 0.7)):
         super().__init__()
-        self.level = level
+        self.level = reals("level", level, 0, 1)
 
     def forward(self, wav, valid, generator=None):
         """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
@@ -165,10 +169,10 @@ class BandLimit(nn.Module):
         sample_rate=16000,
     ):
         super().__init__()
-        self.low_hz = low_hz
-        self.high_hz = high_hz
-        self.order = order
-        self.sample_rate = sample_rate
+        self.low_hz = reals("low_hz", low_hz, 0)
+        self.high_hz = reals("high_hz", high_hz, 0)
+        self.order = whole("order", order)
+        self.sample_rate = whole("sample_rate", sample_rate)
 
     def forward(self, wav, valid, generator=None):
         """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
@@ -207,7 +211,7 @@ class Companding(nn.Module):
 
     def __init__(self, bits=(5.0, 8.0)):
         super().__init__()
-        self.bits = bits
+        self.bits = reals("bits", bits, 1)
 
     def forward(self, wav, valid, generator=None):
         """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
@@ -249,9 +253,11 @@ class TransformCoding(nn.Module):
 
     def __init__(self, step=(0.5, 2.5), window=512, surroundings=9):
         super().__init__()
-        self.step = step
-        self.window = window
-        self.surroundings = surroundings
+        self.step = reals("step", step, 0)
+        self.window = whole("window", window, 2)
+        self.surroundings = whole("surroundings", surroundings)
+        require(window % 2 == 0, "window", "even", window)
+        require(surroundings % 2 == 1, "surroundings", "odd", surroundings)
 
     def forward(self, wav, valid, generator=None):
         """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""

@@ -11,6 +11,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssast_lobes import mamba
+from ssast_lobes.checks import flag, one_of, real, whole
 from ssast_lobes.features import full_lengths, valid_frames
 from ssast_lobes.patches import Grid, PatchEmbedding, PositionTable
 from ssast_lobes.presets import load_preset
@@ -258,10 +259,13 @@ class SpectrogramEncoder(nn.Module):
         checkpointing=False,
     ):
         super().__init__()
-        if blocks not in BLOCKS:
-            raise ValueError(f"blocks must be one of {BLOCKS}, got '{blocks}'")
-        self.kind = blocks
-        self.checkpointing = checkpointing
+        self.kind = one_of("blocks", blocks, BLOCKS)
+        self.checkpointing = flag("checkpointing", checkpointing)
+        for name, size in {"dim": dim, "depth": depth, "heads": heads}.items():
+            whole(name, size)
+        real("mlp_ratio", mlp_ratio, 0, inside=True)
+        real("drop_path", drop_path, 0, 1)
+        real("table_frames", table_frames, 1)
         self.grid = grid if isinstance(grid, Grid) else Grid(**(grid or {}))
         self.dim = dim
         self.heads = heads

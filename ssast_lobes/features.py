@@ -13,6 +13,7 @@ from speechbrain.utils.logger import get_logger
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
+from ssast_lobes.checks import real, require, whole
 from ssast_lobes.presets import load_preset
 
 logger = get_logger(__name__)
@@ -169,8 +170,8 @@ class KaldiFbank(nn.Module):
 
     def __init__(self, sample_rate=16000, n_mels=128):
         super().__init__()
-        self.sample_rate = sample_rate
-        self.n_mels = n_mels
+        self.sample_rate = whole("sample_rate", sample_rate, 100)
+        self.n_mels = whole("n_mels", n_mels)
         self.window_samples = int(sample_rate * 0.025)
         self.hop_samples = int(sample_rate * 0.010)
         self.fft_size = 1 << (self.window_samples - 1).bit_length()
@@ -383,10 +384,8 @@ class SpectrogramNorm(nn.Module):
 
     def __init__(self, mean, std):
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"std must be positive, got {std}")
-        self.mean = float(mean)
-        self.std = float(std)
+        self.mean = float(real("mean", mean))
+        self.std = float(real("std", std, 0, inside=True))
 
     @classmethod
     def from_preset(cls, name):
@@ -481,11 +480,15 @@ class FrontEnd(nn.Module):
         super().__init__()
         if isinstance(statistics, str):
             statistics = read_statistics(statistics)
-        if pad_frames is not None and pad_frames < 1:
-            raise ValueError(f"pad_frames must be positive, got {pad_frames}")
+        require(
+            isinstance(statistics, dict) and set(statistics) == {"mean", "std"},
+            "statistics",
+            "a preset, the path of a YAML file, or {mean: NUMBER, std: NUMBER}",
+            statistics,
+        )
+        self.pad_frames = whole("pad_frames", pad_frames, null=True)
         self.fbank = KaldiFbank(sample_rate, n_mels)
         self.norm = SpectrogramNorm(**statistics)
-        self.pad_frames = pad_frames
 
     @property
     def config(self):

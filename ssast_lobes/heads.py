@@ -5,6 +5,7 @@ from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
 from torch.nn import functional
 
+from ssast_lobes.checks import ArgumentError, flag, one_of, real, whole
 from ssast_lobes.encoder import POOLINGS
 
 LAYERS = ("last", "weighted", "all")
@@ -45,12 +46,8 @@ class ClipPooling(nn.Module):
 
     def __init__(self, depth, pooling="mean", layers="last"):
         super().__init__()
-        if layers not in LAYERS:
-            raise ValueError(f"layers must be one of {LAYERS}, got '{layers}'")
-        if pooling not in POOLINGS:
-            raise ValueError(
-                f"pooling must be one of {(*POOLINGS,)}, got '{pooling}'"
-            )
+        one_of("layers", layers, LAYERS)
+        one_of("pooling", pooling, POOLINGS)
         self.depth = depth
         self.pooling = pooling
         self.layers = layers
@@ -144,10 +141,8 @@ class ClassificationHead(nn.Module):
 
     def __init__(self, dim, n_classes, projection=None, cosine_scale=None):
         super().__init__()
-        sizes = {"projection": projection, "cosine_scale": cosine_scale}
-        for name, size in sizes.items():
-            if size is not None and not size > 0:
-                raise ValueError(f"{name} must be positive, got {size}")
+        whole("projection", projection, null=True)
+        real("cosine_scale", cosine_scale, 0, inside=True, null=True)
         self.projection = projection
         self.cosine_scale = cosine_scale
         if projection is None:
@@ -258,14 +253,12 @@ class SpectrogramClassifier(nn.Module):
         lora_rank=0,
     ):
         super().__init__()
+        flag("freeze_encoder", freeze_encoder)
+        whole("frozen_blocks", frozen_blocks, 0, encoder.depth)
+        whole("lora_rank", lora_rank, 0)
         if sum([freeze_encoder, frozen_blocks > 0, lora_rank > 0]) > 1:
-            raise ValueError(
+            raise ArgumentError(
                 "choose one of freeze_encoder, frozen_blocks and lora_rank"
-            )
-        if frozen_blocks > encoder.depth:
-            raise ValueError(
-                f"frozen_blocks is {frozen_blocks}, the encoder has "
-                f"{encoder.depth} blocks"
             )
         self.pooling = ClipPooling(encoder.depth, pooling, layers)
         size = self.pooling.output_size(encoder.dim)

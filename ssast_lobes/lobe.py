@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ssast_lobes.checks import ArgumentError, flag, one_of, require, whole
 from ssast_lobes.encoder import SpectrogramEncoder
 from ssast_lobes.features import FrontEnd, full_lengths
 from ssast_lobes.heads import ClipPooling
@@ -62,12 +63,12 @@ class SpectrogramLobe(nn.Module):
         freeze=False,
     ):
         super().__init__()
-        if output not in OUTPUTS:
-            raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")
+        one_of("output", output, OUTPUTS)
+        flag("freeze", freeze)
         n_mels = encoder.grid.n_mels
         self.features = features or FrontEnd(n_mels=n_mels)
         if self.features.fbank.n_mels != n_mels:
-            raise ValueError(
+            raise ArgumentError(
                 f"features have {self.features.fbank.n_mels} mel bins, the "
                 f"encoder {n_mels}"
             )
@@ -266,6 +267,9 @@ class SSAST(SpectrogramLobe):
         drop_path=0.0,
         checkpointing=None,
     ):
+        # Wrong ones are told before anything is loaded.
+        whole("n_mels", n_mels, null=True)
+        require(isinstance(model_size, str), "model_size", "a name", model_size)
         training = {"drop_path": drop_path}
         if checkpointing is not None:
             training["checkpointing"] = checkpointing
@@ -297,6 +301,7 @@ class SSAST(SpectrogramLobe):
                 # Unused parameters would stop distributed training.
                 clip = output == "clip"
                 pooling = _pooling_of(weights, encoder.depth) if clip else None
+        _refuse_gaps(encoder.grid, stride)
         features["n_mels"] = encoder.grid.n_mels
         if statistics is not None:
             features["statistics"] = statistics
@@ -316,8 +321,16 @@ def _adapted_grid(config, n_mels, stride):
         grid["stride"] = grid["stride"] if overlap else [bins, frames]
         grid.update(n_mels=n_mels, patch=[bins, frames])
     if stride is not None:
-        grid["stride"] = list(stride)
+        grid["stride"] = stride
     return grid
+
+
+def _refuse_gaps(grid, stride):
+    """Raise where a stride leaves out audio between patches."""
+    steps = zip(grid.stride, grid.patch, strict=True)
+    allowed = f"no larger than a patch, {list(grid.patch)}"
+    right = stride is None or all(step <= size for step, size in steps)
+    require(right, "stride", allowed, stride)
 
 
 class PretrainingOutput(NamedTuple):

@@ -9,6 +9,8 @@ import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
 from torch.nn import functional
 
+from ssast_lobes.checks import real
+
 
 def cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     """Return the cross-entropy of clips with one label each.
@@ -36,6 +38,7 @@ def cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     >>> round(loss.item(), 4)
     0.6931
     """
+    real("label_smoothing", label_smoothing, 0, 1)
     return functional.cross_entropy(
         scores.float(),
         targets,
@@ -66,7 +69,7 @@ def binary_cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     >>> binary_cross_entropy(torch.zeros(1, 2), torch.ones(1, 2)).item()
     0.6931471824645996
     """
-    if label_smoothing:
+    if real("label_smoothing", label_smoothing, 0, 1):
         targets = targets * (1 - label_smoothing) + label_smoothing / 2
     return functional.binary_cross_entropy_with_logits(
         scores.float(), targets, pos_weight=_on(scores, weight)
@@ -98,6 +101,7 @@ def focal_loss(scores, targets, weight=None, gamma=2.0):
     >>> round(ratio.item(), 4)
     0.25
     """
+    real("gamma", gamma, 0)
     log_p = scores.float().log_softmax(-1)
     losses = -targets * (1 - log_p.exp()) ** gamma * log_p
     if weight is not None:
@@ -136,6 +140,8 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
     >>> (margin > cross_entropy(30 * cosines, target)).item()
     True
     """
+    real("margin", margin, 0)
+    real("scale", scale, 0, inside=True)
     cosines = scores.float() / scale
     with_margin = AdditiveAngularMargin(margin, scale)(cosines, targets)
     return cross_entropy(with_margin, targets, weight)

@@ -10,6 +10,8 @@ words and numbers, and `make_masker` builds it again.
 import torch
 from torch import nn
 
+from ssast_lobes.checks import ArgumentError, real, require, whole
+
 # Multipliers of the 64-bit mixer splitmix64 (Steele et al., OOPSLA 2014) as
 # signed numbers: torch's int64 products wrap around.
 _GOLDEN = -7046029254386353131
@@ -151,16 +153,12 @@ class Masker(nn.Module):
     def __init__(self, ratio=None, count=None):
         super().__init__()
         if (ratio is None) == (count is None):
-            raise ValueError(
+            raise ArgumentError(
                 f"a masker takes either ratio or count, got ratio={ratio!r} "
                 f"and count={count!r}"
             )
-        if ratio is not None and not _is_ratio(ratio):
-            raise ValueError(
-                f"ratio must be a number between 0 and 1, got {ratio!r}"
-            )
-        self.ratio = ratio
-        self.count = None if count is None else _whole("count", count)
+        self.ratio = real("mask ratio", ratio, 0, 1, inside=True, null=True)
+        self.count = whole("count", count, null=True)
 
     @property
     def config(self):
@@ -269,20 +267,6 @@ class Masker(nn.Module):
         raise NotImplementedError
 
 
-def _is_ratio(value):
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and 0 < value < 1
-
-
-def _whole(name, value):
-    """Return `value`; raise unless it is a whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"{name} must be a whole number of at least 1, got {value!r}"
-        )
-    return value
-
-
 class RandomMasker(Masker):
     """Hide tokens one by one, uniformly: SSAST's frame masks.
 
@@ -333,13 +317,14 @@ class ClusterMasker(Masker):
 
     def __init__(self, ratio=None, count=None, cluster_sizes=(3, 4, 5)):
         super().__init__(ratio, count)
-        if not isinstance(cluster_sizes, list | tuple) or not cluster_sizes:
-            raise ValueError(
-                "cluster_sizes must be a list of at least one size, such as "
-                f"[3, 4, 5], got {cluster_sizes!r}"
-            )
+        require(
+            isinstance(cluster_sizes, list | tuple) and len(cluster_sizes) > 0,
+            "cluster_sizes",
+            "a list of at least one size, such as [3, 4, 5]",
+            cluster_sizes,
+        )
         self.cluster_sizes = tuple(
-            _whole("each of cluster_sizes", size) for size in cluster_sizes
+            whole("each of cluster_sizes", size) for size in cluster_sizes
         )
 
     @property
@@ -409,7 +394,7 @@ class InverseBlockMasker(Masker):
 
     def __init__(self, ratio=None, count=None, *, block_size):
         super().__init__(ratio, count)
-        self.block_size = _whole("block_size", block_size)
+        self.block_size = whole("block_size", block_size)
 
     @property
     def config(self):
@@ -455,7 +440,7 @@ class SpanMasker(Masker):
 
     def __init__(self, ratio=None, count=None, *, span):
         super().__init__(ratio, count)
-        self.span = _whole("span", span)
+        self.span = whole("span", span)
 
     @property
     def config(self):

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from ssast_lobes.checks import ArgumentError, flag, require, whole
 from ssast_lobes.features import valid_frames
 
 # SSAST section 2.1: square patches, or "frames" that span all mel bins.
@@ -52,14 +53,14 @@ class Grid:
     keep_partial: bool = True
 
     def __post_init__(self):
+        whole("n_mels", self.n_mels)
+        flag("keep_partial", self.keep_partial)
         # A YAML file brings lists; a frozen dataclass is set through object.
-        object.__setattr__(self, "patch", tuple(self.patch))
-        stride = self.patch if self.stride is None else tuple(self.stride)
-        object.__setattr__(self, "stride", stride)
-        if min(*self.patch, *self.stride) < 1:
-            raise ValueError(f"patch and stride must be positive: {self}")
+        object.__setattr__(self, "patch", _size("patch", self.patch))
+        stride = self.patch if self.stride is None else self.stride
+        object.__setattr__(self, "stride", _size("stride", stride))
         if self.patch[0] > self.n_mels:
-            raise ValueError(
+            raise ArgumentError(
                 f"a patch of {self.patch[0]} mel bins does not fit into "
                 f"{self.n_mels} mel bins"
             )
@@ -96,15 +97,16 @@ class Grid:
         >>> Grid.from_geometry("frame", n_mels=80).patch
         (80, 2)
         """
-        if isinstance(geometry, str):
-            if geometry not in _PATCH_OF_GEOMETRY:
-                known = ", ".join(_PATCH_OF_GEOMETRY)
-                raise ValueError(
-                    f"unknown geometry '{geometry}': use {known}, or a patch "
-                    "size [mel bins, frames]"
-                )
+        if isinstance(geometry, str) and geometry in _PATCH_OF_GEOMETRY:
             bins, frames = _PATCH_OF_GEOMETRY[geometry]
             geometry = (bins or n_mels, frames)
+        require(
+            _is_size(geometry),
+            "geometry",
+            f"one of {', '.join(_PATCH_OF_GEOMETRY)}, or a patch size "
+            "[mel bins, frames]",
+            geometry,
+        )
         return cls(n_mels, geometry, stride, keep_partial)
 
     @property
@@ -252,6 +254,17 @@ class Grid:
         """
         steps = valid_frames(n_steps, max_steps)
         return steps[:, None].expand(-1, self.n_bands, -1).flatten(1)
+
+
+def _is_size(value):
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and all(type(size) is int and size >= 1 for size in value)
+
+
+def _size(name, value):
+    allowed = "two whole numbers of at least 1 (mel bins, frames)"
+    require(_is_size(value), name, allowed, value)
+    return tuple(value)
 
 
 class PatchEmbedding(nn.Linear):

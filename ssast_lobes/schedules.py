@@ -10,6 +10,8 @@ import math
 
 from torch import nn
 
+from ssast_lobes.checks import real, require, whole
+
 
 def count_steps(duration, total_steps):
     """Turn a duration into optimizer steps.
@@ -36,16 +38,24 @@ def count_steps(duration, total_steps):
     >>> count_steps(0.1, 5000), count_steps(1000, 5000)
     (500, 1000)
     """
+    _duration("duration", duration)
     if isinstance(duration, float):
-        if not 0.0 <= duration <= 1.0:
-            raise ValueError(
-                f"the duration {duration} must be a share from 0.0 to 1.0 of "
-                "the run, or a whole number of steps written without a point"
-            )
         return round(duration * total_steps)
-    if duration < 0:
-        raise ValueError(f"the duration must not be negative, got {duration}")
     return duration
+
+
+def _duration(name, value):
+    """Return a duration; raise if it is another value."""
+    right = isinstance(value, float) and 0.0 <= value <= 1.0
+    whole_number = isinstance(value, int) and not isinstance(value, bool)
+    require(
+        right or (whole_number and value >= 0),
+        name,
+        "a share from 0.0 to 1.0 of the run, or a whole number of steps "
+        "(without a point)",
+        value,
+    )
+    return value
 
 
 def warmup_factor(step, warmup_steps):
@@ -90,7 +100,7 @@ class Constant:
     """
 
     def __init__(self, value=1.0):
-        self.value = value
+        self.value = real("value", value)
 
     def __call__(self, step, total_steps):
         """Give the value at a step.
@@ -134,10 +144,10 @@ class Linear:
     """
 
     def __init__(self, start=1.0, end=0.0, warmup=0, duration=1.0):
-        self.start = start
-        self.end = end
-        self.warmup = warmup
-        self.duration = duration
+        self.start = real("start", start)
+        self.end = real("end", end)
+        self.warmup = _duration("warmup", warmup)
+        self.duration = _duration("duration", duration)
 
     def __call__(self, step, total_steps):
         """Give the value at a step.
@@ -228,11 +238,11 @@ class WarmupStepDecay:
     """
 
     def __init__(self, epochs, factor=0.5, first=10, every=5, warmup=0):
-        self.epochs = epochs
-        self.factor = factor
-        self.first = first
-        self.every = every
-        self.warmup = warmup
+        self.epochs = whole("epochs", epochs)
+        self.factor = real("factor", factor, 0)
+        self.first = whole("first", first, 0)
+        self.every = whole("every", every)
+        self.warmup = _duration("warmup", warmup)
 
     def __call__(self, step, total_steps):
         """Give the multiplier at a step.
@@ -286,10 +296,10 @@ class WarmupPlateau(nn.Module):
 
     def __init__(self, warmup=1000, factor=0.5, patience=2, threshold=1e-4):
         super().__init__()
-        self.warmup = warmup
-        self.factor = factor
-        self.patience = patience
-        self.threshold = threshold
+        self.warmup = _duration("warmup", warmup)
+        self.factor = real("factor", factor, 0)
+        self.patience = whole("patience", patience, 0)
+        self.threshold = real("threshold", threshold, 0)
         self.best = -math.inf
         self.bad_evaluations = 0
         self.multiplier = 1.0

@@ -97,7 +97,10 @@ def test_pooling_config_builds_it_again():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"pooling": "max"}, "'statistics'"), ({"layers": "first"}, "last")],
+    [
+        ({"pooling": "max"}, "pooling must be one of mean, .*'max'"),
+        ({"layers": "first"}, "last"),
+    ],
 )
 def test_unknown_pooling_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -239,7 +242,7 @@ def test_two_ways_of_freezing_are_refused(arguments):
 
 def test_more_frozen_blocks_than_there_are_is_refused():
     classifier(frozen_blocks=3)
-    with pytest.raises(ValueError, match="4, the encoder has 3 blocks"):
+    with pytest.raises(ValueError, match="a whole number from 0 to 3, got 4"):
         classifier(frozen_blocks=4)
 
 

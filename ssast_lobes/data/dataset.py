@@ -17,6 +17,7 @@ from speechbrain.dataio.batch import PaddedBatch
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.utils.data_utils import batch_pad_right
 
+from ssast_lobes.checks import ArgumentError, flag, real, whole
 from ssast_lobes.data.audio import UnreadableAudio, read_audio
 from ssast_lobes.data.manifest import ManifestError, split_labels
 
@@ -62,11 +63,13 @@ class ClipReader:
         unreadable_file=None,
     ):
         if random_crop and crop_seconds is None:
-            raise ValueError("random_crop needs crop_seconds")
-        self.crop_seconds = crop_seconds
-        self.sample_rate = sample_rate
-        self.seed = seed
-        self.random_crop = random_crop
+            raise ArgumentError("random_crop needs crop_seconds")
+        self.crop_seconds = real(
+            "crop_seconds", crop_seconds, 0, inside=True, null=True
+        )
+        self.sample_rate = whole("sample_rate", sample_rate)
+        self.seed = whole("seed", seed, 0)
+        self.random_crop = flag("random_crop", random_crop)
         self.unreadable_file = unreadable_file
         # In shared memory: loader workers that outlive an epoch see it change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()

@@ -13,6 +13,7 @@ import torch
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
 from torch.utils.data import BatchSampler, Sampler, SequentialSampler
 
+from ssast_lobes.checks import ArgumentError, flag, real, whole
 from ssast_lobes.data.dataset import clip_keys
 from ssast_lobes.data.manifest import split_labels
 from ssast_lobes.distributed import n_processes
@@ -258,29 +259,23 @@ class ClipOrder:
         length_buckets=None,
         crop_seconds=math.inf,
     ):
-        counts = {
-            "passes_per_epoch": passes_per_epoch,
-            "clips_per_epoch": clips_per_epoch,
-            "length_buckets": length_buckets,
-        }
-        for name, count in counts.items():
-            if count is not None and (type(count) is not int or count < 1):
-                raise ValueError(
-                    f"{name} must be a whole number, at least 1, got {count}"
-                )
+        self.seed = whole("seed", seed, 0)
+        self.passes_per_epoch = whole("passes_per_epoch", passes_per_epoch)
+        self.clips_per_epoch = whole(
+            "clips_per_epoch", clips_per_epoch, null=True
+        )
+        self.balanced = flag("balanced", balanced)
+        self.multi_label = flag("multi_label", multi_label)
+        self.length_buckets = whole("length_buckets", length_buckets, null=True)
+        if crop_seconds != math.inf:
+            real("crop_seconds", crop_seconds, 0, inside=True)
+        self.crop_seconds = crop_seconds
         sizes = passes_per_epoch > 1, clips_per_epoch is not None, balanced
         if sum(sizes) > 1:
-            raise ValueError(
+            raise ArgumentError(
                 "passes_per_epoch, clips_per_epoch and balanced all say what "
                 "an epoch is: set all but one to their defaults"
             )
-        self.seed = seed
-        self.passes_per_epoch = passes_per_epoch
-        self.clips_per_epoch = clips_per_epoch
-        self.balanced = balanced
-        self.multi_label = multi_label
-        self.length_buckets = length_buckets
-        self.crop_seconds = crop_seconds
 
     def n_epochs(self, passes, n_clips):
         """Return the epochs of a training.

@@ -8,6 +8,7 @@ within the clip) and reconstructed (generative, mean squared error).
 import torch
 from torch import nn
 
+from ssast_lobes.checks import flag, one_of, real
 from ssast_lobes.features import valid_frames
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.tokens import (
@@ -76,13 +77,10 @@ class MSPM(Objective):
         softmax_over="predictions",
         sincos_positions=False,
     ):
-        if task not in TASKS:
-            raise ValueError(f"task must be one of {TASKS}, got '{task}'")
-        if softmax_over not in SOFTMAX_OVER:
-            raise ValueError(
-                f"softmax_over must be one of {SOFTMAX_OVER}, got "
-                f"'{softmax_over}'"
-            )
+        one_of("task", task, TASKS)
+        one_of("softmax_over", softmax_over, SOFTMAX_OVER)
+        real("generative_weight", generative_weight, 0, null=True)
+        flag("sincos_positions", sincos_positions)
         refuse_overlap(encoder.grid)
         if generative_weight is None:
             paper = read_preset("objective", "mspm")["objective"]

@@ -1,12 +1,15 @@
 """Command lines of recipes: SpeechBrain's, with words for whole presets."""
 
+import contextlib
 import copy
 import difflib
 import inspect
+import io
 import pydoc
 import re
 
 import speechbrain as sb
+import torch
 import yaml
 from hyperpyyaml import resolve_references
 from ruamel.yaml import YAML
@@ -15,8 +18,23 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tag import Tag
 
-from ssast_lobes.presets import as_text, merge, read_preset, read_tree, tag_of
-from ssast_lobes.training.errors import yaml_errors
+from ssast_lobes import losses
+from ssast_lobes.checks import ArgumentError
+from ssast_lobes.encoder import SpectrogramEncoder
+from ssast_lobes.heads import SpectrogramClassifier
+from ssast_lobes.presets import (
+    as_text,
+    load_preset,
+    merge,
+    read_preset,
+    read_tree,
+    tag_of,
+)
+from ssast_lobes.training.errors import (
+    SettingsError,
+    check_settings,
+    yaml_errors,
+)
 
 # Folders of hparams/ whose files a word chooses: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
@@ -26,6 +44,10 @@ REPLACE = "!applyref:ssast_lobes.presets.replace"
 TABLES = ("class_weights",)
 # Tags that a class or a function follows.
 _CALLS = ("!new", "!name", "!apply")
+# Keys of an object that may be left out.
+_OPTIONAL = ("degradation", "masker", "mixup", "weight_decay_schedule")
+# Stands for what is no plain value.
+_OBJECT = object()
 
 
 def parse_arguments(arguments):
@@ -56,7 +78,8 @@ def parse_arguments(arguments):
     ------
     SettingsError
         If a word, a key, a class or an argument of a class is not known, a
-        key is given twice, or a setting would have no effect.
+        key is given twice, a setting would have no effect, or none may have
+        such a value: all that can be told before an object is built.
 
     Example
     -------
@@ -70,7 +93,7 @@ def parse_arguments(arguments):
     ...
     ssast_lobes.training.errors.SettingsError: ...no key lrr; did you mean lr?
     """
-    hparams_file, run_opts, text = sb.parse_arguments(arguments)
+    hparams_file, run_opts, text = _parse(arguments)
     with yaml_errors("the command line"):
         recipe, given = read_tree(hparams_file), _read(text)
         presets = _pop_words(given, recipe)
@@ -93,6 +116,9 @@ def parse_arguments(arguments):
         merge(tree, given)
         for key in tree:
             _check_calls(key, whole[key])
+        _check_values(recipe, whole)
+        options = {k: run_opts[k] for k in run_opts.overridden_args}
+        check_settings(options)
     return hparams_file, run_opts, as_text(_replacing(tree))
 
 
@@ -154,6 +180,19 @@ class _PlainLoader(yaml.SafeLoader):
 
 
 _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+
+
+def _parse(arguments):
+    """Call SpeechBrain's parser; tell a wrong option of a run in one line."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return sb.parse_arguments(arguments)
+    except SystemExit as error:
+        if not error.code:  # --help
+            raise
+        reason = said.getvalue().strip().rpartition("error: ")[2]
+        raise SettingsError(f"the command line: {reason}") from error
 
 
 def _read(text):
@@ -258,6 +297,105 @@ def _instead(node):
     marked = CommentedSeq([node])
     marked.yaml_set_ctag(Tag(suffix=REPLACE))
     return marked
+
+
+def _check_values(recipe, whole):
+    """Raise where a value cannot be, as far as no object is needed to tell."""
+    settings = {key: _plain(node, whole) for key, node in whole.items()}
+    for key, node in recipe.items():
+        _check_kind(key, node, settings[key])
+    check_settings({k: v for k, v in settings.items() if v is not _OBJECT})
+    if type(settings.get("swa_start_epoch")) is int:
+        _check_swa(settings)
+    for key, node in whole.items():
+        kind, _, path = tag_of(node).partition(":")
+        if kind == "!name" and isinstance(node, dict):
+            arguments = {k: _plain(child, whole) for k, child in node.items()}
+            if not any(value is _OBJECT for value in arguments.values()):
+                _try(key, pydoc.locate(path), arguments, settings)
+
+
+def _check_kind(key, node, value):
+    """Raise where a plain value stands for an object, or for a mapping."""
+    called = tag_of(node).partition(":")[0] in _CALLS
+    is_object = value is _OBJECT or isinstance(value, dict)
+    if key in _OPTIONAL:
+        right, words = is_object or value is None, "CLASS {...}', or null"
+    elif key == "augment":
+        is_list = isinstance(value, list) or value is None
+        right = is_object or is_list and all(x is _OBJECT for x in value or ())
+        words = "CLASS {...}' in a list, or null"
+    else:
+        right, words = is_object or not called, "CLASS {...}'"
+    if not right:
+        raise ArgumentError(
+            f"{key} must be an object, '!new:{words}, got {value!r}"
+        )
+    if isinstance(node, dict) and not is_object:
+        raise ArgumentError(f"{key} must be a mapping, got {value!r}")
+
+
+def _check_swa(settings):
+    start, epochs = settings["swa_start_epoch"], settings["number_of_epochs"]
+    if start > epochs:
+        raise ArgumentError(
+            f"swa_start_epoch must be at most number_of_epochs, {epochs}, got "
+            f"{start}"
+        )
+
+
+def _plain(node, tree):
+    """Return the plain value of a node, or `_OBJECT`."""
+    if tag_of(node) in ("!ref", "!copy"):
+        key = re.fullmatch(r"<(\w+)>", node.value)
+        known = key is not None and key[1] in tree
+        return _plain(tree[key[1]], tree) if known else _OBJECT
+    if tag_of(node):
+        return _OBJECT
+    if isinstance(node, dict):
+        return {key: _plain(child, tree) for key, child in node.items()}
+    if isinstance(node, list):
+        return [_plain(child, tree) for child in node]
+    if isinstance(node, str) and re.fullmatch(r"\(.*\)", node):
+        return tuple(yaml.safe_load(f"[{node[1:-1]}]"))
+    return node
+
+
+def _try(key, callable_, arguments, settings):
+    """Call what the program calls later with these arguments, on a small scale.
+
+    What a YAML only names would otherwise be told its arguments when the
+    audio has been read.
+    """
+    with torch.random.fork_rng(devices=()):
+        try:
+            if inspect.isclass(callable_) and issubclass(
+                callable_, torch.optim.Optimizer
+            ):
+                callable_([torch.nn.Parameter(torch.zeros(1))], **arguments)
+            elif callable_ is SpectrogramClassifier:
+                encoder = SpectrogramEncoder(
+                    dim=8, depth=_depth(settings), heads=1
+                )
+                callable_(encoder, 2, **arguments)
+            elif getattr(callable_, "__module__", None) == losses.__name__:
+                callable_(torch.zeros(2, 2), torch.eye(2), **arguments)
+        except ArgumentError as error:
+            raise ArgumentError(f"{key}: {error}") from error
+        except Exception as error:  # of PyTorch, whatever the argument was
+            given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
+            raise ArgumentError(
+                f"{key}: {callable_.__name__} does not take {given}: {error}"
+            ) from error
+
+
+def _depth(settings):
+    """Return the blocks of the encoder; of a source, enough to freeze."""
+    size = settings.get("model_size")
+    if settings.get("source") is None and isinstance(size, str):
+        return load_preset("model", size)["depth"]
+    frozen = settings.get("frozen_blocks")
+    return max(1, frozen) if type(frozen) is int else 1
 
 
 def _replacing(node):
