@@ -508,10 +508,9 @@ def test_mean_of_several_weights(alike, tmp_path):
 
 
 def test_counts_have_no_mean():
-    first, second = (
-        Weights({"objective.steps": torch.tensor(count)}, {}) for count in (3, 8)
-    )
-    assert average([first, second]).state["objective.steps"] == 3
+    key = "objective.steps"
+    models = [Weights({key: torch.tensor(n)}, config={}) for n in (3, 8)]
+    assert average(models).state[key] == 3
 
 
 @pytest.mark.parametrize(

@@ -625,7 +625,9 @@ GIVEN = {
 }
 
 
-@pytest.mark.parametrize("path", RECIPE.glob("hparams/*.yaml"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", RECIPE.glob("hparams/*.yaml"), ids=lambda p: p.stem
+)
 def test_settings_of_each_experiment_are_known(path, script, corpora):
     flags = [flag.format(corpora=corpora) for flag in GIVEN[path.stem]]
     yaml_file, _, overrides = sb.parse_arguments([str(path), *flags])
