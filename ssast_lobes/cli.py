@@ -498,7 +498,7 @@ def _add_average(commands):
         commands,
         "average",
         _average,
-        "the mean of pretrained models that went on from one",
+        "the mean of pretrained models that were trained on from one",
         "Make an exported folder with the mean of the weights of several\n"
         "pretrainings. They are of one size, geometry and objective, and\n"
         'were trained on from one model, each on other audio: a "model\n'

@@ -5,8 +5,8 @@
     --tasks "[{name: words, csv_path: /path/to/words.csv}]"
 
 On each task: training from scratch and fine-tuning, both tuned on the
-validation part, the frozen encoder under two simple classifiers, and floors.
-Every part is kept as soon as it is done; the same command goes on from there.
+validation part, the frozen encoder under two simple classifiers, and baselines.
+Every part is kept as soon as it is done; the same command continues there.
 The README in the folder above shows the settings.
 """
 
@@ -57,7 +57,7 @@ YAMLS = {
     name: RECIPES / name / "hparams" / f"{name}.yaml"
     for name in ("pretrain", "classify")
 }
-FLOORS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
+STATISTICS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
 UNTRAINED = "untrained"
 ASKED, RESULT = "asked.json", "result.json"
 # What the driver sets by itself.
@@ -329,11 +329,11 @@ class Transfer:
                 raise SettingsError(
                     f"'{name}' names a folder too: use letters, digits, _ and -"
                 )
-        taken = {*FLOORS, UNTRAINED, SCRATCH} & self.pretrainings.keys()
+        taken = {*STATISTICS, UNTRAINED, SCRATCH} & self.pretrainings.keys()
         if taken or not self.pretrainings:
             raise SettingsError(
                 "pretrainings: name at least one, and none of them "
-                f"{', '.join([*FLOORS, UNTRAINED, SCRATCH])}"
+                f"{', '.join([*STATISTICS, UNTRAINED, SCRATCH])}"
             )
         _check_arms(self.hparams["arms"], "one_for_all")
         if self.hparams["arms"].keys() == {FINE_TUNED}:
@@ -639,14 +639,14 @@ class Transfer:
         return [*words, *self.run_options]
 
     def _probe(self):
-        """Results of floors and of frozen encoders, by task and system."""
+        """Return results of what is read frozen, by task and system."""
         results = {}
         untrained = self.hparams["untrained_seeds"]
-        total = len(FLOORS) + len(self._firsts()) * len(untrained)
+        total = len(STATISTICS) + len(self._firsts()) * len(untrained)
         total += len(self.pretrainings)
         with tqdm(total=total, desc="Probing", unit="system") as bar:
-            for name, open_floor in FLOORS.items():
-                self._probe_one(System(name, "linear"), open_floor(), results)
+            for name, baseline in STATISTICS.items():
+                self._probe_one(System(name, "linear"), baseline(), results)
                 bar.update()
             for name in self._firsts():
                 twin = self._baseline(UNTRAINED, name)
@@ -776,7 +776,7 @@ def once(folder, asked, work, remove=()):
         All that makes it this part, in plain values.
     work : callable
         Gives the result, a dict of plain values. Called again after it was
-        killed, it may go on in the folder.
+        killed, it may continue in the folder.
     remove : tuple of str
         Subfolders that nobody needs any more.
 
