@@ -45,8 +45,8 @@ from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.export import export_pretrained
 from ssast_lobes.features import FrontEnd, KaldiFbank, full_lengths
 from ssast_lobes.huggingface import to_huggingface
+from ssast_lobes.losses import binary_cross_entropy
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.training.classification import soft_target_loss
 from ssast_lobes.training.memory import keep_freed_memory
 from ssast_lobes.weights import load_weights
 
@@ -158,7 +158,7 @@ def finetuning_step(case, setting):
     def loss():
         with setting.autocast():
             scores = model(feats, n_frames)
-        return soft_target_loss(scores.float(), targets, "bce")
+        return binary_cross_entropy(scores, targets)
 
     return Step(loss, torch.optim.AdamW(model.parameters(), fused=True))
 

@@ -84,8 +84,8 @@ def _parser():
         description=(
             "Self-supervised audio spectrogram transformers: embed and "
             "classify audio with an exported folder, compare checkpoints, "
-            "measure log-mel statistics, pack audio into shards, convert and "
-            "export models, copy recipes."
+            "measure log-mel statistics, pack audio into shards, convert, "
+            "average and export models, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )
@@ -99,6 +99,7 @@ def _parser():
     _add_stats(commands)
     _add_shard(commands)
     _add_convert(commands)
+    _add_average(commands)
     _add_export(commands)
     _add_recipes(commands)
     return parser
@@ -490,6 +491,25 @@ def _add_convert(commands):
         help="what the head of a fine-tuned checkpoint sees: the mean of all "
         "tokens (SSAST's recipes) or the class tokens (AST) (default: mean)",
     )
+
+
+def _add_average(commands):
+    command = _add(
+        commands,
+        "average",
+        _average,
+        "the mean of pretrained models that were trained on from one",
+        "Make an exported folder with the mean of the weights of several\n"
+        "pretrainings. They are of one size, geometry and objective, and\n"
+        'were trained on from one model, each on other audio: a "model\n'
+        'soup" (Wortsman et al., ICML 2022). Probe it and each of them.\n'
+        "The first gives the settings of the objective, and the window.",
+        "ssast-lobes average words/export real_audio/export mean_of_two",
+    )
+    command.add_argument(
+        "sources", nargs="+", metavar="FOLDER", help="exported pretrainings"
+    )
+    command.add_argument("dest", metavar="OUTPUT", help="a new folder")
 
 
 def _add_export(commands):
@@ -1174,6 +1194,19 @@ def _to_export(weights, options, bar):
     label_encoder = None if labels is None else label_encoder_of(labels)
     _step(bar, "Writing")
     write_export(options.dest, weights.state, config, card, label_encoder)
+
+
+def _average(options):
+    from ssast_lobes.export import export_mean, resolved
+
+    # One of the models, where OUTPUT was forgotten.
+    if (resolved(options.dest) / "config.json").exists():
+        raise ValueError(
+            f"OUTPUT comes last, and {options.dest} is an exported folder: "
+            "name a new one, or remove it"
+        )
+    export_mean(options.dest, options.sources)
+    print(f"the mean of {len(options.sources)} models is in {options.dest}")
 
 
 def _statistics(name):

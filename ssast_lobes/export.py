@@ -37,8 +37,10 @@ from ssast_lobes.weights import (
     WEIGHTS_FILE,
     Weights,
     WeightsError,
+    average,
     compare,
     exported_state,
+    load_alike,
     load_strictly,
     read_state,
 )
@@ -232,6 +234,46 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
         card,
         least_window=least_window,
     )
+
+
+def export_mean(folder, sources):
+    """Write the mean of exported pretrainings of one model to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    sources : list of str or path
+        The exported folders. The first also gives the settings of the
+        objective, and the window.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+    WeightsError
+        If the sources are not of one model, see `load_alike`.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd
+    >>> from ssast_lobes.objectives import MSPM
+    >>> places = [getfixture("tmp_path") / name for name in "abc"]
+    >>> for place in places[:2]:
+    ...     objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    ...     _ = export_pretrained(place, objective, FrontEnd(), card={})
+    >>> export_mean(places[2], places[:2]).name
+    'c'
+    """
+    mean = average(load_alike(sources))
+    names = ", ".join(f"`{source}`" for source in sources)
+    card = {"origin": f"The mean of the weights of {names}."}
+    return write_export(folder, mean.state, mean.config, card)
 
 
 def label_encoder_of(labels):

@@ -781,81 +781,85 @@ def exported_state(objective):
     }
 
 
-def load_alike(source, objective, features):
-    """Read a checkpoint of the very same model, to take a mean with it.
+def load_alike(sources):
+    """Read exported pretrainings of the very same model, to take their mean.
 
     Arguments
     ---------
-    source : str or path
-        See `load_weights`.
-    objective : Objective
-        What the checkpoint has to be like.
-    features : FrontEnd
-        Its front end.
+    sources : list of str or path
+        See `load_weights`; at least two.
 
     Returns
     -------
-    Weights
+    list of Weights
 
     Raises
     ------
     WeightsError
-        If the encoder, the front end, or any tensor is of another kind.
-    """
-    weights = load_weights(source)
-    wanted = {"encoder": objective.encoder.config, "features": features.config}
-    for part, config in wanted.items():
-        # As JSON has it: a tuple is a list.
-        config = json.loads(json.dumps(config))
-        found = weights.config.get(part, {})
-        differ = [
-            f"{key} is {found.get(key)}, not {config.get(key)}"
-            for key in sorted(found.keys() | config.keys())
-            if found.get(key) != config.get(key)
-        ]
-        if differ:
-            raise WeightsError(f"{source}: {part}: {'; '.join(differ)}")
-    compare(
-        exported_state(objective),
-        weights.state,
-        f"{source}: of another objective or size",
-    )
-    return weights
-
-
-@torch.no_grad()
-def average_with(objective, others):
-    """Replace a model's weights by the mean of its own and those of others.
-
-    For models that were trained on from the same one: a "model soup"
-    (Wortsman et al., ICML 2022). Of what does not have a mean, such as
-    counts, the model keeps its own.
-
-    Arguments
-    ---------
-    objective : Objective
-        Changed in place.
-    others : list of Weights
-        From `load_alike`; each counts as much as the model itself.
+        If one is no exported pretraining; or if its encoder, its front end, or
+        any tensor is of another kind than those of the first.
 
     Example
     -------
-    >>> from ssast_lobes import SpectrogramEncoder
-    >>> from ssast_lobes.objectives import MSPM
-    >>> models = [
-    ...     MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2)) for _ in "ab"
-    ... ]
-    >>> first, second = map(exported_state, models)
-    >>> bias = "encoder.norm.bias"
-    >>> _ = first[bias].fill_(1.0), second[bias].fill_(2.0)
-    >>> average_with(models[0], [Weights(second, config={})])
-    >>> first[bias].unique()
-    tensor([1.5000])
+    >>> load_alike(["first"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes.weights.WeightsError: a mean needs two folders, there is one
     """
-    for key, own in exported_state(objective).items():
+    if len(sources) < 2:
+        raise WeightsError("a mean needs two folders, there is one")
+    models = [load_weights(source) for source in sources]
+    for source, weights in zip(sources, models, strict=True):
+        if weights.config.get("kind") != "pretrained":
+            raise WeightsError(f"{source}: no exported pretraining")
+        for part in ("encoder", "features"):
+            found, wanted = weights.config[part], models[0].config[part]
+            differ = [
+                f"{key} is {found.get(key)}, not {wanted.get(key)}"
+                for key in sorted(found.keys() | wanted.keys())
+                if found.get(key) != wanted.get(key)
+            ]
+            if differ:
+                raise WeightsError(f"{source}: {part}: {'; '.join(differ)}")
+        compare(
+            models[0].state,
+            weights.state,
+            f"{source}: of another objective or size",
+        )
+    return models
+
+
+def average(models):
+    """Return the mean of the weights of models.
+
+    For models that were trained on from the same one: a "model soup"
+    (Wortsman et al., ICML 2022).
+
+    Arguments
+    ---------
+    models : list of Weights
+        From `load_alike`.
+
+    Returns
+    -------
+    Weights
+        As the first, which also gives what does not have a mean, such as
+        counts.
+
+    Example
+    -------
+    >>> first = Weights({"encoder.norm.bias": torch.ones(2)}, config={})
+    >>> second = Weights({"encoder.norm.bias": torch.zeros(2)}, config={})
+    >>> average([first, second]).state
+    {'encoder.norm.bias': tensor([0.5000, 0.5000])}
+    """
+    first, *others = models
+    state = dict(first.state)
+    for key, own in first.state.items():
         if own.is_floating_point():
             values = [own, *(each.state[key].to(own) for each in others)]
-            own.copy_(torch.stack(values).mean(0))
+            state[key] = torch.stack(values).mean(0)
+    return Weights(state, first.config)
 
 
 def _initialise_objective(objective, weights, source, report):

@@ -571,6 +571,21 @@ def test_convert_refuses_options_without_effect(
     assert not dest.exists()
 
 
+def test_average(tmp_path, capsys):
+    folders = [tmp_path / name for name in "ab"]
+    for seed, folder in enumerate(folders):
+        torch.manual_seed(seed)
+        encoder = SpectrogramEncoder(dim=64, depth=1, heads=1)
+        export_pretrained(folder, MSPM(encoder), FrontEnd(), card={})
+    mean = tmp_path / "mean"
+    assert main(["average", *map(str, [*folders, mean])]) == 0
+    assert f"the mean of 2 models is in {mean}\n" == capsys.readouterr().out
+    first, second, both = (load_weights(f).state for f in [*folders, mean])
+    for key, value in both.items():
+        torch.testing.assert_close(value, (first[key] + second[key]) / 2)
+    AudioEncoder.from_hparams(mean)
+
+
 MISTAKES = {
     "no model": ["classify", "{tmp}/none", "{good}"],
     "no input": ["classify", "{model}", "{tmp}/none"],
@@ -604,6 +619,9 @@ MISTAKES = {
         *("--output", "{tmp}/probe"),
     ],
     "shards among other things": ["shard", "{good}", "{tmp}"],
+    "mean of one": ["average", "{pretrained}", "{tmp}/mean"],
+    "mean of classifiers": ["average", "{model}", "{model}", "{tmp}/mean"],
+    "mean over a model": ["average", *["{pretrained}"] * 2, "{pretrained}"],
     "no such recipe": ["recipes", "none", "{tmp}/copy"],
     "recipe to nowhere": ["recipes", "CustomData"],
     "no such column": [
@@ -699,6 +717,7 @@ def test_help_is_instant_and_shows_an_example(capsys):
         "stats",
         "shard",
         "convert",
+        "average",
         "export",
         "recipes",
     ):

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = sorted((ROOT / "recipes").glob("*/README.md"))
+EXPERIMENTS = sorted((ROOT / "experiments").glob("*.md"))
 TIMEOUT = 900
 # A reader has set up already.
 SET_UP = "```bash\nmake quickstart\nmake test\n```\n"
@@ -156,7 +157,7 @@ def test_python_blocks_are_python(page):
             compile("\n" * (block.line - 1) + block.code, page, "exec")
 
 
-@parametrized([README, *DOCS, *RECIPES])
+@parametrized([README, *DOCS, *RECIPES, *EXPERIMENTS])
 def test_links_lead_somewhere(page):
     text = FENCED.sub("", page.read_text("utf-8"))
     targets = [page.parent / link for link in LINK.findall(text)]

@@ -7,14 +7,18 @@ import torch
 from safetensors.torch import save_file
 
 from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
-from ssast_lobes.export import export_encoder, export_pretrained
+from ssast_lobes.export import (
+    export_encoder,
+    export_mean,
+    export_pretrained,
+)
 from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.patches import Grid
 from ssast_lobes.weights import (
     Weights,
     WeightsError,
-    average_with,
+    average,
     exported_state,
     from_official,
     initialise,
@@ -475,24 +479,38 @@ def test_a_paper_size_without_its_last_block_is_refused():
         from_official(without(whole, "blocks.11."))
 
 
-def test_mean_of_several_weights(tmp_path):
-    models = [MSPM(small()) for _ in range(3)]
-    for number, model in enumerate(models):
+@pytest.fixture
+def alike(tmp_path):
+    """Three exports of one model, with weights of 1, 2 and 5."""
+    folders = [tmp_path / name for name in ("one", "two", "five")]
+    for number, folder in enumerate(folders):
+        model = MSPM(small())
         for value in exported_state(model).values():
             value.fill_(1 + number**2)
-        export_pretrained(tmp_path / str(number), model, FrontEnd(), card={})
-    first, *others = models
-    average_with(
-        first,
-        [
-            load_alike(tmp_path / str(number), first, FrontEnd())
-            for number in (1, 2)
-        ],
-    )
-    for key, value in exported_state(first).items():
+        export_pretrained(folder, model, FrontEnd(), {}, 2.0 + number)
+    return folders
+
+
+def test_mean_of_several_weights(alike, tmp_path):
+    models = load_alike(alike)
+    for key, value in average(models).state.items():
         assert value.unique().item() == pytest.approx(8 / 3), key
-    for value in exported_state(others[0]).values():
-        assert value.unique().item() == 2
+    # What it was made of is as it was.
+    for one, number in zip(models, (1, 2, 5), strict=True):
+        assert all((value == number).all() for value in one.state.values())
+    mean = load_weights(export_mean(tmp_path / "mean", alike))
+    assert mean.state.keys() == models[0].state.keys()
+    assert all(v.mean() == pytest.approx(8 / 3) for v in mean.state.values())
+    assert mean.config == models[0].config
+    card = (tmp_path / "mean" / "README.md").read_text()
+    names = ", ".join(f"`{folder}`" for folder in alike)
+    assert f"The mean of the weights of {names}." in card
+
+
+def test_counts_have_no_mean():
+    key = "objective.steps"
+    models = [Weights({key: torch.tensor(n)}, config={}) for n in (3, 8)]
+    assert average(models).state[key] == 3
 
 
 @pytest.mark.parametrize(
@@ -502,21 +520,28 @@ def test_mean_of_several_weights(tmp_path):
         (lambda: MSPM(small(Grid(64))), "encoder: grid is .*64"),
     ],
 )
-def test_mean_is_of_the_same_model_only(other, message, tmp_path):
+def test_mean_is_of_the_same_model_only(other, message, alike, tmp_path):
     folder = tmp_path / "other"
-    export_pretrained(folder, other(), FrontEnd(), card={})
+    features = FrontEnd(n_mels=other().encoder.grid.n_mels)
+    export_pretrained(folder, other(), features, card={})
     with pytest.raises(WeightsError, match=f"{folder}: {message}"):
-        load_alike(folder, MSPM(small()), FrontEnd())
+        load_alike([alike[0], folder])
 
 
-def test_mean_is_of_one_objective_and_front_end_only(tmp_path):
+def test_mean_is_of_one_objective_and_front_end_only(alike, tmp_path):
     model = MSPM(small())
     export_encoder(tmp_path / "encoder", model.encoder, FrontEnd(), card={})
     with pytest.raises(WeightsError, match="size: missing .*mask_embedding"):
-        load_alike(tmp_path / "encoder", model, FrontEnd())
-    export_pretrained(tmp_path / "other", model, FrontEnd(), card={})
+        load_alike([*alike, tmp_path / "encoder"])
     other = FrontEnd({"mean": 1.5, "std": 4.0})
+    export_pretrained(tmp_path / "other", model, other, card={})
     with pytest.raises(
-        WeightsError, match="features: statistics is .*, not .*1.5"
+        WeightsError, match="features: statistics is .*1.5.*, not .*"
     ):
-        load_alike(tmp_path / "other", model, other)
+        load_alike([*alike, tmp_path / "other"])
+
+
+def test_mean_is_of_pretrainings(alike, tmp_path):
+    torch.save(official(), tmp_path / "released.pth")
+    with pytest.raises(WeightsError, match="released.pth: no exported pretr"):
+        load_alike([*alike, tmp_path / "released.pth"])

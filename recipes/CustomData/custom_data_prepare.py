@@ -65,12 +65,12 @@ def prepare_pretraining(
     output_folder : str
         Where ``splits.json`` goes, and the list of unreadable audio.
     valid_fraction : float
-        Share of the clips to hold out, chosen by a hash of the clip's id; at
+        Fraction of the clips to hold out, chosen by a hash of the clip's id; at
         least one, none if it is 0.
     min_seconds : float
         Shorter clips are left out.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Fraction of unreadable files that is accepted.
     held_out_of : str or list of str, optional
         CSVs that are not trained on. What is valid or test in them is left out
         of the audio too, where a folder or another CSV has it.

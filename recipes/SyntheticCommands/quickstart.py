@@ -34,7 +34,7 @@ from ssast_lobes.probing.evaluation import best_fit
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent / "CustomData"
 SPLITS = ("train", "valid", "test")
-BOX = "model in the box"
+BUNDLED = "bundled model"
 
 
 def main():
@@ -90,21 +90,21 @@ def main():
                 )
             )
 
-    say("4/6 The floor: logistic regression on the mean log-mel")
-    floor = log_mel_floor(manifests["labelled"])
+    say("4/6 A logistic regression on the mean log-mel")
+    log_mel = log_mel_accuracy(manifests["labelled"])
 
-    say("5/6 A logistic regression on the frozen model in the box")
-    box = box_accuracy(manifests["labelled"])
+    say("5/6 A logistic regression on the bundled model, frozen")
+    bundled = bundled_accuracy(manifests["labelled"])
 
     say("6/6 The result")
-    report(folder, scores, {"log-mel floor": floor, BOX: box})
+    report(folder, scores, {"mean log-mel": log_mel, BUNDLED: bundled})
     demonstrate(folder, manifests["labelled"], hparams["fine_tuning_seeds"][0])
     minutes = (time.time() - started) / 60
     print(f"\nAll of it took {minutes:.1f} minutes. Everything is in {folder}")
 
 
 def say(line):
-    """A heading among the progress bars."""
+    """Print a heading among the progress bars."""
     print(f"\n=== {line}", flush=True)
 
 
@@ -141,7 +141,7 @@ def run_recipe(task, yaml, options):
 
 
 def pretrain(manifest, folder, settings):
-    """Pretrain on unlabelled audio; gives the exported folder."""
+    """Pretrain on unlabelled audio; return the exported folder."""
     export = folder / "pretrained_export"
     options = {
         **settings,
@@ -154,15 +154,15 @@ def pretrain(manifest, folder, settings):
 
 
 def classify(manifest, folder, settings, source):
-    """Fine-tune, from scratch if `source` is None; gives test accuracy."""
+    """Fine-tune, from scratch if `source` is None; return test accuracy."""
     options = {**settings, "manifest": manifest, "output_folder": folder}
     if source is not None:
         options["source"] = source
     return run_recipe("classify", "classify.yaml", options)["accuracy"]
 
 
-def log_mel_floor(manifest):
-    """Test accuracy of a logistic regression on the mean log-mel."""
+def log_mel_accuracy(manifest):
+    """Return the accuracy of a logistic regression on the mean log-mel."""
     rows = read_manifest(manifest, needs=("path", "label", "split"))
     fbank = KaldiFbank()
     classes = sorted({row["label"] for row in rows})
@@ -180,11 +180,11 @@ def log_mel_floor(manifest):
     return (predicted == y["test"]).double().mean().item()
 
 
-def box_accuracy(manifest):
-    """The same of the model that comes with the package, frozen.
+def bundled_accuracy(manifest):
+    """Return the same of the model that comes with the package, frozen.
 
-    It has met other corpora, real ones too; its row says what a model from
-    the box gives on 200 labelled clips, not what pretraining here gives.
+    It has met other corpora, real ones too; its row says what a
+    ready model gives on 200 labelled clips, not what pretraining here gives.
     """
     task = read_task(manifest, "commands")
     # Pooled as the model itself does: on so few clips a choice is a toss.
@@ -226,7 +226,7 @@ def report(folder, scores, fixed):
 
 
 def demonstrate(folder, manifest, seed):
-    """Classify one test file from the exported folder, and from the box."""
+    """Classify one test file with the exported folder and the bundled model."""
     export = folder / "pretrained" / str(seed) / "export"
     rows = read_manifest(manifest, needs=("path", "label", "split"))
     row = next(row for row in rows if row["split"] == "test")
@@ -236,10 +236,10 @@ def demonstrate(folder, manifest, seed):
         f"'{result.label}' ({100 * result.scores[result.label]:.0f} %)"
     )
     print(f"The exported folder: {export}")
-    boxed = AudioClassifier.from_hparams(task="keywords")
+    bundled = AudioClassifier.from_hparams(task="keywords")
     print(
-        "The model in the box, which was never told of this corpus, hears "
-        f"'{boxed.classify_file(row['path']).label}': "
+        "The bundled model, which was never told of this corpus, hears "
+        f"'{bundled.classify_file(row['path']).label}': "
         "ssast-lobes classify --task keywords FILE"
     )
 

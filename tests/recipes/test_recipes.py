@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
+from ssast_lobes import cli
 from ssast_lobes.data.audio import audio_info, read_audio
 from ssast_lobes.data.manifest import (
     ManifestError,
@@ -330,15 +331,17 @@ def test_mean_of_pretrainings(train, pretrained, tmp_path):
     folder = train("pretrain", *still, "--seed=1", folder=tmp_path / "moved")
     state = {key: value + 1 for key, value in exported(folder).items()}
     save_file(state, folder / "export" / "model.safetensors")
-    flag = f"--average_with=[{folder / 'export'}]"
-    mean = train("pretrain", *still, flag, folder=tmp_path / "mean")
+    folders = [str(export), str(folder / "export")]
+    assert cli.main(["average", *folders, str(tmp_path / "mean")]) == 0
+    mean = load_file(tmp_path / "mean" / "model.safetensors")
     for key, value in exported(pretrained).items():
-        torch.testing.assert_close(exported(mean)[key], value + 0.5)
-    card = (mean / "export" / "README.md").read_text()
-    assert "average_with" in card and "valid_loss" not in card
-    one = f"--average_with={folder / 'export'}"
-    with pytest.raises(WeightsError, match="table_frames is 60, not 120"):
-        train("pretrain", "--crop_seconds=1.2", one, folder=tmp_path / "other")
+        torch.testing.assert_close(mean[key], value + 0.5)
+    card = (tmp_path / "mean" / "README.md").read_text()
+    assert all(one in card for one in folders) and "valid_loss" not in card
+    # A training goes on from it.
+    flags = [f"--source={tmp_path / 'mean'}", "--number_of_epochs=1", "--lr=0"]
+    again = exported(train("pretrain", *flags, folder=tmp_path / "again"))
+    assert same(again, mean)
 
 
 def test_window_of_the_export(train, pretrained):

@@ -23,7 +23,7 @@ from ssast_lobes.probing import Task
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.weights import load_weights
 
-RECIPE = Path(__file__).parents[2] / "recipes/CustomData/transfer"
+RECIPE = Path(__file__).parents[2] / "experiments/transfer"
 SMALL = {"crop_seconds": 0.6, "batch_size": 4}
 MASKED = {"objective": "mspm_small_data"}
 
@@ -494,7 +494,7 @@ def test_what_is_chosen_for_all_tasks_was_trained_for_each(
 ):
     tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
     tasks[1]["labels_per_class"] = 2
-    candidates = [{"lr": 1e-9}, {"lr": 0.003, "average_from": 2}]
+    candidates = [{"lr": 1e-9}, {"lr": 0.003, "swa_start_epoch": 2}]
     arms = {
         "scratch": {"settings": {"number_of_epochs": 1}, "candidates": [{}]},
         "fine_tuned": {
@@ -613,6 +613,26 @@ def corpora(tones, tmp_path):
         folder.mkdir(parents=True)
         (folder / "manifest.csv").write_text("\n".join(lines) + "\n")
     return tmp_path / "corpora"
+
+
+# The settings that each experiment has to be given.
+TASKS = "[{{name: tones, csv_path: {corpora}/fsdd/manifest.csv}}]"
+GIVEN = {
+    "transfer": ["--audio={corpora}/fsdd/manifest.csv", f"--tasks={TASKS}"],
+    "ablation": ["--audio={corpora}/fsdd/manifest.csv", f"--tasks={TASKS}"],
+    "five_tasks": ["--corpora={corpora}", "--spoken_takes={corpora}/takes"],
+    "few_labels": ["--corpora={corpora}"],
+}
+
+
+@pytest.mark.parametrize(
+    "path", RECIPE.glob("hparams/*.yaml"), ids=lambda p: p.stem
+)
+def test_settings_of_each_experiment_are_known(path, script, corpora):
+    flags = [flag.format(corpora=corpora) for flag in GIVEN[path.stem]]
+    yaml_file, _, overrides = sb.parse_arguments([str(path), *flags])
+    with open(yaml_file) as file:
+        script.Transfer(load_hyperpyyaml(file, overrides))
 
 
 ONCE = {"number_of_epochs": 1}

@@ -5,13 +5,14 @@
     --tasks "[{name: words, csv_path: /path/to/words.csv}]"
 
 On each task: training from scratch and fine-tuning, both tuned on the
-validation part, the frozen encoder under two simple classifiers, and floors.
-Every part is kept as soon as it is done; the same command goes on from there.
+validation part, the frozen encoder under two simple classifiers, and baselines.
+Every part is kept as soon as it is done; the same command continues there.
 The README in the folder above shows the settings.
 """
 
 import csv
 import hashlib
+import importlib.util
 import json
 import re
 import shutil
@@ -23,12 +24,7 @@ from typing import NamedTuple
 import speechbrain as sb
 import torch
 import yaml
-from custom_data_prepare import (
-    check_held_out,
-    prepare_pretraining,
-    read_entry,
-    write_held_out,
-)
+from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
@@ -37,7 +33,7 @@ from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.splits import hash_shares, write_splits
 from ssast_lobes.encoder import SpectrogramEncoder
-from ssast_lobes.experiments import check_window, classify, pretrain
+from ssast_lobes.export import export_mean
 from ssast_lobes.presets import read_preset
 from ssast_lobes.probing import Task
 from ssast_lobes.probing.embeddings import (
@@ -48,6 +44,7 @@ from ssast_lobes.probing.embeddings import (
 )
 from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
 from ssast_lobes.training.base import read_log
+from ssast_lobes.training.card import check_window
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
@@ -55,12 +52,12 @@ from ssast_lobes.training.errors import (
 )
 from ssast_lobes.weights import WEIGHTS_FILE, load_weights
 
-RECIPES = Path(__file__).resolve().parent.parent
+RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "CustomData"
 YAMLS = {
     name: RECIPES / name / "hparams" / f"{name}.yaml"
     for name in ("pretrain", "classify")
 }
-FLOORS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
+STATISTICS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
 UNTRAINED = "untrained"
 ASKED, RESULT = "asked.json", "result.json"
 # What the driver sets by itself.
@@ -73,6 +70,8 @@ _TAKEN = {
         *("multi_label", "selection", "model_class"),
     },
 }
+# What is no key of its YAML: a word for several, and what is done after it.
+_MORE = {"pretrain": {"training", "average_with"}, "classify": {"training"}}
 
 
 class Item(NamedTuple):
@@ -330,11 +329,11 @@ class Transfer:
                 raise SettingsError(
                     f"'{name}' names a folder too: use letters, digits, _ and -"
                 )
-        taken = {*FLOORS, UNTRAINED, SCRATCH} & self.pretrainings.keys()
+        taken = {*STATISTICS, UNTRAINED, SCRATCH} & self.pretrainings.keys()
         if taken or not self.pretrainings:
             raise SettingsError(
                 "pretrainings: name at least one, and none of them "
-                f"{', '.join([*FLOORS, UNTRAINED, SCRATCH])}"
+                f"{', '.join([*STATISTICS, UNTRAINED, SCRATCH])}"
             )
         _check_arms(self.hparams["arms"], "one_for_all")
         if self.hparams["arms"].keys() == {FINE_TUNED}:
@@ -487,17 +486,21 @@ class Transfer:
             source = stages[settings["source"]]
             own["source"] = str(source)
             asked["started_from"] = _digest_of_weights(source)
-        if settings.get("average_with"):
-            others = [stages[one] for one in settings["average_with"]]
-            own["average_with"] = [str(other) for other in others]
+        others = [stages[one] for one in settings.get("average_with") or ()]
+        if others:
+            own["export_folder"] = str(folder / "alone")
             asked["averaged_with"] = [*map(_digest_of_weights, others)]
 
         tasks = [item.task for item in self.items]
 
         def work():
             own["held_out_of"] = write_held_out(tasks, folder / "held_out.csv")
-            words = self._words(folder, {**settings, **given, **own})
-            pretrain([str(YAMLS["pretrain"]), *words], _prepare_audio)
+            flags = {**settings, **given, **own}
+            flags.pop("average_with", None)
+            words = self._words(folder, flags)
+            load_recipe("pretrain").main([str(YAMLS["pretrain"]), *words])
+            if others:
+                export_mean(folder / "export", [own["export_folder"], *others])
             rows = json.loads((folder / "splits.json").read_text("utf-8"))
             return {
                 "steps": read_log(folder)[-1]["step"],
@@ -607,20 +610,13 @@ class Transfer:
         if arm.kind == FINE_TUNED:
             own["source"] = str(self.exports[arm.model])
 
-        def prepare(hparams):
-            return write_splits(
-                task.rows,
-                hparams["output_folder"],
-                corpus=task.name,
-                group="group",
-                min_seconds=hparams["min_seconds"],
-                max_unreadable=hparams["max_unreadable"],
-            )
-
         # The table is read already: its name is for the model card.
         own["manifest"] = task.name
         words = self._words(folder, {**settings, **own})
-        classify([str(YAMLS["classify"]), *words], prepare)
+        recipe = load_recipe("classify")
+        # No table can say that clips are valid and test, as a blind task does.
+        recipe.prepare_classification = partial(write_task, task)
+        recipe.main([str(YAMLS["classify"]), *words])
         result = json.loads((folder / "test_result.json").read_text("utf-8"))
         rows = {row["epoch"]: row for row in read_log(folder)}
         path = folder / "test_predictions.csv"
@@ -643,14 +639,14 @@ class Transfer:
         return [*words, *self.run_options]
 
     def _probe(self):
-        """Results of floors and of frozen encoders, by task and system."""
+        """Return results of what is read frozen, by task and system."""
         results = {}
         untrained = self.hparams["untrained_seeds"]
-        total = len(FLOORS) + len(self._firsts()) * len(untrained)
+        total = len(STATISTICS) + len(self._firsts()) * len(untrained)
         total += len(self.pretrainings)
         with tqdm(total=total, desc="Probing", unit="system") as bar:
-            for name, open_floor in FLOORS.items():
-                self._probe_one(System(name, "linear"), open_floor(), results)
+            for name, baseline in STATISTICS.items():
+                self._probe_one(System(name, "linear"), baseline(), results)
                 bar.update()
             for name in self._firsts():
                 twin = self._baseline(UNTRAINED, name)
@@ -718,6 +714,56 @@ class Transfer:
         }
 
 
+def load_recipe(name):
+    """Return the script of a recipe of CustomData, as a module of its own.
+
+    Arguments
+    ---------
+    name : str
+        ``"pretrain"`` or ``"classify"``.
+
+    Returns
+    -------
+    module
+    """
+    path = RECIPES / name / "train.py"
+    spec = importlib.util.spec_from_file_location(f"train_{name}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def write_task(
+    task, manifest, output_folder, min_seconds, max_unreadable, **columns
+):
+    """Write the clips of a task, where the recipe would read a manifest.
+
+    Arguments
+    ---------
+    task : Task
+        Its test part may have the clips of its validation part.
+    manifest : str
+        What the model card calls the data.
+    output_folder, min_seconds, max_unreadable
+        See `prepare_classification` of the recipe.
+    **columns
+        How a manifest would be read; of no use here.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `data.splits.write_splits`.
+    """
+    return write_splits(
+        task.rows,
+        output_folder,
+        corpus=manifest,
+        group="group",
+        min_seconds=min_seconds,
+        max_unreadable=max_unreadable,
+    )
+
+
 def once(folder, asked, work, remove=()):
     """The result of a part: read if it is done, else computed and kept.
 
@@ -730,7 +776,7 @@ def once(folder, asked, work, remove=()):
         All that makes it this part, in plain values.
     work : callable
         Gives the result, a dict of plain values. Called again after it was
-        killed, it may go on in the folder.
+        killed, it may continue in the folder.
     remove : tuple of str
         Subfolders that nobody needs any more.
 
@@ -809,6 +855,7 @@ def _check_keys(recipe, settings):
     """Raise unless a recipe's YAML has all these keys."""
     text = YAMLS[recipe].read_text("utf-8")
     known = set(re.findall(r"^([a-z]\w*):", text, re.M)) - _TAKEN[recipe]
+    known |= _MORE[recipe]
     unknown = sorted(settings.keys() - known)
     if unknown:
         raise SettingsError(
@@ -838,18 +885,6 @@ def _check_objective(settings):
         read_preset("objective", objective)
     except ValueError as error:
         raise SettingsError(f"objective of a pretraining: {error}") from error
-
-
-def _prepare_audio(hparams):
-    """Gather the audio, and hold a part out to watch the training."""
-    return prepare_pretraining(
-        hparams["audio"],
-        hparams["output_folder"],
-        hparams["valid_fraction"],
-        hparams["min_seconds"],
-        hparams["max_unreadable"],
-        hparams["held_out_of"],
-    )
 
 
 def _flat(audio):

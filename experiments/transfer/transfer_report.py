@@ -28,7 +28,7 @@ class System(NamedTuple):
     Arguments
     ---------
     name : str
-        Floor, baseline or pretraining.
+        Baseline or pretraining.
     how : str
         ``"linear"`` and ``"k-NN"`` on frozen features, ``"trained"`` from
         scratch, or ``"fine-tuned"``.
@@ -473,12 +473,12 @@ def _plot(items, found, path):
         }
         for item in items
     }
-    floors = {
+    simple = {
         _label(system)
         for by_system in found.values()
         for system in by_system
         if system.baseline is None
     }
     partial = path.with_name(f".{os.getpid()}.partial{path.suffix}")
-    plot_intervals(panels, partial, grey=floors)
+    plot_intervals(panels, partial, grey=simple)
     os.replace(partial, path)

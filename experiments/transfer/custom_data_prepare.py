@@ -1,0 +1,1 @@
+../../recipes/CustomData/custom_data_prepare.py

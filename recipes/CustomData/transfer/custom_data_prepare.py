@@ -1,1 +1,0 @@
-../custom_data_prepare.py
