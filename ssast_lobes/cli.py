@@ -550,8 +550,8 @@ def _add_recipes(commands):
         _recipes,
         "list the recipes, or copy one to run and change it",
         "List the recipes, or copy one, with all that it needs, into a\n"
-        "folder: FOLDER/recipes/NAME, and beside it FOLDER/hparams with the\n"
-        "YAML fragments that recipes include. Several recipes may go into\n"
+        "folder: FOLDER/recipes/NAME, and next to it FOLDER/hparams with the\n"
+        "presets, to read and to copy. Several recipes may go into\n"
         "one folder. Files of yours are never overwritten.",
         "ssast-lobes recipes CustomData experiments\n"
         "  cd experiments/recipes/CustomData/pretrain\n"

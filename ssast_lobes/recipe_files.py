@@ -1,10 +1,10 @@
 """The recipes that are shipped with the package: what there is, and copies.
 
 A recipe is a folder of scripts and YAMLs to run and to change, so people take
-a copy. The copy keeps the layout of the repository, ``recipes/`` beside
-``hparams/``, because YAMLs include their fragments by relative path, and its
-links, because Python looks for a script's neighbours where the link leads. A
-wheel has no links: setup.py writes them down.
+a copy. The copy keeps the layout of the repository, ``recipes/`` next to
+``hparams/``, whose presets the READMEs name, and its links, because Python
+looks for a script's neighbours where the link leads. A wheel has no links:
+setup.py writes them down.
 """
 
 import filecmp
@@ -93,7 +93,8 @@ def copy_recipe(name, folder):
         One of `list_recipes`.
     folder : str or path
         Gets ``recipes/NAME``, other recipes whose scripts this one uses, and
-        all YAML fragments, ``hparams/``.
+        ``hparams/``: the presets, to read and to start one's own from. A word
+        (``--training esc50_frame``) chooses that of the package.
 
     Returns
     -------
@@ -174,7 +175,7 @@ def _needed(name, links):
 
 
 def _sources(names):
-    """Files of recipes and all fragments, by their places in a copy."""
+    """Return the files of recipes and presets by their places in a copy."""
     roots = {Path("hparams"): hparams_folder()}
     for name in names:
         roots[Path("recipes", name)] = recipes_folder() / name
