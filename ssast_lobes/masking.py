@@ -157,7 +157,9 @@ class Masker(nn.Module):
                 f"a masker takes either ratio or count, got ratio={ratio!r} "
                 f"and count={count!r}"
             )
-        self.ratio = real("mask ratio", ratio, 0, 1, inside=True, null=True)
+        if ratio is not None:
+            real("mask ratio", ratio, 0, 1, inside=True)
+        self.ratio = ratio
         self.count = whole("count", count, null=True)
 
     @property

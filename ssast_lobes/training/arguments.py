@@ -110,16 +110,19 @@ def parse_arguments(arguments):
         instead = list(presets)
         # First, or a mapping would ask for a class where nothing uses one.
         _check_effect(given, recipe, whole, instead)
-        instead += [f"--{key}" for key, node in given.items() if tag_of(node)]
+        for key, node in given.items():
+            was_object = isinstance(recipe.get(key), dict)
+            if tag_of(node) or (was_object and not isinstance(node, dict)):
+                instead.append(f"--{key}")
         whole = merge(whole, copy.deepcopy(given))
         _check_effect(given, recipe, whole, instead)
         merge(tree, given)
         for key in tree:
             _check_calls(key, whole[key])
+        check_settings({k: run_opts[k] for k in run_opts.overridden_args})
+    with yaml_errors(hparams_file):
         _check_values(recipe, whole)
-        options = {k: run_opts[k] for k in run_opts.overridden_args}
-        check_settings(options)
-    return hparams_file, run_opts, as_text(_replacing(tree))
+    return hparams_file, run_opts, as_text(_replacing(_in_lines(tree)))
 
 
 def with_settings(overrides, **settings):
@@ -331,7 +334,7 @@ def _check_kind(key, node, value):
         raise ArgumentError(
             f"{key} must be an object, '!new:{words}, got {value!r}"
         )
-    if isinstance(node, dict) and not is_object:
+    if isinstance(node, dict) and not called and not is_object:
         raise ArgumentError(f"{key} must be a mapping, got {value!r}")
 
 
@@ -406,6 +409,16 @@ def _replacing(node):
         return _instead(node)
     for key, child in node.items():
         node[key] = _replacing(child)
-    # ruamel.yaml writes a tagged mapping of one key wrongly inside of braces.
-    node.fa.set_block_style()
+    return node
+
+
+def _in_lines(node):
+    """Write a node without braces and brackets.
+
+    Inside of these ruamel.yaml writes a tagged mapping of one key wrongly.
+    """
+    if isinstance(node, CommentedMap | CommentedSeq):
+        node.fa.set_block_style()
+    for _, child in _children(node):
+        _in_lines(child)
     return node

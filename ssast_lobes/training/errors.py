@@ -49,7 +49,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _path(name, value, null=False):
     right = isinstance(value, str) and value or (null and value is None)
-    require(right, name, "a path; write ./2024 for the folder 2024", value)
+    require(right, name, "a path (write ./2024 for the folder 2024)", value)
 
 
 def _paths(name, value, null=False):
@@ -80,11 +80,11 @@ def _step_limit(name, value):
 
 
 def _class_weights(name, value):
-    right = value in (None, "balanced")
     if isinstance(value, dict):
-        right = all(
-            real(f"{name} of {key}", w, 0) >= 0 for key, w in value.items()
-        )
+        for label, weight in value.items():
+            real(f"{name} of {label}", weight, 0)
+        return
+    right = value in (None, "balanced")
     require(right, name, "balanced, a table {label: weight}, or null", value)
 
 
@@ -223,7 +223,7 @@ def check_settings(settings):
         except ArgumentError as error:
             wrong.append(str(error))
     if wrong:
-        raise ArgumentError("; ".join(wrong))
+        raise ArgumentError("; ".join(dict.fromkeys(wrong)))
 
 
 @contextmanager
