@@ -100,11 +100,9 @@ def focal_loss(scores, targets, weight=None, gamma=2.0):
     """
     log_p = scores.float().log_softmax(-1)
     losses = -targets * (1 - log_p.exp()) ** gamma * log_p
-    if weight is None:
-        return losses.sum(-1).mean()
-    # The mean of `cross_entropy` is of the weights, too.
-    weight = _on(scores, weight)
-    return (losses * weight).sum() / (targets * weight).sum()
+    if weight is not None:
+        losses = losses * _on(scores, weight)
+    return losses.sum(-1).mean()
 
 
 def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):

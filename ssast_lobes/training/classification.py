@@ -329,8 +329,9 @@ class ClassificationBrain(SpectrogramBrain):
         super().on_evaluate_start()
         if self.average.n_averaged == 0:
             raise SettingsError(
-                f"there is no mean of weights yet: epoch {self.swa_start_epoch}, "
-                "from which on they are averaged, has not come to its end"
+                "there is no mean of weights yet: epoch "
+                f"{self.swa_start_epoch}, from which on they are averaged, has "
+                "not come to its end"
             )
         self.model.load_state_dict(self.average.module.state_dict())
 

@@ -55,7 +55,7 @@ def yaml_errors(hparams_file):
     ...     raise ValueError("'audio' is a !PLACEHOLDER and must be replaced.")
     Traceback (most recent call last):
     ...
-    ssast_lobes.training.errors.SettingsError: a.yaml: 'audio' is a ... --KEY ...
+    ssast_lobes.training.errors.SettingsError: a.yaml: 'audio' ... --KEY VALUE
     """
     try:
         yield
