@@ -54,7 +54,7 @@ def test_test_is_of_the_mean_of_the_last_epochs(rows, tmp_path):
         rows,
         tmp_path,
         epochs=4,
-        average_from=2,
+        swa_start_epoch=2,
         brain_class=Keeping,
     )
     stats = evaluate(fit(run))
@@ -72,7 +72,7 @@ def test_test_is_of_the_mean_of_the_last_epochs(rows, tmp_path):
         rows,
         tmp_path,
         epochs=4,
-        average_from=2,
+        swa_start_epoch=2,
         run_opts=options,
     )
     assert evaluate(fit(again)) == stats
@@ -90,7 +90,7 @@ def test_validation_is_of_the_mean_so_far(rows, tmp_path):
         return valid, test
 
     plain, _ = losses("plain")
-    valid, test = losses("mean", average_from=2)
+    valid, test = losses("mean", swa_start_epoch=2)
     # The mean of one epoch is that epoch; training does not see the mean.
     assert valid[:2] == plain[:2] and valid[2] != plain[2]
     assert valid[2] == pytest.approx(test, rel=1e-6)
@@ -98,7 +98,7 @@ def test_validation_is_of_the_mean_so_far(rows, tmp_path):
 
 def test_mean_of_a_resumed_run(rows, tmp_path):
     def prepared(name, **more):
-        settings = {"epochs": 4, "average_from": 2, **RANDOM["classify"]}
+        settings = {"epochs": 4, "swa_start_epoch": 2, **RANDOM["classify"]}
         return build("classify", rows, tmp_path / name, **settings, **more)
 
     whole = fit(prepared("whole"))
@@ -111,23 +111,28 @@ def test_mean_of_a_resumed_run(rows, tmp_path):
     assert same(weights(resumed), weights(whole))
 
 
-@pytest.mark.parametrize("average_from", [0, 3])
-def test_epochs_that_there_are_not(average_from, rows, tmp_path):
+@pytest.mark.parametrize("swa_start_epoch", [0, 3])
+def test_epochs_that_there_are_not(swa_start_epoch, rows, tmp_path):
     with pytest.raises(SettingsError, match="one of the epochs 1 to 2, got"):
-        build("classify", rows, tmp_path, average_from=average_from)
+        build("classify", rows, tmp_path, swa_start_epoch=swa_start_epoch)
 
 
 def test_trial_of_a_few_batches_averages_too(rows, tmp_path):
     options = {"debug": True, "debug_batches": 1, "debug_epochs": 2}
     run = build(
-        "classify", rows, tmp_path, epochs=9, average_from=6, run_opts=options
+        "classify",
+        rows,
+        tmp_path,
+        epochs=9,
+        swa_start_epoch=6,
+        run_opts=options,
     )
     assert evaluate(fit(run))["loss"] > 0
 
 
 def test_nothing_is_tested_before_the_first_epoch_of_the_mean(rows, tmp_path):
     options = {"test_only": True}
-    run = build("classify", rows, tmp_path, average_from=2, run_opts=options)
+    run = build("classify", rows, tmp_path, swa_start_epoch=2, run_opts=options)
     with pytest.raises(SettingsError, match="no mean of weights yet: epoch 2"):
         evaluate(fit(run))
 

@@ -6,6 +6,7 @@ bins); the recipes themselves are tried in `recipes/test_recipes.py`.
 
 import copy
 import csv
+import inspect
 import json
 import math
 import os
@@ -24,20 +25,36 @@ from speechbrain.utils.epoch_loop import EpochCounter
 from speechbrain.utils.seed import seed_everything
 from speechbrain.utils.train_logger import FileTrainLogger
 
-from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes import (
+    PretrainingLobe,
+    SpectrogramClassifier,
+    SpectrogramEncoder,
+)
 from ssast_lobes.augment import Mixup, NoiseAndRoll, SpectrogramMasking
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.audio import UnreadableAudio, audio_info
 from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
 from ssast_lobes.data.manifest import ManifestError
 from ssast_lobes.features import FrontEnd
+from ssast_lobes.losses import binary_cross_entropy, cross_entropy
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.schedules import Constant, WarmupCosine, WarmupPlateau
-from ssast_lobes.training import ClassificationBrain, PretrainingBrain
-from ssast_lobes.training.base import unwrap
+from ssast_lobes.training import (
+    ClassificationBrain,
+    PretrainingBrain,
+    best_key,
+)
+from ssast_lobes.training.base import SpectrogramBrain, unwrap
 
 GRID = {"n_mels": 32, "patch": (16, 16)}
 LABELS = ["chirp", "noise", "tone"]
+# What a Brain is given next to SpeechBrain's own arguments.
+ARGUMENTS = {
+    name
+    for brain in (SpectrogramBrain, ClassificationBrain)
+    for name, parameter in inspect.signature(brain).parameters.items()
+    if parameter.kind == parameter.KEYWORD_ONLY
+}
 
 
 # Building small runs ------------------------------------------------------
@@ -64,6 +81,7 @@ def build(
     batch_size=3,
     workers=0,
     epochs=2,
+    lr=0.01,
     optimizer=torch.optim.AdamW,
     run_opts=None,
     brain_class=None,
@@ -71,12 +89,15 @@ def build(
     model=None,
     shuffle=True,
     seed=7,
-    **hparams,
+    **settings,
 ):
-    """A run ready to `fit`, with all that belongs to it."""
+    """A run ready to `fit`, with all that belongs to it.
+
+    Further settings go to the Brain as arguments, or in its hparams.
+    """
     seed_everything(seed, verbose=False)
     folder = Path(folder)
-    many = hparams.get("multi_label", False)
+    many = settings.get("multi_label", False)
     labels = CategoricalEncoder()
     labels.update_from_iterable(LABELS)
     labels.expect_len(len(LABELS))
@@ -90,10 +111,12 @@ def build(
     )
     if task == "pretrain":
         module, name = MSPM(encoder, **(model or {})), "objective"
+        modules = {"pretrainer": PretrainingLobe(module, features)}
         chosen, labels = brain_class or PretrainingBrain, None
     else:
         module = SpectrogramClassifier(encoder, len(LABELS), **(model or {}))
         name, chosen = "model", brain_class or ClassificationBrain
+        modules = {"features": features, "model": module}
     counter = EpochCounter(epochs)
     (folder / "save").mkdir(parents=True, exist_ok=True)
     checkpointer = AtomicCheckpointer(
@@ -106,36 +129,35 @@ def build(
         for split, part in rows.items()
         if part
     }
-    settings = {
-        "seed": seed,
-        "lr": 0.01,
+    arguments = {
         "schedule": WarmupCosine(end=0.01, warmup=0.2),
+        "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
+        "readers": [reader],
+        "n_files": sum(len(dataset) for dataset in datasets.values()),
+    }
+    if task != "pretrain":
+        arguments |= {
+            "label_encoder": labels,
+            "multi_label": many,
+            "selection": "accuracy",
+            "compute_cost": cross_entropy,
+        }
+    hparams = {
+        "seed": seed,
         "epoch_counter": counter,
         "output_folder": str(folder),
-        "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
-        "use_tensorboard": False,
         "max_unreadable": 0.5,
-        "has_valid": "valid" in datasets,
-        "n_classes": len(LABELS),
-        "multi_label": False,
-        "loss": "ce",
-        "mixup": None,
-        "augment": [],
-        "selection": "accuracy",
-        "head_lr_scale": 1.0,
-        "layer_decay": 1.0,
-        "label_encoder": labels,
         "max_grad_norm": 5.0,
-        **hparams,
     }
+    for key, value in settings.items():
+        (arguments if key in ARGUMENTS else hparams)[key] = value
     brain = chosen(
-        modules={"features": features, name: module},
-        opt_class=lambda groups: optimizer(groups, lr=1.0),
-        hparams=settings,
+        modules=modules,
+        opt_class=lambda groups: optimizer(groups, lr=lr),
+        hparams=hparams,
         run_opts={"device": "cpu", "noprogressbar": True, **(run_opts or {})},
         checkpointer=checkpointer,
-        readers=[reader],
-        n_files=sum(len(dataset) for dataset in datasets.values()),
+        **arguments,
     )
     brain._last_picture = math.inf  # draws no curves: they take a second
     loader = {
@@ -147,8 +169,9 @@ def build(
         brain=brain,
         module=module,
         counter=counter,
-        schedule=settings["schedule"],
+        schedule=arguments["schedule"],
         reader=reader,
+        best_key=best_key(arguments.get("selection", "accuracy")),
         datasets=datasets,
         train_loader={**loader, "shuffle": shuffle},
         loader=loader,
@@ -170,7 +193,7 @@ def fit(run):
 def evaluate(run):
     run.brain.evaluate(
         run.datasets["test"],
-        **run.brain.best_key,
+        **run.best_key,
         test_loader_kwargs=dict(run.loader),
     )
     return run.brain.test_stats
@@ -190,7 +213,7 @@ def validate(run, rows=None, batch_size=None):
     )
     dataset = run.datasets["valid"]
     if rows is not None:
-        encoder = run.brain.hparams.label_encoder
+        encoder = getattr(run.brain, "label_encoder", None)
         dataset = make_dataset(rows, ClipReader(), encoder)
     loader = torch.utils.data.DataLoader(
         dataset,
@@ -836,7 +859,7 @@ def test_several_labels(rows, tmp_path):
             several_labels(rows),
             tmp_path,
             multi_label=True,
-            loss="bce",
+            compute_cost=binary_cross_entropy,
             selection="mAP",
             mixup=Mixup(probability=1.0),
         )
@@ -852,8 +875,14 @@ def test_several_labels(rows, tmp_path):
 @pytest.mark.parametrize(
     "settings, message",
     [
-        ({"multi_label": True, "selection": "mAP"}, "loss must be bce"),
-        ({"multi_label": True, "loss": "bce"}, "selection must be one of"),
+        (
+            {"multi_label": True, "selection": "mAP"},
+            "compute_cost must be binary_cross_entropy",
+        ),
+        (
+            {"multi_label": True, "compute_cost": binary_cross_entropy},
+            "selection must be one of",
+        ),
         ({"selection": "mAP"}, "selection must be one of"),
         ({"selection": "eer"}, "eer needs two classes, there are 3"),
     ],
@@ -886,7 +915,7 @@ def test_the_lowest_equal_error_rate_chooses_the_epoch(
     eer = {row["epoch"]: row["valid_eer"] for row in run.brain.log_rows()}
     assert eer[1] < eer[2] == eer[3] == 0.5
     evaluate(run)
-    assert run.brain.best_key == {"min_key": "eer"}
+    assert run.best_key == {"min_key": "eer"}
     log = (tmp_path / "train_log.txt").read_text().splitlines()
     assert log[-1].startswith("best epoch: 1 - test loss")
     assert "eer" in run.brain.test_stats
@@ -923,7 +952,7 @@ def test_hard_targets_work_with_both_losses(rows, tmp_path):
             "classify",
             rows,
             tmp_path,
-            loss="bce",
+            compute_cost=binary_cross_entropy,
             mixup=Mixup(probability=1.0),
         )
     )
@@ -1178,16 +1207,19 @@ def test_compiled_run_is_resumed_by_a_plain_one(task, rows, tmp_path):
 def test_batches_without_padding_have_no_counts(rows, tmp_path):
     run = build("pretrain", rows, tmp_path, batch_size=2, epochs=1)
     padded, counted = [], []
+    pretrainer = run.brain.modules["pretrainer"]
+    forward = run.brain.compute_forward
 
-    def on_features(module, args, output):
-        padded.append(bool((args[1] < 1).any()))
+    def on_batch(batch, stage):
+        padded.append(bool((batch.sig.lengths < 1).any()))
+        return forward(batch, stage)
 
     def on_objective(module, args):
         if module.training:
             counted.append((padded[-1], args[1] is not None))
 
-    run.brain.modules["features"].register_forward_hook(on_features)
-    run.brain.modules["objective"].register_forward_pre_hook(on_objective)
+    run.brain.compute_forward = on_batch
+    pretrainer.objective.register_forward_pre_hook(on_objective)
     fit(run)
     assert set(counted) == {(True, True), (False, False)}
 

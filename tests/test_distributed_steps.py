@@ -21,7 +21,7 @@ class Counting(PretrainingBrain):
                 self.sent.append((self.epoch, self.step))
             return allreduce_hook(None, bucket)
 
-        self.modules.objective.register_comm_hook(None, sending)
+        self.modules.pretrainer.register_comm_hook(None, sending)
 
 
 def accumulate(rank, folder, manifest, factor):

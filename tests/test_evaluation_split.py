@@ -22,6 +22,7 @@ from torch.utils.data import BatchSampler
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.checkpointer import AtomicCheckpointer
 from ssast_lobes.data.samplers import BatchShare
+from ssast_lobes.losses import binary_cross_entropy
 from ssast_lobes.recognition import SpectrogramRecognizer
 from ssast_lobes.training import RecognitionBrain
 
@@ -29,7 +30,11 @@ BATCH = 3
 SETTINGS = {
     "pretrain": {},
     "classify": {},
-    "several": {"multi_label": True, "loss": "bce", "selection": "mAP"},
+    "several": {
+        "multi_label": True,
+        "compute_cost": binary_cross_entropy,
+        "selection": "mAP",
+    },
 }
 
 
@@ -72,6 +77,7 @@ def prepared(task, rows, folder, **options):
     )
     if task == "recognise":
         run.brain, run.module = recogniser(run, options)
+        run.best_key = {"min_key": "wer"}
     return run
 
 
@@ -113,7 +119,7 @@ def recogniser(run, options):
         train_logger=run.brain.train_logger,
         n_files=100,
     )
-    brain.part, brain.best_key = "test", {"min_key": "wer"}
+    brain.part = "test"
     return brain, model
 
 

@@ -112,7 +112,7 @@ def clip(samples):
 @pytest.mark.parametrize("lengths", [(1000,), (1000, 400), (1600, 1), (1601,)])
 def test_batches_are_padded_to_a_multiple(lengths):
     examples = [clip(samples) for samples in lengths]
-    data, relative = collate(examples, pad_to=800).sig
+    data, relative = collate(examples, pad_seconds=0.05).sig
     assert data.shape[1] % 800 == 0
     assert 0 <= data.shape[1] - max(lengths) < 800
     assert (relative * data.shape[1]).round().tolist() == list(lengths)
@@ -128,7 +128,7 @@ def test_padding_further_changes_no_result(tones, tmp_path):
     loader = torch.utils.data.DataLoader(
         run.datasets["valid"],
         batch_size=3,
-        collate_fn=partial(collate, pad_to=20000),
+        collate_fn=partial(collate, pad_seconds=1.25),
     )
     kept = {}
     run.brain.log_epoch = lambda epoch, train, valid: kept.update(valid)
@@ -151,7 +151,7 @@ def test_loaders_for_cuda():
 # Compiled code ------------------------------------------------------------
 
 
-def compiled_frames(monkeypatch, rows, folder, pad_to):
+def compiled_frames(monkeypatch, rows, folder, pad_seconds):
     """How often each code was compiled in the epochs of a training."""
     compiled = collections.Counter()
 
@@ -180,7 +180,7 @@ def compiled_frames(monkeypatch, rows, folder, pad_to):
 
     run.brain.on_stage_start = starting
     for loading in (run.train_loader, run.loader):
-        loading["collate_fn"] = partial(collate, pad_to=pad_to)
+        loading["collate_fn"] = partial(collate, pad_seconds=pad_seconds)
     run.reader.crop_seconds = 9.0  # whole clips, of all lengths
     kit.fit(run)
     torch._dynamo.reset()
@@ -189,6 +189,6 @@ def compiled_frames(monkeypatch, rows, folder, pad_to):
 
 def test_compiled_code_meets_few_lengths(tones, tmp_path, monkeypatch):
     rows = kit.corpus_rows(tones.manifest)
-    counts = compiled_frames(monkeypatch, rows, tmp_path, pad_to=20000)
+    counts = compiled_frames(monkeypatch, rows, tmp_path, pad_seconds=1.25)
     assert counts[1] > 0
     assert counts[2] == counts[3] == counts[4] == 0

@@ -1,11 +1,10 @@
-"""The linear start: the head is that of the logistic regression."""
+"""LP-FT: training begins with the head of a logistic regression."""
 
 import csv
 
 import pytest
 import torch
 from speechbrain.dataio.encoder import CategoricalEncoder
-from ssast_lobes.linear_start import start_head
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.data.audio import UnreadableAudio, read_audio
@@ -13,6 +12,7 @@ from ssast_lobes.data.dataset import ClipReader, make_dataset
 from ssast_lobes.heads import SpectrogramClassifier
 from ssast_lobes.probing import logistic_regression
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.lp_init import fit_head
 
 
 def clips(tones, split="train"):
@@ -52,7 +52,7 @@ def dataset(tones):
 )
 def test_scores_are_those_of_the_regression(tones, arguments):
     model = build(**arguments).train()
-    start_head(model, FrontEnd(), dataset(tones), penalty=0.03, batch_size=5)
+    fit_head(model, FrontEnd(), dataset(tones), penalty=0.03, batch_size=5)
     # As it was, and to be trained.
     assert model.training and model.head.linear.weight.requires_grad
     model.eval()
@@ -80,7 +80,7 @@ def test_scores_are_those_of_the_regression(tones, arguments):
     assert bias.grad.abs().max() < 1e-4
 
 
-def test_clips_that_cannot_be_read_are_passed_over(tones, tmp_path):
+def test_clips_that_cannot_be_read_are_skipped(tones, tmp_path):
     rows = clips(tones)
     (tmp_path / "noise.wav").write_bytes(b"no audio")
     classes = CategoricalEncoder()
@@ -91,16 +91,16 @@ def test_clips_that_cannot_be_read_are_passed_over(tones, tmp_path):
     for more in ({}, {"broken": {**broken, "label": "noise"}}):
         model = build()
         data = make_dataset({**rows, **more}, ClipReader(), classes)
-        start_head(model, FrontEnd(), data, 0.1, batch_size=len(rows))
+        fit_head(model, FrontEnd(), data, 0.1, batch_size=len(rows))
         heads.append(model.head.linear.weight)
     assert torch.equal(*heads)
     data = make_dataset(
         {"a": {**broken, "label": "tone"}}, ClipReader(), classes
     )
     with pytest.raises(UnreadableAudio, match="no training clip"):
-        start_head(build(), FrontEnd(), data, 0.1)
+        fit_head(build(), FrontEnd(), data, 0.1)
 
 
 def test_a_projected_head_is_refused(tones):
     with pytest.raises(SettingsError, match="projection"):
-        start_head(build(projection=8), FrontEnd(), dataset(tones), 0.1)
+        fit_head(build(projection=8), FrontEnd(), dataset(tones), 0.1)

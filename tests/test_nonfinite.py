@@ -113,7 +113,7 @@ def test_teacher_statistics_and_memory_stay_too(rows, tmp_path):
     run = build("pretrain", rows, tmp_path, epochs=1, brain_class=bad)
     encoder = SpectrogramEncoder(GRID, dim=32, depth=1, heads=2)
     objective = load_objective("atst_clip")(encoder, memory=8)
-    run.brain.modules["objective"] = objective
+    run.brain.modules["pretrainer"].objective = objective
     run.brain.checkpointer.recoverables["objective"] = objective
     before = {k: v.clone() for k, v in objective.state_dict().items()}
     fit(run)

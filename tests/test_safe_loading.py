@@ -45,11 +45,8 @@ from ssast_lobes.huggingface import to_huggingface
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.linear_heads import read_head
 from ssast_lobes.objectives import MSPM
-from ssast_lobes.training.errors import (
-    SettingsError,
-    check_same_experiment,
-    keep_settings,
-)
+from ssast_lobes.training import experiment
+from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.weights import (
     Weights,
     WeightsError,
@@ -188,15 +185,19 @@ def test_checkpoints(name, sums, tmp_path):
 
 
 def test_state_of_an_experiment(tmp_path):
-    settings = {"output_folder": str(tmp_path), "lr": 0.1, "source": None}
-    settings["opt_class"] = torch.optim.AdamW
-    keep_settings(settings)
-    (tmp_path / "save" / "CKPT+1").mkdir(parents=True)
-    fuzz(
-        tmp_path / "settings.json",
-        lambda path: check_same_experiment(settings),
-        SettingsError,
+    recipe, folder = tmp_path / "train.yaml", tmp_path / "out"
+    recipe.write_text(
+        "lr: 0.1\nsource: null\nopt_class: !name:torch.optim.AdamW\n"
+        "    lr: !ref <lr>\n    betas: [0.9, 0.98]\n"
     )
+
+    def start(path):
+        with experiment(recipe, "", folder):
+            pass
+
+    start(folder)
+    (folder / "save" / "CKPT+1").mkdir(parents=True)
+    fuzz(folder / "settings.json", start, SettingsError)
 
 
 def test_statistics(tmp_path):
