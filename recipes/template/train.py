@@ -3,9 +3,8 @@
 
 > python train.py hparams/train.yaml --table /path/to/labels.csv
 
-To read the code, scroll to `main` first: it shows what happens, one step after
-the other. The Brain shows what happens with each batch. The README in this
-folder tells what to change for another task.
+Read `main` first: it shows what happens, one step after the other. The Brain
+shows what happens with each batch. The README tells what to change.
 """
 
 import sys
@@ -13,12 +12,11 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 from my_data_prepare import prepare_my_data
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from ssast_lobes import training
 from ssast_lobes.data.dataset import make_dataset
 from ssast_lobes.data.splits import read_splits
-from ssast_lobes.export import export_classifier
 
 
 class MyBrain(training.ClassificationBrain):
@@ -31,9 +29,8 @@ class MyBrain(training.ClassificationBrain):
         wavs, wav_lens = batch.sig
         targets = self.soft_targets(batch.target)  # one-hot
         feats, n_frames = self.modules.features(wavs, wav_lens)
-        if stage == sb.Stage.TRAIN:
-            for augment in self.augment:
-                feats = augment(feats, n_frames)
+        for augment in self.augment if stage == sb.Stage.TRAIN else ():
+            feats = augment(feats, n_frames)
         # As self.modules.model(...), also where several processes evaluate.
         return self.network("model", stage)(feats, n_frames), targets
 
@@ -119,30 +116,14 @@ def main(arguments):
             test_loader_kwargs=hparams["valid_dataloader_opts"],
         )
         brain.draw()
-        if if_main_process():
-            card = training.model_card(
-                hparams_file,
-                rows,
-                brain.test_stats,
-                source=hparams["source"],
-                lr=hparams["lr"],
-                compute_cost=hparams["compute_cost"],
-                class_weights=hparams["class_weights"],
-                balanced_sampling=hparams["balanced_sampling"],
-                seed=hparams["seed"],
-            )
-            window = training.export_window(
-                lobe, train, hparams["crop_seconds"]
-            )
-            export_classifier(
-                hparams["export_folder"],
-                model,
-                lobe.features,
-                labels,
-                False,  # one label a clip
-                card,
-                window,
-            )
+        brain.export(
+            hparams["export_folder"],
+            hparams_file,
+            rows,
+            training.export_window(lobe, train, hparams["crop_seconds"]),
+            source=hparams["source"],
+            lr=hparams["lr"],
+        )
         training.write_result(folder, rows, test, brain.result())
     return brain.test_stats
 

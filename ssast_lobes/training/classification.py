@@ -10,11 +10,12 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
 from ssast_lobes.data.manifest import split_labels
+from ssast_lobes.export import export_classifier
 from ssast_lobes.losses import class_weights, needs_one_label
 from ssast_lobes.metrics import ClassificationMetrics
 from ssast_lobes.plots import plot_confusion_matrix
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
-from ssast_lobes.training.card import told
+from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lp_init import fit_head
 from ssast_lobes.training.optimizers import parameter_groups
@@ -393,3 +394,37 @@ class ClassificationBrain(SpectrogramBrain):
             "debug": self.debug,
             "metrics": self.test_stats,
         }
+
+    def export(self, folder, hparams_file, rows, window, **settings):
+        """Write the tested model to a folder, on the main process.
+
+        Arguments
+        ---------
+        folder : str or os.PathLike
+            Where to; see `export_classifier`.
+        hparams_file, rows
+            For the model card; see `model_card`.
+        window : float
+            Seconds that the export takes at once; see `export_window`.
+        **settings
+            What the card tells next to what the Brain knows.
+        """
+        if if_main_process():
+            known = {
+                "compute_cost": self._told_cost,
+                "class_weights": self.class_weights,
+                "swa_start_epoch": self.swa_start_epoch,
+                "seed": self.hparams.seed,
+            }
+            card = model_card(
+                hparams_file, rows, self.test_stats, **settings, **known
+            )
+            export_classifier(
+                folder,
+                self.model,
+                self.modules.features,
+                self.label_encoder,
+                self.multi_label,
+                card,
+                window,
+            )

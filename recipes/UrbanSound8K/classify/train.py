@@ -10,13 +10,12 @@ import sys
 
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
 from urbansound8k_prepare import prepare_urbansound8k
 
 from ssast_lobes import training
 from ssast_lobes.data.dataset import make_dataset
 from ssast_lobes.data.splits import read_splits
-from ssast_lobes.export import export_classifier
 
 
 def dataio_prepare(hparams):
@@ -61,7 +60,6 @@ def run_fold(hparams_file, run_opts, overrides):
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
         hparams["checkpointer"].add_recoverable("model", model)
-        window = training.export_window(lobe, train, hparams["crop_seconds"])
         brain = training.ClassificationBrain(
             modules=hparams["modules"],
             opt_class=hparams["opt_class"],
@@ -95,29 +93,16 @@ def run_fold(hparams_file, run_opts, overrides):
         best = training.best_key(hparams["selection"])
         brain.evaluate(test, **best, test_loader_kwargs=valid_opts)
         brain.draw()
-        if if_main_process():
-            card = training.model_card(
-                hparams_file,
-                rows,
-                brain.test_stats,
-                source=hparams["source"],
-                batch_size=hparams["batch_size"],
-                lr=hparams["lr"],
-                compute_cost=hparams["compute_cost"],
-                class_weights=hparams["class_weights"],
-                balanced_sampling=hparams["balanced_sampling"],
-                swa_start_epoch=hparams["swa_start_epoch"],
-                seed=hparams["seed"],
-            )
-            export_classifier(
-                hparams["export_folder"],
-                model,
-                lobe.features,
-                labels,
-                multi_label=False,
-                card=card,
-                least_window=window,
-            )
+        brain.export(
+            hparams["export_folder"],
+            hparams_file,
+            rows,
+            training.export_window(lobe, train, hparams["crop_seconds"]),
+            source=hparams["source"],
+            batch_size=hparams["batch_size"],
+            lr=hparams["lr"],
+            balanced_sampling=hparams["balanced_sampling"],
+        )
         return training.write_result(folder, rows, test, brain.result())
 
 
