@@ -16,7 +16,7 @@ from ssast_lobes.training.folds import (
 )
 from ssast_lobes.training.pretraining import PretrainingBrain
 from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
-from ssast_lobes.training.start import load_pretrained
+from ssast_lobes.training.start import load_pretrained, log_source
 
 __all__ = [
     "ClassificationBrain",
@@ -29,6 +29,7 @@ __all__ = [
     "export_window",
     "finished_result",
     "load_pretrained",
+    "log_source",
     "load_tokenizer",
     "model_card",
     "parse_arguments",

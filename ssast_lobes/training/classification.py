@@ -343,6 +343,7 @@ class ClassificationBrain(SpectrogramBrain):
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         # On all processes: it has a broadcast in it.
         self.train_logger.log_stats(stats_meta=meta, test_stats=stats)
+        self.draw()
         if not if_main_process():
             return
         names = self.classes

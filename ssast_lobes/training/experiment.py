@@ -12,8 +12,9 @@ from speechbrain.utils.logger import setup_logging
 
 from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.data.splits import has_begun
+from ssast_lobes.export import check_export_folder
 from ssast_lobes.presets import merge, read_tree, tag_of
-from ssast_lobes.training.arguments import REPLACE
+from ssast_lobes.training.arguments import REPLACE, plain_settings
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock
 
@@ -67,6 +68,8 @@ def experiment(hparams_file, overrides, folder):
     SettingsError
         If another process holds the folder, or a setting has changed that
         makes it another experiment; names the settings.
+    FileExistsError
+        If `export_folder` holds something else than an export.
 
     Example
     -------
@@ -83,6 +86,9 @@ def experiment(hparams_file, overrides, folder):
     ...
     ssast_lobes.training.errors.SettingsError: ... lr (0.1, now 0.2). Choose ...
     """
+    export_folder = plain_settings(hparams_file, overrides).get("export_folder")
+    if export_folder is not None:
+        check_export_folder(export_folder)
     with folder_lock(folder) if if_main_process() else nullcontext():
         run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
         # Messages show before the folder has its log file.

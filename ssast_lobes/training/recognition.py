@@ -171,6 +171,7 @@ class RecognitionBrain(SpectrogramBrain):
             },
             test_stats=stats,
         )
+        self.draw()
         if if_main_process():
             path = self.output_folder / f"wer_{self.part}.txt"
             with open(path, "w", encoding="utf-8") as file:

@@ -7,6 +7,18 @@ from ssast_lobes.weights import initialise, load_weights
 logger = get_logger(__name__)
 
 
+def log_source(lobe):
+    """Log what a lobe has loaded from its source, and what it left aside.
+
+    Arguments
+    ---------
+    lobe : SSAST
+        Built before the output folder had its log.
+    """
+    for line in lobe.report:
+        logger.info(line)
+
+
 def load_pretrained(source, encoder, objective):
     """Load an encoder, and what fits of its objective, to train on.
 

@@ -53,6 +53,7 @@ def run_fold(hparams_file, run_opts, overrides):
 
         # The data tell how many classes there are.
         lobe, labels = hparams["lobe"], hparams["label_encoder"]
+        training.log_source(lobe)
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
         hparams["checkpointer"].add_recoverable("model", model)
@@ -88,7 +89,6 @@ def run_fold(hparams_file, run_opts, overrides):
         )
         best = training.best_key(hparams["selection"])
         brain.evaluate(test, **best, test_loader_kwargs=valid_opts)
-        brain.draw()
         brain.export(
             hparams["export_folder"],
             hparams_file,

@@ -53,6 +53,7 @@ def main(arguments):
 
         # The data tell how many classes there are.
         lobe, labels = hparams["lobe"], hparams["label_encoder"]
+        training.log_source(lobe)
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
         hparams["checkpointer"].add_recoverable("model", model)
@@ -90,7 +91,6 @@ def main(arguments):
             **training.best_key(hparams["selection"]),
             test_loader_kwargs=hparams["valid_dataloader_opts"],
         )
-        brain.draw()
         brain.export(
             hparams["export_folder"],
             hparams_file,

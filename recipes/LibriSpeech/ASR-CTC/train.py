@@ -90,6 +90,7 @@ def main(arguments):
             },
         )
         sb.create_experiment_directory(folder, hparams_file, overrides)
+        training.log_source(hparams["lobe"])
         rows, tokenizer, parts = dataio_prepare(hparams)
         train, valid = parts.pop("train"), parts.pop("valid")
 
@@ -119,7 +120,6 @@ def main(arguments):
             valid_loader_kwargs=hparams["valid_dataloader_opts"],
         )
         brain.test(parts, test_loader_kwargs=hparams["valid_dataloader_opts"])
-        brain.draw()
         if if_main_process():
             card = training.model_card(
                 hparams_file,

@@ -54,6 +54,7 @@ def main(arguments):
 
         # The data tell how many classes there are.
         lobe, labels = hparams["lobe"], hparams["label_encoder"]
+        training.log_source(lobe)
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
         hparams["checkpointer"].add_recoverable("model", model)
@@ -91,7 +92,6 @@ def main(arguments):
             **training.best_key(hparams["selection"]),
             test_loader_kwargs=hparams["valid_dataloader_opts"],
         )
-        brain.draw()
         brain.export(
             hparams["export_folder"],
             hparams_file,

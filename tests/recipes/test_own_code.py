@@ -1,0 +1,102 @@
+"""An objective, a mask and a loss of one's own, next to a recipe's script."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2] / "recipes" / "CustomData"
+SMALL = """--model_size=micro --crop_seconds=0.6 --batch_size=4 --num_workers=0
+    --number_of_epochs=1 --device=cpu --noprogressbar""".split()
+OWN = '''
+import torch
+from ssast_lobes import MSPM, RandomMasker
+
+
+class MyObjective(MSPM):
+    """MSPM that says so in its logs."""
+
+    def forward(self, feats, n_frames, mask=None, **where):
+        output = super().forward(feats, n_frames, mask, **where)
+        logs = {**output.logs, "mine": output.loss.detach()}
+        return output._replace(logs=logs)
+
+
+class FirstSteps(RandomMasker):
+    """Hides what comes first."""
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        steps = torch.arange(max_steps, device=n_steps.device).float()
+        return steps.expand(len(n_steps), bands, max_steps)
+
+
+def my_loss(scores, targets, power=1):
+    return ((scores.sigmoid() - targets) ** (2 * power)).mean()
+'''
+OBJECTIVE = """
+mask_ratio: 0.25
+cluster_sizes: null
+masker: !new:my_code.FirstSteps
+    ratio: !ref <mask_ratio>
+objective: !new:my_code.MyObjective
+    encoder: !ref <lobe.encoder>
+    masker: !ref <masker>
+"""
+
+
+@pytest.fixture
+def task(tmp_path):
+    """Function of a task: its folder, copied, with code of one's own."""
+
+    def copy(name):
+        folder = tmp_path / name
+        # Links are followed: the copy needs nothing of the repository.
+        shutil.copytree(ROOT / name, folder)
+        (folder / "my_code.py").write_text(OWN)
+        (folder / "my_objective.yaml").write_text(OBJECTIVE)
+        return folder
+
+    return copy
+
+
+def run(folder, *flags):
+    yaml = f"hparams/{folder.name}.yaml"
+    result = subprocess.run(
+        [sys.executable, "train.py", yaml, "--output_folder=out", *SMALL]
+        + [*flags],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "out"
+
+
+def test_objective_and_mask(task, tones):
+    out = run(
+        task("pretrain"),
+        f"--audio={tones.folder}",
+        "--objective=my_objective.yaml",
+    )
+    [row] = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert row["train_mine"] == row["train_loss"]
+    config = json.loads((out / "export" / "config.json").read_text())
+    assert config["objective"]["name"] == "MyObjective"
+    assert config["objective"]["masker"]["name"] == "FirstSteps"
+    assert config["objective"]["masker"]["ratio"] == 0.25
+
+
+def test_loss(task, tones):
+    out = run(
+        task("classify"),
+        f"--manifest={tones.manifest}",
+        "--compute_cost=!name:my_code.my_loss {power: 2}",
+    )
+    result = json.loads((out / "test_result.json").read_text())
+    assert result["compute_cost"] == "my_loss(power=2)"
+    assert 0 < result["metrics"]["loss"] < 1
+    card = (out / "export" / "README.md").read_text()
+    assert "my_loss(power=2)" in card
