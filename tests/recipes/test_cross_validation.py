@@ -292,7 +292,7 @@ def test_a_missing_training_is_named_with_those_there_are(tmp_path):
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     assert "no training preset named 'nope'" in done.stderr
     assert "esc50_frame" in done.stderr
