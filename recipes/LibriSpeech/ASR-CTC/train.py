@@ -6,6 +6,7 @@
 The README in the folder above shows the settings.
 """
 
+import functools
 import sys
 
 import speechbrain as sb
@@ -50,21 +51,19 @@ def dataio_prepare(hparams):
     rows = read_splits(hparams["splits_file"], hparams["shards"])
     tokenizer = training.load_tokenizer(hparams["tokenizer"])
 
-    @sb.utils.data_pipeline.takes("label")
-    @sb.utils.data_pipeline.provides("tokens")
-    def encode(words):
-        return torch.tensor(tokenizer.sp.encode_as_ids(words))
-
-    names = ("train", "valid", *hparams["test_parts"])
-    parts = {
-        name: make_dataset(rows[name], hparams["reader"]) for name in names
-    }
-    datasets = list(parts.values())
-    sb.dataio.dataset.add_dynamic_item(datasets, encode)
-    sb.dataio.dataset.set_output_keys(
-        datasets, ["id", "sig", "label", "tokens"]
-    )
+    encode = functools.partial(tokens_of, tokenizer)
+    parts = {}
+    for name in ("train", "valid", *hparams["test_parts"]):
+        part = make_dataset(rows[name], hparams["reader"])
+        part.add_dynamic_item(encode, takes="label", provides="tokens")
+        part.set_output_keys(["id", "sig", "label", "tokens"])
+        parts[name] = part
     return rows, tokenizer, parts
+
+
+def tokens_of(tokenizer, words):
+    """Return the numbers of the pieces of what is said, (pieces,) int64."""
+    return torch.tensor(tokenizer.sp.encode_as_ids(words))
 
 
 def main(arguments):
@@ -131,14 +130,9 @@ def main(arguments):
                 lr=hparams["lr"],
                 seed=hparams["seed"],
             )
-            lobe = hparams["lobe"]
-            export_encoder(
-                hparams["export_folder"],
-                lobe.encoder,
-                lobe.features,
-                card,
-                training.export_window(lobe, train),
-            )
+            lobe, export = hparams["lobe"], hparams["export_folder"]
+            window = training.export_window(lobe, train)
+            export_encoder(export, lobe.encoder, lobe.features, card, window)
         training.write_result(folder, rows, parts, brain.result())
     return brain.test_stats
 
