@@ -626,7 +626,7 @@ GIVEN = {
 
 
 @pytest.mark.parametrize(
-    "path", RECIPE.glob("hparams/*.yaml"), ids=lambda p: p.stem
+    "path", sorted(RECIPE.glob("hparams/*.yaml")), ids=lambda p: p.stem
 )
 def test_settings_of_each_experiment_are_known(path, script, corpora):
     flags = [flag.format(corpora=corpora) for flag in GIVEN[path.stem]]
