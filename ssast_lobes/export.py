@@ -20,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
+from speechbrain.utils.logger import get_logger
 from speechbrain.utils.parameter_transfer import Pretrainer
 from torch import nn
 
@@ -42,6 +43,8 @@ from ssast_lobes.weights import (
     load_strictly,
     read_state,
 )
+
+logger = get_logger(__name__)
 
 HYPERPARAMS_FILE = "hyperparams.yaml"
 LABELS_FILE = "label_encoder.txt"
@@ -443,6 +446,7 @@ def write_export(
         _write(partial / CARD_FILE, _model_card(folder, config, card, count))
         if label_encoder is not None:
             label_encoder.save(partial / LABELS_FILE)
+    logger.info(f"Exported to {folder}")
     return folder
 
 
