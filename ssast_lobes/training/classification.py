@@ -108,6 +108,8 @@ class ClassificationBrain(SpectrogramBrain):
     ):
         super().__init__(*args, **kwargs)
         self.label_encoder = label_encoder
+        # Or SpeechBrain warns that nobody has counted the classes.
+        label_encoder.expect_len(len(label_encoder))
         self.multi_label = multi_label
         self.selection = selection
         self.compute_cost = compute_cost

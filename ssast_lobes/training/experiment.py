@@ -52,7 +52,8 @@ def experiment(hparams_file, overrides, folder):
     A folder in which something is trained takes the settings of its first
     start only; `data.splits.write_splits` compares the clips. So prepare the
     data, and call SpeechBrain's ``create_experiment_directory``, inside of
-    this context, in this order: a refused start then changes nothing.
+    this context, in this order: a refused start then changes nothing. A
+    folder to export to that holds something else is refused, too.
 
     Arguments
     ---------
@@ -65,6 +66,8 @@ def experiment(hparams_file, overrides, folder):
 
     Raises
     ------
+    FileExistsError
+        If ``export_folder`` holds something else than an export.
     SettingsError
         If another process holds the folder, or a setting has changed that
         makes it another experiment; names the settings.
@@ -97,6 +100,10 @@ def experiment(hparams_file, overrides, folder):
 
 
 def _keep_or_compare(hparams_file, overrides, folder):
+    # Not to be told it after a long training.
+    export_folder = plain_settings(hparams_file, overrides).get("export_folder")
+    if export_folder is not None:
+        check_export_folder(export_folder)
     now = _settings(hparams_file, overrides)
     path = folder / SETTINGS_FILE
     if not has_begun(folder) or not path.is_file():

@@ -42,7 +42,6 @@ from ssast_lobes.weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "CustomData"
-SETTINGS = "!include:../../../../hparams"
 TASKS = ("pretrain", "classify")
 TORCHRUN = "-m torch.distributed.run --standalone --nproc_per_node=2"
 # The Brains' own tests try the same with both tasks, faster.
@@ -230,7 +229,7 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 @ONE_OF_BOTH
 def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
     # The head that training begins with must not come again.
-    own = {"classify": ["--linear_start=0.1", "--layers=all"]}.get(task, [])
+    own = {"classify": ["--lp_init_penalty=0.1", "--layers=all"]}.get(task, [])
     whole = train(task, *own, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
     more = [*own, "--ckpt_interval_steps=1", "--num_workers=2"]
@@ -456,7 +455,7 @@ def test_pretraining_without_held_out_audio_in_other_patches(train):
     folder = train(
         "pretrain",
         *["--geometry=[64, 4]", "--n_mels=64", "--valid_fraction=0"],
-        f"--training={SETTINGS}/training/ssast_pretrain_tiny.yaml",
+        "--training=ssast_pretrain_tiny",
     )
     grid = load_weights(folder / "export").config["encoder"]["grid"]
     assert (grid["n_mels"], grid["patch"]) == (64, [64, 4])
@@ -580,11 +579,11 @@ def test_frozen_encoder_with_weighted_layers(pretrained, train):
     assert log_of(folder)[0]["lr"] <= 0.0005
 
 
-def test_linear_start(pretrained, train, tmp_path):
+def test_lp_init(pretrained, train, tmp_path):
     folder = train(
         "classify",
         f"--source={pretrained / 'export'}",
-        *["--linear_start=0.01", "--pooling=statistics", "--layers=all"],
+        *["--lp_init_penalty=0.01", "--pooling=statistics", "--layers=all"],
         *["--lr=0", "--mixup=null", "--augment=[]"],
     )
     # Without a step of training the head of the regression knows the clips.
@@ -602,12 +601,12 @@ def test_linear_start(pretrained, train, tmp_path):
     assert share == pytest.approx(max(own[0].scores.values()), abs=1e-5)
 
 
-def test_linear_start_knows_whole_clips(pretrained, train, tones):
+def test_lp_init_knows_whole_clips(pretrained, train, tones):
     """As valid and test are read; many clips are longer than a crop."""
     folder = train(
         "classify",
         f"--source={pretrained / 'export'}",
-        *["--linear_start=0.01", "--lr=0", "--crop_seconds=0.4"],
+        *["--lp_init_penalty=0.01", "--lr=0", "--crop_seconds=0.4"],
         "--window_seconds=2.0",
     )
     with open(tones.manifest, newline="") as file:
@@ -626,19 +625,19 @@ def test_linear_start_knows_whole_clips(pretrained, train, tones):
     )
 
 
-def test_linear_start_is_for_single_labels(train, tones, tmp_path):
+def test_lp_init_is_for_single_labels(train, tones, tmp_path):
     with pytest.raises(SettingsError, match="one label"):
         train(
             "classify",
-            *["--multi_label=True", "--loss=bce", "--selection=mAP"],
-            "--linear_start=0.1",
+            *["--multi_label=True", "--compute_cost=binary_cross_entropy"],
+            *["--selection=mAP", "--lp_init_penalty=0.1"],
         )
 
 
 def test_official_settings(train):
     folder = train(
         "classify",
-        f"--training={SETTINGS}/training/ssast_esc50_patch.yaml",
+        "--training=ssast_esc50_patch",
         *["--stride=[10, 10]", "--pooling=class"],
     )
     rows = log_of(folder)
@@ -651,9 +650,7 @@ def test_official_settings(train):
 
 
 def test_one_label_with_bce_and_mixup(train):
-    folder = train(
-        "classify", f"--training={SETTINGS}/training/ssast_speechcommands.yaml"
-    )
+    folder = train("classify", "--training=ssast_speechcommands")
     assert log_of(folder)[-1]["valid_accuracy"] >= 0
 
 
@@ -673,7 +670,7 @@ def test_several_labels(tones, train, tmp_path):
         "classify",
         f"--manifest={table}",
         *["--label_column=tags", "--split_column=fold", "--multi_label=True"],
-        *["--loss=bce", "--selection=mAP"],
+        *["--compute_cost=binary_cross_entropy", "--selection=mAP"],
     )
     assert 0 < log_of(folder)[-1]["valid_mAP"] <= 1
     classifier = AudioClassifier.from_hparams(folder / "export")
