@@ -71,8 +71,6 @@ def experiment(hparams_file, overrides, folder):
     SettingsError
         If another process holds the folder, or a setting has changed that
         makes it another experiment; names the settings.
-    FileExistsError
-        If `export_folder` holds something else than an export.
 
     Example
     -------
@@ -89,9 +87,6 @@ def experiment(hparams_file, overrides, folder):
     ...
     ssast_lobes.training.errors.SettingsError: ... lr (0.1, now 0.2). Choose ...
     """
-    export_folder = plain_settings(hparams_file, overrides).get("export_folder")
-    if export_folder is not None:
-        check_export_folder(export_folder)
     with folder_lock(folder) if if_main_process() else nullcontext():
         run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
         # Messages show before the folder has its log file.
