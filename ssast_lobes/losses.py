@@ -130,7 +130,7 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
 
     Example
     -------
-    >>> cosines = torch.tensor([[0.9, 0.1]])
+    >>> cosines = torch.tensor([[0.6, 0.5]])
     >>> target = torch.tensor([[1.0, 0.0]])
     >>> margin = aam_softmax(30 * cosines, target)
     >>> (margin > cross_entropy(30 * cosines, target)).item()
@@ -203,6 +203,8 @@ def class_weights(kind, labels, classes, multi_label=False):
     tensor([1., 3.])
     """
     if isinstance(kind, dict):
+        # YAML reads a label such as 7 as a number.
+        kind = {str(name): weight for name, weight in kind.items()}
         unknown = sorted(set(kind) - set(classes))
         if unknown:
             raise ValueError(

@@ -16,7 +16,7 @@ def run_processes(function, count, folder, *arguments, join=True):
         port = server.getsockname()[1]
     context = torch.multiprocessing.get_context("forkserver")
     # Imported once for all the processes: it takes most of their time.
-    context.set_forkserver_preload(["ssast_lobes.experiments"])
+    context.set_forkserver_preload(["ssast_lobes.training"])
     torch.multiprocessing.start_processes(
         _work,
         (function, count, str(folder), arguments, port, join),

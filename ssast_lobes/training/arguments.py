@@ -22,6 +22,8 @@ from ssast_lobes.training.errors import yaml_errors
 WORDS = ("objective", "training", "degradation", "compute_cost")
 # Tag of a node that takes the place of what it overrides.
 REPLACE = "!applyref:ssast_lobes.presets.replace"
+# Plain tables: they take the place of null, which has no settings to change.
+TABLES = ("class_weights",)
 # Tags that a class or a function follows.
 _CALLS = ("!new", "!name", "!apply")
 
@@ -72,6 +74,9 @@ def parse_arguments(arguments):
     with yaml_errors("the command line"):
         recipe, given = read_tree(hparams_file), _read(text)
         presets = _pop_words(given, recipe)
+        for key in TABLES:
+            if isinstance(given.get(key), dict):
+                given[key] = _instead(given[key])
         _check_keys(given, recipe, hparams_file)
         tree = CommentedMap()
         for word, preset in presets.items():
@@ -246,14 +251,19 @@ def _check_arguments(kind, name, path, callable_, node):
         ) from error
 
 
+def _instead(node):
+    """Return a node that takes the place of what it overrides."""
+    marked = CommentedSeq([node])
+    marked.yaml_set_ctag(Tag(suffix=REPLACE))
+    return marked
+
+
 def _replacing(node):
     """Mark what names a class, so that it takes the place of another."""
     if not isinstance(node, dict):
         return node
     if tag_of(node):
-        marked = CommentedSeq([node])
-        marked.yaml_set_ctag(Tag(suffix=REPLACE))
-        return marked
+        return _instead(node)
     for key, child in node.items():
         node[key] = _replacing(child)
     # ruamel.yaml writes a tagged mapping of one key wrongly inside of braces.
