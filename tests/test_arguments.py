@@ -7,7 +7,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from ssast_lobes import masking, objectives
+from ssast_lobes import losses, masking, objectives
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.presets import hparams_folder, read_preset, read_tree, tag_of
 from ssast_lobes.training import (
@@ -19,6 +19,7 @@ from ssast_lobes.training.errors import SettingsError
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 PRETRAIN = RECIPES / "CustomData/pretrain/hparams/pretrain.yaml"
+CLASSIFY = RECIPES / "CustomData/classify/hparams/classify.yaml"
 OBJECTIVES = sorted(p.stem for p in hparams_folder().glob("objective/*.yaml"))
 RECIPE = """
 seed: 1
@@ -135,6 +136,39 @@ def test_degradation_by_its_word(recipe):
     steps = load(recipe, "--degradation=speech")["degradation"].steps
     assert len(steps) == 5
     assert load(recipe, "--degradation=null")["degradation"] is None
+
+
+@pytest.mark.parametrize(
+    "word", ["cross_entropy", "binary_cross_entropy", "focal_loss"]
+)
+def test_a_loss_by_its_word(word):
+    hparams = load(CLASSIFY, "--manifest=a.csv", "--compute_cost", word)
+    cost = hparams["compute_cost"]
+    assert cost.func is getattr(losses, word)
+    assert cost.keywords == read_preset("compute_cost", word)["compute_cost"]
+
+
+def test_a_loss_of_ones_own_takes_the_place():
+    word = "--compute_cost=!name:torch.nn.functional.cross_entropy {}"
+    cost = load(CLASSIFY, "--manifest=a.csv", word)["compute_cost"]
+    cost = getattr(cost, "func", cost)
+    assert cost is torch.nn.functional.cross_entropy
+
+
+def test_a_word_of_a_training_sets_what_the_script_has():
+    words = ["--manifest=a.csv", "--training=ssast_esc50_patch", "--lr=0.5"]
+    hparams = load(CLASSIFY, *words)
+    assert hparams["opt_class"].func is torch.optim.Adam
+    # A setting of the command line is put over the word's.
+    assert hparams["opt_class"].keywords["lr"] == hparams["lr"] == 0.5
+    assert (hparams["batch_size"], hparams["mixup"]) == (48, None)
+
+
+def test_a_table_of_weights_is_a_setting():
+    """It takes the place of null, which has no settings to change."""
+    table = "--class_weights={cat: 2, 7: 0.5}"
+    hparams = load(CLASSIFY, "--manifest=a.csv", table)
+    assert hparams["class_weights"] == {"cat": 2, 7: 0.5}
 
 
 # Changes and replacements -------------------------------------------------
