@@ -230,7 +230,10 @@ def test_reference_padding_builds_again_and_must_be_positive():
     config = FrontEnd(pad_frames=64).config
     assert FrontEnd(**config).config == config
     assert "pad_frames" not in FrontEnd().config
-    with pytest.raises(ValueError, match="pad_frames must be a whole number of at least 1, .* got 0"):
+    with pytest.raises(
+        ValueError,
+        match="pad_frames must be a whole number of at least 1, .* got 0",
+    ):
         FrontEnd(pad_frames=0)
 
 

@@ -97,7 +97,10 @@ def test_pooling_config_builds_it_again():
 
 @pytest.mark.parametrize(
     "arguments, message",
-    [({"pooling": "max"}, "pooling must be one of mean, .*'max'"), ({"layers": "first"}, "last")],
+    [
+        ({"pooling": "max"}, "pooling must be one of mean, .*'max'"),
+        ({"layers": "first"}, "last"),
+    ],
 )
 def test_unknown_pooling_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):

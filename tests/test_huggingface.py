@@ -437,7 +437,11 @@ SETTINGS = {
         r"labels must differ, twice there: \['a'\]",
     ),
     "a hole in the labels": ("config", {"id2label": {"7": "a"}}, "damaged"),
-    "no spread": ("front", {"std": 0.0}, "damaged .*std must be a number above 0"),
+    "no spread": (
+        "front",
+        {"std": 0.0},
+        "damaged .*std must be a number above 0",
+    ),
     "no number": ("config", {"max_length": "long"}, "max_length|damaged"),
 }
 FILES = {"config": "config.json", "front": "preprocessor_config.json"}

@@ -158,7 +158,9 @@ def test_impossible_grids_are_refused(arguments, message):
 
 
 def test_unknown_geometry_and_wrong_mels_are_refused():
-    with pytest.raises(ValueError, match="geometry must be one of patch, frame"):
+    with pytest.raises(
+        ValueError, match="geometry must be one of patch, frame"
+    ):
         Grid.from_geometry("hexagon")
     with pytest.raises(ValueError, match="128 mel bins"):
         Grid().unfold(torch.zeros(1, 20, 64))
