@@ -157,14 +157,18 @@ class Script(ast.NodeVisitor):
 
     def __init__(self, path):
         self.read = set()
+        # Of the YAML for sure.
+        self.asked = set()
         self.problems = []
         self.visit(ast.parse(path.read_text("utf-8")))
 
     def visit_Subscript(self, node):
-        """Note ``hparams["key"]``."""
-        if is_hparams(node.value) and isinstance(node.slice, ast.Constant):
-            if isinstance(node.ctx, ast.Load):
-                self.read.add(node.slice.value)
+        """Note ``hparams["key"]``, and of plain settings ``own["key"]``."""
+        key = getattr(node.slice, "value", None)
+        if isinstance(key, str) and isinstance(node.ctx, ast.Load):
+            self.read.add(key)
+            if is_hparams(node.value):
+                self.asked.add(key)
         self.generic_visit(node)
 
     def visit_Attribute(self, node):
@@ -218,7 +222,7 @@ def problems_of(yaml, script):
             problems.append(f"{where} only groups keys")
         if str(node.tag).startswith("!include"):
             problems.append(f"{where} is included")
-    missing = code.read - set(keys)
+    missing = code.asked - set(keys)
     problems += [
         f"{name_of(script)}: hparams has no {key}" for key in sorted(missing)
     ]

@@ -377,9 +377,8 @@ def _try(key, callable_, arguments, settings):
             ):
                 callable_([torch.nn.Parameter(torch.zeros(1))], **arguments)
             elif callable_ is SpectrogramClassifier:
-                encoder = SpectrogramEncoder(
-                    dim=8, depth=_depth(settings), heads=1
-                )
+                depth = _depth(settings)
+                encoder = SpectrogramEncoder(dim=8, depth=depth, heads=1)
                 callable_(encoder, 2, **arguments)
             elif getattr(callable_, "__module__", None) == losses.__name__:
                 callable_(torch.zeros(2, 2), torch.eye(2), **arguments)
@@ -396,7 +395,10 @@ def _depth(settings):
     """Return the blocks of the encoder; of a source, enough to freeze."""
     size = settings.get("model_size")
     if settings.get("source") is None and isinstance(size, str):
-        return load_preset("model", size)["depth"]
+        try:
+            return load_preset("model", size)["depth"]
+        except ValueError as error:
+            raise ArgumentError(f"model_size: {error}") from error
     frozen = settings.get("frozen_blocks")
     return max(1, frozen) if type(frozen) is int else 1
 

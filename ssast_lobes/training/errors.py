@@ -90,7 +90,9 @@ def _class_weights(name, value):
 
 def _loader(name, value):
     require(isinstance(value, dict), name, "a table", value)
-    check_settings({k: value[k] for k in value if k in _LOADER_KEYS})
+    for key, check in _LOADER_KEYS.items():
+        if key in value:
+            check(f"{name}.{key}", value[key])
 
 
 def _device(name, value):
@@ -111,10 +113,10 @@ def _file(name, value):
     require(right, name, "a file that is there", value)
 
 
-_LOADER_KEYS = ("batch_size", "num_workers", "shuffle")
 _count_or_null = partial(whole, null=True)
 _from_0 = partial(whole, least=0)
 _amount = partial(real, least=0)
+_LOADER_KEYS = {"batch_size": whole, "num_workers": _from_0, "shuffle": flag}
 _share = partial(real, least=0, most=1)
 _length = partial(real, least=0, inside=True)
 _length_or_null = partial(real, least=0, inside=True, null=True)
@@ -175,7 +177,6 @@ _CHECKS = {
         one_of, allowed=("accuracy", "uar", "macro_f1", "eer", "mAP")
     ),
     "shards": _path_or_null,
-    "shuffle": flag,
     "source": _path_or_null,
     "split_column": _column,
     "splits_file": _path,
