@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 
 import yaml
 from speechbrain.utils.checkpoints import (
@@ -63,6 +64,25 @@ class AtomicCheckpointer(Checkpointer):
     >>> checkpointer.recover_if_possible().meta["accuracy"]
     0.5
     """
+
+    def __init__(
+        self,
+        checkpoints_dir,
+        recoverables=None,
+        custom_load_hooks=None,
+        custom_save_hooks=None,
+        allow_partial_load=False,
+    ):
+        # Of several processes the first alone writes; the parent would make
+        # the folder in all of them.
+        super().__init__(
+            checkpoints_dir if if_main_process() else os.curdir,
+            recoverables,
+            custom_load_hooks,
+            custom_save_hooks,
+            allow_partial_load,
+        )
+        self.checkpoints_dir = Path(checkpoints_dir)
 
     def save_checkpoint(
         self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO

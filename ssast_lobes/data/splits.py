@@ -397,6 +397,8 @@ def write_splits(
     }
     if valid_fraction > 0:
         splits |= _held_out_by_hash(splits["train"], valid_fraction)
+    elif not labelled:
+        splits.setdefault("valid", [])
     content = {"corpus": corpus}
     if labelled:
         labels = {
@@ -517,7 +519,8 @@ def _clips(content):
         own = clips.setdefault(clip, {"split": name})
         if own["split"] != name:
             own["split"] += f" and {name}"
-        own["label"] = row.get("label", "")
+        if "labels" in content:
+            own["label"] = row.get("label", "")
         own["takes"] = row.get("takes", "")
         own["seconds"] = row["duration"]
         own["path"] = path
