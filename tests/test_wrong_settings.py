@@ -132,7 +132,7 @@ WRONG = {
     "subset": (),  # as protocol
     "swa_start_epoch": (*_COUNT_OR_NULL, "1000000"),
     "test_parts": _NAMES,
-    "test_seconds": _LENGTH,
+    "test_seconds": _LENGTH_OR_NULL,
     "train_dataloader_opts": (
         *("3", "null", "{batch_size: 0}"),
         *("{num_workers: -1}", "{shuffle: 3}"),

@@ -182,7 +182,7 @@ _CHECKS = {
     "splits_file": _path,
     "swa_start_epoch": _count_or_null,
     "test_parts": _texts,
-    "test_seconds": _length,
+    "test_seconds": _length_or_null,
     "train_dataloader_opts": _loader,
     "train_parts": _texts,
     "use_tensorboard": flag,
