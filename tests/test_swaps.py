@@ -24,8 +24,8 @@ from run_page import blocks_of
 from speechbrain.dataio.dataset import DynamicItemDataset
 from speechbrain.nnet.schedulers import update_learning_rate
 from speechbrain.utils.data_pipeline import provides, takes
-from test_yaml_keys import CodeReader, Tree, unused
 from torch.nn.parallel import DistributedDataParallel
+from yaml_keys import CodeReader, Tree, unused
 
 from ssast_lobes import (
     SSAST,
