@@ -317,7 +317,7 @@ def exit_on_user_error():
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print(
-            "Stopped: the same command goes on from what is done",
+            "Stopped: the same command resumes from what is done",
             file=sys.stderr,
         )
         raise SystemExit(130) from error
