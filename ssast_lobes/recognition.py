@@ -22,6 +22,7 @@ class SpectrogramRecognizer(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> from ssast_lobes import SpectrogramEncoder
     >>> grid = {"patch": (128, 2)}
     >>> encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)

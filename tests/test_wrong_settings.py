@@ -54,6 +54,7 @@ WRONG = {
     "augment": ("3", "abc", "[3]"),
     "balanced_sampling": _FLAG,
     "batch_size": _NOT_A_COUNT,
+    "blank_index": (),  # follows vocabulary_size
     "checkpointer": _OBJECT,
     "checkpointing": _FLAG_OR_NULL,
     "ckpt_interval_minutes": (),
@@ -154,6 +155,11 @@ WRONG = {
 # The same for the arguments of objects, by class.
 ARGUMENTS = {
     "torch.optim.AdamW": {
+        "betas": ("3", "abc", "[2, 0.9]"),
+        "weight_decay": ("abc", "-1"),
+        "eps": ("-1",),
+    },
+    "torch.optim.Adam": {
         "betas": ("3", "abc", "[2, 0.9]"),
         "weight_decay": ("abc", "-1"),
         "eps": ("-1",),

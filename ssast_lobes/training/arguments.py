@@ -353,6 +353,8 @@ def _plain(node, tree):
         key = re.fullmatch(r"<(\w+)>", node.value)
         known = key is not None and key[1] in tree
         return _plain(tree[key[1]], tree) if known else _OBJECT
+    if tag_of(node) == REPLACE:
+        return _plain(node[0], tree)
     if tag_of(node):
         return _OBJECT
     if isinstance(node, dict):

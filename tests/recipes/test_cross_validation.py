@@ -208,8 +208,11 @@ def test_official_selection_takes_one_epoch_for_all_folds(run, tmp_path, capfd):
     ("flag", "message"),
     [
         ("--fold=3", "fold must be one of 1, 2, got '3'"),
-        ("--epoch_chosen_on=train", "must be valid or test, got 'train'"),
-        ("--batch_size=0", "batch_size is 0: give a whole number, at least 1"),
+        ("--epoch_chosen_on=train", "must be one of valid, test, got 'train'"),
+        (
+            "--batch_size=0",
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
     ],
 )
 def test_wrong_settings(run, tmp_path, flag, message):
