@@ -49,6 +49,12 @@ _OBJECT_OR_NULL = ("3",)
 _NAMES = ("3", "[]")
 # Values that a setting must not have. All keys of all recipes are here.
 WRONG = {
+    # Objects and paths of single recipes.
+    "decode": (),
+    "model": (),
+    "reader": (),
+    "tokenizer": (),
+    "table": (),
     "allow_download": _FLAG,
     "audio": ("2024", "[]"),
     "augment": ("3", "abc", "[3]"),
@@ -159,6 +165,11 @@ ARGUMENTS = {
         "weight_decay": ("abc", "-1"),
         "eps": ("-1",),
     },
+    # SpeechBrain checks its own, as the CTC recipe is built.
+    "speechbrain.tokenizers.SentencePiece.SentencePiece": {},
+    "speechbrain.nnet.losses.ctc_loss": {},
+    "speechbrain.decoders.ctc.ctc_greedy_decode": {},
+    "ssast_lobes.SpectrogramRecognizer": {},
     "torch.optim.Adam": {
         "betas": ("3", "abc", "[2, 0.9]"),
         "weight_decay": ("abc", "-1"),
