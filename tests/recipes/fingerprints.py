@@ -31,8 +31,6 @@ PRETRAIN = "recipes/CustomData/pretrain"
 OBJECTIVE = """--audio={{corpus}} --objective={word} --model_size=micro
     --crop_seconds=0.6 --batch_size=4 --valid_fraction=0.2 --number_of_epochs=2
     --num_workers=0"""
-# A file of numbers.
-NO_OBJECTIVE = "mspm_paper"
 
 
 def experiments():
@@ -45,20 +43,12 @@ def experiments():
                     name = f"{row['Dataset']}: {row['Task']}"
                     yield name, script, row["Hparam_file"], flags
     for path in sorted((ROOT / "hparams" / "objective").glob("*.yaml")):
-        if path.stem != NO_OBJECTIVE:
-            yield (
-                f"objective: {path.stem}",
-                f"{PRETRAIN}/train.py",
-                f"{PRETRAIN}/hparams/pretrain.yaml",
-                OBJECTIVE.format(word=word_for(path.stem)),
-            )
-
-
-def word_for(objective):
-    """How the recipes of this commit are told an objective."""
-    if (ROOT / "ssast_lobes" / "training" / "arguments.py").is_file():
-        return objective
-    return f"!include:../../../../hparams/objective/{objective}.yaml"
+        yield (
+            f"objective: {path.stem}",
+            f"{PRETRAIN}/train.py",
+            f"{PRETRAIN}/hparams/pretrain.yaml",
+            OBJECTIVE.format(word=path.stem),
+        )
 
 
 def fingerprint(folder):
