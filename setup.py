@@ -1,9 +1,9 @@
 """Packaging of ssast_lobes: what it is called and what it needs to run.
 
 The wheel carries the importable package, and in it the YAML fragments of
-`hparams/` and the recipes, where `ssast_lobes.presets` and `.recipe_files`
-look for them. Recipes are experiments to copy and change: see the command
-`ssast-lobes recipes`.
+`hparams/` and the recipes, where `ssast_lobes.utils.presets` and
+`ssast_lobes.cli.recipe_files` look for them. Recipes are experiments to copy
+and change: see the command `ssast-lobes recipes`.
 """
 
 import json

@@ -24,10 +24,11 @@ from machine import describe_machine
 from speechbrain.dataio.dataloader import make_dataloader
 from tqdm import tqdm
 
-from ssast_lobes.data.audio import audio_info, read_audio
-from ssast_lobes.data.dataset import ClipReader, collate, make_dataset
-from ssast_lobes.data.manifest import index_rows, prepare, read_manifest
-from ssast_lobes.data.shards import pack
+from ssast_lobes.dataio.audio import audio_info, read_audio
+from ssast_lobes.dataio.dataset import ClipReader, collate, make_dataset
+from ssast_lobes.dataio.scan import prepare
+from ssast_lobes.dataio.shards import pack
+from ssast_lobes.dataio.tables import index_rows, read_manifest
 
 SAMPLE_RATE = 16000
 CLIP_SECONDS = 10.0

@@ -3,10 +3,10 @@
 
 > python benchmarks/selective_scan.py
 
-Ours is `ssast_lobes.mamba.selective_scan`; the loop is the recurrence as it
-is written, a token at a time; the matrix product is a square one with as many
-floating-point operations. All take turns, round by round, in one process, so
-that a machine that is busy with other things slows all of them.
+Ours is `ssast_lobes.models.selective_scan.selective_scan`; the loop is the
+recurrence as it is written, a token at a time; the matrix product is a square
+one with as many floating-point operations. All take turns, round by round, in
+one process, so that a machine that is busy with other things slows all of them.
 """
 
 import argparse
@@ -20,7 +20,8 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
-from ssast_lobes.mamba import EXPAND, STATE, fused_scan, selective_scan
+from ssast_lobes.models.mamba import EXPAND, STATE
+from ssast_lobes.models.selective_scan import fused_scan, selective_scan
 
 # Floating-point operations for each token, channel and state, an exponential
 # counted as one. Forward: delta A, exp, delta B u, multiply and add for the

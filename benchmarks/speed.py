@@ -42,13 +42,14 @@ from torchaudio.compliance.kaldi import fbank
 from tqdm import tqdm
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
-from ssast_lobes.export import export_pretrained
-from ssast_lobes.features import FrontEnd, KaldiFbank, full_lengths
-from ssast_lobes.huggingface import to_huggingface
-from ssast_lobes.losses import binary_cross_entropy
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.checkpoints.huggingface import to_huggingface
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.objectives import load_objective
+from ssast_lobes.training.losses import binary_cross_entropy
 from ssast_lobes.training.memory import keep_freed_memory
-from ssast_lobes.weights import load_weights
+from ssast_lobes.utils.lengths import full_lengths
 
 PARTS = ("joint", "features", "inference", "finetune", "loading")
 N_MELS, N_CLASSES, SAMPLE_RATE = 128, 527, 16000

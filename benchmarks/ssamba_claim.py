@@ -31,7 +31,7 @@ from official_way import MaterialisedAttention
 from tqdm import tqdm
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.mamba import fused_scan
+from ssast_lobes.models.selective_scan import fused_scan
 
 # Name: model size, and whether the attention matrix is written out.
 MODELS = {

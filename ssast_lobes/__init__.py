@@ -9,65 +9,79 @@ from pathlib import Path
 
 __version__ = (Path(__file__).parent / "version.txt").read_text().strip()
 
-_ROOM_OF = {
+_MODULE_OF = {
     "ASiT": "objectives",
     "ATSTClip": "objectives",
     "ATSTFrame": "objectives",
-    "AddedNoise": "degradation",
-    "AtomicCheckpointer": "checkpointer",
-    "BandLimit": "degradation",
-    "ClipOrder": "data.samplers",
-    "ClipPooling": "heads",
-    "ClipReader": "data.dataset",
-    "Clipping": "degradation",
-    "ClusterMasker": "masking",
-    "Companding": "degradation",
-    "Constant": "schedules",
+    "AddedNoise": "augment.degradation",
+    "AtomicCheckpointer": "training.checkpointer",
+    "BandLimit": "augment.degradation",
+    "ClassificationHead": "models.heads",
+    "ClipOrder": "dataio.samplers",
+    "ClipPooling": "models.pooling",
+    "ClipReader": "dataio.dataset",
+    "Clipping": "augment.degradation",
+    "ClusterMasker": "objectives.maskers",
+    "Companding": "augment.degradation",
+    "Constant": "utils.schedules",
     "ContrastiveMSPM": "objectives",
-    "Degradation": "degradation",
+    "Degradation": "augment.degradation",
     "EAT": "objectives",
-    "FrontEnd": "features",
-    "Grid": "patches",
-    "InverseBlockMasker": "masking",
-    "KaldiFbank": "features",
-    "Linear": "schedules",
+    "ExportPretrainer": "inference.speechbrain",
+    "FrontEnd": "models.features",
+    "Grid": "models.patches",
+    "InverseBlockMasker": "objectives.maskers",
+    "KaldiFbank": "models.features",
+    "Linear": "utils.schedules",
     "M2D": "objectives",
     "MAEAST": "objectives",
     "MSPM": "objectives",
     "MSPMReference": "objectives",
     "MaskedAutoencoder": "objectives",
-    "Mixup": "augment",
-    "NoiseAndRoll": "augment",
-    "PretrainingLobe": "lobe",
-    "RandomMasker": "masking",
-    "SSAST": "lobe",
-    "SpanMasker": "masking",
-    "SpectrogramClassifier": "heads",
-    "SpectrogramEncoder": "encoder",
-    "SpectrogramLobe": "lobe",
-    "SpectrogramMasking": "augment",
-    "SpectrogramNorm": "features",
-    "SpectrogramRecognizer": "recognition",
-    "TransformCoding": "degradation",
-    "WarmupCosine": "schedules",
-    "WarmupPlateau": "schedules",
-    "WarmupStepDecay": "schedules",
-    "aam_softmax": "losses",
-    "binary_cross_entropy": "losses",
-    "collate": "data.dataset",
-    "cross_entropy": "losses",
-    "focal_loss": "losses",
+    "Mixup": "augment.augmentation",
+    "NoiseAndRoll": "augment.augmentation",
+    "PassThrough": "inference.speechbrain",
+    "PretrainingLobe": "lobes.pretraining",
+    "RandomMasker": "objectives.maskers",
+    "SSAST": "lobes.spectrogram",
+    "SpanMasker": "objectives.maskers",
+    "SpectrogramClassifier": "models.heads",
+    "SpectrogramEncoder": "models.encoder",
+    "SpectrogramLobe": "lobes.spectrogram",
+    "SpectrogramMasking": "augment.augmentation",
+    "SpectrogramNorm": "models.normalization",
+    "SpectrogramRecognizer": "models.heads",
+    "TransformCoding": "augment.degradation",
+    "WarmupCosine": "utils.schedules",
+    "WarmupPlateau": "utils.schedules",
+    "WarmupStepDecay": "utils.schedules",
+    "WindowClassifier": "inference.speechbrain",
+    "WindowedLobe": "inference.speechbrain",
+    "aam_softmax": "training.losses",
+    "binary_cross_entropy": "training.losses",
+    "collate": "dataio.dataset",
+    "cross_entropy": "training.losses",
+    "focal_loss": "training.losses",
+    "load_labels": "inference.speechbrain",
+    "load_modules": "inference.speechbrain",
+    "to_float": "dataio.waveforms",
+    "to_mono": "dataio.waveforms",
 }
-_ROOMS = ["inference", "objectives"]
+_FOLDERS = ["inference", "objectives", "training"]
 
-__all__ = [*_ROOM_OF, *_ROOMS]
+__all__ = [*_MODULE_OF, *_FOLDERS]
 
 
 def __getattr__(name):
-    """Import a public name from its room on first use."""
-    if name in _ROOM_OF:
-        room = importlib.import_module(f"ssast_lobes.{_ROOM_OF[name]}")
-        return getattr(room, name)
-    if name in _ROOMS:
+    """Import a public name from its module on first use."""
+    if name in _MODULE_OF:
+        module = importlib.import_module(f"ssast_lobes.{_MODULE_OF[name]}")
+        return getattr(module, name)
+    if name in _FOLDERS:
         return importlib.import_module(f"ssast_lobes.{name}")
     raise AttributeError(f"module 'ssast_lobes' has no attribute '{name}'")
+
+
+def __dir__():
+    """List the public names, for tab completion."""
+    return sorted([*__all__, "__version__"])

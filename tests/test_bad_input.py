@@ -17,20 +17,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from test_brains import build, fit
-from test_cli import classifier_of
+from brain_kit import build, fit
+from classifier_kit import classifier_of
 
 from ssast_lobes import FrontEnd, Grid
+from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.cli import main
-from ssast_lobes.data.audio import UnreadableAudio
-from ssast_lobes.data.manifest import (
-    ManifestError,
-    folder_rows,
-    index_rows,
-    prepare,
-)
-from ssast_lobes.export import export_classifier, label_encoder_of
-from ssast_lobes.inference import AudioClassifier, AudioEncoder, read_blocks
+from ssast_lobes.dataio.scan import folder_rows, prepare
+from ssast_lobes.dataio.tables import ManifestError, index_rows
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.inference.audio import read_blocks
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "bad_input.md"

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.objectives.maskers import ClusterMasker
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 sys.path.append(str(FOLDER))

@@ -7,8 +7,8 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from test_objective_distributed import FRAGMENTS
-from test_objective_distributed import build as build_objective
+from objective_kit import FRAGMENTS
+from objective_kit import build as build_objective
 from torch import nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -18,10 +18,14 @@ from torch._subclasses.fake_tensor import (
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
-from ssast_lobes.augment import Mixup, NoiseAndRoll, SpectrogramMasking
-from ssast_lobes.features import FrontEnd
-from ssast_lobes.presets import build as build_preset
-from ssast_lobes.presets import read_preset
+from ssast_lobes.augment.augmentation import (
+    Mixup,
+    NoiseAndRoll,
+    SpectrogramMasking,
+)
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.utils.presets import build as build_preset
+from ssast_lobes.utils.presets import read_preset
 
 # Its official mask generator is a Python loop.
 LOOPED = ["mspm_reference"]

@@ -5,16 +5,16 @@ Of the checkpointer alone see `test_checkpointer.py`.
 
 import json
 
+import brain_kit as kit
 import pytest
-import test_brains as kit
+from brain_kit import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
+from export_kit import export, make_classifier
 from full_disk import full_disk
-from test_brains import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
-from test_export import export, make_classifier
 
-from ssast_lobes.data.manifest import written_whole
+from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.training.errors import exit_on_user_error
-from ssast_lobes.weights import WeightsError
+from ssast_lobes.utils.files import atomic_write
 
 __all__ = ["rows"]  # a fixture
 
@@ -108,7 +108,7 @@ def test_result_file_stays_as_it_was(tmp_path, capsys):
     path = tmp_path / "result.json"
     path.write_text("old")
     with full_disk(1000), pytest.raises(SystemExit), exit_on_user_error():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(2000 * "x")
     message = capsys.readouterr().err
     assert message.splitlines() == [message.strip()]

@@ -30,19 +30,24 @@ from speechbrain.utils.distributed import infer_device
 from tqdm import tqdm
 from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.data.splits import hash_shares, write_splits
-from ssast_lobes.encoder import SpectrogramEncoder
-from ssast_lobes.export import export_mean
-from ssast_lobes.presets import read_preset
-from ssast_lobes.probing import Task
-from ssast_lobes.probing.embeddings import (
+from ssast_lobes.checkpoints.averaging import export_mean
+from ssast_lobes.checkpoints.format import WEIGHTS_FILE
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.dataio.partition import hash_shares
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.evaluation.probing import Task
+from ssast_lobes.evaluation.probing.comparison import (
+    PROBES,
+    best_fit,
+    variants_of,
+)
+from ssast_lobes.evaluation.probing.embeddings import (
     LogMelStatistics,
     MFCCStatistics,
     PooledEncoder,
     cached_vectors,
 )
-from ssast_lobes.probing.evaluation import PROBES, best_fit, variants_of
+from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.training.base import read_log
 from ssast_lobes.training.card import check_window
 from ssast_lobes.training.errors import (
@@ -50,7 +55,8 @@ from ssast_lobes.training.errors import (
     exit_on_user_error,
     yaml_errors,
 )
-from ssast_lobes.weights import WEIGHTS_FILE, load_weights
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.presets import read_preset
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "CustomData"
 YAMLS = {
@@ -135,8 +141,8 @@ def read_item(
     classification, arms : dict, optional
         Settings for this task, as the YAML has them for all.
     **arguments
-        Of `ssast_lobes.probing.read_task`. Without a `group` the bootstrap
-        draws clips.
+        See `ssast_lobes.evaluation.probing.read_task`. Without a `group`
+        the bootstrap draws clips.
 
     Returns
     -------
@@ -823,7 +829,7 @@ def _difference(before, now):
 
 
 def _write_json(path, content):
-    with written_whole(path) as file:
+    with atomic_write(path) as file:
         json.dump(content, file, indent=1)
 
 

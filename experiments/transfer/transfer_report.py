@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import torch
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.plots import plot_intervals
-from ssast_lobes.probing.evaluation import SCORES
-from ssast_lobes.probing.intervals import bootstrap, interval
+from ssast_lobes.evaluation.probing.comparison import SCORES
+from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.plots import plot_intervals
 
 SCRATCH, FINE_TUNED = "scratch", "fine_tuned"
 _METRIC_NAMES = {"accuracy": "accuracy", "uar": "UAR"}
@@ -244,11 +244,11 @@ def report(folder, items, results, tuning, costs):
             *_cost_table(costs),
         ]
     )
-    with written_whole(folder / "transfer.md") as file:
+    with atomic_write(folder / "transfer.md") as file:
         file.write(text + "\n")
     content = _plain(items, n_clips, results, found, gains)
     content |= {"tuning": tuning, "pretraining": costs}
-    with written_whole(folder / "transfer.json") as file:
+    with atomic_write(folder / "transfer.json") as file:
         json.dump(content, file, indent=1)
     _plot(items, found, folder / "transfer.png")
     print(text)

@@ -11,9 +11,10 @@ ODC-BY):
     LA/ASVspoof2019_LA_train/flac/LA_T_1138215.flac
 """
 
-from ssast_lobes.data.archives import check_counts, find_archive, tally
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import check_counts, tally
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://datashare.ed.ac.uk/handle/10283/3336"
 # 7.1 GB. We know of no published checksum: members of the archive have theirs,

@@ -22,9 +22,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ssast_lobes.data.archives import check_counts, download
-from ssast_lobes.data.manifest import ManifestError, find_audio
-from ssast_lobes.data.splits import hash_shares, write_splits
+from ssast_lobes.dataio.corpus_checks import check_counts
+from ssast_lobes.dataio.download import download
+from ssast_lobes.dataio.partition import hash_shares
+from ssast_lobes.dataio.scan import find_audio
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://research.google.com/audioset/download.html"
 URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"

@@ -3,8 +3,8 @@
 from audioset_prepare import AudioSet, held_out_by_hash
 from librispeech_prepare import read_librispeech
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 
 def prepare_pretraining(

@@ -7,9 +7,11 @@ Emotional Multimodal Actors Dataset", IEEE Transactions on Affective Computing
     AudioWAV/1001_DFA_ANG_XX.wav         actor, sentence, emotion, level
 """
 
-from ssast_lobes.data.archives import find_archive, tally
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import prepare_folds, rows_from_names
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import tally
+from ssast_lobes.dataio.partition import rows_from_names
+from ssast_lobes.dataio.splits import prepare_folds
+from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://github.com/CheyneyComputerScience/CREMA-D"
 LAYOUT = ["AudioWAV"]

@@ -7,17 +7,13 @@ import csv
 import json
 from pathlib import Path
 
-from ssast_lobes.data.manifest import (
-    SPLITS,
-    ManifestError,
-    folder_rows,
-    read_manifest,
-    without_held_out,
-    written_whole,
-)
-from ssast_lobes.data.splits import write_splits
-from ssast_lobes.probing import read_task
+from ssast_lobes.dataio.held_out import without_held_out
+from ssast_lobes.dataio.scan import folder_rows
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import SPLITS, ManifestError, read_manifest
+from ssast_lobes.evaluation.probing import read_task
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.files import atomic_write
 
 
 def read_entry(entry):
@@ -26,7 +22,7 @@ def read_entry(entry):
     Arguments
     ---------
     entry : dict
-        Arguments of `ssast_lobes.probing.read_task`.
+        Arguments of `ssast_lobes.evaluation.probing.read_task`.
 
     Returns
     -------
@@ -114,7 +110,7 @@ def write_held_out(tasks, csv_path):
 
     Arguments
     ---------
-    tasks : list of ssast_lobes.probing.Task
+    tasks : list of ssast_lobes.evaluation.probing.Task
         Whose clips of valid and test are meant.
     csv_path : str or path
         Where to write, with the columns `path` and `split`.
@@ -124,7 +120,7 @@ def write_held_out(tasks, csv_path):
     str
         `csv_path`.
     """
-    with written_whole(csv_path) as file:
+    with atomic_write(csv_path) as file:
         writer = csv.DictWriter(file, ["path", "split"])
         writer.writeheader()
         writer.writerows(_held_out(tasks))
@@ -136,7 +132,7 @@ def check_held_out(tasks, output_folder):
 
     Arguments
     ---------
-    tasks : list of ssast_lobes.probing.Task
+    tasks : list of ssast_lobes.evaluation.probing.Task
         Perhaps others than those that the pretraining knew.
     output_folder : str or path
         Of the pretraining.

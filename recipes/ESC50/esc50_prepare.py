@@ -7,9 +7,10 @@ classification", 2015; https://github.com/karolpiczak/ESC-50):
     ESC-50-master/meta/esc50.csv              filename, fold, category, ...
 """
 
-from ssast_lobes.data.archives import find_archive, tally
-from ssast_lobes.data.manifest import read_manifest
-from ssast_lobes.data.splits import prepare_folds
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import tally
+from ssast_lobes.dataio.splits import prepare_folds
+from ssast_lobes.dataio.tables import read_manifest
 
 FOLDS = (1, 2, 3, 4, 5)
 PAGE = "https://github.com/karolpiczak/ESC-50"

@@ -6,8 +6,10 @@ emotional speech", Interspeech 2005; http://emodb.bilderbar.info):
     wav/03a01Fa.wav         speaker, sentence, emotion, version
 """
 
-from ssast_lobes.data.archives import find_archive, tally
-from ssast_lobes.data.splits import prepare_folds, rows_from_names
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import tally
+from ssast_lobes.dataio.partition import rows_from_names
+from ssast_lobes.dataio.splits import prepare_folds
 
 PAGE = "http://emodb.bilderbar.info/docu"
 # No checksum is published. A damaged archive does not unpack (each member has

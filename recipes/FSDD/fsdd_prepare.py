@@ -11,9 +11,10 @@ that is digit, speaker and take, 0 to 49.
 
 import re
 
-from ssast_lobes.data.archives import check_counts, find_archive, tally
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import prepare_folds, write_splits
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import check_counts, tally
+from ssast_lobes.dataio.splits import prepare_folds, write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 # A speaker each.
 FOLDS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")

@@ -14,9 +14,10 @@ of those agreed who listened to the turn, separated by tabs:
     [6.2901 - 8.2357]   Ses01F_impro01_F000   neu   [2.5000, 2.5000, 2.5000]
 """
 
-from ssast_lobes.data.archives import find_archive, tally
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import prepare_folds
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import tally
+from ssast_lobes.dataio.splits import prepare_folds
+from ssast_lobes.dataio.tables import ManifestError
 
 FOLDS = (1, 2, 3, 4, 5)
 PAGE = "https://sail.usc.edu/iemocap"

@@ -18,14 +18,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from ssast_lobes.data.archives import (
-    check_counts,
-    check_layout,
-    download,
-    unpack,
-)
-from ssast_lobes.data.manifest import ManifestError, written_whole
-from ssast_lobes.data.splits import read_splits, write_splits
+from ssast_lobes.dataio.archives import unpack
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.download import download
+from ssast_lobes.dataio.splits import read_splits, write_splits
+from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.utils.files import atomic_write
 
 PAGE = "https://www.openslr.org/12"
 URL = "https://www.openslr.org/resources/12"
@@ -131,7 +129,7 @@ def prepare_librispeech(
         labelled=False,
         max_unreadable=max_unreadable,
     )
-    with written_whole(Path(path).with_name("transcripts.txt")) as file:
+    with atomic_write(Path(path).with_name("transcripts.txt")) as file:
         for row in read_splits(path)["train"].values():
             file.write(row["label"] + "\n")
     return path

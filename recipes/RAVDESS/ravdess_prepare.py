@@ -10,8 +10,11 @@ https://zenodo.org/records/1188976; CC BY-NC-SA 4.0):
 
 from pathlib import Path
 
-from ssast_lobes.data.archives import check_layout, download, tally, unpack
-from ssast_lobes.data.splits import prepare_folds, rows_from_names
+from ssast_lobes.dataio.archives import unpack
+from ssast_lobes.dataio.corpus_checks import check_layout, tally
+from ssast_lobes.dataio.download import download
+from ssast_lobes.dataio.partition import rows_from_names
+from ssast_lobes.dataio.splits import prepare_folds
 
 PAGE = "https://zenodo.org/records/1188976"
 NAME = "Audio_Speech_Actors_01-24"

@@ -21,14 +21,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ssast_lobes.data.archives import (
-    check_counts,
-    check_layout,
-    download,
-    unpack,
-)
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.dataio.archives import unpack
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.download import download
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://arxiv.org/abs/1804.03209"
 URL = "https://storage.googleapis.com/download.tensorflow.org/data"

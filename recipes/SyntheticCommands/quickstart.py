@@ -23,13 +23,13 @@ from hyperpyyaml import load_hyperpyyaml
 from synthetic_commands_prepare import prepare_synthetic_commands
 from tqdm import tqdm
 
-from ssast_lobes.data.audio import read_audio
-from ssast_lobes.data.manifest import read_manifest
-from ssast_lobes.features import KaldiFbank
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.dataio.tables import read_manifest
+from ssast_lobes.evaluation.probing import logistic_regression, read_task
+from ssast_lobes.evaluation.probing.comparison import best_fit
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
-from ssast_lobes.plots import plot_comparison
-from ssast_lobes.probing import logistic_regression, read_task
-from ssast_lobes.probing.evaluation import best_fit
+from ssast_lobes.models.features import KaldiFbank
+from ssast_lobes.utils.plots import plot_comparison
 
 HERE = Path(__file__).resolve().parent
 RECIPES = HERE.parent / "CustomData"

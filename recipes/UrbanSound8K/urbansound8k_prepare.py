@@ -10,9 +10,10 @@ https://urbansounddataset.weebly.com/urbansound8k.html):
 
 import csv
 
-from ssast_lobes.data.archives import find_archive, tally
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import prepare_folds
+from ssast_lobes.dataio.archives import find_archive
+from ssast_lobes.dataio.corpus_checks import tally
+from ssast_lobes.dataio.splits import prepare_folds
+from ssast_lobes.dataio.tables import ManifestError
 
 FOLDS = tuple(range(1, 11))
 PAGE = "https://urbansounddataset.weebly.com/urbansound8k.html"

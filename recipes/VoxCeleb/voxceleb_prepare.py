@@ -16,9 +16,10 @@ who are in test are in all three parts here, as all speakers are.
 import re
 from pathlib import Path
 
-from ssast_lobes.data.archives import check_counts, check_layout, download
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.download import download
+from ssast_lobes.dataio.splits import write_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://mm.kaist.ac.kr/datasets/voxceleb"
 SPLIT_LIST = "iden_split.txt"

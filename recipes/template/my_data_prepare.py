@@ -3,7 +3,7 @@
 import csv
 from pathlib import Path
 
-from ssast_lobes.data.splits import write_splits
+from ssast_lobes.dataio.splits import write_splits
 
 
 def prepare_my_data(table, output_folder, max_unreadable):

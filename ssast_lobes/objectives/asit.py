@@ -9,8 +9,9 @@ same view, and of the whole clip in the other view.
 
 import torch
 
-from ssast_lobes.corruption import GroupCorruption
+from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.corruption import GroupCorruption
 from ssast_lobes.objectives.projections import (
     Centre,
     Prototypes,
@@ -20,9 +21,8 @@ from ssast_lobes.objectives.projections import (
     swap_views,
 )
 from ssast_lobes.objectives.tokens import clip_mean, projection_std
-from ssast_lobes.schedules import Linear, WarmupCosine
-from ssast_lobes.teacher import EMATeacher
-from ssast_lobes.views import RandomCrop
+from ssast_lobes.objectives.views import RandomCrop
+from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
 
 class ASiT(Objective):

@@ -18,7 +18,7 @@ from ssast_lobes.objectives.tokens import (
     ids_masked,
     projection_std,
 )
-from ssast_lobes.views import RandomResizedCrop
+from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):

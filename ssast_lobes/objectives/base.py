@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ssast_lobes.features import full_lengths
-from ssast_lobes.masking import RandomSource, make_masker
-from ssast_lobes.presets import build, read_preset
+from ssast_lobes.objectives.maskers import make_masker
+from ssast_lobes.utils.lengths import full_lengths
+from ssast_lobes.utils.presets import build, read_preset
+from ssast_lobes.utils.random import RandomSource
 
 
 class ObjectiveOutput(NamedTuple):

@@ -4,11 +4,11 @@ Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a student predicts
 what a teacher, its own moving average, makes of another view.
 """
 
+from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import Objective
 from ssast_lobes.objectives.projections import BatchNormMLP, shares_of
-from ssast_lobes.schedules import WarmupCosine
-from ssast_lobes.teacher import EMATeacher
-from ssast_lobes.views import LogMixup
+from ssast_lobes.objectives.views import LogMixup
+from ssast_lobes.utils.schedules import WarmupCosine
 
 
 class BYOL(Objective):

@@ -12,11 +12,16 @@ said is left to know them by.
 import torch
 from torch import nn
 
-from ssast_lobes.encoder import pool
+from ssast_lobes.models.pooling import pool
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.projections import gelu_mlp, shares_of
-from ssast_lobes.views import Background, RandomChannel, RandomCrop, cut
+from ssast_lobes.objectives.views import (
+    Background,
+    RandomChannel,
+    RandomCrop,
+    cut,
+)
 
 
 class ContrastiveMSPM(MSPM):

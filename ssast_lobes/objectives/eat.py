@@ -9,7 +9,9 @@ import contextlib
 import torch
 from torch import nn
 
-from ssast_lobes.encoder import N_CLASS_TOKENS
+from ssast_lobes.models.decoders import ConvDecoder, scatter_tokens
+from ssast_lobes.models.ema_teacher import EMATeacher
+from ssast_lobes.models.encoder import N_CLASS_TOKENS
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.tokens import (
     clip_mean,
@@ -18,9 +20,7 @@ from ssast_lobes.objectives.tokens import (
     refuse_overlap,
     split_tokens,
 )
-from ssast_lobes.predictors import ConvDecoder, scatter_tokens
-from ssast_lobes.schedules import Linear
-from ssast_lobes.teacher import EMATeacher
+from ssast_lobes.utils.schedules import Linear
 
 # Added to variances by torch's instance and layer norm.
 _EPS = 1e-5

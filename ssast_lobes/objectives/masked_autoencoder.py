@@ -7,10 +7,10 @@ Vision Learners", CVPR 2022.
 
 import torch
 
-from ssast_lobes.features import valid_frames
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.tokens import clip_mean, gather_tokens
+from ssast_lobes.utils.lengths import valid_frames
 
 # Added to the variance of a patch, as in both papers' code.
 _EPS = 1e-6

@@ -6,13 +6,13 @@ tokens only, and a light decoder sees all places.
 
 from torch import nn
 
+from ssast_lobes.models.decoders import TransformerDecoder
 from ssast_lobes.objectives.base import Objective
 from ssast_lobes.objectives.tokens import (
     gather_tokens,
     refuse_overlap,
     split_tokens,
 )
-from ssast_lobes.predictors import TransformerDecoder
 
 
 class MaskedPrediction(Objective):

@@ -8,8 +8,6 @@ within the clip) and reconstructed (generative, mean squared error).
 import torch
 from torch import nn
 
-from ssast_lobes.checks import flag, one_of, real
-from ssast_lobes.features import valid_frames
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.tokens import (
     clip_mean,
@@ -17,7 +15,9 @@ from ssast_lobes.objectives.tokens import (
     ids_masked,
     refuse_overlap,
 )
-from ssast_lobes.presets import read_preset
+from ssast_lobes.utils.checks import flag, one_of, real
+from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.presets import read_preset
 
 TASKS = ("joint", "discriminative", "generative")
 SOFTMAX_OVER = ("predictions", "targets")

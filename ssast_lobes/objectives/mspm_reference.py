@@ -9,8 +9,8 @@ import random
 
 import torch
 
-from ssast_lobes.masking import ClusterMasker
 from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 

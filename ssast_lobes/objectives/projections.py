@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from ssast_lobes.distributed import SharedBatchNorm, mean_over_processes
+from ssast_lobes.utils.distributed import SharedBatchNorm, mean_over_processes
 
 
 def shares_of(dim, shares):

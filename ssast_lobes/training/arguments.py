@@ -18,11 +18,13 @@ from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tag import Tag
 
-from ssast_lobes import losses
-from ssast_lobes.checks import ArgumentError
-from ssast_lobes.encoder import SpectrogramEncoder
-from ssast_lobes.heads import SpectrogramClassifier
-from ssast_lobes.presets import (
+from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.heads import SpectrogramClassifier
+from ssast_lobes.training import losses
+from ssast_lobes.training.errors import SettingsError, yaml_errors
+from ssast_lobes.training.settings import check_settings
+from ssast_lobes.utils.checks import ArgumentError
+from ssast_lobes.utils.presets import (
     as_text,
     load_preset,
     merge,
@@ -30,16 +32,11 @@ from ssast_lobes.presets import (
     read_tree,
     tag_of,
 )
-from ssast_lobes.training.errors import (
-    SettingsError,
-    check_settings,
-    yaml_errors,
-)
 
 # Folders of hparams/ whose files a word chooses: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
 # Tag of a node that takes the place of what it overrides.
-REPLACE = "!applyref:ssast_lobes.presets.replace"
+REPLACE = "!applyref:ssast_lobes.utils.presets.replace"
 # Plain tables: they take the place of null, which has no settings to change.
 TABLES = ("class_weights",)
 # Tags that a class or a function follows.
@@ -91,7 +88,7 @@ def parse_arguments(arguments):
     >>> parse_arguments([str(file), "--lrr", "0.2"])
     Traceback (most recent call last):
     ...
-    ssast_lobes.training.errors.SettingsError: ...no key lrr; did you mean lr?
+    ssast_lobes...SettingsError: ...no key lrr; did you mean lr?
     """
     hparams_file, run_opts, text = _parse(arguments)
     with yaml_errors("the command line"):

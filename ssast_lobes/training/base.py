@@ -28,27 +28,30 @@ from speechbrain.utils.distributed import (
 from speechbrain.utils.logger import get_logger
 from torch.nn.parallel import DistributedDataParallel
 
-from ssast_lobes.data.audio import UnreadableAudio
-from ssast_lobes.data.dataset import append_row, collate
-from ssast_lobes.data.manifest import check_unreadable, naming_file
-from ssast_lobes.data.samplers import cuda_loading, share_loading
-from ssast_lobes.distributed import gather_in_turn, n_processes
-from ssast_lobes.plots import plot_training_curves
-from ssast_lobes.schedules import (
+from ssast_lobes.dataio.dataset import collate
+from ssast_lobes.dataio.samplers import cuda_loading, share_loading
+from ssast_lobes.dataio.scan import check_unreadable
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.training.batches import SkipUndecodable
+from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
+from ssast_lobes.training.memory import keep_freed_memory
+from ssast_lobes.utils.distributed import gather_in_turn, n_processes
+from ssast_lobes.utils.files import append_row, filename_in_errors
+from ssast_lobes.utils.plots import plot_training_curves
+from ssast_lobes.utils.random import place_seed
+from ssast_lobes.utils.schedules import (
     WarmupPlateau,
     apply_learning_rate,
     apply_weight_decay,
 )
-from ssast_lobes.training.batches import ForgivingCollate
-from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
-from ssast_lobes.training.memory import keep_freed_memory
 
 logger = get_logger(__name__)
 
 LOG_FILE = "metrics.jsonl"
-_BITS = (1 << 64) - 1
+
 # Pictures while training: not more often than this.
 SECONDS_BETWEEN_PICTURES = 60
+
 # Shapes that compiled code may meet; PyTorch's own limit is 8.
 RECOMPILE_LIMIT = 64
 
@@ -75,33 +78,6 @@ def unwrap(module):
         while wrapper in getattr(module, "_modules", {}):
             module = module._modules[wrapper]
     return module
-
-
-def place_seed(*place):
-    """A seed that is a function of a place in the training.
-
-    Arguments
-    ---------
-    *place : int
-        Such as seed, epoch, step and rank.
-
-    Returns
-    -------
-    int
-        Below 2 ** 63.
-
-    Example
-    -------
-    >>> place_seed(0, 1, 2) == place_seed(0, 1, 2) != place_seed(0, 2, 1)
-    True
-    """
-    # Mixed, so that neighbouring places have unrelated seeds (splitmix64).
-    state = 0
-    for number in place:
-        state = (state ^ (number & _BITS)) * 0x9E3779B97F4A7C15 & _BITS
-        state = (state ^ (state >> 29)) * 0xBF58476D1CE4E5B9 & _BITS
-        state ^= state >> 32
-    return state >> 1
 
 
 def read_log(folder):
@@ -185,7 +161,7 @@ class SpectrogramBrain(sb.Brain):
         learning rate is that of the optimizer.
     schedule : callable
         (step, total steps) -> factor of the learning rate, such as
-        `ssast_lobes.schedules.WarmupCosine`.
+        `ssast_lobes.utils.schedules.WarmupCosine`.
     weight_decay_schedule : callable, optional
         (step, total steps) -> weight decay; that of the optimizer stays when
         left out.
@@ -270,7 +246,7 @@ class SpectrogramBrain(sb.Brain):
             kwargs = share_loading(dataset, kwargs, self.rank, n_processes())
         if torch.device(self.device).type == "cuda":
             kwargs = cuda_loading(kwargs)
-        kwargs["collate_fn"] = ForgivingCollate(
+        kwargs["collate_fn"] = SkipUndecodable(
             kwargs.get("collate_fn", collate), dataset if training else None
         )
         loader = super().make_dataloader(dataset, stage, *args, **kwargs)
@@ -712,7 +688,7 @@ class SpectrogramBrain(sb.Brain):
 
 def _append_line(path, line):
     """Append to a text, in place of a last line that was cut short."""
-    with naming_file(path), open(path, "a+b") as file:
+    with filename_in_errors(path), open(path, "a+b") as file:
         file.seek(0)
         file.truncate(file.read().rfind(b"\n") + 1)
         file.write(f"{line}\n".encode())

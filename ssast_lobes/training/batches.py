@@ -5,10 +5,10 @@ training of days must not end there: such a batch is replaced in training,
 where all processes have to take the same steps, and left out elsewhere.
 """
 
-from ssast_lobes.data.audio import UnreadableAudio
+from ssast_lobes.dataio.waveforms import UnreadableAudio
 
 
-class ForgivingCollate:
+class SkipUndecodable:
     """A collate function that does not raise for want of audio.
 
     Arguments
@@ -23,8 +23,8 @@ class ForgivingCollate:
     Example
     -------
     >>> import torch
-    >>> from ssast_lobes.data.dataset import collate
-    >>> forgiving = ForgivingCollate(collate)
+    >>> from ssast_lobes.dataio.dataset import collate
+    >>> forgiving = SkipUndecodable(collate)
     >>> forgiving([{"id": "a", "sig": None}]) is None
     True
     >>> forgiving([{"id": "a", "sig": torch.ones(2)}]).id

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.export import window_seconds as table_seconds
+from ssast_lobes.checkpoints.format import window_seconds as table_seconds
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.files import atomic_write
 
 RESULT_FILE = "test_result.json"
 
@@ -71,7 +71,7 @@ def check_window(window, least, name="window_seconds"):
     >>> check_window(1.0, least=2.0)
     Traceback (most recent call last):
     ...
-    ssast_lobes.training.errors.SettingsError: window_seconds is 1.0: give a ...
+    ssast_lobes...SettingsError: window_seconds is 1.0: give a ...
     """
     if window is not None and not least <= window < math.inf:
         raise SettingsError(
@@ -164,6 +164,6 @@ def write_result(folder, rows, test, result):
     """
     content = {"data": rows["corpus"], "clips": len(test), **result}
     if if_main_process():
-        with written_whole(Path(folder) / RESULT_FILE) as file:
+        with atomic_write(Path(folder) / RESULT_FILE) as file:
             json.dump(content, file, indent=2)
     return content

@@ -9,16 +9,16 @@ from speechbrain.utils.distributed import if_main_process
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 
-from ssast_lobes.data.manifest import split_labels
-from ssast_lobes.export import export_classifier
-from ssast_lobes.losses import class_weights, needs_one_label
-from ssast_lobes.metrics import ClassificationMetrics
-from ssast_lobes.plots import plot_confusion_matrix
+from ssast_lobes.checkpoints.folder import export_classifier
+from ssast_lobes.dataio.tables import split_labels
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.losses import class_weights, needs_one_label
 from ssast_lobes.training.lp_init import fit_head
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.utils.metrics import ClassificationMetrics
+from ssast_lobes.utils.plots import plot_confusion_matrix
 
 SELECTIONS = {
     False: ("accuracy", "uar", "macro_f1", "eer"),
@@ -66,16 +66,16 @@ class ClassificationBrain(SpectrogramBrain):
         eer (the equal error rate of two classes), or mAP of several labels.
     compute_cost : callable
         (scores (B, C), soft targets (B, C)) -> loss, such as
-        `ssast_lobes.losses.cross_entropy`.
+        `ssast_lobes.training.losses.cross_entropy`.
     class_weights : str or dict, optional
         Weights that `compute_cost` is given as ``weight``; see
-        `ssast_lobes.losses.class_weights`.
+        `ssast_lobes.training.losses.class_weights`.
     mixup : callable, optional
-        See `ssast_lobes.augment.Mixup`.
+        See `ssast_lobes.augment.augmentation.Mixup`.
     augment : list of callable
-        Of features, in training; see `ssast_lobes.augment`.
+        Of features, in training; see `ssast_lobes.augment.augmentation`.
     degradation : callable, optional
-        Of waveforms, in training; see `ssast_lobes.degradation`.
+        Of waveforms, in training; see `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     swa_start_epoch : int, optional

@@ -10,13 +10,13 @@ from speechbrain.core import DEFAULT_LOG_CONFIG
 from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import setup_logging
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.data.splits import has_begun
-from ssast_lobes.export import check_export_folder
-from ssast_lobes.presets import merge, read_tree, tag_of
+from ssast_lobes.checkpoints.folder import check_export_folder
+from ssast_lobes.dataio.splits import has_begun
 from ssast_lobes.training.arguments import REPLACE, plain_settings
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.presets import merge, read_tree, tag_of
 
 SETTINGS_FILE = "settings.json"
 # What may change between two starts of one experiment: how it is run, and
@@ -85,7 +85,7 @@ def experiment(hparams_file, overrides, folder):
     ...     pass
     Traceback (most recent call last):
     ...
-    ssast_lobes.training.errors.SettingsError: ... lr (0.1, now 0.2). Choose ...
+    ssast_lobes...SettingsError: ... lr (0.1, now 0.2). Choose ...
     """
     with folder_lock(folder) if if_main_process() else nullcontext():
         run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
@@ -102,7 +102,7 @@ def _keep_or_compare(hparams_file, overrides, folder):
     now = _settings(hparams_file, overrides)
     path = folder / SETTINGS_FILE
     if not has_begun(folder) or not path.is_file():
-        with written_whole(path) as file:
+        with atomic_write(path) as file:
             file.write(json.dumps(now, indent=2) + "\n")
         return
     try:

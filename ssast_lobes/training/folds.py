@@ -4,12 +4,12 @@ import json
 import statistics
 from pathlib import Path
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.plots import plot_comparison
 from ssast_lobes.training.base import read_log
 from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.plots import plot_comparison
 
 
 def chosen_folds(fold, folds, epoch_chosen_on):
@@ -121,7 +121,7 @@ def report_folds(
         "mean": mean,
         "sd": spread,
     }
-    with written_whole(Path(folder) / "results.json") as file:
+    with atomic_write(Path(folder) / "results.json") as file:
         json.dump(content, file, indent=2)
     bars = [(f"fold {fold}", r[selection], 0) for fold, r in results.items()]
     plot_comparison(

@@ -12,8 +12,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.data.manifest import written_whole
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.files import atomic_write
 
 logger = get_logger(__name__)
 # Logs of recipes take all levels, and it tells of each attempt.
@@ -51,7 +51,7 @@ def folder_lock(folder):
     ...     pass
     Traceback (most recent call last):
     ...
-    ssast_lobes.training.errors.SettingsError: ... is in use by process ...
+    ssast_lobes...SettingsError: ... is in use by process ...
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +80,7 @@ def folder_lock(folder):
             f"Process {owner['process']} on {owner['host']} has left the "
             f"lock of {folder} behind: taking it over"
         )
-    with written_whole(owner_file) as file:
+    with atomic_write(owner_file) as file:
         json.dump(_this_process(), file)
     try:
         yield

@@ -10,10 +10,10 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from ssast_lobes.data.audio import UnreadableAudio
-from ssast_lobes.data.dataset import collate
-from ssast_lobes.probing.classifiers import linear_weights
-from ssast_lobes.training.batches import ForgivingCollate
+from ssast_lobes.dataio.dataset import collate
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.evaluation.probing.classifiers import linear_weights
+from ssast_lobes.training.batches import SkipUndecodable
 from ssast_lobes.training.errors import SettingsError
 
 
@@ -49,8 +49,8 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
     -------
     >>> import soundfile
     >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
-    >>> from ssast_lobes.data.dataset import ClipReader, make_dataset
-    >>> from ssast_lobes.heads import SpectrogramClassifier
+    >>> from ssast_lobes.dataio.dataset import ClipReader, make_dataset
+    >>> from ssast_lobes.models.heads import SpectrogramClassifier
     >>> from speechbrain.dataio.encoder import CategoricalEncoder
     >>> classes, rows = CategoricalEncoder(), {}
     >>> classes.update_from_iterable(["low", "high"])
@@ -76,7 +76,7 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
     was_training = model.training
     model.eval()
     device = head.linear.weight.device
-    reading = ForgivingCollate(collate)
+    reading = SkipUndecodable(collate)
     loader = DataLoader(dataset, batch_size, collate_fn=reading)
     vectors, targets = [], []
     for batch in tqdm(loader, "Fitting the head"):

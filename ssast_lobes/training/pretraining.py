@@ -4,12 +4,12 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 
-from ssast_lobes.data.dataset import clip_keys
-from ssast_lobes.metrics import effective_rank, mean_deviation
-from ssast_lobes.plots import plot_reconstruction
-from ssast_lobes.schedules import WarmupPlateau
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.utils.metrics import effective_rank, mean_deviation
+from ssast_lobes.utils.plots import plot_reconstruction
+from ssast_lobes.utils.random import clip_keys
+from ssast_lobes.utils.schedules import WarmupPlateau
 
 # Clips whose embeddings tell the effective rank.
 RANK_CLIPS = 1000

@@ -2,7 +2,8 @@
 
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.weights import initialise, load_weights
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.warm_start import initialize
 
 logger = get_logger(__name__)
 
@@ -38,5 +39,5 @@ def load_pretrained(source, encoder, objective):
         If the source does not load.
     """
     if source is not None:
-        for line in initialise(encoder, load_weights(source), objective):
+        for line in initialize(encoder, load_weights(source), objective):
             logger.info(line)

@@ -16,12 +16,12 @@ import yaml
 from hyperpyyaml import load_hyperpyyaml
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.export import export_pretrained
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.evaluation.probing import Task
 from ssast_lobes.objectives import MSPM
-from ssast_lobes.probing import Task
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.weights import load_weights
 
 RECIPE = Path(__file__).parents[2] / "experiments/transfer"
 SMALL = {"crop_seconds": 0.6, "batch_size": 4}

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

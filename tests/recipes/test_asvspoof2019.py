@@ -10,8 +10,8 @@ from pathlib import Path
 import miniature_asvspoof2019
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "ASVspoof2019"
 TRAIN = "ASVspoof2019.LA.cm.train.trn.txt"

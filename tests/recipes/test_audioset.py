@@ -13,8 +13,8 @@ import miniature_audioset
 import pytest
 import soundfile
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 FOLDER = Path(__file__).parents[2] / "recipes" / "AudioSet"
 MODULES = ("audioset_prepare", "librispeech_prepare", "pretraining_prepare")

@@ -8,7 +8,7 @@ import shutil
 import pytest
 from test_recipes import exported, load_script, yaml_of
 
-from ssast_lobes.data.splits import OtherClips
+from ssast_lobes.dataio.splits import OtherClips
 from ssast_lobes.training.base import SpectrogramBrain
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock

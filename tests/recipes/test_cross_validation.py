@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssast_lobes.data.splits import OtherClips
+from ssast_lobes.dataio.splits import OtherClips
 from ssast_lobes.training.errors import SettingsError
 
 HERE = Path(__file__).parent

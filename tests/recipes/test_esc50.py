@@ -11,8 +11,8 @@ from pathlib import Path
 import miniature_esc50
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "ESC50" / "esc50_prepare.py"
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import miniature_fsdd
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 SCRIPT = Path(__file__).parents[2] / "recipes" / "FSDD" / "fsdd_prepare.py"
 NAME = "free-spoken-digit-dataset-1.0.10"

@@ -7,8 +7,8 @@ from pathlib import Path
 import miniature_iemocap
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 SCRIPT = (
     Path(__file__).parents[2] / "recipes" / "IEMOCAP" / "iemocap_prepare.py"

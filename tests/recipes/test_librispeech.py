@@ -9,8 +9,8 @@ from pathlib import Path
 import miniature_librispeech
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech"
 UTTERANCE = "LibriSpeech/dev-clean/84/121123/84-121123-0002.flac"

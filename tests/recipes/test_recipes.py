@@ -26,19 +26,16 @@ from safetensors.torch import load_file, save_file
 from speechbrain.inference.classifiers import EncoderClassifier
 
 from ssast_lobes import cli
-from ssast_lobes.data.audio import audio_info, read_audio
-from ssast_lobes.data.manifest import (
-    ManifestError,
-    find_audio,
-    folder_rows,
-    read_manifest,
-)
-from ssast_lobes.data.shards import pack
-from ssast_lobes.data.splits import OtherClips, read_splits
+from ssast_lobes.checkpoints.format import WeightsError
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.dataio.audio import audio_info, read_audio
+from ssast_lobes.dataio.scan import find_audio, folder_rows
+from ssast_lobes.dataio.shards import pack
+from ssast_lobes.dataio.splits import OtherClips, read_splits
+from ssast_lobes.dataio.tables import ManifestError, read_manifest
+from ssast_lobes.evaluation.probing.classifiers import linear_weights
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
-from ssast_lobes.probing.classifiers import linear_weights
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.weights import WeightsError, load_weights
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "CustomData"

@@ -23,8 +23,8 @@ from test_recipes import (  # noqa: F401 (fixtures)
 from test_voxceleb import voxceleb  # noqa: F401 (fixture)
 
 from ssast_lobes import cli
-from ssast_lobes.data.manifest import ManifestError, read_manifest
-from ssast_lobes.data.shards import pack
+from ssast_lobes.dataio.shards import pack
+from ssast_lobes.dataio.tables import ManifestError, read_manifest
 
 ROOT = Path(__file__).parents[2]
 

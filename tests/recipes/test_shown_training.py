@@ -19,9 +19,9 @@ from test_recipes import (
 )
 
 from ssast_lobes import training
-from ssast_lobes.presets import read_tree, tag_of
 from ssast_lobes.training import parse_arguments
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.presets import read_tree, tag_of
 
 __all__ = ["scripts", "train"]  # fixtures
 BRAINS = {

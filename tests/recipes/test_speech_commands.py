@@ -14,9 +14,9 @@ import miniature_speech_commands as miniature
 import pytest
 import torch
 
-from ssast_lobes.data.dataset import ClipReader
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.dataset import ClipReader
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 ROOT = Path(__file__).parents[2] / "recipes" / "SpeechCommands"
 SCRIPT = ROOT / "speech_commands_prepare.py"

@@ -12,8 +12,8 @@ from pathlib import Path
 import miniature_urbansound8k
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "UrbanSound8K"
 SCRIPT = RECIPE / "urbansound8k_prepare.py"

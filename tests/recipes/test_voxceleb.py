@@ -12,8 +12,8 @@ from pathlib import Path
 import miniature_voxceleb
 import pytest
 
-from ssast_lobes.data.manifest import ManifestError
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.inference import AudioClassifier
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "VoxCeleb"

@@ -15,9 +15,9 @@ from pretraining_prepare import prepare_pretraining
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from ssast_lobes import training
-from ssast_lobes.data.dataset import make_dataset
-from ssast_lobes.data.splits import read_splits
-from ssast_lobes.export import export_pretrained
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.dataio.dataset import make_dataset
+from ssast_lobes.dataio.splits import read_splits
 
 
 def dataio_prepare(hparams):

@@ -14,8 +14,8 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import run_on_main
 
 from ssast_lobes import training
-from ssast_lobes.data.dataset import make_dataset
-from ssast_lobes.data.splits import read_splits
+from ssast_lobes.dataio.dataset import make_dataset
+from ssast_lobes.dataio.splits import read_splits
 
 
 class SSASTBrain(training.ClassificationBrain):

@@ -20,14 +20,14 @@ from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
-from ssast_lobes.data.manifest import written_whole
-from ssast_lobes.probing import probe, write_report
+from ssast_lobes.evaluation.probing import probe, write_report
 from ssast_lobes.training.base import read_log
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
     yaml_errors,
 )
+from ssast_lobes.utils.files import atomic_write
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -43,7 +43,7 @@ def pretrain(name, settings, folder, tasks):
         Settings of ``pretrain.yaml``.
     folder : pathlib.Path
         Output folder of the run.
-    tasks : list of ssast_lobes.probing.Task
+    tasks : list of ssast_lobes.evaluation.probing.Task
         Whose held-out clips are left out of the audio.
 
     Returns
@@ -87,7 +87,7 @@ def pretrain(name, settings, folder, tasks):
         "seconds": time.time() - start,
         "cpu_seconds": _cpu_seconds() - used,
     }
-    with written_whole(done) as file:
+    with atomic_write(done) as file:
         json.dump(cost, file, indent=2)
     return cost
 
@@ -134,7 +134,7 @@ def main(arguments):
     Returns
     -------
     list of Result
-        Of the probes, see `ssast_lobes.probing.probe`.
+        Of the probes, see `ssast_lobes.evaluation.probing.probe`.
     """
     hparams_file, _, overrides = sb.parse_arguments(arguments)
     with (
@@ -168,7 +168,7 @@ def main(arguments):
     )
     text = write_report(results, tasks, folder)
     text = f"# Pretraining\n\n{cost_table(costs)}\n\n{text}"
-    with written_whole(folder / "comparison.md") as file:
+    with atomic_write(folder / "comparison.md") as file:
         file.write(text)
     print(text)
     return results

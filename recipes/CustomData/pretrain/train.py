@@ -15,9 +15,10 @@ from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import if_main_process, run_on_main
 
 from ssast_lobes import training
-from ssast_lobes.data.dataset import clip_keys, make_dataset, repeat_long
-from ssast_lobes.data.splits import read_splits
-from ssast_lobes.export import export_pretrained
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.dataio.dataset import make_dataset, repeat_long
+from ssast_lobes.dataio.splits import read_splits
+from ssast_lobes.utils.random import clip_keys
 
 
 class SSASTBrain(training.PretrainingBrain):

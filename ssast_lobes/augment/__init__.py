@@ -1,0 +1,1 @@
+"""Augmentation and degradation of batches of audio."""

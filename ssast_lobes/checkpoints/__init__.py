@@ -1,0 +1,1 @@
+"""Weights on disk: our exports, official files, Hugging Face."""

@@ -1,0 +1,128 @@
+"""The mean of the weights of several models."""
+
+import torch
+
+from ssast_lobes.checkpoints.folder import write_export
+from ssast_lobes.checkpoints.format import Weights, WeightsError, compare
+from ssast_lobes.checkpoints.loading import load_weights
+
+
+def export_mean(folder, sources):
+    """Write the mean of exported pretrainings of one model to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    sources : list of str or path
+        The exported folders. The first also gives the settings of the
+        objective, and the window.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+    WeightsError
+        If the sources are not of one model, see `load_alike`.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd
+    >>> from ssast_lobes.objectives import MSPM
+    >>> places = [getfixture("tmp_path") / name for name in "abc"]
+    >>> for place in places[:2]:
+    ...     objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    ...     _ = export_pretrained(place, objective, FrontEnd(), card={})
+    >>> export_mean(places[2], places[:2]).name
+    'c'
+    """
+    mean = average(load_alike(sources))
+    names = ", ".join(f"`{source}`" for source in sources)
+    card = {"origin": f"The mean of the weights of {names}."}
+    return write_export(folder, mean.state, mean.config, card)
+
+
+def load_alike(sources):
+    """Read exported pretrainings of the very same model, to take their mean.
+
+    Arguments
+    ---------
+    sources : list of str or path
+        See `load_weights`; at least two.
+
+    Returns
+    -------
+    list of Weights
+
+    Raises
+    ------
+    WeightsError
+        If one is no exported pretraining; or if its encoder, its front end, or
+        any tensor is of another kind than those of the first.
+
+    Example
+    -------
+    >>> load_alike(["first"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: a mean needs two folders, there is one
+    """
+    if len(sources) < 2:
+        raise WeightsError("a mean needs two folders, there is one")
+    models = [load_weights(source) for source in sources]
+    for source, weights in zip(sources, models, strict=True):
+        if weights.config.get("kind") != "pretrained":
+            raise WeightsError(f"{source}: no exported pretraining")
+        for part in ("encoder", "features"):
+            found, wanted = weights.config[part], models[0].config[part]
+            differ = [
+                f"{key} is {found.get(key)}, not {wanted.get(key)}"
+                for key in sorted(found.keys() | wanted.keys())
+                if found.get(key) != wanted.get(key)
+            ]
+            if differ:
+                raise WeightsError(f"{source}: {part}: {'; '.join(differ)}")
+        compare(
+            models[0].state,
+            weights.state,
+            f"{source}: of another objective or size",
+        )
+    return models
+
+
+def average(models):
+    """Return the mean of the weights of models.
+
+    For models that were trained on from the same one: a "model soup"
+    (Wortsman et al., ICML 2022).
+
+    Arguments
+    ---------
+    models : list of Weights
+        From `load_alike`.
+
+    Returns
+    -------
+    Weights
+        As the first, which also gives what does not have a mean, such as
+        counts.
+
+    Example
+    -------
+    >>> first = Weights({"encoder.norm.bias": torch.ones(2)}, config={})
+    >>> second = Weights({"encoder.norm.bias": torch.zeros(2)}, config={})
+    >>> average([first, second]).state
+    {'encoder.norm.bias': tensor([0.5000, 0.5000])}
+    """
+    first, *others = models
+    state = dict(first.state)
+    for key, own in first.state.items():
+        if own.is_floating_point():
+            values = [own, *(each.state[key].to(own) for each in others)]
+            state[key] = torch.stack(values).mean(0)
+    return Weights(state, first.config)

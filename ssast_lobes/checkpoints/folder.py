@@ -1,0 +1,405 @@
+"""Exported folders: what a training run leaves behind to be used.
+
+A folder holds the weights (`model.safetensors`), what builds the model
+(`config.json`, read by `ssast_lobes.inference`, which executes nothing; and
+`hyperparams.yaml` for SpeechBrain's ``from_hparams``), the labels and a model
+card. It refers to itself by file names only, so that it can be moved or put
+on a model hub. It is written whole or not at all.
+"""
+
+import json
+import os
+import shutil
+from contextlib import contextmanager
+
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from speechbrain.dataio.encoder import CategoricalEncoder
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.checkpoints.format import (
+    CARD_FILE,
+    CONFIG_FILE,
+    EXPORT_FILES,
+    FORMAT_VERSION,
+    HEADS_FOLDER,
+    HYPERPARAMS_FILE,
+    LABELS_FILE,
+    WEIGHTS_FILE,
+    Weights,
+    WeightsError,
+    check_weights,
+    exported_state,
+    window_seconds,
+)
+from ssast_lobes.checkpoints.hyperparams import hyperparams_text
+from ssast_lobes.checkpoints.model_card import model_card_text
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.files import atomic_replace_dir, resolved
+
+logger = get_logger(__name__)
+
+
+def export_pretrained(folder, objective, features, card, least_window=0.0):
+    """Write a pretrained encoder, and its objective to train on, to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    objective : Objective
+        Owns the encoder; not wrapped for distributed training.
+    features : FrontEnd
+        The front end it was trained with.
+    card : dict
+        What the model card tells: ``"recipe"`` and ``"data"`` (text),
+        ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
+        entries of both kinds.
+    least_window : float
+        Seconds that interfaces give it at once, where this is more than the
+        position table spans: the longest audio it was trained on, or more.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd
+    >>> from ssast_lobes.objectives import MSPM
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> written = export_pretrained(folder, objective, FrontEnd(), card={})
+    >>> sorted(path.name for path in written.iterdir())
+    ['README.md', 'config.json', 'hyperparams.yaml', 'model.safetensors']
+    """
+    encoder = objective.encoder
+    state = exported_state(objective)
+    config = {
+        "kind": "pretrained",
+        "encoder": encoder.config,
+        "features": features.config,
+        "pooling": ClipPooling(encoder.depth).config,
+        "objective": {"name": type(objective).__name__, **objective.config},
+    }
+    return write_export(folder, state, config, card, least_window=least_window)
+
+
+def export_classifier(
+    folder,
+    model,
+    features,
+    label_encoder,
+    multi_label,
+    card,
+    least_window=0.0,
+):
+    """Write a fine-tuned classifier to a folder, adapters merged.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    model : SpectrogramClassifier
+        The classifier; not wrapped for distributed training.
+    features : FrontEnd
+        The front end it was trained with.
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
+        Label of each class index.
+    multi_label : bool
+        Whether a clip may have several labels: sigmoid, not softmax.
+    card : dict
+        See `export_pretrained`.
+    least_window : float
+        See `export_pretrained`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+    WeightsError
+        If the model has not as many classes as there are labels.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd, SpectrogramClassifier
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> model = SpectrogramClassifier(encoder, n_classes=2)
+    >>> labels = label_encoder_of(["cat", "dog"])
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> written = export_classifier(
+    ...     folder, model, FrontEnd(), labels, multi_label=False, card={}
+    ... )
+    >>> json.loads((written / "config.json").read_text())["labels"]
+    ['cat', 'dog']
+    """
+    parts = {
+        "encoder": model.merged_encoder_state(),
+        "pooling": model.pooling.state_dict(),
+        "head": model.head.state_dict(),
+    }
+    state = {
+        f"{part}.{key}": value
+        for part, tensors in parts.items()
+        for key, value in tensors.items()
+    }
+    config = {
+        "kind": "classifier",
+        "encoder": model.encoder.config,
+        "features": features.config,
+        "pooling": model.pooling.config,
+        "head": model.head.config,
+        "labels": _labels_in_order(label_encoder),
+        "multi_label": bool(multi_label),
+    }
+    return write_export(
+        folder, state, config, card, label_encoder, least_window
+    )
+
+
+def export_encoder(folder, encoder, features, card, least_window=0.0):
+    """Write an encoder alone, whatever it was trained for, to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    encoder : SpectrogramEncoder
+        The encoder.
+    features : FrontEnd
+        The front end it was trained with.
+    card : dict
+        See `export_pretrained`.
+    least_window : float
+        See `export_pretrained`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> written = export_encoder(folder, encoder, FrontEnd(), card={})
+    >>> (written / "model.safetensors").is_file()
+    True
+    """
+    state = encoder.state_dict()
+    config = {
+        "kind": "pretrained",
+        "encoder": encoder.config,
+        "features": features.config,
+        "pooling": ClipPooling(encoder.depth).config,
+    }
+    return write_export(
+        folder,
+        {f"encoder.{key}": value for key, value in state.items()},
+        config,
+        card,
+        least_window=least_window,
+    )
+
+
+def label_encoder_of(labels):
+    """SpeechBrain's label encoder for labels in the order of the classes.
+
+    Arguments
+    ---------
+    labels : list of str
+        Label of each class.
+
+    Returns
+    -------
+    speechbrain.dataio.encoder.CategoricalEncoder
+
+    Raises
+    ------
+    ValueError
+        If a label stands twice in the list.
+
+    Example
+    -------
+    >>> label_encoder_of(["dog", "cat"]).encode_label("cat")
+    1
+    """
+    twice = sorted({label for label in labels if labels.count(label) > 1})
+    if twice:
+        raise ValueError(f"labels must differ, twice there: {twice}")
+    encoder = CategoricalEncoder()
+    encoder.update_from_iterable(labels)
+    encoder.expect_len(len(labels))
+    return encoder
+
+
+def _labels_in_order(label_encoder):
+    first = label_encoder.starting_index
+    numbers = range(first, first + len(label_encoder))
+    return [str(label_encoder.ind2lab[number]) for number in numbers]
+
+
+def check_export_folder(folder):
+    """Raise unless an export may be written to a folder.
+
+    Ask before training, not only after it.
+
+    Arguments
+    ---------
+    folder : str or path
+        New, empty, or an older export, which would be replaced.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> check_export_folder(folder)
+    >>> folder.join("thesis.txt").write("mine")
+    >>> check_export_folder(folder)
+    Traceback (most recent call last):
+    ...
+    FileExistsError: ... something else than an exported folder; ...
+    """
+    folder = resolved(folder)
+    if not folder.exists():
+        return
+    names = os.listdir(folder) if folder.is_dir() else [folder.name]
+    if names and not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
+        raise FileExistsError(
+            f"{folder}: there is something else than an exported folder; "
+            "choose another name or remove it"
+        )
+
+
+def write_export(
+    folder,
+    state,
+    config,
+    card,
+    label_encoder=None,
+    least_window=0.0,
+    half=False,
+):
+    """Write tensors and their configuration as an exported folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    state : dict of str to torch.Tensor
+        Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
+    config : dict
+        The entries ``kind``, ``encoder``, ``features``, ``pooling`` and, of a
+        classifier, ``labels`` and ``multi_label``; see `export_classifier`.
+    card : dict
+        See `export_pretrained`.
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
+        Of a classifier.
+    least_window : float
+        See `export_pretrained`.
+    half : bool
+        Store the tensors in half precision (float16), in half the room. They
+        are read as float32.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+    WeightsError
+        If the tensors do not fit the configuration, or the disk is full:
+        what was there before stays.
+
+    Example
+    -------
+    >>> write_export(
+    ...     getfixture("tmpdir") / "export",
+    ...     state={},
+    ...     config={"encoder": {}, "pooling": {"depth": 12}},
+    ...     card={},
+    ... )
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: encoder: missing class_tokens, ...
+    """
+    folder = resolved(folder)
+    check_weights(Weights(state, config))
+    seconds = window_seconds(config["encoder"], config["features"])
+    if "pad_frames" not in config["features"]:
+        seconds = max(seconds, least_window)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "window_seconds": seconds,
+        **config,
+    }
+    # Heads of the older encoder would be wrong beside this one.
+    replaced = (*EXPORT_FILES, HEADS_FOLDER)
+    with (
+        atomic_replace_dir(folder, replaced, check_export_folder) as partial,
+        _writing(folder),
+    ):
+        tensors = {key: _stored(value, half) for key, value in state.items()}
+        save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
+        _write(partial / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        # safetensors lets only the owner read; the rest is as the user wants.
+        shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
+        _write(partial / HYPERPARAMS_FILE, hyperparams_text(config))
+        count = sum(
+            value.numel()
+            for key, value in state.items()
+            if not key.startswith("objective.")
+        )
+        _write(
+            partial / CARD_FILE, model_card_text(folder, config, card, count)
+        )
+        if label_encoder is not None:
+            label_encoder.save(partial / LABELS_FILE)
+    logger.info(f"Exported to {folder}")
+    return folder
+
+
+def _stored(value, half):
+    """A tensor as it is written."""
+    value = value.detach().cpu().contiguous().clone()
+    return value.half() if half and value.is_floating_point() else value
+
+
+@contextmanager
+def _writing(folder):
+    """Say which export cannot be written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(
+            f"{folder}: the export cannot be written ({error}); make room "
+            "there and try again"
+        ) from error
+
+
+def _write(path, text):
+    path.write_text(text, encoding="utf-8")

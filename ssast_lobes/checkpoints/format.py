@@ -1,0 +1,230 @@
+"""The format of exported folders: names of files, errors, contents."""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.features import KaldiFbank
+from ssast_lobes.models.heads import ClassificationHead, head_arguments
+from ssast_lobes.models.pooling import ClipPooling
+
+HYPERPARAMS_FILE = "hyperparams.yaml"
+LABELS_FILE = "label_encoder.txt"
+CARD_FILE = "README.md"
+HEADS_FOLDER = "heads"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+EXPORT_FILES = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    HYPERPARAMS_FILE,
+    LABELS_FILE,
+    CARD_FILE,
+)
+FORMAT_VERSION = 1
+PARTS = ("encoder", "objective", "pooling", "head")
+
+
+def window_seconds(encoder, features):
+    """The shortest window that audio is cut into for a model.
+
+    This is what its position table spans, the pretraining length, or where
+    every clip is padded to, under reference padding. An export may name more.
+
+    Arguments
+    ---------
+    encoder : dict
+        Configuration of the encoder.
+    features : dict
+        Configuration of the front end.
+
+    Returns
+    -------
+    float
+        Seconds of audio that give exactly so many frames.
+
+    Example
+    -------
+    >>> window_seconds(
+    ...     {"table_frames": 1024}, {"sample_rate": 16000, "n_mels": 128}
+    ... )
+    10.255
+    """
+    fbank = KaldiFbank(features["sample_rate"], features["n_mels"])
+    frames = features.get("pad_frames") or encoder["table_frames"]
+    samples = (frames - 1) * fbank.hop_samples
+    return (samples + fbank.window_samples) / fbank.sample_rate
+
+
+def check_weights(weights):
+    """Raise unless the tensors are those of the configured model.
+
+    Arguments
+    ---------
+    weights : Weights
+        With the configuration of an exported folder.
+
+    Raises
+    ------
+    WeightsError
+        Lists the missing, unexpected and misshapen tensors.
+
+    Example
+    -------
+    >>> config = {"encoder": {"depth": 1}, "pooling": {"depth": 1}}
+    >>> check_weights(Weights({}, config))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: encoder: missing class_tokens, ...
+    """
+    config = weights.config
+    with torch.device("meta"):
+        modules = {
+            "encoder": SpectrogramEncoder(**config["encoder"]),
+            "pooling": ClipPooling(**config["pooling"]),
+        }
+        if "labels" in config:
+            modules["head"] = ClassificationHead(**head_arguments(config))
+    for name, module in modules.items():
+        compare(module.state_dict(), weights.part(name), name)
+
+
+class WeightsError(RuntimeError):
+    """A checkpoint does not fit; the message says which tensors and why."""
+
+
+@dataclass
+class Weights:
+    """A checkpoint of any origin, in our names.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        Keys start with ``encoder.``, ``objective.``, ``pooling.`` or
+        ``head.``.
+    config : dict
+        ``encoder``: arguments of `SpectrogramEncoder`; further entries as an
+        exported folder has them.
+    report : list of str
+        What was left aside or adapted, a line each.
+    """
+
+    state: dict
+    config: dict
+    report: list = field(default_factory=list)
+
+    def part(self, prefix):
+        """The tensors of one part, without the prefix.
+
+        Arguments
+        ---------
+        prefix : str
+            ``"encoder"``, ``"objective"``, ``"pooling"`` or ``"head"``.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+        """
+        start = prefix + "."
+        return {
+            key[len(start) :]: value
+            for key, value in self.state.items()
+            if key.startswith(start)
+        }
+
+
+@contextmanager
+def error_context(source):
+    """Put the name of a file in front of every `WeightsError`.
+
+    Arguments
+    ---------
+    source : str or path
+        The name.
+
+    Example
+    -------
+    >>> with error_context("model.pth"):
+    ...     raise WeightsError("missing bias")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: model.pth: missing bias
+    """
+    try:
+        yield
+    except WeightsError as error:
+        raise WeightsError(f"{source}: {error}") from error
+
+
+def compare(wanted, state, name):
+    """Raise unless a state dict has the keys and shapes of another.
+
+    Arguments
+    ---------
+    wanted : dict of str to torch.Tensor
+        The model's own; may be on the meta device.
+    state : dict of str to torch.Tensor
+        What was read.
+    name : str
+        What to call it in the error.
+
+    Raises
+    ------
+    WeightsError
+        Lists the missing, unexpected and misshapen tensors.
+
+    Example
+    -------
+    >>> layer = nn.Linear(1, 1)
+    >>> compare(layer.state_dict(), {"weight": torch.zeros(1, 1)}, "layer")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: layer: missing bias
+    """
+    problems = []
+    missing = [key for key in wanted if key not in state]
+    unexpected = [key for key in state if key not in wanted]
+    if missing:
+        problems.append("missing " + ", ".join(missing))
+    if unexpected:
+        problems.append("unexpected " + ", ".join(unexpected))
+    for key in wanted.keys() & state.keys():
+        if wanted[key].shape != state[key].shape:
+            problems.append(
+                f"{key} is {tuple(state[key].shape)}, the model has "
+                f"{tuple(wanted[key].shape)}"
+            )
+    if problems:
+        raise WeightsError(f"{name}: " + "; ".join(problems))
+
+
+def load_strictly(module, state, name):
+    """Load a state dict that must fit exactly; see `compare`."""
+    compare(module.state_dict(), state, name)
+    module.load_state_dict(state)
+
+
+def exported_state(objective):
+    """The tensors that an export of an objective holds, by its names.
+
+    Arguments
+    ---------
+    objective : Objective
+        Owns the encoder.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Keys start with ``encoder.`` or ``objective.``; the values are those
+        of the module.
+    """
+    return {
+        key if key.startswith("encoder.") else f"objective.{key}": value
+        for key, value in objective.exported_state().items()
+    }
+
+
+class HubError(WeightsError):
+    """A hub does not give or take a model; the message says why."""

@@ -1,0 +1,135 @@
+"""Exported folders on a model hub: put there with a model card, and fetched.
+
+An exported folder is a complete repository: weights, what builds the model,
+labels and model card. `fetch` stands behind every ``source`` of this package,
+so that ``user/repo`` may be given wherever a folder may. Which hub is asked
+(``HF_ENDPOINT``), where files are cached (``HF_HOME``) and as whom
+(``hf auth login``) is as for all of ``huggingface_hub``.
+"""
+
+import os
+import re
+from pathlib import Path
+
+from huggingface_hub import (
+    constants,
+    errors,
+    snapshot_download,
+)
+
+from ssast_lobes.checkpoints.format import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    HubError,
+    WeightsError,
+)
+from ssast_lobes.checkpoints.huggingface import (
+    INDEX_ENDING,
+    PICKLED_FILE,
+    PREPROCESSOR_FILE,
+)
+
+_REPOSITORY = re.compile(
+    r"(?P<name>[a-z0-9][\w.-]*/[\w.-]+)(@(?P<revision>[\w./-]+))?", re.I | re.A
+)
+
+
+def fetch(source):
+    """Fetch what `load_weights` reads of a repository, once.
+
+    Arguments
+    ---------
+    source : str
+        ``user/repo``, or ``user/repo@revision`` with a branch, tag or commit.
+
+    Returns
+    -------
+    pathlib.Path
+        Its folder in the cache. Without network, what was fetched before.
+
+    Raises
+    ------
+    HubError
+        If there is no such repository or revision, no leave to read it, no
+        network, or no place for it in the cache.
+    WeightsError
+        If `source` is no name of a repository at all.
+
+    Example
+    -------
+    >>> fetch("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere: no such file or folder
+    """
+    found = _REPOSITORY.fullmatch(os.fspath(source))
+    if found is None:
+        raise WeightsError(f"{source}: no such file or folder")
+    try:
+        for weights in (WEIGHTS_FILE, PICKLED_FILE):
+            folder = snapshot_download(
+                found["name"],
+                revision=found["revision"],
+                allow_patterns=[
+                    CONFIG_FILE,
+                    PREPROCESSOR_FILE,
+                    weights,
+                    weights + INDEX_ENDING,
+                    weights.replace(".", "-*-of-*."),
+                ],
+            )
+            # Many repositories hold both, and one is enough.
+            if any(Path(folder).glob(f"{weights}*")):
+                break
+    except Exception as error:
+        raise HubError(
+            f"{source}: no such file or folder, nor in the cache of the hub; "
+            f"{_reason(error, found['name'], 'read')}"
+        ) from error
+    return Path(folder)
+
+
+def _reason(error, name, action, endpoint=None):
+    """What an error of a client that was to read or write means, a line."""
+    hub = endpoint or constants.ENDPOINT
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        # Not in the cache either; the cause is what the hub, or its lack, said.
+        error = error.__cause__ or error
+    if isinstance(error, errors.GatedRepoError):
+        return f"{name} is gated: ask for access at {hub}/{name}, and log in"
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return (
+            f"{hub} shows no repository {name}: check the name, and log in "
+            "with `hf auth login` if it is private"
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"{hub}/{name} has no such revision"
+    response = getattr(error, "response", None)
+    if response is not None and response.status_code in (401, 403):
+        return (
+            f"{hub} does not let you {action} {name}: log in with "
+            f"`hf auth login`, with a token that may {action} there"
+        )
+    if response is not None:
+        return f"{hub} answers: {_first_line(error)}"
+    if isinstance(error, errors.HFValidationError):
+        return f"{name} is no name of a repository ({_first_line(error)})"
+    if _is_local(error):
+        return (
+            f"a file of this machine fails ({_first_line(error)}); the cache "
+            f"is {constants.HF_HUB_CACHE}, HF_HOME names another"
+        )
+    if constants.HF_HUB_OFFLINE:
+        return f"HF_HUB_OFFLINE is set, so {hub} is not asked"
+    return f"{hub} cannot be reached ({_first_line(error)})"
+
+
+def _is_local(error):
+    """Whether it is Python's own error of a file, not of a connection."""
+    # The errors of HTTP clients and sockets are kinds of OSError, too.
+    own = isinstance(error, OSError) and type(error).__module__ == "builtins"
+    return own and not isinstance(error, (ConnectionError, TimeoutError))
+
+
+def _first_line(error):
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,196 @@
+"""Linear heads beside a frozen encoder, and the model in the box.
+
+An exported folder may hold a folder `heads/`, with one safetensors file for
+each task: a linear layer from clip vectors to class scores, and in the file's
+metadata the labels and how clips are pooled. `ssast-lobes heads` writes them,
+`ssast_lobes.inference.AudioClassifier` reads them. The package itself may
+carry one such folder, in `pretrained/`: what is used where no model is named.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+
+from ssast_lobes.checkpoints.format import (
+    CONFIG_FILE,
+    HEADS_FOLDER,
+    WeightsError,
+)
+from ssast_lobes.checkpoints.tensors import weights_errors
+from ssast_lobes.utils.files import atomic_write
+
+BUNDLED = Path(__file__).parents[1] / "pretrained"
+
+
+class LinearHead(NamedTuple):
+    """A linear classifier of clip vectors.
+
+    Arguments
+    ---------
+    weight : torch.Tensor
+        (C, D): class scores (logits) are ``x @ weight.T + bias``.
+    bias : torch.Tensor
+        (C,).
+    labels : list of str
+        Label of each class.
+    pooling, layers : str
+        How clips become vectors, see `ssast_lobes.models.pooling.ClipPooling`;
+        layers that are ``"weighted"`` weigh the same.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor
+    labels: list
+    pooling: str = "mean"
+    layers: str = "last"
+
+
+def write_head(folder, task, head):
+    """Put a head into an exported folder, whole or not at all.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+    task : str
+        Name of the head; an older one of this name is replaced.
+    head : LinearHead
+        Its tensors are stored in float32.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> head = LinearHead(torch.ones(2, 3), torch.zeros(2), ["cat", "dog"])
+    >>> write_head(folder, "pets", head).name, head_names(folder)
+    ('pets.safetensors', ['pets'])
+    >>> read_head(folder, "pets").labels
+    ['cat', 'dog']
+    """
+    path = _path(folder, task)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        name: getattr(head, name).detach().cpu().float().contiguous()
+        for name in ("weight", "bias")
+    }
+    plain = {key: getattr(head, key) for key in ("labels", "pooling", "layers")}
+    with atomic_write(path, "wb") as file:
+        file.write(save(tensors, {"head": json.dumps(plain)}))
+    return path
+
+
+def read_head(folder, task):
+    """The head of a task.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+    task : str
+        Name of the head.
+
+    Returns
+    -------
+    LinearHead
+
+    Raises
+    ------
+    WeightsError
+        If there is no such head, or its file is damaged.
+
+    Example
+    -------
+    >>> read_head(getfixture("tmpdir"), "pets")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: no head for the task 'pets'; there ...
+    """
+    names = head_names(folder)
+    if task not in names:
+        raise WeightsError(
+            f"no head for the task '{task}'; there are: "
+            f"{', '.join(names) or 'none (`ssast-lobes heads` trains them)'}"
+        )
+    path = _path(folder, task)
+    with weights_errors(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    try:
+        head = LinearHead(**tensors, **json.loads(metadata["head"]))
+        if len({len(head.weight), len(head.bias), len(head.labels)}) > 1:
+            raise ValueError("weight, bias and labels differ in length")
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged ({error!r})") from error
+    return head
+
+
+def head_names(folder):
+    """Tasks for which an exported folder has heads.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+
+    Returns
+    -------
+    list of str
+        Sorted; empty where there are none.
+
+    Example
+    -------
+    >>> head_names(getfixture("tmpdir"))
+    []
+    """
+    found = _heads(folder).glob("*.safetensors")
+    return sorted(path.stem for path in found)
+
+
+def bundled_model(place=None):
+    """The exported folder that comes with the package.
+
+    Arguments
+    ---------
+    place : str or path, optional
+        Where it is looked for; ``pretrained/`` in the package when left out.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    WeightsError
+        If there is none.
+
+    Example
+    -------
+    >>> bundled_model(getfixture("tmpdir"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: no pretrained model comes with this ...
+    """
+    found = sorted(Path(place or BUNDLED).glob(f"*/{CONFIG_FILE}"))
+    if not found:
+        raise WeightsError(
+            "no pretrained model comes with this installation of ssast_lobes: "
+            "name one, an exported folder of a recipe or of `ssast-lobes "
+            "convert`"
+        )
+    return found[0].parent
+
+
+def _heads(folder):
+    return Path(folder, HEADS_FOLDER).expanduser()
+
+
+def _path(folder, task):
+    return _heads(folder) / f"{task}.safetensors"

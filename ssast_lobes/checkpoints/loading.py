@@ -1,0 +1,92 @@
+"""Load weights from wherever they are: the one place that knows all formats."""
+
+import json
+from pathlib import Path
+
+from ssast_lobes.checkpoints.format import (
+    CONFIG_FILE,
+    FORMAT_VERSION,
+    WEIGHTS_FILE,
+    Weights,
+    WeightsError,
+    error_context,
+)
+from ssast_lobes.checkpoints.official import from_official
+from ssast_lobes.checkpoints.tensors import read_state, read_tensors
+
+
+def load_weights(source, stride=None):
+    """Read a checkpoint: an exported folder or an official ``.pth`` file.
+
+    Arguments
+    ---------
+    source : str or path
+        Folder written by a recipe or ``ssast-lobes convert``; folder of
+        Hugging Face's AST (see `ssast_lobes.checkpoints.huggingface`);
+        either of them on the hub, ``user/repo`` or
+        ``user/repo@revision``; or a released SSAST, SSAMBA or AST checkpoint,
+        pretrained or fine-tuned, with or without the ``module.`` prefix.
+    stride : tuple of int, optional
+        Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
+        not tell it; needed only where two strides would fit.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If the source is not there, not readable, or not of a known layout.
+
+    Example
+    -------
+    >>> load_weights("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere: no such file or folder
+    """
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _load_folder(path)
+    if not path.is_file():
+        from ssast_lobes.checkpoints.hub import fetch
+
+        fetched = fetch(source)
+        with error_context(source):
+            return _load_folder(fetched)
+    state = read_tensors(path)
+    with error_context(path):
+        return from_official(state, stride)
+
+
+def _load_folder(path):
+    missing = [
+        name
+        for name in (CONFIG_FILE, WEIGHTS_FILE)
+        if not (path / name).is_file()
+    ]
+    try:
+        if CONFIG_FILE not in missing:
+            text = (path / CONFIG_FILE).read_text(encoding="utf-8")
+            config = json.loads(text)
+            if "model_type" in config:
+                from ssast_lobes.checkpoints.huggingface import from_huggingface
+
+                return from_huggingface(path)
+        if missing:
+            raise WeightsError(
+                f"{path}: not an exported folder, {' and '.join(missing)} "
+                "missing"
+            )
+        version = config["format_version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsError(
+            f"{path / CONFIG_FILE}: damaged ({error!r})"
+        ) from error
+    if version != FORMAT_VERSION:
+        raise WeightsError(
+            f"{path}: format version {version}, this ssast_lobes reads "
+            f"{FORMAT_VERSION}; use the version that wrote it or export again"
+        )
+    return Weights(read_state(path / WEIGHTS_FILE), config)

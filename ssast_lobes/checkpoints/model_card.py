@@ -1,0 +1,260 @@
+"""Model cards: what a model is, and how to load it."""
+
+import re
+
+import yaml
+
+from ssast_lobes.checkpoints.format import CARD_FILE, HubError
+
+_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n\s*", re.M | re.S)
+_USES = {
+    "pretrained": """
+from ssast_lobes.inference.encoder import AudioEncoder
+
+encoder = AudioEncoder.from_hparams("{name}")
+clip = encoder.encode_file("audio.wav")  # one vector
+frames = encoder.encode_file("audio.wav", output="frames")  # (time, D)
+""",
+    "classifier": """
+from ssast_lobes.inference.classifier import AudioClassifier
+
+classifier = AudioClassifier.from_hparams("{name}")
+result = classifier.classify_file("audio.wav")
+print(result.labels, result.scores)
+""",
+}
+_SPEECHBRAIN_USES = {
+    "pretrained": """
+from speechbrain.inference.speaker import SpeakerRecognition
+
+encoder = SpeakerRecognition.from_hparams(source="{name}")
+clip = encoder.encode_batch(encoder.load_audio("audio.wav"))  # (1, 1, size)
+""",
+    "classifier": """
+from speechbrain.inference.classifiers import EncoderClassifier
+
+classifier = EncoderClassifier.from_hparams(source="{name}")
+log_probabilities, score, index, label = classifier.classify_file("audio.wav")
+""",
+}
+_YAML_USE = """
+ssl_model: !new:ssast_lobes.SSAST
+    source: {name}
+    output: frames
+    freeze: True
+"""
+PIPELINE_TAGS = {
+    "pretrained": "feature-extraction",
+    "classifier": "audio-classification",
+}
+USE_HEADING = "## Use"
+_USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
+
+
+def model_card_text(folder, config, card, n_parameters):
+    """Text of the model card; front matter as model hubs read it."""
+    kind, name = config["kind"], folder.name
+    data = {
+        "library_name": "speechbrain",
+        "pipeline_tag": PIPELINE_TAGS[kind],
+        "tags": ["audio", "ssast", "self-supervised", "ssast_lobes"],
+    }
+    metrics = card.get("metrics", {}) if kind == "classifier" else {}
+    if names := [name for name, _ in _flat(metrics) if name != "loss"]:
+        data["metrics"] = names
+    lines = [
+        front_matter(data) + f"# {card.get('name', name)}",
+        "",
+        _describe(config, n_parameters),
+    ]
+    for key, value in card.items():
+        if key != "name":
+            lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
+            lines += _table(value) if isinstance(value, dict) else [str(value)]
+    place = (
+        f"The examples run beside the folder `{name}`; elsewhere give its path."
+    )
+    lines += ["", use_section(kind, name, place)]
+    return "\n".join(lines)
+
+
+def front_matter(data):
+    """The head of a model card, as model hubs read it.
+
+    Arguments
+    ---------
+    data : dict
+        Plain values.
+
+    Returns
+    -------
+    str
+        YAML between two lines of dashes, and an empty line.
+
+    Example
+    -------
+    >>> front_matter({"license": "mit", "tags": ["audio"]})
+    '---\\nlicense: mit\\ntags:\\n- audio\\n---\\n\\n'
+    """
+    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
+    return f"---\n{text}---\n\n"
+
+
+def use_section(kind, source, place):
+    """The section of a model card that tells how to load the model.
+
+    Arguments
+    ---------
+    kind : str
+        ``"pretrained"`` or ``"classifier"``.
+    source : str
+        What is given to ``from_hparams``.
+    place : str
+        A sentence that tells where `source` is found.
+
+    Returns
+    -------
+    str
+        Markdown, from its heading ``## Use`` to the end of its last line.
+
+    Example
+    -------
+    >>> use_section("classifier", "me/barks", "On the hub.").split("\\n")[0]
+    '## Use'
+    """
+    needs = "Needs the Python package `ssast_lobes`."
+    lines = [USE_HEADING, "", f"{needs} {place}"]
+    uses = [
+        ("Files of any rate and length", "python", _USES[kind]),
+        ("In SpeechBrain alone", "python", _SPEECHBRAIN_USES[kind]),
+        ("In the YAML of another recipe", "yaml", _YAML_USE),
+    ]
+    for title, language, text in uses:
+        code = text.format(name=source).strip("\n")
+        lines += ["", f"{title}:", "", f"```{language}", code, "```"]
+    command = "classify" if kind == "classifier" else "embed"
+    target = "results.csv" if kind == "classifier" else "embeddings.npz"
+    lines += [
+        "",
+        f"Or `ssast-lobes {command} {source} FOLDER --output {target}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _describe(config, n_parameters):
+    """What the model is, in a paragraph."""
+    encoder, features = config["encoder"], config["features"]
+    grid, statistics = encoder["grid"], features["statistics"]
+    kind = (
+        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022)"
+        if encoder.get("blocks", "attention") == "attention"
+        else "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
+    )
+    text = (
+        f"{kind} with {n_parameters / 1e6:.1f} million parameters: "
+        f"{encoder['depth']} blocks of size {encoder['dim']} over patches of "
+        f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
+        f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
+        f"{features['sample_rate']} Hz ({features['n_mels']} mel bins, "
+        f"normalised with mean {statistics['mean']:.4f} and standard "
+        f"deviation {statistics['std']:.4f}); our interfaces convert other "
+        "audio, and cut what is longer than "
+        f"{config['window_seconds']:.2f} s into windows of that length. "
+    )
+    if "pad_frames" in features:
+        text += (
+            f"Every clip is padded to {features['pad_frames']} frames, and "
+            "the padding counts as audio. "
+        )
+    if config["kind"] == "pretrained":
+        how = "Pretrained without labels. " if "objective" in config else ""
+        return text + f"{how}It gives embeddings of clips, frames and patches."
+    several = "any number" if config["multi_label"] else "one"
+    labels = ", ".join(config["labels"][:20])
+    more = ", ..." if len(config["labels"]) > 20 else ""
+    return text + (
+        f"Fine-tuned to give a clip {several} of {len(config['labels'])} "
+        f"labels: {labels}{more}."
+    )
+
+
+def _table(values):
+    """Lines of a table; nested names are joined with dots."""
+    lines = ["| name | value |", "|---|---|"]
+    for name, value in _flat(values):
+        cell = f"{value:.6g}" if isinstance(value, float) else str(value)
+        cell = " ".join(cell.split()).replace("|", "\\|")
+        lines.append(f"| {name} | {cell} |")
+    return lines
+
+
+def _flat(values, above=""):
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
+    """The model card of an export, as it stands on a hub.
+
+    Arguments
+    ---------
+    text : str
+        The card in the exported folder.
+    kind : str
+        ``"pretrained"`` or ``"classifier"``.
+    repo_id, license, datasets, tags
+        See `push_to_hub`.
+
+    Returns
+    -------
+    str
+        The card: front matter completed, section ``Use`` as on the hub.
+
+    Raises
+    ------
+    HubError
+        If no licence is named, or the front matter is damaged.
+
+    Example
+    -------
+    >>> text = "---\\ntags: [audio]\\n---\\n\\n# export\\n"
+    >>> print(hub_card(text, "classifier", "me/barks", license="mit"))
+    ---
+    license: mit
+    tags:
+    - audio
+    ---
+    <BLANKLINE>
+    # export
+    <BLANKLINE>
+    """
+    head = _FRONT_MATTER.match(text)
+    try:
+        data = dict(yaml.safe_load(head[1])) if head else {}
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise HubError(
+            f"{CARD_FILE}: the front matter is damaged ({error})"
+        ) from error
+    former = data.pop("license", None)
+    if not (license or former):
+        raise HubError(
+            f"{CARD_FILE} names no licence: give one, such as "
+            "license='cc-by-4.0'; the data the model was trained on may limit "
+            "the choice"
+        )
+    data = {"license": license or former, **data}
+    if datasets:
+        data["datasets"] = list(datasets)
+    if tags:
+        data["tags"] = list(dict.fromkeys([*data.get("tags", []), *tags]))
+    body = text[head.end() :] if head else text
+    place = (
+        f"`{repo_id}` is fetched from the hub and kept; "
+        f"`{repo_id}@REVISION` is a version of it."
+    )
+    section = use_section(kind, repo_id, place)
+    body = _USE_SECTION.sub(lambda _: section, body)
+    return front_matter(data) + body

@@ -1,0 +1,332 @@
+"""Checkpoints in the format of SSAST's and SSAMBA's official code."""
+
+import torch
+
+from ssast_lobes.checkpoints.format import Weights, WeightsError, compare
+from ssast_lobes.models.patches import Grid
+from ssast_lobes.utils.presets import load_preset
+
+HEAD_SIZE = 64
+
+# A fine-tuned checkpoint does not tell: every official recipe has these.
+FINETUNED_MELS = 128
+
+# Official names (after "module.") and ours; one to one.
+_RENAMED = {
+    "v.norm.": "encoder.norm.",
+    "v.blocks.": "encoder.blocks.",
+    "v.patch_embed.proj.": "encoder.patch_embedding.",
+    "cpredlayer.": "objective.discriminator.",
+    "gpredlayer.": "objective.generator_head.",
+    "mlp_head.0.": "head.norm.",
+    "mlp_head.1.": "head.linear.",
+}
+
+# The same of SSAMBA, whose layers have names of their own (`_mamba_names`).
+_RENAMED_MAMBA = {
+    "v.norm_f.": "encoder.norm.",
+    **{
+        theirs: ours
+        for theirs, ours in _RENAMED.items()
+        if theirs not in ("v.norm.", "v.blocks.")
+    },
+}
+
+# ImageNet heads that the backbones bring along; they are never used.
+_UNUSED = ("v.head.", "v.head_dist.")
+_SIZES = ("p_input_fdim", "p_input_tdim")
+
+# Parts that are whole or not there, and their layers.
+_HEADS = {
+    "objective.discriminator": ("0", "2"),
+    "objective.generator_head": ("0", "2"),
+    "head": ("norm", "linear"),
+}
+
+
+def from_official(state, stride=None):
+    """Translate an official SSAST, SSAMBA or AST state dict.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        As ``torch.load`` gives it.
+    stride : tuple of int, optional
+        See `load_weights`.
+
+    Returns
+    -------
+    Weights
+
+    Raises
+    ------
+    WeightsError
+        If keys are missing, unknown, or of the wrong shape.
+    """
+    state = {
+        str(key).removeprefix("module."): value for key, value in state.items()
+    }
+    scans = any(key.startswith("v.layers.") for key in state)
+    core = ["v.patch_embed.proj.weight", "v.pos_embed", "v.cls_token"]
+    core += [] if scans else ["v.dist_token"]
+    missing = [key for key in core if key not in state]
+    if missing:
+        layout = "SSAMBA" if scans else "SSAST"
+        raise WeightsError(f"not an {layout} layout, missing: {missing}")
+    dim, _, bins, frames = state["v.patch_embed.proj.weight"].shape
+    sizes = _mamba_sizes if scans else _transformer_sizes
+    encoder = {"dim": dim, **sizes(state, dim)}
+    classes = 1 if scans else 2
+    bands, steps, grid, table_frames = _official_table(
+        state, (bins, frames), stride, classes
+    )
+    encoder.update(grid=grid.config, table_frames=table_frames)
+    names = {**_RENAMED_MAMBA, **_mamba_names(encoder)} if scans else _RENAMED
+    ours, report = {}, []
+    for key, value in state.items():
+        if key.startswith(_UNUSED):
+            report.append(f"left aside (unused ImageNet head): {key}")
+        elif key not in _SIZES:
+            ours.update(_translate(key, value, (bands, steps), names, classes))
+    config = {"encoder": encoder}
+    weights = Weights(ours, config, report)
+    _check_official(weights)
+    return weights
+
+
+def _transformer_sizes(state, dim):
+    """Arguments of the encoder that an SSAST layout tells."""
+    if dim % HEAD_SIZE:
+        raise WeightsError(
+            f"tokens of size {dim}, not a multiple of the official heads' "
+            f"{HEAD_SIZE}"
+        )
+    hidden = state.get("v.blocks.0.mlp.fc1.weight")
+    encoder = {
+        "dim": dim,
+        "depth": _count(state, "v.blocks."),
+        "heads": dim // HEAD_SIZE,
+        "mlp_ratio": 4 if hidden is None else hidden.shape[0] // dim,
+    }
+    _check_depth(encoder, "SSAST", "{}")
+    return encoder
+
+
+def _mamba_sizes(state, dim):
+    """Arguments of the encoder that an SSAMBA layout tells."""
+    layers = _count(state, "v.layers.")
+    if layers % 2:
+        raise WeightsError(
+            f"{layers} layers: the official SSAMBA code runs them in pairs"
+        )
+    encoder = {"dim": dim, "depth": layers // 2, "blocks": "mamba_reference"}
+    _check_depth(encoder, "SSAMBA", "ssamba_{}_reference")
+    return encoder
+
+
+def _mamba_names(encoder):
+    """Official names of the layers of SSAMBA, and ours; one to one."""
+    names = {}
+    for layer in range(2 * encoder["depth"]):
+        half = "flipped" if layer % 2 else "straight"
+        theirs = f"v.layers.{layer}."
+        ours = f"encoder.blocks.{layer // 2}.{half}."
+        names[f"{theirs}norm."] = f"{ours}norm."
+        for part in ("in_proj", "out_proj"):
+            names[f"{theirs}mixer.{part}."] = f"{ours}mixer.{part}."
+        for end, way in (("", "ahead"), ("_b", "back")):
+            mixer = f"{theirs}mixer."
+            names[f"{mixer}A{end}_log"] = f"{ours}mixer.{way}.A_log"
+            names[f"{mixer}D{end}"] = f"{ours}mixer.{way}.D"
+            names[f"{mixer}conv1d{end}."] = f"{ours}mixer.{way}.conv."
+            for part in ("x_proj", "dt_proj"):
+                names[f"{mixer}{part}{end}."] = f"{ours}mixer.{way}.{part}."
+    return names
+
+
+def _check_depth(encoder, model, preset):
+    """A paper's size that has lost its last blocks must not pass."""
+    for name in ("tiny", "small", "base"):
+        size = load_preset("model", preset.format(name))
+        if size["dim"] == encoder["dim"] and size["depth"] != encoder["depth"]:
+            raise WeightsError(
+                f"{encoder['depth']} blocks of size {encoder['dim']}: {model} "
+                f"{name} has {size['depth']}"
+            )
+
+
+def _count(state, prefix):
+    """How many blocks there are, by the highest number."""
+    place = prefix.count(".")
+    numbers = [
+        int(key.split(".")[place]) for key in state if key.startswith(prefix)
+    ]
+    return 1 + max(numbers, default=-1)
+
+
+def _official_table(state, patch, stride, classes):
+    """Rows and columns of the position table, the grid, its frames."""
+    tokens = state["v.pos_embed"].shape[1] - classes
+    if all(name in state for name in _SIZES):
+        n_mels, frames = (int(state[name]) for name in _SIZES)
+        grid = Grid(n_mels, patch)
+        # The official code drops a partial last patch.
+        bands, steps = grid.n_bands, frames // patch[1]
+        if bands * steps != tokens:
+            raise WeightsError(
+                f"position table holds {tokens} patches, {n_mels} mel bins x "
+                f"{frames} frames make {bands} x {steps}"
+            )
+        return bands, steps, grid, steps * patch[1]
+    strides = [stride] if stride else [patch, (10, 10)]
+    if patch[0] == FINETUNED_MELS and not stride:
+        strides = [(FINETUNED_MELS, 1)]
+    fits = []
+    for candidate in strides:
+        grid = Grid(FINETUNED_MELS, patch, candidate)
+        if tokens % grid.n_bands == 0:
+            fits.append(grid)
+    if len(fits) != 1:
+        raise WeightsError(
+            f"a fine-tuned checkpoint with {tokens} positions: give the stride "
+            f"it was trained with, such as {strides[-1]}"
+        )
+    grid = fits[0]
+    steps = tokens // grid.n_bands
+    frames = (steps - 1) * grid.stride[1] + grid.patch[1]
+    return grid.n_bands, steps, grid, frames
+
+
+def _translate(key, value, table_size, names, classes):
+    if key == "v.pos_embed":
+        table = value[0, classes:].reshape(*table_size, -1)
+        return {
+            "encoder.class_positions": value[0, :classes].clone(),
+            "encoder.positions.table": table.clone(),
+        }
+    if key == "v.cls_token":
+        return {"cls": value[0, 0]}
+    if key == "v.dist_token":
+        return {"dist": value[0, 0]}
+    if key == "mask_embed":
+        return {"objective.mask_embedding": value[0, 0]}
+    if key == "v.patch_embed.proj.weight":
+        return {"encoder.patch_embedding.weight": value.flatten(1)}
+    name = _renamed(key, names)
+    if name is None:
+        raise WeightsError(f"unknown tensor: {key}")
+    return {name: value}
+
+
+def _renamed(key, names):
+    """A tensor's other name: of itself, or by that of its module."""
+    for former, new in names.items():
+        if key == former or (former[-1] == "." and key.startswith(former)):
+            return new + key[len(former) :]
+    return None
+
+
+def _check_official(weights):
+    """Join the class tokens and compare with what the model would have."""
+    from ssast_lobes.models.encoder import SpectrogramEncoder
+
+    state = weights.state
+    found = [state.pop(name) for name in ("cls", "dist") if name in state]
+    state["encoder.class_tokens"] = torch.stack(found)
+    with torch.device("meta"):
+        encoder = SpectrogramEncoder(**weights.config["encoder"])
+    compare(encoder.state_dict(), weights.part("encoder"), "encoder")
+    for name, layers in _HEADS.items():
+        head = weights.part(name)
+        expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
+        if head and set(head) != expected:
+            raise WeightsError(f"'{name}' is not whole: {sorted(head)}")
+
+
+def to_official(weights):
+    """Write our weights in the official layout, ``module.`` prefix included.
+
+    Arguments
+    ---------
+    weights : Weights
+        With an encoder, and pretext heads or a classification head.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Loads in the official code, except that the unused ImageNet heads are
+        not made up.
+
+    Raises
+    ------
+    WeightsError
+        If a part has no place in the official layout, or the layout would
+        not tell how to build the model again.
+    """
+    config = weights.config["encoder"]
+    names = _official_names(config)
+    _check_grid(weights)
+    patch = config["grid"]["patch"]
+    out = {}
+    for key, value in weights.state.items():
+        if key == "encoder.class_positions":
+            table = weights.state["encoder.positions.table"].flatten(0, 1)
+            out["v.pos_embed"] = torch.cat([value, table])[None]
+        elif key == "encoder.class_tokens":
+            out["v.cls_token"] = value[None, :1]
+            if len(value) > 1:
+                out["v.dist_token"] = value[None, 1:]
+        elif key == "objective.mask_embedding":
+            out["mask_embed"] = value[None, None]
+        elif key == "encoder.patch_embedding.weight":
+            out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
+        elif key != "encoder.positions.table":
+            name = _renamed(key, names)
+            if name is None:
+                raise WeightsError(
+                    f"no place in the official layout for: {key}"
+                )
+            out[name] = value
+    if "mask_embed" in out:
+        out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
+        steps = weights.state["encoder.positions.table"].shape[1]
+        out["p_input_tdim"] = torch.tensor(steps * patch[1])
+    return {f"module.{key}": value.contiguous() for key, value in out.items()}
+
+
+def _check_grid(weights):
+    """Refuse a grid that would come back as another."""
+    grid = Grid(**weights.config["encoder"]["grid"])
+    rows = weights.state["encoder.positions.table"].shape[0]
+    if rows != grid.n_bands:
+        raise WeightsError(
+            f"the official layout wants a row of positions for each of the "
+            f"{grid.n_bands} bands, the table has {rows}"
+        )
+    pretrained = "objective.mask_embedding" in weights.state
+    if not pretrained and grid.n_mels != FINETUNED_MELS:
+        raise WeightsError(
+            f"the official fine-tuned layout has {FINETUNED_MELS} mel bins, "
+            f"not {grid.n_mels}"
+        )
+
+
+def _official_names(config):
+    """Our names and the official ones, for a kind of encoder."""
+    blocks = config.get("blocks", "attention")
+    if blocks == "mamba":
+        raise WeightsError(
+            "blocks 'mamba' are of this project: only 'mamba_reference' has "
+            "an official layout"
+        )
+    if blocks == "mamba_reference":
+        names = {**_RENAMED_MAMBA, **_mamba_names(config)}
+    elif config["dim"] != HEAD_SIZE * config["heads"]:
+        raise WeightsError(
+            f"the official code takes {HEAD_SIZE} of the token size for each "
+            f"head, this encoder has {config['heads']} heads for "
+            f"{config['dim']}"
+        )
+    else:
+        names = _RENAMED
+    return {ours: theirs for theirs, ours in names.items()}

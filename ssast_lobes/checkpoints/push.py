@@ -1,0 +1,126 @@
+"""Push exported folders to a model hub."""
+
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, HfApi
+
+from ssast_lobes.checkpoints.format import (
+    CARD_FILE,
+    EXPORT_FILES,
+    LABELS_FILE,
+    HubError,
+    WeightsError,
+    check_weights,
+    error_context,
+)
+from ssast_lobes.checkpoints.hub import _reason
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.model_card import hub_card
+
+
+def push_to_hub(
+    folder,
+    repo_id,
+    license=None,
+    datasets=(),
+    tags=(),
+    private=False,
+    message="Upload an exported folder",
+    token=None,
+    endpoint=None,
+):
+    """Put an exported folder on a model hub, in one commit.
+
+    The repository is made if there is none. The model card goes there with
+    licence, data sets and tags, and tells how to load the model by its name
+    there; the card in the folder stays as it is. The section ``Use`` is
+    written anew, the rest of the card is yours: whatever the export has put
+    there, such as the name of a data file, is published.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder. Other files in it stay at home.
+    repo_id : str
+        ``user/repo``.
+    license : str, optional
+        Identifier of the weights' licence, such as ``"cc-by-4.0"``; needed
+        unless the card's front matter has one.
+    datasets : list of str
+        Names on the hub of the data sets it was trained on.
+    tags : list of str
+        Tags beside those of the export.
+    private : bool
+        Show a new repository to its owner only.
+    message : str
+        Message of the commit.
+    token : str, optional
+        Access token; that of ``hf auth login`` when left out.
+    endpoint : str, optional
+        Address of the hub; ``HF_ENDPOINT`` when left out.
+
+    Returns
+    -------
+    str
+        Address of the commit.
+
+    Raises
+    ------
+    HubError
+        If no licence is named, or the hub does not take it.
+    WeightsError
+        If the folder is no whole export.
+
+    Example
+    -------
+    >>> push_to_hub("nowhere", "me/barks", license="cc-by-4.0")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere: not an exported folder
+    """
+    folder = Path(folder).expanduser()
+    kind = _check_export(folder)
+    text = (folder / CARD_FILE).read_text(encoding="utf-8")
+    # An export is called after its folder unless it was given a name.
+    own, name = f"\n# {folder.resolve().name}\n", repo_id.rpartition("/")[2]
+    text = text.replace(own, f"\n# {name}\n", 1)
+    card = hub_card(text, kind, repo_id, license, datasets, tags)
+    contents = {
+        name: folder / name
+        for name in EXPORT_FILES
+        if (folder / name).is_file()
+    }
+    contents[CARD_FILE] = card.encode("utf-8")
+    api = HfApi(endpoint=endpoint, token=token)
+    try:
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        commit = api.create_commit(
+            repo_id,
+            [CommitOperationAdd(*content) for content in contents.items()],
+            commit_message=message,
+        )
+    except Exception as error:
+        reason = _reason(error, repo_id, "write", api.endpoint)
+        raise HubError(f"{folder} was not pushed: {reason}") from error
+    return commit.commit_url
+
+
+def _check_export(folder):
+    """The kind of a whole exported folder; raise if it is none."""
+    config = {}
+    if folder.is_dir():
+        weights = load_weights(folder)
+        config = weights.config
+    if "format_version" not in config:
+        raise WeightsError(f"{folder}: not an exported folder")
+    with error_context(folder):
+        check_weights(weights)
+        wanted = set(EXPORT_FILES)
+        if config["kind"] != "classifier":
+            wanted.remove(LABELS_FILE)
+        missing = [
+            name for name in sorted(wanted) if not (folder / name).is_file()
+        ]
+        if missing:
+            raise WeightsError(f"{', '.join(missing)} missing: export it again")
+    return config["kind"]

@@ -1,0 +1,172 @@
+"""Read files of tensors; nothing in them is executed."""
+
+import re
+from contextlib import contextmanager
+
+import torch
+from safetensors.torch import load_file
+
+from ssast_lobes.checkpoints.format import PARTS, WeightsError
+
+
+def read_state(path):
+    """Read the tensors of an export.
+
+    Arguments
+    ---------
+    path : str or path
+        A safetensors file.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        In float32, also those that are stored in half precision.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds tensors of no known part.
+
+    Example
+    -------
+    >>> read_state("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere: missing or damaged (...)
+    """
+    with weights_errors(path):
+        state = load_file(path)
+    surplus = [key for key in state if key.split(".")[0] not in PARTS]
+    if surplus:
+        raise WeightsError(f"{path}: unexpected {', '.join(surplus)}")
+    return {
+        key: value.float() if value.dtype == torch.float16 else value
+        for key, value in state.items()
+    }
+
+
+def read_tensors(path):
+    """Read named tensors that others have written; nothing is executed.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        A file of ``torch.save``, or a safetensors file by its ending.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds anything but named tensors.
+
+    Example
+    -------
+    >>> read_tensors(Path("nowhere.bin"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere.bin: missing or damaged (...)
+    """
+    with weights_errors(path):
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict):
+        kind = type(state).__name__
+        raise WeightsError(f"{path}: holds a {kind}, not named tensors")
+    others = [
+        str(key)
+        for key, value in state.items()
+        if not isinstance(value, torch.Tensor)
+    ]
+    if others:
+        raise WeightsError(
+            f"{path}: not tensors: {', '.join(others)}; of a training "
+            "checkpoint, save the state_dict() of the model alone"
+        )
+    return state
+
+
+@contextmanager
+def weights_errors(path):
+    """Raise a `WeightsError` that says why a file of weights does not load.
+
+    Arguments
+    ---------
+    path : str or path
+        The file that is read inside.
+
+    Example
+    -------
+    >>> path = Path(getfixture("tmpdir")) / "model.pth"
+    >>> _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
+    >>> with weights_errors(path):
+    ...     torch.load(path, weights_only=True)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: ...: a web page (HTML), not the ...
+    """
+    try:
+        yield
+    except Exception as error:
+        reason = (
+            _in_place_of_weights(path)
+            or load_refusal(error)
+            or f"missing or damaged ({error})"
+        )
+        # Not `from error`: a traceback would print torch's advice.
+        raise WeightsError(f"{path}: {reason}") from None
+
+
+def _in_place_of_weights(path):
+    """What a download has left in place of a file; None if nothing known."""
+    try:
+        with open(path, "rb") as file:
+            start = (
+                file.read(200).removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+            )
+    except OSError:
+        return None
+    if start.startswith(b"version https://git-lfs"):
+        return (
+            "a Git LFS pointer, not the weights: fetch them with `git lfs "
+            "pull`, or download the file itself"
+        )
+    if start.startswith((b"<!doctype html", b"<html")):
+        return (
+            "a web page (HTML), not the weights: download the file itself, "
+            "of a hub from /resolve/ and not /blob/"
+        )
+    return None
+
+
+def load_refusal(error):
+    """Say what a safe load of tensors has refused, for the words of torch.
+
+    Those tell how to load the file unsafely.
+
+    Arguments
+    ---------
+    error : Exception
+        Of ``torch.load``, perhaps.
+
+    Returns
+    -------
+    str or None
+        None if it is another error, which may be passed on.
+
+    Example
+    -------
+    >>> load_refusal(EOFError("ran out of input"))
+    """
+    if "weights_only" not in str(error):
+        return None
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if found is None:
+        return "damaged, or no file of plain tensors"
+    return (
+        f"holds a Python object ({found[1]}), which can run code and is never "
+        "loaded: save the state_dict() of the model alone, or use safetensors"
+    )

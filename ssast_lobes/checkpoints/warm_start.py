@@ -1,0 +1,164 @@
+"""Start a model from weights of another grid, stride or length."""
+
+from torch import nn
+
+from ssast_lobes.checkpoints.format import WeightsError, load_strictly
+from ssast_lobes.models.patches import Grid
+
+
+def initialize(encoder, weights, objective=None):
+    """Start an encoder, and its objective, from a checkpoint.
+
+    Depth and width must agree. The position table is taken over with the
+    checkpoint's own length. Where the number of mel bins or the patch size
+    differs, the patch projection is resampled, and so are pretext heads.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        Loaded in place.
+    weights : Weights
+        From `load_weights`.
+    objective : Objective, optional
+        The objective that owns the encoder, to continue pretraining; its
+        own tensors are loaded where the checkpoint has them, and comes from
+        the same kind of objective. A teacher starts as the student.
+
+    Returns
+    -------
+    list of str
+        What was loaded, adapted or left aside, a line each.
+
+    Raises
+    ------
+    WeightsError
+        If the checkpoint does not fit.
+    """
+    report = list(weights.report)
+    blocks = weights.config["encoder"].get("blocks", "attention")
+    if blocks != encoder.kind:
+        raise WeightsError(
+            f"the checkpoint has blocks '{blocks}', the model "
+            f"'{encoder.kind}': choose the model size that goes with it"
+        )
+    source = Grid(**weights.config["encoder"]["grid"])
+    state = _resample_all(
+        weights.part("encoder"), source, encoder.grid, report, "patch_embedding"
+    )
+    if "positions.table" not in state:
+        raise WeightsError("encoder: missing positions.table")
+    table = state["positions.table"]
+    if table.shape[2] != encoder.dim:
+        raise WeightsError(
+            f"the checkpoint has tokens of size {table.shape[2]}, the model "
+            f"{encoder.dim}: choose the same model size"
+        )
+    former = encoder.positions.table
+    encoder.positions.table = nn.Parameter(
+        former.new_zeros(table.shape), former.requires_grad
+    )
+    encoder.table_frames = weights.config["encoder"]["table_frames"]
+    load_strictly(encoder, state, "encoder")
+    bands, steps, _ = table.shape
+    report.append(
+        f"encoder loaded, positions for {bands} x {steps} patches, used for "
+        f"{encoder.grid.n_bands} bands"
+    )
+    if objective is not None:
+        _initialise_objective(objective, weights, source, report)
+    return report
+
+
+def _initialise_objective(objective, weights, source, report):
+    """Load what the checkpoint has of the same objective."""
+    objective.restart_teacher()
+    state = weights.part("objective")
+    if not state:
+        return
+    former = weights.config.get("objective", {}).get("name", "MSPM")
+    name = type(objective).__name__
+    # The reference variant has the same heads.
+    if former.removesuffix("Reference") != name.removesuffix("Reference"):
+        report.append(f"left aside: what belongs to the objective {former}")
+        return
+    grid = objective.encoder.grid
+    if former.startswith("MSPM"):
+        state = _resample_all(state, source, grid, report, "2")
+    elif source.patch != grid.patch:
+        report.append(f"left aside: what {former} had for other patches")
+        return
+    own = {
+        key: value
+        for key, value in objective.exported_state().items()
+        if not key.startswith("encoder.")
+    }
+    absent = sorted(own.keys() - state.keys())
+    surplus = sorted(state.keys() - own.keys())
+    if absent:
+        report.append(f"started anew: {', '.join(absent)}")
+    if surplus:
+        report.append(f"left aside: {', '.join(surplus)}")
+    for key in own.keys() & state.keys():
+        if own[key].shape != state[key].shape:
+            raise WeightsError(
+                f"objective.{key} is {tuple(state[key].shape)}, the model "
+                f"has {tuple(own[key].shape)}"
+            )
+        # The values of a state dict are those of the module.
+        own[key].copy_(state[key])
+    objective.restart_teacher()
+    report.append("pretext heads loaded")
+
+
+def _resample_all(state, source, target, report, layer):
+    """Resample the tensors that hold patches when the patch size changed.
+
+    `layer` names the linear layer whose patch axis is meant: the inputs of
+    the patch projection, or the outputs of a pretext head.
+    """
+    if source.patch == target.patch:
+        return state
+    out = dict(state)
+    for key, value in state.items():
+        if key.split(".")[-2:-1] != [layer]:
+            continue
+        if layer == "patch_embedding" and key.endswith("weight"):
+            out[key] = resample_patches(value, source.patch, target.patch)
+            # The sum over a patch keeps its size.
+            out[key] *= source.patch_size / target.patch_size
+        elif layer != "patch_embedding":
+            rows = value.T if value.dim() == 2 else value
+            moved = resample_patches(rows, source.patch, target.patch)
+            out[key] = moved.T.contiguous() if value.dim() == 2 else moved
+    report.append(
+        f"{layer}: resampled from {source.patch} to {target.patch} "
+        "(mel bins, frames)"
+    )
+    return out
+
+
+def resample_patches(flat, old, new):
+    """Resize flattened patches bilinearly, no value left out.
+
+    Arguments
+    ---------
+    flat : torch.Tensor
+        (.., old mel bins * old frames).
+    old, new : tuple of int
+        Patch sizes (mel bins, frames).
+
+    Returns
+    -------
+    torch.Tensor
+        (.., new mel bins * new frames).
+
+    Example
+    -------
+    >>> resample_patches(torch.ones(3, 8), (4, 2), (6, 2)).shape
+    torch.Size([3, 12])
+    """
+    images = flat.reshape(-1, 1, *old)
+    resized = nn.functional.interpolate(
+        images, size=new, mode="bilinear", antialias=True
+    )
+    return resized.reshape(*flat.shape[:-1], -1)

@@ -1,0 +1,230 @@
+"""The recipes that are shipped with the package: what there is, and copies.
+
+A recipe is a folder of scripts and YAMLs to run and to change, so people take
+a copy. The copy keeps the layout of the repository, ``recipes/`` next to
+``hparams/``, whose presets the READMEs name, and its links, because Python
+looks for a script's neighbours where the link leads. A wheel has no links:
+setup.py writes them down.
+"""
+
+import filecmp
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+from ssast_lobes.utils.presets import hparams_folder
+
+_PACKAGE = Path(__file__).parents[1]
+
+# What runs and Python leave in a recipe's folder.
+_LEFTOVERS = {"results", "__pycache__"}
+
+# Recipes that run the scripts of others, beside what links tell.
+_RUNS = {"SyntheticCommands": ["CustomData"]}
+
+# Target by link, relative to the recipes; in a wheel only.
+_LINKS_FILE = "links.json"
+
+
+class Recipe(NamedTuple):
+    """A recipe as it is listed.
+
+    Arguments
+    ---------
+    name : str
+        Its folder.
+    title : str
+        First heading of its README.
+    """
+
+    name: str
+    title: str
+
+
+def recipes_folder():
+    """The folder of the recipes.
+
+    An installed wheel carries it inside the package; in a checkout it is
+    ``recipes/`` beside the package.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder that holds a folder for each recipe.
+
+    Example
+    -------
+    >>> (recipes_folder() / "CustomData" / "README.md").exists()
+    True
+    """
+    shipped = _PACKAGE / "recipes"
+    return shipped if shipped.is_dir() else _PACKAGE.parent / "recipes"
+
+
+def list_recipes():
+    """All recipes, by name.
+
+    Returns
+    -------
+    list of Recipe
+
+    Example
+    -------
+    >>> dict(list_recipes())["Swaps"]
+    "The lobe in SpeechBrain's own recipes"
+    """
+    folders = [
+        path
+        for path in recipes_folder().iterdir()
+        if path.is_dir() and path.name not in _LEFTOVERS and _files(path)
+    ]
+    folders.sort(key=lambda path: path.name.lower())
+    return [Recipe(path.name, _title(path / "README.md")) for path in folders]
+
+
+def copy_recipe(name, folder):
+    """Copy a recipe, and all that it needs, to where it is to be run.
+
+    Files that are there already, and the same, stay as they are: several
+    recipes go into one folder, and a copy that was stopped is completed.
+
+    Arguments
+    ---------
+    name : str
+        One of `list_recipes`.
+    folder : str or path
+        Gets ``recipes/NAME``, other recipes whose scripts this one uses, and
+        ``hparams/``: the presets, to read and to start one's own from. A word
+        (``--training esc50_frame``) chooses that of the package.
+
+    Returns
+    -------
+    list of pathlib.Path
+        The copies of recipes in ``folder``, the one asked for first.
+
+    Raises
+    ------
+    ValueError
+        If there is no such recipe; the message lists those there are.
+    FileExistsError
+        If other files are there; nothing is copied then.
+
+    Example
+    -------
+    >>> [copy] = copy_recipe("CustomData", getfixture("tmpdir"))
+    >>> sorted(path.name for path in copy.parents[1].iterdir())
+    ['hparams', 'recipes']
+    >>> (copy / "pretrain" / "train.py").exists()
+    True
+    """
+    known = [recipe.name for recipe in list_recipes()]
+    if name not in known:
+        raise ValueError(
+            f"no recipe named '{name}'; there are: {', '.join(known)}"
+        )
+    folder = Path(folder).expanduser()
+    links = _links()
+    names = _needed(name, links)
+    sources = _sources(names)
+    for target, source in sources.items():
+        _check_same_or_none(folder / target, source)
+    links = {Path("recipes", place): links[place] for place in links}
+    # A copy that is stopped has no links to nothing.
+    for target in sorted(sources, key=links.__contains__):
+        _place(sources[target], folder / target, links.get(target))
+    return [folder / "recipes" / one for one in names]
+
+
+def _files(folder):
+    """Files of a folder, without hidden ones and leftovers."""
+    paths = [(path, path.relative_to(folder)) for path in folder.rglob("*")]
+    return sorted(
+        path
+        for path, place in paths
+        if path.is_file()
+        and not _LEFTOVERS.intersection(place.parts)
+        and not any(part.startswith(".") for part in place.parts)
+    )
+
+
+def _links():
+    """Where the links among the recipes lead, by their places."""
+    root = recipes_folder()
+    written = root / _LINKS_FILE
+    if written.is_file():
+        return json.loads(written.read_text("utf-8"))
+    return {
+        path.relative_to(root).as_posix(): os.readlink(path)
+        for path in root.rglob("*")
+        if path.is_symlink()
+    }
+
+
+def _needed(name, links):
+    """A recipe, and those that it runs or has links to, and so on."""
+    names = [name]
+    for one in names:  # which grows
+        targets = [
+            os.path.normpath(os.path.join(os.path.dirname(place), target))
+            for place, target in links.items()
+            if Path(place).parts[0] == one
+        ]
+        others = {Path(target).parts[0] for target in targets}
+        others.update(_RUNS.get(one, []))
+        names += sorted(others.difference(names))
+    return names
+
+
+def _sources(names):
+    """Return the files of recipes and presets by their places in a copy."""
+    roots = {Path("hparams"): hparams_folder()}
+    for name in names:
+        roots[Path("recipes", name)] = recipes_folder() / name
+    return {
+        place / path.relative_to(root): path
+        for place, root in roots.items()
+        for path in _files(root)
+    }
+
+
+def _check_same_or_none(target, source):
+    if not os.path.lexists(target):
+        return
+    if not (target.is_file() and filecmp.cmp(source, target, shallow=False)):
+        raise FileExistsError(
+            f"{target} is there already, and not as in the recipe: choose "
+            "another folder, or move it away"
+        )
+
+
+def _place(source, target, link):
+    """Make a link, or copy a file, whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        if link is None or not _made_link(partial, link):
+            shutil.copyfile(source, partial)
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _made_link(path, target):
+    """Whether a link could be made; Windows may not allow it."""
+    try:
+        path.symlink_to(target)
+    except OSError:
+        return False
+    return True
+
+
+def _title(readme):
+    """The first heading of a README; nothing without one."""
+    if not readme.is_file():
+        return ""
+    lines = readme.read_text("utf-8").splitlines()
+    return next((x.lstrip("# ") for x in lines if x.startswith("# ")), "")

@@ -1,0 +1,226 @@
+"""Audio inside a tar: an address names its place, and opens like a file.
+
+An address is text, `<tar>#<member>@<offset>+<size>`, and stands wherever the
+path of an audio file does. What it names is read in place by `os.pread`, which
+moves no shared file position: threads and forked workers do not get into each
+other's way, and a spawned one starts with nothing open.
+"""
+
+import functools
+import io
+import os
+import re
+from typing import NamedTuple
+
+# Opened tars are kept: at most so many in a process.
+_OPEN_TARS = 64
+_HEADER_BYTES = 512
+_NAME_BYTES = 100
+
+# The last "#" counts: folders may have one in their names.
+_PATTERN = re.compile(r"(.+\.tar)#([^#/]+)@([0-9]+)\+([0-9]+)", re.DOTALL)
+
+
+class Address(NamedTuple):
+    """A place in a tar.
+
+    Arguments
+    ---------
+    tar : str
+        Path of the tar.
+    member : str
+        Name of the file in it.
+    offset : int
+        Where its bytes begin; its header stands in the 512 bytes before.
+    size : int
+        Number of its bytes.
+
+    Example
+    -------
+    >>> str(Address("/data/000003.tar", "clip.flac", 1536, 32044))
+    '/data/000003.tar#clip.flac@1536+32044'
+    """
+
+    tar: str
+    member: str
+    offset: int
+    size: int
+
+    def __str__(self):
+        return f"{self.tar}#{self.member}@{self.offset}+{self.size}"
+
+
+def parse_address(path):
+    """The place in a tar that a path names.
+
+    Arguments
+    ---------
+    path : str
+        Path of a file, or an address.
+
+    Returns
+    -------
+    Address or None
+        None where the path is that of a file.
+
+    Example
+    -------
+    >>> parse_address("/data/000003.tar#clip.flac@1536+32044").offset
+    1536
+    >>> parse_address("/data/#1/clip.flac") is None
+    True
+    """
+    match = _PATTERN.fullmatch(path)
+    if match is None:
+        return None
+    tar, member, offset, size = match.groups()
+    return Address(tar, member, int(offset), int(size))
+
+
+def file_of(path):
+    """The file that holds the audio of a path: itself, or the tar.
+
+    Arguments
+    ---------
+    path : str
+        Path of a file, or an address.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> file_of("/data/000003.tar#clip.flac@1536+32044")
+    '/data/000003.tar'
+    """
+    address = parse_address(path)
+    return path if address is None else address.tar
+
+
+def stamp_of(path):
+    """What changes when the audio of a path does.
+
+    Arguments
+    ---------
+    path : str
+        Path of a file, or an address.
+
+    Returns
+    -------
+    size : int
+        Of the file that holds the audio, in bytes.
+    changed : int
+        When that file was changed last, in nanoseconds.
+
+    Raises
+    ------
+    OSError
+        If there is no such file.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("a.wav")
+    >>> path.write("1234")
+    >>> stamp_of(str(path))[0]
+    4
+    """
+    status = os.stat(file_of(path))
+    return status.st_size, status.st_mtime_ns
+
+
+class TarMember(io.RawIOBase):
+    """A file inside a tar, opened for reading; reads what it is asked for.
+
+    Arguments
+    ---------
+    address : Address
+        Where it is.
+
+    Raises
+    ------
+    OSError
+        If the tar cannot be opened, ends before the file does, or has
+        something else at this place.
+
+    Example
+    -------
+    >>> import tarfile
+    >>> tar = str(getfixture("tmpdir").join("0.tar"))
+    >>> with tarfile.open(tar, "w") as file:
+    ...     info = tarfile.TarInfo("clip.txt")
+    ...     info.size = 5
+    ...     file.addfile(info, io.BytesIO(b"bytes"))
+    >>> TarMember(Address(tar, "clip.txt", 512, 5)).read()
+    b'bytes'
+    """
+
+    def __init__(self, address):
+        super().__init__()
+        status = os.stat(address.tar)
+        end = address.offset + address.size
+        if status.st_size < end:
+            raise OSError(
+                f"the tar is cut off: it has {status.st_size} bytes, this "
+                f"file ends at {end}; copy or pack it again"
+            )
+        self._tar = _opened(address.tar, status.st_ino, status.st_mtime_ns)
+        self._address = address
+        self._position = 0
+        header = os.pread(
+            self._tar.fd, _HEADER_BYTES, address.offset - _HEADER_BYTES
+        )
+        if header[:_NAME_BYTES].rstrip(b"\0") != os.fsencode(address.member):
+            raise OSError(
+                "the tar has something else at this place: it was replaced "
+                "after this manifest was made; use the manifest beside it"
+            )
+
+    def readable(self):
+        """Whether it can be read: yes."""
+        return True
+
+    def seekable(self):
+        """Whether it can be sought in: yes."""
+        return True
+
+    def tell(self):
+        """The position in the file, in bytes."""
+        return self._position
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        """Go to a position, which is told."""
+        base = (0, self._position, self._address.size)[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer):
+        """Fill a buffer as far as the file goes; the number of bytes."""
+        left = self._address.size - self._position
+        data = os.pread(
+            self._tar.fd,
+            max(0, min(len(buffer), left)),
+            self._address.offset + self._position,
+        )
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+
+class _OpenTar:
+    """A file descriptor, closed when the last member in use is gone."""
+
+    fd = None
+
+    def __init__(self, path):
+        self.fd = os.open(path, os.O_RDONLY)
+
+    def __del__(self):
+        if self.fd is not None:
+            os.close(self.fd)
+
+
+@functools.lru_cache(_OPEN_TARS)
+def _opened(path, inode, changed):
+    """The tar, opened once; again if another file has taken its name."""
+    return _OpenTar(path)

@@ -1,0 +1,364 @@
+"""Reads audio of any rate, channel count, sample format and container.
+
+Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
+mono float32 at one sampling rate; other kinds (m4a, webm, ...) do with the
+extra `codec`, see `data.codec`. A crop reads only its own part of the file.
+Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
+the address of a file inside a tar, see `data.addresses`.
+"""
+
+import io
+import math
+import os
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+
+from ssast_lobes.dataio.addresses import TarMember, parse_address
+from ssast_lobes.dataio.codec import CODEC_EXTENSIONS, decode, kind_of
+from ssast_lobes.dataio.containers import (
+    FAR_END,
+    OPEN_LENGTH,
+    Overlaid,
+    Unbounded,
+    counts_frames,
+    is_chained,
+    open_size,
+)
+from ssast_lobes.dataio.waveforms import (
+    UnreadableAudio,
+    check_samples,
+    resampling_ratio,
+    to_mono,
+)
+
+# An mp3 frame borrows bits from the frames before it, so a decoder that starts
+# in mid-file gives wrong samples for up to 0.25 s. The pre-roll is longer
+# because libmpg123 prints a complaint at each seek: this way short clips are
+# read from their start, in silence. 10 s cost 2 ms to 20 ms of decoding.
+_MP3_PREROLL_SECONDS = 10
+
+# Beyond these in Hz the resampler's kernel grows large or is none; bats are
+# recorded at 500 kHz.
+_RATES = (1000, 1_000_000)
+
+# Lossy decoders may end a little before the length their header estimates.
+_MISSING_SECONDS = 0.1
+
+# Rounding to source frames moves a crop by no more frames than these.
+_ROUNDED = 2
+
+# A file of open length is read in blocks of so many frames.
+_BLOCK_FRAMES = 2**18
+
+
+class AudioInfo(NamedTuple):
+    """What an audio file holds.
+
+    Arguments
+    ---------
+    seconds : float
+        Duration.
+    sample_rate : int
+        Sampling rate in Hz.
+    channels : int
+        Number of channels.
+    frames : int
+        Number of samples of each channel.
+    """
+
+    seconds: float
+    sample_rate: int
+    channels: int
+    frames: int
+
+
+def audio_info(path):
+    """Read the header of an audio file, and all of it if that says too little.
+
+    Where a header leaves the length open, or lets it be estimated only (an
+    mp3 without a Xing or Info frame), the length is what decodes. That costs
+    a pass over the file.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file, or an address in a tar.
+
+    Returns
+    -------
+    AudioInfo
+        Duration (seconds), rate (Hz), channels and frames.
+
+    Raises
+    ------
+    UnreadableAudio
+        If the file is missing, empty or of unknown format, or if its length
+        is what decodes, and decoding fails.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir").join("silence.wav"))
+    >>> soundfile.write(path, np.zeros((4000, 2)), 8000)
+    >>> audio_info(path)
+    AudioInfo(seconds=0.5, sample_rate=8000, channels=2, frames=4000)
+    """
+    with _open(path) as file:
+        info = _header(path, file)
+        if info.frames < OPEN_LENGTH:
+            return info
+        frames = sum(len(block) for block in _blocks(path, file, info.frames))
+    if frames == 0:
+        raise UnreadableAudio(f"{path}: the file holds no samples")
+    return info._replace(seconds=frames / info.sample_rate, frames=frames)
+
+
+def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
+    """Reads a file, or a part of it, as mono at the wanted rate.
+
+    Channels are averaged; levels stay as they are. A part is sought in the
+    file, so its cost does not grow with the length of the file.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file, or an address in a tar.
+    sample_rate : int
+        Sampling rate of the result in Hz.
+    start : float
+        Where to begin, in seconds.
+    seconds : float, optional
+        How much to read; to the end of the file if not given. The result has
+        exactly `round(seconds * sample_rate)` samples where the file holds as
+        much, otherwise what is left after `start`.
+
+    Returns
+    -------
+    torch.Tensor
+        Waveform (samples,), float32.
+
+    Raises
+    ------
+    UnreadableAudio
+        If the file cannot be opened, fails to decode, ends before the length
+        its header promises, holds NaN, infinite or absurdly loud samples, or
+        is not as long as `start`.
+
+    Example
+    -------
+    >>> path = str(getfixture("tmpdir").join("stereo.flac"))
+    >>> soundfile.write(path, np.zeros((44100, 2)), 44100)
+    >>> read_audio(path).shape
+    torch.Size([16000])
+    >>> read_audio(path, start=0.3, seconds=0.25).shape
+    torch.Size([4000])
+    """
+    with _open(path) as file:
+        info = _header(path, file)
+        ratio = resampling_ratio(info.sample_rate, sample_rate)
+        samples, first, count = None, round(start * info.sample_rate), None
+        if seconds is not None:
+            samples = round(seconds * sample_rate)
+            count = math.ceil(samples * ratio)
+            first = _fit(first, count, info.frames)
+        if info.frames < OPEN_LENGTH:
+            data = _known_part(path, file, info, first, count)
+        else:
+            data = _open_part(path, file, first, count)
+    if len(data) == 0:
+        raise UnreadableAudio(
+            f"{path}: no audio at {start:g} s, the file has "
+            f"{audio_info(path).seconds:g} s"
+        )
+    mono = _checked_mono(path, data)
+    return to_mono(mono, info.sample_rate, sample_rate)[:samples]
+
+
+def _open(path):
+    """Open a file in such a way that libsndfile reads all of it."""
+    path = os.fspath(path)
+    kind, source, overlay = soundfile.SoundFile, _source(path), None
+    try:
+        file = _opened(path, source, kind)
+    except UnreadableAudio:
+        # libsndfile does not open a CAF whose header lacks a size.
+        size = _ask(open_size, path)
+        if size is None:
+            raise
+        return _opened(path, Overlaid(_bytes_of(path), *size), kind)
+    if file.frames == 0:
+        overlay = _ask(open_size, path)
+    elif _is_mpeg(file) and not _ask(counts_frames, path):
+        kind, overlay = Unbounded, FAR_END
+    elif file.frames >= OPEN_LENGTH:
+        file.close()
+        return _opened(path, _source(path), Unbounded)
+    elif file.format == "OGG" and "Junk" in file.extra_info:
+        if _ask(is_chained, path):
+            file.close()
+            raise UnreadableAudio(
+                f"{path}: several Ogg streams in a row, of which libsndfile "
+                "reads the first only; join them, for example with `ffmpeg`"
+            )
+    if overlay is None:
+        return file
+    file.close()
+    return _opened(path, Overlaid(_bytes_of(path), *overlay), kind)
+
+
+def _ask(question, path):
+    """Ask a question of `containers` about the bytes of a file."""
+    with _bytes_of(path) as file:
+        return question(file)
+
+
+def _opened(path, source, kind):
+    try:
+        return kind(source)
+    except soundfile.LibsndfileError as error:
+        raise UnreadableAudio(
+            f"{path}: libsndfile cannot open it ({error.error_string})"
+        ) from error
+    except TypeError as error:  # soundfile takes .raw for headerless samples
+        raise UnreadableAudio(f"{path}: no header ({error})") from error
+
+
+def _is_mpeg(file):
+    return file.subtype.startswith("MPEG")
+
+
+def _bytes_of(path):
+    """What `_source` names, opened for reading bytes."""
+    source = _source(path)
+    return source if isinstance(source, io.IOBase) else open(source, "rb")
+
+
+def _source(path):
+    """What libsndfile opens: the path, a member of a tar, decoded audio."""
+    address = parse_address(path)
+    if address is not None:
+        try:
+            return TarMember(address)
+        except FileNotFoundError as error:
+            raise UnreadableAudio(f"{path}: there is no such tar") from error
+        except OSError as error:
+            raise UnreadableAudio(f"{path}: {error}") from error
+    if not os.path.isfile(path):
+        raise UnreadableAudio(f"{path}: no such file")
+    if os.path.getsize(path) == 0:
+        raise UnreadableAudio(f"{path}: the file is empty (0 bytes)")
+    if kind_of(path) in CODEC_EXTENSIONS:
+        try:
+            return decode(path)
+        except OSError as error:
+            raise UnreadableAudio(f"{path}: {error}") from error
+    # soundfile does not take text for names that are not UTF-8.
+    return path if os.name == "nt" else os.fsencode(path)
+
+
+def _header(path, file):
+    frames, rate = file.frames, file.samplerate
+    if frames <= 0:
+        raise UnreadableAudio(f"{path}: the file holds no samples")
+    if not _RATES[0] <= rate <= _RATES[1]:
+        raise UnreadableAudio(
+            f"{path}: a sampling rate of {rate} Hz; {_RATES[0]} to {_RATES[1]} "
+            "Hz can be converted"
+        )
+    return AudioInfo(frames / rate, rate, file.channels, frames)
+
+
+def _fit(first, count, frames):
+    """Undoes what rounding to source frames pushed past the end."""
+    spare = frames - count
+    return spare if 0 <= spare < first <= spare + 2 else first
+
+
+def _known_part(path, file, info, first, count):
+    """Samples `first` to `first + count` of a file whose length is known."""
+    wanted = info.frames - first
+    if count is not None:
+        wanted = min(wanted, count)
+    if wanted <= 0:
+        return np.empty((0, info.channels))
+    skipped = _seek(path, file, first)
+    try:
+        data = file.read(skipped + wanted, dtype="float32", always_2d=True)
+    except soundfile.LibsndfileError as error:
+        raise _decoding_fails(path, error) from error
+    except MemoryError as error:  # a damaged header may promise any length
+        raise UnreadableAudio(
+            f"{path}: {info.seconds:g} s do not fit into the memory"
+        ) from error
+    data = data[skipped:]
+    missing = (wanted - len(data)) / info.sample_rate
+    if len(data) == 0 or missing > _MISSING_SECONDS:
+        raise UnreadableAudio(
+            f"{path}: the audio ends {missing:g} s before the "
+            f"{info.seconds:g} s that its header promises"
+        )
+    return data
+
+
+def _open_part(path, file, first, count):
+    """Samples `first` to `first + count`, as far as there are any."""
+    start = max(first - _ROUNDED, 0)
+    skipped = _seek(path, file, start)
+    wanted = file.frames if count is None else first - start + count
+    blocks = list(_blocks(path, file, skipped + wanted))
+    data = np.concatenate(blocks)[skipped:]
+    if count is not None:
+        first = _fit(first, count, start + len(data))
+    return data[first - start :]
+
+
+def _blocks(path, file, frames):
+    """Yield so many frames, or all up to the end, in blocks."""
+    while frames > 0:
+        shape = min(frames, _BLOCK_FRAMES), file.channels
+        block = np.full(shape, np.nan, dtype=np.float32)
+        try:
+            count = len(file.read(out=block))
+        except soundfile.LibsndfileError as error:
+            # libmpg123 fails at an mp3 frame that the end cuts off: what it
+            # decoded before that stands before the first NaN.
+            overlaid = isinstance(file.name, Overlaid)
+            if not (overlaid and file.name.exhausted):
+                raise _decoding_fails(path, error) from error
+            count = np.isfinite(block[:, 0]).sum()
+        yield block[:count]
+        if count < len(block):
+            return
+        frames -= count
+
+
+def _decoding_fails(path, error):
+    return UnreadableAudio(f"{path}: decoding fails ({error.error_string})")
+
+
+def _checked_mono(path, data):
+    """The mean of the channels, of samples that a model can take."""
+    mono = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
+    mono = torch.from_numpy(mono)
+    check_samples(path, mono)
+    return mono
+
+
+def _seek(path, file, first):
+    """Goes to or before frame `first`; says how many frames before."""
+    preroll = first
+    if file.seekable() or isinstance(file, Unbounded):
+        mp3 = _is_mpeg(file)
+        preroll = _MP3_PREROLL_SECONDS * file.samplerate if mp3 else 0
+    position = max(first - preroll, 0)
+    if position > 0:
+        try:
+            file.seek(position)
+        except soundfile.LibsndfileError as error:
+            raise UnreadableAudio(
+                f"{path}: cannot seek to {position / file.samplerate:g} s "
+                f"({error.error_string})"
+            ) from error
+    return first - position

@@ -1,0 +1,280 @@
+"""What the headers of audio files leave open, for libsndfile to read it all.
+
+Where the length of a file is an estimate, libsndfile reads no further than
+that; where the size of the samples is missing, it reads nothing. What opens
+here like a file has what is missing.
+"""
+
+import io
+import os
+
+import soundfile
+
+# libsndfile reports this many frames or more where a header (of a streamed
+# FLAC) leaves the length open; no real file has 2 ** 48 frames.
+OPEN_LENGTH = 2**48
+
+# libsndfile estimates the length of an mp3 without a count of its frames from
+# the size in bytes. `Overlaid` with this, the end is so far away that the
+# estimate is an open length. libmpg123 looks for a tag in the last 128 bytes,
+# and gives up if there are none.
+FAR_END = (2**56 - 128, bytes(128), 2**56)
+
+# Where a Xing frame may have its name: after the header, perhaps a checksum,
+# and the side information.
+_XING_BYTES = 4 + 2 + 32 + 4
+
+# Where the first chunk begins, how many bytes count the size of each, and in
+# which order.
+_CHUNKS = {
+    b"RIFF": (12, 4, "little"),
+    b"RF64": (12, 4, "little"),
+    b"caff": (8, 8, "big"),
+}
+
+# No Ogg page is longer, so that the last one begins within so many bytes.
+_PAGE_BYTES = 65307
+
+
+class Unbounded(soundfile.SoundFile):
+    """A file of open length, which is read until nothing is left.
+
+    After a read, soundfile seeks to where that should have ended, which fails
+    past the end of a file. It does not do so in a file that is not seekable.
+
+    Arguments
+    ---------
+    file : str or bytes or io.RawIOBase
+        What to open.
+
+    Example
+    -------
+    >>> import numpy
+    >>> path = str(getfixture("tmpdir").join("a.flac"))
+    >>> soundfile.write(path, numpy.zeros(800), 16000)
+    >>> with Unbounded(path) as file:
+    ...     len(file.read(10**6))
+    800
+    """
+
+    def seekable(self):
+        """Return False; `seek` works all the same."""
+        return False
+
+
+class Overlaid(io.RawIOBase):
+    """A file with other bytes at one place, and perhaps another size.
+
+    Arguments
+    ---------
+    file : file
+        Opened for reading bytes; closed with this one.
+    offset : int
+        Where the other bytes stand.
+    data : bytes
+        The other bytes.
+    size : int, optional
+        Size to tell; that of the file if not given.
+
+    Example
+    -------
+    >>> Overlaid(io.BytesIO(b"size: ?; data"), 6, b"4").read()
+    b'size: 4; data'
+    """
+
+    def __init__(self, file, offset, data, size=None):
+        super().__init__()
+        self._file = file
+        self._offset = offset
+        self._data = data
+        self._end = file.seek(0, os.SEEK_END)
+        self._size = size or self._end
+        self._position = 0
+
+    @property
+    def exhausted(self):
+        """Whether the file has been read to its real end (bool)."""
+        return self._position >= self._end
+
+    def readable(self):
+        """Return True: it can be read."""
+        return True
+
+    def seekable(self):
+        """Return True: it can be sought in."""
+        return True
+
+    def tell(self):
+        """Return the position in bytes."""
+        return self._position
+
+    def seek(self, offset, whence=os.SEEK_SET):
+        """Go to a position, and return it."""
+        base = (0, self._position, self._size)[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer):
+        """Fill a buffer as far as the file goes; return how many bytes."""
+        start, count = self._position, 0
+        if start < self._end:
+            self._file.seek(start)
+            count = self._file.readinto(buffer)
+        first = max(start, self._offset)
+        last = min(start + len(buffer), self._offset + len(self._data))
+        if first < last:
+            own = self._data[first - self._offset : last - self._offset]
+            buffer[first - start : last - start] = own
+            count = max(count, last - start)
+        self._position += count
+        return count
+
+    def close(self):
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def counts_frames(file):
+    """Whether an mp3 tells its length, by a Xing or Info frame.
+
+    Arguments
+    ---------
+    file : file
+        Opened for reading bytes.
+
+    Returns
+    -------
+    bool
+        False as well where its frames do not begin after the ID3 tags.
+
+    Example
+    -------
+    >>> frame = b"\\xff\\xf3\\x14\\xc4" + bytes(9)
+    >>> counts_frames(io.BytesIO(frame + b"Xing\\0\\0\\0\\1\\0\\0\\0\\5"))
+    True
+    >>> counts_frames(io.BytesIO(frame))
+    False
+    """
+    start = 0
+    while True:
+        file.seek(start)
+        head = file.read(10)
+        if head[:3] != b"ID3" or len(head) < 10:
+            break
+        start += 10
+        if head[5] & 0x10:  # the tag has a footer like its header
+            start += 10
+        for place, byte in enumerate(reversed(head[6:10])):
+            start += (byte & 0x7F) << 7 * place
+    file.seek(start)
+    frame = file.read(_XING_BYTES + 8)
+    name = max(frame.find(kind, 4, _XING_BYTES) for kind in (b"Xing", b"Info"))
+    if name < 0:
+        return False
+    flags, count = frame[name + 4 : name + 8], frame[name + 8 : name + 12]
+    return bool(flags[-1:] and flags[-1] & 1 and any(count))
+
+
+def open_size(file):
+    """Return the size of the samples where a header leaves it open.
+
+    A program that writes to a pipe, or was killed, leaves 0 or -1 there. Then
+    the samples are what follows, up to the end of the file.
+
+    Arguments
+    ---------
+    file : file
+        Of WAV, RF64, CAF or AU, opened for reading bytes.
+
+    Returns
+    -------
+    offset : int
+        Where in the header the size stands.
+    data : bytes
+        What should stand there. Instead of both, None where the header has a
+        size, or is of another kind.
+
+    Example
+    -------
+    >>> data = b".snd" + bytes([0, 0, 0, 24, 0, 0, 0, 0]) + bytes(14)
+    >>> open_size(io.BytesIO(data))
+    (8, b'\\x00\\x00\\x00\\x02')
+    """
+    end = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    magic = file.read(4)
+    if magic == b".snd":
+        start = int.from_bytes(file.read(4), "big")
+        place, width, order = 8, 4, "big"
+    elif magic in _CHUNKS:
+        first, width, order = _CHUNKS[magic]
+        start, place = _open_chunk(file, first, width, order, end)
+        width = 8 if magic == b"RF64" else width
+    else:
+        return None
+    if not 0 < start < end:
+        return None
+    size = min(end - start, 256**width - 1)
+    return place, size.to_bytes(width, order)
+
+
+def _open_chunk(file, first, width, order, end):
+    """Where samples of no known size begin, and the place of the size."""
+    place = None
+    chunks = _chunks(file, first, width, order, end)
+    for name, start, size in chunks:
+        if name == b"ds64":
+            place = start + 8  # RF64 has the size here
+        elif name == b"data":
+            if size in (0, 256**width - 1):
+                break
+            return 0, 0
+    else:
+        return 0, 0
+    rest = [begin + length for _, begin, length in chunks]
+    if rest and rest[-1] >= end - 1:
+        return 0, 0  # there are no samples, the other chunks follow at once
+    return start, place or start - width
+
+
+def _chunks(file, position, width, order, end):
+    """Name, start and size of each chunk, as long as they have good names."""
+    while position < end:
+        file.seek(position)
+        name, size = file.read(4), file.read(width)
+        if len(size) < width or not name.strip().isalnum():
+            return
+        size = int.from_bytes(size, order)
+        yield name, position + 4 + width, size
+        position += 4 + width + size
+        if order == "little":  # RIFF pads to an even number of bytes
+            position += size % 2
+
+
+def is_chained(file):
+    """Whether an Ogg file has another stream after the first one.
+
+    Arguments
+    ---------
+    file : file
+        Opened for reading bytes.
+
+    Returns
+    -------
+    bool
+        True if its last page is of another stream than its first page.
+
+    Example
+    -------
+    >>> page = b"OggS" + bytes(10)
+    >>> is_chained(io.BytesIO(page + b"1234" + page + b"5678"))
+    True
+    """
+    size = file.seek(0, os.SEEK_END)
+    file.seek(0)
+    first = file.read(18)
+    file.seek(max(0, size - _PAGE_BYTES))
+    tail = file.read()
+    page = tail.rfind(b"OggS")
+    return page >= 0 and tail[page + 14 : page + 18] != first[14:18]

@@ -1,0 +1,109 @@
+"""Compare a corpus on disk with what its publishers say."""
+
+from collections import Counter
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.dataio.tables import ManifestError
+
+logger = get_logger(__name__)
+
+
+def check_layout(folder, expected, page):
+    """Raise unless a folder has what an official archive has.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Where the unpacked archive should be.
+    expected : list of str
+        Files and folders in it.
+    page : str
+        Where people get the archive, and perhaps how.
+
+    Raises
+    ------
+    ManifestError
+        If any is missing; lists all that are, and names the page.
+
+    Example
+    -------
+    >>> check_layout(getfixture("tmpdir"), ["meta"], "https://example.org")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ...: missing there: meta...
+    """
+    folder = Path(folder).expanduser().absolute()
+    missing = [name for name in expected if not (folder / name).exists()]
+    if missing:
+        raise ManifestError(
+            f"{folder}: missing there: {', '.join(missing)}. Expected are "
+            f"{', '.join(expected)}, as in the archive of {page}"
+        )
+
+
+def tally(rows, *names, **distinct):
+    """Count rows, to compare with what is published.
+
+    Arguments
+    ---------
+    rows : list of dict
+        The clips.
+    *names : str
+        What to count, with keys of the rows in braces: "clips" counts them
+        all, "fold {fold}" those of each fold.
+    **distinct : str
+        Key of which to count the values: ``speakers="speaker"``.
+
+    Returns
+    -------
+    dict of str to int
+
+    Example
+    -------
+    >>> rows = [{"label": "cat", "take": 1}, {"label": "dog", "take": 1}]
+    >>> tally(rows, "clips", "{label}", takes="take")
+    {'clips': 2, 'cat': 1, 'dog': 1, 'takes': 1}
+    """
+    counts = Counter(name.format_map(row) for name in names for row in rows)
+    values = {
+        name: len({row[key] for row in rows}) for name, key in distinct.items()
+    }
+    return {**counts, **values}
+
+
+def check_counts(found, published, source):
+    """Raise unless the counts of a whole archive are the published ones.
+
+    Arguments
+    ---------
+    found, published : dict of str to int
+        What is counted, and how many there are; see `tally`.
+    source : str
+        Where the numbers were published.
+
+    Raises
+    ------
+    ManifestError
+        If any differs; says how.
+
+    Example
+    -------
+    >>> check_counts({"clips": 3}, {"clips": 4}, "the paper")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ... clips: 3, published 4 ...
+    """
+    differing = [
+        f"{name}: {found.get(name, 0)}, published {count}"
+        for name, count in published.items()
+        if found.get(name, 0) != count
+    ]
+    if differing:
+        raise ManifestError(
+            "the data is not the whole archive: "
+            f"{'; '.join(differing)} ({source}). Get what is missing; "
+            "--require_counts False goes on with a part"
+        )
+    logger.info(f"All counts are as published by {source}")

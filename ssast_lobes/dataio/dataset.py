@@ -1,0 +1,333 @@
+"""Turns manifest rows into padded batches: reading, cropping, labels.
+
+Everything here is picklable, so that loader workers may be forked or spawned,
+and free of global random state: a crop is a function of seed, epoch and clip.
+Audio that fails to decode becomes None, is written down, and drops out of its
+batch.
+"""
+
+import functools
+
+import torch
+from speechbrain.dataio.batch import PaddedBatch
+from speechbrain.dataio.dataset import DynamicItemDataset
+from speechbrain.utils.data_utils import batch_pad_right
+
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.dataio.tables import ManifestError, split_labels
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
+from ssast_lobes.utils.files import append_row
+from ssast_lobes.utils.random import hash63
+
+
+class ClipReader:
+    """Reads clips, whole or cropped; only the crop is read from disk.
+
+    Arguments
+    ---------
+    crop_seconds : float, optional
+        Length of the crop; clips come whole if not given. Shorter clips
+        always come whole.
+    sample_rate : int
+        Sampling rate of the result in Hz.
+    seed : int
+        Seed of the random crops.
+    random_crop : bool
+        Crop at a place drawn anew each epoch, as a pure function of
+        (seed, epoch, clip id). If False, the centre of the clip.
+    unreadable_file : str or os.PathLike, optional
+        CSV to which path and reason are appended when a clip fails to decode.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> path = str(getfixture("tmpdir").join("a.wav"))
+    >>> soundfile.write(path, numpy.linspace(0, 0.5, 48000), 16000)
+    >>> reader = ClipReader(crop_seconds=1.0, random_crop=True)
+    >>> first = reader(path, 3.0, "a")
+    >>> first.shape
+    torch.Size([16000])
+    >>> reader.epoch = 1
+    >>> torch.equal(reader(path, 3.0, "a"), first)
+    False
+    """
+
+    def __init__(
+        self,
+        crop_seconds=None,
+        sample_rate=16000,
+        seed=0,
+        random_crop=False,
+        unreadable_file=None,
+    ):
+        if random_crop and crop_seconds is None:
+            raise ArgumentError("random_crop needs crop_seconds")
+        self.crop_seconds = real(
+            "crop_seconds", crop_seconds, 0, inside=True, null=True
+        )
+        self.sample_rate = whole("sample_rate", sample_rate)
+        self.seed = whole("seed", seed, 0)
+        self.random_crop = flag("random_crop", random_crop)
+        self.unreadable_file = unreadable_file
+        # In shared memory: loader workers that outlive an epoch see it change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    @property
+    def epoch(self):
+        """Epoch (int) that random crops are drawn for; set it each epoch."""
+        return self._epoch.item()
+
+    @epoch.setter
+    def epoch(self, epoch):
+        self._epoch.fill_(epoch)
+
+    def __deepcopy__(self, memo):
+        # SpeechBrain copies the pipeline of a filtered or sorted dataset;
+        # the copy has to follow the same epoch.
+        return self
+
+    def __call__(self, path, duration, clip_id):
+        """Reads one clip.
+
+        Arguments
+        ---------
+        path : str
+            The file.
+        duration : float
+            Its length in seconds.
+        clip_id : str
+            Its id in the manifest.
+
+        Returns
+        -------
+        torch.Tensor or None
+            Waveform (samples,), float32; None if the file fails to decode.
+        """
+        start, seconds = 0.0, None
+        if self.crop_seconds is not None and duration > self.crop_seconds:
+            seconds = self.crop_seconds
+            start = self._place(clip_id) * (duration - seconds)
+        try:
+            return read_audio(path, self.sample_rate, start, seconds)
+        except UnreadableAudio as error:
+            if self.unreadable_file is not None:
+                reason = str(error).removeprefix(f"{path}: ")
+                append_row(self.unreadable_file, (path, reason))
+            return None
+
+    def _place(self, clip_id):
+        """Where in the clip to crop, 0 (start) to 1 (end)."""
+        if not self.random_crop:
+            return 0.5
+        return hash63(f"{self.seed}/{self.epoch}/{clip_id}") / 2**63
+
+
+def repeat_long(rows, crop_seconds):
+    """Rows of which long clips are there as often as crops fit into them.
+
+    Arguments
+    ---------
+    rows : dict
+        Clip id -> row with `duration` (seconds).
+    crop_seconds : float
+        Length of a crop.
+
+    Returns
+    -------
+    dict
+        The number of crops is rounded, and at least 1. Each has an id of its
+        own, so that `ClipReader` crops at another place.
+
+    Example
+    -------
+    >>> rows = {"a": {"duration": 1.0}, "b": {"duration": 5.1}}
+    >>> list(repeat_long(rows, crop_seconds=2.0))
+    ['a', 'b', 'b#2', 'b#3']
+    """
+    repeated = {}
+    for clip_id, row in rows.items():
+        repeated[clip_id] = row
+        for number in range(2, round(row["duration"] / crop_seconds) + 1):
+            repeated[f"{clip_id}#{number}"] = row
+    return repeated
+
+
+def make_dataset(rows, reader, label_encoder=None, multi_label=False):
+    """Dataset of clips, with labels and targets where there are any.
+
+    Arguments
+    ---------
+    rows : dict
+        Clip id -> row with `path`, `duration` (seconds) and perhaps `label`
+        and `speaker` (str), and `takes` ("2" or "").
+    reader : ClipReader
+        Or any other callable (path, duration, id) -> waveform (samples,).
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
+        Class index of each label; without it there are no targets.
+    multi_label : bool
+        Whether a label cell holds several labels, separated by semicolons.
+
+    Returns
+    -------
+    speechbrain.dataio.dataset.DynamicItemDataset
+        With items `id`, `sig` (samples,), `label` and `speaker` where all
+        rows have them, and `target`: class index () int64 or, if `multi_label`,
+        multi-hot (classes,) float32. If any row says so, `takes` () bool:
+        the clip's halves are two takes of one content.
+
+    Raises
+    ------
+    ManifestError
+        If there are no rows, labels that the encoder does not know, or takes
+        that are longer than a crop.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> path = str(getfixture("tmpdir").join("a.wav"))
+    >>> soundfile.write(path, numpy.zeros(800), 16000)
+    >>> rows = {"a": {"path": path, "duration": 0.05}}
+    >>> item = make_dataset(rows, ClipReader())[0]
+    >>> item["id"], item["sig"].shape
+    ('a', torch.Size([800]))
+    """
+    if not rows:
+        raise ManifestError("a dataset needs at least one row")
+    # Tables side by side may differ in what they say.
+    texts = {"label", "speaker"}.intersection(*rows.values())
+    data = {
+        clip_id: {key: row[key] for key in ("path", "duration", *texts)}
+        for clip_id, row in rows.items()
+    }
+    in_takes = any(row.get("takes") for row in rows.values())
+    if in_takes:
+        longest = getattr(reader, "crop_seconds", None)
+        for clip_id, row in rows.items():
+            data[clip_id]["in_takes"] = _has_takes(clip_id, row, longest)
+    dataset = DynamicItemDataset(data)
+    dataset.add_dynamic_item(reader, ["path", "duration", "id"], "sig")
+    output_keys = ["id", "sig", *sorted(texts)]
+    if in_takes:
+        dataset.add_dynamic_item(torch.tensor, "in_takes", "takes")
+        output_keys.append("takes")
+    if label_encoder is not None:
+        classes = dict(label_encoder.lab2ind)
+        _check_labels(data, classes, multi_label)
+        encode = _multi_hot if multi_label else _class_index
+        dataset.add_dynamic_item(
+            functools.partial(encode, classes), "label", "target"
+        )
+        output_keys.append("target")
+    dataset.set_output_keys(output_keys)
+    return dataset
+
+
+def collate(
+    examples, pad_seconds=None, sample_rate=16000, padded_keys=("sig",)
+):
+    """Batches examples; those without audio drop out.
+
+    Arguments
+    ---------
+    examples : list of dict
+        Items of a dataset from `make_dataset`.
+    pad_seconds : float, optional
+        What the length of a batch is a multiple of. Compiled code is made
+        anew for each length that it meets: this keeps them few.
+    sample_rate : int
+        Sampling rate of the audio in Hz.
+    padded_keys : sequence of str
+        Items whose lengths differ: the audio, and perhaps tokens (length,).
+
+    Returns
+    -------
+    speechbrain.dataio.batch.PaddedBatch
+        `padded_keys` padded with zeros: data (B, samples) and relative lengths
+        (B,); targets stacked: (B,) or (B, classes); texts as lists.
+
+    Raises
+    ------
+    UnreadableAudio
+        If no example of the batch has audio.
+
+    Example
+    -------
+    >>> batch = collate(
+    ...     [
+    ...         {"id": "a", "sig": torch.ones(4)},
+    ...         {"id": "b", "sig": None},
+    ...         {"id": "c", "sig": torch.ones(2)},
+    ...     ]
+    ... )
+    >>> batch.id, batch.sig.lengths
+    (['a', 'c'], tensor([1.0000, 0.5000]))
+    """
+    decoded = [example for example in examples if example["sig"] is not None]
+    if not decoded:
+        clips = ", ".join(example["id"] for example in examples[:5])
+        raise UnreadableAudio(
+            f"{clips}: none of the {len(examples)} clips of a batch can be "
+            "decoded"
+        )
+    pad_to = 1 if pad_seconds is None else round(pad_seconds * sample_rate)
+    return PaddedBatch(
+        decoded,
+        padded_keys=list(padded_keys),
+        padding_func=_pad,
+        padding_kwargs={"pad_to": pad_to},
+    )
+
+
+def _pad(clips, pad_to):
+    """Clips (samples,) as a batch, and their lengths relative to it."""
+    padded, lengths = batch_pad_right(clips)
+    longest = padded.shape[1]
+    missing = -longest % pad_to
+    if missing == 0 or not padded.is_floating_point():
+        return padded, lengths
+    padded = torch.nn.functional.pad(padded, (0, missing))
+    return padded, lengths * (longest / padded.shape[1])
+
+
+def _has_takes(clip_id, row, longest):
+    takes = row.get("takes") or "1"
+    if takes not in ("1", "2"):
+        raise ManifestError(
+            f'{clip_id}: takes "{takes}", but a clip has 1, or 2 in halves'
+        )
+    if takes == "2" and longest is not None and row["duration"] > longest:
+        raise ManifestError(
+            f"{clip_id}: two takes in {row['duration']:g} s, of which a crop "
+            f"of {longest:g} s (crop_seconds) would lose a part"
+        )
+    return takes == "2"
+
+
+def _class_index(classes, label):
+    return torch.tensor(classes[label])
+
+
+def _multi_hot(classes, cell):
+    target = torch.zeros(len(classes))
+    target[[classes[label] for label in split_labels(cell)]] = 1.0
+    return target
+
+
+def _check_labels(data, classes, multi_label):
+    """Finds unknown labels now, not in the middle of an epoch."""
+    unknown = {}
+    for clip_id, row in data.items():
+        label = row["label"]
+        for name in split_labels(label) if multi_label else [label]:
+            if name not in classes:
+                unknown.setdefault(name, []).append(clip_id)
+    if unknown:
+        shown = [
+            f'"{name}" ({len(clips)} clips, first {clips[0]})'
+            for name, clips in list(unknown.items())[:20]
+        ]
+        raise ManifestError(
+            f"{len(unknown)} labels are unknown to the label encoder (none of "
+            f"its {len(classes)} classes): {', '.join(shown)}"
+        )

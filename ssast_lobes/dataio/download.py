@@ -1,0 +1,173 @@
+"""Download a file; resume where a download ended."""
+
+import hashlib
+import http.client
+import os
+import re
+import urllib.request
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ssast_lobes.dataio.tables import ManifestError
+
+BLOCK_BYTES = 1 << 20
+_AGENT = {"User-Agent": "ssast_lobes"}
+_TIMEOUT_SECONDS = 60
+
+
+def download(url, path, sha256=None, md5=None):
+    """Fetch a file, whole or not at all.
+
+    What has arrived is kept in ``<path>.part``: a transfer that breaks off,
+    or a program that is killed, goes on from there if the server can, as long
+    as each attempt gets further than those before.
+
+    Arguments
+    ---------
+    url : str
+        Where from.
+    path : str or os.PathLike
+        Where to. A file that is there is only checked.
+    sha256, md5 : str, optional
+        Published checksum, in hexadecimal.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Raises
+    ------
+    ArchiveError
+        If the server refuses, the transfer does not get on, or the checksum is
+        another one; names URL and file.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir"))
+    >>> (folder / "there.txt").write_text("whole")
+    5
+    >>> url = (folder / "there.txt").as_uri()
+    >>> download(url, folder / "here.txt").read_text()
+    'whole'
+    """
+    path = Path(path).expanduser()
+    checksum = ("sha256", sha256) if sha256 else ("md5", md5)
+    if path.is_file():
+        wrong = _wrong_sum(path, *checksum)
+        if wrong:
+            raise ArchiveError(f"{path}: {wrong} for {url}; delete the file")
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    furthest = -1
+    while not _fetch(url, part, path.name):
+        size = part.stat().st_size
+        if size <= furthest:
+            raise ArchiveError(
+                f"{url}: the transfer breaks off after {size} bytes; run "
+                f"again to go on, or fetch it by other means to {path}"
+            )
+        furthest = size
+    wrong = _wrong_sum(part, *checksum)
+    if wrong:
+        part.unlink()
+        raise ArchiveError(
+            f"{url}: what came has {wrong}; it was deleted, try again"
+        )
+    os.replace(part, path)
+    return path
+
+
+def _fetch(url, part, name):
+    """Get on with a transfer; tells whether all of it has arrived."""
+    start = part.stat().st_size if part.is_file() else 0
+    request = urllib.request.Request(url, headers=_AGENT)
+    if start:
+        request.add_header("Range", f"bytes={start}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+        # Asked for what comes after the end: all of it may be here.
+        if error.code == 416 and start:
+            return _is_all_there(error, part, start)
+        raise _refused(url, part, error) from error
+    except (OSError, http.client.HTTPException) as error:
+        raise _refused(url, part, error) from error
+    with answer:
+        if not _goes_on_at(answer, start):
+            start = 0
+        length = answer.headers.get("Content-Length")
+        total = None if length is None else start + int(length)
+        whole = _receive(answer, part, start, total, name)
+    return whole and total in (None, part.stat().st_size)
+
+
+def _goes_on_at(answer, start):
+    """Whether a server heeded the range that it was asked for."""
+    if getattr(answer, "status", None) != 206:
+        return False
+    return answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
+
+
+def _is_all_there(error, part, start):
+    total = re.search(r"/(\d+)$", error.headers.get("Content-Range", ""))
+    if total and int(total[1]) == start:
+        return True
+    part.unlink()  # longer than the file, so it is another one
+    part.touch()
+    return False
+
+
+def _receive(answer, part, start, total, name):
+    """Append to what is there; False if the transfer breaks off."""
+    bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True)
+    with bar, open(part, "ab" if start else "wb") as file:
+        try:
+            while block := answer.read(BLOCK_BYTES):
+                file.write(block)
+                bar.update(len(block))
+        except http.client.IncompleteRead as error:
+            file.write(error.partial)
+            return False
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            file.flush()
+            os.fsync(file.fileno())
+    return True
+
+
+def _refused(url, part, error):
+    reason = getattr(error, "reason", None) or error
+    code = f"{error.code} " if hasattr(error, "code") else ""
+    return ArchiveError(
+        f"{url}: {code}{reason}. Try again later, or fetch it by other means "
+        f"to {part.with_suffix('')}"
+    )
+
+
+def _wrong_sum(path, kind, expected):
+    """What is wrong with the checksum of a file, if one is known."""
+    if expected is None:
+        return None
+    digest = hashlib.new(kind)
+    bar = tqdm(
+        desc=f"Checking {path.name}",
+        total=path.stat().st_size,
+        unit="B",
+        unit_scale=True,
+        delay=2,
+    )
+    with bar, open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            digest.update(block)
+            bar.update(len(block))
+    if digest.hexdigest() == expected.lower():
+        return None
+    return f"{kind} {digest.hexdigest()}, not the published {expected.lower()}"
+
+
+class ArchiveError(ManifestError):
+    """A dataset could not be fetched or unpacked; says what to do."""

@@ -1,0 +1,89 @@
+"""Tell which clips of a table may not be trained on."""
+
+from ssast_lobes.dataio.tables import SPLITS, ManifestError
+
+
+def held_out(row):
+    """Whether a row is held out from training, by any of its splits.
+
+    Every column whose name starts with "split" counts: a table for several
+    tasks may have one for each.
+
+    Arguments
+    ---------
+    row : dict
+        From `read_manifest` or `folder_rows`.
+
+    Returns
+    -------
+    bool
+        True if one of these columns says valid or test.
+
+    Raises
+    ------
+    ManifestError
+        If one says anything else than train, valid, test or nothing; names
+        the row's id, the column and the value.
+
+    Example
+    -------
+    >>> held_out({"id": "a.wav", "split": "train", "split_speaker": "test"})
+    True
+    >>> held_out({"id": "a.wav"})
+    False
+    """
+    splits = {k: v for k, v in row.items() if k.startswith("split")}
+    for column, value in splits.items():
+        if value not in ("", *SPLITS):
+            raise ManifestError(
+                f'{row["id"]}: "{value}" in column {column}; use train, '
+                "valid or test"
+            )
+    return not {"valid", "test"}.isdisjoint(splits.values())
+
+
+def without_held_out(rows, others=()):
+    """The rows of clips that no table holds out, each clip once.
+
+    A folder, or shards of it, may hold the files of a table that says what is
+    held out.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Of any sources, with `path`, and `source_path` if they are in shards.
+    others : list of dict
+        Of tables that hold clips out too.
+
+    Returns
+    -------
+    list of dict
+        Rows whose file is held out by none of `rows` and `others`.
+
+    Raises
+    ------
+    ManifestError
+        See `held_out`.
+
+    Example
+    -------
+    >>> folder = [{"id": name, "path": f"/{name}"} for name in ("a", "b")]
+    >>> table = [{"id": "a", "path": "/a", "split": "test"}]
+    >>> without_held_out(folder, table)
+    [{'id': 'b', 'path': '/b'}]
+    """
+    left_out = {
+        path
+        for row in [*rows, *others]
+        if held_out(row)
+        for path in _places(row)
+    }
+    kept = {
+        row["path"]: row for row in rows if left_out.isdisjoint(_places(row))
+    }
+    return list(kept.values())
+
+
+def _places(row):
+    """Where a clip lies, and where it came from if it was put into a shard."""
+    return {row["path"], row.get("source_path", row["path"])}

@@ -1,0 +1,238 @@
+"""Split corpora: by names, by hash, by folds."""
+
+import re
+from collections import Counter
+
+from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.utils.random import clip_keys
+
+_SHOWN_PROBLEMS = 20
+
+
+def hash_shares(ids):
+    """A number between 0 and 1 for each clip, the same in every run.
+
+    Arguments
+    ---------
+    ids : list of str
+        Clip ids, or names of groups.
+
+    Returns
+    -------
+    list of float
+        To hold out the clips with a number up to a share: a clip stays on its
+        side whatever other clips come or go.
+
+    Example
+    -------
+    >>> one, two, three = hash_shares(["a", "b", "a"])
+    >>> one == three, 0 <= one < 1, one == two
+    (True, True, False)
+    """
+    return (clip_keys(ids).double() / 2**63).tolist()
+
+
+def rows_from_names(paths, pattern, page):
+    """Rows of files whose names say what they are.
+
+    Arguments
+    ---------
+    paths : list of pathlib.Path
+        The files.
+    pattern : str
+        Regular expression of a whole name, without its extension. Its named
+        groups become keys of the row.
+    page : str
+        Where the names are explained.
+
+    Returns
+    -------
+    list of dict
+        With `id`, the name without its extension; `path`, absolute; and what
+        the name says.
+
+    Raises
+    ------
+    ManifestError
+        If names are other than the pattern; lists them.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> [row] = rows_from_names(
+    ...     [Path("/data/03a01Fa.wav")], r"(?P<speaker>..).*", "the page"
+    ... )
+    >>> row["id"], row["speaker"]
+    ('03a01Fa', '03')
+    """
+    matches = [re.fullmatch(pattern, path.stem) for path in paths]
+    strange = [
+        f"not a name that {page} explains: {path}"
+        for path, match in zip(paths, matches, strict=True)
+        if match is None
+    ]
+    raise_problems("file names", strange)
+    return [
+        {"id": path.stem, "path": str(path.absolute()), **match.groupdict()}
+        for path, match in zip(paths, matches, strict=True)
+    ]
+
+
+def hold_out(rows, share, group):
+    """Part rows in two, by whole groups and alike in labels.
+
+    Groups are taken in an order that only their names decide, each of them
+    held out if that brings the labels nearer to their share.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the keys `label` and `group`.
+    share : float
+        Share of each label's clips to hold out, 0 to 1.
+    group : str
+        Key of what must not be in both parts: the speaker or the recording.
+
+    Returns
+    -------
+    kept, held : list of dict
+        Rows of the two parts, in their order; neither is empty.
+
+    Raises
+    ------
+    ManifestError
+        If all rows are of one group.
+
+    Example
+    -------
+    >>> rows = [{"label": i % 2, "speaker": str(i // 10)} for i in range(40)]
+    >>> kept, held = hold_out(rows, share=0.25, group="speaker")
+    >>> len(kept), len({row["speaker"] for row in held})
+    (30, 1)
+    """
+    members = {}
+    for row in rows:
+        members.setdefault(row[group], Counter())[row["label"]] += 1
+    if len(members) < 2:
+        raise ManifestError(
+            f"a part of {len(rows)} clips cannot be held out for validation: "
+            f"all have the same {group}"
+        )
+    wanted = Counter(row["label"] for row in rows)
+    wanted = {label: share * count for label, count in wanted.items()}
+    held = Counter()
+
+    def misfit(name):
+        """How much further from the wanted labels this group brings us."""
+        return sum(
+            abs(held[label] + count - wanted[label])
+            - abs(held[label] - wanted[label])
+            for label, count in members[name].items()
+        )
+
+    places = dict(zip(members, hash_shares(list(members)), strict=True))
+    chosen = set()
+    for name in sorted(members, key=places.get):
+        if misfit(name) < 0 and len(chosen) < len(members) - 1:
+            held += members[name]
+            chosen.add(name)
+    # Where every group is more than is wanted, the smallest evil.
+    chosen = chosen or {min(sorted(members), key=misfit)}
+    return (
+        [row for row in rows if row[group] not in chosen],
+        [row for row in rows if row[group] in chosen],
+    )
+
+
+def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
+    """The parts of one fold of a cross-validation.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the keys `fold`, `label` and `group`.
+    fold : int or str
+        The fold to test on.
+    valid_fraction : float
+        Share of the other folds that chooses the epoch, see `hold_out`.
+    group : str
+        Key of what must not be in both train and valid.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, as some official scripts do,
+        and train on all the others. Its result is too good.
+
+    Returns
+    -------
+    dict
+        Rows of `train`, `valid` and `test`.
+
+    Raises
+    ------
+    ManifestError
+        If there are no clips of this fold, or of others.
+
+    Example
+    -------
+    >>> rows = [
+    ...     {"fold": i % 5, "label": "x", "recording": str(i)}
+    ...     for i in range(50)
+    ... ]
+    >>> parts = fold_splits(rows, 3, valid_fraction=0.1, group="recording")
+    >>> {name: len(part) for name, part in parts.items()}
+    {'train': 36, 'valid': 4, 'test': 10}
+    """
+    test = [row for row in rows if str(row["fold"]) == str(fold)]
+    others = [row for row in rows if str(row["fold"]) != str(fold)]
+    if not test or not others:
+        there = ", ".join(sorted({str(row["fold"]) for row in rows}))
+        raise ManifestError(
+            f"no clips to test on in fold {fold}, or none to train on in "
+            f"others; there are clips of {there or 'no fold'}"
+        )
+    if valid_is_test:
+        return {"train": others, "valid": test, "test": test}
+    train, valid = hold_out(others, valid_fraction, group)
+    return {"train": train, "valid": valid, "test": test}
+
+
+def hold_out_by_hash(rows, share):
+    """Return train and valid, which has a clip of a small corpus too."""
+    places = hash_shares([row["id"] for row in rows])
+    share = max(share, min(places, default=0))
+    parts = {"train": [], "valid": []}
+    for row, place in zip(rows, places, strict=True):
+        parts["valid" if place <= share else "train"].append(row)
+    return parts
+
+
+def raise_problems(corpus, problems):
+    """Raise if there is any problem with the data; list the first ones.
+
+    Arguments
+    ---------
+    corpus : str
+        What has the problems.
+    problems : list of str
+        A line each.
+
+    Raises
+    ------
+    ManifestError
+        If the list is not empty.
+
+    Example
+    -------
+    >>> raise_problems("tones.csv", ["a.wav is in train and test"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: tones.csv: 1 problem with the data
+      a.wav is in train and test
+    """
+    if not problems:
+        return
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    word = "problem" if len(problems) == 1 else "problems"
+    head = f"{corpus}: {len(problems)} {word} with the data"
+    raise ManifestError("\n  ".join([head, *shown]))

@@ -1,0 +1,442 @@
+"""Which clips an epoch has, and which process has them.
+
+The samplers of training are functions of (seed, epoch), so that a run that is
+resumed in mid-epoch goes on with the same clips, and SpeechBrain can share
+them out to several processes. A Brain tells them the epoch by `set_epoch`.
+"""
+
+import itertools
+import math
+from collections import Counter
+
+import torch
+from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
+from torch.utils.data import BatchSampler, Sampler, SequentialSampler
+
+from ssast_lobes.dataio.tables import split_labels
+from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
+from ssast_lobes.utils.distributed import n_processes
+from ssast_lobes.utils.random import clip_keys
+
+
+class PartSampler(Sampler):
+    """Passes over a large dataset, cut into epochs of a fixed size.
+
+    Where a pass takes days, validation, checkpoints and a schedule that
+    follows a metric have to come more often. Pass n is a permutation that
+    (seed, n) decides; epochs take the clips of one pass after the other, so
+    that each clip comes once in each pass.
+
+    Arguments
+    ---------
+    n_clips : int
+        Clips of the dataset.
+    clips_per_epoch : int
+        Clips of an epoch.
+    seed : int
+        Seed of the permutations.
+
+    Raises
+    ------
+    ValueError
+        If there are no clips, or an epoch has none.
+
+    Example
+    -------
+    >>> sampler = PartSampler(n_clips=6, clips_per_epoch=4, seed=0)
+    >>> clips = []
+    >>> for epoch in (1, 2, 3):
+    ...     sampler.set_epoch(epoch)
+    ...     clips += list(sampler)
+    >>> len(sampler), sorted(clips[:6]), sorted(clips[6:])
+    (4, [0, 1, 2, 3, 4, 5], [0, 1, 2, 3, 4, 5])
+    """
+
+    def __init__(self, n_clips, clips_per_epoch, seed=0):
+        if n_clips < 1 or clips_per_epoch < 1:
+            raise ValueError(
+                "n_clips and clips_per_epoch must be at least 1, got "
+                f"{n_clips} and {clips_per_epoch}"
+            )
+        self.n_clips = n_clips
+        self.clips_per_epoch = clips_per_epoch
+        self.seed = seed
+        self.epoch = 1
+
+    def set_epoch(self, epoch):
+        """Choose the epoch to draw.
+
+        Arguments
+        ---------
+        epoch : int
+            Counted from 1.
+        """
+        self.epoch = epoch
+
+    def __len__(self):
+        return self.clips_per_epoch
+
+    def __iter__(self):
+        start = (self.epoch - 1) * self.clips_per_epoch
+        end = start + self.clips_per_epoch
+        while start < end:
+            number, place = divmod(start, self.n_clips)
+            until = min(self.n_clips, place + end - start)
+            yield from self._pass(number)[place:until].tolist()
+            start += until - place
+
+    def _pass(self, number):
+        generator = torch.Generator()
+        generator.manual_seed(clip_keys([f"{self.seed}/{number}"]).item())
+        return torch.randperm(self.n_clips, generator=generator)
+
+
+class LengthBuckets(Sampler):
+    """Batches of clips of like length, so that there is little padding.
+
+    Takes the clips of a sampler in stretches of so many batches, sorts each
+    stretch by length, cuts it into batches and shuffles these. Which clips
+    come together thus changes with the epoch, unless a stretch is all there
+    is; how often each of them comes is up to the sampler. Of several
+    processes all have clips of like length in the same step, and none waits
+    for another.
+
+    Arguments
+    ---------
+    sampler : torch.utils.data.Sampler
+        Indices of the clips of an epoch, in random order.
+    seconds : list of float
+        Length of each clip.
+    batch_size : int
+        Clips of a batch.
+    n_batches : int
+        Batches of a stretch, in each process; 1 sorts nothing.
+    seed : int
+        Seed of the order of the batches.
+    n_processes : int
+        How many share the batches.
+
+    Example
+    -------
+    >>> clips = PartSampler(n_clips=6, clips_per_epoch=6)
+    >>> buckets = LengthBuckets(clips, [3, 1, 2, 1, 3, 2], 2, n_batches=3)
+    >>> sorted(sorted(batch) for batch in buckets)
+    [[0, 4], [1, 3], [2, 5]]
+    """
+
+    def __init__(
+        self, sampler, seconds, batch_size, n_batches, seed=0, n_processes=1
+    ):
+        self.sampler = sampler
+        self.seconds = seconds
+        self.batch_size = batch_size
+        self.n_batches = n_batches
+        self.seed = seed
+        self.n_processes = n_processes
+        self.epoch = 1
+
+    def set_epoch(self, epoch):
+        """Choose the epoch to draw.
+
+        Arguments
+        ---------
+        epoch : int
+            Counted from 1.
+        """
+        self.epoch = epoch
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self):
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self):
+        clips = iter(self.sampler)
+        size = self.n_batches * self.n_processes * self.batch_size
+        for number in itertools.count():
+            stretch = list(itertools.islice(clips, size))
+            if not stretch:
+                return
+            stretch.sort(key=self.seconds.__getitem__)
+            yield from self._shuffled(stretch, number)
+
+    def _shuffled(self, stretch, number):
+        """Batches of a sorted stretch; those of a step stay together."""
+        batches = _cut(stretch, self.batch_size)
+        steps = _cut(batches, self.n_processes)
+        generator = torch.Generator()
+        place = f"{self.seed}/{self.epoch}/{number}"
+        generator.manual_seed(clip_keys([place]).item())
+        order = torch.randperm(len(steps), generator=generator).tolist()
+        # A step that is short of batches would shift the others.
+        order.sort(key=lambda step: len(steps[step]) < self.n_processes)
+        return [batch for step in order for batch in steps[step]]
+
+
+def _cut(items, size):
+    """A list in pieces of so many items, the last one of the rest."""
+    starts = range(0, len(items), size)
+    return [items[start : start + size] for start in starts]
+
+
+def balanced_sampler(labels, multi_label=False, seed=0):
+    """A sampler that draws rare classes as often as frequent ones.
+
+    Clips are drawn with replacement, as many as there are. The weight of a
+    clip is the sum of 1 / (clips of the class) over its labels, as in PSLA
+    (Gong et al., IEEE/ACM TASLP 2021; YuanGongND/psla src/gen_weight_file.py).
+
+    Arguments
+    ---------
+    labels : list of str
+        Label cell of each clip, in the order of the dataset.
+    multi_label : bool
+        Whether a cell holds several labels, separated by semicolons.
+    seed : int
+        Seed of the draws.
+
+    Returns
+    -------
+    speechbrain.dataio.sampler.ReproducibleWeightedRandomSampler
+
+    Example
+    -------
+    >>> sampler = balanced_sampler(["dog", "dog;rain"], multi_label=True)
+    >>> sampler.weights
+    tensor([0.5000, 1.5000], dtype=torch.float64)
+    """
+    cells = [split_labels(cell) if multi_label else [cell] for cell in labels]
+    counts = Counter(label for cell in cells for label in cell)
+    weights = [sum(1 / counts[label] for label in cell) for cell in cells]
+    return ReproducibleWeightedRandomSampler(
+        weights, num_samples=len(weights), replacement=True, seed=seed
+    )
+
+
+class ClipOrder:
+    """Which clips a training epoch has, and in which order.
+
+    Arguments
+    ---------
+    seed : int
+        Of the order.
+    passes_per_epoch : int
+        Epochs of several passes, each with the same crops, where one is too
+        short to stop after it. Where two passes meet, a batch may hold a clip
+        twice.
+    clips_per_epoch : int, optional
+        Cut a pass over a large corpus into epochs of so many clips.
+    balanced : bool
+        Draw rare classes as often as frequent ones, see `balanced_sampler`.
+    multi_label : bool
+        Whether a label cell holds several labels.
+    length_buckets : int, optional
+        Sort so many batches by length and cut them again, see `LengthBuckets`.
+    crop_seconds : float
+        Longer clips count as so long there.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range, or two settings exclude each other.
+
+    Example
+    -------
+    >>> opts = {"batch_size": 4, "shuffle": True}
+    >>> ClipOrder(seed=0)(opts, range(9)) == opts
+    True
+    >>> opts = ClipOrder(seed=0, passes_per_epoch=2)(opts, range(9))
+    >>> opts["shuffle"], len(opts["sampler"])
+    (False, 18)
+    """
+
+    def __init__(
+        self,
+        seed,
+        passes_per_epoch=1,
+        clips_per_epoch=None,
+        balanced=False,
+        multi_label=False,
+        length_buckets=None,
+        crop_seconds=math.inf,
+    ):
+        self.seed = whole("seed", seed, 0)
+        self.passes_per_epoch = whole("passes_per_epoch", passes_per_epoch)
+        self.clips_per_epoch = whole(
+            "clips_per_epoch", clips_per_epoch, null=True
+        )
+        self.balanced = flag("balanced", balanced)
+        self.multi_label = flag("multi_label", multi_label)
+        self.length_buckets = whole("length_buckets", length_buckets, null=True)
+        if crop_seconds != math.inf:
+            real("crop_seconds", crop_seconds, 0, inside=True)
+        self.crop_seconds = crop_seconds
+        sizes = passes_per_epoch > 1, clips_per_epoch is not None, balanced
+        if sum(sizes) > 1:
+            raise ArgumentError(
+                "passes_per_epoch, clips_per_epoch and balanced all say what "
+                "an epoch is: set all but one to their defaults"
+            )
+
+    def n_epochs(self, passes, n_clips):
+        """Return the epochs of a training.
+
+        Arguments
+        ---------
+        passes : int
+            Over the corpus, where `clips_per_epoch` cuts it; else epochs.
+        n_clips : int
+            Clips of the corpus.
+
+        Returns
+        -------
+        int
+
+        Example
+        -------
+        >>> ClipOrder(seed=0, clips_per_epoch=40).n_epochs(2, 100)
+        5
+        """
+        if self.clips_per_epoch is None or self.clips_per_epoch >= n_clips:
+            return passes
+        return math.ceil(passes * n_clips / self.clips_per_epoch)
+
+    def __call__(self, opts, dataset):
+        """Return options of a loader, with this order.
+
+        Arguments
+        ---------
+        opts : dict
+            With ``batch_size`` and ``shuffle``.
+        dataset : speechbrain.dataio.dataset.DynamicItemDataset
+            Training clips, with their ``duration`` and ``label``.
+
+        Returns
+        -------
+        dict
+        """
+        sampler = self._sampler(dataset)
+        if self.length_buckets is not None:
+            n_clips = len(dataset)
+            opts = {k: v for k, v in opts.items() if k != "shuffle"}
+            clips = (dataset.data[clip_id] for clip_id in dataset.data_ids)
+            batches = LengthBuckets(
+                sampler or PartSampler(n_clips, n_clips, self.seed),
+                [min(self.crop_seconds, clip["duration"]) for clip in clips],
+                opts.pop("batch_size"),
+                self.length_buckets,
+                self.seed,
+                n_processes(),
+            )
+            return {**opts, "batch_sampler": batches}
+        if sampler is not None:
+            return {**opts, "shuffle": False, "sampler": sampler}
+        return opts
+
+    def _sampler(self, dataset):
+        """Return what draws the clips, or None for each clip once."""
+        n_clips = len(dataset)
+        if self.balanced:
+            labels = [dataset.data[key]["label"] for key in dataset.data_ids]
+            return balanced_sampler(labels, self.multi_label, self.seed)
+        if self.passes_per_epoch > 1:
+            size = self.passes_per_epoch * n_clips
+            return PartSampler(n_clips, size, self.seed)
+        if self.clips_per_epoch is not None and self.clips_per_epoch < n_clips:
+            return PartSampler(n_clips, self.clips_per_epoch, self.seed)
+        return None
+
+
+class BatchShare(Sampler):
+    """The batches that one of several processes evaluates: every n-th.
+
+    Nothing is repeated to make the shares equal, so that each clip counts
+    once. Batches stay whole: in the same company a clip has the same result,
+    bit by bit, as in one process.
+
+    Arguments
+    ---------
+    batches : torch.utils.data.Sampler
+        Batches of indices, as one process would take them.
+    rank : int
+        Number of this process.
+    n_processes : int
+        How many share the batches.
+
+    Example
+    -------
+    >>> batches = BatchSampler(range(5), batch_size=2, drop_last=False)
+    >>> [list(BatchShare(batches, rank, 2)) for rank in (0, 1)]
+    [[[0, 1], [4]], [[2, 3]]]
+    """
+
+    def __init__(self, batches, rank, n_processes):
+        self.batches = batches
+        self.rank = rank
+        self.n_processes = n_processes
+
+    def __len__(self):
+        return len(range(self.rank, len(self.batches), self.n_processes))
+
+    def __iter__(self):
+        return itertools.islice(self.batches, self.rank, None, self.n_processes)
+
+
+def share_loading(dataset, loading, rank, n_processes):
+    """Arguments of a loader that evaluates the share of a process.
+
+    Arguments
+    ---------
+    dataset : torch.utils.data.Dataset
+        All the clips.
+    loading : dict
+        Arguments of the loader in one process.
+    rank, n_processes
+        See `BatchShare`.
+
+    Returns
+    -------
+    dict
+        The same arguments with a `batch_sampler`.
+
+    Example
+    -------
+    >>> share_loading(range(5), {"batch_size": 2}, 1, 2).keys()
+    dict_keys(['batch_sampler'])
+    """
+    loading = dict(loading)
+    loading.pop("shuffle", None)
+    batches = BatchSampler(
+        loading.pop("sampler", None) or SequentialSampler(dataset),
+        loading.pop("batch_size", 1),
+        loading.pop("drop_last", False),
+    )
+    batches = loading.pop("batch_sampler", None) or batches
+    return {**loading, "batch_sampler": BatchShare(batches, rank, n_processes)}
+
+
+def cuda_loading(loading):
+    """Arguments of a loader whose batches go to a GPU.
+
+    Batches wait in pinned memory, from which they are copied while the GPU
+    computes; workers live as long as the loader, and keep more batches ready.
+
+    Arguments
+    ---------
+    loading : dict
+        Arguments of the loader; what they say already stays.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> cuda_loading({"num_workers": 0})
+    {'pin_memory': True, 'num_workers': 0}
+    >>> cuda_loading({"num_workers": 8, "prefetch_factor": 2})
+    {'pin_memory': True, 'persistent_workers': True, 'prefetch_factor': 2, ...
+    """
+    defaults = {"pin_memory": True}
+    if loading.get("num_workers", 0) > 0:
+        defaults |= {"persistent_workers": True, "prefetch_factor": 4}
+    return {**defaults, **loading}

@@ -1,0 +1,503 @@
+"""Packs audio into few large files, and reads recipes' audio from them.
+
+A shard is a tar as WebDataset has it: of each clip `KEY.flac` (or `KEY.wav`,
+int16) and `KEY.json`. A folder of shards has a `manifest.csv` whose paths are
+addresses in the tars (`data.addresses`), so that it can be given wherever a
+manifest can. Packing is a function of the rows and the settings alone: the
+number of workers changes no byte, and a run that was killed goes on at the
+shard that it was making.
+"""
+
+import csv
+import functools
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import tarfile
+import threading
+from collections import deque
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from operator import itemgetter
+from pathlib import Path
+from typing import NamedTuple
+
+import soundfile
+import torch
+from tqdm import tqdm
+
+from ssast_lobes.dataio.addresses import Address
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.dataio.scan import check_unreadable
+from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.utils.files import atomic_write
+
+# Extension of a codec, and libsndfile's name of the container.
+CODECS = {"flac": ("flac", "FLAC"), "int16": ("wav", "WAV")}
+MANIFEST = "manifest.csv"
+INDEX = "index.json"
+UNREADABLE = "unreadable.csv"
+_SETTINGS = "settings.json"
+_PARTS = "parts"
+_FORMAT_VERSION = 1
+_FULL_SCALE = 2**15
+
+# Clips that wait for each worker.
+_AHEAD = 4
+_SHOWN_CLIPS = 5
+
+
+class Packed(NamedTuple):
+    """What a folder of shards holds.
+
+    Arguments
+    ---------
+    manifest : str
+        Path of its manifest.
+    clips, shards : int
+        How many there are.
+    hours : float
+        Of audio.
+    clipped : int
+        Clips with samples beyond full scale, which were cut off.
+    unreadable : list of tuple
+        (path, reason) of the files that were left out.
+    """
+
+    manifest: str
+    clips: int
+    shards: int
+    hours: float
+    clipped: int
+    unreadable: list
+
+
+def pack(
+    rows,
+    folder,
+    codec="flac",
+    sample_rate=16000,
+    shard_bytes=2**29,
+    max_unreadable=0.01,
+    workers=None,
+):
+    """Pack audio into shards.
+
+    Audio is stored as 16 bit mono. That of a 16-bit mono file of the same
+    rate comes back exactly; other audio is averaged, resampled and rounded.
+    Samples beyond full scale are cut off; `clipped` in the manifest says how
+    many of a clip. The folder gets the shards, `manifest.csv` (the columns of
+    the rows; `path`, `duration` and `sample_rate` are those of the packed
+    clip, `source_path` is the original), `index.json` (shards for the `wids`
+    package), `unreadable.csv`, and what a run that is given again goes by.
+
+    Arguments
+    ---------
+    rows : list of dict of str
+        From `read_manifest` or `folder_rows`.
+    folder : str or os.PathLike
+        New, empty, or of an earlier run with the same arguments, which is
+        completed.
+    codec : str
+        "flac", or "int16": twice the bytes, and faster to read.
+    sample_rate : int
+        In Hz.
+    shard_bytes : int
+        Largest size of a shard's audio, unless one clip alone is larger.
+    max_unreadable : float
+        Largest share of unreadable files that is let pass, 0 to 1.
+    workers : int, optional
+        Processes that decode and encode; one for each core by default.
+
+    Returns
+    -------
+    Packed
+
+    Raises
+    ------
+    ManifestError
+        If too many files are unreadable, or the folder holds anything else.
+    OSError
+        If the shards cannot be written, or a worker was killed.
+
+    Example
+    -------
+    >>> import numpy
+    >>> from ssast_lobes.dataio.tables import read_manifest
+    >>> folder = getfixture("tmpdir")
+    >>> path = str(folder.join("a.wav"))
+    >>> soundfile.write(path, numpy.linspace(0, 0.5, 800), 16000)
+    >>> rows = [{"id": "a", "path": path, "label": "ramp"}]
+    >>> packed = pack(rows, folder / "shards", workers=1)
+    >>> [row] = read_manifest(packed.manifest)
+    >>> os.path.basename(row["path"]), row["label"], row["duration"]
+    ('000000.tar#000000000-...flac@512+...', 'ramp', '0.05')
+    >>> torch.equal(read_audio(row["path"]), read_audio(path))
+    True
+    """
+    if codec not in CODECS:
+        raise ValueError(f"codec must be flac or int16, got '{codec}'")
+    folder = Path(os.path.abspath(os.path.expanduser(folder)))
+    _open_folder(folder, _settings(rows, codec, sample_rate, shard_bytes))
+    parts = _finished(folder)
+    done = parts[-1]["next"] if parts else 0
+    unreadable = [tuple(bad) for part in parts for bad in part["unreadable"]]
+    audit = functools.partial(
+        _audit, folder, unreadable, len(rows), max_unreadable
+    )
+    encode = functools.partial(_encode, codec, sample_rate)
+    bar = tqdm(total=len(rows), initial=done, desc="Packing", unit="clip")
+    clips = _clips(rows, done, encode, workers or os.cpu_count())
+    try:
+        with bar, closing(clips):
+            noted = _noting(clips, bar, unreadable, max_unreadable, audit)
+            numbered = _numbered(noted, len(parts), shard_bytes)
+            for number, group in itertools.groupby(numbered, itemgetter(0)):
+                own = (clip for _, clip in group)
+                parts.append(
+                    _write_shard(folder, number, own, codec, sample_rate)
+                )
+    except BrokenProcessPool as error:
+        raise OSError(
+            "a worker was killed, perhaps for want of memory: give the same "
+            "command again, with fewer workers"
+        ) from error
+    audit()
+    if not any(part["clips"] for part in parts):
+        raise ManifestError(f"none of the {len(rows)} files could be read")
+    _write_index(folder, parts)
+    return Packed(
+        manifest=str(folder / MANIFEST),
+        clips=sum(part["clips"] for part in parts),
+        shards=len(parts),
+        hours=sum(part["seconds"] for part in parts) / 3600,
+        clipped=sum(part["clipped"] for part in parts),
+        unreadable=unreadable,
+    )
+
+
+def read_from_shards(parts, folder, manifest):
+    """Let the clips of an experiment be read from shards.
+
+    Audio that could not be read when the shards were made stays where it is.
+
+    Arguments
+    ---------
+    parts : dict
+        From `data.splits.read_splits`.
+    folder : str or os.PathLike
+        Of the shards; ids of clips are as in the manifest they were made of.
+    manifest : str or os.PathLike
+        That of the experiment, for the command in error messages.
+
+    Returns
+    -------
+    dict
+        As `parts`; the rows have the `path` and `duration` of the packed clip.
+
+    Raises
+    ------
+    ManifestError
+        If there are no shards, or clips are not among them.
+
+    Example
+    -------
+    >>> read_from_shards({}, "/no/shards", "results/manifest.csv")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ...there are no shards...
+    """
+    folder = os.path.abspath(os.path.expanduser(folder))
+    command = f"`ssast-lobes shard {manifest} {folder}`"
+    if not os.path.isfile(os.path.join(folder, MANIFEST)):
+        raise ManifestError(
+            f"{folder}: there are no shards, or not all of them; make them "
+            f"with {command}, then give this command again"
+        )
+    packed = {
+        row["id"]: {
+            "path": os.path.join(folder, row["path"]),
+            "duration": float(row["duration"]),
+        }
+        for row in _table(folder, MANIFEST)
+    }
+    left_out = {row["path"] for row in _table(folder, UNREADABLE)}
+    found, missing = {}, []
+    for name, rows in parts.items():
+        if not isinstance(rows, dict):
+            found[name] = rows
+            continue
+        found[name] = {}
+        for clip, row in rows.items():
+            own = packed.get(_as_utf8(clip))
+            if own is None and _as_utf8(row["path"]) not in left_out:
+                missing.append(clip)
+            found[name][clip] = row | (own or {})
+    if missing:
+        raise ManifestError(
+            f"{folder}: {len(missing)} clips of this experiment are not among "
+            f"these shards, such as {', '.join(missing[:_SHOWN_CLIPS])}; they "
+            f"were made of another manifest. Remove them and run {command}"
+        )
+    return found
+
+
+class _Clip(NamedTuple):
+    """A row and its audio, or the reason why there is none."""
+
+    number: int
+    row: dict
+    data: bytes = b""
+    frames: int = 0
+    clipped: int = 0
+    reason: str | None = None
+
+
+def _as_utf8(text):
+    """Text of a CSV; file names on Linux may hold bytes that are not UTF-8."""
+    escaped = text.encode("utf-8", "surrogateescape")
+    return escaped.decode("utf-8", "backslashreplace")
+
+
+def _settings(rows, codec, sample_rate, shard_bytes):
+    digest = hashlib.sha256(json.dumps(rows).encode())
+    return {
+        "format_version": _FORMAT_VERSION,
+        "codec": codec,
+        "sample_rate": sample_rate,
+        "shard_bytes": shard_bytes,
+        "manifest_sha256": digest.hexdigest(),
+    }
+
+
+def _open_folder(folder, settings):
+    """Make the folder, or see that it is of a run with these settings."""
+    path = folder / _SETTINGS
+    if path.is_file():
+        then = json.loads(path.read_text("utf-8"))
+        changed = [key for key in settings if settings[key] != then.get(key)]
+        if changed:
+            raise ManifestError(
+                f"{folder} holds shards of another manifest, or made with "
+                f"other settings ({', '.join(changed)} changed): choose "
+                "another folder, or remove this one"
+            )
+    else:
+        os.makedirs(folder, exist_ok=True)
+        if not all(own.name.startswith(_SETTINGS) for own in folder.iterdir()):
+            raise ManifestError(
+                f"{folder} is not empty, and holds no shards: choose another "
+                "folder"
+            )
+        with atomic_write(path) as file:
+            json.dump(settings, file, indent=2)
+    (folder / _PARTS).mkdir(exist_ok=True)
+    # Of a run that was killed.
+    for partial in folder.rglob("*.partial"):
+        partial.unlink()
+
+
+def _shard_name(number):
+    return f"{number:06d}.tar"
+
+
+def _part_file(folder, number):
+    return folder / _PARTS / f"{number:06d}.json"
+
+
+def _finished(folder):
+    """What is known of the first shards, as far as they are whole."""
+    parts = []
+    while True:
+        number = len(parts)
+        try:
+            part = json.loads(_part_file(folder, number).read_text("utf-8"))
+            size = (folder / _shard_name(number)).stat().st_size
+        except (FileNotFoundError, ValueError):
+            return parts
+        if size != part["bytes"]:
+            return parts
+        del part["rows"]
+        parts.append(part)
+
+
+def _write_index(folder, parts):
+    """The manifest, and the list of shards that `wids` reads."""
+    with atomic_write(folder / MANIFEST) as file:
+        table = csv.writer(file)
+        for number in range(len(parts)):
+            part = json.loads(_part_file(folder, number).read_text("utf-8"))
+            if number == 0:
+                table.writerow(part["rows"][0])
+            table.writerows(row.values() for row in part["rows"])
+    shards = [
+        {
+            "url": _shard_name(number),
+            "nsamples": part["clips"],
+            "filesize": part["bytes"],
+        }
+        for number, part in enumerate(parts)
+    ]
+    index = {
+        "__kind__": "wids-shard-index-v1",
+        "wids_version": 1,
+        "shardlist": shards,
+    }
+    with atomic_write(folder / INDEX) as file:
+        json.dump(index, file, indent=2)
+
+
+def _audit(folder, unreadable, n_files, max_unreadable):
+    """List what could not be read; raise if it is too much."""
+    path = folder / UNREADABLE
+    with atomic_write(path) as file:
+        rows = [[_as_utf8(cell) for cell in bad] for bad in unreadable]
+        csv.writer(file).writerows([("path", "reason"), *rows])
+    check_unreadable(path, n_files, max_unreadable)
+
+
+def _table(folder, name):
+    with open(os.path.join(folder, name), encoding="utf-8", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _numbered(clips, number, shard_bytes):
+    """(number of its shard, clip): a shard begins with one that is read."""
+    size = 0
+    for clip in clips:
+        if size and clip.data and size + len(clip.data) > shard_bytes:
+            number, size = number + 1, 0
+        size += len(clip.data)
+        yield number, clip
+
+
+def _noting(clips, bar, unreadable, max_unreadable, audit):
+    """The same clips; counts them, and stops where too many are bad."""
+    for clip in clips:
+        if clip.reason is not None:
+            unreadable.append((clip.row["path"], clip.reason))
+            if len(unreadable) > max_unreadable * bar.total:
+                audit()
+        yield clip
+        bar.update()
+
+
+def _write_shard(folder, number, clips, codec, sample_rate):
+    """Write a shard and its part of the index; gives the part, less rows."""
+    name = _shard_name(number)
+    part = {"next": 0, "clips": 0, "seconds": 0.0, "clipped": 0}
+    rows, unreadable = [], []
+    with atomic_write(folder / name, "wb") as file:
+        with tarfile.open(
+            fileobj=file, mode="w", format=tarfile.USTAR_FORMAT
+        ) as tar:
+            for clip in clips:
+                part["next"] = clip.number + 1
+                if clip.reason is not None:
+                    unreadable.append((clip.row["path"], clip.reason))
+                    continue
+                rows.append(_add(tar, name, clip, codec, sample_rate))
+                part["clips"] += 1
+                part["seconds"] += clip.frames / sample_rate
+                part["clipped"] += clip.clipped > 0
+        part["bytes"] = file.tell()
+        # What the index tells of is on the disk.
+        file.flush()
+        os.fsync(file.fileno())
+    part["unreadable"] = unreadable
+    with atomic_write(_part_file(folder, number)) as file:
+        json.dump(part | {"rows": rows}, file)
+    return part
+
+
+def _add(tar, shard, clip, codec, sample_rate):
+    """Add a clip to a shard; gives its row of the manifest."""
+    extension, _ = CODECS[codec]
+    digest = hashlib.blake2b(clip.data, digest_size=4).hexdigest()
+    # With it, the address is that of this audio alone, see `TarMember`.
+    key = f"{clip.number:09d}-{digest}"
+    address = Address(
+        shard,
+        f"{key}.{extension}",
+        tar.offset + tarfile.BLOCKSIZE,
+        len(clip.data),
+    )
+    known = {name: _as_utf8(value) for name, value in clip.row.items()}
+    row = {"id": known.pop("id"), "path": str(address)}
+    row |= {name: value for name, value in known.items() if name != "path"}
+    row |= {
+        "duration": clip.frames / sample_rate,
+        "sample_rate": sample_rate,
+        "clipped": clip.clipped,
+        "source_path": known["path"],
+    }
+    sample = {name: value for name, value in row.items() if name != "path"}
+    for member, data in (
+        (address.member, clip.data),
+        (f"{key}.json", json.dumps(sample).encode()),
+    ):
+        info = tarfile.TarInfo(member)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+    return row
+
+
+def _clips(rows, start, encode, workers):
+    """The clips of all rows from one on, in order; workers go ahead."""
+    with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
+        waiting = deque()
+        try:
+            for number in range(start, len(rows)):
+                path = rows[number]["path"]
+                waiting.append((number, pool.submit(encode, path)))
+                if len(waiting) > _AHEAD * workers:
+                    yield _clip(rows, *waiting.popleft())
+            while waiting:
+                yield _clip(rows, *waiting.popleft())
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _clip(rows, number, future):
+    return _Clip(number, rows[number], **future.result())
+
+
+def _start_worker():
+    """One thread, for the same bytes anywhere; leave Ctrl-C to the parent."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent():
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def _encode(codec, sample_rate, path):
+    """What a `_Clip` says of the audio of a file."""
+    try:
+        wav = read_audio(path, sample_rate)
+    except UnreadableAudio as error:
+        return {"reason": str(error).removeprefix(f"{path}: ")}
+    levels = (wav * _FULL_SCALE).round()
+    kept = levels.clamp(-_FULL_SCALE, _FULL_SCALE - 1)
+    encoded = io.BytesIO()
+    soundfile.write(
+        encoded,
+        kept.to(torch.int16).numpy(),
+        sample_rate,
+        format=CODECS[codec][1],
+        subtype="PCM_16",
+    )
+    return {
+        "data": encoded.getvalue(),
+        "frames": len(wav),
+        "clipped": int((levels != kept).sum()),
+    }

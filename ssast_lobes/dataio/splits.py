@@ -1,0 +1,427 @@
+"""Turns the rows of a dataset into the parts that experiments train on.
+
+A prepare script reads the official lists of its dataset into rows (dicts with
+`id`, `path`, `label` and what else is known), puts them into parts and hands
+them to `write_splits`; `prepare_folds` does both where the protocol has folds.
+`write_splits` checks them, sets unreadable audio aside, and writes one JSON
+file for the experiment and one CSV for people.
+"""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.dataio.addresses import file_of
+from ssast_lobes.dataio.corpus_checks import check_counts
+from ssast_lobes.dataio.partition import (
+    fold_splits,
+    hold_out_by_hash,
+    raise_problems,
+)
+from ssast_lobes.dataio.scan import scan_audio
+from ssast_lobes.dataio.shards import read_from_shards
+from ssast_lobes.dataio.tables import (
+    SPLITS,
+    ManifestError,
+    all_alike,
+    index_rows,
+    label_problem,
+    relative_paths,
+    split_labels,
+)
+from ssast_lobes.utils.files import atomic_write
+
+logger = get_logger(__name__)
+
+
+class OtherClips(ManifestError):
+    """The clips are not those that a model in this folder was trained on."""
+
+
+_FIRST_COLUMNS = ("id", "path", "label", "split")
+
+
+def write_splits(
+    splits,
+    output_folder,
+    corpus,
+    labelled=True,
+    multi_label=False,
+    classes=None,
+    group="speaker",
+    min_seconds=0.0,
+    max_unreadable=0.01,
+    valid_fraction=0.0,
+):
+    """Check the parts of a dataset and write them down for the experiment.
+
+    Writes `<output_folder>/splits.json`, which `read_splits` reads, and
+    `manifest.csv` beside it, for people and for other recipes (columns id,
+    path, label, split, what else the rows have, duration in seconds); see
+    `data.manifest.scan_audio` for what else. A second call costs little. Where
+    something was trained in the folder, the clips must be those of its first
+    start: the same ids, labels, parts and durations, and the same paths from
+    the common folder of all on. That folder may be another one.
+
+    Arguments
+    ---------
+    splits : dict of str to list of dict
+        Rows of train, valid and test. A row has `id`, unique; `path`,
+        absolute; `label`; and what else is worth keeping. Where valid and test
+        are one list, that is on purpose.
+    output_folder : str or os.PathLike
+        Of the experiment.
+    corpus : str
+        What the data is, for messages and model cards: "ESC-50, fold 1".
+    labelled : bool
+        False for pretraining: labels do not matter, valid may be empty and
+        test left out.
+    multi_label : bool
+        Whether a label cell holds several labels, separated by semicolons.
+    classes : list of str, optional
+        All the labels that there should be; those of train by default.
+    group : str
+        Key of what should not be in train and in another part; one is warned
+        of it, unless it is what is told apart.
+    min_seconds, max_unreadable : float
+        See `data.manifest.scan_audio`.
+    valid_fraction : float
+        Share of the usable clips of train to move to valid, chosen by a hash
+        of the id; at least one, none if it is 0.
+
+    Returns
+    -------
+    str
+        Path of the JSON file.
+
+    Raises
+    ------
+    ManifestError
+        If ids occur twice, files are missing, a part or a class is empty,
+        labels are unknown or cannot be saved, or all clips of train have the
+        same; tells all of it at once.
+    OtherClips
+        If a model was trained in the folder on other clips; names the first
+        that differs. The folder is as it was.
+
+    Example
+    -------
+    >>> import numpy, soundfile
+    >>> folder = getfixture("tmpdir")
+    >>> def row(name):
+    ...     path = str(folder.join(f"{name}.wav"))
+    ...     soundfile.write(path, numpy.zeros(800), 16000)
+    ...     return {"id": name, "path": path, "label": name[:-1]}
+    >>> splits = {
+    ...     "train": [row("rain1"), row("wind1")],
+    ...     "valid": [row("rain2")],
+    ...     "test": [row("wind3")],
+    ... }
+    >>> path = write_splits(splits, folder, "Weather")
+    >>> rows = read_splits(path)
+    >>> rows["labels"], rows["test"]["wind3"]["duration"]
+    (['rain', 'wind'], 0.05)
+    """
+    multi_label = multi_label and labelled
+    raise_problems(corpus, _repeated(splits) + _missing(splits))
+    rows = {row["id"]: row for part in splits.values() for row in part}
+    scan = scan_audio(list(rows.values()), output_folder, min_seconds)
+    usable = {row["id"]: row for row in scan.rows}
+    splits = {
+        name: [usable[row["id"]] for row in part if row["id"] in usable]
+        for name, part in splits.items()
+    }
+    if valid_fraction > 0:
+        splits |= hold_out_by_hash(splits["train"], valid_fraction)
+    elif not labelled:
+        splits.setdefault("valid", [])
+    content = {"corpus": corpus}
+    if labelled:
+        labels = {
+            name: _labels(splits.get(name, []), multi_label) for name in SPLITS
+        }
+        content["labels"] = sorted(labels["train"])
+    content |= {name: index_rows(part) for name, part in splits.items()}
+    path = os.path.join(output_folder, "splits.json")
+    if has_begun(output_folder) and os.path.isfile(path):
+        _require_same_clips(output_folder, read_splits(path), content)
+    scan.write(max_unreadable)
+    if labelled:
+        unfit = _unfit(splits, labels, multi_label)
+        raise_problems(corpus, _label_problems(labels, classes) + unfit)
+        _warn_of_shared_groups(corpus, splits, group)
+    elif not splits["train"]:
+        raise ManifestError(f"{corpus}: no clip is left to train on")
+    _write_table(os.path.join(output_folder, "manifest.csv"), splits)
+    with atomic_write(path) as file:
+        json.dump(content, file)
+    return path
+
+
+def has_begun(folder):
+    """Tell whether something was trained in an output folder.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Output folder of an experiment, with its checkpoints in ``save``.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> has_begun(getfixture("tmpdir"))
+    False
+    """
+    return any(Path(folder, "save").glob("*"))
+
+
+def read_splits(path, shards=None):
+    """Read what `write_splits` wrote.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The JSON file.
+    shards : str or os.PathLike, optional
+        Folder that ``ssast-lobes shard`` made of the ``manifest.csv`` next to
+        it, to read the audio from.
+
+    Returns
+    -------
+    dict
+        `corpus` (str); `labels` of labelled data (list of str); and of each
+        part the rows by id.
+
+    Raises
+    ------
+    ManifestError
+        If clips are not among the shards.
+    """
+    with open(path, encoding="utf-8") as file:
+        rows = json.load(file)
+    if shards is None:
+        return rows
+    return read_from_shards(rows, shards, Path(path).with_name("manifest.csv"))
+
+
+def _require_same_clips(folder, then, now):
+    """Raise if the clips of an experiment are not those of its first start."""
+    then, now = _clips(then), _clips(now)
+    for clip in [*then, *(clip for clip in now if clip not in then)]:
+        before, after = then.get(clip, {}), now.get(clip, {})
+        if before != after:
+            break
+    else:
+        return
+    if not before or not after:
+        change = "is there now, and was not" if after else "is not there now"
+    else:
+        change = ", ".join(
+            f"has the {name} {after[name]} now, and had {before[name]}"
+            for name in after
+            if after[name] != before[name]
+        )
+    raise OtherClips(
+        f"{folder} holds an experiment on other data: clip {clip} {change}. "
+        "Nothing was changed. Choose another --output_folder, or delete that "
+        "one to start anew"
+    )
+
+
+def _clips(content):
+    """Return what is compared of each clip: id -> name -> value."""
+    parts = [
+        (name, clip, row)
+        for name, part in content.items()
+        if isinstance(part, dict)
+        for clip, row in part.items()
+    ]
+    paths = relative_paths([row["path"] for _, _, row in parts])
+    clips = {}
+    for (name, clip, row), path in zip(parts, paths, strict=True):
+        own = clips.setdefault(clip, {"split": name})
+        if own["split"] != name:
+            own["split"] += f" and {name}"
+        if "labels" in content:
+            own["label"] = row.get("label", "")
+        own["takes"] = row.get("takes", "")
+        own["seconds"] = row["duration"]
+        own["path"] = path
+    return clips
+
+
+def _repeated(splits):
+    """Ids that occur twice, in one part or in two."""
+    parts = dict(splits)
+    if parts.get("valid") is parts.get("test"):
+        parts.pop("valid", None)
+    places = {}
+    for name, part in parts.items():
+        for row in part:
+            places.setdefault(row["id"], []).append(name)
+    return [
+        f"more than one clip has the id {clip}: in {' and '.join(names)}"
+        for clip, names in places.items()
+        if len(names) > 1
+    ]
+
+
+def _missing(splits):
+    rows = {row["path"]: row for part in splits.values() for row in part}
+    return [
+        f"no such file: {path}"
+        for path in rows
+        if not os.path.isfile(file_of(path))
+    ]
+
+
+def _labels(rows, multi_label):
+    if multi_label:
+        return {label for row in rows for label in split_labels(row["label"])}
+    return {row["label"] for row in rows}
+
+
+def _label_problems(labels, classes):
+    """Parts and classes without clips, labels that train does not have."""
+    empty = [name for name, part in labels.items() if not part]
+    problems = [f"no clip is {name}" for name in empty]
+    known = set(classes or labels["train"])
+    if not empty:
+        problems += [
+            f"no clip of train has the label {label}"
+            for label in sorted(known - labels["train"])
+        ]
+    for name, part in labels.items():
+        unknown = sorted(part - known)
+        if unknown and "train" not in empty:
+            kind = "train does not have" if classes is None else "are unknown"
+            problems.append(
+                f"labels of {name} that {kind}: {', '.join(unknown[:20])}"
+            )
+    return problems
+
+
+def _unfit(splits, labels, multi_label):
+    """Labels that cannot be saved, or that leave nothing to learn."""
+    problems = []
+    rows = [row for part in splits.values() for row in part]
+    for label in sorted(set().union(*labels.values())):
+        problem = label_problem(label)
+        if problem:
+            holders = (r for r in rows if label in _labels([r], multi_label))
+            problems.append(f"{next(holders)['id']}: {problem}")
+    alike = all_alike(_labels([r], multi_label) for r in splits["train"])
+    return [*problems, alike] if alike else problems
+
+
+def _warn_of_shared_groups(corpus, splits, group):
+    """A test part with the voices of train measures something else."""
+    rows = [row for part in splits.values() for row in part]
+    if all(row.get(group) == row["label"] for row in rows):
+        return
+    known = {row.get(group) for row in splits["train"]}
+    for name in ("valid", "test"):
+        shared = {row.get(group) for row in splits[name]} & known
+        shared -= {None, "", "none"}
+        if shared:
+            logger.warning(
+                f"{corpus}: {len(shared)} {group}s of {name} are in train "
+                f"too, such as {min(shared)}"
+            )
+
+
+def _write_table(path, splits):
+    """The rows as a CSV that people read."""
+    rows = {
+        row["id"]: row | {"split": name}
+        for name, part in splits.items()
+        for row in part
+    }
+    more = dict.fromkeys(key for row in rows.values() for key in row)
+    columns = [*_FIRST_COLUMNS, *(k for k in more if k not in _FIRST_COLUMNS)]
+    with atomic_write(path) as file:
+        table = csv.DictWriter(file, columns, restval="")
+        table.writeheader()
+        table.writerows(rows.values())
+
+
+def prepare_folds(
+    rows,
+    output_folder,
+    fold,
+    corpus,
+    found,
+    published,
+    source,
+    group="speaker",
+    valid_group=None,
+    valid_fraction=0.2,
+    valid_is_test=False,
+    require_counts=True,
+    **writing,
+):
+    """Count the clips of a corpus, and write the parts of one fold.
+
+    What prepare scripts of protocols with folds have in common.
+
+    Arguments
+    ---------
+    rows : list of dict
+        All clips, with the keys `fold`, `label` and `group`.
+    output_folder : str or os.PathLike
+        Of the experiment; see `write_splits`.
+    fold : int or str
+        The fold to test on.
+    corpus : str
+        What the data is, before the number of the fold: "ESC-50, test fold".
+    found, published : dict of str to int
+        See `data.archives.check_counts`.
+    source : str
+        Where the counts were published.
+    group : str
+        Key of what must not be in two parts: the speaker or the recording.
+    valid_group : str, optional
+        Key of what is held out whole for validation; `group` by default.
+    valid_fraction : float
+        Share of the other folds that chooses the epoch, see `hold_out`.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, see `fold_splits`.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    **writing
+        `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+
+    Example
+    -------
+    >>> found, published = {"clips": 1}, {"clips": 2}
+    >>> prepare_folds(
+    ...     [{"fold": 1}], "out", 1, "Cats, fold", found, published, "a page"
+    ... )
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ... clips: 1, published 2 ...
+    """
+    if require_counts:
+        check_counts(found, published, source)
+    splits = fold_splits(
+        rows, fold, valid_fraction, valid_group or group, valid_is_test
+    )
+    return write_splits(
+        splits, output_folder, f"{corpus} {fold}", group=group, **writing
+    )

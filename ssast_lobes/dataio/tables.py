@@ -1,0 +1,396 @@
+"""Finds the audio, reads manifests and checks both before training starts.
+
+A manifest is a CSV with a column `path` and, where a task needs them,
+`label`, `split` (train, valid or test) and `speaker`. All that is wrong with
+it is told in one `ManifestError`. `scan_audio` reads the header of every file,
+sets aside what cannot be read, and remembers the durations for the next run.
+"""
+
+import csv
+import os
+import unicodedata
+
+from speechbrain.dataio.encoder import CategoricalEncoder
+from tqdm import tqdm
+
+from ssast_lobes.dataio.addresses import file_of
+from ssast_lobes.utils.files import absolute
+
+SPLITS = ("train", "valid", "test")
+_SHOWN_PROBLEMS = 20
+_QUOTES = "\"'`\u2018\u2019\u201c\u201d"
+
+
+class ManifestError(ValueError):
+    """The data cannot be used as it is; the message says what to mend."""
+
+
+def read_manifest(csv_path, needs=("path",), root=None, columns=None):
+    """Reads and checks a manifest.
+
+    The first line names the columns, in any case and order; others than the
+    known ones are passed on, under their names in lower case. Of columns that
+    differ only in case, the one that is written as it is asked for is taken.
+    Columns without a name are left out. A file without that line, with one
+    path a line, will do where no more than the path is needed. All values
+    stay text.
+
+    Arguments
+    ---------
+    csv_path : str or os.PathLike
+        UTF-8 CSV, separated by commas, any line ends.
+    needs : sequence of str
+        Columns in which every row must have a value.
+    root : str or os.PathLike, optional
+        Folder that relative paths start from; that of the CSV by default.
+    columns : dict, optional
+        Where the file names a column otherwise: for example
+        `{"label": "speaker", "split": "split_spkid"}`. A column that stands
+        here and not in `needs` may be blank in some rows. A name that a YAML
+        reads as a number is taken as text.
+
+    Returns
+    -------
+    list of dict
+        One dict of str a row: `path`, absolute; `id`, unique and the same on
+        every machine (column `id`, else the path as written, from the common
+        folder on where all are absolute); the other columns.
+
+    Raises
+    ------
+    ManifestError
+        If the file or a needed column is missing, a column is there twice, or
+        any row is bad: cells missing or surplus, no such audio file, a file or
+        id twice, an unknown split, a label that cannot be saved. Lists the
+        line numbers, the first 20 and how many there are. Names the reason
+        where a file or column is there under another spelling.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> folder.join("a.wav").write("")
+    >>> table = folder.join("table.csv")
+    >>> table.write("path,label\\na.wav,dog\\n")
+    >>> [row] = read_manifest(table, needs=("path", "label"))
+    >>> row["id"], row["label"], os.path.isabs(row["path"])
+    ('a.wav', 'dog', True)
+    """
+    csv_path = absolute(csv_path)
+    root = os.path.dirname(csv_path) if root is None else absolute(root)
+    source = {name: name for name in ("path", *needs)} | (columns or {})
+    places, width, lines = _named_lines(csv_path, source)
+    rows, problems, seen = [], [], {}
+    for line, cells in tqdm(lines, "Checking the manifest", delay=2):
+        row = {
+            key: cells[place] if place < len(cells) else ""
+            for key, place in places.items()
+        }
+        written = row["path"]
+        row["id"] = row.get("id") or written
+        row["path"] = written and absolute(written, root)
+        problem = _problem(row, len(cells), width, needs, source, seen)
+        if problem is None and not os.path.isfile(file_of(row["path"])):
+            problem = f"no such file: {row['path']}"
+            # What is not shown is not worth looking for.
+            if len(problems) < _SHOWN_PROBLEMS:
+                problem += _other_spelling(written, root)
+        if problem:
+            problems.append(f"line {line}: {problem}")
+            continue
+        seen[row["path"]] = seen["id", row["id"]] = line
+        rows.append(row)
+    if problems:
+        raise ManifestError(_report(csv_path, problems))
+    if "id" not in places and all(os.path.isabs(row["id"]) for row in rows):
+        relative = relative_paths([row["path"] for row in rows])
+        for row, path in zip(rows, relative, strict=True):
+            row["id"] = path
+    return rows
+
+
+def relative_paths(paths):
+    """Return paths from their common folder on.
+
+    Arguments
+    ---------
+    paths : list of str
+        Absolute paths.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> relative_paths(["/data/a/1.wav", "/data/b/2.wav"])
+    ['a/1.wav', 'b/2.wav']
+    """
+    if not paths:
+        return []
+    root = os.path.commonpath([os.path.dirname(path) for path in paths])
+    return [os.path.relpath(path, root) for path in paths]
+
+
+def index_rows(rows):
+    """Rows by their id, as datasets want them.
+
+    Arguments
+    ---------
+    rows : list of dict
+        Rows with a unique `id`.
+
+    Returns
+    -------
+    dict
+        id -> the rest of the row.
+
+    Example
+    -------
+    >>> index_rows([{"id": "a.wav", "path": "/data/a.wav"}])
+    {'a.wav': {'path': '/data/a.wav'}}
+    """
+    return {
+        row["id"]: {k: v for k, v in row.items() if k != "id"} for row in rows
+    }
+
+
+def split_labels(cell):
+    """Labels of a cell with several, separated by semicolons.
+
+    Arguments
+    ---------
+    cell : str
+        Text of the cell.
+
+    Returns
+    -------
+    list of str
+        The labels, in their order.
+
+    Example
+    -------
+    >>> split_labels("dog; rain;")
+    ['dog', 'rain']
+    """
+    return [label.strip() for label in cell.split(";") if label.strip()]
+
+
+def label_problem(label):
+    """Return why SpeechBrain's label file cannot hold a label, or None.
+
+    Arguments
+    ---------
+    label : str
+        Any text, also a cell of several labels.
+
+    Returns
+    -------
+    str or None
+        Names the label and what to do.
+
+    Example
+    -------
+    >>> label_problem("dog")
+    >>> label_problem("dog => cat")
+    'label "dog => cat" cannot be saved: replace the " => " in it'
+    """
+    mark = CategoricalEncoder.VALUE_SEPARATOR
+    if mark in repr(label):
+        return f'label "{label}" cannot be saved: replace the "{mark}" in it'
+    return None
+
+
+def all_alike(targets):
+    """Return what is wrong if all training clips have the same labels, or None.
+
+    Arguments
+    ---------
+    targets : iterable of set of str
+        The labels of each clip.
+
+    Returns
+    -------
+    str or None
+        Names the labels.
+
+    Example
+    -------
+    >>> all_alike([{"dog"}, {"cat"}, {"dog"}])
+    >>> all_alike([{"dog"}, {"dog"}])
+    'every clip of train has the label dog: there is nothing to tell apart'
+    """
+    targets = iter(targets)
+    first = next(targets, None)
+    if not first or any(other != first for other in targets):
+        return None
+    words = f"label{'s' * (len(first) > 1)} {', '.join(sorted(first))}"
+    return (
+        f"every clip of train has the {words}: there is nothing to tell apart"
+    )
+
+
+def _named_lines(csv_path, source):
+    """Places of the columns by their keys in rows, how many columns there are,
+    and the lines below their names, as (line number, cells)."""
+    for key, name in source.items():
+        if name in (None, ""):
+            raise ManifestError(f"{csv_path}: the column of {key} has no name")
+    asked = {key: str(name) for key, name in source.items()}
+    lines = _numbered_lines(csv_path)
+    first = lines[0][1]
+    found = _find_columns(first, asked)
+    missing = [
+        name
+        for name in dict.fromkeys(asked.values())
+        if not found[name.casefold()]
+    ]
+    if missing:
+        separator = _separator(first, missing)
+        if len(first) == 1 and source == {"path": "path"} and not separator:
+            return {"path": 0}, 1, lines
+        hint = separator or _other_names(first, missing, source)
+        raise ManifestError(
+            f"{csv_path}: no column {', '.join(missing)}; the first line has "
+            f"{', '.join(first)}. It must name the columns, separated by "
+            f"commas{hint}"
+        )
+    for places in found.values():
+        if len(places) > 1:
+            said = ", ".join(f"{first[n]} (column {n + 1})" for n in places)
+            raise ManifestError(
+                f"{csv_path}: columns of the same name: {said}. Rename or "
+                "remove all but one"
+            )
+    if len(lines) == 1:
+        raise ManifestError(f"{csv_path}: no rows below the column names")
+    places = {key: place for key, (place,) in found.items()}
+    return places, len(first), lines[1:]
+
+
+def _find_columns(first, asked):
+    """Places of each column by its key in rows: one, none, or several that
+    cannot be told apart."""
+    alike = {}
+    for place, name in enumerate(first):
+        if name:
+            alike.setdefault(name.casefold(), []).append(place)
+    # Every column has its name in lower case as a key, too.
+    wanted = {
+        **{key: key for key in alike},
+        **{name.casefold(): name for name in asked.values()},
+        **asked,
+    }
+    found = {}
+    for key, name in wanted.items():
+        places = alike.get(name.casefold(), [])
+        exact = [place for place in places if first[place] == name]
+        found[key] = exact if len(exact) == 1 else places
+    return found
+
+
+def _separator(first, missing):
+    """Say which other separator makes the missing columns of a first line."""
+    for mark, name in (("\t", "tabs"), (";", "semicolons")):
+        found = {_bare(cell) for cell in ",".join(first).split(mark)}
+        if len(first) == 1 and found.issuperset(map(_bare, missing)):
+            return f"; here they are separated by {name}"
+    return ""
+
+
+def _other_names(first, missing, source):
+    """Say what is near to a missing column but written otherwise."""
+    hint = ""
+    for name in missing:
+        near = [cell for cell in first if _bare(cell) == _bare(name)]
+        if near:
+            hint += (
+                f"; {ascii(near[0])} is not {ascii(name)}: mend the quotes, "
+                "blanks or Unicode form of one"
+            )
+        kinds = [
+            type(value).__name__
+            for value in source.values()
+            if str(value) == name and not isinstance(value, str)
+        ]
+        if kinds:
+            hint += (
+                f"; {name} was read as {kinds[0]}: quote a name twice to keep "
+                f"it as it is written, \"'...'\""
+            )
+    return hint
+
+
+def _bare(name):
+    """A name without what is hard to see: case, quotes, blanks and form."""
+    bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
+    return bare.casefold()
+
+
+def _other_spelling(written, root):
+    """Say why a file is not found that is there under another spelling."""
+    spellings = {
+        "write / in place of \\": written.replace("\\", "/"),
+        "cells must be separated by commas, not tabs": written.split("\t")[0],
+        "cells must be separated by commas": written.split(";")[0],
+        "leave out the quotes": written.strip(_QUOTES),
+        "its name ends with a blank there: rename it": f"{written} ",
+        "its name starts with a blank there: rename it": f" {written}",
+        "its name there has composed accents (Unicode NFC), the table has "
+        "them apart": unicodedata.normalize("NFC", written),
+        "its name there has accents apart (Unicode NFD), the table has them "
+        "composed": unicodedata.normalize("NFD", written),
+    }
+    for reason, other in spellings.items():
+        path = file_of(absolute(other, root))
+        if other not in ("", written) and os.path.isfile(path):
+            return f" ({reason})"
+    return ""
+
+
+def _numbered_lines(csv_path):
+    """(line number, stripped cells) of every line that is not blank."""
+    try:
+        # utf-8-sig drops the byte order mark that spreadsheets write.
+        with open(csv_path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file)
+            lines = [
+                (reader.line_num, [cell.strip() for cell in cells])
+                for cells in reader
+            ]
+    except OSError as error:
+        raise ManifestError(f"{csv_path}: {error.strerror}") from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(
+            f"{csv_path}: not a CSV in UTF-8 ({error}); save it as one"
+        ) from error
+    lines = [(line, cells) for line, cells in lines if any(cells)]
+    if not lines:
+        raise ManifestError(f"{csv_path}: the manifest is empty")
+    return lines
+
+
+def _problem(row, n_cells, n_columns, needs, source, seen):
+    """What is wrong with a row, but for its file; or None."""
+    if n_cells != n_columns:
+        return (
+            f"{n_cells} cells under {n_columns} columns "
+            "(text with commas must stand in double quotes)"
+        )
+    empty = [name for name in needs if not row[name]]
+    if empty:
+        return f"no {', '.join(empty)}"
+    if "split" in source and row["split"] not in ("", *SPLITS):
+        return f'split "{row["split"]}" is none of {", ".join(SPLITS)}'
+    if row["path"] in seen:
+        return f"same file as line {seen[row['path']]}: {row['path']}"
+    if ("id", row["id"]) in seen:
+        return f"same id as line {seen['id', row['id']]}: {row['id']}"
+    return label_problem(row["label"]) if "label" in source else None
+
+
+def _report(csv_path, problems):
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    bad = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
+    return "\n  ".join([f"{csv_path}: {bad}", *shown])

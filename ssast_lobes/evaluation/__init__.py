@@ -1,0 +1,1 @@
+"""Evaluation of frozen encoders: our probes, and the harnesses of others."""

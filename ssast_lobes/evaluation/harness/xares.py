@@ -1,0 +1,85 @@
+"""The base of an X-ARES encoder, for exported folders.
+
+Zhang et al., "X-ARES: A Comprehensive Framework for Assessing Audio Encoder
+Performance", Interspeech 2025. Its runner takes a Python file with exactly one
+name that ends in ``Encoder``, builds that class without arguments, and keeps
+embeddings by the name of the class: write a file and a class for each model.
+"""
+
+from ssast_lobes.evaluation.harness.windows import WindowedModel
+
+
+class XaresEncoder(WindowedModel):
+    """What X-ARES calls, to derive from: set `source`.
+
+    X-ARES pads the clips of a batch with zeros and does not tell their
+    lengths: padding counts as audio, as with every encoder there.
+
+    Arguments
+    ---------
+    source : str or path, optional
+        Exported folder; the `source` of the class when left out.
+
+    Raises
+    ------
+    ValueError
+        If there is no `source`.
+    WeightsError
+        See `AudioEncoder.from_hparams`.
+
+    Example
+    -------
+    >>> class TinyEncoder(XaresEncoder):
+    ...     source = "results/tiny/export"
+    >>> TinyEncoder()
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: results/tiny/export: no such ...
+    """
+
+    source = None
+
+    def __init__(self, source=None):
+        source = source or self.source
+        if source is None:
+            raise ValueError(
+                f"{type(self).__name__} has no model: derive a class from "
+                "XaresEncoder and set its source to an exported folder"
+            )
+        super().__init__(source)
+        self.eval()
+
+    @property
+    def sampling_rate(self):
+        """Rate of the audio in Hz."""
+        return self.sample_rate
+
+    @property
+    def output_dim(self):
+        """D, the size of a vector."""
+        return self.output_size
+
+    @property
+    def hop_size_in_ms(self):
+        """Milliseconds from one vector to the next."""
+        return 1000 * self.samples_per_step / self.sample_rate
+
+    def forward(self, audio):
+        """One vector a time step.
+
+        Arguments
+        ---------
+        audio : torch.Tensor
+            Mono waveforms (B, S), or (S,), at `sampling_rate`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T', D), the mean over frequency.
+
+        Raises
+        ------
+        ValueError
+            See `WindowedModel.clip`.
+        """
+        return self.frames(audio[None] if audio.dim() == 1 else audio)

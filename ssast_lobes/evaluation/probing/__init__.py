@@ -1,0 +1,32 @@
+"""Probes: how much a simple classifier reads off frozen encoders.
+
+An L2-penalised logistic regression and weighted nearest neighbours, beside
+three baselines that a trained encoder has to beat, with intervals that follow
+the speakers. This is what checkpoints are chosen with: see `probe`, and the
+command ``ssast-lobes probe``.
+"""
+
+from ssast_lobes.evaluation.probing.classifiers import (
+    Fit,
+    logistic_regression,
+    nearest_neighbours,
+)
+from ssast_lobes.evaluation.probing.comparison import Result, probe, short_names
+from ssast_lobes.evaluation.probing.fit_heads import train_heads
+from ssast_lobes.evaluation.probing.report import markdown, write_report
+from ssast_lobes.evaluation.probing.tasks import Task, parse_task, read_task
+
+__all__ = [
+    "Fit",
+    "Result",
+    "Task",
+    "logistic_regression",
+    "markdown",
+    "nearest_neighbours",
+    "parse_task",
+    "probe",
+    "read_task",
+    "short_names",
+    "train_heads",
+    "write_report",
+]

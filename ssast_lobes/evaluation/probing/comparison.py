@@ -1,0 +1,444 @@
+"""The probe: frozen encoders and three baselines, on any number of tasks."""
+
+import json
+import os
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from tqdm import tqdm
+
+from ssast_lobes.dataio.tables import SPLITS
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.evaluation.probing.classifiers import (
+    Fit,
+    logistic_regression,
+    nearest_neighbours,
+)
+from ssast_lobes.evaluation.probing.embeddings import (
+    POOLINGS,
+    READOUTS,
+    VARIANTS,
+    LogMelStatistics,
+    PooledEncoder,
+    cached_vectors,
+    pooled,
+)
+from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
+from ssast_lobes.utils import metrics
+
+PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbours}
+
+# A choice left to the validation part.
+BEST = "best"
+MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
+SCORES = {
+    "accuracy": metrics.accuracy,
+    "uar": metrics.unweighted_average_recall,
+}
+
+
+class Result(NamedTuple):
+    """How one system does on one task, read by one probe.
+
+    Scores are shares, 0 to 1. Intervals hold 95 % of the test parts that one
+    gets by drawing its groups again.
+
+    Arguments
+    ---------
+    task, metric : str
+        Which task, and what its scores are.
+    system : str
+        Name of the model or the baseline.
+    baseline : bool
+        Whether it is a baseline.
+    probe : str
+        ``"linear"`` or ``"k-NN"``.
+    score, low, high : float
+        On the test part, with its interval.
+    gain, gain_low, gain_high : float or None
+        What the encoder gains over the untrained one of its architecture,
+        with the interval of the paired difference; None for baselines.
+    valid_score : float
+        On the validation part.
+    setting : float or None
+        Penalty or number of neighbours, chosen on the validation part.
+    pooling, layers : str or None
+        How clips were pooled; None where nothing was.
+    """
+
+    task: str
+    metric: str
+    system: str
+    baseline: bool
+    probe: str
+    score: float
+    low: float
+    high: float
+    gain: float
+    gain_low: float
+    gain_high: float
+    valid_score: float
+    setting: float
+    pooling: str
+    layers: str
+
+
+class _System(NamedTuple):
+    """Something to probe: what opens it, and its untrained twin's name."""
+
+    name: str
+    open: object
+    twin: str = None
+    baseline: bool = False
+
+
+def probe(
+    models,
+    tasks,
+    cache_folder,
+    pooling="mean",
+    layers="last",
+    device="cpu",
+    batch_size=16,
+    unreadable=None,
+):
+    """Measure how much a simple classifier reads off frozen encoders.
+
+    Nothing of the test part is used but for the scores: features are
+    standardised on train; penalty, number of neighbours and, under
+    ``"best"``, the pooling are chosen on valid. The three baselines are the
+    most frequent class, mean and deviation of the log-mel energies over time,
+    and each architecture with random weights.
+
+    Arguments
+    ---------
+    models : list or dict
+        Exported folders or official ``.pth`` files; or a dict of these by the
+        names that tables are to call them. See `short_names`.
+    tasks : list of Task
+        From `read_task`.
+    cache_folder : str or path
+        Where the vectors of the clips are kept for the next run.
+    pooling : str
+        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
+        and deviation of the tokens), ``"dynamics"`` (these, and how much the
+        tokens change over one and two steps of time) or ``"best"``.
+    layers : str
+        ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
+        ``"all"`` (side by side, for statistics and dynamics) or ``"best"``.
+    device : str
+        Where encoders compute; the probes do on the CPU.
+    batch_size : int
+        Windows of audio computed at once.
+    unreadable : list, optional
+        Takes (path, reason) of the files that give no audio. They are left
+        out for all systems; the first is an error when there is no list.
+
+    Returns
+    -------
+    list of Result
+        Task by task, baselines first, then the models in their order.
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown, or two tasks or models have one name.
+    WeightsError
+        If a model does not load.
+
+    Example
+    -------
+    >>> probe([], tasks=[], cache_folder="nowhere")
+    Traceback (most recent call last):
+    ...
+    ValueError: there is no task: name at least one
+    """
+    variants = variants_of(pooling, layers)
+    if not isinstance(models, dict):
+        models = short_names(models)
+    _check_names(models, tasks)
+    systems = _systems(models, device, batch_size)
+    vectors, missing = _all_vectors(systems, tasks, cache_folder)
+    if missing and unreadable is None:
+        raise UnreadableAudio("{}: {}".format(*next(iter(missing.items()))))
+    if missing:
+        unreadable.extend(missing.items())
+        tasks = [task.without(missing.keys()) for task in tasks]
+    results = []
+    n_fits = len(tasks) * len(systems) * len(PROBES)
+    with tqdm(total=n_fits, desc="Probing", unit="probe") as bar:
+        for task in tasks:
+            results += _probe_task(task, systems, vectors, variants, bar)
+    return results
+
+
+def short_names(sources):
+    """Name models by what tells their paths apart.
+
+    Arguments
+    ---------
+    sources : list of str or path
+        Folders or files.
+
+    Returns
+    -------
+    dict of str to str or path
+        Sources by name.
+
+    Example
+    -------
+    >>> list(short_names(["runs/mspm/export", "runs/atst/export"]))
+    ['mspm', 'atst']
+    >>> list(short_names(["runs/mspm/export"]))
+    ['mspm']
+    """
+    parts = [Path(os.path.abspath(source)).parts for source in sources]
+    if len(set(parts)) < len(parts):
+        raise ValueError("a model is given twice")
+    if len(parts) == 1:
+        *_, folder, name = ["", *parts[0]]
+        return {folder if name == "export" else name: sources[0]}
+    shortest = min(map(len, parts), default=1)
+    first = min(_n_common(parts), shortest - 1)
+    last = _n_common([path[::-1] for path in parts])
+    last = min(last, shortest - 1 - first)
+    names = ["/".join(path[first : len(path) - last]) for path in parts]
+    return dict(zip(names, sources, strict=True))
+
+
+def _n_common(paths):
+    """How many parts all paths have in common, from the first on."""
+    columns = list(zip(*paths, strict=False))
+    return next(
+        (n for n, column in enumerate(columns) if len(set(column)) > 1),
+        len(columns),
+    )
+
+
+def variants_of(pooling, layers):
+    """Those of the `VARIANTS` that two choices allow for.
+
+    Arguments
+    ---------
+    pooling, layers : str
+        See `probe`.
+
+    Returns
+    -------
+    list of tuple
+
+    Raises
+    ------
+    ValueError
+        If a choice is unknown, or there is no such pair.
+
+    Example
+    -------
+    >>> variants_of("statistics", "best")
+    [('statistics', 'last'), ('statistics', 'all')]
+    """
+    choices = {"pooling": (pooling, POOLINGS), "layers": (layers, READOUTS)}
+    for name, (choice, known) in choices.items():
+        if choice not in (*known, BEST):
+            raise ValueError(
+                f"{name} must be one of {(*known, BEST)}, got '{choice}'"
+            )
+    found = [
+        (own_pooling, own_layers)
+        for own_pooling, own_layers in VARIANTS
+        if pooling in (own_pooling, BEST) and layers in (own_layers, BEST)
+    ]
+    if not found:
+        known = ", ".join(" of ".join(variant) for variant in VARIANTS)
+        raise ValueError(
+            f"nothing pools '{pooling}' of '{layers}' layers; there are: "
+            f"{known}"
+        )
+    return found
+
+
+def _check_names(models, tasks):
+    if not tasks:
+        raise ValueError("there is no task: name at least one")
+    names = [task.name for task in tasks]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(
+            f"two tasks are called {twice[0]}: give them names of their own"
+        )
+    taken = sorted({MAJORITY, LOG_MEL} & models.keys())
+    taken += [name for name in models if name.startswith(UNTRAINED)]
+    if taken:
+        raise ValueError(f"'{taken[0]}' is a baseline: rename the model")
+
+
+def _systems(models, device, batch_size):
+    """Baselines, then models; every model has been loaded once."""
+    twins, systems = {}, []
+    fbank = {}
+    for name, source in models.items():
+        open_model = partial(PooledEncoder, source, device, batch_size)
+        architecture = open_model().architecture
+        fbank = fbank or architecture["features"]
+        twin = twins.setdefault(json.dumps(architecture), (name, open_model))
+        systems.append((name, open_model, twin[0]))
+    named = {
+        first: UNTRAINED if len(twins) == 1 else f"{UNTRAINED} ({first})"
+        for first, _ in twins.values()
+    }
+    settings = {k: fbank[k] for k in ("sample_rate", "n_mels") if fbank}
+    open_log_mel = partial(LogMelStatistics, **settings)
+    return [
+        _System(LOG_MEL, open_log_mel, None, True),
+        *(
+            _System(named[first], partial(_untrained, open_model), None, True)
+            for first, open_model in twins.values()
+        ),
+        *(_System(name, open, named[first]) for name, open, first in systems),
+    ]
+
+
+def _untrained(open_model):
+    return open_model().untrained()
+
+
+def _all_vectors(systems, tasks, cache_folder):
+    """Vectors by system and path; reasons by unreadable path."""
+    paths = [path for task in tasks for path in task.paths()]
+    vectors, missing = {}, {}
+    for system in systems:
+        unreadable = []
+        vectors[system.name] = cached_vectors(
+            system.open(), system.name, paths, cache_folder, unreadable
+        )
+        missing |= dict(unreadable)
+    return vectors, missing
+
+
+class _Measured(NamedTuple):
+    """The best fit of one system, how it was pooled, and its bootstrap."""
+
+    fit: Fit
+    variant: tuple
+    score: float
+    draws: torch.Tensor
+
+
+def _probe_task(task, systems, vectors, variants, bar):
+    """The results of one task."""
+    y = {split: task.targets(split) for split in SPLITS}
+    groups, metric = task.groups(), SCORES[task.metric]
+
+    def measured(fit, variant):
+        return _Measured(
+            fit,
+            variant,
+            metric(fit.predictions, y["test"]),
+            bootstrap(fit.predictions, y["test"], groups, task.metric),
+        )
+
+    found = {}
+    for probe_name, classify in PROBES.items():
+        fit = _majority(y, metric)
+        found[MAJORITY, probe_name] = measured(fit, (None, None))
+        for system in systems:
+            x = task.stacked(vectors[system.name])
+            fit, variant = best_fit(classify, x, y, task, variants)
+            found[system.name, probe_name] = measured(fit, variant)
+            bar.update()
+    return [
+        _result(task, system, probe_name, found)
+        for system in [_System(MAJORITY, None, None, True), *systems]
+        for probe_name in PROBES
+    ]
+
+
+def _majority(y, metric):
+    """Every clip gets the class that most training clips have."""
+    label = y["train"].bincount().argmax()
+    valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
+    return Fit(test, None, metric(valid, y["valid"]))
+
+
+def best_fit(classify, x, y, task, variants=VARIANTS):
+    """The fit with the best validation score, and how clips were pooled.
+
+    Arguments
+    ---------
+    classify : callable
+        One of `PROBES`.
+    x : dict of str to torch.Tensor
+        Vectors (N, R, D) by split, see `PooledEncoder.vectors`; (N, 1, D) of
+        a source that does not leave a choice.
+    y : dict of str to torch.Tensor
+        Class indices (N,) by split; those of test are not looked at.
+    task : Task
+        For its number of classes and its metric.
+    variants : sequence of tuple
+        Those of the `VARIANTS` to choose from; all by default.
+
+    Returns
+    -------
+    fit : Fit
+        See `ssast_lobes.evaluation.probing.classifiers`.
+    variant : tuple
+        Pooling and layers; two times None where vectors are not pooled.
+
+    Example
+    -------
+    >>> from ssast_lobes.evaluation.probing import Task, nearest_neighbours
+    >>> rows = [{"path": f"{n}.wav", "label": f"{n % 2}"} for n in range(4)]
+    >>> task = Task("parity", "accuracy", dict.fromkeys(SPLITS, rows), False)
+    >>> x = dict.fromkeys(SPLITS, torch.tensor([[[0.0]], [[1.0]]] * 2))
+    >>> y = {split: task.targets(split) for split in SPLITS}
+    >>> fit, variant = best_fit(nearest_neighbours, x, y, task)
+    >>> fit.predictions.tolist(), variant
+    ([0, 1, 0, 1], (None, None))
+    """
+    metric = SCORES[task.metric]
+    if x["train"].shape[1] == 1:
+        variants = [(None, None)]
+    best = None
+    for variant in variants:
+        own = {
+            split: part[:, 0] if variant[0] is None else pooled(part, *variant)
+            for split, part in x.items()
+        }
+        fit = classify(
+            own["train"],
+            y["train"],
+            own["valid"],
+            y["valid"],
+            own["test"],
+            len(task.labels),
+            metric=metric,
+        )
+        if best is None or fit.valid_score > best[0].valid_score:
+            best = fit, variant
+    return best
+
+
+def _result(task, system, probe_name, found):
+    own = found[system.name, probe_name]
+    gain = gain_low = gain_high = None
+    if system.twin is not None:
+        twin = found[system.twin, probe_name]
+        gain = own.score - twin.score
+        gain_low, gain_high = interval(own.draws - twin.draws)
+    return Result(
+        task.name,
+        task.metric,
+        system.name,
+        system.baseline,
+        probe_name,
+        own.score,
+        *interval(own.draws),
+        gain,
+        gain_low,
+        gain_high,
+        own.fit.valid_score,
+        own.fit.setting,
+        *own.variant,
+    )

@@ -1,0 +1,413 @@
+"""Vectors of clips that probes read: frozen encoders and log-mel statistics.
+
+A source gives every clip all the vectors that any way of pooling needs, from
+one pass. Vectors are cached by what the source is, never by where it lies: a
+file is computed anew if it has changed, and so is everything if the weights
+have.
+"""
+
+import copy
+import hashlib
+import json
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from speechbrain.utils.logger import get_logger
+from torch import nn
+from torchaudio.functional import compute_deltas, create_dct
+from tqdm import tqdm
+
+from ssast_lobes.checkpoints.format import window_seconds
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.dataio.addresses import stamp_of
+from ssast_lobes.dataio.audio import audio_info
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.inference.audio import read_blocks, require_length
+from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.features import FrontEnd, KaldiFbank
+from ssast_lobes.models.pooling import POOLINGS
+from ssast_lobes.utils.files import atomic_write
+
+logger = get_logger(__name__)
+
+READOUTS = ("last", "all-mean", "all")
+
+# The ways of pooling that probes choose from: a pooling and layers each.
+VARIANTS = (
+    ("mean", "last"),
+    ("class", "last"),
+    ("statistics", "last"),
+    ("dynamics", "last"),
+    ("mean", "all-mean"),
+    ("class", "all-mean"),
+    ("statistics", "all"),
+    ("dynamics", "all"),
+)
+
+# Vectors of a layer: the dynamics of its tokens, the mean of its classes.
+_PER_LAYER = POOLINGS["dynamics"] + 1
+
+# Part of every key: raise it when the same weights give other vectors.
+_VERSION = 3
+_FLUSH_SECONDS = 120
+_BLOCK_FRAMES = 3000
+
+
+class PooledEncoder(AudioEncoder):
+    """A frozen encoder that gives what all `VARIANTS` need; see `pooled`.
+
+    Of classifiers only the encoder is used: head and pooling are left aside.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder, or official ``.pth`` file (AudioSet's normalisation).
+    device : str
+        Where to compute.
+    batch_size : int
+        Windows computed at once.
+
+    Raises
+    ------
+    WeightsError
+        If the source does not load.
+    """
+
+    def __init__(self, source, device="cpu", batch_size=16):
+        # An official checkpoint has no configuration for the parent to read.
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.precision = torch.float32
+        weights = load_weights(source)
+        _complete(weights.config)
+        self._build(weights)
+        self.lobe.pooling = _AllLayers()
+        # Complete, whatever the source leaves to the defaults.
+        self.architecture = {
+            "encoder": self.lobe.encoder.config,
+            "features": self.lobe.features.config,
+            "window_seconds": weights.config["window_seconds"],
+        }
+
+    def untrained(self, seed=0):
+        """The same encoder before any training.
+
+        Arguments
+        ---------
+        seed : int
+            Of the random weights.
+
+        Returns
+        -------
+        PooledEncoder
+        """
+        other = copy.copy(self)
+        other.lobe = copy.deepcopy(self.lobe)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            encoder = SpectrogramEncoder(**self.architecture["encoder"])
+        other.lobe.encoder = encoder.requires_grad_(False).eval()
+        other.lobe.to(self.device)
+        return other
+
+    @property
+    def key(self):
+        """A hash of the weights, and of all that the vectors depend on."""
+        settings = json.dumps([_VERSION, VARIANTS, self.architecture])
+        digest = hashlib.blake2b(settings.encode(), digest_size=16)
+        for name, tensor in sorted(self.lobe.encoder.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def vectors(self, paths, name, unreadable):
+        """Embed files, with a progress bar.
+
+        Arguments
+        ---------
+        paths : list of str
+            The files; best sorted by duration.
+        name : str
+            What the progress bar calls the encoder.
+        unreadable : list
+            Takes (path, reason) of the files that give no audio.
+
+        Yields
+        ------
+        path : str
+            The file.
+        vectors : torch.Tensor
+            (5 (L + 2), D): the dynamics of the tokens, see
+            `ssast_lobes.models.pooling.pool`, and the mean of the class
+            tokens, after the final norm, before the first block, and after
+            each.
+        """
+        yield from self._encode(paths, "clip", unreadable, f"Embedding, {name}")
+
+
+def _complete(config):
+    """Give an official checkpoint's configuration what an export has."""
+    n_mels = config["encoder"]["grid"]["n_mels"]
+    config.setdefault("kind", "pretrained")
+    config.setdefault("features", FrontEnd(n_mels=n_mels).config)
+    if "window_seconds" not in config:
+        config["window_seconds"] = window_seconds(
+            config["encoder"], config["features"]
+        )
+
+
+class _AllLayers(nn.Module):
+    """An `EncoderOutput` to (B, 5 (L + 2), D), see `PooledEncoder.vectors`."""
+
+    needs_hidden_states = True
+
+    def forward(self, encoded):
+        parts = [(encoded.tokens, encoded.class_tokens)]
+        parts += zip(
+            encoded.hidden_states, encoded.class_hidden_states, strict=True
+        )
+        vectors = []
+        for tokens, classes in parts:
+            of_tokens = encoded.pool_tokens(tokens, classes, "dynamics")
+            vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
+            vectors.append(encoded.pool_tokens(tokens, classes, "class"))
+        return torch.stack(vectors, dim=1)
+
+
+def pooled(vectors, pooling, layers):
+    """The clip vectors of one way of pooling.
+
+    Arguments
+    ---------
+    vectors : torch.Tensor
+        (N, 5 (L + 2), D), see `PooledEncoder.vectors`.
+    pooling : str
+        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` or
+        ``"dynamics"`` of the tokens, see `ssast_lobes.models.pooling.pool`.
+    layers : str
+        ``"last"``: after the final norm; ``"all-mean"``: the mean of the
+        outputs of all blocks before it; ``"all"``: what enters the first
+        block and the outputs of all, side by side.
+
+    Returns
+    -------
+    torch.Tensor
+        (N, D'), as `ssast_lobes.models.pooling.ClipPooling` gives it.
+
+    Example
+    -------
+    >>> vectors = torch.randn(5, 5 * (12 + 2), 192)
+    >>> pooled(vectors, "statistics", "all").shape
+    torch.Size([5, 4992])
+    """
+    by_layer = vectors.unflatten(1, (-1, _PER_LAYER))
+    first = _PER_LAYER - 1 if pooling == "class" else 0
+    chosen = by_layer[:, :, first : first + POOLINGS[pooling]]
+    if layers == "last":
+        return chosen[:, 0].flatten(1)
+    if layers == "all":
+        return chosen[:, 1:].flatten(1)
+    return chosen[:, 2:].mean(1).flatten(1)
+
+
+class LogMelStatistics:
+    """Mean and deviation of each log-mel bin over time: no network at all.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Rate in Hz that audio is converted to.
+    n_mels : int
+        Mel bins M.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = str(getfixture("tmpdir").join("noise.wav"))
+    >>> soundfile.write(path, np.random.default_rng(0).normal(size=800), 8000)
+    >>> [(_, vectors)] = LogMelStatistics().vectors([path], "log-mel", [])
+    >>> vectors.shape
+    torch.Size([1, 256])
+    """
+
+    def __init__(self, sample_rate=16000, n_mels=128):
+        self.fbank = KaldiFbank(sample_rate, n_mels)
+
+    @property
+    def key(self):
+        """Names all that the vectors depend on."""
+        fbank = self.fbank
+        return f"log-mel-{fbank.sample_rate}-{fbank.n_mels}-{_VERSION}"
+
+    def vectors(self, paths, name, unreadable):
+        """As `PooledEncoder.vectors`, with vectors (1, 2 M)."""
+        for path in tqdm(paths, f"Measuring, {name}", unit="file"):
+            try:
+                yield path, self._statistics(path)[None]
+            except UnreadableAudio as error:
+                reason = str(error).removeprefix(f"{path}: ")
+                unreadable.append((path, reason))
+
+    def _statistics(self, path):
+        """Vector (2 M,) of a file of any length, each frame counted once."""
+        fbank = self.fbank
+        hop = _BLOCK_FRAMES * fbank.hop_samples
+        length = hop - fbank.hop_samples + fbank.window_samples
+        count = total = squares = 0
+        for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
+            require_length(path, start + len(wav), fbank)
+            feats, n_frames = fbank(wav[None])
+            feats = self._frames(feats[0, : n_frames[0]].double())
+            count += len(feats)
+            total = total + feats.sum(0)
+            squares = squares + feats.square().sum(0)
+        mean = total / count
+        deviation = (squares / count - mean.square()).clamp(min=0).sqrt()
+        return torch.cat([mean, deviation]).float()
+
+    def _frames(self, feats):
+        """What is measured of log-mel energies (T, M)."""
+        return feats
+
+
+class MFCCStatistics(LogMelStatistics):
+    """Mean and deviation over time of cepstra and of their changes.
+
+    Mel-frequency cepstral coefficients, the cosine transform (orthonormal
+    DCT-II) of the log-mel energies, with the slopes over five frames and the
+    slopes of these: the usual features before there were networks. At the
+    joints of long files, every 30 s, slopes are those of an edge.
+
+    Arguments
+    ---------
+    sample_rate : int
+        Rate in Hz that audio is converted to.
+    n_mels : int
+        Mel bins.
+    n_mfcc : int
+        Coefficients C that are kept, the first among them.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = str(getfixture("tmpdir").join("noise.wav"))
+    >>> soundfile.write(path, np.random.default_rng(0).normal(size=800), 8000)
+    >>> [(_, vectors)] = MFCCStatistics().vectors([path], "MFCC", [])
+    >>> vectors.shape
+    torch.Size([1, 120])
+    """
+
+    def __init__(self, sample_rate=16000, n_mels=40, n_mfcc=20):
+        super().__init__(sample_rate, n_mels)
+        self.transform = create_dct(n_mfcc, n_mels, norm="ortho").double()
+
+    @property
+    def key(self):
+        """Names all that the vectors depend on."""
+        n_mfcc = self.transform.shape[1]
+        return super().key.replace("log-mel", f"mfcc-{n_mfcc}")
+
+    def _frames(self, feats):
+        cepstra = (feats @ self.transform).T
+        slopes = compute_deltas(cepstra)
+        return torch.cat([cepstra, slopes, compute_deltas(slopes)]).T
+
+
+def cached_vectors(source, name, paths, folder, unreadable):
+    """Vectors of files, from the cache where it has them.
+
+    What was computed is kept when the run is stopped, and every two minutes.
+
+    Arguments
+    ---------
+    source : PooledEncoder or LogMelStatistics
+        What gives the vectors.
+    name : str
+        What the progress bar calls it.
+    paths : iterable of str
+        The files.
+    folder : str or path
+        Where the cache is; a file for each source.
+    unreadable : list
+        Takes (path, reason) of the files that give no audio.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        As the source gives them, by path, without the unreadable files.
+    """
+    file = Path(folder) / f"{source.key}.npz"
+    known = _read(file)
+    paths = list(dict.fromkeys(paths))
+    stamps = {path: stamp_of(path) for path in paths}
+    new = [p for p in paths if p not in known or known[p][0] != stamps[p]]
+    if new:
+        _compute(source, name, new, stamps, known, file, unreadable)
+    left_out = {path for path, _ in unreadable}
+    return {
+        path: torch.from_numpy(known[path][1])
+        for path in paths
+        if path not in left_out
+    }
+
+
+def _compute(source, name, paths, stamps, known, file, unreadable):
+    """Add the vectors of files to those known, and to the cache."""
+    written = time.monotonic()
+    ordered = _by_duration(paths, unreadable)
+    try:
+        for path, vectors in source.vectors(ordered, name, unreadable):
+            known[path] = stamps[path], vectors.numpy()
+            if time.monotonic() - written > _FLUSH_SECONDS:
+                _write(file, known)
+                written = time.monotonic()
+    finally:
+        _write(file, known)
+
+
+def _by_duration(paths, unreadable):
+    """Paths from long to short: little padding, and memory fails at once."""
+    seconds = {}
+    for path in paths:
+        try:
+            seconds[path] = audio_info(path).seconds
+        except UnreadableAudio as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            unreadable.append((path, reason))
+    return sorted(seconds, key=seconds.get, reverse=True)
+
+
+def _read(file):
+    """path -> (stamp, vectors); empty where there is no cache yet."""
+    if not file.exists():
+        return {}
+    try:
+        with np.load(file) as stored:
+            paths, stamps = stored["paths"].tolist(), stored["stamps"].tolist()
+            vectors = stored["vectors"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        logger.warning(f"{file}: damaged cache, computed anew")
+        return {}
+    return {
+        path: (tuple(stamp), row)
+        for path, stamp, row in zip(paths, stamps, vectors, strict=True)
+    }
+
+
+def _write(file, known):
+    """Written whole or not at all."""
+    if not known:
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    stamps, vectors = zip(*known.values(), strict=True)
+    with atomic_write(file, "wb") as out:
+        np.savez(
+            out,
+            paths=list(known),
+            stamps=np.array(stamps, dtype=np.int64),
+            vectors=np.stack(vectors),
+        )

@@ -1,0 +1,183 @@
+"""Linear heads: what a probe has found, kept for use.
+
+The copy of an encoder that `train_heads` writes is small: half precision, no
+pretext heads, and a linear layer for each task.
+"""
+
+import re
+import tempfile
+from pathlib import Path
+
+import torch
+
+from ssast_lobes.checkpoints.folder import check_export_folder, write_export
+from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
+from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.model_card import USE_HEADING
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.evaluation.probing.classifiers import (
+    linear_weights,
+    logistic_regression,
+)
+from ssast_lobes.evaluation.probing.comparison import (
+    SCORES,
+    best_fit,
+    variants_of,
+)
+from ssast_lobes.evaluation.probing.embeddings import (
+    VARIANTS,
+    PooledEncoder,
+    cached_vectors,
+    pooled,
+)
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.files import resolved
+
+# What `ClipPooling` calls the layers; weights that nobody trains are equal.
+_KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
+_SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
+
+
+def train_heads(
+    model,
+    tasks,
+    folder,
+    licences=None,
+    cache_folder=None,
+    device="cpu",
+    batch_size=16,
+    pooling="best",
+    layers="best",
+):
+    """Write a copy of an encoder with linear heads, in half precision.
+
+    The penalty of each head is chosen on the validation part, as in `probe`;
+    then it is trained on train and valid together, and measured once on test.
+    Heads are trained on the rounded encoder.
+
+    Arguments
+    ---------
+    model : str or path
+        Exported folder of any kind; of a classifier the encoder is taken.
+    tasks : list of Task
+        From `read_task`; their names are those of the heads.
+    folder : str or path
+        Where to. An older export there is replaced, and all its heads.
+    licences : str, optional
+        Markdown for the model card: the licences of the training audio.
+    cache_folder : str or path, optional
+        Where the vectors of the clips are kept for another run.
+    device : str
+        Where the encoder computes.
+    batch_size : int
+        Windows of audio computed at once.
+    pooling, layers : str
+        How clips become vectors, as in `probe`. Under ``"best"`` that is
+        chosen for each head too, and where no task is named, as in
+        `ssast-lobes embed`, a clip is the mean of its tokens after the last
+        layer.
+
+    Returns
+    -------
+    dict of str to float
+        Test score of each head, 0 to 1.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+    UnreadableAudio
+        If a clip cannot be read.
+    ValueError
+        If there is no task, or two have one name.
+    WeightsError
+        If the model does not load, or `folder` is the model itself.
+    """
+    names = [task.name for task in tasks]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"tasks need names that differ, got {names}")
+    folder = resolved(folder)
+    if folder == resolved(model):
+        raise WeightsError(f"{folder}: choose another folder for the copy")
+    check_export_folder(folder)
+    weights = load_weights(model)
+    variants = variants_of(pooling, layers)
+    clip_pooling = _clip_pooling(weights.config, variants)
+    card = _sections(resolved(model) / CARD_FILE)
+    if licences is not None:
+        card["licences_of_the_training_audio"] = licences.strip()
+    with tempfile.TemporaryDirectory() as scratch:
+        rounded = Path(scratch) / folder.name
+        _write_encoder(rounded, weights, clip_pooling, card)
+        encoder = PooledEncoder(rounded, device, batch_size)
+        cache = cache_folder or Path(scratch) / "embeddings"
+        trained = {
+            task.name: _head(task, encoder, variants, cache) for task in tasks
+        }
+    metrics = {
+        f"{task.name} ({task.metric})": trained[task.name][1] for task in tasks
+    }
+    card["linear_heads_on_test"] = metrics
+    _write_encoder(folder, weights, clip_pooling, card)
+    for name, (head, _) in trained.items():
+        write_head(folder, name, head)
+    return {name: score for name, (_, score) in trained.items()}
+
+
+def _write_encoder(folder, weights, clip_pooling, card):
+    """The encoder alone, in half precision."""
+    config = weights.config
+    plain = {
+        "kind": "pretrained",
+        **{key: config[key] for key in ("encoder", "features")},
+        "window_seconds": config["window_seconds"],
+        "pooling": clip_pooling.config,
+    }
+    state = {
+        key: value
+        for key, value in weights.state.items()
+        if key.startswith("encoder.")
+    }
+    for key, value in clip_pooling.state_dict().items():
+        state[f"pooling.{key}"] = value
+    write_export(folder, state, plain, card, half=True)
+
+
+def _clip_pooling(config, variants):
+    """Of the only variant; of several, what exports have."""
+    [(pooling, layers)] = variants if len(variants) == 1 else VARIANTS[:1]
+    return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
+
+
+def _head(task, encoder, variants, cache_folder):
+    """The head of a task, and its test score."""
+    unreadable = []
+    vectors = cached_vectors(
+        encoder, task.name, task.paths(), cache_folder, unreadable
+    )
+    if unreadable:
+        raise UnreadableAudio("{}: {}".format(*unreadable[0]))
+    x = task.stacked(vectors)
+    y = {split: task.targets(split) for split in task.rows}
+    fit, (pooling, layers) = best_fit(logistic_regression, x, y, task, variants)
+    x = {split: pooled(part, pooling, layers) for split, part in x.items()}
+    weight, bias = linear_weights(
+        torch.cat([x["train"], x["valid"]]),
+        torch.cat([y["train"], y["valid"]]),
+        len(task.labels),
+        fit.setting,
+    )
+    scores = x["test"].double() @ weight.T + bias
+    score = SCORES[task.metric](scores.argmax(1), y["test"])
+    kind = _KINDS[layers]
+    return LinearHead(weight, bias, task.labels, pooling, kind), score
+
+
+def _sections(path):
+    """What a model card tells of the training, by heading."""
+    if not path.is_file():
+        return {}
+    found = _SECTION.findall(path.read_text("utf-8"))
+    skipped = USE_HEADING.removeprefix("## ")
+    return {title: text.strip() for title, text in found if title != skipped}

@@ -1,0 +1,88 @@
+"""Confidence intervals: how far a score depends on who is in the test part.
+
+Clips of one speaker succeed and fail together, so that whole groups of clips
+are drawn again (the cluster bootstrap), not clips. Two systems that are drawn
+with one seed see the same groups: the differences of their scores are paired.
+"""
+
+import torch
+
+METRICS = ("accuracy", "uar")
+REPLICATES = 2000
+
+# Draws that are held in memory at once.
+_CHUNK = 100
+
+
+def bootstrap(predicted, target, groups, metric, seed=0):
+    """Scores of the test part with its groups drawn again and again.
+
+    Arguments
+    ---------
+    predicted, target : torch.Tensor
+        Class indices (M,), int64.
+    groups : torch.Tensor
+        Group index of each clip (M,), int64, from 0 without gaps.
+    metric : str
+        ``"accuracy"`` or ``"uar"``; see `ssast_lobes.utils.metrics`. A class
+        that is not among the drawn groups has no recall and is left out.
+    seed : int
+        Of the draws, which depend on it and the number of groups only.
+
+    Returns
+    -------
+    torch.Tensor
+        Scores (2000,), float64, one a draw of as many groups as there are,
+        with replacement.
+
+    Example
+    -------
+    >>> right = torch.tensor([0, 1, 1, 0])
+    >>> scores = bootstrap(right, right, torch.arange(4), "accuracy")
+    >>> scores.shape, scores.min().item()
+    (torch.Size([2000]), 1.0)
+    """
+    n_groups, n_classes = int(groups.max()) + 1, int(target.max()) + 1
+    cell = groups * n_classes + target
+    shape = (n_groups, n_classes)
+    hits = torch.bincount(cell, predicted == target, n_groups * n_classes)
+    totals = torch.bincount(cell, minlength=n_groups * n_classes).double()
+    hits, totals = hits.double().view(shape), totals.view(shape)
+    generator = torch.Generator().manual_seed(seed)
+    scores = []
+    for _ in range(0, REPLICATES, _CHUNK):
+        drawn = torch.randint(n_groups, (_CHUNK, n_groups), generator=generator)
+        times = hits.new_zeros(_CHUNK, n_groups)
+        times.scatter_add_(1, drawn, torch.ones_like(times))
+        scores.append(_scores(times @ hits, times @ totals, metric))
+    return torch.cat(scores)
+
+
+def interval(scores):
+    """The middle 95 % of bootstrapped scores, or of their differences.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Values (R,).
+
+    Returns
+    -------
+    tuple of float
+        The 2.5th and the 97.5th percentile.
+
+    Example
+    -------
+    >>> [round(edge, 3) for edge in interval(torch.linspace(0, 1, 1001))]
+    [0.025, 0.975]
+    """
+    low, high = scores.quantile(scores.new_tensor([0.025, 0.975])).tolist()
+    return low, high
+
+
+def _scores(hits, totals, metric):
+    """Scores (R,) of hits and clips by class, both (R, C)."""
+    if metric == "accuracy":
+        return hits.sum(1) / totals.sum(1)
+    # 0 / 0 of an absent class: NaN, which the mean passes over.
+    return (hits / totals).nanmean(1)

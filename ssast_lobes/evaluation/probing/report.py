@@ -1,0 +1,195 @@
+"""The report of a probe: a table to read, two to compute with, a picture."""
+
+import csv
+import json
+import os
+from pathlib import Path
+
+from ssast_lobes.evaluation.probing.comparison import Result
+from ssast_lobes.evaluation.probing.intervals import REPLICATES
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.plots import plot_intervals
+
+_METRIC_NAMES = {"accuracy": "accuracy", "uar": "UAR"}
+_PROBE_NAMES = {
+    "linear": "Linear probe",
+    "k-NN": "Nearest neighbours",
+}
+
+# Of fewer groups a bootstrap says little.
+_FEW_GROUPS = 10
+
+
+def markdown(results, tasks):
+    """All results as tables, aligned to be read on a screen too.
+
+    Arguments
+    ---------
+    results : list of Result
+        From `probe`.
+    tasks : list of Task
+        The tasks they are of.
+
+    Returns
+    -------
+    str
+        Markdown: what the tasks are, and for each kind of probe the scores
+        and the gains over the untrained encoder, in percent.
+
+    Example
+    -------
+    >>> from ssast_lobes.evaluation.probing import Task
+    >>> row = {"path": "a.wav", "label": "dog", "group": "a.wav"}
+    >>> parts = {"train": [row], "valid": [row], "test": [row]}
+    >>> task = Task("animals", "accuracy", parts, grouped=False)
+    >>> markdown([], [task]).splitlines()[4]
+    '| animals | accuracy |       1 |     1 |     1 |    1 | 1 clips |'
+    """
+    lines = ["# Probe of frozen encoders", ""]
+    lines += _table([_TASK_HEADER, *map(_task_row, tasks)], left=2)
+    lines += ["", _INTRODUCTION]
+    few = [task.name for task in tasks if task.n_groups < _FEW_GROUPS]
+    if few:
+        lines += [
+            "",
+            f"Fewer than {_FEW_GROUPS} groups in the test part: the intervals "
+            f"of {', '.join(few)} say little, and are likely too narrow.",
+        ]
+    for probe, title in _PROBE_NAMES.items():
+        rows = [result for result in results if result.probe == probe]
+        if rows:
+            lines += ["", f"## {title}", ""]
+            lines += _score_table(rows, tasks, "score", "low", "high")
+        rows = [result for result in rows if result.gain is not None]
+        if rows:
+            lines += ["", f"{title}, gain over the untrained encoder:", ""]
+            names = ("gain", "gain_low", "gain_high")
+            lines += _score_table(rows, tasks, *names, sign="+")
+    return "\n".join(lines) + "\n"
+
+
+_TASK_HEADER = ("task", "metric", "classes", "train", "valid", "test", "groups")
+_INTRODUCTION = (
+    "Scores are in %, gains in points. In brackets: 95 % intervals of "
+    f"{REPLICATES} bootstraps over the groups of the test part; they do not "
+    "tell how much another training run would differ. Everything is chosen on "
+    "the validation part."
+)
+
+
+def _task_row(task):
+    sizes = [len(task.rows[split]) for split in ("train", "valid", "test")]
+    kind = "" if task.grouped else " clips"
+    metric = _METRIC_NAMES[task.metric]
+    cells = [len(task.labels), *sizes, f"{task.n_groups}{kind}"]
+    return [task.name, metric, *map(str, cells)]
+
+
+def _score_table(rows, tasks, value, low, high, sign=""):
+    """Lines of a table, systems down; the best of several models is bold."""
+    header = [f"{task.name} ({_METRIC_NAMES[task.metric]})" for task in tasks]
+    lines = [["system", *header]]
+    cells = {(row.system, row.task): row for row in rows}
+    best = {}
+    several = len({row.system for row in rows if not row.baseline}) > 1
+    for row in rows:
+        if not row.baseline:
+            score = getattr(row, value)
+            best[row.task] = max(score, best.get(row.task, score))
+    for system in dict.fromkeys(row.system for row in rows):
+        line = [system]
+        for task in tasks:
+            row = cells[system, task.name]
+            number, *edges = (
+                f"{100 * getattr(row, name):{sign}.1f}"
+                for name in (value, low, high)
+            )
+            leads = not row.baseline and getattr(row, value) == best[task.name]
+            if several and leads:
+                number = f"**{number}**"
+            line.append(f"{number} [{', '.join(edges)}]")
+        lines.append(line)
+    return _table(lines)
+
+
+def _table(rows, left=1):
+    """Aligned lines of a Markdown table; the first row is the header."""
+    rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rule = ["-" * width for width in widths]
+    rule[left:] = [f"{dashes[1:]}:" for dashes in rule[left:]]
+    lines = []
+    for row in [rows[0], rule, *rows[1:]]:
+        cells = [
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def write_report(results, tasks, folder):
+    """Write the results in every form, each file whole or not at all.
+
+    Arguments
+    ---------
+    results : list of Result
+        From `probe`.
+    tasks : list of Task
+        The tasks they are of.
+    folder : str or path
+        Gets ``probe.md``, ``probe.csv`` (a row for each result),
+        ``probe.json`` (the same, and the tasks) and ``probe.png``.
+
+    Returns
+    -------
+    str
+        The text of ``probe.md``.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = markdown(results, tasks)
+    with atomic_write(folder / "probe.md") as file:
+        file.write(text)
+    rows = [result._asdict() for result in results]
+    with atomic_write(folder / "probe.csv") as file:
+        _write_table(rows, file)
+    described = [
+        dict(zip(_TASK_HEADER, _task_row(task), strict=True)) for task in tasks
+    ]
+    content = {"tasks": described, "results": rows}
+    with atomic_write(folder / "probe.json") as file:
+        json.dump(content, file, indent=2)
+    picture = folder / f".{os.getpid()}.partial.png"
+    plot_results(results, picture)
+    os.replace(picture, folder / "probe.png")
+    return text
+
+
+def plot_results(results, path):
+    """Draw scores and intervals, a panel for each task.
+
+    Arguments
+    ---------
+    results : list of Result
+        From `probe`.
+    path : str or path
+        File to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    panels = {}
+    for row in results:
+        title = f"{row.task} ({_METRIC_NAMES[row.metric]}, %)"
+        points = panels.setdefault(title, {}).setdefault(row.system, {})
+        points[_PROBE_NAMES[row.probe]] = (row.score, row.low, row.high)
+    baselines = {row.system for row in results if row.baseline}
+    return plot_intervals(panels, path, grey=baselines)
+
+
+def _write_table(rows, file):
+    writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)

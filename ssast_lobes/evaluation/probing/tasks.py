@@ -1,0 +1,274 @@
+"""Tasks: labelled clips in three parts, from a CSV."""
+
+import os
+import re
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.dataio.tables import (
+    SPLITS,
+    ManifestError,
+    all_alike,
+    read_manifest,
+)
+from ssast_lobes.evaluation.probing.intervals import METRICS
+
+logger = get_logger(__name__)
+
+_GROUP_COLUMN = "speaker"
+_KEYS = ("label", "split", "group", "metric")
+
+
+class Task(NamedTuple):
+    """Clips with one label each, in a training, a validation and a test part.
+
+    Arguments
+    ---------
+    name : str
+        What tables call it.
+    metric : str
+        ``"accuracy"`` or ``"uar"``.
+    rows : dict
+        Rows (dicts with ``id``, ``path``, ``label`` and ``group``) by split.
+    grouped : bool
+        Whether the groups come from a column; else each clip is its own.
+    """
+
+    name: str
+    metric: str
+    rows: dict
+    grouped: bool
+
+    @property
+    def labels(self):
+        """The classes: labels of the training part, sorted."""
+        return sorted({row["label"] for row in self.rows["train"]})
+
+    @property
+    def n_groups(self):
+        """How many groups the test part has."""
+        return len({row["group"] for row in self.rows["test"]})
+
+    def paths(self, split=None):
+        """The files of a part, or of all parts, a list of str."""
+        parts = self.rows.values() if split is None else [self.rows[split]]
+        return [row["path"] for part in parts for row in part]
+
+    def targets(self, split):
+        """The classes of a part, int64 (N,)."""
+        index = {label: number for number, label in enumerate(self.labels)}
+        return torch.tensor([index[row["label"]] for row in self.rows[split]])
+
+    def stacked(self, vectors):
+        """Vectors of the clips by split, (N, ...) each, of those by path."""
+        return {
+            split: torch.stack([vectors[path] for path in self.paths(split)])
+            for split in self.rows
+        }
+
+    def groups(self):
+        """The groups of the test part, int64 (M,), from 0 without gaps."""
+        names = [row["group"] for row in self.rows["test"]]
+        index = {
+            name: number for number, name in enumerate(dict.fromkeys(names))
+        }
+        return torch.tensor([index[name] for name in names])
+
+    def without(self, paths):
+        """The task without some files, checked again.
+
+        Arguments
+        ---------
+        paths : set of str
+            The files.
+
+        Returns
+        -------
+        Task
+
+        Raises
+        ------
+        ManifestError
+            If a part is left empty, a class is left without training, or
+            training is left with one class.
+        """
+        rows = {
+            split: [row for row in part if row["path"] not in paths]
+            for split, part in self.rows.items()
+        }
+        _check(f"{self.name}, without what cannot be read", rows)
+        return self._replace(rows=rows)
+
+
+def read_task(
+    csv_path,
+    name=None,
+    label="label",
+    split="split",
+    group=None,
+    metric="accuracy",
+):
+    """Read a task from a CSV, as the classification recipe takes it.
+
+    Arguments
+    ---------
+    csv_path : str or path
+        With a path, a label and a split (train, valid or test) a row.
+    name : str, optional
+        What tables call it; the file's name when left out, or that of its
+        folder if the file is called ``manifest.csv``.
+    label, split : str
+        Columns of the class and of the part. Rows with an empty cell are
+        left out where a column has another name than "label" or "split".
+    group : str, optional
+        Column of what clips have in common that are drawn together for the
+        intervals; "speaker" when left out, if there is such a column. An
+        empty cell is a group by itself.
+    metric : str
+        ``"accuracy"`` or ``"uar"`` (unweighted average recall).
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    ManifestError
+        If rows are bad, a split is empty, labels of valid and test do not
+        occur in train, or all clips of train have the same.
+    ValueError
+        If the metric is unknown.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> lines = ["path,label,split", "0.wav,cat,train"]
+    >>> for number, split in enumerate(("train", "valid", "test")):
+    ...     lines.append(f"{number + 1}.wav,dog,{split}")
+    >>> for number in range(4):
+    ...     folder.join(f"{number}.wav").write("")
+    >>> folder.join("animals.csv").write("\\n".join(lines))
+    >>> task = read_task(folder.join("animals.csv"))
+    >>> task.name, task.labels, task.targets("test")
+    ('animals', ['cat', 'dog'], tensor([1]))
+    """
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {METRICS}, got '{metric}'")
+    columns = {"label": label, "split": split}
+    # A column of another name belongs to a table of more than one task.
+    needs = [role for role, column in columns.items() if role == column]
+    if group is not None:
+        columns["group"] = group
+    found = read_manifest(csv_path, ["path", *needs], columns=columns)
+    column = "group" if group is not None else _GROUP_COLUMN
+    rows = {name: [] for name in SPLITS}
+    for row in found:
+        if row["label"] and row["split"]:
+            kept = {key: row[key] for key in ("id", "path", "label")}
+            kept["group"] = row.get(column) or row["path"]
+            rows[row["split"]].append(kept)
+    _check(csv_path, rows)
+    if label != (group or _GROUP_COLUMN):
+        _warn_of_shared_groups(csv_path, rows)
+    return Task(name or _name(csv_path), metric, rows, column in found[0])
+
+
+def parse_task(text, **defaults):
+    """Read a task that is written in one word, as on the command line.
+
+    Arguments
+    ---------
+    text : str
+        ``[NAME=]CSV[,label=COLUMN][,split=COLUMN][,group=COLUMN]
+        [,metric=METRIC]``.
+    **defaults
+        Arguments of `read_task`, where the text does not say otherwise.
+
+    Returns
+    -------
+    Task
+
+    Raises
+    ------
+    ManifestError, ValueError
+        As `read_task`.
+
+    Example
+    -------
+    >>> parse_task("voices=nowhere.csv,label=speaker,metric=uar")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ...nowhere.csv: No such file ...
+    """
+    key = "|".join(_KEYS)
+    start, tail = re.fullmatch(rf"(.*?)((?:,(?:{key})=[^,]*)*)", text).groups()
+    own = dict(pair.split("=", 1) for pair in tail.split(",")[1:])
+    name, csv_path = split_name(start)
+    return read_task(csv_path, **{**defaults, "name": name, **own})
+
+
+def split_name(text):
+    """Part a name from the path that it is given to.
+
+    Arguments
+    ---------
+    text : str
+        ``[NAME=]PATH``. What exists is a path, even with a = in it; and a
+        name has no slash.
+
+    Returns
+    -------
+    name : str or None
+        None where there is none.
+    path : str
+        The path, whether it exists or not.
+
+    Example
+    -------
+    >>> split_name("best=runs/lr=0.1/export"), split_name("runs/lr=0.1/export")
+    (('best', 'runs/lr=0.1/export'), (None, 'runs/lr=0.1/export'))
+    """
+    name, equals, path = text.partition("=")
+    if not equals or os.path.exists(text) or "/" in name or os.sep in name:
+        return None, text
+    return name, path
+
+
+def _name(csv_path):
+    folder, file = os.path.split(os.path.abspath(csv_path))
+    stem = os.path.splitext(file)[0]
+    return os.path.basename(folder) if stem == "manifest" else stem
+
+
+def _check(source, rows):
+    """Raise unless a probe can be trained, tuned and tested."""
+    empty = [split for split, part in rows.items() if not part]
+    if empty:
+        raise ManifestError(f"{source}: no usable row is {' or '.join(empty)}")
+    known = {row["label"] for row in rows["train"]}
+    for split in ("valid", "test"):
+        unknown = sorted({row["label"] for row in rows[split]} - known)
+        if unknown:
+            raise ManifestError(
+                f"{source}: labels of {split} that train does not have: "
+                f"{', '.join(unknown[:20])}"
+            )
+    problem = all_alike({row["label"]} for row in rows["train"])
+    if problem:
+        raise ManifestError(f"{source}: {problem}")
+
+
+def _warn_of_shared_groups(source, rows):
+    """A test part with the voices of train measures something else."""
+    known = {row["group"] for row in rows["train"]}
+    for split in ("valid", "test"):
+        clips = Counter(row["group"] for row in rows[split])
+        shared = sorted((clips.keys() & known) - {"none"})
+        if shared:
+            logger.warning(
+                f"{source}: {len(shared)} speakers or groups of {split} are in "
+                f"train too, such as {shared[0]}"
+            )

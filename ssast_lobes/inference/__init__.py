@@ -1,0 +1,37 @@
+"""Pretrained interfaces: exported folders put to use on audio of any kind.
+
+`AudioEncoder` gives embeddings of clips, frames and patches, `AudioClassifier`
+labels and scores, `SpeakerVerifier` the likeness of two voices. They read
+`config.json` and `model.safetensors` and execute nothing. Without a folder
+they take the model that comes with the package.
+
+Audio is converted to mono at the model's rate. What is longer than the window
+that the export names is cut into windows that overlap by half, the last one
+as long as what is left; they start on the grid of patches, so that their
+frames fit together. Audio shorter than one analysis window of the
+filterbank (25 ms) is an error. No result depends on its neighbours in a
+batch. All results are on the CPU, in float32.
+
+Waveforms that stand in memory are read as files are: integers are scaled by
+the range of their type (see `ssast_lobes.to_float`), and samples
+that are NaN, infinite or absurdly loud are an error.
+"""
+
+from ssast_lobes.inference.classifier import (
+    AudioClassifier,
+    Classification,
+    WindowScores,
+)
+from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.inference.results import write_results
+from ssast_lobes.inference.verification import SpeakerVerifier, Verification
+
+__all__ = [
+    "AudioClassifier",
+    "AudioEncoder",
+    "Classification",
+    "SpeakerVerifier",
+    "Verification",
+    "WindowScores",
+    "write_results",
+]

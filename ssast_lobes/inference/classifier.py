@@ -1,0 +1,318 @@
+"""Labels of files and batches with an exported classifier."""
+
+from typing import NamedTuple
+
+import torch
+
+from ssast_lobes.checkpoints.format import WeightsError, load_strictly
+from ssast_lobes.checkpoints.linear_heads import head_names, read_head
+from ssast_lobes.inference.interface import Interface
+from ssast_lobes.models.heads import ClassificationHead, head_arguments
+from ssast_lobes.models.pooling import ClipPooling
+
+
+class WindowScores(NamedTuple):
+    """Scores of a part of a clip.
+
+    Arguments
+    ---------
+    start, end : float
+        The part, in seconds.
+    labels : list of str
+        See `Classification`.
+    scores : dict of str to float
+        See `Classification`.
+    """
+
+    start: float
+    end: float
+    labels: list
+    scores: dict
+
+
+class Classification(NamedTuple):
+    """What the classifier says of one clip.
+
+    Arguments
+    ---------
+    path : str or None
+        The file, if it was one.
+    labels : list of str
+        Single-label: the best one. Multi-label: those whose score reaches
+        the threshold, best first, perhaps none.
+    scores : dict of str to float
+        Probability of each label, in the order of the classes. They sum to 1
+        if there is one label a clip.
+    windows : list of WindowScores
+        The parts of the clip; `scores` is their mean weighted by duration.
+    """
+
+    path: str
+    labels: list
+    scores: dict
+    windows: list
+
+    @property
+    def label(self):
+        """The best label, None where no label reaches the threshold."""
+        return self.labels[0] if self.labels else None
+
+    @property
+    def seconds(self):
+        """Duration of the clip."""
+        return self.windows[-1].end
+
+    def as_dict(self):
+        """Plain values, for JSON."""
+        parts = [window._asdict() for window in self.windows]
+        return {**self._asdict(), "windows": parts}
+
+    def rows(self, windows=False):
+        """Flat rows, for CSV: one, or one for each window.
+
+        Arguments
+        ---------
+        windows : bool
+            A row for each window.
+
+        Returns
+        -------
+        list of dict
+            ``path``, ``start`` and ``end`` (seconds), ``labels`` separated by
+            semicolons, ``score`` of the best label, and ``score:<label>``.
+        """
+        whole = WindowScores(0.0, self.seconds, self.labels, self.scores)
+        return [
+            {
+                "path": self.path,
+                "start": part.start,
+                "end": part.end,
+                "labels": ";".join(part.labels),
+                "score": max(part.scores.values()),
+                **{f"score:{name}": x for name, x in part.scores.items()},
+            }
+            for part in (self.windows if windows else [whole])
+        ]
+
+
+class AudioClassifier(Interface):
+    """Labels of audio from the export of a classifier, or from a linear head.
+
+    Single-label models give probabilities that sum to 1, multi-label models
+    a probability for each label by itself. The probabilities of a clip of
+    several windows are the mean of its windows, weighted by their durations.
+
+    Example
+    -------
+    >>> from ssast_lobes import (
+    ...     FrontEnd,
+    ...     SpectrogramClassifier,
+    ...     SpectrogramEncoder,
+    ... )
+    >>> from ssast_lobes.checkpoints.folder import (
+    ...     export_classifier,
+    ...     label_encoder_of,
+    ... )
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> _ = export_classifier(
+    ...     folder,
+    ...     SpectrogramClassifier(encoder, n_classes=2),
+    ...     FrontEnd(),
+    ...     label_encoder_of(["cat", "dog"]),
+    ...     multi_label=False,
+    ...     card={},
+    ... )
+    >>> classifier = AudioClassifier.from_hparams(folder)
+    >>> [result] = classifier.classify_batch(torch.randn(1, 16000))
+    >>> result.label in ("cat", "dog"), round(sum(result.scores.values()), 4)
+    (True, 1.0)
+    """
+
+    def __init__(
+        self,
+        source=None,
+        device="cpu",
+        batch_size=16,
+        precision="fp32",
+        task=None,
+    ):
+        self.task = task
+        super().__init__(source, device, batch_size, precision)
+
+    @classmethod
+    def from_hparams(
+        cls,
+        source=None,
+        device="cpu",
+        batch_size=16,
+        precision="fp32",
+        task=None,
+    ):
+        """Load an exported folder.
+
+        Arguments
+        ---------
+        source, device, batch_size, precision
+            As of `AudioEncoder.from_hparams`.
+        task : str, optional
+            Classify by a linear head of the folder on its frozen encoder, see
+            `ssast_lobes.checkpoints.linear_heads.head_names`.
+
+        Returns
+        -------
+        AudioClassifier
+
+        Raises
+        ------
+        WeightsError
+            As of `AudioEncoder.from_hparams`, or if there is no such head.
+        """
+        return cls(source, device, batch_size, precision, task)
+
+    def _build(self, weights):
+        if self.task is not None:
+            self._build_linear(weights)
+            return
+        if weights.config["kind"] != "classifier":
+            tasks = head_names(self.source)
+            also = ""
+            if tasks:
+                names = ", ".join(tasks)
+                also = f", or choose a task: {names} (task=..., or --task)"
+            raise WeightsError(
+                "the export of a pretrained model has no classes: fine-tune "
+                f"it first, or use AudioEncoder{also}"
+            )
+        super()._build(weights)
+        self.labels = list(weights.config["labels"])
+        self.multi_label = weights.config["multi_label"]
+        self.head = ClassificationHead(**head_arguments(weights.config))
+        load_strictly(self.head, weights.part("head"), "head")
+        self.head.to(self.device).eval()
+
+    def _build_linear(self, weights):
+        """A linear head on the frozen encoder."""
+        head = read_head(self.source, self.task)
+        super()._build(weights)
+        pooling = ClipPooling(
+            self.lobe.encoder.depth, head.pooling, head.layers
+        )
+        self.lobe.pooling = pooling.to(self.device)
+        self.labels, self.multi_label = list(head.labels), False
+        self.head = torch.nn.Linear(self.lobe.clip_size, len(self.labels))
+        state = {"weight": head.weight, "bias": head.bias}
+        load_strictly(self.head, state, f"head {self.task}")
+        self.head.requires_grad_(False).to(self.device)
+
+    def classify_file(self, path, threshold=0.5):
+        """Classify one file.
+
+        Arguments
+        ---------
+        path : str or path
+            Audio of any rate, channel count, format and length.
+        threshold : float
+            Least score of a label; multi-label models only.
+
+        Returns
+        -------
+        Classification
+
+        Raises
+        ------
+        UnreadableAudio
+            If the file gives no audio, or less than 25 ms.
+        """
+        files = self._files([path], self._probabilities, None, None)
+        [(path, windows, results)] = files
+        return self._classification(path, windows, results, threshold)
+
+    def classify_files(self, paths, threshold=0.5, unreadable=None):
+        """Classify many files, with a progress bar.
+
+        Arguments
+        ---------
+        paths : list of str or path
+            Audio files.
+        threshold : float
+            See `classify_file`.
+        unreadable : list, optional
+            Takes (path, reason) of the files that give no audio, which are
+            left out then; the first is an error when there is no list.
+
+        Returns
+        -------
+        list of Classification
+            In the order of the paths.
+        """
+        files = self._files(
+            paths, self._probabilities, unreadable, "Classifying"
+        )
+        return [self._classification(*file, threshold) for file in files]
+
+    def classify_batch(self, wavs, wav_lens=None, threshold=0.5):
+        """Classify a batch of waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor or numpy.ndarray
+            Mono waveforms at the model's rate, (B, S) or (S,).
+        wav_lens : torch.Tensor, optional
+            Relative lengths (B,); all clips are full when left out.
+        threshold : float
+            See `classify_file`.
+
+        Returns
+        -------
+        list of Classification
+            One a clip, with `path` None.
+
+        Raises
+        ------
+        UnreadableAudio
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.utils.lengths.sample_counts`.
+        """
+        clips = self._clips(
+            self._batch_windows(wavs, wav_lens), self._probabilities
+        )
+        return [
+            self._classification(None, windows, results, threshold)
+            for _, windows, results in clips
+        ]
+
+    def _probabilities(self, encoded):
+        scores = self.head(self.lobe.pooling(encoded)).float()
+        if self.task is not None:
+            # A linear head has learnt the mean vectors of whole clips, whose
+            # scores are the mean of the windows' scores: softmax comes last.
+            return scores
+        return scores.sigmoid() if self.multi_label else scores.softmax(-1)
+
+    def _classification(self, path, windows, results, threshold):
+        parts = [
+            WindowScores(
+                start / self.sample_rate,
+                end / self.sample_rate,
+                *self._decide(result, threshold),
+            )
+            for (start, end), result in zip(
+                self._spans(windows), results, strict=True
+            )
+        ]
+        whole = self._decide(self._average(windows, results), threshold)
+        return Classification(path, *whole, parts)
+
+    def _decide(self, probabilities, threshold):
+        """Labels, best first, and scores by label."""
+        if self.task is not None:
+            probabilities = probabilities.softmax(-1)
+        scores = dict(zip(self.labels, probabilities.tolist(), strict=True))
+        ranked = sorted(scores, key=scores.get, reverse=True)
+        if not self.multi_label:
+            return ranked[:1], scores
+        return [name for name in ranked if scores[name] >= threshold], scores

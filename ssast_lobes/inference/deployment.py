@@ -1,0 +1,383 @@
+"""Deployment: an exported folder as one graph, waveform in, scores out.
+
+Front end, encoder and classifier become a ``torch.export`` program or an ONNX
+file that needs neither Python nor this package. Batch size and length stay
+variable, and a clip's result does not depend on its neighbours. Each ONNX
+file is run with ONNX Runtime, and compared with the model, before it is
+written. Needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this
+package.
+"""
+
+import importlib.util
+import inspect
+import json
+import logging
+import os
+import warnings
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from ssast_lobes.inference.classifier import AudioClassifier
+from ssast_lobes.inference.encoder import AudioEncoder
+
+INPUTS = ("wav", "lengths")
+
+# Largest difference from the model that an ONNX file may show.
+TOLERANCE = 1e-4
+_ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+
+class DeploymentError(ValueError):
+    """A model cannot be deployed; the message says why, and what would help."""
+
+
+class DeployedModel(nn.Module):
+    """A whole exported folder as one module that can be traced.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder.
+
+    Raises
+    ------
+    DeploymentError
+        If its blocks scan, as those of SSAMBA: no graph holds all lengths.
+    WeightsError
+        See `AudioEncoder.from_hparams`.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
+    >>> from ssast_lobes.checkpoints.folder import export_pretrained
+    >>> from ssast_lobes.objectives import MSPM
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
+    >>> model = DeployedModel(folder)
+    >>> clip, frames, steps = model(
+    ...     torch.randn(2, 16000), torch.tensor([16000, 8000])
+    ... )
+    >>> clip.shape, frames.shape, steps.tolist()
+    (torch.Size([2, 32]), torch.Size([2, 7, 32]), [7, 3])
+    """
+
+    def __init__(self, source):
+        super().__init__()
+        interface = AudioEncoder.from_hparams(source)
+        blocks = interface.lobe.encoder.kind
+        if blocks != "attention":
+            raise DeploymentError(
+                f"{source}: its {blocks} blocks scan tokens one by one, which "
+                "no graph for all lengths holds; only attention blocks can be "
+                "exported"
+            )
+        self.metadata = {
+            "kind": interface.kind,
+            "sample_rate": interface.sample_rate,
+            "window_seconds": interface.window_seconds,
+        }
+        self.head = None
+        if interface.kind == "classifier":
+            interface = AudioClassifier.from_hparams(source)
+            self.head = interface.head
+            self.metadata["labels"] = interface.labels
+            self.metadata["multi_label"] = interface.multi_label
+        self.lobe = interface.lobe
+        self.requires_grad_(False).eval()
+
+    @property
+    def outputs(self):
+        """Names of what `forward` gives."""
+        return ("clip", "frames", "steps") if self.head is None else ("scores",)
+
+    def forward(self, wav, lengths):
+        """Classify or embed a batch.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Mono waveforms (B, S), float32, at the model's rate, any padding.
+        lengths : torch.Tensor
+            Samples of each clip (B,), int64, at least 25 ms each.
+
+        Returns
+        -------
+        tuple of torch.Tensor
+            Of a classifier the probabilities (B, C), as `AudioClassifier`
+            gives them for one window. Of a pretrained model the clip vectors
+            (B, D or more), the frames (B, T', D), 0 at padding, and their
+            number in each clip (B,), int64, at most T'. With reference
+            padding, what stands behind the first `pad_frames` of a clip is
+            dropped.
+        """
+        lengths = lengths.clamp(max=wav.shape[1])
+        wav = self._fill(wav)
+        encoder, pooling = self.lobe.encoder, self.lobe.pooling
+        # Filling cuts what makes no patch more, or has no room in reference
+        # padding.
+        heard = lengths.clamp(max=wav.shape[1])
+        feats, n_frames = self.lobe.features(wav, heard.double() / wav.shape[1])
+        encoded = encoder(
+            feats, n_frames, hidden_states=pooling.needs_hidden_states
+        )
+        clip = pooling(encoded)
+        if self.head is None:
+            own = self.lobe.features.fbank.frames_of(lengths)
+            # Reference padding cuts what is longer.
+            steps = encoder.grid.n_steps(own).clamp(max=encoded.frames.shape[1])
+            return clip, encoded.frames, steps
+        scores = self.head(clip)
+        if self.metadata["multi_label"]:
+            return (scores.sigmoid(),)
+        return (scores.softmax(-1),)
+
+    def _fill(self, wav):
+        """The same, made so long that patches cover all frames exactly.
+
+        A graph has no branches: what the encoder does with a partial last
+        patch, and with a single one, must not depend on the length. What is
+        added lies behind every clip's end, and is masked.
+        """
+        fbank, grid = self.lobe.features.fbank, self.lobe.encoder.grid
+        samples = wav.shape[1]
+        n_frames = self.lobe.features.pad_frames
+        if n_frames is None:
+            steps = grid.n_steps(fbank.frames_of(samples))
+            steps = torch.sym_max(steps, 2)
+            n_frames = (steps - 1) * grid.stride[1] + grid.patch[1]
+        wanted = (n_frames - 1) * fbank.hop_samples + fbank.window_samples
+        index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
+        return wav.index_select(1, index)
+
+
+def export_program(source):
+    """Trace an exported folder with ``torch.export``.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder.
+
+    Returns
+    -------
+    torch.export.ExportedProgram
+        Takes and gives what `DeployedModel.forward` does, for batches and
+        clips of any size, on the CPU.
+
+    Raises
+    ------
+    DeploymentError
+        If this torch is too old, or the model has no such graph.
+    WeightsError
+        See `AudioEncoder.from_hparams`.
+    """
+    return _trace(DeployedModel(source), source)
+
+
+def _trace(model, source):
+    option = "prefer_deferred_runtime_asserts_over_guards"
+    if option not in inspect.signature(torch.export.export).parameters:
+        raise DeploymentError(
+            f"torch {torch.__version__} cannot export models that take audio "
+            "of any length: use torch 2.9 or newer"
+        )
+    rate = model.metadata["sample_rate"]
+    example = (torch.zeros(2, rate), torch.tensor([rate, rate // 2]))
+    batch = torch.export.Dim("batch")
+    shortest = model.lobe.features.fbank.window_samples
+    samples = torch.export.Dim("samples", min=shortest)
+    try:
+        return torch.export.export(
+            model,
+            example,
+            dynamic_shapes={
+                "wav": {0: batch, 1: samples},
+                "lengths": {0: batch},
+            },
+            strict=False,
+            **{option: True},
+        )
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise DeploymentError(
+            f"{source}: torch.export cannot trace this model ({reason})"
+        ) from error
+
+
+def write_program(source, path):
+    """Write an exported folder as a ``.pt2`` file of ``torch.export``.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder.
+    path : str or path
+        Where to; whole or not at all. ``torch.export.load(path).module()``
+        is called as `DeployedModel`. The extra file ``metadata.json`` holds
+        the labels and the sampling rate.
+
+    Raises
+    ------
+    DeploymentError, WeightsError
+        See `export_program`.
+    """
+    model = DeployedModel(source)
+    with _progress("Tracing", "Writing") as step:
+        program = _trace(model, source)
+        step()
+        with _whole(path) as partial:
+            extra = {"metadata.json": json.dumps(model.metadata)}
+            torch.export.save(program, partial, extra_files=extra)
+
+
+def write_onnx(source, path):
+    """Write an exported folder as an ONNX file, checked with ONNX Runtime.
+
+    Inputs and outputs are those of `DeployedModel.forward`, by the names
+    ``wav``, ``lengths`` and ``scores``, or ``clip``, ``frames`` and
+    ``steps``. The file's metadata holds kind, sampling rate, window and
+    labels, each as JSON.
+
+    Arguments
+    ---------
+    source : str or path
+        Exported folder.
+    path : str or path
+        Where to; whole or not at all.
+
+    Returns
+    -------
+    float
+        Largest difference between ONNX Runtime and the model that was seen,
+        at most 1e-4: noise of several lengths, batches of one and two.
+
+    Raises
+    ------
+    DeploymentError
+        If a package of the extra ``onnx`` is missing, this torch is too old,
+        the model has no such graph, or ONNX Runtime computes something else.
+    WeightsError
+        See `AudioEncoder.from_hparams`.
+    """
+    _require(_ONNX_PACKAGES)
+    model = DeployedModel(source)
+    with _progress("Tracing", "Translating", "Checking") as step:
+        program = _trace(model, source)
+        step()
+        with _quiet():
+            onnx_program = torch.onnx.export(
+                program,
+                dynamo=True,
+                input_names=INPUTS,
+                output_names=model.outputs,
+                dynamic_shapes={
+                    "wav": {0: "batch", 1: "samples"},
+                    "lengths": {0: "batch"},
+                },
+                verbose=False,
+            )
+        onnx_program.model.metadata_props.update(
+            {key: json.dumps(value) for key, value in model.metadata.items()}
+        )
+        step()
+        with _whole(path) as partial:
+            onnx_program.save(partial, external_data=False)
+            difference = _compare(model, partial)
+            if not difference <= TOLERANCE:
+                raise DeploymentError(
+                    f"{source}: ONNX Runtime differs from the model by "
+                    f"{difference:.2g}, more than {TOLERANCE:g}"
+                )
+    return difference
+
+
+def _compare(model, path):
+    """Largest difference between an ONNX file and the model it is of."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(
+        path, providers=["CPUExecutionProvider"]
+    )
+    generator = torch.Generator().manual_seed(0)
+    worst = 0.0
+    for lengths in _lengths_to_compare(model):
+        shape = (len(lengths), max(lengths))
+        wav = 0.1 * torch.randn(shape, generator=generator)
+        lengths = torch.tensor(lengths)
+        with torch.inference_mode():
+            expected = model(wav, lengths)
+        inputs = (wav.numpy(), lengths.numpy())
+        results = session.run(None, dict(zip(INPUTS, inputs, strict=True)))
+        named = dict(zip(model.outputs, results, strict=True))
+        if "steps" in named:
+            assert named["steps"].max() <= named["frames"].shape[1]
+        for result, wanted in zip(results, expected, strict=True):
+            gap = (torch.from_numpy(result) - wanted).abs().max().item()
+            # A comparison with NaN is never true; infinity is a difference.
+            worst = max(worst, gap if gap == gap else float("inf"))
+    return worst
+
+
+def _lengths_to_compare(model):
+    """Samples of the clips of some batches; one beyond reference padding."""
+    rate, features = model.metadata["sample_rate"], model.lobe.features
+    batches = [[rate // 4], [rate, rate // 3], [5 * rate // 2]]
+    if features.pad_frames is not None:
+        heard = features.pad_frames * features.fbank.hop_samples
+        batches.append([heard + rate, rate // 3])
+    return batches
+
+
+def _require(packages):
+    missing = [name for name in packages if not importlib.util.find_spec(name)]
+    if missing:
+        raise DeploymentError(
+            f"{', '.join(missing)} missing: pip install 'ssast_lobes[onnx]'"
+        )
+
+
+@contextmanager
+def _progress(*steps):
+    """A bar over named steps; gives the function that ends one."""
+    names = iter(steps[1:])
+    with tqdm(desc=steps[0], total=len(steps), unit="step", leave=False) as bar:
+
+        def end():
+            bar.update()
+            bar.set_description(next(names))
+
+        yield end
+
+
+@contextmanager
+def _quiet():
+    """Without what the exporter says of torchvision and its own future."""
+    logger = logging.getLogger("torch.onnx._internal.exporter._registration")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _whole(path):
+    """A name to write to, which takes the place of a file at the end."""
+    path = os.path.abspath(os.fspath(path))
+    folder, name = os.path.split(path)
+    os.makedirs(folder, exist_ok=True)
+    # torch.export and ONNX look at how a name ends.
+    partial = os.path.join(folder, f".{os.getpid()}.partial.{name}")
+    try:
+        yield partial
+        os.replace(partial, path)
+    finally:
+        if os.path.exists(partial):
+            os.remove(partial)

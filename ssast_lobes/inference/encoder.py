@@ -1,0 +1,191 @@
+"""Embeddings of files and batches with an exported folder."""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from ssast_lobes.inference.interface import Interface
+from ssast_lobes.lobes.spectrogram import OUTPUTS
+
+
+class AudioEncoder(Interface):
+    """Embeddings of audio from an exported folder of any kind.
+
+    A clip of several windows is the mean of its windows, weighted by their
+    durations. Frames and patches of several windows are put together in time
+    order: where two windows overlap, each step comes from the window whose
+    centre is nearer. Clip vectors are what the classifier of the export sees
+    (class tokens or layer weighting included); frames and patches are always
+    those of the last layer.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
+    >>> from ssast_lobes.checkpoints.folder import export_pretrained
+    >>> from ssast_lobes.objectives import MSPM
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
+    >>> encoder = AudioEncoder.from_hparams(folder)
+    >>> encoder.encode_batch(torch.randn(2, 16000)).shape
+    torch.Size([2, 32])
+    >>> encoder.encode_batch(torch.randn(1, 480000), output="frames").shape
+    torch.Size([1, 188, 32])
+    """
+
+    @property
+    def output_size(self):
+        """D, the size of the vectors of frames and patches."""
+        return self.lobe.encoder.dim
+
+    @property
+    def clip_size(self):
+        """Size of a clip's vector: D, or more as the pooling has it."""
+        return self.lobe.clip_size
+
+    @property
+    def step_seconds(self):
+        """Seconds from one frame (time step) to the next."""
+        return self._samples_per_step / self.sample_rate
+
+    def n_steps(self, n_samples):
+        """Frames (time steps) of a clip.
+
+        Arguments
+        ---------
+        n_samples : int
+            Length of the clip in samples.
+
+        Returns
+        -------
+        int
+            T', without padding.
+        """
+        grid = self.lobe.encoder.grid
+        return grid.n_steps(self.fbank.frames_of(n_samples))
+
+    def encode_file(self, path, output="clip"):
+        """Embed one file.
+
+        Arguments
+        ---------
+        path : str or path
+            Audio of any rate, channel count, format and length.
+        output : str
+            ``"clip"``, ``"frames"`` or ``"patches"``.
+
+        Returns
+        -------
+        torch.Tensor
+            (D,), (T', D) in time order, or (F', T', D).
+
+        Raises
+        ------
+        UnreadableAudio
+            If the file gives no audio, or less than 25 ms.
+        """
+        [(_, embedding)] = self._encode([path], output, None, None)
+        return embedding
+
+    def encode_files(self, paths, output="clip", unreadable=None):
+        """Embed many files, with a progress bar.
+
+        Arguments
+        ---------
+        paths : list of str or path
+            Audio files.
+        output : str
+            See `encode_file`.
+        unreadable : list, optional
+            Takes (path, reason) of the files that give no audio, which are
+            left out then; the first is an error when there is no list.
+
+        Yields
+        ------
+        path : str
+            The file.
+        embedding : torch.Tensor
+            As of `encode_file`.
+        """
+        yield from self._encode(paths, output, unreadable, "Embedding")
+
+    def encode_batch(self, wavs, wav_lens=None, output="clip"):
+        """Embed a batch of waveforms.
+
+        Arguments
+        ---------
+        wavs : torch.Tensor or numpy.ndarray
+            Mono waveforms at the model's rate, (B, S) or (S,).
+        wav_lens : torch.Tensor, optional
+            Relative lengths (B,); all clips are full when left out.
+        output : str
+            ``"clip"``, ``"frames"`` or ``"patches"``.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, D), (B, T', D) or (B, F', T', D), 0 at padding.
+
+        Raises
+        ------
+        UnreadableAudio
+            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            absurdly loud samples.
+        ValueError
+            If `wavs` have another shape or type, or `wav_lens` are not
+            relative; see `ssast_lobes.utils.lengths.sample_counts`.
+        """
+        windows = self._batch_windows(wavs, wav_lens)
+        finish, merge = self._recipe(output)
+        clips = [merge(*rest) for _, *rest in self._clips(windows, finish)]
+        clips = pad_sequence(clips, batch_first=True)
+        return clips.transpose(1, 2) if output == "patches" else clips
+
+    def _encode(self, paths, output, unreadable, progress):
+        finish, merge = self._recipe(output)
+        files = self._files(paths, finish, unreadable, progress)
+        for path, windows, results in files:
+            clip = merge(windows, results)
+            yield path, clip.transpose(0, 1) if output == "patches" else clip
+
+    def _recipe(self, output):
+        """How windows are finished and merged; time comes first."""
+        if output not in OUTPUTS:
+            raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")
+        if output == "clip":
+            return self.lobe.pooling, self._average
+        return getattr(self, f"_{output}"), self._stitch
+
+    def _frames(self, encoded):
+        steps = encoded.n_steps.tolist()
+        return [x[:n] for x, n in zip(encoded.frames, steps, strict=True)]
+
+    def _patches(self, encoded):
+        steps = encoded.n_steps.tolist()
+        patches = encoded.patches.transpose(1, 2)
+        return [x[:n] for x, n in zip(patches, steps, strict=True)]
+
+    def _stitch(self, windows, results):
+        """Join results over time, cutting in the middle of each overlap."""
+        # Under reference padding a window gives more steps than it has audio.
+        results = [
+            result[: self.n_steps(window.length)]
+            for window, result in zip(windows, results, strict=True)
+        ]
+        starts = [window.start // self._samples_per_step for window in windows]
+        ends = [
+            start + len(result)
+            for start, result in zip(starts, results, strict=True)
+        ]
+        cuts = [
+            (start + end) // 2
+            for start, end in zip(starts[1:], ends[:-1], strict=True)
+        ]
+        first, last = [0, *cuts], [*cuts, ends[-1]]
+        return torch.cat(
+            [
+                result[begin - start : end - start]
+                for result, start, begin, end in zip(
+                    results, starts, first, last, strict=True
+                )
+            ]
+        )

@@ -1,0 +1,220 @@
+"""What the interfaces have in common: files to windows to batches."""
+
+import itertools
+import os
+from typing import NamedTuple
+
+import torch
+from speechbrain.utils.autocast import AMPConfig, TorchAutocast
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from ssast_lobes.checkpoints.format import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    WeightsError,
+    error_context,
+)
+from ssast_lobes.checkpoints.linear_heads import bundled_model
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.dataio.waveforms import (
+    UnreadableAudio,
+    check_samples,
+    to_float,
+)
+from ssast_lobes.inference.audio import read_blocks, require_length
+from ssast_lobes.inference.windows import Windowing
+from ssast_lobes.lobes.spectrogram import lobe_of
+from ssast_lobes.utils.lengths import sample_counts
+
+# Long files are read in blocks of about this length.
+_BLOCK_SECONDS = 60
+
+
+class Window(NamedTuple):
+    """A piece of a clip, in samples; its waveform, or what went wrong."""
+
+    clip: int
+    start: int = 0
+    length: int = 0
+    wav: torch.Tensor = None
+    error: UnreadableAudio = None
+
+
+class Interface:
+    """What all interfaces share: the lobe, and audio in windows through it.
+
+    Arguments
+    ---------
+    source, device, batch_size, precision
+        See `from_hparams`.
+    """
+
+    def __init__(
+        self, source=None, device="cpu", batch_size=16, precision="fp32"
+    ):
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be positive, got {batch_size}")
+        source = bundled_model() if source is None else source
+        self.source = source
+        self.device = torch.device(device)
+        self.batch_size = batch_size
+        self.precision = AMPConfig.from_name(precision).dtype
+        weights = load_weights(source)
+        if "kind" not in weights.config:
+            raise WeightsError(
+                f"{source}: not an exported folder; make one of it with "
+                f"`ssast-lobes convert {source} FOLDER`"
+            )
+        try:
+            with error_context(os.path.join(source, WEIGHTS_FILE)):
+                self._build(weights)
+        except (KeyError, TypeError, ValueError) as error:
+            raise WeightsError(
+                f"{os.path.join(source, CONFIG_FILE)}: damaged ({error!r})"
+            ) from error
+
+    def _build(self, weights):
+        self.lobe = lobe_of(weights, freeze=True).to(self.device)
+        self.fbank = self.lobe.features.fbank
+        self.sample_rate = self.fbank.sample_rate
+        grid = self.lobe.encoder.grid
+        self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
+        self.kind = weights.config["kind"]
+        self.window_seconds = weights.config["window_seconds"]
+        self._windowing = Windowing(self.fbank, grid, self.window_seconds)
+
+    @classmethod
+    def from_hparams(
+        cls, source=None, device="cpu", batch_size=16, precision="fp32"
+    ):
+        """Load an exported folder.
+
+        Arguments
+        ---------
+        source : str or path, optional
+            The folder, written by a recipe or by ``ssast-lobes convert``, or
+            one of Hugging Face's AST; or a repository on the hub that holds
+            such a folder, ``user/repo`` or ``user/repo@revision``. The model
+            that comes with the package when left out.
+        device : str
+            Where to compute, such as ``"cpu"`` or ``"cuda"``.
+        batch_size : int
+            Windows computed at once; bounds the memory needed.
+        precision : str
+            ``"fp32"``, ``"bf16"`` or ``"fp16"``: of the network, never of
+            the features.
+
+        Returns
+        -------
+        The interface.
+
+        Raises
+        ------
+        WeightsError
+            If the folder is not an export, its weights are missing, damaged
+            or not those of its configuration, or it is of another kind.
+        """
+        return cls(source, device, batch_size, precision)
+
+    def _file_windows(self, paths, progress):
+        """The windows of files, one after another."""
+        hop = self._windowing.hop
+        per_block = -(-_BLOCK_SECONDS * self.sample_rate // hop)
+        per_block = max(self.batch_size, per_block)
+        length = (per_block - 1) * hop + self._windowing.reach
+        bar = tqdm(paths, progress, unit="file", disable=progress is None)
+        for clip, path in enumerate(bar):
+            blocks = read_blocks(
+                path, self.sample_rate, length, per_block * hop
+            )
+            try:
+                for start, wav in blocks:
+                    require_length(path, start + len(wav), self.fbank)
+                    yield from self._cut(clip, start, wav)
+            except UnreadableAudio as error:
+                yield Window(clip, error=error)
+
+    def _batch_windows(self, wavs, wav_lens):
+        """The windows of a padded batch, one clip after another."""
+        wavs = to_float(wavs).detach()
+        if wavs.dim() not in (1, 2):
+            raise ValueError(
+                "wavs must be mono, (batch, samples) or (samples,), got "
+                f"{tuple(wavs.shape)}"
+            )
+        wavs = wavs.reshape(-1, wavs.shape[-1])
+        if wav_lens is not None:
+            # Here a wrong length is an error at once, on a GPU too.
+            wav_lens = torch.as_tensor(wav_lens).cpu()
+        lengths = sample_counts(wavs, wav_lens).tolist()
+        batch = f"the batch of {wavs.shape[0]} clips x {wavs.shape[1]} samples"
+        for clip, (wav, length) in enumerate(zip(wavs, lengths, strict=True)):
+            require_length(f"clip {clip} of {batch}", length, self.fbank)
+            check_samples(f"clip {clip} of the batch", wav[:length])
+            yield from self._cut(clip, 0, wav[:length])
+
+    def _cut(self, clip, offset, wav):
+        for start, piece in self._windowing.cut(wav):
+            yield Window(clip, offset + start, len(piece), piece)
+
+    def _clips(self, windows, finish):
+        """Run windows through the model; yield what belongs to one clip.
+
+        `finish` makes a list of one result a window from an `EncoderOutput`.
+        Yields the number of the clip, its windows and their results.
+        """
+        done = self._batches(iter(windows), finish)
+        for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
+            yield clip, *zip(*pairs, strict=True)
+
+    def _batches(self, windows, finish):
+        while batch := list(itertools.islice(windows, self.batch_size)):
+            wavs = [window.wav for window in batch if window.error is None]
+            results = iter(self._compute(wavs, finish) if wavs else [])
+            for window in batch:
+                # Without the waveform, which is not to pile up.
+                result = None if window.error else next(results)
+                yield window._replace(wav=None), result
+
+    def _compute(self, wavs, finish):
+        wav = pad_sequence(wavs, batch_first=True).to(self.device)
+        lengths = torch.tensor([len(wav) for wav in wavs], device=self.device)
+        with (
+            torch.inference_mode(),
+            TorchAutocast(self.device.type, dtype=self.precision),
+        ):
+            encoded = self.lobe.extract_features(wav, lengths / wav.shape[1])
+            results = finish(encoded)
+        # A copy made out here may be used in training, as a head's input.
+        return [result.float().cpu().clone() for result in results]
+
+    def _spans(self, windows):
+        """Start and end of the windows in samples; the last ends the clip."""
+        full = self._windowing.samples
+        ends = [window.start + full for window in windows[:-1]]
+        ends.append(windows[-1].start + windows[-1].length)
+        starts = [window.start for window in windows]
+        return list(zip(starts, ends, strict=True))
+
+    def _average(self, windows, results):
+        """Mean of the results, weighted by the duration of the windows."""
+        if len(results) == 1:
+            return results[0]
+        length = torch.tensor([windows[-1].start + windows[-1].length])
+        [share] = self._windowing.shares(length, len(results))
+        return torch.einsum("w,w...->...", share, torch.stack(results))
+
+    def _files(self, paths, finish, unreadable, progress):
+        """Yield path, windows and results of each readable file."""
+        paths = [os.fspath(path) for path in paths]
+        windows = self._file_windows(paths, progress)
+        for clip, windows, results in self._clips(windows, finish):  # noqa: B020
+            error = next((w.error for w in windows if w.error), None)
+            if error is None:
+                yield paths[clip], windows, results
+            elif unreadable is None:
+                raise error
+            else:
+                reason = str(error).removeprefix(f"{paths[clip]}: ")
+                unreadable.append((paths[clip], reason))

@@ -1,0 +1,67 @@
+"""Results of interfaces as files."""
+
+import csv
+import json
+import os
+
+from ssast_lobes.utils.files import atomic_write
+
+
+def write_results(results, path, windows=False):
+    """Write results of the interfaces to a file, whole or not at all.
+
+    Arguments
+    ---------
+    results : list of Classification or list of Verification
+        The results.
+    path : str or path
+        ``.json``: everything, windows with their times included. ``.csv``: a
+        row for each clip; see `Classification.rows`.
+    windows : bool
+        In a CSV, a row for each window instead.
+
+    Raises
+    ------
+    ValueError
+        If the name ends in neither.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir") / "results.csv"
+    >>> write_results([Verification("a.wav", "b.wav", 0.5, True)], path)
+    >>> print(path.read_text("utf-8"))
+    path_a,path_b,score,same_speaker
+    a.wav,b.wav,0.5,True
+    <BLANKLINE>
+    """
+    path = os.fspath(path)
+    kind = os.path.splitext(path)[1].lower()
+    if kind not in (".csv", ".json"):
+        raise ValueError(f"{path}: results are written as .csv or .json")
+    with atomic_write(path) as file:
+        if kind == ".json":
+            records = [_rounded(result.as_dict()) for result in results]
+            json.dump(records, file, indent=2, ensure_ascii=False)
+            file.write("\n")
+        else:
+            rows = [
+                _rounded(row)
+                for result in results
+                for row in result.rows(windows)
+            ]
+            writer = csv.DictWriter(
+                file, rows[0] if rows else [], lineterminator="\n"
+            )
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def _rounded(value):
+    """The same with six significant digits, all that float32 has."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_rounded(item) for item in value]
+    return value

@@ -1,0 +1,242 @@
+"""What SpeechBrain's interfaces build from an exported folder."""
+
+import torch
+from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
+from speechbrain.utils.parameter_transfer import Pretrainer
+from torch import nn
+
+from ssast_lobes.checkpoints.format import Weights, WeightsError, load_strictly
+from ssast_lobes.checkpoints.tensors import read_state
+from ssast_lobes.inference.windows import Windowing
+from ssast_lobes.lobes.spectrogram import SpectrogramLobe
+from ssast_lobes.utils.lengths import sample_counts
+
+
+class PassThrough(nn.Module):
+    """Gives its first argument back.
+
+    Stands where SpeechBrain's `EncoderClassifier` wants features and their
+    normalisation: our lobe takes the waveform.
+
+    Example
+    -------
+    >>> PassThrough()("wav", "wav_lens")
+    'wav'
+    """
+
+    def forward(self, x, *_):
+        """Give `x` back."""
+        return x
+
+
+class WindowClassifier(nn.Module):
+    """Clip vectors to log-probabilities, as `AudioClassifier` has them.
+
+    Those of a clip of several windows are of the mean of its windows'
+    probabilities, weighted by duration.
+
+    Arguments
+    ---------
+    head : ClassificationHead
+        Gives the scores (logits) of a vector.
+    multi_label : bool
+        Whether each label has a probability by itself; else they sum to 1.
+
+    Example
+    -------
+    >>> classifier = WindowClassifier(ClassificationHead(32, 5), False)
+    >>> classifier(torch.randn(2, 1, 32)).exp().sum(-1).round(decimals=4)
+    tensor([[1.],
+            [1.]], grad_fn=<RoundBackward1>)
+    """
+
+    def __init__(self, head, multi_label):
+        super().__init__()
+        self.head = head
+        self.log = nn.LogSigmoid() if multi_label else nn.LogSoftmax(dim=-1)
+
+    def forward(self, clip):
+        """Classify clip vectors.
+
+        Arguments
+        ---------
+        clip : torch.Tensor
+            (B, 1, D), from `WindowedLobe`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, 1, C).
+        """
+        if not hasattr(clip, "windows"):
+            return self.log(self.head(clip))
+        vectors, shares = clip.windows
+        logs = self.log(self.head(vectors)) + shares.log()[..., None]
+        return logs.logsumexp(1, keepdim=True)
+
+
+class ExportPretrainer(Pretrainer):
+    """SpeechBrain's Pretrainer with `paths` that are relative to the source.
+
+    The parent looks for a bare file name in the working folder, and for files
+    without a path only under the name ``<loadable>.ckpt``. This one takes the
+    files of `paths` from the source that ``from_hparams`` was given: a
+    folder, a URL or a model hub.
+
+    Arguments
+    ---------
+    **arguments
+        See ``speechbrain.utils.parameter_transfer.Pretrainer``; `paths` maps
+        each loadable to a file name.
+
+    Example
+    -------
+    >>> layer = torch.nn.Linear(1, 1)
+    >>> folder = getfixture("tmpdir")
+    >>> torch.save(layer.state_dict(), folder / "layer.pt")
+    >>> pretrainer = ExportPretrainer(
+    ...     loadables={"model": layer}, paths={"model": "layer.pt"}
+    ... )
+    >>> pretrainer.collect_files(default_source=folder)["model"].name
+    'layer.pt'
+    """
+
+    def __init__(self, **arguments):
+        super().__init__(**arguments)
+        self.files = dict(self.paths)
+
+    def collect_files(
+        self,
+        default_source=None,
+        local_strategy=LocalStrategy.SYMLINK,
+        fetch_config=FetchConfig(),  # noqa: B008, a frozen dataclass
+    ):
+        """Fetch the files; arguments and result as in the parent."""
+        for name, file in self.files.items():
+            if isinstance(default_source, FetchSource):
+                kind, folder = default_source
+                self.paths[name] = FetchSource(kind, f"{folder}/{file}")
+            else:
+                self.paths[name] = f"{default_source}/{file}"
+        return super().collect_files(
+            default_source, local_strategy, fetch_config
+        )
+
+
+def load_modules(modules, path):
+    """Hook for a Pretrainer: load the tensors of an export, strictly.
+
+    Arguments
+    ---------
+    modules : torch.nn.ModuleDict
+        ``encoder``, ``pooling`` and perhaps ``head``.
+    path : str or path
+        The safetensors file. Tensors of an objective are left aside.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or damaged, or its tensors are not those of
+        the modules.
+
+    Example
+    -------
+    >>> modules = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1)})
+    >>> path = getfixture("tmpdir") / "model.safetensors"
+    >>> save_file({"encoder.weight": torch.ones(1, 1)}, path)
+    >>> load_modules(modules, path)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: ...: encoder: missing bias
+    """
+    weights = Weights(read_state(path), {})
+    known = {*modules, "objective"}
+    surplus = [key for key in weights.state if key.split(".")[0] not in known]
+    if surplus:
+        raise WeightsError(f"{path}: unexpected {', '.join(surplus)}")
+    for name, module in modules.items():
+        load_strictly(module, weights.part(name), f"{path}: {name}")
+
+
+def load_labels(label_encoder, path):
+    """Hook for a Pretrainer: load the labels of an export, strictly.
+
+    Arguments
+    ---------
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
+        Loaded in place.
+    path : str or path
+        The file.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or damaged.
+
+    Example
+    -------
+    >>> load_labels(CategoricalEncoder(), "nowhere.txt")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere.txt: missing or damaged (...)
+    """
+    try:
+        label_encoder.load(path)
+    except (OSError, ValueError, SyntaxError, KeyError) as error:
+        raise WeightsError(f"{path}: missing or damaged ({error})") from error
+    label_encoder.expect_len(len(label_encoder))
+
+
+class WindowedLobe(SpectrogramLobe):
+    """A lobe that gives clip vectors of audio of any length.
+
+    The `embedding_model` of an exported folder. A clip of several windows is
+    the mean of their vectors, weighted by duration. The mean of the windows'
+    scores is not the score of that vector, and SpeechBrain hands its classifier
+    this one tensor only (``self.mods.classifier(emb)`` in `EncoderClassifier`).
+    So the tensor has what `WindowClassifier` needs as an attribute
+    `windows`: vectors (B, W, D) and shares (B, W). A tensor computed
+    from it has no windows any more.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder.
+    features : FrontEnd
+        Waveform to features.
+    pooling : ClipPooling
+        How a clip vector is made.
+    window_seconds : float
+        Length of a window.
+
+    Example
+    -------
+    >>> from ssast_lobes import ClipPooling, FrontEnd, SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> lobe = WindowedLobe(encoder, FrontEnd(), ClipPooling(1), 1.0)
+    >>> clip = lobe(torch.randn(2, 40000), torch.tensor([1.0, 0.3]))
+    >>> clip.shape, clip.windows[0].shape
+    (torch.Size([2, 1, 32]), torch.Size([2, 5, 32]))
+    """
+
+    def __init__(self, encoder, features, pooling, window_seconds):
+        super().__init__(encoder, features, "clip", pooling)
+        self.windowing = Windowing(
+            self.features.fbank, encoder.grid, window_seconds
+        )
+
+    def forward(self, wav, wav_lens=None):
+        """Represent a batch of waveforms; arguments as of the parent.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, 1, `clip_size`).
+        """
+        if self.windowing.count(wav.shape[-1]) == 1:
+            return super().forward(wav, wav_lens)
+        lengths = sample_counts(wav, wav_lens)
+        vectors, shares = self.windowing.clips(self, wav, lengths)
+        clip = torch.einsum("bw,bwd->bd", shares, vectors)[:, None]
+        clip.windows = vectors, shares
+        return clip

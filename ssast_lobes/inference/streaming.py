@@ -1,0 +1,179 @@
+"""Streams: a recording without end, classified window by window.
+
+Audio comes in pieces of any size, from a microphone, a socket or a long file;
+labels with times go out as soon as a window is full. No more than a window is
+kept.
+"""
+
+import torch
+
+from ssast_lobes.dataio.waveforms import check_samples, to_float
+from ssast_lobes.inference.classifier import WindowScores
+
+# A piece with so few entries along one axis, and more along the other, has its
+# channels along the short one.
+_MOST_CHANNELS = 8
+
+
+def _mono_pieces(pieces):
+    """Yield the pieces of a stream as float32 (samples,) on the CPU."""
+    # The first piece tells where the channels are: the last may be short.
+    axis = channels = None
+    for number, piece in enumerate(pieces):
+        name = f"piece {number} of the stream"
+        piece = to_float(piece).cpu()
+        if piece.numel() == 0:
+            continue
+        if piece.dim() == 2 and axis is None:
+            axis = int(piece.shape[0] > piece.shape[1])
+            channels = piece.shape[axis]
+            if not channels <= _MOST_CHANNELS < piece.shape[1 - axis]:
+                raise _wrong_shape(name, piece)
+        if piece.dim() == 2 and piece.shape[axis] == channels:
+            piece = piece.mean(axis)
+        if piece.dim() != 1:
+            raise _wrong_shape(name, piece)
+        check_samples(name, piece)
+        yield piece
+
+
+def _wrong_shape(name, piece):
+    return ValueError(
+        f"{name} has the shape {tuple(piece.shape)}: pieces must be mono "
+        "(samples,), or all (samples, channels) or all (channels, samples), "
+        f"of at most {_MOST_CHANNELS} channels and more samples in the first"
+    )
+
+
+def cut_stream(pieces, window, hop):
+    """Cut a stream into windows that overlap.
+
+    Arguments
+    ---------
+    pieces : iterable of torch.Tensor or numpy.ndarray
+        Parts of one waveform, in order, of any sizes: mono (samples,), or
+        (samples, channels) as sounddevice and soundfile give them, or
+        (channels, samples) as torchaudio does, which are averaged. Integers
+        are scaled as `ssast_lobes.dataio.waveforms.to_float` does.
+    window : int
+        Length of a window in samples.
+    hop : int
+        Samples from the start of a window to that of the next.
+
+    Yields
+    ------
+    start : int
+        First sample of the window.
+    wav : torch.Tensor
+        Waveform (samples,), float32. The last one ends with the stream and
+        may be shorter; there is none if the one before it reaches the end.
+
+    Raises
+    ------
+    ValueError
+        If `hop` is not between 1 and `window`: audio would be left out. If
+        the shape or the type of a piece is another.
+    UnreadableAudio
+        If a piece holds NaN, infinite or absurdly loud samples.
+
+    Example
+    -------
+    >>> pieces = torch.arange(10.0).split(3)
+    >>> [(start, wav.tolist()) for start, wav in cut_stream(pieces, 4, 4)]
+    [(0, [0.0, 1.0, 2.0, 3.0]), (4, [4.0, 5.0, 6.0, 7.0]), (8, [8.0, 9.0])]
+    """
+    if not 1 <= hop <= window:
+        raise ValueError(
+            f"hop must be from 1 to {window}, the window, got {hop}"
+        )
+    start, kept = 0, torch.empty(0)
+    for piece in _mono_pieces(pieces):
+        kept = torch.cat([kept, piece])
+        while len(kept) >= window:
+            yield start, kept[:window]
+            start, kept = start + hop, kept[hop:]
+    # What the last full window has in common with the next is not new.
+    seen = window - hop if start > 0 else 0
+    if len(kept) > seen:
+        yield start, kept
+
+
+def classify_stream(
+    classifier, pieces, window_seconds=None, hop_seconds=None, threshold=0.5
+):
+    """Classify a stream, a result a window as soon as it is full.
+
+    Arguments
+    ---------
+    classifier : AudioClassifier
+        The classifier.
+    pieces : iterable of torch.Tensor or numpy.ndarray
+        Parts of one waveform at the classifier's rate; see `cut_stream`.
+    window_seconds : float, optional
+        Length of a window, at least 25 ms: short ones answer sooner, long
+        ones hear more. The classifier's own, what it was trained on, when
+        left out.
+    hop_seconds : float, optional
+        From the start of a window to that of the next; half a window when
+        left out.
+    threshold : float
+        Least score of a label; multi-label models only.
+
+    Yields
+    ------
+    WindowScores
+        Start and end in seconds since the start of the stream, labels and
+        scores. A last window of less than 25 ms is left out.
+
+    Raises
+    ------
+    ValueError
+        If the window is too short for one frame, or the hop longer than it.
+    ValueError, UnreadableAudio
+        See `cut_stream`.
+
+    Example
+    -------
+    >>> from ssast_lobes import (
+    ...     FrontEnd,
+    ...     SpectrogramClassifier,
+    ...     SpectrogramEncoder,
+    ... )
+    >>> from ssast_lobes.checkpoints.folder import (
+    ...     export_classifier,
+    ...     label_encoder_of,
+    ... )
+    >>> from ssast_lobes.inference import AudioClassifier
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> _ = export_classifier(
+    ...     folder,
+    ...     SpectrogramClassifier(encoder, n_classes=2),
+    ...     FrontEnd(),
+    ...     label_encoder_of(["cat", "dog"]),
+    ...     multi_label=False,
+    ...     card={},
+    ... )
+    >>> classifier = AudioClassifier.from_hparams(folder)
+    >>> microphone = torch.randn(32000).split(1600)
+    >>> results = classify_stream(classifier, microphone, window_seconds=1.0)
+    >>> [(result.start, result.end) for result in results]
+    [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)]
+    """
+    rate = classifier.sample_rate
+    window = round((window_seconds or classifier.window_seconds) * rate)
+    hop = max(1, window // 2)
+    if hop_seconds is not None:
+        hop = round(hop_seconds * rate)
+    shortest = classifier.fbank.window_samples
+    if window < shortest:
+        raise ValueError(
+            f"a window of {window / rate:g} s is too short, at least "
+            f"{shortest / rate:g} s are needed"
+        )
+    for start, wav in cut_stream(pieces, window, hop):
+        if len(wav) < shortest:
+            return
+        [result] = classifier.classify_batch(wav, threshold=threshold)
+        end = (start + len(wav)) / rate
+        yield WindowScores(start / rate, end, result.labels, result.scores)

@@ -1,0 +1,166 @@
+"""Windows: how audio of any length is cut, computed, and put together.
+
+What is longer than a model's window is cut into windows that overlap by half,
+the last one as long as what is left. They start on the grid of patches, so
+that their frames fit together. The interfaces, the exported SpeechBrain model
+and the harnesses all use this rule.
+"""
+
+import torch
+
+
+class Windowing:
+    """Cut clips into windows, compute them, and weigh them.
+
+    Arguments
+    ---------
+    fbank : KaldiFbank
+        The filterbank of the model.
+    grid : Grid
+        The grid of its patches.
+    seconds : float
+        Length of a window.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid, KaldiFbank
+    >>> windowing = Windowing(KaldiFbank(), Grid(128, (16, 16)), seconds=1.0)
+    >>> [(start, len(wav)) for start, wav in windowing.cut(torch.zeros(40000))]
+    [(0, 16159), (7680, 16159), (15360, 16159), (23040, 16159), (30720, 9280)]
+    """
+
+    def __init__(self, fbank, grid, seconds):
+        self.samples = round(seconds * fbank.sample_rate)
+        # So many samples make no frame more.
+        self.reach = self.samples + fbank.hop_samples - 1
+        self.steps = grid.n_steps(fbank.frames_of(self.samples))
+        self.hop_steps = max(1, self.steps // 2)
+        self.hop = self.hop_steps * grid.stride[1] * fbank.hop_samples
+
+    def count(self, n_samples):
+        """Count the windows that cover a clip.
+
+        Arguments
+        ---------
+        n_samples : int or torch.Tensor
+            Length in samples, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+        """
+        return count_windows(n_samples, self.reach, self.hop)
+
+    def cut(self, wav):
+        """Cut a waveform.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Waveforms (.., S).
+
+        Yields
+        ------
+        start : int
+            First sample of a window.
+        piece : torch.Tensor
+            The waveforms of the window (.., samples).
+        """
+        for start in range(0, self.count(wav.shape[-1]) * self.hop, self.hop):
+            yield start, wav[..., start : start + self.reach]
+
+    def shares(self, lengths, n_windows):
+        """Return the shares of windows in their clips, by duration.
+
+        Arguments
+        ---------
+        lengths : torch.Tensor
+            Samples of each clip (B,), int64.
+        n_windows : int
+            How many windows there are, W: those of the longest clip.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, W), 0 after the last window of a clip; rows sum to 1.
+
+        Example
+        -------
+        >>> from ssast_lobes import Grid, KaldiFbank
+        >>> windowing = Windowing(KaldiFbank(), Grid(128, (16, 16)), 1.0)
+        >>> windowing.shares(torch.tensor([9000, 15680]), n_windows=2)
+        tensor([[1., 0.],
+                [1., 0.]])
+        """
+        number = torch.arange(n_windows, device=lengths.device)
+        # All windows of a clip are full but for the last one.
+        last = self.count(lengths)[:, None] - 1
+        left = (lengths[:, None] - last * self.hop).clamp(min=1)
+        weight = torch.where(number < last, self.samples, left)
+        weight = weight * (number <= last)
+        return weight / weight.sum(1, keepdim=True)
+
+    def encode(self, lobe, wav, lengths, hidden_states=False):
+        """Compute the windows of a batch, one after another.
+
+        Arguments
+        ---------
+        lobe : SpectrogramLobe
+            The model.
+        wav : torch.Tensor
+            Waveforms (B, S), any padding.
+        lengths : torch.Tensor
+            Samples of each clip (B,), int64.
+        hidden_states : bool
+            Keep the output of every block.
+
+        Yields
+        ------
+        EncoderOutput
+            Of all clips; one that has ended has a meaningless sample and step.
+        """
+        for start, piece in self.cut(wav):
+            left = (lengths - start).clamp(1, piece.shape[1])
+            yield lobe.extract_features(
+                piece, left.double() / piece.shape[1], hidden_states
+            )
+
+    def clips(self, lobe, wav, lengths):
+        """Pool the windows of a batch; arguments as of `encode`.
+
+        Returns
+        -------
+        vectors : torch.Tensor
+            Of each window (B, W, D).
+        shares : torch.Tensor
+            See `shares`.
+        """
+        pooled = map(lobe.pooling, self.encode(lobe, wav, lengths))
+        vectors = torch.stack(list(pooled), dim=1)
+        shares = self.shares(lengths, vectors.shape[1])
+        return vectors, shares.to(vectors.dtype)
+
+
+def count_windows(total, length, hop):
+    """Count the windows that cover so many samples; the last may be shorter.
+
+    Arguments
+    ---------
+    total : int or torch.Tensor
+        Samples to cover.
+    length, hop : int
+        Samples of a window, and from its start to that of the next.
+
+    Returns
+    -------
+    int or torch.Tensor
+
+    Example
+    -------
+    >>> count_windows(10, 4, 2), count_windows(torch.tensor([3, 11]), 4, 2)
+    (4, tensor([1, 5]))
+    """
+    more = -(-(total - length) // hop)
+    if isinstance(total, torch.Tensor):
+        return 1 + more.clamp(min=0)
+    return 1 + max(0, more)

@@ -1,0 +1,328 @@
+"""Lobes for recipes: waveform in, representation out.
+
+`SSAST` stands where another recipe's YAML has its wav2vec 2.0 lobe: one
+tensor from ``forward(wav, wav_lens)``. `PretrainingLobe` gives the loss of an
+objective instead.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.checkpoints.format import error_context, load_strictly
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.warm_start import initialize
+from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.checks import ArgumentError, flag, one_of, require, whole
+
+OUTPUTS = ("frames", "patches", "clip")
+
+
+class SpectrogramLobe(nn.Module):
+    """Front end and encoder in one SpeechBrain lobe.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder.
+    features : FrontEnd, optional
+        Waveform to features; AudioSet statistics when left out.
+    output : str
+        What ``forward`` gives: ``"frames"`` (B, T', D) in time order,
+        ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, `clip_size`).
+    pooling : ClipPooling, optional
+        How a clip vector is made; the mean of the valid tokens when left out.
+    freeze : bool
+        Never train the encoder: no gradients, always evaluation mode.
+
+    Raises
+    ------
+    ValueError
+        If `output` is unknown, or features and encoder disagree.
+
+    Example
+    -------
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> lobe = SpectrogramLobe(encoder, output="clip")
+    >>> lobe(torch.randn(2, 16000), torch.tensor([1.0, 0.4])).shape
+    torch.Size([2, 1, 32])
+    """
+
+    def __init__(
+        self,
+        encoder,
+        features=None,
+        output="frames",
+        pooling=None,
+        freeze=False,
+    ):
+        super().__init__()
+        one_of("output", output, OUTPUTS)
+        flag("freeze", freeze)
+        n_mels = encoder.grid.n_mels
+        self.features = features or FrontEnd(n_mels=n_mels)
+        if self.features.fbank.n_mels != n_mels:
+            raise ArgumentError(
+                f"features have {self.features.fbank.n_mels} mel bins, the "
+                f"encoder {n_mels}"
+            )
+        self.encoder = encoder
+        self.pooling = pooling or ClipPooling(encoder.depth)
+        self.output = output
+        self.freeze = freeze
+        # Not on the way out; DDP would wait for its gradient.
+        if output != "clip":
+            self.pooling.requires_grad_(False)
+        elif self.pooling.needs_hidden_states:
+            encoder.norm.requires_grad_(False)
+        if freeze:
+            self.requires_grad_(False)
+            self.eval()
+
+    @property
+    def output_size(self):
+        """Size of every vector that comes out: D, of clips `clip_size`."""
+        return self.clip_size if self.output == "clip" else self.encoder.dim
+
+    @property
+    def clip_size(self):
+        """Size of a clip's vector: D, or more as the pooling has it."""
+        return self.pooling.output_size(self.encoder.dim)
+
+    def train(self, mode=True):
+        """Switch the mode; a frozen lobe stays in evaluation mode."""
+        return super().train(mode and not self.freeze)
+
+    def forward(self, wav, wav_lens=None):
+        """Represent a batch of waveforms.
+
+        Arguments
+        ---------
+        wav : torch.Tensor
+            Mono waveforms (B, S) at the rate of the features (16 kHz),
+            floating point with full scale 1.
+        wav_lens : torch.Tensor, optional
+            Relative lengths (B,) in (0, 1]; all clips are full when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), after
+            `output`; 0 at padding. In the type of the weights: after
+            ``half()`` the network computes in float16, the features do not.
+
+        Raises
+        ------
+        ValueError
+            See `KaldiFbank.forward`.
+        """
+        if self.output == "clip":
+            return self.pooling(self.extract_features(wav, wav_lens))[:, None]
+        return getattr(self.extract_features(wav, wav_lens), self.output)
+
+    def extract_features(self, wav, wav_lens=None, hidden_states=False):
+        """Everything the encoder knows of a batch of waveforms.
+
+        Arguments
+        ---------
+        wav, wav_lens
+            As in `forward`.
+        hidden_states : bool
+            Keep the output of every block.
+
+        Returns
+        -------
+        EncoderOutput
+        """
+        wanted = hidden_states or self.pooling.needs_hidden_states
+        with torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.freeze
+        ):
+            feats, n_frames = self.features(wav, wav_lens)
+            return self.encoder(feats, n_frames, hidden_states=wanted)
+
+    @classmethod
+    def from_export(cls, folder, output="frames", freeze=False):
+        """The lobe of an exported folder, weights loaded strictly.
+
+        Arguments
+        ---------
+        folder : str or path
+            Written by a recipe, or by ``ssast-lobes convert``.
+        output, freeze
+            See the class.
+
+        Returns
+        -------
+        SpectrogramLobe
+
+        Raises
+        ------
+        WeightsError
+            If the weights do not fit their own configuration.
+        """
+        weights = load_weights(folder)
+        with error_context(folder):
+            return lobe_of(weights, output, freeze)
+
+
+def lobe_of(weights, output="frames", freeze=False):
+    """Build a lobe from loaded weights: encoder, features and pooling.
+
+    Arguments
+    ---------
+    weights : Weights
+        From `load_weights`.
+    output, freeze
+        See `SpectrogramLobe`.
+
+    Returns
+    -------
+    SpectrogramLobe
+    """
+    config = weights.config
+    encoder = SpectrogramEncoder(**config["encoder"])
+    features = FrontEnd(
+        **config.get("features", {"n_mels": encoder.grid.n_mels})
+    )
+    load_strictly(encoder, weights.part("encoder"), "encoder")
+    pooling = _pooling_of(weights, encoder.depth)
+    return SpectrogramLobe(encoder, features, output, pooling, freeze)
+
+
+def _pooling_of(weights, depth):
+    pooling = ClipPooling(**weights.config.get("pooling", {"depth": depth}))
+    load_strictly(pooling, weights.part("pooling"), "pooling")
+    return pooling
+
+
+class SSAST(SpectrogramLobe):
+    """SSAST as a lobe: by size and geometry, or from trained weights.
+
+    Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
+    AAAI 2022.
+
+    Arguments
+    ---------
+    model_size : str
+        ``"micro"`` (for CPUs), ``"tiny"``, ``"small"``, ``"base"`` or
+        ``"large"``; a `source` brings its own.
+    geometry : str or tuple of int
+        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); a
+        `source` brings its own.
+    source : str or path, optional
+        What to start from: an exported folder, an official ``.pth``, a
+        folder of Hugging Face's AST, or ``user/repo`` on the hub. Clips keep
+        their own lengths, also where the source was used with reference
+        padding (see `FrontEnd`).
+    freeze : bool
+        Never train the encoder.
+    output : str
+        ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
+    statistics : str or dict, optional
+        Normalisation; see `FrontEnd`. Those of `source`, else AudioSet's,
+        when left out.
+    n_mels : int, optional
+        Mel bins; those of `source`, else 128, when left out.
+    stride : tuple of int, optional
+        Step between patches (mel bins, frames), smaller for overlap. Of a
+        fine-tuned official checkpoint it must be the one of its training.
+    table_frames : int, optional
+        See `SpectrogramEncoder`; a `source` brings its own.
+    drop_path : float
+        See `SpectrogramEncoder`.
+    checkpointing : bool, optional
+        See `SpectrogramEncoder`; when left out only the size ``"large"`` has
+        it.
+
+    Raises
+    ------
+    WeightsError
+        If `source` does not load.
+
+    Example
+    -------
+    >>> lobe = SSAST(model_size="micro", geometry="frame", output="frames")
+    >>> lobe(torch.randn(1, 16000)).shape, lobe.output_size
+    (torch.Size([1, 49, 128]), 128)
+    """
+
+    def __init__(
+        self,
+        model_size="tiny",
+        geometry="patch",
+        source=None,
+        freeze=False,
+        output="frames",
+        statistics=None,
+        n_mels=None,
+        stride=None,
+        table_frames=1024,
+        drop_path=0.0,
+        checkpointing=None,
+    ):
+        # Wrong ones are told before anything is loaded.
+        whole("n_mels", n_mels, null=True)
+        require(isinstance(model_size, str), "model_size", "a name", model_size)
+        training = {"drop_path": drop_path}
+        if checkpointing is not None:
+            training["checkpointing"] = checkpointing
+        report = []
+        if source is None:
+            features, pooling = {}, None
+            encoder = SpectrogramEncoder.from_size(
+                model_size,
+                geometry,
+                n_mels or 128,
+                stride,
+                table_frames=table_frames,
+                **training,
+            )
+        else:
+            weights = load_weights(source, stride)
+            features = dict(weights.config.get("features", {}))
+            config = weights.config["encoder"]
+            grid = _adapted_grid(config["grid"], n_mels, stride)
+            if features.pop("pad_frames", None) is not None:
+                grid["keep_partial"] = True
+                weights.report.append(
+                    "clips keep their own lengths: the reference padding of "
+                    "the source is left out"
+                )
+            encoder = SpectrogramEncoder(**{**config, "grid": grid, **training})
+            with error_context(source):
+                report = initialize(encoder, weights)
+                # Unused parameters would stop distributed training.
+                clip = output == "clip"
+                pooling = _pooling_of(weights, encoder.depth) if clip else None
+        _refuse_gaps(encoder.grid, stride)
+        features["n_mels"] = encoder.grid.n_mels
+        if statistics is not None:
+            features["statistics"] = statistics
+        super().__init__(encoder, FrontEnd(**features), output, pooling, freeze)
+        # What was loaded, adapted or left aside of the source, a line each.
+        self.report = report
+
+
+def _adapted_grid(config, n_mels, stride):
+    """The grid of a checkpoint with other mel bins or another stride."""
+    grid = dict(config)
+    if n_mels is not None and n_mels != grid["n_mels"]:
+        bins, frames = grid["patch"]
+        # A patch that spans all mel bins goes on doing so.
+        bins = n_mels if bins == grid["n_mels"] else bins
+        overlap = grid["stride"] != grid["patch"]
+        grid["stride"] = grid["stride"] if overlap else [bins, frames]
+        grid.update(n_mels=n_mels, patch=[bins, frames])
+    if stride is not None:
+        grid["stride"] = stride
+    return grid
+
+
+def _refuse_gaps(grid, stride):
+    """Raise where a stride leaves out audio between patches."""
+    steps = zip(grid.stride, grid.patch, strict=True)
+    allowed = f"no larger than a patch, {list(grid.patch)}"
+    right = stride is None or all(step <= size for step, size in steps)
+    require(right, "stride", allowed, stride)

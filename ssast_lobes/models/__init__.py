@@ -1,0 +1,1 @@
+"""What turns audio into vectors: features, patches, blocks, heads."""

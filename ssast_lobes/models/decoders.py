@@ -1,0 +1,191 @@
+"""Predictors: from the visible tokens of a clip to something at every token.
+
+They serve pretraining only. Their sizes are shares of the encoder's, so that
+a small encoder has a small predictor: a published decoder of 8 x 512 costs
+more than twice as much as a whole tiny encoder.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.models.patches import sincos_positions
+from ssast_lobes.models.transformer import (
+    NORM_EPS,
+    TransformerBlock,
+    init_transformer,
+)
+
+
+class TransformerDecoder(nn.Module):
+    """Masked autoencoders' decoder: mask tokens, then transformer blocks.
+
+    He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
+    Visible tokens are put back to their places and a learned mask token into
+    the others, sin-cos positions are added, and blocks mix them with the
+    class tokens. A clip's positions count from its own start, and padding is
+    never looked at.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        Gives the sizes.
+    width : float
+        Share of the encoder's token size.
+    depth : float
+        Share of the encoder's number of blocks.
+    head_size : int
+        Dimensions of an attention head; the width is rounded to a multiple.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder.from_size("micro")
+    >>> decoder = TransformerDecoder(encoder, 2 / 3, 2 / 3, head_size=32)
+    >>> decoder.dim, len(decoder.blocks)
+    (96, 4)
+    """
+
+    def __init__(self, encoder, width, depth, head_size):
+        super().__init__()
+        heads = max(1, round(width * encoder.dim / head_size))
+        self.dim = heads * head_size
+        self.embedding = nn.Linear(encoder.dim, self.dim)
+        self.mask_embedding = nn.Parameter(torch.empty(self.dim))
+        self.blocks = nn.ModuleList(
+            TransformerBlock(self.dim, heads)
+            for _ in range(max(1, round(depth * encoder.depth)))
+        )
+        self.norm = nn.LayerNorm(self.dim, eps=NORM_EPS)
+        self.apply(init_transformer)
+        nn.init.trunc_normal_(self.mask_embedding, std=0.02)
+
+    def forward(self, encoded, split, bands):
+        """Vectors at all tokens, visible, hidden and padding.
+
+        Arguments
+        ---------
+        encoded : EncoderOutput
+            Of the visible tokens.
+        split : Split
+            Which these are.
+        bands : int
+            F'.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F' * T', dim), arbitrary at padding.
+        """
+        x = scatter_tokens(
+            self.embedding(encoded.tokens),
+            split.keep[0],
+            split.visible,
+            self.mask_embedding,
+        )
+        steps = x.shape[1] // bands
+        x = x + sincos_positions(bands, steps, self.dim, x.device).flatten(0, 1)
+        classes = self.embedding(encoded.class_tokens)
+        n_classes = classes.shape[1]
+        x = torch.cat([classes.to(x.dtype), x], dim=1)
+        seen = nn.functional.pad(split.valid, (n_classes, 0), value=True)
+        for block in self.blocks:
+            x = block(x, seen[:, None, None, :])
+        return self.norm(x[:, n_classes:])
+
+
+class ConvDecoder(nn.Module):
+    """EAT's decoder: grouped convolutions over the grid of tokens.
+
+    Each layer is a convolution, layer norm and GELU, added to its input. From
+    data2vec 2.0 (Baevski et al., ICML 2023). Padding stays 0 at every layer,
+    so that a clip ends in a batch as it ends alone.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        Gives the sizes; the decoder is as wide as its tokens.
+    depth : float
+        Share of the encoder's number of blocks.
+    kernel : int
+        Tokens along each side of a kernel, an odd number.
+    groups : int
+        Groups of channels; divides the token size.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> decoder = ConvDecoder(encoder, depth=0.5, kernel=3, groups=16)
+    >>> decoder(torch.zeros(1, 6, 32), torch.ones(1, 6).bool(), bands=2).shape
+    torch.Size([1, 6, 32])
+    """
+
+    def __init__(self, encoder, depth, kernel, groups):
+        super().__init__()
+        self.dim = encoder.dim
+        self.layers = nn.ModuleList(
+            nn.Conv2d(
+                self.dim, self.dim, kernel, padding=kernel // 2, groups=groups
+            )
+            for _ in range(max(1, round(depth * encoder.depth)))
+        )
+
+    def forward(self, x, valid, bands):
+        """Mix neighbouring tokens.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Tokens (B, F' * T', D), visible ones and fillers.
+        valid : torch.Tensor
+            Boolean (B, F' * T'), True at tokens that are audio.
+        bands : int
+            F'.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F' * T', D), 0 at padding.
+        """
+        shown = valid.unflatten(1, (bands, -1))[..., None]
+        x = x.unflatten(1, (bands, -1)) * shown
+        for layer in self.layers:
+            mixed = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+            mixed = nn.functional.layer_norm(mixed, (self.dim,))
+            x = x + nn.functional.gelu(mixed) * shown
+        return x.flatten(1, 2)
+
+
+def scatter_tokens(tokens, index, visible, filler):
+    """Put visible tokens back to their places, and a filler into the others.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        (B, V, D), with V at most N.
+    index : torch.Tensor
+        Their places (B, V); no place stands twice in a clip.
+    visible : torch.Tensor
+        Boolean (B, N), True at the places that `tokens` fill; surplus tokens
+        come elsewhere.
+    filler : torch.Tensor
+        Broadcasts to (B, N, D).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, N, D).
+
+    Example
+    -------
+    >>> tokens, index = torch.tensor([[[5.0], [9.0]]]), torch.tensor([[1, 0]])
+    >>> visible = torch.tensor([[False, True, False]])
+    >>> scatter_tokens(
+    ...     tokens, index, visible, torch.zeros(1)
+    ... ).flatten().tolist()
+    [0.0, 5.0, 0.0]
+    """
+    batch, _, dim = tokens.shape
+    grid = tokens.new_zeros(batch, visible.shape[1], dim)
+    grid = grid.scatter(1, index[:, :, None].expand(-1, -1, dim), tokens)
+    return torch.where(visible[:, :, None], grid, filler)

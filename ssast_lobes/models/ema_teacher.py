@@ -1,0 +1,103 @@
+"""The teacher: a copy that follows its student as a moving average."""
+
+import copy
+
+import torch
+from torch import nn
+
+from ssast_lobes.utils.distributed import SharedBatchNorm
+
+
+class EMATeacher(nn.Module):
+    """Exponential moving average of modules, as in BYOL, DINO and data2vec.
+
+    Holds a copy of each module under the same name. The copies have no
+    gradient and no stochastic depth, and stay in evaluation mode whatever
+    mode the objective around them is put in. Their buffers are their own.
+
+    Arguments
+    ---------
+    batch_statistics : bool
+        Let batch norms in the copies normalise with the statistics of the
+        batch in training, as ATST's teacher does.
+    **students : torch.nn.Module
+        What to follow, by name.
+
+    Example
+    -------
+    >>> owner = nn.Module()
+    >>> owner.projector = nn.Linear(1, 1, bias=False)
+    >>> teacher = EMATeacher(projector=owner.projector)
+    >>> owner.projector.weight.data += 1
+    >>> before = teacher.projector.weight.item()
+    >>> teacher.update(owner, momentum=0.75)
+    >>> round(teacher.projector.weight.item() - before, 4)
+    0.25
+    """
+
+    def __init__(self, batch_statistics=False, **students):
+        super().__init__()
+        self.batch_statistics = batch_statistics
+        for name, student in students.items():
+            self.add_module(name, _copy(student))
+        self.train()
+
+    def train(self, mode=True):
+        """Stay in evaluation mode, perhaps but for the batch norms.
+
+        Arguments
+        ---------
+        mode : bool
+            Followed by the batch norms, with `batch_statistics`.
+
+        Returns
+        -------
+        EMATeacher
+        """
+        super().train(False)
+        if self.batch_statistics:
+            for module in self.modules():
+                if isinstance(module, SharedBatchNorm):
+                    module.train(mode)
+        return self
+
+    @torch.no_grad()
+    def update(self, owner, momentum):
+        """Move each parameter by (1 - momentum) of its way to the student.
+
+        Arguments
+        ---------
+        owner : torch.nn.Module
+            Has the students under the names of the copies.
+        momentum : float
+            1 stands still, 0 copies.
+        """
+        own, goal = self._pairs(owner)
+        torch._foreach_lerp_(own, goal, 1.0 - momentum)
+
+    def restart(self, owner):
+        """Copy the students again, as at the beginning.
+
+        Arguments
+        ---------
+        owner : torch.nn.Module
+            As for `update`.
+        """
+        for name, _ in list(self.named_children()):
+            setattr(self, name, _copy(getattr(owner, name)))
+        self.train()
+
+    def _pairs(self, owner):
+        own, goal = [], []
+        for name, child in self.named_children():
+            own += list(child.parameters())
+            goal += list(getattr(owner, name).parameters())
+        return own, goal
+
+
+def _copy(student):
+    own = copy.deepcopy(student).requires_grad_(False)
+    for module in own.modules():
+        if hasattr(module, "drop_path"):
+            module.drop_path = 0.0
+    return own

@@ -1,0 +1,446 @@
+"""The encoder: features of any length in, tokens out.
+
+Transformer blocks as in SSAST, or Mamba blocks as in SSAMBA, over the same
+patches and positions, and with the same outputs.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ssast_lobes.models import mamba
+from ssast_lobes.models.patches import Grid, PatchEmbedding, PositionTable
+from ssast_lobes.models.pooling import pool
+from ssast_lobes.models.transformer import (
+    NORM_EPS,
+    TransformerBlock,
+    init_transformer,
+)
+from ssast_lobes.utils.checks import flag, one_of, real, whole
+from ssast_lobes.utils.lengths import full_lengths, valid_frames
+from ssast_lobes.utils.presets import load_preset
+
+# SSAST has two class tokens (DeiT's class and distillation token).
+N_CLASS_TOKENS = 2
+BLOCKS = ("attention", "mamba", "mamba_reference")
+
+
+class EncoderOutput(NamedTuple):
+    """What the encoder gives back; all outputs at padding are 0.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        Patch tokens (B, N, D) after the final norm, frequency-major.
+    valid : torch.Tensor
+        Boolean (B, N), True at tokens that are audio.
+    class_tokens : torch.Tensor
+        (B, 2, D), after the final norm; (B, 1, D) of ``mamba_reference``.
+    n_bands : int or None
+        F', and N = F' * T'; None if tokens were dropped.
+    hidden_states : torch.Tensor or None
+        Patch tokens (L + 1, B, N, D) before the final norm: what enters the
+        first block, then the output of each block.
+    class_hidden_states : torch.Tensor or None
+        The same of the class tokens, (L + 1, B, 2, D) or (L + 1, B, 1, D).
+    """
+
+    tokens: torch.Tensor
+    valid: torch.Tensor
+    class_tokens: torch.Tensor
+    n_bands: int
+    hidden_states: torch.Tensor = None
+    class_hidden_states: torch.Tensor = None
+
+    @property
+    def patches(self):
+        """Tokens on their grid, (B, F', T', D)."""
+        return self._on_grid(self.tokens)
+
+    def _on_grid(self, x):
+        if self.n_bands is None:
+            raise ValueError("tokens were dropped: they have no grid")
+        return x.unflatten(1, (self.n_bands, -1))
+
+    @property
+    def frames(self):
+        """One vector a time step, (B, T', D): the mean over frequency."""
+        return self.patches.mean(1)
+
+    @property
+    def n_steps(self):
+        """Valid time steps of each clip, (B,) int64."""
+        return self._on_grid(self.valid)[:, 0].sum(1)
+
+    def clip(self, pooling="mean"):
+        """One vector a clip.
+
+        Arguments
+        ---------
+        pooling : str
+            ``"mean"`` of the valid tokens, ``"class"``, the mean of the class
+            tokens, ``"statistics"`` or ``"dynamics"``; see `pool`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, D); statistics (B, 2 D), dynamics (B, 4 D).
+        """
+        return self.pool_tokens(self.tokens, self.class_tokens, pooling)
+
+    def pool_tokens(self, tokens, class_tokens, pooling):
+        """One vector a clip of the tokens of any layer.
+
+        Arguments
+        ---------
+        tokens, class_tokens : torch.Tensor
+            Of the layer, as `tokens` and `class_tokens` here.
+        pooling : str
+            As in `clip`.
+
+        Returns
+        -------
+        torch.Tensor
+            As of `clip`.
+        """
+        return pool(tokens, self.valid, class_tokens, pooling, self.n_bands)
+
+
+class SpectrogramEncoder(nn.Module):
+    """Blocks over spectrogram patches, for clips of any length.
+
+    Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
+    AAAI 2022, and Shams et al., "SSAMBA: Self-Supervised Audio Representation
+    Learning with Mamba State Space Model", SLT 2024. A clip's output never
+    depends on the clips it is batched with: padding is masked in attention
+    and passed over by scans, and positions follow each clip's own length.
+
+    There are three kinds of blocks. ``"attention"``: those of a transformer.
+    ``"mamba"``: each a bidirectional Mamba mixer, which scans the tokens in
+    order of time, all bands of a step in turn, from one class token at the
+    clip's beginning to the other at its end. ``"mamba_reference"``: the graph
+    of the released SSAMBA models, with two such mixers a block (see
+    `PairedMambaBlock`), scans over all times of the lowest band first, one
+    class token in front, and the final norm applied twice.
+
+    Arguments
+    ---------
+    grid : Grid or dict, optional
+        Patch geometry, or the arguments of one; 128 mel bins in 16 x 16
+        patches when left out.
+    dim : int
+        Token size D.
+    depth : int
+        Number of blocks L.
+    heads : int
+        Attention heads; Mamba has none.
+    mlp_ratio : float
+        Hidden size of the MLPs over D; Mamba has none.
+    table_frames : int
+        Frames the position table spans; longer clips interpolate it.
+    drop_path : float
+        Stochastic depth of the last block, growing linearly from 0.
+    table : tuple of int, optional
+        Size (bands, steps) of the position table; that of the grid over
+        `table_frames` when left out. Differs where weights were trained with
+        another stride or another number of mel bins.
+    blocks : str
+        ``"attention"``, ``"mamba"`` or ``"mamba_reference"``.
+    checkpointing : bool
+        Keep only what enters each block in training, and compute what is
+        within once more in the backward pass: about a third more time for a
+        fraction of the memory (Chen et al., "Training Deep Nets with
+        Sublinear Memory Cost", 2016). The gradients are the same.
+
+    Raises
+    ------
+    ValueError
+        If `blocks` is unknown.
+
+    Example
+    -------
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> feats = torch.randn(2, 100, 128)
+    >>> output = encoder(feats, n_frames=torch.tensor([100, 40]))
+    >>> output.patches.shape, output.n_steps.tolist()
+    (torch.Size([2, 8, 7, 32]), [7, 3])
+    """
+
+    def __init__(
+        self,
+        grid=None,
+        dim=192,
+        depth=12,
+        heads=3,
+        mlp_ratio=4,
+        table_frames=1024,
+        drop_path=0.0,
+        table=None,
+        blocks="attention",
+        checkpointing=False,
+    ):
+        super().__init__()
+        self.kind = one_of("blocks", blocks, BLOCKS)
+        self.checkpointing = flag("checkpointing", checkpointing)
+        for name, size in {"dim": dim, "depth": depth, "heads": heads}.items():
+            whole(name, size)
+        real("mlp_ratio", mlp_ratio, 0, inside=True)
+        real("drop_path", drop_path, 0, 1)
+        real("table_frames", table_frames, 1)
+        self.grid = grid if isinstance(grid, Grid) else Grid(**(grid or {}))
+        self.dim = dim
+        self.heads = heads
+        self.mlp_ratio = mlp_ratio
+        self.table_frames = round(table_frames)
+        self.patch_embedding = PatchEmbedding(self.grid, dim)
+        own = (self.grid.n_bands, self.grid.n_steps(self.table_frames))
+        self.positions = PositionTable(*(table or own), dim)
+        classes = 1 if blocks == "mamba_reference" else N_CLASS_TOKENS
+        self.class_tokens = nn.Parameter(torch.empty(classes, dim))
+        self.class_positions = nn.Parameter(torch.empty(classes, dim))
+        nn.init.trunc_normal_(self.class_tokens, std=0.02)
+        nn.init.trunc_normal_(self.class_positions, std=0.02)
+        rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
+        if blocks == "attention":
+            self.blocks = nn.ModuleList(
+                TransformerBlock(dim, heads, mlp_ratio, rate) for rate in rates
+            )
+            self.blocks.apply(init_transformer)
+            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        else:
+            paired = blocks == "mamba_reference"
+            block = mamba.PairedMambaBlock if paired else mamba.MambaBlock
+            self.blocks = nn.ModuleList(block(dim, rate) for rate in rates)
+            mamba.init_mamba(self.blocks)
+            self.norm = nn.LayerNorm(dim, eps=mamba.NORM_EPS)
+
+    @classmethod
+    def from_size(
+        cls,
+        model_size="tiny",
+        geometry="patch",
+        n_mels=128,
+        stride=None,
+        **arguments,
+    ):
+        """An encoder of a named size and geometry.
+
+        Arguments
+        ---------
+        model_size : str
+            A file of ``hparams/model/``: ``"tiny"``, ``"small"``,
+            ``"base"``, ``"large"`` (with `checkpointing`), or ``"micro"``
+            for CPUs; with Mamba blocks ``"ssamba_tiny"`` and so on, or
+            ``"ssamba_tiny_reference"``.
+        geometry : str or tuple of int
+            See `Grid.from_geometry`.
+        n_mels : int
+            Mel bins.
+        stride : tuple of int, optional
+            Step between patches (mel bins, frames).
+        **arguments
+            Passed to the class.
+
+        Returns
+        -------
+        SpectrogramEncoder
+
+        Example
+        -------
+        >>> SpectrogramEncoder.from_size("micro", "frame").depth
+        6
+        """
+        grid = Grid.from_geometry(geometry, n_mels, stride)
+        return cls(grid, **{**load_preset("model", model_size), **arguments})
+
+    @property
+    def depth(self):
+        """L, the number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def config(self):
+        """The arguments that build this encoder again."""
+        config = {
+            "grid": self.grid.config,
+            "dim": self.dim,
+            "depth": self.depth,
+            "table_frames": self.table_frames,
+            "table": list(self.positions.table.shape[:2]),
+            "blocks": self.kind,
+        }
+        if self.kind == "attention":
+            config.update(heads=self.heads, mlp_ratio=self.mlp_ratio)
+        return config
+
+    @property
+    def adaptable_layers(self):
+        """Names of the linear layers that low-rank adapters can sit on."""
+        if self.kind == "attention":
+            return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
+        return ["blocks.*.in_proj", "blocks.*.out_proj"]
+
+    def forward(
+        self,
+        feats,
+        n_frames=None,
+        mask=None,
+        mask_embedding=None,
+        keep=None,
+        hidden_states=False,
+    ):
+        """Encode a batch of spectrograms.
+
+        There are three ways in: all tokens; some *replaced* (`mask` and
+        `mask_embedding`); some *dropped* (`keep`). A scan runs over the kept
+        tokens in the order of the full grid, as if the dropped ones had never
+        been there.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels), cast to the type of the
+            weights.
+        n_frames : torch.Tensor, optional
+            Valid frames (B,) int64. Left out, every frame counts as audio,
+            padding too, as in the official code.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where a token is hidden.
+        mask_embedding : torch.Tensor, optional
+            (D,), stands where `mask` is True.
+        keep : tuple of torch.Tensor, optional
+            Indices (B, K) of the tokens to encode, and boolean (B, K), False
+            at surplus entries.
+        hidden_states : bool
+            Return the output of every block too.
+
+        Returns
+        -------
+        EncoderOutput
+            With N = F' * T', or K under `keep`.
+
+        Raises
+        ------
+        ValueError
+            If the features do not have the grid's mel bins, or `mask` comes
+            without `mask_embedding`.
+        """
+        # Features are float32 whatever the type of the weights.
+        feats = feats.to(self.class_tokens.dtype)
+        tokens, valid = self._embed(feats, n_frames, mask, mask_embedding)
+        if keep is not None:
+            index, kept = keep
+            tokens = tokens.gather(
+                1, index[:, :, None].expand(-1, -1, self.dim)
+            )
+            valid = valid.gather(1, index) & kept
+        head = self.class_tokens + self.class_positions
+        # Not len(): an exported graph would take the number of clips as fixed.
+        x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
+        seen = self._seen(valid, padded=n_frames is not None or keep)
+        order, context = self._arrangement(keep, seen, valid, feats.shape[1])
+        if order is not None:
+            x = order.arrange(x)
+        states = [x]
+        for block in self.blocks:
+            x = self._through(block, x, context)
+            if hidden_states:
+                states.append(x)
+        normed = self.norm(x)
+        if self.kind == "mamba_reference":
+            normed = self.norm(normed)
+        if order is not None:
+            normed = order.restore(normed)
+            states = [order.restore(x) for x in states]
+        split = len(self.class_tokens)
+        shown = valid[:, :, None]
+        stack = torch.stack(states) if hidden_states else None
+        return EncoderOutput(
+            tokens=normed[:, split:] * shown,
+            valid=valid,
+            class_tokens=normed[:, :split],
+            n_bands=self.grid.n_bands if keep is None else None,
+            hidden_states=stack[:, :, split:] * shown
+            if hidden_states
+            else None,
+            class_hidden_states=stack[:, :, :split] if hidden_states else None,
+        )
+
+    def _through(self, block, x, context):
+        """Output of a block, whose inner values may be computed again."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            return checkpoint(block, x, context, use_reentrant=False)
+        return block(x, context)
+
+    def _embed(self, feats, n_frames, mask, mask_embedding):
+        """Patch tokens with positions (B, N, D) and their validity (B, N)."""
+        max_frames = feats.shape[1]
+        if n_frames is None:
+            n_frames = full_lengths(feats)
+        else:
+            feats = feats * valid_frames(n_frames, max_frames)[:, :, None]
+        patches = self.grid.unfold(feats)
+        n_steps, max_steps = self.token_steps(n_frames, max_frames)
+        valid = self.grid.valid_tokens(n_steps, max_steps)
+        tokens = self.patch_embedding(patches)
+        if mask is not None:
+            if mask_embedding is None:
+                raise ValueError("mask needs mask_embedding beside it")
+            hidden = mask.flatten(1)[:, :, None]
+            tokens = torch.where(hidden, mask_embedding, tokens)
+        positions = self.positions(self.grid.n_bands, n_steps, max_steps)
+        return tokens + positions, valid
+
+    def token_steps(self, n_frames, max_frames):
+        """Valid patches along time of each clip, and T' of the batch.
+
+        Arguments
+        ---------
+        n_frames : torch.Tensor
+            Valid frames (B,).
+        max_frames : int
+            Frames T of the batch.
+
+        Returns
+        -------
+        tuple
+            (B,) int64 and int.
+        """
+        max_steps = self.grid.n_steps(max_frames)
+        return self.grid.n_steps(n_frames).clamp(max=max_steps), max_steps
+
+    def _seen(self, valid, padded):
+        """Boolean (B, 2 + N) with the class tokens; None: nothing is hidden."""
+        if not padded:
+            return None
+        # Without a mask attention is faster. Only the CPU can look without
+        # waiting for the device.
+        if valid.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(valid.all()):
+                return None
+        classes = len(self.class_tokens)
+        return nn.functional.pad(valid, (classes, 0), value=True)
+
+    def _arrangement(self, keep, seen, valid, max_frames):
+        """Order of the tokens in the blocks (None: as they are), their mask."""
+        if self.kind == "attention":
+            return None, None if seen is None else seen[:, None, None, :]
+        bands, steps = self.grid.n_bands, self.grid.n_steps(max_frames)
+        if keep is None:
+            place = torch.arange(bands * steps, device=valid.device)
+            place = place.expand(valid.shape[0], -1)
+        else:
+            place = keep[0]
+        ends = [-1]
+        if self.kind == "mamba":
+            # Steps of time in turn. Frequency-major, the neighbouring band
+            # would be further away the longer the clip is.
+            place = place % steps * bands + place // steps
+            ends = [-1, bands * steps]
+        elif keep is None and seen is None:
+            return None, None
+        ends = [torch.full_like(place[:, :1], end) for end in ends]
+        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), seen)
+        return order, order.shown

@@ -1,0 +1,302 @@
+"""Heads: from encoder outputs to one vector a clip, and to class scores."""
+
+from speechbrain.nnet.adapters import AdaptedModel, LoRA
+from torch import nn
+from torch.nn import functional
+
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
+
+
+class ClassificationHead(nn.Module):
+    """Layer norm and a linear layer: SSAST's fine-tuning head.
+
+    Arguments
+    ---------
+    dim : int
+        Size of the clip vector.
+    n_classes : int
+        Number of classes C.
+    projection : int, optional
+        Size of a linear projection in place of the norm: the head of SUPERB's
+        probes (Yang et al., Interspeech 2021). They project each step before
+        they take the mean, which comes to the same: both are linear.
+    cosine_scale : float, optional
+        Scores are cosines of the vector and of each class's weights, times
+        so much, as margin losses want them; linear when left out.
+
+    Raises
+    ------
+    ValueError
+        If `projection` or `cosine_scale` is not positive.
+
+    Example
+    -------
+    >>> ClassificationHead(32, 5)(torch.zeros(2, 1, 32)).shape
+    torch.Size([2, 1, 5])
+    """
+
+    def __init__(self, dim, n_classes, projection=None, cosine_scale=None):
+        super().__init__()
+        whole("projection", projection, null=True)
+        real("cosine_scale", cosine_scale, 0, inside=True, null=True)
+        self.projection = projection
+        self.cosine_scale = cosine_scale
+        if projection is None:
+            self.norm = nn.LayerNorm(dim)
+        else:
+            self.projector = nn.Linear(dim, projection)
+        self.linear = nn.Linear(
+            projection or dim, n_classes, bias=cosine_scale is None
+        )
+
+    @property
+    def config(self):
+        """The arguments that build this again, next to the sizes."""
+        config = {"projection": self.projection}
+        if self.cosine_scale is not None:
+            config["cosine_scale"] = self.cosine_scale
+        return config
+
+    def forward(self, clip):
+        """Return class scores (logits) (.., C) of clip vectors (.., D)."""
+        first = self.norm if self.projection is None else self.projector
+        if self.cosine_scale is None:
+            return self.linear(first(clip))
+        weight = functional.normalize(self.linear.weight, dim=-1)
+        vector = functional.normalize(first(clip), dim=-1)
+        return self.cosine_scale * functional.linear(vector, weight)
+
+
+def head_arguments(config):
+    """Arguments of the `ClassificationHead` that an export's config describes.
+
+    Arguments
+    ---------
+    config : dict
+        Content of a classifier's ``config.json``.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> head_arguments({"encoder": {"dim": 32}, "labels": ["cat", "dog"]})
+    {'dim': 32, 'n_classes': 2}
+    """
+    # Other people's exports have none: the mean of the last layer.
+    pooling = ClipPooling(**config.get("pooling", {"depth": 1}))
+    return {
+        "dim": pooling.output_size(config["encoder"]["dim"]),
+        "n_classes": len(config["labels"]),
+        # Former exports do not have it.
+        **config.get("head", {}),
+    }
+
+
+class SpectrogramClassifier(nn.Module):
+    """Encoder, pooling and head in one module: features in, scores out.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder, usually pretrained.
+    n_classes : int
+        Number of classes C.
+    pooling : str
+        See `ClipPooling`.
+    layers : str
+        See `ClipPooling`.
+    projection : int, optional
+        See `ClassificationHead`.
+    cosine_scale : float, optional
+        See `ClassificationHead`.
+    freeze_encoder : bool
+        Train the pooling and the head only.
+    frozen_blocks : int
+        Keep the patch projection, the positions and the first blocks as they
+        are.
+    lora_rank : int
+        Over 0: freeze the encoder and train low-rank adapters of this rank
+        in all its attention and MLP layers, or in the input and output
+        projections of Mamba's mixers (SpeechBrain's `LoRA`).
+
+    Raises
+    ------
+    ValueError
+        If there are fewer blocks than are to be frozen, or two ways of
+        freezing are asked for.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> model = SpectrogramClassifier(encoder, n_classes=5)
+    >>> model(torch.randn(3, 50, 128), torch.tensor([50, 20, 9])).shape
+    torch.Size([3, 5])
+    """
+
+    def __init__(
+        self,
+        encoder,
+        n_classes,
+        pooling="mean",
+        layers="last",
+        projection=None,
+        cosine_scale=None,
+        freeze_encoder=False,
+        frozen_blocks=0,
+        lora_rank=0,
+    ):
+        super().__init__()
+        flag("freeze_encoder", freeze_encoder)
+        whole("frozen_blocks", frozen_blocks, 0, encoder.depth)
+        whole("lora_rank", lora_rank, 0)
+        if sum([freeze_encoder, frozen_blocks > 0, lora_rank > 0]) > 1:
+            raise ArgumentError(
+                "choose one of freeze_encoder, frozen_blocks and lora_rank"
+            )
+        self.pooling = ClipPooling(encoder.depth, pooling, layers)
+        size = self.pooling.output_size(encoder.dim)
+        self.head = ClassificationHead(
+            size, n_classes, projection, cosine_scale
+        )
+        self.freeze_encoder = freeze_encoder
+        self.encoder = encoder
+        if freeze_encoder:
+            encoder.requires_grad_(False)
+        elif lora_rank > 0:
+            self.encoder = AdaptedModel(
+                encoder,
+                LoRA,
+                target_layers=encoder.adaptable_layers,
+                adapter_kwargs={"rank": lora_rank},
+            )
+        elif frozen_blocks > 0:
+            _freeze_first(encoder, frozen_blocks)
+        if self.pooling.needs_hidden_states:
+            # Not on the way to the loss; DDP would wait for its gradient.
+            encoder.norm.requires_grad_(False)
+
+    def train(self, mode=True):
+        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    def forward(self, feats, n_frames=None):
+        """Class scores of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); see `SpectrogramEncoder.forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            Logits (B, C).
+        """
+        return self.head(self.embed(feats, n_frames))
+
+    def embed(self, feats, n_frames=None):
+        """Clip vectors of a batch; arguments as in `forward`."""
+        encoded = self.encoder(
+            feats, n_frames, hidden_states=self.pooling.needs_hidden_states
+        )
+        return self.pooling(encoded)
+
+    def merged_encoder_state(self):
+        """The encoder's tensors with adapters folded into the layers.
+
+        Returns
+        -------
+        dict of str to torch.Tensor
+            Fits a plain `SpectrogramEncoder`.
+        """
+        if not isinstance(self.encoder, AdaptedModel):
+            return self.encoder.state_dict()
+        plain = self.encoder.adapted_model
+        adapters = {
+            name: module
+            for name, module in plain.named_modules()
+            if isinstance(module, LoRA)
+        }
+        state = {}
+        for key, value in plain.state_dict().items():
+            layer, _, rest = key.rpartition(".pretrained_module.")
+            if layer:
+                value = value + _lora_change(adapters[layer], rest)
+                key = f"{layer}.{rest}"
+            if ".adapter_" not in key:
+                state[key] = value
+        return state
+
+
+def _freeze_first(encoder, count):
+    for part in (encoder.patch_embedding, encoder.positions):
+        part.requires_grad_(False)
+    encoder.class_tokens.requires_grad_(False)
+    encoder.class_positions.requires_grad_(False)
+    for block in encoder.blocks[:count]:
+        block.requires_grad_(False)
+
+
+def _lora_change(adapter, tensor_name):
+    if tensor_name != "weight":
+        return 0.0
+    up, down = adapter.adapter_up_proj.weight, adapter.adapter_down_proj.weight
+    return adapter.scaling * (up @ down).detach()
+
+
+class SpectrogramRecognizer(nn.Module):
+    """Encoder and head: features in, scores of units at each step out.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder, usually pretrained.
+    n_units : int
+        Number of units U, the blank among them.
+
+    Example
+    -------
+    >>> import torch
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> grid = {"patch": (128, 2)}
+    >>> encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
+    >>> model = SpectrogramRecognizer(encoder, n_units=7)
+    >>> scores, n_steps = model(torch.randn(2, 50, 128), torch.tensor([50, 20]))
+    >>> scores.shape, n_steps
+    (torch.Size([2, 25, 7]), tensor([25, 10]))
+    """
+
+    def __init__(self, encoder, n_units):
+        super().__init__()
+        self.encoder = encoder
+        self.head = ClassificationHead(encoder.dim, n_units)
+
+    def forward(self, feats, n_frames=None):
+        """Return scores of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); see `SpectrogramEncoder.forward`.
+
+        Returns
+        -------
+        log_probabilities : torch.Tensor
+            (B, T', U), float32.
+        n_steps : torch.Tensor
+            Valid steps of each clip, (B,) int64.
+        """
+        encoded = self.encoder(feats, n_frames)
+        scores = self.head(encoded.frames)
+        return scores.float().log_softmax(-1), encoded.n_steps

@@ -1,0 +1,302 @@
+"""Bidirectional Mamba blocks in plain PyTorch, for any device.
+
+`selective_scan` is the recurrence of Mamba (Gu and Dao, "Mamba: Linear-Time
+Sequence Modeling with Selective State Spaces", COLM 2024), exact in float32
+and with memory that grows linearly with the number of tokens. `MambaMixer`
+runs it in both directions, as Vision Mamba does (Zhu et al., ICML 2024), and
+the blocks around it stand in the encoder where the transformer's do.
+"""
+
+import math
+from functools import partial
+
+import torch
+from torch import nn
+
+from ssast_lobes.models.selective_scan import as_they_are, recomputed, run_scan
+from ssast_lobes.models.transformer import drop_path
+
+# Mamba's own sizes, which SSAMBA keeps (state-spaces/mamba, class Mamba).
+STATE = 16
+KERNEL = 4
+EXPAND = 2
+
+# Step sizes at the start.
+DELTA_RANGE = (1e-3, 1e-1)
+
+# PyTorch's value, with which the official models were trained.
+NORM_EPS = 1e-5
+
+
+class MambaDirection(nn.Module):
+    """One direction of a mixer: convolution, input-dependent maps, scan.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D of the model; there are E = 2 D channels.
+
+    Example
+    -------
+    >>> MambaDirection(16)(torch.zeros(1, 5, 32)).shape
+    torch.Size([1, 5, 32])
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        channels, rank = EXPAND * dim, math.ceil(dim / 16)
+        self.conv = nn.Conv1d(channels, channels, KERNEL, groups=channels)
+        self.x_proj = nn.Linear(channels, rank + 2 * STATE, bias=False)
+        self.dt_proj = nn.Linear(rank, channels)
+        self.A_log = nn.Parameter(
+            torch.arange(1.0, STATE + 1).log().repeat(channels, 1)
+        )
+        self.D = nn.Parameter(torch.ones(channels))
+        # As in Mamba: step sizes spread over their range, evenly in the log.
+        nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
+        low, high = map(math.log, DELTA_RANGE)
+        delta = torch.empty(channels).uniform_(low, high).exp()
+        # The inverse of softplus.
+        self.dt_proj.bias.data = delta + (-(-delta).expm1()).log()
+
+    def forward(self, x, shown=None, reverse=False):
+        """Mix each channel over the tokens.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            (B, N, E), 0 at padding.
+        shown : torch.Tensor, optional
+            (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
+        reverse : bool
+            From the last token to the first.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, E), float32 or float64; arbitrary at padding.
+        """
+        return run_scan(
+            partial(_scan_inputs, reverse),
+            reverse,
+            x,
+            shown,
+            self.conv.weight,
+            self.conv.bias,
+            self.x_proj.weight,
+            self.dt_proj.weight,
+            self.dt_proj.bias,
+            self.A_log,
+            self.D,
+        )
+
+
+def _scan_inputs(reverse, x, shown, *weights):
+    """What `selective_scan` takes, from the input of a direction."""
+    # Weights in half precision too are computed with in float32.
+    x, *weights = as_they_are(x, *weights)
+    kernel, bias, x_proj, dt_proj, dt_bias, A_log, D = weights
+    u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
+    rank, state = dt_proj.shape[1], A_log.shape[1]
+    maps = nn.functional.linear(u, x_proj)
+    steps, B, C = maps.split([rank, state, state], dim=2)
+    delta = nn.functional.linear(steps, dt_proj, dt_bias)
+    delta = nn.functional.softplus(delta)
+    if shown is not None:
+        # The state passes over padding as it is.
+        delta = delta * shown
+    return u, delta, -A_log.exp(), B, C, D
+
+
+def _convolve(x, kernel, bias, reverse):
+    """Depthwise convolution over each token and those that came before it.
+
+    (B, N, E), channels last: a few shifted sums, faster than transposing for
+    ``conv1d`` and back.
+    """
+    size, tokens = kernel.shape[2], x.shape[1]
+    behind = (0, 0, 0, size - 1) if reverse else (0, 0, size - 1, 0)
+    x = nn.functional.pad(x, behind)
+    for place in range(size):
+        first = size - 1 - place if reverse else place
+        shifted = x[:, first : first + tokens]
+        bias = torch.addcmul(bias, shifted, kernel[:, 0, place])
+    return bias
+
+
+class MambaMixer(nn.Module):
+    """Bidirectional Mamba layer: both directions share the projections.
+
+    Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
+    Bidirectional State Space Model", ICML 2024: one projection in, one gate
+    and one projection out; a convolution and a scan of its own for each
+    direction; their outputs are averaged.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+
+    Example
+    -------
+    >>> MambaMixer(16)(torch.zeros(1, 5, 16)).shape
+    torch.Size([1, 5, 16])
+    """
+
+    def __init__(self, dim):
+        super().__init__()
+        self.in_proj = nn.Linear(dim, 2 * EXPAND * dim, bias=False)
+        self.ahead = MambaDirection(dim)
+        self.back = MambaDirection(dim)
+        self.out_proj = nn.Linear(EXPAND * dim, dim, bias=False)
+
+    def forward(self, x, shown=None, flipped=False):
+        """Mix the tokens.
+
+        Arguments
+        ---------
+        x : torch.Tensor
+            Tokens (B, N, D), 0 at padding.
+        shown : torch.Tensor, optional
+            (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
+        flipped : bool
+            Treat each clip as if its tokens stood in opposite order: the
+            directions change places.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, D).
+        """
+        x, gate = self.in_proj(x).chunk(2, dim=2)
+        ahead = self.ahead(x, shown, reverse=flipped)
+        back = self.back(x, shown, reverse=not flipped)
+        return recomputed(self._leave, ahead + back, gate)
+
+    def _leave(self, mixed, gate):
+        # Scans are float32 where the projections may be in half precision.
+        mixed = mixed * nn.functional.silu(gate) / 2
+        return self.out_proj(mixed.to(gate.dtype))
+
+
+class MambaBlock(nn.Module):
+    """Pre-norm block: a bidirectional mixer added to the stream.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+    drop_path : float
+        See `TransformerBlock`.
+
+    Example
+    -------
+    >>> MambaBlock(16)(torch.zeros(1, 5, 16)).shape
+    torch.Size([1, 5, 16])
+    """
+
+    def __init__(self, dim, drop_path=0.0):
+        super().__init__()
+        self.drop_path = drop_path
+        self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
+        self.mixer = MambaMixer(dim)
+
+    def forward(self, x, shown=None, flipped=False):
+        """Tokens (B, N, D) to (B, N, D); the rest as in `MambaMixer`."""
+        normed = self.norm(x)
+        if shown is not None:
+            # Or the convolution would look beyond the end of a clip.
+            normed = normed * shown.to(normed.dtype)
+        branch = self.mixer(normed, shown, flipped)
+        return x + drop_path(branch, self.drop_path, self.training)
+
+
+class PairedMambaBlock(nn.Module):
+    """Block of the released SSAMBA models: two blocks side by side.
+
+    The second sees the tokens in opposite order. Their outputs are added,
+    and with them their residuals: the stream doubles in every block. Each
+    mixer is bidirectional already, so each block scans four times.
+
+    Arguments
+    ---------
+    dim : int
+        Token size D.
+    drop_path : float
+        See `TransformerBlock`.
+
+    Example
+    -------
+    >>> PairedMambaBlock(16)(torch.zeros(1, 5, 16)).shape
+    torch.Size([1, 5, 16])
+    """
+
+    def __init__(self, dim, drop_path=0.0):
+        super().__init__()
+        self.straight = MambaBlock(dim, drop_path)
+        self.flipped = MambaBlock(dim, drop_path)
+
+    def forward(self, x, shown=None):
+        """Tokens (B, N, D) to (B, N, D); `shown` as in `MambaMixer`."""
+        return self.straight(x, shown) + self.flipped(x, shown, flipped=True)
+
+
+def init_mamba(blocks):
+    """Scale the output projections down by the root of their number.
+
+    As Mamba initialises them (after GPT-2), so that the stream does not grow
+    with the depth.
+
+    Arguments
+    ---------
+    blocks : torch.nn.Module
+        All blocks of the model, changed in place.
+    """
+    mixers = [x for x in blocks.modules() if isinstance(x, MambaMixer)]
+    with torch.no_grad():
+        for mixer in mixers:
+            mixer.out_proj.weight /= math.sqrt(len(mixers))
+
+
+class ScanOrder:
+    """Where each token stands in the scan, and the way back.
+
+    A scan has no mask: what must not be seen stands behind all tokens of its
+    clip, and is passed over there.
+
+    Arguments
+    ---------
+    place : torch.Tensor
+        Numbers (B, N) to sort the tokens by.
+    valid : torch.Tensor, optional
+        Boolean (B, N), False at tokens that must not be seen.
+
+    Example
+    -------
+    >>> valid = torch.tensor([[True, False, True]])
+    >>> order = ScanOrder(torch.tensor([[2, 1, 0]]), valid)
+    >>> scanned = order.arrange(torch.tensor([[[0.0], [1.0], [2.0]]]))
+    >>> scanned.flatten(), order.shown.flatten()
+    (tensor([2., 0., 1.]), tensor([1., 1., 0.]))
+    >>> order.restore(scanned).flatten()
+    tensor([0., 1., 2.])
+    """
+
+    def __init__(self, place, valid=None):
+        if valid is not None:
+            last = torch.iinfo(place.dtype).max
+            place = place.masked_fill(~valid, last)
+        self._index = place.argsort(dim=1, stable=True)
+        self._back = self._index.argsort(dim=1)
+        self.shown = None
+        if valid is not None:
+            shown = valid.gather(1, self._index)
+            self.shown = shown[:, :, None].float()
+
+    def arrange(self, x):
+        """Tokens (B, N, D) in the order of the scan."""
+        return x.gather(1, self._index[:, :, None].expand_as(x))
+
+    def restore(self, x):
+        """Tokens (B, N, D) back where they were."""
+        return x.gather(1, self._back[:, :, None].expand_as(x))

@@ -1,0 +1,178 @@
+"""Mean and deviation of spectrograms: normalise by them, measure them."""
+
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+
+from ssast_lobes.utils.checks import real
+from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.presets import load_preset
+
+
+class SpectrogramNorm(nn.Module):
+    """Fixed normalisation ``(x - mean) / (2 * std)`` with padding kept at 0.
+
+    Arguments
+    ---------
+    mean : float
+        Mean of the log-mel energies over the valid frames of a data set.
+    std : float
+        Their standard deviation.
+
+    Raises
+    ------
+    ValueError
+        If `std` is not positive.
+
+    Example
+    -------
+    >>> norm = SpectrogramNorm(mean=1.0, std=2.0)
+    >>> norm(torch.full((1, 2, 1), 5.0), torch.tensor([1])).flatten().tolist()
+    [1.0, 0.0]
+    """
+
+    def __init__(self, mean, std):
+        super().__init__()
+        self.mean = float(real("mean", mean))
+        self.std = float(real("std", std, 0, inside=True))
+
+    @classmethod
+    def from_preset(cls, name):
+        """The official statistics of a data set.
+
+        Arguments
+        ---------
+        name : str
+            ``"audioset"``, ``"esc50"`` or ``"speechcommands"``: a file of
+            ``hparams/features/``.
+
+        Returns
+        -------
+        SpectrogramNorm
+
+        Example
+        -------
+        >>> SpectrogramNorm.from_preset("audioset").mean
+        -4.2677393
+        """
+        return cls(**load_preset("features", name))
+
+    @property
+    def silence(self):
+        """The value that a raw log-mel energy of 0 gets: the padding of the
+        official code, which pads before it normalises."""
+        return -self.mean / (2 * self.std)
+
+    def forward(self, feats, n_frames=None):
+        """Normalise a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Log-mel energies (B, T, M).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); all are valid when left out.
+
+        Returns
+        -------
+        torch.Tensor
+            Normalised (B, T, M), 0 at padding.
+        """
+        feats = (feats - self.mean) / (2 * self.std)
+        if n_frames is None:
+            return feats
+        return feats * valid_frames(n_frames, feats.shape[1])[:, :, None]
+
+
+def read_statistics(name):
+    """Mean and standard deviation by preset name or from a YAML file.
+
+    Arguments
+    ---------
+    name : str
+        A file of ``hparams/features/``, or the path of a YAML file with the
+        keys ``mean`` and ``std``.
+
+    Returns
+    -------
+    dict
+        ``{"mean": float, "std": float}``.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset or file, or it lacks a key.
+
+    Example
+    -------
+    >>> read_statistics("audioset")["std"]
+    4.5689974
+    """
+    if not name.endswith((".yaml", ".yml")):
+        return load_preset("features", name)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise ValueError(f"{name}: no such statistics file")
+    try:
+        numbers = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return {key: float(numbers[key]) for key in ("mean", "std")}
+    except (yaml.YAMLError, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(
+            f"{name}: expected the keys 'mean' and 'std' with numbers "
+            f"({reason})"
+        ) from error
+
+
+class RunningStatistics:
+    """Mean and standard deviation of log-mel energies, in float64.
+
+    Feed it batches of unnormalised features; only valid frames count.
+
+    Example
+    -------
+    >>> stats = RunningStatistics()
+    >>> stats.update(torch.tensor([[[1.0], [3.0], [99.0]]]), torch.tensor([2]))
+    >>> stats.mean, stats.std
+    (2.0, 1.0)
+    """
+
+    def __init__(self):
+        self.count = 0
+        self.total = 0.0
+        self.squares = 0.0
+
+    def update(self, feats, n_frames):
+        """Add a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Log-mel energies (B, T, M).
+        n_frames : torch.Tensor
+            Valid frames (B,).
+        """
+        valid = valid_frames(n_frames, feats.shape[1])[:, :, None]
+        values = torch.where(valid, feats, 0.0).double()
+        self.count += int(n_frames.sum()) * feats.shape[2]
+        self.total += float(values.sum())
+        self.squares += float(values.square().sum())
+
+    @property
+    def mean(self):
+        """Mean over all valid frames and mel bins so far."""
+        self._require_audio()
+        return self.total / self.count
+
+    @property
+    def std(self):
+        """Population standard deviation so far."""
+        variance = self.squares / self._require_audio() - self.mean**2
+        return max(variance, 0.0) ** 0.5
+
+    def _require_audio(self):
+        if self.count == 0:
+            raise ValueError("no audio frame was seen: nothing to average")
+        return self.count

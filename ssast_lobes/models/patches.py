@@ -1,0 +1,447 @@
+"""Patches: how a spectrogram becomes tokens, and where each token sits.
+
+`Grid` counts and cuts the patches, `PatchEmbedding` projects them, and
+`PositionTable` gives each clip its own positions, whatever its length.
+"""
+
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
+
+from ssast_lobes.utils.checks import ArgumentError, flag, require, whole
+from ssast_lobes.utils.lengths import valid_frames
+
+# SSAST section 2.1: square patches, or "frames" that span all mel bins.
+_PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Geometry of the patches over a log-mel spectrogram.
+
+    Tokens are counted frequency-major (all times of the lowest band first),
+    as in SSAST. Along time a partial last patch is kept and completed with
+    zeros; along frequency only whole patches are cut, from the lowest band.
+
+    Arguments
+    ---------
+    n_mels : int
+        Mel bins of the spectrogram.
+    patch : tuple of int
+        Patch size (mel bins, frames).
+    stride : tuple of int, optional
+        Step between patches (mel bins, frames); the patch size when left out.
+    keep_partial : bool
+        False drops a partial last patch, as the official code does.
+
+    Raises
+    ------
+    ValueError
+        If a patch is larger than the mel axis or a size is not positive.
+
+    Example
+    -------
+    >>> grid = Grid(n_mels=128, patch=(16, 16))
+    >>> grid.n_bands, grid.n_steps(1024), grid.n_steps(1025)
+    (8, 64, 65)
+    """
+
+    n_mels: int = 128
+    patch: tuple = (16, 16)
+    stride: tuple = None
+    keep_partial: bool = True
+
+    def __post_init__(self):
+        whole("n_mels", self.n_mels)
+        flag("keep_partial", self.keep_partial)
+        # A YAML file brings lists; a frozen dataclass is set through object.
+        object.__setattr__(self, "patch", _size("patch", self.patch))
+        stride = self.patch if self.stride is None else self.stride
+        object.__setattr__(self, "stride", _size("stride", stride))
+        if self.patch[0] > self.n_mels:
+            raise ArgumentError(
+                f"a patch of {self.patch[0]} mel bins does not fit into "
+                f"{self.n_mels} mel bins"
+            )
+
+    @classmethod
+    def from_geometry(
+        cls, geometry="patch", n_mels=128, stride=None, keep_partial=True
+    ):
+        """The paper's geometries by name.
+
+        Arguments
+        ---------
+        geometry : str or tuple of int
+            ``"patch"`` (16 x 16), ``"frame"`` (all mel bins x 2 frames), or
+            any (mel bins, frames).
+        n_mels : int
+            Mel bins.
+        stride : tuple of int, optional
+            Step (mel bins, frames); no overlap when left out.
+        keep_partial : bool
+            See the class.
+
+        Returns
+        -------
+        Grid
+
+        Raises
+        ------
+        ValueError
+            If the name is unknown.
+
+        Example
+        -------
+        >>> Grid.from_geometry("frame", n_mels=80).patch
+        (80, 2)
+        """
+        if isinstance(geometry, str) and geometry in _PATCH_OF_GEOMETRY:
+            bins, frames = _PATCH_OF_GEOMETRY[geometry]
+            geometry = (bins or n_mels, frames)
+        require(
+            _is_size(geometry),
+            "geometry",
+            f"one of {', '.join(_PATCH_OF_GEOMETRY)}, or a patch size "
+            "[mel bins, frames]",
+            geometry,
+        )
+        return cls(n_mels, geometry, stride, keep_partial)
+
+    @property
+    def config(self):
+        """The arguments that build this grid again."""
+        return {
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(self).items()
+        }
+
+    @property
+    def patch_size(self):
+        """Values in one patch: mel bins times frames."""
+        return self.patch[0] * self.patch[1]
+
+    @property
+    def n_bands(self):
+        """F', patches along frequency."""
+        return (self.n_mels - self.patch[0]) // self.stride[0] + 1
+
+    def n_steps(self, n_frames):
+        """T', patches along time; at least one.
+
+        Arguments
+        ---------
+        n_frames : int or torch.Tensor
+            Frames, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+            Patches along time of so many frames.
+        """
+        size, step = self.patch[1], self.stride[1]
+        if self.keep_partial:
+            # With gaps between patches, the last must still begin in time.
+            reach = n_frames - max(size, step) + step - 1
+        else:
+            reach = n_frames - size
+        count = reach // step + 1
+        if isinstance(n_frames, torch.Tensor):
+            return count.clamp(min=1)
+        return max(count, 1)
+
+    def unfold(self, feats):
+        """Cut a batch of spectrograms into flattened patches.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F' * T', patch_size): tokens frequency-major, each patch
+            flattened mel bin by mel bin.
+
+        Raises
+        ------
+        ValueError
+            If the number of mel bins is not the grid's.
+
+        Example
+        -------
+        >>> Grid(4, (2, 2)).unfold(torch.zeros(1, 5, 4)).shape
+        torch.Size([1, 6, 4])
+        """
+        if feats.dim() != 3 or feats.shape[2] != self.n_mels:
+            raise ValueError(
+                f"expected features (batch, frames, {self.n_mels} mel bins), "
+                f"got {tuple(feats.shape)}"
+            )
+        frames = feats.shape[1]
+        needed = (self.n_steps(frames) - 1) * self.stride[1] + self.patch[1]
+        if needed > frames:
+            feats = nn.functional.pad(feats, (0, 0, 0, needed - frames))
+        bands = feats[:, :needed].transpose(1, 2)
+        bands = bands.unfold(1, self.patch[0], self.stride[0])
+        cut = bands.unfold(2, self.patch[1], self.stride[1])
+        return cut.reshape(feats.shape[0], -1, self.patch_size)
+
+    def fold(self, patches, n_frames):
+        """Put patches back into a spectrogram; overlaps are averaged.
+
+        Arguments
+        ---------
+        patches : torch.Tensor
+            (B, F' * T', patch_size), as `unfold` cuts them.
+        n_frames : int
+            Frames T of the spectrogram.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels); mel bins that no patch covers are 0.
+
+        Example
+        -------
+        >>> grid, feats = Grid(4, (2, 2)), torch.randn(1, 6, 4)
+        >>> torch.equal(grid.fold(grid.unfold(feats), 6), feats)
+        True
+        """
+        steps = self.n_steps(n_frames)
+        covered = (
+            (self.n_bands - 1) * self.stride[0] + self.patch[0],
+            (steps - 1) * self.stride[1] + self.patch[1],
+        )
+
+        def overlap_add(x):
+            return nn.functional.fold(
+                x.transpose(1, 2), covered, self.patch, stride=self.stride
+            )
+
+        covers = overlap_add(torch.ones_like(patches)).clamp(min=1)
+        total = overlap_add(patches) / covers
+        feats = total[:, 0].transpose(1, 2)[:, :n_frames]
+        missing = (
+            0,
+            self.n_mels - feats.shape[2],
+            0,
+            n_frames - feats.shape[1],
+        )
+        return nn.functional.pad(feats, missing)
+
+    def valid_tokens(self, n_steps, max_steps):
+        """Mask of the tokens that are audio.
+
+        Arguments
+        ---------
+        n_steps : torch.Tensor
+            Valid patches along time of each clip, (B,).
+        max_steps : int
+            T' of the batch.
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, F' * T').
+
+        Example
+        -------
+        >>> Grid(4, (2, 2)).valid_tokens(torch.tensor([1]), 2).int().tolist()
+        [[1, 0, 1, 0]]
+        """
+        steps = valid_frames(n_steps, max_steps)
+        return steps[:, None].expand(-1, self.n_bands, -1).flatten(1)
+
+
+def _is_size(value):
+    pair = isinstance(value, list | tuple) and len(value) == 2
+    return pair and all(type(size) is int and size >= 1 for size in value)
+
+
+def _size(name, value):
+    allowed = "two whole numbers of at least 1 (mel bins, frames)"
+    require(_is_size(value), name, allowed, value)
+    return tuple(value)
+
+
+class PatchEmbedding(nn.Linear):
+    """Linear projection of flattened patches: (.., patch_size) to (.., D).
+
+    The same map as the strided convolution of a vision transformer, in the
+    order of `Grid.unfold`.
+
+    Arguments
+    ---------
+    grid : Grid
+        Its patch size is the input size.
+    dim : int
+        Token size D.
+
+    Example
+    -------
+    >>> PatchEmbedding(Grid(), 192)(torch.zeros(2, 5, 256)).shape
+    torch.Size([2, 5, 192])
+    """
+
+    def __init__(self, grid, dim):
+        super().__init__(grid.patch_size, dim)
+
+
+class PositionTable(nn.Module):
+    """Learned positions for a grid, fitted to each clip's own length.
+
+    Along time a clip shorter than the table takes its centre, a longer one
+    the table interpolated linearly; along frequency the same. This is what
+    the official code does for whole batches of one length.
+
+    Arguments
+    ---------
+    bands : int
+        F0, rows of the table.
+    steps : int
+        T0, columns of the table.
+    dim : int
+        Token size D.
+
+    Example
+    -------
+    >>> table = PositionTable(bands=8, steps=64, dim=4)
+    >>> table(8, torch.tensor([64, 10]), 64).shape
+    torch.Size([2, 512, 4])
+    """
+
+    def __init__(self, bands, steps, dim):
+        super().__init__()
+        self.table = nn.Parameter(torch.empty(bands, steps, dim))
+        nn.init.trunc_normal_(self.table, std=0.02)
+
+    def fix_sincos(self):
+        """Hold fixed sin-cos positions from now on, as masked autoencoders.
+
+        See `sincos_positions`. What is loaded into the table later stays
+        fixed too.
+
+        Raises
+        ------
+        ValueError
+            If the token size is not a multiple of 4.
+
+        Example
+        -------
+        >>> table = PositionTable(bands=2, steps=3, dim=4)
+        >>> table.fix_sincos()
+        >>> table.table[0, 0].tolist(), table.table.requires_grad
+        ([0.0, 1.0, 0.0, 1.0], False)
+        """
+        with torch.no_grad():
+            self.table.copy_(sincos_positions(*self.table.shape))
+        self.table.requires_grad_(False)
+
+    def forward(self, bands, n_steps, max_steps):
+        """Positions of a batch.
+
+        Arguments
+        ---------
+        bands : int
+            F' of the encoder's grid.
+        n_steps : torch.Tensor
+            Valid patches along time of each clip, (B,) int64.
+        max_steps : int
+            T' of the batch.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F' * T', D), arbitrary at padding.
+        """
+        full_bands, full_steps, _ = self.table.shape
+        all_bands = torch.arange(bands, device=n_steps.device)
+        # Not torch.tensor: its copy to a GPU would wait for the device.
+        low, high, share = _resample(
+            all_bands, torch.full_like(all_bands, bands), full_bands
+        )
+        table = torch.lerp(
+            _taken(self.table, 0, low),
+            _taken(self.table, 0, high),
+            share[:, None, None].to(self.table.dtype),
+        )
+        all_steps = torch.arange(max_steps, device=n_steps.device)
+        low, high, share = _resample(all_steps, n_steps[:, None], full_steps)
+        positions = torch.lerp(
+            _taken(table, 1, low),
+            _taken(table, 1, high),
+            share[None, :, :, None].to(self.table.dtype),
+        )
+        return positions.transpose(0, 1).flatten(1, 2)
+
+
+def _taken(table, dim, places):
+    """Entries of a table along one dimension, which becomes that of places.
+
+    Not ``table[places]``: its gradient sums in no fixed order where there are
+    several threads.
+    """
+    taken = table.index_select(dim, places.flatten())
+    return taken.unflatten(dim, places.shape)
+
+
+def sincos_positions(bands, steps, dim, device=None):
+    """Sine and cosine positions on a grid (Vaswani et al., NeurIPS 2017).
+
+    The first half of a position tells the band, the second half the time
+    step, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
+    Autoencoders Are Scalable Vision Learners", CVPR 2022).
+
+    Arguments
+    ---------
+    bands, steps : int
+        F' and T'.
+    dim : int
+        Token size D, a multiple of 4.
+    device : torch.device, optional
+        Where to compute them.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (F', T', D); that of a place does not depend on the size of
+        the grid.
+
+    Raises
+    ------
+    ValueError
+        If `dim` is not a multiple of 4.
+
+    Example
+    -------
+    >>> sincos_positions(1, 2, 4)[0, :, 2:].round(decimals=3)
+    tensor([[0.0000, 1.0000],
+            [0.8410, 0.5400]])
+    """
+    if dim % 4:
+        raise ValueError(
+            f"sin-cos positions need a multiple of 4 dimensions, got {dim}"
+        )
+    quarter = dim // 4
+    rates = 10000 ** (-torch.arange(quarter, device=device) / quarter)
+    angle = torch.arange(max(bands, steps), device=device)[:, None] * rates
+    waves = torch.cat([angle.sin(), angle.cos()], dim=1)
+    of_band = waves[:bands, None].expand(-1, steps, -1)
+    of_step = waves[None, :steps].expand(bands, -1, -1)
+    return torch.cat([of_band, of_step], dim=2)
+
+
+def _resample(index, size, full):
+    """Where entry `index` of an axis of `size` lies on a table of `full`.
+
+    Returns the two neighbouring entries and the share of the second.
+    """
+    crop = (full // 2 - size // 2 + index).float()
+    stretch = (index + 0.5) * (full / size) - 0.5
+    place = torch.where(size < full, crop, stretch).clamp(0, full - 1)
+    low = place.floor()
+    high = (low + 1).clamp(max=full - 1)
+    return low.long(), high.long(), place - low

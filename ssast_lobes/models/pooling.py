@@ -1,0 +1,188 @@
+"""Pooling of tokens into one vector a clip."""
+
+import torch
+from torch import nn
+
+from ssast_lobes.utils.checks import one_of
+
+# Vectors of size D that each way of pooling gives.
+POOLINGS = {"mean": 1, "class": 1, "statistics": 2, "dynamics": 4}
+
+# Time steps over which dynamics compare tokens.
+_STEPS = (1, 2)
+
+# Added to the variance of tokens over time.
+_LEAST_VARIANCE = 1e-6
+READOUTS = ("last", "weighted", "all")
+
+
+def pool(tokens, valid, class_tokens, pooling, n_bands=None):
+    """Pool tokens to one vector a clip.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        (B, N, D), 0 at padding.
+    valid : torch.Tensor
+        Boolean (B, N).
+    class_tokens : torch.Tensor
+        (B, 2, D) or (B, 1, D).
+    pooling : str
+        ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
+        deviation; or ``"dynamics"``: these, then the root of the mean square
+        of a token's change over one step of time, and over two (0.001 of
+        a clip that has no two tokens so far apart).
+    n_bands : int, optional
+        F', and N = F' * T': for dynamics, which compare within a band.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, D); statistics (B, 2 D), dynamics (B, 4 D).
+
+    Raises
+    ------
+    ValueError
+        If `pooling` is unknown, or dynamics are asked for without `n_bands`.
+
+    Example
+    -------
+    >>> tokens = torch.tensor([[[2.0], [4.0], [0.0]]])
+    >>> valid = torch.tensor([[True, True, False]])
+    >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
+    3.0
+    >>> pool(
+    ...     tokens, valid, torch.zeros(1, 2, 1), "dynamics", 1
+    ... ).round().tolist()
+    [[3.0, 1.0, 2.0, 0.0]]
+    """
+    if pooling == "class":
+        return class_tokens.mean(1)
+    if pooling not in POOLINGS:
+        raise ValueError(
+            f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
+        )
+    count = valid.sum(1, keepdim=True).clamp(min=1)
+    mean = tokens.sum(1) / count
+    if pooling == "mean":
+        return mean
+    # In float32 under bf16 too: squares of small differences.
+    away = (tokens - mean[:, None]).float() * valid[:, :, None]
+    variance = away.square().sum(1) / count
+    variances = [variance]
+    if pooling == "dynamics":
+        if n_bands is None:
+            raise ValueError(
+                "dynamics need n_bands; where tokens were dropped there is no "
+                "grid: pool their statistics"
+            )
+        on_grid = away.unflatten(1, (n_bands, -1))
+        shown = valid.unflatten(1, (n_bands, -1))
+        for step in _STEPS:
+            both = shown[:, :, step:] & shown[:, :, :-step]
+            change = on_grid[:, :, step:] - on_grid[:, :, :-step]
+            squares = (change * both[..., None]).square().sum((1, 2))
+            variances.append(squares / both.sum((1, 2)).clamp(min=1)[:, None])
+    # The root of 0 has no gradient: a clip of one token.
+    deviations = [(part + _LEAST_VARIANCE).sqrt() for part in variances]
+    return torch.cat([mean, *(d.to(mean.dtype) for d in deviations)], dim=1)
+
+
+class ClipPooling(nn.Module):
+    """One vector a clip, from the last layer or from all of them.
+
+    Arguments
+    ---------
+    depth : int
+        Number of encoder blocks L.
+    pooling : str
+        ``"mean"`` of the valid tokens, ``"class"`` tokens,
+        ``"statistics"``: mean and standard deviation of the valid tokens, as
+        x-vectors pool (Snyder et al., ICASSP 2018), or ``"dynamics"``: these
+        and how much tokens change over one and two steps of time.
+    layers : str
+        ``"last"``: after the final norm. ``"weighted"``: the
+        softmax-weighted sum of the L block outputs before it, as SUPERB
+        probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
+        first block and the L block outputs, pooled and put side by side.
+
+    Raises
+    ------
+    ValueError
+        If a name is unknown.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> pooling = ClipPooling(encoder.depth, layers="weighted")
+    >>> output = encoder(torch.randn(3, 50, 128), hidden_states=True)
+    >>> pooling(output).shape
+    torch.Size([3, 32])
+    """
+
+    def __init__(self, depth, pooling="mean", layers="last"):
+        super().__init__()
+        one_of("layers", layers, READOUTS)
+        one_of("pooling", pooling, POOLINGS)
+        self.depth = depth
+        self.pooling = pooling
+        self.layers = layers
+        if layers == "weighted":
+            self.layer_scores = nn.Parameter(torch.zeros(depth))
+
+    @property
+    def config(self):
+        """The arguments that build this again."""
+        return {
+            "depth": self.depth,
+            "pooling": self.pooling,
+            "layers": self.layers,
+        }
+
+    @property
+    def needs_hidden_states(self):
+        """Whether the encoder must return its hidden states."""
+        return self.layers != "last"
+
+    def output_size(self, dim):
+        """Size of the clip vector.
+
+        Arguments
+        ---------
+        dim : int
+            Token size D of the encoder.
+
+        Returns
+        -------
+        int
+            D, twice as much for statistics, four times for dynamics, and
+            L + 1 times as much for all layers.
+
+        Example
+        -------
+        >>> ClipPooling(12, "statistics", "all").output_size(192)
+        4992
+        """
+        parts = POOLINGS[self.pooling]
+        return dim * parts * (self.depth + 1 if self.layers == "all" else 1)
+
+    def forward(self, encoded):
+        """Pool an `EncoderOutput` to (B, `output_size`)."""
+        if self.layers == "last":
+            return encoded.clip(self.pooling)
+        if self.layers == "all":
+            pooled = [
+                encoded.pool_tokens(tokens, classes, self.pooling)
+                for tokens, classes in zip(
+                    encoded.hidden_states,
+                    encoded.class_hidden_states,
+                    strict=True,
+                )
+            ]
+            return torch.cat(pooled, dim=1)
+        share = self.layer_scores.softmax(0)
+        tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
+        classes = encoded.class_hidden_states[1:]
+        classes = torch.einsum("l,lbnd->bnd", share, classes)
+        return encoded.pool_tokens(tokens, classes, self.pooling)

@@ -1,0 +1,150 @@
+"""Corruption of spectrograms by groups of pixels, not by tokens.
+
+Group masked model learning hides blocks of any place and size. Vectorised
+over the batch, drawn from the noise that it is given, within each clip's own
+length, without waiting for the device.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.objectives.views import draw_whole
+from ssast_lobes.utils.lengths import valid_frames
+
+# Blocks to draw. They cover nine tenths of a clip when the largest is a third
+# of each axis; only as many count as the wanted area needs.
+_BLOCKS = 128
+
+
+class GroupCorruption(nn.Module):
+    """Hide blocks of a clip, or paste blocks of another clip over it.
+
+    The group masked model learning of SiT and ASiT (Atito et al.). Blocks are
+    added until they cover the wanted area of the clip's own pixels. Most
+    clips have them set to zero; some have them filled with what another clip
+    of the batch has at that place, with zeros after its end. Unlike in the
+    released code blocks also begin before the clip's edges, so that every
+    pixel is hidden equally often.
+
+    Arguments
+    ---------
+    drop_area : tuple of float
+        Least and greatest share of the pixels to set to zero.
+    paste_area : float
+        Share of the pixels to paste.
+    paste_probability : float
+        Share of the clips with pasting, which replaces the zeros.
+    block : float
+        Greatest size of a block, as a share of either axis.
+    align : tuple of int
+        Blocks begin and end at multiples of so many (mel bins, frames):
+        (1, 1) hides most patches in part, the patch size only whole patches.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> corrupt = GroupCorruption((0.5, 0.7), 0.3, 0.5, 0.3, align=(16, 16))
+    >>> feats, n_frames = torch.ones(2, 160, 128), torch.tensor([160, 80])
+    >>> corrupted, hidden = corrupt(
+    ...     feats, n_frames, RandomSource(2, feats.device)
+    ... )
+    >>> bool((corrupted == 0)[hidden].all()), bool(hidden[1, 80:].any())
+    (True, False)
+    """
+
+    def __init__(self, drop_area, paste_area, paste_probability, block, align):
+        super().__init__()
+        self.drop_area = tuple(drop_area)
+        self.paste_area = paste_area
+        self.paste_probability = paste_probability
+        self.block = block
+        self.align = tuple(align)
+
+    def forward(self, feats, n_frames, noise, paste=False):
+        """Corrupt.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+        paste : bool
+            Paste too. What comes out then depends on the other clips.
+
+        Returns
+        -------
+        corrupted : torch.Tensor
+            (B, T, n_mels).
+        hidden : torch.Tensor
+            Boolean (B, T, n_mels), True where corrupted.
+        """
+        draws = noise(1, 3)[:, 0]
+        least, greatest = self.drop_area
+        area = least + (greatest - least) * draws[:, 0]
+        filling = torch.zeros_like(feats)
+        if paste and len(feats) > 1:
+            pasted = draws[:, 1] < self.paste_probability
+            area = torch.where(pasted, self.paste_area, area)
+            others = draw_whole(draws[:, 2], len(feats) - 1) + 1
+            own = torch.arange(len(feats), device=feats.device)
+            other = feats[(own + others) % len(feats)]
+            filling = torch.where(pasted[:, None, None], other, filling)
+        hidden = self.blocks(noise, n_frames, *feats.shape[1:], area)
+        return torch.where(hidden, filling, feats), hidden
+
+    @torch.no_grad()
+    def blocks(self, noise, n_frames, frames, n_mels, area):
+        """Draw blocks until they cover a share of each clip.
+
+        Arguments
+        ---------
+        noise : RandomSource
+            Source of the draws.
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        frames, n_mels : int
+            T and the mel bins.
+        area : torch.Tensor
+            Wanted share of each clip's pixels, (B,).
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, T, n_mels), True within the blocks.
+        """
+        draws = noise(4, _BLOCKS)
+        mels = torch.full_like(n_frames, n_mels)
+        rows = self._sides(draws[:, :2], mels, n_mels, self.align[0])
+        columns = self._sides(draws[:, 2:], n_frames, frames, self.align[1])
+        columns = columns & valid_frames(n_frames, frames)[:, None]
+        rows, columns = rows.float(), columns.float().transpose(1, 2)
+        number = torch.arange(_BLOCKS, device=n_frames.device)
+
+        def union(count):
+            some = columns * (number < count[:, None])[:, None]
+            return some @ rows > 0.5
+
+        wanted = area * n_frames * n_mels
+        low, high = torch.zeros_like(mels), torch.full_like(mels, _BLOCKS)
+        # Bisection: the fewest blocks that cover the wanted area.
+        for _ in range(_BLOCKS.bit_length()):
+            middle = (low + high) // 2
+            enough = union(middle).sum((1, 2)) >= wanted
+            high = torch.where(enough, middle, high)
+            low = torch.where(enough, low, (middle + 1).minimum(high))
+        return union(high)
+
+    def _sides(self, draws, sizes, length, align):
+        """Extent of each block along an axis: boolean (B, blocks, length)."""
+        sizes = sizes[:, None]
+        most = (self.block * sizes.double()).floor().long()
+        size = align + draw_whole(draws[:, 0], (most - align).clamp(min=1))
+        size = (size / align).round().long()
+        places = (sizes + align - 1) // align
+        first = draw_whole(draws[:, 1], places + size - 1) - (size - 1)
+        first, last = first[:, :, None] * align, (first + size)[:, :, None]
+        place = torch.arange(length, device=draws.device)
+        return (place >= first) & (place < last * align)

@@ -1,0 +1,398 @@
+"""Maskers: which tokens are hidden. Pure, vectorised, seeded.
+
+A mask is boolean (B, F', T'), True where a token is hidden. Only a clip's
+own valid tokens are hidden, and exactly as many as asked for.
+
+A masker is a setting of an objective: `Masker.config` describes it in plain
+words and numbers, and `make_masker` builds it again.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.utils.checks import ArgumentError, real, require, whole
+from ssast_lobes.utils.random import RandomSource
+
+
+class Masker(nn.Module):
+    """Base of the maskers: how many tokens, and how scores become a mask.
+
+    A subclass gives each token a score; the lowest are hidden.
+
+    Arguments
+    ---------
+    ratio : float, optional
+        Share of a clip's valid tokens to hide.
+    count : int, optional
+        Number of tokens to hide, at most all but one. Give one of the two.
+
+    Raises
+    ------
+    ValueError
+        If not exactly one of `ratio` and `count` is given, or out of range.
+    """
+
+    def __init__(self, ratio=None, count=None):
+        super().__init__()
+        if (ratio is None) == (count is None):
+            raise ArgumentError(
+                f"a masker takes either ratio or count, got ratio={ratio!r} "
+                f"and count={count!r}"
+            )
+        if ratio is not None:
+            real("mask ratio", ratio, 0, 1, inside=True)
+        self.ratio = ratio
+        self.count = whole("count", count, null=True)
+
+    @property
+    def config(self):
+        """Return the name and the arguments, for `make_masker`."""
+        return {
+            "name": type(self).__name__,
+            "ratio": self.ratio,
+            "count": self.count,
+        }
+
+    def n_masked(self, n_tokens):
+        """Tokens to hide of so many: at least one, at most all but one.
+
+        Arguments
+        ---------
+        n_tokens : int or torch.Tensor
+            Valid tokens, a number or (B,) int64.
+
+        Returns
+        -------
+        int or torch.Tensor
+            0 for a clip of a single token.
+
+        Example
+        -------
+        >>> masker = RandomMasker(ratio=0.75)
+        >>> [masker.n_masked(n) for n in (1, 2, 512)]
+        [0, 1, 384]
+        """
+        if not isinstance(n_tokens, torch.Tensor):
+            # No tensor on the way: reading it back would break a compiled
+            # graph in two.
+            wanted = self.count or round(self.ratio * n_tokens)
+            return max(0, min(max(1, wanted), n_tokens - 1))
+        if self.count is not None:
+            wanted = torch.full_like(n_tokens, self.count)
+        else:
+            wanted = (self.ratio * n_tokens.double()).round().long()
+        return torch.minimum(wanted.clamp(min=1), n_tokens - 1).clamp(min=0)
+
+    def forward(
+        self, n_steps, bands, max_steps, generator=None, clip_keys=None
+    ):
+        """Draw a mask for each clip.
+
+        Arguments
+        ---------
+        n_steps : torch.Tensor
+            Valid patches along time of each clip, (B,) int64.
+        bands : int
+            F'.
+        max_steps : int
+            T' of the batch.
+        generator : torch.Generator, optional
+            Source of the draws, on the device of `n_steps`.
+        clip_keys : torch.Tensor, optional
+            (B,) int64: the mask becomes a function of the clip's key alone,
+            for validation.
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, F', T').
+        """
+        noise = RandomSource(len(n_steps), n_steps.device, generator, clip_keys)
+        return self.draw(noise, n_steps, bands, max_steps)
+
+    def draw(self, noise, n_steps, bands, max_steps):
+        """Draw a mask for each clip from given noise.
+
+        Arguments
+        ---------
+        noise : RandomSource
+            Source of the draws; another call gives another mask.
+        n_steps, bands, max_steps
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            Boolean (B, F', T').
+        """
+        scores = self.scores(noise, n_steps, bands, max_steps)
+        steps = torch.arange(max_steps, device=n_steps.device)
+        padding = steps >= n_steps[:, None]
+        scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
+        rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
+        hidden = rank < self.n_masked(n_steps * bands)[:, None]
+        return hidden.unflatten(1, (bands, max_steps))
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """Scores of the tokens; the lowest are hidden.
+
+        Arguments
+        ---------
+        noise : RandomSource
+            ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
+        n_steps, bands, max_steps
+            As in `forward`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, F', T').
+        """
+        raise NotImplementedError
+
+
+class RandomMasker(Masker):
+    """Hide tokens one by one, uniformly: SSAST's frame masks.
+
+    See `Masker` for the arguments.
+
+    Example
+    -------
+    >>> masker = RandomMasker(ratio=0.5)
+    >>> masker(torch.tensor([8, 4]), bands=1, max_steps=8).sum((1, 2)).tolist()
+    [4, 2]
+    """
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """Plain noise; see `Masker.scores`."""
+        return noise(bands, max_steps)
+
+
+class ClusterMasker(Masker):
+    """Hide square clusters of tokens: SSAST's patch masks, without its bias.
+
+    Each clip draws a cluster size C, and clusters are seeded by noise. What
+    a cluster has beyond an edge of the clip comes in at the opposite edge:
+    only so is every token hidden equally often, in clips of any length (the
+    official generator hides the lowest mel row half as often as the middle).
+    See section 2.2 of the paper.
+
+    On a grid of one band tokens are hidden one by one, as by `RandomMasker`:
+    the paper has clusters of patches, but not of frames.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`.
+    cluster_sizes : sequence of int
+        Cluster sizes C to draw from.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> masker = ClusterMasker(count=400)
+    >>> masker(torch.tensor([64]), bands=8, max_steps=64).sum().item()
+    400
+    """
+
+    def __init__(self, ratio=None, count=None, cluster_sizes=(3, 4, 5)):
+        super().__init__(ratio, count)
+        require(
+            isinstance(cluster_sizes, list | tuple) and len(cluster_sizes) > 0,
+            "cluster_sizes",
+            "a list of at least one size, such as [3, 4, 5]",
+            cluster_sizes,
+        )
+        self.cluster_sizes = tuple(
+            whole("each of cluster_sizes", size) for size in cluster_sizes
+        )
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """Return the least noise within C x C; see `Masker.scores`."""
+        if bands == 1:
+            return noise(bands, max_steps)
+        return _square_scores(
+            self.cluster_sizes, noise, n_steps, bands, max_steps
+        )
+
+
+def _square_scores(sizes, noise, n_steps, bands, max_steps):
+    """Return scores that are alike within squares of a drawn size."""
+    # The first column is spare: it draws the size.
+    drawn = noise(bands, 1 + max_steps)
+    choice = (drawn[:, 0, 0] * len(sizes)).long()
+    seeds = drawn[:, :, 1:]
+
+    reach = max(sizes) - 1
+    rows = torch.arange(bands + reach, device=seeds.device) % bands
+    columns = torch.arange(max_steps + reach, device=seeds.device)
+    columns = (columns % n_steps[:, None])[:, None]
+    wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
+    scores = 0
+    for number, size in enumerate(sizes):
+        extended = wrapped[:, : bands + size - 1, : max_steps + size - 1]
+        lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
+        scores = scores + lowest * (choice == number)[:, None, None]
+    # Tokens of one square tie: their own noise decides, not their order.
+    return scores + 1e-5 * seeds
+
+
+class InverseBlockMasker(Masker):
+    """Keep square blocks of tokens and hide the rest: EAT's masks.
+
+    The visible tokens are whole blocks, and a part of one more where the
+    count does not come out even. As in `ClusterMasker` a block that crosses
+    an edge of the clip continues at the opposite edge, so that every token is
+    visible equally often; the official code cuts it off, and then adds or
+    removes single tokens until the count is right. See Chen et al., "EAT:
+    Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
+    2024, section 3.2.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`: tokens to hide, not to keep.
+    block_size : int
+        Tokens along each side of a block.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> masker = InverseBlockMasker(ratio=0.8, block_size=5)
+    >>> (~masker(torch.tensor([64]), bands=8, max_steps=64)).sum().item()
+    102
+    """
+
+    def __init__(self, ratio=None, count=None, *, block_size):
+        super().__init__(ratio, count)
+        self.block_size = whole("block_size", block_size)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "block_size": self.block_size}
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """Return scores, lowest far from blocks; see `Masker.scores`."""
+        return -_square_scores(
+            (self.block_size,), noise, n_steps, bands, max_steps
+        )
+
+
+class SpanMasker(Masker):
+    """Hide spans of whole time steps: the masks of ATST-Frame.
+
+    Unlike `compute_mask_indices` of fairseq, which the official code uses, a
+    clip hides exactly the share asked for: fairseq counts overlaps of spans
+    twice, so that its 0.65 hides half of a clip. Of the last span only a part
+    is hidden where the count does not come out even. Spans wrap at the clip's
+    own edges, so that every step is hidden equally often. Li et al., "ATST:
+    Audio Representation Learning with Teacher-Student Transformer", 2023.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`, but of time steps: all bands of a step are hidden.
+    span : int
+        Steps of a span.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> masker = SpanMasker(ratio=0.5, span=5)
+    >>> mask = masker(torch.tensor([20, 10]), bands=2, max_steps=20)
+    >>> mask.sum((1, 2)).tolist(), torch.equal(mask[:, 0], mask[:, 1])
+    ([20, 10], True)
+    """
+
+    def __init__(self, ratio=None, count=None, *, span):
+        super().__init__(ratio, count)
+        self.span = whole("span", span)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "span": self.span}
+
+    def draw(self, noise, n_steps, bands, max_steps):
+        """Draw steps, and hide all their bands; see `Masker.draw`."""
+        hidden = super().draw(noise, n_steps, 1, max_steps)
+        return hidden.expand(-1, bands, -1)
+
+    def scores(self, noise, n_steps, bands, max_steps):
+        """The least noise of the spans over a step; see `Masker.scores`."""
+        seeds = noise(1, max_steps)
+        steps = torch.arange(max_steps + self.span - 1, device=seeds.device)
+        steps = (steps % n_steps[:, None])[:, None]
+        spans = seeds.gather(2, steps).unfold(2, self.span, 1)
+        # Steps of one span would tie: those at its end come first, so that
+        # what is left of a span that is cut short hangs together.
+        within = torch.arange(self.span, device=seeds.device)
+        return (spans + 1e-6 * within).amin(3)
+
+
+_MASKERS = {
+    masker.__name__: masker
+    for masker in (RandomMasker, ClusterMasker, InverseBlockMasker, SpanMasker)
+}
+
+
+def make_masker(masker):
+    """Return a masker, built from its `Masker.config` where that is given.
+
+    Arguments
+    ---------
+    masker : Masker or dict
+        A masker, which is returned as it is, or the configuration of one.
+
+    Returns
+    -------
+    Masker
+
+    Raises
+    ------
+    ValueError
+        If it is neither, names no masker of this package, or the arguments do
+        not fit.
+
+    Example
+    -------
+    >>> masker = make_masker({"name": "RandomMasker", "ratio": 0.5})
+    >>> make_masker(masker.config).config
+    {'name': 'RandomMasker', 'ratio': 0.5, 'count': None}
+    """
+    if isinstance(masker, Masker):
+        return masker
+    if not isinstance(masker, dict) or "name" not in masker:
+        raise ValueError(
+            "masker must be a masker, or a dict with its name and arguments, "
+            f"got {masker!r}"
+        )
+    arguments = dict(masker)
+    name = arguments.pop("name")
+    if name not in _MASKERS:
+        raise ValueError(
+            f"no masker of this package is named {name!r}; there are: "
+            f"{', '.join(_MASKERS)}. Pass a masker of your own as an object"
+        )
+    try:
+        return _MASKERS[name](**arguments)
+    except TypeError as error:
+        raise ValueError(f"masker {name}: {error}") from error

@@ -1,0 +1,496 @@
+"""Views: several looks at one clip, for objectives that compare them.
+
+Random crops, random resizing of the mel and time axes, other channels, and
+mixing with other clips. Everything works on a whole batch on its own device,
+draws from the noise that it is given, follows each clip's own length and
+never waits for the device. Padding stays 0.
+"""
+
+import math
+
+import torch
+from torch import nn
+
+from ssast_lobes.utils.lengths import valid_frames
+
+# Parameter of the cubic convolution kernel in PyTorch's bicubic resizing.
+_CUBIC = -0.75
+
+
+def draw_whole(draw, choices):
+    """A whole number below `choices` of a uniform draw.
+
+    Arguments
+    ---------
+    draw : torch.Tensor
+        float32 in [0, 1), as `RandomSource` gives it.
+    choices : int or torch.Tensor
+        How many numbers there are to choose from.
+
+    Returns
+    -------
+    torch.Tensor
+        int64, from 0 to `choices` - 1.
+
+    Example
+    -------
+    >>> draw_whole(torch.tensor([0.0, 0.5, 0.99]), 4)
+    tensor([0, 2, 3])
+    """
+    # In float32 the largest draw times a number may round up to the number.
+    return (draw.double() * choices).floor().long()
+
+
+class RandomCrop(nn.Module):
+    """Cut a random stretch out of each clip.
+
+    Arguments
+    ---------
+    share : float or tuple of float
+        Length of the stretch, as a share of the clip's own frames; at least
+        one frame. Of two, least and greatest, drawn uniformly for each clip.
+
+    Raises
+    ------
+    ValueError
+        If a share is not above 0 and at most 1, or the least above the
+        greatest.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
+    >>> crop = RandomCrop(0.6)
+    >>> crops, n_frames = crop(feats, n_frames, RandomSource(2, feats.device))
+    >>> crops.shape, n_frames.tolist()
+    (torch.Size([2, 60, 128]), [60, 24])
+    """
+
+    def __init__(self, share):
+        super().__init__()
+        least, greatest = (
+            share if isinstance(share, (list, tuple)) else [share] * 2
+        )
+        if not 0 < least <= greatest <= 1:
+            raise ValueError(f"a crop is a share from 0 to 1, got {share}")
+        self.share = share
+        self._least, self._greatest = least, greatest
+
+    def forward(self, feats, n_frames, noise):
+        """Cut.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+
+        Returns
+        -------
+        crops : torch.Tensor
+            (B, round(share * T), n_mels) of the greatest share, 0 at padding.
+        n_frames : torch.Tensor
+            Their valid frames (B,) int64.
+        """
+        first, counts = self.draw(n_frames, noise)
+        return cut(feats, first, counts, self.longest(feats)), counts
+
+    def draw(self, n_frames, noise):
+        """Where to cut.
+
+        Arguments
+        ---------
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+
+        Returns
+        -------
+        first, counts : torch.Tensor
+            First frame and number of frames of each stretch, (B,) int64.
+        """
+        share = self._least
+        if self._least < self._greatest:
+            reach = self._greatest - self._least
+            share = self._least + reach * noise(1, 1)[:, 0, 0].double()
+        counts = (share * n_frames.double()).round().long().clamp(min=1)
+        first = draw_whole(noise(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
+        return first[:, 0], counts
+
+    def longest(self, feats):
+        """Frames (int) of the longest stretch of such a batch."""
+        return max(1, round(self._greatest * feats.shape[1]))
+
+
+def cut(feats, first, counts, longest):
+    """Cut a stretch out of each clip.
+
+    Arguments
+    ---------
+    feats : torch.Tensor
+        (B, T, n_mels).
+    first, counts : torch.Tensor
+        First frame and number of frames of each stretch, (B,) int64.
+    longest : int
+        Frames of the result, at least the greatest of the counts.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, longest, n_mels), 0 beyond each stretch.
+
+    Example
+    -------
+    >>> feats = torch.arange(6.0).view(1, 6, 1)
+    >>> cut(feats, torch.tensor([2]), torch.tensor([3]), 4)[0, :, 0]
+    tensor([2., 3., 4., 0.])
+    """
+    places = first[:, None] + torch.arange(longest, device=feats.device)
+    places = places.clamp(max=feats.shape[1] - 1)[:, :, None]
+    stretches = feats.gather(1, places.expand(-1, -1, feats.shape[2]))
+    return stretches * valid_frames(counts, longest)[:, :, None]
+
+
+class RandomResizedCrop(nn.Module):
+    """Resize a random part of each spectrogram to the size of the whole.
+
+    From BYOL-A (Niizumi et al., IJCNN 2021), with which ATST makes its views.
+    Along an axis a part of random size is cut at a random place and resized
+    with cubic convolution. Parts may be larger than a clip as far as an empty
+    canvas around it reaches: the clip then shrinks and has zeros beside it.
+
+    Arguments
+    ---------
+    freq_scale : tuple of float
+        Least and greatest part of the mel axis, over its size. What is more
+        than the whole axis takes the whole.
+    time_scale : tuple of float, optional
+        The same of each clip's own frames; frames stay where they are when
+        left out.
+    time_canvas : float
+        Length of the canvas over that of the clip, which lies in its middle.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
+    >>> resize = RandomResizedCrop((0.6, 1.5), (0.6, 1.5), time_canvas=1.5)
+    >>> resize(feats, n_frames, RandomSource(2, feats.device)).shape
+    torch.Size([2, 100, 128])
+    """
+
+    def __init__(self, freq_scale, time_scale=None, time_canvas=1.0):
+        super().__init__()
+        self.freq_scale = tuple(freq_scale)
+        self.time_scale = None if time_scale is None else tuple(time_scale)
+        self.time_canvas = time_canvas
+
+    def forward(self, feats, n_frames, noise):
+        """Resize.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels), 0 at padding.
+        """
+        mels = torch.full_like(n_frames, feats.shape[2])
+        size, first = _draw_part(noise, mels, mels, self.freq_scale)
+        feats = resize_part(feats.transpose(1, 2), mels, mels, size, first)
+        feats = feats.transpose(1, 2)
+        if self.time_scale is None:
+            return feats
+        canvas = (self.time_canvas * n_frames.double()).floor().long()
+        size, first = _draw_part(noise, n_frames, canvas, self.time_scale)
+        return resize_part(feats, n_frames, canvas, size, first)
+
+
+def _draw_part(noise, sizes, canvas, scale):
+    """Size and first place of a random part of each canvas, both (B,)."""
+    draws = noise(1, 2)[:, 0]
+    factor = scale[0] + draws[:, 0].double() * (scale[1] - scale[0])
+    size = (factor * sizes).floor().long().clamp(min=1).minimum(canvas)
+    return size, draw_whole(draws[:, 1], canvas - size + 1)
+
+
+def resize_part(x, sizes, canvas, size, first):
+    """Resize a part of each clip's canvas to the clip's own size.
+
+    Cubic convolution along dimension 1, as ``interpolate(mode="bicubic",
+    align_corners=True)`` of the part does.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, L, C).
+    sizes : torch.Tensor
+        Valid entries along L of each clip, (B,) int64.
+    canvas : torch.Tensor
+        Entries of the canvas, (B,); the clip lies in its middle, zeros around.
+    size, first : torch.Tensor
+        Entries of the part and its first place on the canvas, (B,).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, L, C), 0 beyond each clip's own size.
+
+    Example
+    -------
+    >>> x, whole = torch.arange(4.0)[None, :, None], torch.tensor([4])
+    >>> part = resize_part(x, whole, whole, torch.tensor([2]), whole - 3)
+    >>> [round(value, 2) for value in part.flatten().tolist()]
+    [1.0, 1.31, 1.69, 2.0]
+    """
+    sizes, canvas, size, first = (
+        each[:, None] for each in (sizes, canvas, size, first)
+    )
+    out = torch.arange(x.shape[1], device=x.device)
+    place = out * ((size - 1) / (sizes - 1).clamp(min=1).double())
+    left = place.floor()
+    share = (place - left).to(x.dtype)
+    margin = torch.div(canvas - sizes, 2, rounding_mode="floor")
+    resized = torch.zeros_like(x)
+    for tap in range(-1, 3):
+        # Taps beyond the part repeat its edge.
+        within = (left.long() + tap).clamp(min=0).minimum(size - 1)
+        source = first + within - margin
+        weight = _cubic(share - tap)
+        weight = weight * ((source >= 0) & (source < sizes) & (out < sizes))
+        source = source.clamp(0, x.shape[1] - 1)[:, :, None].expand_as(x)
+        resized = resized + weight[:, :, None] * x.gather(1, source)
+    return resized
+
+
+def _cubic(distance):
+    """Weight of a neighbour at a distance of at most 2 (Keys, 1981)."""
+    x = distance.abs()
+    near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
+    far = ((x - 5) * x + 8) * x - 4
+    return torch.where(x <= 1, near, _CUBIC * far)
+
+
+class LogMixup(nn.Module):
+    """Mix each clip with one of the clips seen before.
+
+    BYOL-A's log-mixup-exp: the exponentials of the normalised log-mels are
+    averaged, as released (the scale of the normalisation is not undone). The
+    memory is first in, first out, and a part of the training state: float16,
+    so that it stays small. Where a remembered clip is over, nothing is mixed
+    in. In evaluation nothing is mixed or remembered. Of several processes all
+    mix what the first remembers: DDP sends its buffers to the others, and so
+    a checkpoint of the first resumes them all.
+
+    Arguments
+    ---------
+    ratio : float
+        Greatest share of the remembered clip; drawn uniformly from 0 on.
+    memory : int
+        Clips to remember.
+    frames : int
+        Frames to remember of each.
+    n_mels : int
+        Mel bins.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> mixup = LogMixup(ratio=0.4, memory=8, frames=100, n_mels=128)
+    >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
+    >>> noise = RandomSource(2, feats.device)
+    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    True
+    >>> mixup.remember(feats, n_frames)
+    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    False
+    """
+
+    def __init__(self, ratio, memory, frames, n_mels):
+        super().__init__()
+        self.ratio = ratio
+        clips = torch.zeros(memory, frames, n_mels, dtype=torch.float16)
+        self.register_buffer("clips", clips)
+        self.register_buffer("n_frames", torch.zeros(memory, dtype=torch.int64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+
+    def forward(self, feats, n_frames, noise):
+        """Mix.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels), padding as it came.
+        """
+        if not self.training:
+            return feats
+        draws = noise(1, 2)[:, 0]
+        chosen = draw_whole(draws[:, 0], self.seen.clamp(max=len(self.clips)))
+        other = _fit(self.clips[chosen].to(feats.dtype), feats.shape[1])
+        present = self.n_frames[chosen].minimum(n_frames)
+        present = valid_frames(present, feats.shape[1])[:, :, None]
+        share = self.ratio * draws[:, 1, None, None] * present
+        return torch.logaddexp(
+            feats + torch.log1p(-share), other + torch.log(share)
+        )
+
+    @torch.no_grad()
+    def remember(self, feats, n_frames):
+        """Put clips into the memory, where they replace the oldest.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            (B, T, n_mels); longer clips lose their end.
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        """
+        if not self.training:
+            return
+        size, frames, _ = self.clips.shape
+        feats, n_frames = feats[-size:], n_frames[-size:]
+        slots = torch.arange(len(feats), device=feats.device) + self.seen
+        slots = slots % size
+        kept = _fit(feats, frames).to(self.clips.dtype)
+        self.clips.index_copy_(0, slots, kept)
+        self.n_frames.index_copy_(0, slots, n_frames.clamp(max=frames))
+        self.seen += len(feats)
+
+
+class Background(nn.Module):
+    """Put another clip of the batch behind some of the clips.
+
+    Powers add up, as those of two sounds at once do; the partner's level is
+    set by the mean of the log-mels. Where it is over, nothing is added.
+
+    Arguments
+    ---------
+    probability : float
+        Share of the clips that get a background.
+    snr : tuple of float
+        Least and greatest level over the background in dB; drawn uniformly.
+    scale : float
+        Log-mel in nats of one unit of the normalised features: twice the
+        deviation that `SpectrogramNorm` divides by.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> feats, n_frames = torch.zeros(2, 9, 4), torch.tensor([9, 5])
+    >>> background = Background(probability=1.0, snr=(0.0, 0.0), scale=1.0)
+    >>> mixed = background(feats, n_frames, RandomSource(2, feats.device))
+    >>> mixed[1, 3:7, 0].round(decimals=2)
+    tensor([0.6900, 0.6900, 0.0000, 0.0000])
+    """
+
+    def __init__(self, probability, snr, scale):
+        super().__init__()
+        self.probability = probability
+        self.snr = tuple(snr)
+        self.scale = scale
+
+    def forward(self, feats, n_frames, noise):
+        """Mix.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalised log-mel (B, T, n_mels), 0 at padding.
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        noise : RandomSource
+            Source of the draws.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T, n_mels), padding as it came.
+        """
+        draws = noise(1, 3)[:, 0]
+        # The clip that follows in a random order; one alone has none.
+        order = draws[:, 0].argsort()
+        partner = torch.empty_like(order)
+        partner[order] = order.roll(1)
+        decibels = self.snr[0] + draws[:, 1] * (self.snr[1] - self.snr[0])
+        below = decibels * (math.log(10) / 10) / self.scale
+        n_values = n_frames.clamp(min=1) * feats.shape[2]
+        level = feats.sum((1, 2)) / n_values
+        shift = level - level[partner] - below
+        chosen = (draws[:, 2] < self.probability) & (len(feats) > 1)
+        counts = n_frames.minimum(n_frames[partner]) * chosen
+        present = valid_frames(counts, feats.shape[1])[:, :, None]
+        other = feats[partner] + shift[:, None, None].to(feats.dtype)
+        both = torch.logaddexp(feats * self.scale, other * self.scale)
+        return torch.where(present, both / self.scale, feats)
+
+
+class RandomChannel(nn.Module):
+    """Another level and another linear filter for each clip.
+
+    A filter multiplies the spectrum, so it adds to the log-mel: here a sum of
+    cosines over the mel axis, the k-th with 1 / k of the reach. It is the same
+    at all frames, as room and microphone are.
+
+    Arguments
+    ---------
+    level : float
+        Greatest offset up or down, in units of the normalised features.
+    tilt : float
+        The same of the first cosine, which has half a period.
+    cosines : int
+        Their number.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> feats, n_frames = torch.zeros(2, 9, 128), torch.tensor([9, 5])
+    >>> channel = RandomChannel(level=0.4, tilt=0.2, cosines=4)
+    >>> other = channel(feats, n_frames, RandomSource(2, feats.device))
+    >>> bool((other[1, 0] == other[1, 4]).all()), other[1, 5:].abs().max()
+    (True, tensor(0.))
+    """
+
+    def __init__(self, level, tilt, cosines):
+        super().__init__()
+        self.level = level
+        self.tilt = tilt
+        self.cosines = cosines
+
+    def forward(self, feats, n_frames, noise):
+        """Filter; arguments and result as in `Background.forward`."""
+        draws = 2 * noise(1, 1 + self.cosines)[:, 0] - 1
+        n_mels = feats.shape[2]
+        number = torch.arange(1, self.cosines + 1, device=feats.device)
+        place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
+        waves = torch.cos(math.pi * number[:, None] * place) / number[:, None]
+        # No matrix product: autocast would round it to bf16.
+        tilt = (draws[:, 1:, None] * waves).sum(1)
+        response = self.level * draws[:, :1] + self.tilt * tilt
+        shown = valid_frames(n_frames, feats.shape[1])[:, :, None]
+        return feats + shown * response[:, None].to(feats.dtype)
+
+
+def _fit(feats, frames):
+    """Cut (B, T, n_mels) to so many frames, or pad with zeros."""
+    missing = max(0, frames - feats.shape[1])
+    return nn.functional.pad(feats[:, :frames], (0, 0, 0, missing))

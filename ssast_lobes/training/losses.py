@@ -1,0 +1,233 @@
+"""Losses of classifiers, for soft targets.
+
+Targets are (B, C): one-hot, multi-hot, or what mixup makes of them. Any other
+function of scores and targets takes the place of these in a recipe's YAML:
+``compute_cost: !name:my_module.my_loss``.
+"""
+
+import torch
+from speechbrain.nnet.losses import AdditiveAngularMargin
+from torch.nn import functional
+
+from ssast_lobes.utils.checks import real
+
+
+def cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
+    """Return the cross-entropy of clips with one label each.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Logits (B, C).
+    targets : torch.Tensor
+        Soft targets (B, C).
+    weight : torch.Tensor, optional
+        (C,): weight of each class.
+    label_smoothing : float
+        What is taken from the targets and spread over all classes, 0 to 1
+        (Szegedy et al., CVPR 2016, section 7).
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, the mean over clips.
+
+    Example
+    -------
+    >>> loss = cross_entropy(torch.zeros(1, 2), torch.tensor([[0.5, 0.5]]))
+    >>> round(loss.item(), 4)
+    0.6931
+    """
+    real("label_smoothing", label_smoothing, 0, 1)
+    return functional.cross_entropy(
+        scores.float(),
+        targets,
+        weight=_on(scores, weight),
+        label_smoothing=label_smoothing,
+    )
+
+
+def binary_cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
+    """Return the binary cross-entropy of clips with any number of labels.
+
+    Arguments
+    ---------
+    scores, targets
+        As for `cross_entropy`.
+    weight : torch.Tensor, optional
+        (C,): weight of each class where it is present.
+    label_smoothing : float
+        Targets move so much towards a half, 0 to 1.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, the mean over clips and classes.
+
+    Example
+    -------
+    >>> binary_cross_entropy(torch.zeros(1, 2), torch.ones(1, 2)).item()
+    0.6931471824645996
+    """
+    if real("label_smoothing", label_smoothing, 0, 1):
+        targets = targets * (1 - label_smoothing) + label_smoothing / 2
+    return functional.binary_cross_entropy_with_logits(
+        scores.float(), targets, pos_weight=_on(scores, weight)
+    )
+
+
+def focal_loss(scores, targets, weight=None, gamma=2.0):
+    """Return the cross-entropy of which easy clips are a smaller part.
+
+    Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
+
+    Arguments
+    ---------
+    scores, targets, weight
+        As for `cross_entropy`.
+    gamma : float
+        Power of 1 - p, where p is the probability of the right class; 0
+        gives the cross-entropy.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, the mean over clips.
+
+    Example
+    -------
+    >>> scores, target = torch.zeros(1, 2), torch.tensor([[1.0, 0.0]])
+    >>> ratio = focal_loss(scores, target) / cross_entropy(scores, target)
+    >>> round(ratio.item(), 4)
+    0.25
+    """
+    real("gamma", gamma, 0)
+    log_p = scores.float().log_softmax(-1)
+    losses = -targets * (1 - log_p.exp()) ** gamma * log_p
+    if weight is not None:
+        losses = losses * _on(scores, weight)
+    return losses.sum(-1).mean()
+
+
+def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
+    """Return the additive angular margin loss of cosines, for voices.
+
+    Deng et al., "ArcFace", CVPR 2019, with SpeechBrain's
+    `AdditiveAngularMargin`. The classifier's head has to give cosines times
+    `scale`: `cosine_scale` of `SpectrogramClassifier`.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        Cosines times `scale`, (B, C).
+    targets, weight
+        As for `cross_entropy`; the targets must be one-hot (no mixup).
+    margin : float
+        Angle that the right class has to be nearer, in radians.
+    scale : float
+        That of the head.
+
+    Returns
+    -------
+    torch.Tensor
+        Scalar, the mean over clips.
+
+    Example
+    -------
+    >>> cosines = torch.tensor([[0.6, 0.5]])
+    >>> target = torch.tensor([[1.0, 0.0]])
+    >>> margin = aam_softmax(30 * cosines, target)
+    >>> (margin > cross_entropy(30 * cosines, target)).item()
+    True
+    """
+    real("margin", margin, 0)
+    real("scale", scale, 0, inside=True)
+    cosines = scores.float() / scale
+    with_margin = AdditiveAngularMargin(margin, scale)(cosines, targets)
+    return cross_entropy(with_margin, targets, weight)
+
+
+def needs_one_label(compute_cost):
+    """Tell whether a loss is known to be for clips with one label each.
+
+    Arguments
+    ---------
+    compute_cost : callable
+        A loss, perhaps with arguments.
+
+    Returns
+    -------
+    bool
+
+    Example
+    -------
+    >>> needs_one_label(cross_entropy), needs_one_label(binary_cross_entropy)
+    (True, False)
+    """
+    function = getattr(compute_cost, "func", compute_cost)
+    known = cross_entropy, focal_loss, aam_softmax, functional.cross_entropy
+    return function in known
+
+
+def _on(scores, weight):
+    return None if weight is None else weight.to(scores.device)
+
+
+def class_weights(kind, labels, classes, multi_label=False):
+    """Return a weight for each class.
+
+    Arguments
+    ---------
+    kind : str or dict
+        ``"balanced"``: in inverse proportion to the clips of a class, 1 on
+        average over the clips; or, of several labels a clip, clips without
+        the class over clips with it. A dict gives the weight of each label
+        that is not to have 1.
+    labels : list of list of str
+        The labels of each training clip.
+    classes : list of str
+        The classes, in the order of the scores.
+    multi_label : bool
+        Whether a clip may have several labels.
+
+    Returns
+    -------
+    torch.Tensor
+        (C,) float32.
+
+    Raises
+    ------
+    ValueError
+        If `kind` is neither, or names an unknown label.
+
+    Example
+    -------
+    >>> labels = [["cat"], ["cat"], ["cat"], ["dog"]]
+    >>> class_weights("balanced", labels, ["cat", "dog"])
+    tensor([0.6667, 2.0000])
+    >>> class_weights({"dog": 3}, labels, ["cat", "dog"])
+    tensor([1., 3.])
+    """
+    if isinstance(kind, dict):
+        # YAML reads a label such as 7 as a number.
+        kind = {str(name): weight for name, weight in kind.items()}
+        unknown = sorted(set(kind) - set(classes))
+        if unknown:
+            raise ValueError(
+                f"class_weights of {', '.join(unknown)}: no such class; there "
+                f"are {', '.join(classes)}"
+            )
+        return torch.tensor([float(kind.get(name, 1)) for name in classes])
+    if kind != "balanced":
+        raise ValueError(
+            "class_weights must be null, balanced or a table such as "
+            f"{{{classes[0]}: 2.0}}, got {kind}"
+        )
+    counts = dict.fromkeys(classes, 0)
+    for own in labels:
+        for name in own:
+            counts[name] += 1
+    counts = torch.tensor([float(counts[name]) for name in classes])
+    if multi_label:
+        return (len(labels) - counts) / counts
+    return len(labels) / (len(classes) * counts)

@@ -1,0 +1,265 @@
+"""Checks of arguments: each wrong one is told in one line, all in one form.
+
+``dropout must be a number from 0 to 1, got 2``: the name, what is allowed, and
+the value. The constructors of the package call these, and so does what reads
+the settings of a recipe. None passes a check that has ``null=True``.
+"""
+
+import math
+from numbers import Integral, Real
+
+
+class ArgumentError(ValueError):
+    """An argument is wrong; the message says what is allowed."""
+
+
+def require(right, name, allowed, value):
+    """Raise unless a condition holds.
+
+    Arguments
+    ---------
+    right : bool
+        The condition.
+    name : str
+        Of the argument.
+    allowed : str
+        What it must be, after "must be".
+    value : object
+        What it is.
+
+    Raises
+    ------
+    ArgumentError
+        Unless `right`.
+
+    Example
+    -------
+    >>> require(False, "pooling", "mean or class", "max")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: pooling must be mean or class, got 'max'
+    """
+    if not right:
+        raise ArgumentError(f"{name} must be {allowed}, got {value!r}")
+
+
+def whole(name, value, least=1, most=None, null=False):
+    """Return a whole number; raise if it is another value.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument.
+    value : object
+        To check.
+    least : int
+        Lowest that is allowed.
+    most : int, optional
+        Highest that is allowed.
+    null : bool
+        Whether None is allowed too.
+
+    Returns
+    -------
+    int or None
+
+    Raises
+    ------
+    ArgumentError
+        If it is no whole number, or out of range.
+
+    Example
+    -------
+    >>> whole("batch_size", 4), whole("batch_size", None, null=True)
+    (4, None)
+    >>> whole("batch_size", 0)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: batch_size must be a whole number of at \
+least 1, got 0
+    """
+    right = isinstance(value, Integral) and not isinstance(value, bool)
+    right = right and least <= value and (most is None or value <= most)
+    reach = (
+        f"of at least {least}" if most is None else f"from {least} to {most}"
+    )
+    return _checked(right, name, f"a whole number {reach}", value, null)
+
+
+def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
+    """Return a number; raise if it is another value.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument.
+    value : object
+        To check. Infinity and NaN are not allowed.
+    least, most : float
+        Lowest and highest that are allowed.
+    inside : bool
+        Whether the number must lie between these, and be none of them.
+    null : bool
+        Whether None is allowed too.
+
+    Returns
+    -------
+    float or None
+
+    Raises
+    ------
+    ArgumentError
+        If it is no number, or out of range.
+
+    Example
+    -------
+    >>> real("probability", 0.5, 0, 1)
+    0.5
+    >>> real("mask ratio", 2, 0, 1, inside=True)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: mask ratio must be a number between 0 \
+and 1, got 2
+    """
+    right = _is_number(value) and math.isfinite(value)
+    if inside:
+        right = right and least < value < most
+        words = f" between {least} and {most}", f" above {least}"
+    else:
+        right = right and least <= value <= most
+        words = f" from {least} to {most}", f" of at least {least}"
+    bounds = math.isfinite(least) + math.isfinite(most)
+    reach = ("", words[1], words[0])[bounds]
+    return _checked(right, name, f"a number{reach}", value, null)
+
+
+def reals(name, value, least=-math.inf, most=math.inf, count=2):
+    """Return a list of numbers; raise if it is another value.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument.
+    value : object
+        To check.
+    least, most : float
+        Lowest and highest that are allowed.
+    count : int, optional
+        How many there must be. Two are a range: the first must not be above
+        the second. None: any number of them, in any order.
+
+    Returns
+    -------
+    list or tuple
+        As it came.
+
+    Raises
+    ------
+    ArgumentError
+        If it is no such list.
+
+    Example
+    -------
+    >>> reals("level", [0.1, 0.7], 0, 1)
+    [0.1, 0.7]
+    >>> reals("level", [0.7, 0.1], 0, 1)
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: level must be the lowest and the \
+highest number of a range from 0 to 1, got [0.7, 0.1]
+    """
+    right = isinstance(value, list | tuple) and all(
+        _is_number(x) and math.isfinite(x) and least <= x <= most for x in value
+    )
+    reach = ""
+    if math.isfinite(least):
+        reach = f" of at least {least}"
+        if math.isfinite(most):
+            reach = f" from {least} to {most}"
+    words = f"a list of numbers{reach}"
+    if count == 2:
+        right = right and len(value) == 2 and value[0] <= value[1]
+        words = f"the lowest and the highest number of a range{reach}"
+    elif count is not None:
+        right = right and len(value) == count
+        words = f"a list of {count} numbers{reach}"
+    return _checked(right, name, words, value, null=False)
+
+
+def flag(name, value, null=False):
+    """Return True or False; raise if it is another value.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument.
+    value : object
+        To check.
+    null : bool
+        Whether None is allowed too.
+
+    Returns
+    -------
+    bool or None
+
+    Raises
+    ------
+    ArgumentError
+        If it is neither.
+
+    Example
+    -------
+    >>> flag("random_crop", "yes")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: random_crop must be True or False, got \
+'yes'
+    """
+    return _checked(isinstance(value, bool), name, "True or False", value, null)
+
+
+def one_of(name, value, allowed, null=False):
+    """Return a word; raise if it is none of those that are allowed.
+
+    Arguments
+    ---------
+    name : str
+        Of the argument.
+    value : object
+        To check.
+    allowed : iterable of str
+        The words.
+    null : bool
+        Whether None is allowed too.
+
+    Returns
+    -------
+    str or None
+
+    Raises
+    ------
+    ArgumentError
+        If it is none of them.
+
+    Example
+    -------
+    >>> one_of("layers", "first", ("last", "all"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: layers must be one of last, all, got \
+'first'
+    """
+    words = f"one of {', '.join(map(str, allowed))}"
+    right = isinstance(value, str) and value in allowed
+    return _checked(right, name, words, value, null)
+
+
+def _is_number(value):
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _checked(right, name, allowed, value, null):
+    if null and value is None:
+        return value
+    require(right, name, allowed + ", or null" * null, value)
+    return value

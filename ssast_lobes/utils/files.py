@@ -1,0 +1,242 @@
+"""Files that appear when they are complete, and errors that name them."""
+
+import csv
+import io
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def filename_in_errors(path):
+    """Put a file's name into errors of writing it, which lack it.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Example
+    -------
+    >>> with filename_in_errors("full.txt"):
+    ...     raise OSError(28, "No space left on device")
+    Traceback (most recent call last):
+    ...
+    OSError: [Errno 28] No space left on device: 'full.txt'
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            # Its text is all that it has: a file name would garble it.
+            error.args = (f"{path}: {error}",)
+        elif error.filename is None:
+            error.filename = os.fspath(path)
+        raise
+
+
+@contextmanager
+def atomic_write(path, mode="w"):
+    """Open a file that appears when it is complete.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        Where it appears; an older file is replaced.
+    mode : str
+        ``"w"`` for text, ``"wb"`` for bytes.
+
+    Yields
+    ------
+    file
+        To write to.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("result.txt")
+    >>> with atomic_write(path) as file:
+    ...     written = file.write("complete")
+    >>> path.read()
+    'complete'
+    """
+    partial = f"{path}.{os.getpid()}.partial"
+    # File names on Linux may hold bytes that are not UTF-8.
+    text = {"encoding": "utf-8", "errors": "surrogateescape", "newline": ""}
+    try:
+        with (
+            filename_in_errors(path),
+            open(partial, mode, **(text if mode == "w" else {})) as file,
+        ):
+            yield file
+    except BaseException:
+        os.unlink(partial)
+        raise
+    os.replace(partial, path)
+
+
+def read_csv(path):
+    """Return the rows of a CSV.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file.
+
+    Returns
+    -------
+    list of list of str
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("rows.csv")
+    >>> write_csv(path, [("id", "path"), ("a", "a, b.wav")])
+    >>> read_csv(path)
+    [['id', 'path'], ['a', 'a, b.wav']]
+    """
+    with open(
+        path, encoding="utf-8", errors="surrogateescape", newline=""
+    ) as file:
+        return list(csv.reader(file))
+
+
+def write_csv(path, rows):
+    """Write rows to a CSV that appears when it is complete.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file; an older one is replaced.
+    rows : iterable of sequence
+        The cells.
+
+    Example
+    -------
+    >>> write_csv(getfixture("tmpdir").join("rows.csv"), [("id", "path")])
+    """
+    with atomic_write(path) as file:
+        csv.writer(file).writerows(rows)
+
+
+def append_row(path, row):
+    """Append a row to a CSV that several processes write.
+
+    One write in append mode: the rows stay whole.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file; made if it is not there.
+    row : sequence
+        The cells.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("rows.csv")
+    >>> append_row(path, ("a, b", 1))
+    >>> path.read()
+    '"a, b",1\\n'
+    """
+    line = io.StringIO()
+    csv.writer(line).writerow(row)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    file = os.open(path, flags, 0o644)
+    try:
+        os.write(file, line.getvalue().encode("utf-8", "surrogateescape"))
+    finally:
+        os.close(file)
+
+
+def absolute(path, root=""):
+    """Return the absolute path of a file, home resolved.
+
+    Arguments
+    ---------
+    path : str
+        May be relative to `root`.
+    root : str
+        May be relative to the working folder.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> absolute("../b.wav", root="/data/a")
+    '/data/b.wav'
+    """
+    return os.path.abspath(os.path.join(root, os.path.expanduser(path)))
+
+
+def resolved(folder):
+    """Return the path of a folder, home and links resolved.
+
+    Arguments
+    ---------
+    folder : str or path
+        May be new.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Example
+    -------
+    >>> resolved("models/export").is_absolute()
+    True
+    """
+    return Path(os.path.realpath(Path(folder).expanduser()))
+
+
+@contextmanager
+def atomic_replace_dir(folder, files, check):
+    """Replace a folder by a new one when the block ends.
+
+    The folder is there whole or, when anything is raised inside, as before.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The folder to replace, links resolved.
+    files : tuple of str
+        Names that belong to the old folder; its other entries are kept.
+    check : callable
+        Called with the folder; raises where it must not be replaced.
+
+    Yields
+    ------
+    pathlib.Path
+        The new folder, to write to.
+
+    Example
+    -------
+    >>> folder = Path(getfixture("tmpdir")) / "new"
+    >>> with atomic_replace_dir(folder, ("a",), lambda path: None) as partial:
+    ...     _ = (partial / "a").write_text("1")
+    >>> [path.name for path in folder.iterdir()]
+    ['a']
+    """
+    partial = folder.with_name(f".{folder.name}.partial")
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():
+        # A run was killed between the two renames below.
+        os.replace(old, folder)
+    check(folder)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if not folder.exists():
+        os.replace(partial, folder)
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(folder, old)
+    os.replace(partial, folder)
+    for entry in old.iterdir():
+        if entry.name not in files:
+            os.replace(entry, folder / entry.name)
+    shutil.rmtree(old)

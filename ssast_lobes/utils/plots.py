@@ -1,0 +1,556 @@
+"""Plots: the pictures of a training run.
+
+Each function draws one picture, writes it to a file, whose suffix chooses
+the format (.png, .pdf, .svg), and returns the figure. Figures are made
+without pyplot, so that neither the caller's backend nor the caller's settings
+take part. The colours tell apart under every common colour-blindness and in
+grey print: maps that grow evenly in lightness, and the palette of Okabe & Ito.
+"""
+
+import math
+from numbers import Real
+from pathlib import Path
+
+import matplotlib.style
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+_BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
+_SKY, _GREY = "#56B4E9", "0.8"
+
+# One look for every picture, whatever the user's matplotlibrc says.
+_STYLE = [
+    "default",
+    {
+        "font.size": 9.0,
+        "axes.titlesize": 9.0,
+        "figure.titlesize": 10.0,
+        "axes.formatter.limits": (-3, 5),
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "savefig.dpi": 200.0,
+        "pdf.fonttype": 42,
+    },
+]
+
+# Name, colour, line and marker of each part of the data.
+_SPLITS = {
+    "train": ("Training", _BLUE, "-", "o"),
+    "valid": ("Validation", _ORANGE, "--", "s"),
+    "test": ("Test", _GREEN, ":", "D"),
+}
+_METRIC_NAMES = {
+    "lr": "Learning rate",
+    "effective_rank": "Effective rank (dimensions)",
+    "embedding_std": "Deviation of embeddings",
+    "projection_std": "Deviation of projections",
+    "uar": "UAR",
+    "macro_f1": "Macro F1",
+    "eer": "Equal error rate",
+    "wer": "Word error rate",
+    "nce": "InfoNCE",
+    "mse": "MSE",
+}
+_MOST_MARKERS = 40
+
+# Beyond this many classes neither names nor counts can be read.
+_MOST_NAMED_CLASSES = 150
+_MOST_PANELS_ACROSS = 4
+
+
+def plot_reconstruction(
+    spectrogram,
+    mask_frames,
+    reconstruction,
+    path,
+    title=None,
+    frame_shift=0.01,
+):
+    """A spectrogram, what the model saw of it, and what it made of the rest.
+
+    Three panels side by side on one colour scale, which is set by the
+    spectrogram. The third shows the prediction only where the mask hides the
+    spectrogram: elsewhere the model was not asked.
+
+    Arguments
+    ---------
+    spectrogram : torch.Tensor
+        Normalised log-mel features of one clip without padding, (T, M).
+    mask_frames : torch.Tensor
+        Boolean, True where the model saw nothing, (T, M).
+    reconstruction : torch.Tensor
+        The model's prediction on the scale of `spectrogram`, (T, M).
+    path : str or Path
+        File to write.
+    title : str
+        Line above the panels.
+    frame_shift : float
+        Seconds from one frame to the next.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If the three shapes are not one (T, M).
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> feats = torch.randn(98, 128)
+    >>> mask = torch.rand(98, 128) > 0.5
+    >>> path = tmpdir / "reconstruction.png"
+    >>> figure = plot_reconstruction(feats, mask, torch.zeros(98, 128), path)
+    >>> path.exists()
+    True
+    """
+    spectrogram, prediction = _array(spectrogram), _array(reconstruction)
+    hidden = _array(mask_frames).astype(bool)
+    shapes = {spectrogram.shape, hidden.shape, prediction.shape}
+    if len(shapes) > 1 or spectrogram.ndim != 2:
+        raise ValueError(
+            "expected spectrogram, mask and reconstruction of one shape "
+            f"(T, M), got {spectrogram.shape}, {hidden.shape} and "
+            f"{prediction.shape}"
+        )
+    panels = {
+        "Input": spectrogram,
+        f"Masked ({100 * hidden.mean():.0f} % hidden)": np.where(
+            hidden, np.nan, spectrogram
+        ),
+        "Hidden part predicted": np.where(hidden, prediction, spectrogram),
+    }
+    frames, mels = spectrogram.shape
+    # A few extreme cells must not wash out the rest.
+    low, high = np.percentile(spectrogram, [0.5, 99.5])
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(figsize=(10, 2.8), layout="constrained")
+        axes = figure.subplots(1, 3, sharex=True, sharey=True)
+        for axis, (name, values) in zip(axes, panels.items(), strict=True):
+            axis.set_facecolor(_GREY)
+            image = axis.imshow(
+                values.T,
+                origin="lower",
+                aspect="auto",
+                cmap="magma",
+                vmin=low,
+                vmax=high,
+                extent=(0, frames * frame_shift, 0, mels),
+            )
+            axis.set(title=name, xlabel="Time (s)")
+        axes[0].set_ylabel("Mel bin")
+        bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01)
+        bar.set_label("Log-mel energy (normalised)")
+        if title is not None:
+            figure.suptitle(title, parse_math=False)
+        return _save(figure, path)
+
+
+def plot_training_curves(log_rows, path):
+    """Every logged number over time, one panel a metric.
+
+    A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
+    part of the data; train, valid and test share the panel of their metric.
+    A key without such a first word (``lr``) has a panel of its own. Values
+    that are missing or not finite are left out.
+
+    Arguments
+    ---------
+    log_rows : list of dict
+        One row a log entry: ``step`` or ``epoch`` (``step`` where a row has
+        both) and numbers under their names.
+    path : str or Path
+        File to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If the rows hold no number to draw, or one has no step or epoch.
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> rows = [
+    ...     {"epoch": 1, "train_loss": 2.1, "valid_loss": 2.0, "lr": 1e-3},
+    ...     {"epoch": 2, "train_loss": 1.2, "valid_loss": 1.5, "lr": 5e-4},
+    ... ]
+    >>> figure = plot_training_curves(rows, tmpdir / "curves.png")
+    """
+    unit = "step" if all("step" in row for row in log_rows) else "epoch"
+    panels = _curves_by_metric(log_rows, unit)
+    columns = 2 if len(panels) == 4 else min(3, len(panels))
+    lines = math.ceil(len(panels) / columns)
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(
+            figsize=(0.6 + 3.1 * columns, 0.4 + 2.3 * lines),
+            layout="constrained",
+        )
+        axes = figure.subplots(lines, columns, squeeze=False).flatten()
+        shown = {}
+        for axis, (metric, curves) in zip(axes, panels.items(), strict=False):
+            for split, points in curves.items():
+                shown[split] = _draw_curve(axis, split, points)
+            axis.set(xlabel=unit.capitalize(), ylabel=_metric_name(metric))
+            axis.xaxis.get_major_locator().set_params(
+                integer=True, nbins=6, min_n_ticks=1
+            )
+            axis.grid(alpha=0.3)
+        for axis in axes[len(panels) :]:
+            axis.remove()
+        named = [split for split in _SPLITS if split in shown]
+        if named:
+            figure.legend(
+                [shown[split] for split in named],
+                [_SPLITS[split][0] for split in named],
+                loc="outside upper center",
+                ncols=len(named),
+            )
+        return _save(figure, path)
+
+
+def plot_confusion_matrix(matrix, labels, path):
+    """A confusion matrix: colours by row, counts in the cells.
+
+    The colour is the share of the row's clips, so that rare and frequent
+    classes read alike; cells without clips stay empty, and the row of a
+    class that never occurs is grey. The picture grows with the number of
+    classes, to beyond a page above about 35; above 150 classes there is room
+    for colours only.
+
+    Arguments
+    ---------
+    matrix : torch.Tensor
+        Counts, (C, C); rows are the truth, columns the prediction.
+    labels : list of str
+        Names of the C classes.
+    path : str or Path
+        File to write.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If the matrix is not (C, C) for C labels, or holds no clips.
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> figure = plot_confusion_matrix(
+    ...     [[18, 2], [5, 15]], ["no", "yes"], tmpdir / "confusion.png"
+    ... )
+    """
+    counts = _array(matrix)
+    n_classes = len(labels)
+    if counts.shape != (n_classes, n_classes):
+        raise ValueError(
+            f"expected a matrix ({n_classes}, {n_classes}) for {n_classes} "
+            f"labels, got {counts.shape}"
+        )
+    if not counts.any():
+        raise ValueError("the confusion matrix holds no clips")
+    cell, font = _cell_size(n_classes, digits=len(f"{counts.max():.0f}"))
+    side = cell * n_classes
+    clips = counts.sum(axis=1)
+    # 0 / 0 for a class that never occurs: NaN, drawn in grey.
+    with np.errstate(invalid="ignore"):
+        share = 100 * counts / clips[:, None]
+    with matplotlib.style.context([*_STYLE, {"font.size": max(9.0, side)}]):
+        # Axes of a fixed size; saving makes room for labels of any length.
+        figure = Figure(figsize=(side, side))
+        axis = figure.add_axes((0, 0, 1, 1), facecolor=_GREY)
+        image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        axis.set(xlabel="Predicted class", ylabel="True class")
+        if n_classes <= _MOST_NAMED_CLASSES:
+            _write_counts(axis, counts, share, font)
+            _name_classes(axis, labels, cell)
+        bar_axis = figure.add_axes((1 + 0.2 / side, 0, 0.18 / side, 1))
+        bar = figure.colorbar(image, cax=bar_axis)
+        bar.set_label("Share of true class (%)")
+        recall = np.nanmean(share.diagonal())
+        axis.set_title(
+            f"Accuracy {100 * counts.trace() / counts.sum():.1f} %, "
+            f"UAR {recall:.1f} %, {counts.sum():.0f} clips",
+            fontsize="medium",
+        )
+        return _save(figure, path, bbox_inches="tight", pad_inches=0.08)
+
+
+def plot_comparison(rows, path, label="Accuracy (%)"):
+    """Bars that compare systems by one number, with error bars.
+
+    Arguments
+    ---------
+    rows : list of tuple
+        ``(name, mean, spread)`` of each system, drawn from top to bottom.
+        Mean and spread are shares between 0 and 1 and drawn as percentages;
+        a spread of None or 0 (a single run) has no error bar.
+    path : str or Path
+        File to write.
+    label : str
+        Name of the number. Say here what the spread is.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If there are no rows, or a mean is no share.
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> rows = [("from scratch", 0.61, 0.02), ("pretrained", 0.74, 0.01)]
+    >>> figure = plot_comparison(rows, tmpdir / "comparison.png")
+    """
+    if not rows:
+        raise ValueError("no rows to compare")
+    for name, mean, _ in rows:
+        if not 0 <= mean <= 1:
+            raise ValueError(f"{name}: {mean} is not a share between 0 and 1")
+    names, means, spreads = zip(*rows, strict=True)
+    means = 100 * np.array(means, dtype=float)
+    spreads = 100 * np.array([spread or 0 for spread in spreads], dtype=float)
+    with matplotlib.style.context(_STYLE):
+        # Axes of a fixed size; saving makes room for names of any length.
+        figure = Figure(figsize=(3.6, 0.36 * len(rows)))
+        axis = figure.add_axes((0, 0, 1, 1))
+        places = np.arange(len(rows))
+        axis.barh(places, means, height=0.66, color=_SKY)
+        for place, mean, spread in zip(places, means, spreads, strict=True):
+            text = f"{mean:.1f}"
+            if spread:
+                axis.errorbar(
+                    mean, place, xerr=spread, color="black", capsize=3
+                )
+                text = f"{text} ± {spread:.1f}"
+            axis.annotate(
+                text,
+                (mean + spread, place),
+                xytext=(5, 0),
+                textcoords="offset points",
+                va="center",
+            )
+        axis.set_yticks(places, names, parse_math=False)
+        axis.tick_params(axis="y", length=0)
+        axis.set_ylim(len(rows) - 0.5, -0.5)
+        axis.set_xlim(0, 1.04 * (means + spreads).max() or 1)
+        axis.set_xticks([tick for tick in axis.get_xticks() if tick <= 100])
+        axis.set_xlabel(label)
+        return _save(figure, path, bbox_inches="tight", pad_inches=0.08)
+
+
+def plot_intervals(panels, path, grey=()):
+    """Scores with their intervals: systems down, a panel for each task.
+
+    Arguments
+    ---------
+    panels : dict
+        Title -> system -> series -> ``(score, low, high)``, all shares
+        between 0 and 1, drawn as percentages. Systems are drawn from top to
+        bottom, in the order of the first panel; three series at most.
+    path : str or Path
+        File to write.
+    grey : collection of str
+        Systems on a grey ground, such as baselines.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        The figure that was written.
+
+    Raises
+    ------
+    ValueError
+        If there are no panels.
+
+    Example
+    -------
+    >>> tmpdir = getfixture("tmpdir")
+    >>> systems = {
+    ...     "untrained": {"linear": (0.3, 0.2, 0.4)},
+    ...     "pretrained": {"linear": (0.6, 0.5, 0.7)},
+    ... }
+    >>> path = tmpdir / "intervals.png"
+    >>> figure = plot_intervals({"words": systems}, path, grey=["untrained"])
+    """
+    if not panels:
+        raise ValueError("no panels to draw")
+    systems = list(next(iter(panels.values())))
+    columns = min(len(panels), _MOST_PANELS_ACROSS)
+    rows = -(-len(panels) // columns)
+    height = max(1.6, 0.3 * len(systems) + 0.9)
+    with matplotlib.style.context(_STYLE):
+        figure = Figure(
+            figsize=(1.4 + 2.6 * columns, rows * height + 0.3),
+            layout="constrained",
+        )
+        axes = figure.subplots(rows, columns, sharey=True, squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.set_visible(False)
+        for axis, (title, scores) in zip(
+            axes.flat, panels.items(), strict=False
+        ):
+            handles = _draw_intervals(axis, systems, scores)
+            for place, name in enumerate(systems):
+                if name in grey:
+                    axis.axhspan(
+                        place - 0.5, place + 0.5, color="0.94", zorder=0
+                    )
+            axis.set_title(title, parse_math=False)
+        axes[0, 0].set_yticks(range(len(systems)), systems, parse_math=False)
+        axes[0, 0].set_ylim(len(systems) - 0.5, -0.5)
+        figure.legend(
+            handles.values(),
+            handles.keys(),
+            loc="outside lower center",
+            ncols=len(handles),
+        )
+        return _save(figure, path)
+
+
+def _array(values):
+    """Float64 array on the CPU of a tensor or an array."""
+    return torch.as_tensor(values).detach().cpu().double().numpy()
+
+
+def _save(figure, path, **options):
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, **options)
+    return figure
+
+
+def _curves_by_metric(log_rows, unit):
+    """Points of each metric and split: {metric: {split: [(x, y), ...]}}."""
+    panels = {}
+    for row in log_rows:
+        if unit not in row:
+            raise ValueError(f"a log row has neither step nor epoch: {row}")
+        for key, value in row.items():
+            if key in ("step", "epoch") or not _is_number(value):
+                continue
+            split, metric = _split_and_metric(key)
+            curves = panels.setdefault(metric, {})
+            curves.setdefault(split, []).append((row[unit], float(value)))
+    if not panels:
+        raise ValueError("the log rows hold no numbers to draw")
+    return panels
+
+
+def _is_number(value):
+    return isinstance(value, Real) and math.isfinite(value)
+
+
+def _split_and_metric(key):
+    """``valid_loss`` or ``valid loss`` is ("valid", "loss")."""
+    for split in _SPLITS:
+        if key.startswith((f"{split}_", f"{split} ", f"{split}/")):
+            return split, key[len(split) + 1 :]
+    return None, key
+
+
+def _draw_curve(axis, split, points):
+    """Draw one curve and return its handle for the legend."""
+    _, color, line, marker = _SPLITS.get(split, ("", "black", "-", "o"))
+    steps, values = zip(*points, strict=True)
+    # Markers tell the curves apart where they fit, else the kind of line.
+    if len(points) <= _MOST_MARKERS:
+        style = {"marker": marker, "markersize": 3.5}
+    else:
+        style = {"linestyle": line}
+    return axis.plot(steps, values, color=color, linewidth=1.2, **style)[0]
+
+
+def _draw_intervals(axis, systems, scores):
+    """Points with intervals of one panel; gives a handle by series."""
+    names = list(dict.fromkeys(name for row in scores.values() for name in row))
+    handles = {}
+    for number, name in enumerate(names):
+        places = np.arange(len(systems)) + 0.26 * (
+            number - (len(names) - 1) / 2
+        )
+        points = np.array([scores[system][name] for system in systems])
+        score, low, high = 100 * points.T
+        # A test score need not lie between the percentiles of its bootstrap.
+        ends = np.clip([score - low, high - score], 0, None)
+        _, color, _, marker = list(_SPLITS.values())[number]
+        handles[name] = axis.errorbar(
+            score,
+            places,
+            xerr=ends,
+            color=color,
+            linestyle="none",
+            marker=marker,
+            markersize=4,
+            linewidth=1.2,
+        )
+    axis.tick_params(axis="y", length=0)
+    axis.grid(axis="x", color="0.85", linewidth=0.5)
+    axis.set_axisbelow(True)
+    return handles
+
+
+def _metric_name(metric):
+    if metric in _METRIC_NAMES:
+        return _METRIC_NAMES[metric]
+    words = metric.replace("_", " ")
+    return words if words != words.lower() else words.capitalize()
+
+
+def _cell_size(n_classes, digits):
+    """Side of a cell in inches, and size in points of the count in it."""
+    if n_classes > _MOST_NAMED_CLASSES:
+        return 16.0 / n_classes, None
+    # A digit is about 0.64 of the font size wide; 5 points can be read.
+    narrowest = 5.0 * 0.64 * (digits + 0.6) / 72
+    cell = max(min(0.6, 8.0 / n_classes), 0.15, 2.4 / n_classes, narrowest)
+    return cell, min(9.0, 72 * cell / (0.64 * (digits + 0.6)))
+
+
+def _write_counts(axis, counts, share, font):
+    for true, predicted in zip(*counts.nonzero(), strict=True):
+        text = axis.text(
+            predicted,
+            true,
+            f"{counts[true, predicted]:.0f}",
+            ha="center",
+            va="center",
+            fontsize=font,
+            color="white" if share[true, predicted] > 65 else "black",
+        )
+        # Inside the axes for certain; measuring thousands takes long.
+        text.set_in_layout(False)
+
+
+def _name_classes(axis, labels, cell):
+    """Name every class on both axes, upright where names need the room."""
+    size = min(9.0, 72 * cell * 0.8)
+    longest = max(len(label) for label in labels)
+    upright = 0.6 * size * longest > 72 * cell
+    places = np.arange(len(labels))
+    options = {"fontsize": size, "parse_math": False}
+    axis.set_yticks(places, labels, **options)
+    axis.set_xticks(places, labels, rotation=90 if upright else 0, **options)
+    # Faint lines between the cells lead the eye to the labels.
+    axis.set_xticks(places[1:] - 0.5, minor=True)
+    axis.set_yticks(places[1:] - 0.5, minor=True)
+    axis.grid(which="minor", color="0.9", linewidth=0.4)
+    axis.tick_params(which="minor", length=0)
+    axis.spines[:].set_visible(True)

@@ -1,0 +1,310 @@
+"""Named settings: the YAML fragments of ``hparams/``, read as plain numbers.
+
+A number of a paper or an official script stands in one fragment only; Python
+code that needs it (``SSAST(model_size="tiny")``) reads it from there.
+
+A *preset* (objective, training, degradation) is a piece of YAML that takes the
+place of the keys of the same names in a recipe. It may refer to any key of the
+recipe. It may begin with ``base: NAME``, and then says only what differs.
+"""
+
+import io
+from pathlib import Path
+
+import yaml
+from hyperpyyaml import load_hyperpyyaml
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+
+_PACKAGE = Path(__file__).parents[1]
+
+
+def hparams_folder():
+    """The folder of the YAML fragments.
+
+    An installed wheel carries it inside the package; in a checkout it is
+    ``hparams/`` beside the package.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder that holds ``model/``, ``features/`` and so on.
+
+    Example
+    -------
+    >>> (hparams_folder() / "model" / "tiny.yaml").exists()
+    True
+    """
+    shipped = _PACKAGE / "hparams"
+    return shipped if shipped.is_dir() else _PACKAGE.parent / "hparams"
+
+
+def preset_path(kind, name):
+    """Where a fragment is.
+
+    Arguments
+    ---------
+    kind : str
+        Folder under ``hparams/``, such as ``"model"`` or ``"features"``.
+    name : str
+        File name without ``.yaml``.
+
+    Returns
+    -------
+    pathlib.Path
+        The YAML file.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fragment; the message lists those there are.
+
+    Example
+    -------
+    >>> preset_path("model", "tiny").name
+    'tiny.yaml'
+    """
+    folder = hparams_folder() / kind
+    path = folder / f"{name}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
+        raise ValueError(f"no {kind} preset named '{name}'; there are: {known}")
+    return path
+
+
+def load_preset(kind, name):
+    """Read one fragment that holds numbers only.
+
+    Arguments
+    ---------
+    kind : str
+        Folder under ``hparams/``, such as ``"model"`` or ``"features"``.
+    name : str
+        File name without ``.yaml``.
+
+    Returns
+    -------
+    dict
+        The fragment's keys and numbers.
+
+    Raises
+    ------
+    ValueError
+        If there is no such fragment; the message lists those there are.
+
+    Example
+    -------
+    >>> load_preset("model", "tiny")["dim"]
+    192
+    """
+    with open(preset_path(kind, name), encoding="utf-8") as file:
+        return yaml.safe_load(file)
+
+
+def read_preset(kind, name):
+    """Return a preset as a tree of YAML, with its tags and references.
+
+    Arguments
+    ---------
+    kind : str
+        Folder under ``hparams/``, such as ``"objective"``.
+    name : str
+        File name without ``.yaml``, or the path of a file, which ends in
+        ``.yaml``. A path after ``base:`` starts from the folder of its file.
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+        By key, with what comes from the base.
+
+    Raises
+    ------
+    ValueError
+        If there is no such preset, or it is no mapping of keys.
+
+    Example
+    -------
+    >>> preset = read_preset("objective", "m2d_small_data")
+    >>> preset["objective"]["momentum"], preset["mask_ratio"]
+    ([0.99, 1.0], 0.7)
+    """
+    return _read_preset(kind, _preset_file(kind, name, Path()), [])
+
+
+def _preset_file(kind, name, folder):
+    if str(name).endswith(".yaml"):
+        return folder / Path(name).expanduser()
+    return preset_path(kind, name)
+
+
+def _read_preset(kind, path, above):
+    if path.resolve() in above:
+        raise ValueError(f"{path}: it is its own base")
+    tree = read_tree(path)
+    if "base" not in tree:
+        return tree
+    base = _preset_file(kind, tree.pop("base"), path.parent)
+    whole = _read_preset(kind, base, [*above, path.resolve()])
+    try:
+        return merge(whole, tree)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def read_tree(path):
+    """Return a YAML file as a tree, with its tags and references.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+
+    Returns
+    -------
+    ruamel.yaml.comments.CommentedMap
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it is no YAML of keys and values.
+
+    Example
+    -------
+    >>> read_tree(preset_path("objective", "m2d"))["mask_ratio"]
+    0.7
+    """
+    try:
+        tree = YAML().load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(tree, dict) or tag_of(tree):
+        raise ValueError(f"{path} holds no keys of a recipe")
+    return tree
+
+
+def tag_of(node):
+    """Return the tag of a node of YAML, such as ``"!new:torch.nn.GELU"``.
+
+    Arguments
+    ---------
+    node : object
+        Of a tree that `ruamel.yaml` has read.
+
+    Returns
+    -------
+    str
+        Empty without a tag.
+
+    Example
+    -------
+    >>> tag_of(YAML().load("!name:sorted {reverse: True}"))
+    '!name:sorted'
+    """
+    return getattr(getattr(node, "tag", None), "value", None) or ""
+
+
+def merge(tree, changes):
+    """Put settings over others, in place.
+
+    A plain mapping changes the mapping that is there, key by key. Everything
+    else, so too a mapping that names a class, takes the place of what is
+    there.
+
+    Arguments
+    ---------
+    tree, changes : dict
+        Trees of YAML.
+
+    Returns
+    -------
+    dict
+        `tree`.
+
+    Raises
+    ------
+    ValueError
+        If a plain mapping meets something that has no settings.
+
+    Example
+    -------
+    >>> tree = YAML().load("masker: !new:A {ratio: 0.5, span: 5}")
+    >>> merge(tree, YAML().load("masker: {ratio: 0.4}"))["masker"]["ratio"]
+    0.4
+    >>> list(merge(tree, YAML().load("masker: !new:B {x: 1}"))["masker"])
+    ['x']
+    """
+    for key, change in changes.items():
+        if key not in tree or not isinstance(change, dict) or tag_of(change):
+            tree[key] = change
+        elif isinstance(tree[key], dict):
+            merge(tree[key], change)
+        else:
+            raise ValueError(
+                f"{key} has no settings to change. Name a class to put in "
+                f"its place: '!new:CLASS {{...}}'"
+            )
+    return tree
+
+
+def replace(node):
+    """Return a node as it is: it takes the place of what it overrides.
+
+    HyperPyYAML puts a mapping that overrides another *into* the other, whose
+    class stays. What ``!applyref:`` of this function gives takes its place.
+
+    Arguments
+    ---------
+    node : object
+
+    Returns
+    -------
+    object
+
+    Example
+    -------
+    >>> override = "x: !applyref:ssast_lobes.utils.presets.replace [{b: 2}]"
+    >>> load_hyperpyyaml("x: {a: 1}", override)
+    {'x': {'b': 2}}
+    """
+    return node
+
+
+def as_text(tree):
+    """Return a tree of YAML as text.
+
+    Arguments
+    ---------
+    tree : dict
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> as_text({"lr": 0.1}).strip()
+    'lr: 0.1'
+    """
+    text = io.StringIO()
+    if tree:
+        YAML().dump(tree, text)
+    return text.getvalue()
+
+
+def build(tree):
+    """Return the values and objects that a tree of YAML describes.
+
+    Arguments
+    ---------
+    tree : dict
+        With references to its own keys only.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> build({"a": [1, 2]})
+    {'a': [1, 2]}
+    """
+    return load_hyperpyyaml(as_text(tree))

@@ -1,0 +1,306 @@
+"""Linear heads, and the model in the box: small, found, and as measured."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
+from ssast_lobes.checkpoints import linear_heads
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
+from ssast_lobes.checkpoints.linear_heads import (
+    BUNDLED,
+    LinearHead,
+    head_names,
+    read_head,
+    write_head,
+)
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.cli import main
+from ssast_lobes.evaluation.probing import (
+    logistic_regression,
+    read_task,
+    train_heads,
+)
+from ssast_lobes.evaluation.probing.classifiers import linear_weights
+from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.objectives import MSPM
+from ssast_lobes.utils.metrics import accuracy
+
+MEBIBYTE = 2**20
+LICENCES = "- tones: made here, CC0"
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory):
+    """A small encoder with a card of its own."""
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(
+        Grid(32, (32, 4)), dim=32, depth=2, heads=2, table_frames=200
+    )
+    folder = tmp_path_factory.mktemp("model") / "export"
+    card = {"data": "tones: 12 clips", "settings": {"lr": 0.1}}
+    return export_pretrained(folder, MSPM(encoder), FrontEnd(n_mels=32), card)
+
+
+@pytest.fixture(scope="module")
+def tasks(tones):
+    return [
+        read_task(tones.manifest, "sounds"),
+        read_task(tones.manifest, "kinds", metric="uar"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def boxed(pretrained, tasks, tmp_path_factory):
+    """What stands in for the model in the box, and its scores."""
+    folder = tmp_path_factory.mktemp("box") / "small"
+    return folder, train_heads(pretrained, tasks, folder, LICENCES)
+
+
+@pytest.fixture
+def in_the_box(boxed, monkeypatch):
+    monkeypatch.setattr(linear_heads, "BUNDLED", boxed[0].parent)
+
+
+def test_home_folder(boxed, monkeypatch):
+    folder = boxed[0]
+    monkeypatch.setenv("HOME", str(folder.parent))
+    short = f"~/{folder.name}"
+    assert head_names(short) == head_names(folder) == ["kinds", "sounds"]
+    assert AudioClassifier(short, task="kinds").labels
+
+
+def test_encoder_is_stored_in_half_precision_and_read_in_full(
+    pretrained, boxed
+):
+    folder, _ = boxed
+    before, after = load_weights(pretrained), load_weights(folder)
+    stored = load_file(folder / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    encoder = before.part("encoder")
+    assert after.part("encoder").keys() == encoder.keys()
+    assert len(after.state) == len(encoder)
+    for name, value in after.part("encoder").items():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, encoder[name].half().float())
+    for key in ("encoder", "features", "window_seconds"):
+        assert after.config[key] == before.config[key]
+
+
+def test_heads_do_in_use_what_was_measured(boxed, tasks):
+    folder, scores = boxed
+    assert head_names(folder) == ["kinds", "sounds"]
+    task = tasks[0]
+    classifier = AudioClassifier.from_hparams(folder, task="sounds")
+    assert classifier.labels == task.labels == ["chirp", "noise", "tone"]
+    results = classifier.classify_files(task.paths("test"))
+    predicted = [task.labels.index(result.label) for result in results]
+    assert accuracy(predicted, task.targets("test")) == scores["sounds"]
+    for result in results:
+        assert sum(result.scores.values()) == pytest.approx(1, abs=1e-5)
+    # On clips that it was trained on a linear head of 32 numbers is better.
+    seen = classifier.classify_files(task.paths("train"))
+    predicted = [task.labels.index(result.label) for result in seen]
+    assert accuracy(predicted, task.targets("train")) > 0.6
+
+
+def test_clips_of_several_windows_are_scored_as_their_mean_vector(
+    tones, tasks, tmp_path
+):
+    torch.manual_seed(0)
+    # 0.4 s of table: most clips are cut into windows.
+    encoder = SpectrogramEncoder(
+        Grid(32, (32, 4)), dim=32, depth=2, heads=2, table_frames=40
+    )
+    model = export_pretrained(
+        tmp_path / "export", MSPM(encoder), FrontEnd(n_mels=32), {}
+    )
+    folder = tmp_path / "boxed"
+    pooling = {"pooling": "statistics", "layers": "all"}
+    measured = train_heads(model, tasks[:1], folder, **pooling)["sounds"]
+    test = tasks[0].paths("test")
+    classifier = AudioClassifier.from_hparams(folder, task="sounds")
+    results = classifier.classify_files(test)
+    assert any(len(result.windows) > 1 for result in results)
+    predicted = [tasks[0].labels.index(result.label) for result in results]
+    assert accuracy(predicted, tasks[0].targets("test")) == measured
+
+    encoder, head = AudioEncoder(folder), read_head(folder, "sounds")
+    write_head(
+        folder, "own", head._replace(**pooling, weight=torch.randn(3, 192))
+    )
+    classifier = AudioClassifier.from_hparams(folder, task="own")
+    head = read_head(folder, "own")
+    for path in test:
+        clip = encoder.encode_file(path)
+        assert clip.shape == (192,) and encoder.clip_size == 192
+        expected = (head.weight @ clip + head.bias).softmax(0)
+        result = classifier.classify_file(path)
+        found = torch.tensor([result.scores[label] for label in head.labels])
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+        for window in result.windows:
+            assert sum(window.scores.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_weights_of_a_head_are_those_of_the_regression():
+    generator = torch.Generator().manual_seed(0)
+    y = torch.arange(60) % 3
+    x = 50 + 3 * torch.randn(60, 8, generator=generator)
+    x[:, :3] += 4 * torch.eye(3)[y]
+    x[:, 7] = 2.0
+    weight, bias = linear_weights(x, y, 3, penalty=0.1)
+    assert weight.shape == (3, 8) and not weight[:, 7].any()
+    fit = logistic_regression(x, y, x, y, x, 3, penalties=[0.1])
+    found = (x.double() @ weight.T + bias).argmax(1)
+    assert torch.equal(found, fit.predictions)
+    with pytest.raises(ValueError, match="not finite"):
+        linear_weights(x / 0, y, 3, penalty=0.1)
+
+
+def test_card_tells_of_training_heads_and_licences(boxed):
+    folder, scores = boxed
+    text = (folder / CARD_FILE).read_text()
+    assert "## Licences of the training audio\n\n- tones: made here" in text
+    assert "## Data\n\ntones: 12 clips\n" in text
+    assert "| lr | 0.1 |" in text
+    assert f"| sounds (accuracy) | {scores['sounds']:.6g} |" in text
+    assert text.count("## Use\n") == text.count("## Settings\n") == 1
+
+
+def test_older_heads_go_and_the_model_itself_stays(pretrained, tasks, tmp_path):
+    folder = tmp_path / "copy"
+    train_heads(pretrained, tasks[:1], folder)
+    head = read_head(folder, "sounds")
+    write_head(folder, "old", head)
+    train_heads(pretrained, tasks[1:], folder)
+    assert head_names(folder) == ["kinds"]
+    with pytest.raises(WeightsError, match="another folder"):
+        train_heads(pretrained, tasks, pretrained)
+    with pytest.raises(ValueError, match="names that differ"):
+        train_heads(pretrained, [tasks[0], tasks[0]], folder)
+
+
+def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
+    folder, _ = boxed
+    [path] = [str(tones.folder / "tone_0.wav")]
+    scores = {}
+    for pooling in ("mean", "class", "statistics", "dynamics"):
+        for layers in ("last", "weighted", "all"):
+            torch.manual_seed(0)
+            size = ClipPooling(2, pooling, layers).output_size(32)
+            head = LinearHead(
+                *(torch.randn(2, size), torch.zeros(2), ["a", "b"]),
+                *(pooling, layers),
+            )
+            write_head(folder, f"{pooling}-{layers}", head)
+            classifier = AudioClassifier.from_hparams(
+                folder, task=f"{pooling}-{layers}"
+            )
+            scores[pooling, layers] = classifier.classify_file(path).scores["a"]
+            (folder / "heads" / f"{pooling}-{layers}.safetensors").unlink()
+    assert len({round(score, 5) for score in scores.values()}) == 12
+
+
+def test_wrong_heads_are_one_clear_error(boxed, tmp_path):
+    folder, _ = boxed
+    with pytest.raises(WeightsError, match="there are: kinds, sounds"):
+        read_head(folder, "moods")
+    with pytest.raises(WeightsError, match="choose a task: kinds, sounds"):
+        AudioClassifier.from_hparams(folder)
+    with pytest.raises(WeightsError, match="none .`ssast-lobes heads`"):
+        read_head(tmp_path, "moods")
+    head = LinearHead(torch.zeros(3, 32), torch.zeros(3), ["a", "b"])
+    write_head(tmp_path, "moods", head)
+    with pytest.raises(WeightsError, match="moods.safetensors: damaged"):
+        read_head(tmp_path, "moods")
+    (tmp_path / "heads" / "moods.safetensors").write_bytes(b"nothing")
+    with pytest.raises(WeightsError, match="moods.safetensors: .*damaged"):
+        read_head(tmp_path, "moods")
+
+
+def test_without_a_model_the_one_in_the_box_is_used(in_the_box, boxed, tones):
+    path = tones.folder / "tone_0.wav"
+    default, named = AudioEncoder.from_hparams(), AudioEncoder(boxed[0])
+    assert torch.equal(default.encode_file(path), named.encode_file(path))
+    classifier = AudioClassifier.from_hparams(task="sounds")
+    assert classifier.classify_file(path).label in classifier.labels
+
+
+def test_commands_without_a_model(in_the_box, tones, tmp_path, capsys):
+    path, output = str(tones.folder / "tone_0.wav"), tmp_path / "clips.npz"
+    # Inputs on both sides, a folder, a table, and no model among them.
+    for inputs in ([path], [str(tones.folder)], [str(tones.manifest), path]):
+        words = ["embed", inputs[0], "--output", str(output), *inputs[1:]]
+        assert main(words) == 0
+        assert np.load(output)["embeddings"].shape[1] == 32
+    assert main(["classify", "--task", "sounds", path]) == 0
+    assert path in capsys.readouterr().out
+    assert main(["classify", path]) == 2
+    error = capsys.readouterr().err
+    assert "choose a task: kinds, sounds (task=..., or --task)" in error
+
+
+def test_a_model_is_told_from_inputs(
+    boxed, pretrained, tones, tmp_path, capsys
+):
+    folder, path = str(boxed[0]), str(tones.folder / "tone_0.wav")
+    output = str(tmp_path / "clips.npz")
+    assert main(["embed", folder, "--output", output, path]) == 0
+    assert main(["embed", folder, "--output", output]) == 2
+    assert "is a model: name audio too" in capsys.readouterr().err
+    assert main(["embed", str(tmp_path), path, "--output", output]) == 2
+    assert "not an exported folder" in capsys.readouterr().err
+    assert main(["embed", "nowhere.wav", "--output", output]) == 2
+    assert "nowhere.wav: no such file" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["embed", folder, path, "--output", output, "--wat"])
+    assert "unrecognized arguments: --wat" in capsys.readouterr().err
+
+
+def test_without_a_box_the_error_names_the_fix(
+    tones, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(linear_heads, "BUNDLED", tmp_path)
+    path = str(tones.folder / "tone_0.wav")
+    assert main(["classify", "--task", "sounds", path]) == 2
+    error = capsys.readouterr().err
+    assert "no pretrained model comes with this installation" in error
+    assert "name one" in error
+
+
+def test_heads_command(pretrained, tones, tmp_path, capsys):
+    licences = tmp_path / "licences.md"
+    licences.write_text(LICENCES)
+    output = tmp_path / "with_heads"
+    words = ["heads", pretrained, "--data", f"sounds={tones.manifest}"]
+    words += ["--output", output, "--licences", licences]
+    assert main(list(map(str, words))) == 0
+    assert "sounds: " in capsys.readouterr().out
+    assert LICENCES in (output / CARD_FILE).read_text()
+    assert head_names(output) == ["sounds"]
+    assert json.loads((output / "config.json").read_text())["kind"] == (
+        "pretrained"
+    )
+
+
+SHIPPED_FOLDERS = sorted(path.parent for path in BUNDLED.glob("*/config.json"))
+
+
+@pytest.mark.parametrize("folder", SHIPPED_FOLDERS, ids=lambda path: path.name)
+def test_shipped_model_is_small_and_says_where_it_is_from(folder, tones):
+    assert len(SHIPPED_FOLDERS) == 1
+    sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
+    assert sum(sizes) <= 12 * MEBIBYTE
+    text = (folder / CARD_FILE).read_text()
+    assert "## Licences of the training audio\n" in text
+    path = tones.folder / "tone_0.wav"
+    assert AudioEncoder.from_hparams().encode_file(path).isfinite().all()
+    assert head_names(folder)
+    for task in head_names(folder):
+        classifier = AudioClassifier.from_hparams(task=task)
+        assert classifier.classify_file(path).label in classifier.labels

@@ -1,0 +1,32 @@
+"""Objectives as tests need them: every preset on a tiny encoder."""
+
+import torch
+
+from ssast_lobes import Grid, SpectrogramEncoder
+from ssast_lobes.objectives import load_objective
+from ssast_lobes.utils.presets import hparams_folder
+
+FRAGMENTS = sorted(
+    path.stem for path in (hparams_folder() / "objective").glob("*.yaml")
+)
+
+# The numbers of the papers do not fit clips of a second and a half.
+SMALL = {"mspm_reference": {"count": 30}, "eat": {"n_masks": 2}}
+
+CLIPS = 2
+
+
+def build(name, seed=0):
+    torch.manual_seed(seed)
+    encoder = SpectrogramEncoder(
+        Grid(), dim=32, depth=2, heads=2, table_frames=160
+    )
+    return load_objective(name)(encoder, **SMALL.get(name, {}))
+
+
+def clips(seed, count=CLIPS):
+    draw = torch.Generator().manual_seed(seed)
+    feats = 0.5 * torch.randn(count, 160, 128, generator=draw)
+    n_frames = torch.tensor([160, 97] * (count // 2))
+    shown = torch.arange(160) < n_frames[:, None]
+    return feats * shown[:, :, None], n_frames

@@ -1,0 +1,95 @@
+"""Splitting, gathering and putting back tokens against plain indexing."""
+
+import pytest
+import torch
+
+from ssast_lobes.models.decoders import scatter_tokens
+from ssast_lobes.models.patches import Grid
+from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
+from ssast_lobes.objectives.tokens import (
+    gather_tokens,
+    ids_keep,
+    projection_std,
+    split_tokens,
+)
+from ssast_lobes.utils.metrics import mean_deviation
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def drawn(n_steps=(9, 4, 1, 7), bands=3, ratio=0.6, masker=RandomMasker):
+    """A masker, its mask (B, F', T') and the valid tokens (B, N)."""
+    n_steps, masker = torch.tensor(n_steps), masker(ratio=ratio)
+    longest = int(n_steps.max())
+    grid = Grid(16 * bands, (16, 16))
+    mask = masker(n_steps, bands, longest, seeded())
+    return masker, mask, grid.valid_tokens(n_steps, longest)
+
+
+def test_visible_tokens_are_gathered_in_order():
+    _, mask, valid = drawn()
+    index, kept = ids_keep(mask, valid, valid.shape[1])
+    for clip in range(len(mask)):
+        places = (valid & ~mask.flatten(1))[clip].nonzero().flatten()
+        assert torch.equal(index[clip][kept[clip]], places)
+        assert kept[clip].sum() == len(places)
+        # No place twice: the surplus stands elsewhere.
+        assert len(index[clip].unique()) == index.shape[1]
+
+
+@pytest.mark.parametrize("masker", [RandomMasker, ClusterMasker])
+@pytest.mark.parametrize("ratio", [0.01, 0.3, 0.7, 0.8, 0.99])
+@pytest.mark.parametrize("bands", [1, 3, 8])
+def test_the_number_of_a_whole_clip_fits_all_clips(masker, ratio, bands):
+    lengths = tuple(range(1, 40))
+    masker, mask, valid = drawn(lengths, bands, ratio, masker)
+    split = split_tokens(mask, valid, masker.n_masked(valid.shape[1]))
+    assert torch.equal(split.weight.sum(1).long(), mask.sum((1, 2)))
+    assert torch.equal(split.keep[1].sum(1), split.visible.sum(1))
+    assert split.weight.shape[1] + split.keep[0].shape[1] <= (
+        valid.shape[1] + 1
+    )
+
+
+def test_hidden_and_visible_tokens_make_the_clip():
+    _, mask, valid = drawn()
+    split = split_tokens(mask, valid)
+    for clip in range(len(mask)):
+        hidden = split.hidden[clip][split.weight[clip] > 0].tolist()
+        visible = split.keep[0][clip][split.keep[1][clip]].tolist()
+        own = valid[clip].nonzero().flatten().tolist()
+        assert sorted(hidden + visible) == own
+
+
+def test_a_mask_over_padding_hides_nothing_there():
+    _, mask, valid = drawn()
+    split = split_tokens(torch.ones_like(mask), valid)
+    assert torch.equal(split.weight.sum(1).long(), valid.sum(1))
+    assert not split.visible.any()
+
+
+def test_tokens_come_back_to_their_places():
+    _, mask, valid = drawn()
+    split = split_tokens(mask, valid)
+    x = torch.randn(len(mask), valid.shape[1], 5, requires_grad=True)
+    filler = torch.randn(5)
+    kept = gather_tokens(x, split.keep[0])
+    back = scatter_tokens(kept, split.keep[0], split.visible, filler)
+    assert torch.equal(back[split.visible], x[split.visible])
+    assert (back[~split.visible] == filler).all()
+    # Neither do gradients go anywhere else.
+    back.square().sum().backward()
+    assert torch.equal(x.grad, 2 * x.detach() * split.visible[:, :, None])
+
+
+def test_projection_std_counts_what_has_weight():
+    x = torch.randn(3, 8, 6, generator=seeded())
+    weight = (torch.rand(3, 8, generator=seeded(1)) < 0.5).float()
+    expected = mean_deviation(x[weight > 0])
+    assert projection_std(x, weight).item() == pytest.approx(expected, abs=1e-5)
+    assert 0.8 < expected < 1
+    x[weight > 0] = torch.randn(6)
+    assert projection_std(x, weight).item() < 1e-3
+    assert projection_std(x, torch.zeros(3, 8)) == 0
