@@ -80,11 +80,9 @@ class OfficialWay(nn.Module):
 
     def _draw(self, feats):
         grid = self.objective.encoder.grid
-        steps = grid.n_steps(feats.shape[1])
-        count = self.objective.masker.n_masked(grid.n_bands * steps)
-        return [
-            official_mask(grid.n_bands, steps, count, random) for _ in feats
-        ]
+        steps = grid.n_time(feats.shape[1])
+        count = self.objective.masker.n_masked(grid.n_freq * steps)
+        return [official_mask(grid.n_freq, steps, count, random) for _ in feats]
 
     def _encode(self, feats, hidden):
         """Tokens (B, N, D), without the class tokens."""

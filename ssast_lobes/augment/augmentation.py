@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.utils.checks import real, whole
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 
 def _uniform(like, *shape, generator=None):
@@ -90,10 +90,10 @@ class Mixup(nn.Module):
         share = self._share(wav, generator)[:, None]
 
         n_samples = (lens.to(wav.device, torch.float64) * wav.shape[1]).round()
-        valid = valid_frames(n_samples, wav.shape[1])
-        centred = _remove_mean(wav, valid)
+        is_audio = length_to_mask(n_samples, wav.shape[1])
+        centred = _remove_mean(wav, is_audio)
         mixture = share * centred + (1 - share) * centred[partner]
-        mixture = _remove_mean(mixture, valid)
+        mixture = _remove_mean(mixture, is_audio)
         soft = share * targets + (1 - share) * targets[partner]
         chosen = chosen[:, None]
         return (
@@ -110,10 +110,10 @@ class Mixup(nn.Module):
         return first / (first + second)
 
 
-def _remove_mean(wav, valid):
-    total = torch.where(valid, wav, 0.0).sum(1, keepdim=True)
-    mean = total / valid.sum(1, keepdim=True).clamp(min=1)
-    return torch.where(valid, wav - mean, 0.0)
+def _remove_mean(wav, is_audio):
+    total = torch.where(is_audio, wav, 0.0).sum(1, keepdim=True)
+    mean = total / is_audio.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(is_audio, wav - mean, 0.0)
 
 
 class SpectrogramMasking(nn.Module):
@@ -237,8 +237,8 @@ class NoiseAndRoll(nn.Module):
         shift = shift.long() - self.shift
 
         noisy = feats + self.noise * strength * noise
-        valid = valid_frames(n_frames, frames)
+        is_audio = length_to_mask(n_frames, frames)
         places = torch.arange(frames, device=feats.device)
         source = (places - shift[:, None]) % n_frames.clamp(min=1)[:, None]
         rolled = noisy.gather(1, source[:, :, None].expand_as(noisy))
-        return torch.where(valid[:, :, None], rolled, feats)
+        return torch.where(is_audio[:, :, None], rolled, feats)

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.utils.checks import real, reals, require, whole
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 
 class Degradation(nn.Module):
@@ -62,11 +62,11 @@ class Degradation(nn.Module):
             Waveforms (B, S), 0 at padding.
         """
         n_samples = (lens.to(wav.device, torch.float64) * wav.shape[1]).round()
-        valid = valid_frames(n_samples, wav.shape[1])
+        is_audio = length_to_mask(n_samples, wav.shape[1])
         for step in self.steps:
             chosen = _draw(wav, 0.0, 1.0, generator) < self.probability
-            degraded = step(wav, valid, generator)
-            wav = torch.where(chosen & valid, degraded, wav)
+            degraded = step(wav, is_audio, generator)
+            wav = torch.where(chosen & is_audio, degraded, wav)
         return wav
 
 
@@ -84,8 +84,8 @@ class AddedNoise(nn.Module):
     Example
     -------
     >>> wav = torch.ones(1, 1000)
-    >>> valid = torch.ones(1, 1000, dtype=torch.bool)
-    >>> noise = AddedNoise(snr_db=(20.0, 20.0))(wav, valid) - wav
+    >>> is_audio = torch.ones(1, 1000, dtype=torch.bool)
+    >>> noise = AddedNoise(snr_db=(20.0, 20.0))(wav, is_audio) - wav
     >>> round(noise.square().mean().item(), 4)
     0.01
     """
@@ -95,8 +95,8 @@ class AddedNoise(nn.Module):
         self.snr_db = reals("snr_db", snr_db)
         self.slope = reals("slope", slope)
 
-    def forward(self, wav, valid, generator=None):
-        """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
+    def forward(self, wav, is_audio, generator=None):
+        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
         noise = torch.randn(
             wav.shape, device=wav.device, generator=generator, dtype=wav.dtype
         )
@@ -105,8 +105,8 @@ class AddedNoise(nn.Module):
         slope = _draw(wav, *self.slope, generator)
         noise = torch.fft.irfft(spectrum * bins ** (-slope / 2), n=wav.shape[1])
         snr = 10 ** (_draw(wav, *self.snr_db, generator) / 10)
-        wanted = _power(wav, valid) / snr
-        return wav + noise * (wanted / _power(noise, valid)).sqrt()
+        wanted = _power(wav, is_audio) / snr
+        return wav + noise * (wanted / _power(noise, is_audio)).sqrt()
 
 
 class Clipping(nn.Module):
@@ -120,8 +120,8 @@ class Clipping(nn.Module):
     Example
     -------
     >>> wav = torch.tensor([[0.1, -0.8, 0.4]])
-    >>> valid = torch.ones(1, 3, dtype=torch.bool)
-    >>> Clipping(level=(0.5, 0.5))(wav, valid)
+    >>> is_audio = torch.ones(1, 3, dtype=torch.bool)
+    >>> Clipping(level=(0.5, 0.5))(wav, is_audio)
     tensor([[ 0.1000, -0.4000,  0.4000]])
     """
 
@@ -129,9 +129,9 @@ class Clipping(nn.Module):
         super().__init__()
         self.level = reals("level", level, 0, 1)
 
-    def forward(self, wav, valid, generator=None):
-        """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
-        peak = torch.where(valid, wav, 0.0).abs().amax(1, keepdim=True)
+    def forward(self, wav, is_audio, generator=None):
+        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        peak = torch.where(is_audio, wav, 0.0).abs().amax(1, keepdim=True)
         limit = peak * _draw(wav, *self.level, generator)
         return wav.clamp(-limit, limit)
 
@@ -155,9 +155,9 @@ class BandLimit(nn.Module):
     -------
     >>> time = torch.arange(16000) / 16000
     >>> wav = torch.sin(2 * torch.pi * 6000 * time)[None]
-    >>> valid = torch.ones(1, 16000, dtype=torch.bool)
+    >>> is_audio = torch.ones(1, 16000, dtype=torch.bool)
     >>> limit = BandLimit(high_hz=(3000.0, 3000.0))
-    >>> bool(limit(wav, valid).abs().max() < 0.01)
+    >>> bool(limit(wav, is_audio).abs().max() < 0.01)
     True
     """
 
@@ -174,8 +174,8 @@ class BandLimit(nn.Module):
         self.order = whole("order", order)
         self.sample_rate = whole("sample_rate", sample_rate)
 
-    def forward(self, wav, valid, generator=None):
-        """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
+    def forward(self, wav, is_audio, generator=None):
+        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
         spectrum = torch.fft.rfft(wav)
         hertz = torch.arange(spectrum.shape[1], device=wav.device)
         hertz = hertz * (self.sample_rate / wav.shape[1])
@@ -201,8 +201,8 @@ class Companding(nn.Module):
     Example
     -------
     >>> wav = torch.linspace(-1, 1, 1000)[None]
-    >>> valid = torch.ones(1, 1000, dtype=torch.bool)
-    >>> coded = Companding(bits=(4.0, 4.0))(wav, valid)
+    >>> is_audio = torch.ones(1, 1000, dtype=torch.bool)
+    >>> coded = Companding(bits=(4.0, 4.0))(wav, is_audio)
     >>> len(coded.unique())
     16
     """
@@ -213,8 +213,8 @@ class Companding(nn.Module):
         super().__init__()
         self.bits = reals("bits", bits, 1)
 
-    def forward(self, wav, valid, generator=None):
-        """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
+    def forward(self, wav, is_audio, generator=None):
+        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
         steps = (2 ** _draw(wav, *self.bits, generator)).round() - 1
         loud = wav.abs().clamp(max=1.0)
         # Between -1 and 1, equally spaced in what is heard.
@@ -245,8 +245,8 @@ class TransformCoding(nn.Module):
     Example
     -------
     >>> wav = torch.randn(1, 4000)
-    >>> valid = torch.ones(1, 4000, dtype=torch.bool)
-    >>> coded = TransformCoding(step=(1.0, 1.0))(wav, valid)
+    >>> is_audio = torch.ones(1, 4000, dtype=torch.bool)
+    >>> coded = TransformCoding(step=(1.0, 1.0))(wav, is_audio)
     >>> bool((coded - wav).square().mean() < 0.2 * wav.square().mean())
     True
     """
@@ -259,8 +259,8 @@ class TransformCoding(nn.Module):
         require(window % 2 == 0, "window", "even", window)
         require(surroundings % 2 == 1, "surroundings", "odd", surroundings)
 
-    def forward(self, wav, valid, generator=None):
-        """Degrade waveforms (B, S), `valid` (B, S) where they are audio."""
+    def forward(self, wav, is_audio, generator=None):
+        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
         samples, half = wav.shape[1], self.window // 2
         # Sine windows before and after, half over each other, add up to 1.
         places = torch.arange(self.window, device=wav.device) + 0.5
@@ -291,8 +291,8 @@ def _draw(wav, low, high, generator):
     return low + (high - low) * share
 
 
-def _power(wav, valid):
+def _power(wav, is_audio):
     """Mean square of each clip's own samples, (B, 1)."""
-    total = torch.where(valid, wav, 0.0).square().sum(1, keepdim=True)
-    power = total / valid.sum(1, keepdim=True).clamp(min=1)
+    total = torch.where(is_audio, wav, 0.0).square().sum(1, keepdim=True)
+    power = total / is_audio.sum(1, keepdim=True).clamp(min=1)
     return power.clamp(min=torch.finfo(wav.dtype).tiny)

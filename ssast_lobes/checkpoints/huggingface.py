@@ -358,11 +358,11 @@ def _join(layers, tokens, positions, encoder):
             parts = [out.pop(f"blocks.{number}.{name}.{kind}") for name in _QKV]
             out[f"blocks.{number}.attn.qkv.{kind}"] = torch.cat(parts)
     dim, patch = encoder["dim"], encoder["grid"]["patch"]
-    (bands, steps), kernel = encoder["table"], out["patch_embedding.weight"]
+    (n_freq, n_time), kernel = encoder["table"], out["patch_embedding.weight"]
     shapes = {
         _CLASS_TOKEN: (tokens[0], (1, 1, dim)),
         _DISTILLATION_TOKEN: (tokens[1], (1, 1, dim)),
-        _POSITIONS: (positions, (1, N_CLASS_TOKENS + bands * steps, dim)),
+        _POSITIONS: (positions, (1, N_CLASS_TOKENS + n_freq * n_time, dim)),
         f"{_PROJECTION}.weight": (kernel, (dim, 1, *patch)),
     }
     for name, (value, shape) in shapes.items():
@@ -373,7 +373,7 @@ def _join(layers, tokens, positions, encoder):
             )
     out["class_tokens"] = torch.cat(tokens)[:, 0]
     out["class_positions"] = positions[0, :N_CLASS_TOKENS].clone()
-    table = positions[0, N_CLASS_TOKENS:].unflatten(0, (bands, steps))
+    table = positions[0, N_CLASS_TOKENS:].unflatten(0, (n_freq, n_time))
     out["positions.table"] = table.clone()
     out["patch_embedding.weight"] = kernel.flatten(1)
     return out
@@ -617,15 +617,15 @@ def _their_state(weights, frames, report):
 
 def _table(table, grid, frames, report):
     """Positions (N, D) of so many frames, as our encoder has them."""
-    bands, steps, dim = table.shape
+    n_freq, n_time, dim = table.shape
     grid = Grid(**{**grid, "keep_partial": False})
-    wanted = (grid.n_bands, grid.n_steps(frames))
-    if (bands, steps) != wanted:
+    wanted = (grid.n_freq, grid.n_time(frames))
+    if (n_freq, n_time) != wanted:
         report.append(
-            f"positions for {bands} x {steps} patches fitted to "
+            f"positions for {n_freq} x {n_time} patches fitted to "
             f"{wanted[0]} x {wanted[1]}"
         )
-    positions = PositionTable(bands, steps, dim)
+    positions = PositionTable(n_freq, n_time, dim)
     with torch.no_grad():
         positions.table.copy_(table)
         return positions(wanted[0], torch.tensor([wanted[1]]), wanted[1])[0]

@@ -77,7 +77,7 @@ def from_official(state, stride=None):
     sizes = _mamba_sizes if scans else _transformer_sizes
     encoder = {"dim": dim, **sizes(state, dim)}
     classes = 1 if scans else 2
-    bands, steps, grid, table_frames = _official_table(
+    n_freq, n_time, grid, table_frames = _official_table(
         state, (bins, frames), stride, classes
     )
     encoder.update(grid=grid.config, table_frames=table_frames)
@@ -87,7 +87,9 @@ def from_official(state, stride=None):
         if key.startswith(_UNUSED):
             report.append(f"left aside (unused ImageNet head): {key}")
         elif key not in _SIZES:
-            ours.update(_translate(key, value, (bands, steps), names, classes))
+            ours.update(
+                _translate(key, value, (n_freq, n_time), names, classes)
+            )
     config = {"encoder": encoder}
     weights = Weights(ours, config, report)
     _check_official(weights)
@@ -171,20 +173,20 @@ def _official_table(state, patch, stride, classes):
         n_mels, frames = (int(state[name]) for name in _SIZES)
         grid = Grid(n_mels, patch)
         # The official code drops a partial last patch.
-        bands, steps = grid.n_bands, frames // patch[1]
-        if bands * steps != tokens:
+        n_freq, n_time = grid.n_freq, frames // patch[1]
+        if n_freq * n_time != tokens:
             raise WeightsError(
                 f"position table holds {tokens} patches, {n_mels} mel bins x "
-                f"{frames} frames make {bands} x {steps}"
+                f"{frames} frames make {n_freq} x {n_time}"
             )
-        return bands, steps, grid, steps * patch[1]
+        return n_freq, n_time, grid, n_time * patch[1]
     strides = [stride] if stride else [patch, (10, 10)]
     if patch[0] == FINETUNED_MELS and not stride:
         strides = [(FINETUNED_MELS, 1)]
     fits = []
     for candidate in strides:
         grid = Grid(FINETUNED_MELS, patch, candidate)
-        if tokens % grid.n_bands == 0:
+        if tokens % grid.n_freq == 0:
             fits.append(grid)
     if len(fits) != 1:
         raise WeightsError(
@@ -192,9 +194,9 @@ def _official_table(state, patch, stride, classes):
             f"it was trained with, such as {strides[-1]}"
         )
     grid = fits[0]
-    steps = tokens // grid.n_bands
-    frames = (steps - 1) * grid.stride[1] + grid.patch[1]
-    return grid.n_bands, steps, grid, frames
+    n_time = tokens // grid.n_freq
+    frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
+    return grid.n_freq, n_time, grid, frames
 
 
 def _translate(key, value, table_size, names, classes):
@@ -289,8 +291,8 @@ def to_official(weights):
             out[name] = value
     if "mask_embed" in out:
         out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
-        steps = weights.state["encoder.positions.table"].shape[1]
-        out["p_input_tdim"] = torch.tensor(steps * patch[1])
+        n_time = weights.state["encoder.positions.table"].shape[1]
+        out["p_input_tdim"] = torch.tensor(n_time * patch[1])
     return {f"module.{key}": value.contiguous() for key, value in out.items()}
 
 
@@ -298,10 +300,10 @@ def _check_grid(weights):
     """Refuse a grid that would come back as another."""
     grid = Grid(**weights.config["encoder"]["grid"])
     rows = weights.state["encoder.positions.table"].shape[0]
-    if rows != grid.n_bands:
+    if rows != grid.n_freq:
         raise WeightsError(
             f"the official layout wants a row of positions for each of the "
-            f"{grid.n_bands} bands, the table has {rows}"
+            f"{grid.n_freq} bands, the table has {rows}"
         )
     pretrained = "objective.mask_embedding" in weights.state
     if not pretrained and grid.n_mels != FINETUNED_MELS:

@@ -59,10 +59,10 @@ def initialize(encoder, weights, objective=None):
     )
     encoder.table_frames = weights.config["encoder"]["table_frames"]
     load_strictly(encoder, state, "encoder")
-    bands, steps, _ = table.shape
+    n_freq, n_time, _ = table.shape
     report.append(
-        f"encoder loaded, positions for {bands} x {steps} patches, used for "
-        f"{encoder.grid.n_bands} bands"
+        f"encoder loaded, positions for {n_freq} x {n_time} patches, used for "
+        f"{encoder.grid.n_freq} bands"
     )
     if objective is not None:
         _initialise_objective(objective, weights, source, report)

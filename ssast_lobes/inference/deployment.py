@@ -128,7 +128,7 @@ class DeployedModel(nn.Module):
         if self.head is None:
             own = self.lobe.features.fbank.frames_of(lengths)
             # Reference padding cuts what is longer.
-            steps = encoder.grid.n_steps(own).clamp(max=encoded.frames.shape[1])
+            steps = encoder.grid.n_time(own).clamp(max=encoded.frames.shape[1])
             return clip, encoded.frames, steps
         scores = self.head(clip)
         if self.metadata["multi_label"]:
@@ -146,7 +146,7 @@ class DeployedModel(nn.Module):
         samples = wav.shape[1]
         n_frames = self.lobe.features.pad_frames
         if n_frames is None:
-            steps = grid.n_steps(fbank.frames_of(samples))
+            steps = grid.n_time(fbank.frames_of(samples))
             steps = torch.sym_max(steps, 2)
             n_frames = (steps - 1) * grid.stride[1] + grid.patch[1]
         wanted = (n_frames - 1) * fbank.hop_samples + fbank.window_samples

@@ -47,7 +47,7 @@ class AudioEncoder(Interface):
         """Seconds from one frame (time step) to the next."""
         return self._samples_per_step / self.sample_rate
 
-    def n_steps(self, n_samples):
+    def n_time(self, n_samples):
         """Frames (time steps) of a clip.
 
         Arguments
@@ -61,7 +61,7 @@ class AudioEncoder(Interface):
             T', without padding.
         """
         grid = self.lobe.encoder.grid
-        return grid.n_steps(self.fbank.frames_of(n_samples))
+        return grid.n_time(self.fbank.frames_of(n_samples))
 
     def encode_file(self, path, output="clip"):
         """Embed one file.
@@ -156,11 +156,11 @@ class AudioEncoder(Interface):
         return getattr(self, f"_{output}"), self._stitch
 
     def _frames(self, encoded):
-        steps = encoded.n_steps.tolist()
+        steps = encoded.n_time.tolist()
         return [x[:n] for x, n in zip(encoded.frames, steps, strict=True)]
 
     def _patches(self, encoded):
-        steps = encoded.n_steps.tolist()
+        steps = encoded.n_time.tolist()
         patches = encoded.patches.transpose(1, 2)
         return [x[:n] for x, n in zip(patches, steps, strict=True)]
 
@@ -168,7 +168,7 @@ class AudioEncoder(Interface):
         """Join results over time, cutting in the middle of each overlap."""
         # Under reference padding a window gives more steps than it has audio.
         results = [
-            result[: self.n_steps(window.length)]
+            result[: self.n_time(window.length)]
             for window, result in zip(windows, results, strict=True)
         ]
         starts = [window.start // self._samples_per_step for window in windows]

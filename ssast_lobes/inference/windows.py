@@ -33,7 +33,7 @@ class Windowing:
         self.samples = round(seconds * fbank.sample_rate)
         # So many samples make no frame more.
         self.reach = self.samples + fbank.hop_samples - 1
-        self.steps = grid.n_steps(fbank.frames_of(self.samples))
+        self.steps = grid.n_time(fbank.frames_of(self.samples))
         self.hop_steps = max(1, self.steps // 2)
         self.hop = self.hop_steps * grid.stride[1] * fbank.hop_samples
 

@@ -59,7 +59,7 @@ class TransformerDecoder(nn.Module):
         self.apply(init_transformer)
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
 
-    def forward(self, encoded, split, bands):
+    def forward(self, encoded, split, n_freq):
         """Vectors at all tokens, visible, hidden and padding.
 
         Arguments
@@ -68,7 +68,7 @@ class TransformerDecoder(nn.Module):
             Of the visible tokens.
         split : Split
             Which these are.
-        bands : int
+        n_freq : int
             F'.
 
         Returns
@@ -82,12 +82,14 @@ class TransformerDecoder(nn.Module):
             split.visible,
             self.mask_embedding,
         )
-        steps = x.shape[1] // bands
-        x = x + sincos_positions(bands, steps, self.dim, x.device).flatten(0, 1)
+        n_time = x.shape[1] // n_freq
+        x = x + sincos_positions(n_freq, n_time, self.dim, x.device).flatten(
+            0, 1
+        )
         classes = self.embedding(encoded.class_tokens)
         n_classes = classes.shape[1]
         x = torch.cat([classes.to(x.dtype), x], dim=1)
-        seen = nn.functional.pad(split.valid, (n_classes, 0), value=True)
+        seen = nn.functional.pad(split.is_token, (n_classes, 0), value=True)
         for block in self.blocks:
             x = block(x, seen[:, None, None, :])
         return self.norm(x[:, n_classes:])
@@ -116,7 +118,7 @@ class ConvDecoder(nn.Module):
     >>> from ssast_lobes import SpectrogramEncoder
     >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
     >>> decoder = ConvDecoder(encoder, depth=0.5, kernel=3, groups=16)
-    >>> decoder(torch.zeros(1, 6, 32), torch.ones(1, 6).bool(), bands=2).shape
+    >>> decoder(torch.zeros(1, 6, 32), torch.ones(1, 6).bool(), n_freq=2).shape
     torch.Size([1, 6, 32])
     """
 
@@ -130,16 +132,16 @@ class ConvDecoder(nn.Module):
             for _ in range(max(1, round(depth * encoder.depth)))
         )
 
-    def forward(self, x, valid, bands):
+    def forward(self, x, is_token, n_freq):
         """Mix neighbouring tokens.
 
         Arguments
         ---------
         x : torch.Tensor
             Tokens (B, F' * T', D), visible ones and fillers.
-        valid : torch.Tensor
+        is_token : torch.Tensor
             Boolean (B, F' * T'), True at tokens that are audio.
-        bands : int
+        n_freq : int
             F'.
 
         Returns
@@ -147,8 +149,8 @@ class ConvDecoder(nn.Module):
         torch.Tensor
             (B, F' * T', D), 0 at padding.
         """
-        shown = valid.unflatten(1, (bands, -1))[..., None]
-        x = x.unflatten(1, (bands, -1)) * shown
+        shown = is_token.unflatten(1, (n_freq, -1))[..., None]
+        x = x.unflatten(1, (n_freq, -1)) * shown
         for layer in self.layers:
             mixed = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             mixed = nn.functional.layer_norm(mixed, (self.dim,))

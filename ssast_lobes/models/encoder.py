@@ -19,7 +19,7 @@ from ssast_lobes.models.transformer import (
     init_transformer,
 )
 from ssast_lobes.utils.checks import flag, one_of, real, whole
-from ssast_lobes.utils.lengths import full_lengths, valid_frames
+from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 from ssast_lobes.utils.presets import load_preset
 
 # SSAST has two class tokens (DeiT's class and distillation token).
@@ -34,11 +34,11 @@ class EncoderOutput(NamedTuple):
     ---------
     tokens : torch.Tensor
         Patch tokens (B, N, D) after the final norm, frequency-major.
-    valid : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     class_tokens : torch.Tensor
         (B, 2, D), after the final norm; (B, 1, D) of ``mamba_reference``.
-    n_bands : int or None
+    n_freq : int or None
         F', and N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
         Patch tokens (L + 1, B, N, D) before the final norm: what enters the
@@ -48,9 +48,9 @@ class EncoderOutput(NamedTuple):
     """
 
     tokens: torch.Tensor
-    valid: torch.Tensor
+    is_token: torch.Tensor
     class_tokens: torch.Tensor
-    n_bands: int
+    n_freq: int
     hidden_states: torch.Tensor = None
     class_hidden_states: torch.Tensor = None
 
@@ -60,9 +60,9 @@ class EncoderOutput(NamedTuple):
         return self._on_grid(self.tokens)
 
     def _on_grid(self, x):
-        if self.n_bands is None:
+        if self.n_freq is None:
             raise ValueError("tokens were dropped: they have no grid")
-        return x.unflatten(1, (self.n_bands, -1))
+        return x.unflatten(1, (self.n_freq, -1))
 
     @property
     def frames(self):
@@ -70,9 +70,9 @@ class EncoderOutput(NamedTuple):
         return self.patches.mean(1)
 
     @property
-    def n_steps(self):
+    def n_time(self):
         """Valid time steps of each clip, (B,) int64."""
-        return self._on_grid(self.valid)[:, 0].sum(1)
+        return self._on_grid(self.is_token)[:, 0].sum(1)
 
     def clip(self, pooling="mean"):
         """One vector a clip.
@@ -105,7 +105,7 @@ class EncoderOutput(NamedTuple):
         torch.Tensor
             As of `clip`.
         """
-        return pool(tokens, self.valid, class_tokens, pooling, self.n_bands)
+        return pool(tokens, self.is_token, class_tokens, pooling, self.n_freq)
 
 
 class SpectrogramEncoder(nn.Module):
@@ -164,7 +164,7 @@ class SpectrogramEncoder(nn.Module):
     >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
     >>> feats = torch.randn(2, 100, 128)
     >>> output = encoder(feats, n_frames=torch.tensor([100, 40]))
-    >>> output.patches.shape, output.n_steps.tolist()
+    >>> output.patches.shape, output.n_time.tolist()
     (torch.Size([2, 8, 7, 32]), [7, 3])
     """
 
@@ -195,7 +195,7 @@ class SpectrogramEncoder(nn.Module):
         self.mlp_ratio = mlp_ratio
         self.table_frames = round(table_frames)
         self.patch_embedding = PatchEmbedding(self.grid, dim)
-        own = (self.grid.n_bands, self.grid.n_steps(self.table_frames))
+        own = (self.grid.n_freq, self.grid.n_time(self.table_frames))
         self.positions = PositionTable(*(table or own), dim)
         classes = 1 if blocks == "mamba_reference" else N_CLASS_TOKENS
         self.class_tokens = nn.Parameter(torch.empty(classes, dim))
@@ -329,18 +329,18 @@ class SpectrogramEncoder(nn.Module):
         """
         # Features are float32 whatever the type of the weights.
         feats = feats.to(self.class_tokens.dtype)
-        tokens, valid = self._embed(feats, n_frames, mask, mask_embedding)
+        tokens, is_token = self._embed(feats, n_frames, mask, mask_embedding)
         if keep is not None:
             index, kept = keep
             tokens = tokens.gather(
                 1, index[:, :, None].expand(-1, -1, self.dim)
             )
-            valid = valid.gather(1, index) & kept
+            is_token = is_token.gather(1, index) & kept
         head = self.class_tokens + self.class_positions
         # Not len(): an exported graph would take the number of clips as fixed.
         x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        seen = self._seen(valid, padded=n_frames is not None or keep)
-        order, context = self._arrangement(keep, seen, valid, feats.shape[1])
+        seen = self._seen(is_token, padded=n_frames is not None or keep)
+        order, context = self._arrangement(keep, seen, is_token, feats.shape[1])
         if order is not None:
             x = order.arrange(x)
         states = [x]
@@ -355,13 +355,13 @@ class SpectrogramEncoder(nn.Module):
             normed = order.restore(normed)
             states = [order.restore(x) for x in states]
         split = len(self.class_tokens)
-        shown = valid[:, :, None]
+        shown = is_token[:, :, None]
         stack = torch.stack(states) if hidden_states else None
         return EncoderOutput(
             tokens=normed[:, split:] * shown,
-            valid=valid,
+            is_token=is_token,
             class_tokens=normed[:, :split],
-            n_bands=self.grid.n_bands if keep is None else None,
+            n_freq=self.grid.n_freq if keep is None else None,
             hidden_states=stack[:, :, split:] * shown
             if hidden_states
             else None,
@@ -380,20 +380,20 @@ class SpectrogramEncoder(nn.Module):
         if n_frames is None:
             n_frames = full_lengths(feats)
         else:
-            feats = feats * valid_frames(n_frames, max_frames)[:, :, None]
+            feats = feats * length_to_mask(n_frames, max_frames)[:, :, None]
         patches = self.grid.unfold(feats)
-        n_steps, max_steps = self.token_steps(n_frames, max_frames)
-        valid = self.grid.valid_tokens(n_steps, max_steps)
+        n_time, max_time = self.token_lengths(n_frames, max_frames)
+        is_token = self.grid.is_token(n_time, max_time)
         tokens = self.patch_embedding(patches)
         if mask is not None:
             if mask_embedding is None:
                 raise ValueError("mask needs mask_embedding beside it")
             hidden = mask.flatten(1)[:, :, None]
             tokens = torch.where(hidden, mask_embedding, tokens)
-        positions = self.positions(self.grid.n_bands, n_steps, max_steps)
-        return tokens + positions, valid
+        positions = self.positions(self.grid.n_freq, n_time, max_time)
+        return tokens + positions, is_token
 
-    def token_steps(self, n_frames, max_frames):
+    def token_lengths(self, n_frames, max_frames):
         """Valid patches along time of each clip, and T' of the batch.
 
         Arguments
@@ -408,29 +408,29 @@ class SpectrogramEncoder(nn.Module):
         tuple
             (B,) int64 and int.
         """
-        max_steps = self.grid.n_steps(max_frames)
-        return self.grid.n_steps(n_frames).clamp(max=max_steps), max_steps
+        max_time = self.grid.n_time(max_frames)
+        return self.grid.n_time(n_frames).clamp(max=max_time), max_time
 
-    def _seen(self, valid, padded):
+    def _seen(self, is_token, padded):
         """Boolean (B, 2 + N) with the class tokens; None: nothing is hidden."""
         if not padded:
             return None
         # Without a mask attention is faster. Only the CPU can look without
         # waiting for the device.
-        if valid.device.type == "cpu" and not torch.compiler.is_compiling():
-            if bool(valid.all()):
+        if is_token.device.type == "cpu" and not torch.compiler.is_compiling():
+            if bool(is_token.all()):
                 return None
         classes = len(self.class_tokens)
-        return nn.functional.pad(valid, (classes, 0), value=True)
+        return nn.functional.pad(is_token, (classes, 0), value=True)
 
-    def _arrangement(self, keep, seen, valid, max_frames):
+    def _arrangement(self, keep, seen, is_token, max_frames):
         """Order of the tokens in the blocks (None: as they are), their mask."""
         if self.kind == "attention":
             return None, None if seen is None else seen[:, None, None, :]
-        bands, steps = self.grid.n_bands, self.grid.n_steps(max_frames)
+        bands, steps = self.grid.n_freq, self.grid.n_time(max_frames)
         if keep is None:
-            place = torch.arange(bands * steps, device=valid.device)
-            place = place.expand(valid.shape[0], -1)
+            place = torch.arange(bands * steps, device=is_token.device)
+            place = place.expand(is_token.shape[0], -1)
         else:
             place = keep[0]
         ends = [-1]

@@ -12,7 +12,7 @@ from torchaudio.compliance.kaldi import get_mel_banks
 
 from ssast_lobes.models.normalization import SpectrogramNorm, read_statistics
 from ssast_lobes.utils.checks import require, whole
-from ssast_lobes.utils.lengths import sample_counts, valid_frames
+from ssast_lobes.utils.lengths import length_to_mask, sample_counts
 
 logger = get_logger(__name__)
 
@@ -26,7 +26,7 @@ EPSILON = torch.finfo(torch.float32).eps
 _FRAMES_AT_ONCE = 1000
 
 # Neighbouring mel bands that are summed together.
-_BANDS_AT_ONCE = 16
+_FILTERS_AT_ONCE = 16
 
 # The filterbank of the published SSAST. At 16 kHz its first bin is dead, as
 # it was when the weights were trained: a warning would change nothing.
@@ -68,15 +68,17 @@ class KaldiFbank(nn.Module):
         self.hop_samples = int(sample_rate * 0.010)
         self.fft_size = 1 << (self.window_samples - 1).bit_length()
         window = torch.hann_window(self.window_samples, periodic=False)
-        bands = self._mel_bands(n_mels)
-        self._warn_of_dead_bins(bands)
-        # Kaldi's bands leave out the Nyquist bin.
-        bands = nn.functional.pad(bands, (0, 1)).t().contiguous()
+        filters = self._mel_filters(n_mels)
+        self._warn_of_dead_filters(filters)
+        # Kaldi's filters leave out the Nyquist bin.
+        filters = nn.functional.pad(filters, (0, 1)).t().contiguous()
         self.register_buffer("window", window, persistent=False)
-        self.register_buffer("bands", bands, persistent=False)
-        self._bins = [_reach(part) for part in bands.split(_BANDS_AT_ONCE, 1)]
+        self.register_buffer("mel_filters", filters, persistent=False)
+        self._bins = [
+            _reach(part) for part in filters.split(_FILTERS_AT_ONCE, 1)
+        ]
 
-    def _mel_bands(self, n_mels):
+    def _mel_filters(self, n_mels):
         """Weights (n_mels, Fourier bins) of so many mel bins."""
         return get_mel_banks(
             n_mels,
@@ -89,14 +91,14 @@ class KaldiFbank(nn.Module):
             1.0,
         )[0]
 
-    def _warn_of_dead_bins(self, bands):
-        dead = _n_dead(bands)
+    def _warn_of_dead_filters(self, filters):
+        dead = _n_dead(filters)
         if dead == 0 or (self.sample_rate, self.n_mels) == _PUBLISHED:
             return
         fitting = next(
             n_mels
             for n_mels in range(self.n_mels - 1, 0, -1)
-            if _n_dead(self._mel_bands(n_mels)) == 0
+            if _n_dead(self._mel_filters(n_mels)) == 0
         )
         logger.warning(
             f"{dead} of {self.n_mels} mel bins are constant at "
@@ -198,7 +200,7 @@ class KaldiFbank(nn.Module):
         spectrum = torch.fft.rfft(frames)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
         feats = self._mel(power).clamp(min=EPSILON).log().float()
-        padding = ~valid_frames(n_frames, feats.shape[1])
+        padding = ~length_to_mask(n_frames, feats.shape[1])
         return feats.masked_fill_(padding[:, :, None], 0.0)
 
     def _frames(self, wav):
@@ -215,22 +217,24 @@ class KaldiFbank(nn.Module):
 
     def _mel(self, power):
         parts = [
-            power[..., first:end] @ bands[first:end].to(power.dtype)
-            for (first, end), bands in zip(
-                self._bins, self.bands.split(_BANDS_AT_ONCE, 1), strict=True
+            power[..., first:end] @ filters[first:end].to(power.dtype)
+            for (first, end), filters in zip(
+                self._bins,
+                self.mel_filters.split(_FILTERS_AT_ONCE, 1),
+                strict=True,
             )
         ]
         return torch.cat(parts, dim=-1)
 
 
-def _n_dead(bands):
+def _n_dead(filters):
     """Number of mel bands (rows) that hear no bin at all."""
-    return int((bands == 0).all(1).sum())
+    return int((filters == 0).all(1).sum())
 
 
-def _reach(bands):
+def _reach(filters):
     """First and end of the bins (rows) that any of some mel bands hears."""
-    heard = bands.any(1).nonzero().flatten().tolist() or [0]
+    heard = filters.any(1).nonzero().flatten().tolist() or [0]
     return heard[0], heard[-1] + 1
 
 
@@ -238,8 +242,8 @@ def _clip_means(wav, n_samples):
     """Mean of each clip's valid samples: (B, S), (B,) to (B,)."""
     # An exported graph cannot read the lengths off to loop over the clips.
     if wav.is_cuda or torch.compiler.is_exporting():
-        valid = valid_frames(n_samples, wav.shape[1])
-        total = torch.where(valid, wav, 0.0).sum(1, dtype=torch.float64)
+        is_sample = length_to_mask(n_samples, wav.shape[1])
+        total = torch.where(is_sample, wav, 0.0).sum(1, dtype=torch.float64)
         return (total / n_samples.clamp(min=1)).float()
     # The quietest mel bands, which pre-emphasis nearly cancels, show a mean
     # that is off by one rounding: a masked sum of the batch, even in float64,

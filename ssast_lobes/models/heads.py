@@ -270,8 +270,8 @@ class SpectrogramRecognizer(nn.Module):
     >>> grid = {"patch": (128, 2)}
     >>> encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
     >>> model = SpectrogramRecognizer(encoder, n_units=7)
-    >>> scores, n_steps = model(torch.randn(2, 50, 128), torch.tensor([50, 20]))
-    >>> scores.shape, n_steps
+    >>> scores, n_time = model(torch.randn(2, 50, 128), torch.tensor([50, 20]))
+    >>> scores.shape, n_time
     (torch.Size([2, 25, 7]), tensor([25, 10]))
     """
 
@@ -294,9 +294,9 @@ class SpectrogramRecognizer(nn.Module):
         -------
         log_probabilities : torch.Tensor
             (B, T', U), float32.
-        n_steps : torch.Tensor
+        n_time : torch.Tensor
             Valid steps of each clip, (B,) int64.
         """
         encoded = self.encoder(feats, n_frames)
         scores = self.head(encoded.frames)
-        return scores.float().log_softmax(-1), encoded.n_steps
+        return scores.float().log_softmax(-1), encoded.n_time

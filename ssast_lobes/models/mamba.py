@@ -268,13 +268,13 @@ class ScanOrder:
     ---------
     place : torch.Tensor
         Numbers (B, N) to sort the tokens by.
-    valid : torch.Tensor, optional
+    is_token : torch.Tensor, optional
         Boolean (B, N), False at tokens that must not be seen.
 
     Example
     -------
-    >>> valid = torch.tensor([[True, False, True]])
-    >>> order = ScanOrder(torch.tensor([[2, 1, 0]]), valid)
+    >>> is_token = torch.tensor([[True, False, True]])
+    >>> order = ScanOrder(torch.tensor([[2, 1, 0]]), is_token)
     >>> scanned = order.arrange(torch.tensor([[[0.0], [1.0], [2.0]]]))
     >>> scanned.flatten(), order.shown.flatten()
     (tensor([2., 0., 1.]), tensor([1., 1., 0.]))
@@ -282,15 +282,15 @@ class ScanOrder:
     tensor([0., 1., 2.])
     """
 
-    def __init__(self, place, valid=None):
-        if valid is not None:
+    def __init__(self, place, is_token=None):
+        if is_token is not None:
             last = torch.iinfo(place.dtype).max
-            place = place.masked_fill(~valid, last)
+            place = place.masked_fill(~is_token, last)
         self._index = place.argsort(dim=1, stable=True)
         self._back = self._index.argsort(dim=1)
         self.shown = None
-        if valid is not None:
-            shown = valid.gather(1, self._index)
+        if is_token is not None:
+            shown = is_token.gather(1, self._index)
             self.shown = shown[:, :, None].float()
 
     def arrange(self, x):

@@ -7,7 +7,7 @@ import yaml
 from torch import nn
 
 from ssast_lobes.utils.checks import real
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 from ssast_lobes.utils.presets import load_preset
 
 
@@ -83,7 +83,7 @@ class SpectrogramNorm(nn.Module):
         feats = (feats - self.mean) / (2 * self.std)
         if n_frames is None:
             return feats
-        return feats * valid_frames(n_frames, feats.shape[1])[:, :, None]
+        return feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
 
 
 def read_statistics(name):
@@ -154,8 +154,8 @@ class RunningStatistics:
         n_frames : torch.Tensor
             Valid frames (B,).
         """
-        valid = valid_frames(n_frames, feats.shape[1])[:, :, None]
-        values = torch.where(valid, feats, 0.0).double()
+        is_frame = length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        values = torch.where(is_frame, feats, 0.0).double()
         self.count += int(n_frames.sum()) * feats.shape[2]
         self.total += float(values.sum())
         self.squares += float(values.square().sum())

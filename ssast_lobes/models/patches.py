@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.utils.checks import ArgumentError, flag, require, whole
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 # SSAST section 2.1: square patches, or "frames" that span all mel bins.
 _PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
@@ -43,7 +43,7 @@ class Grid:
     Example
     -------
     >>> grid = Grid(n_mels=128, patch=(16, 16))
-    >>> grid.n_bands, grid.n_steps(1024), grid.n_steps(1025)
+    >>> grid.n_freq, grid.n_time(1024), grid.n_time(1025)
     (8, 64, 65)
     """
 
@@ -123,11 +123,11 @@ class Grid:
         return self.patch[0] * self.patch[1]
 
     @property
-    def n_bands(self):
+    def n_freq(self):
         """F', patches along frequency."""
         return (self.n_mels - self.patch[0]) // self.stride[0] + 1
 
-    def n_steps(self, n_frames):
+    def n_time(self, n_frames):
         """T', patches along time; at least one.
 
         Arguments
@@ -181,7 +181,7 @@ class Grid:
                 f"got {tuple(feats.shape)}"
             )
         frames = feats.shape[1]
-        needed = (self.n_steps(frames) - 1) * self.stride[1] + self.patch[1]
+        needed = (self.n_time(frames) - 1) * self.stride[1] + self.patch[1]
         if needed > frames:
             feats = nn.functional.pad(feats, (0, 0, 0, needed - frames))
         bands = feats[:, :needed].transpose(1, 2)
@@ -210,9 +210,9 @@ class Grid:
         >>> torch.equal(grid.fold(grid.unfold(feats), 6), feats)
         True
         """
-        steps = self.n_steps(n_frames)
+        steps = self.n_time(n_frames)
         covered = (
-            (self.n_bands - 1) * self.stride[0] + self.patch[0],
+            (self.n_freq - 1) * self.stride[0] + self.patch[0],
             (steps - 1) * self.stride[1] + self.patch[1],
         )
 
@@ -232,14 +232,14 @@ class Grid:
         )
         return nn.functional.pad(feats, missing)
 
-    def valid_tokens(self, n_steps, max_steps):
+    def is_token(self, n_time, max_time):
         """Mask of the tokens that are audio.
 
         Arguments
         ---------
-        n_steps : torch.Tensor
+        n_time : torch.Tensor
             Valid patches along time of each clip, (B,).
-        max_steps : int
+        max_time : int
             T' of the batch.
 
         Returns
@@ -249,11 +249,11 @@ class Grid:
 
         Example
         -------
-        >>> Grid(4, (2, 2)).valid_tokens(torch.tensor([1]), 2).int().tolist()
+        >>> Grid(4, (2, 2)).is_token(torch.tensor([1]), 2).int().tolist()
         [[1, 0, 1, 0]]
         """
-        steps = valid_frames(n_steps, max_steps)
-        return steps[:, None].expand(-1, self.n_bands, -1).flatten(1)
+        steps = length_to_mask(n_time, max_time)
+        return steps[:, None].expand(-1, self.n_freq, -1).flatten(1)
 
 
 def _is_size(value):
@@ -299,23 +299,23 @@ class PositionTable(nn.Module):
 
     Arguments
     ---------
-    bands : int
+    n_freq : int
         F0, rows of the table.
-    steps : int
+    n_time : int
         T0, columns of the table.
     dim : int
         Token size D.
 
     Example
     -------
-    >>> table = PositionTable(bands=8, steps=64, dim=4)
+    >>> table = PositionTable(n_freq=8, n_time=64, dim=4)
     >>> table(8, torch.tensor([64, 10]), 64).shape
     torch.Size([2, 512, 4])
     """
 
-    def __init__(self, bands, steps, dim):
+    def __init__(self, n_freq, n_time, dim):
         super().__init__()
-        self.table = nn.Parameter(torch.empty(bands, steps, dim))
+        self.table = nn.Parameter(torch.empty(n_freq, n_time, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
 
     def fix_sincos(self):
@@ -331,7 +331,7 @@ class PositionTable(nn.Module):
 
         Example
         -------
-        >>> table = PositionTable(bands=2, steps=3, dim=4)
+        >>> table = PositionTable(n_freq=2, n_time=3, dim=4)
         >>> table.fix_sincos()
         >>> table.table[0, 0].tolist(), table.table.requires_grad
         ([0.0, 1.0, 0.0, 1.0], False)
@@ -340,16 +340,16 @@ class PositionTable(nn.Module):
             self.table.copy_(sincos_positions(*self.table.shape))
         self.table.requires_grad_(False)
 
-    def forward(self, bands, n_steps, max_steps):
+    def forward(self, n_freq, n_time, max_time):
         """Positions of a batch.
 
         Arguments
         ---------
-        bands : int
+        n_freq : int
             F' of the encoder's grid.
-        n_steps : torch.Tensor
+        n_time : torch.Tensor
             Valid patches along time of each clip, (B,) int64.
-        max_steps : int
+        max_time : int
             T' of the batch.
 
         Returns
@@ -358,18 +358,18 @@ class PositionTable(nn.Module):
             (B, F' * T', D), arbitrary at padding.
         """
         full_bands, full_steps, _ = self.table.shape
-        all_bands = torch.arange(bands, device=n_steps.device)
+        all_bands = torch.arange(n_freq, device=n_time.device)
         # Not torch.tensor: its copy to a GPU would wait for the device.
         low, high, share = _resample(
-            all_bands, torch.full_like(all_bands, bands), full_bands
+            all_bands, torch.full_like(all_bands, n_freq), full_bands
         )
         table = torch.lerp(
             _taken(self.table, 0, low),
             _taken(self.table, 0, high),
             share[:, None, None].to(self.table.dtype),
         )
-        all_steps = torch.arange(max_steps, device=n_steps.device)
-        low, high, share = _resample(all_steps, n_steps[:, None], full_steps)
+        all_steps = torch.arange(max_time, device=n_time.device)
+        low, high, share = _resample(all_steps, n_time[:, None], full_steps)
         positions = torch.lerp(
             _taken(table, 1, low),
             _taken(table, 1, high),
@@ -388,7 +388,7 @@ def _taken(table, dim, places):
     return taken.unflatten(dim, places.shape)
 
 
-def sincos_positions(bands, steps, dim, device=None):
+def sincos_positions(n_freq, n_time, dim, device=None):
     """Sine and cosine positions on a grid (Vaswani et al., NeurIPS 2017).
 
     The first half of a position tells the band, the second half the time
@@ -397,7 +397,7 @@ def sincos_positions(bands, steps, dim, device=None):
 
     Arguments
     ---------
-    bands, steps : int
+    n_freq, n_time : int
         F' and T'.
     dim : int
         Token size D, a multiple of 4.
@@ -427,10 +427,10 @@ def sincos_positions(bands, steps, dim, device=None):
         )
     quarter = dim // 4
     rates = 10000 ** (-torch.arange(quarter, device=device) / quarter)
-    angle = torch.arange(max(bands, steps), device=device)[:, None] * rates
+    angle = torch.arange(max(n_freq, n_time), device=device)[:, None] * rates
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)
-    of_band = waves[:bands, None].expand(-1, steps, -1)
-    of_step = waves[None, :steps].expand(bands, -1, -1)
+    of_band = waves[:n_freq, None].expand(-1, n_time, -1)
+    of_step = waves[None, :n_time].expand(n_freq, -1, -1)
     return torch.cat([of_band, of_step], dim=2)
 
 

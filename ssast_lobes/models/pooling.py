@@ -16,14 +16,14 @@ _LEAST_VARIANCE = 1e-6
 READOUTS = ("last", "weighted", "all")
 
 
-def pool(tokens, valid, class_tokens, pooling, n_bands=None):
+def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     """Pool tokens to one vector a clip.
 
     Arguments
     ---------
     tokens : torch.Tensor
         (B, N, D), 0 at padding.
-    valid : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, N).
     class_tokens : torch.Tensor
         (B, 2, D) or (B, 1, D).
@@ -32,7 +32,7 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=None):
         deviation; or ``"dynamics"``: these, then the root of the mean square
         of a token's change over one step of time, and over two (0.001 of
         a clip that has no two tokens so far apart).
-    n_bands : int, optional
+    n_freq : int, optional
         F', and N = F' * T': for dynamics, which compare within a band.
 
     Returns
@@ -43,16 +43,16 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=None):
     Raises
     ------
     ValueError
-        If `pooling` is unknown, or dynamics are asked for without `n_bands`.
+        If `pooling` is unknown, or dynamics are asked for without `n_freq`.
 
     Example
     -------
     >>> tokens = torch.tensor([[[2.0], [4.0], [0.0]]])
-    >>> valid = torch.tensor([[True, True, False]])
-    >>> pool(tokens, valid, torch.zeros(1, 2, 1), "mean").item()
+    >>> is_token = torch.tensor([[True, True, False]])
+    >>> pool(tokens, is_token, torch.zeros(1, 2, 1), "mean").item()
     3.0
     >>> pool(
-    ...     tokens, valid, torch.zeros(1, 2, 1), "dynamics", 1
+    ...     tokens, is_token, torch.zeros(1, 2, 1), "dynamics", 1
     ... ).round().tolist()
     [[3.0, 1.0, 2.0, 0.0]]
     """
@@ -62,22 +62,22 @@ def pool(tokens, valid, class_tokens, pooling, n_bands=None):
         raise ValueError(
             f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
         )
-    count = valid.sum(1, keepdim=True).clamp(min=1)
+    count = is_token.sum(1, keepdim=True).clamp(min=1)
     mean = tokens.sum(1) / count
     if pooling == "mean":
         return mean
     # In float32 under bf16 too: squares of small differences.
-    away = (tokens - mean[:, None]).float() * valid[:, :, None]
+    away = (tokens - mean[:, None]).float() * is_token[:, :, None]
     variance = away.square().sum(1) / count
     variances = [variance]
     if pooling == "dynamics":
-        if n_bands is None:
+        if n_freq is None:
             raise ValueError(
-                "dynamics need n_bands; where tokens were dropped there is no "
+                "dynamics need n_freq; where tokens were dropped there is no "
                 "grid: pool their statistics"
             )
-        on_grid = away.unflatten(1, (n_bands, -1))
-        shown = valid.unflatten(1, (n_bands, -1))
+        on_grid = away.unflatten(1, (n_freq, -1))
+        shown = is_token.unflatten(1, (n_freq, -1))
         for step in _STEPS:
             both = shown[:, :, step:] & shown[:, :, :-step]
             change = on_grid[:, :, step:] - on_grid[:, :, :-step]

@@ -215,7 +215,7 @@ class ASiT(Objective):
             self._config["student_temperature"],
             self.teacher_temperature,
         )
-        weight = encoded.valid.float()
+        weight = encoded.is_token.float()
         class_logits, patch_logits, projected = self._logits(self, encoded)
         with torch.no_grad():
             target = self.teacher.encoder(clean, counts)

@@ -113,9 +113,9 @@ class Objective(nn.Module):
             return None
         if n_frames is None:
             n_frames = full_lengths(feats)
-        n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
-        bands = self.encoder.grid.n_bands
-        return self.masker(n_steps, bands, max_steps, generator, clip_keys)
+        n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
+        n_freq = self.encoder.grid.n_freq
+        return self.masker(n_time, n_freq, max_time, generator, clip_keys)
 
     def exported_state(self):
         """The tensors that an export holds.

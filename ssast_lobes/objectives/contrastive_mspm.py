@@ -186,7 +186,7 @@ class ContrastiveMSPM(MSPM):
         loss, logs = self.hidden_losses(encoded, feats, mask, max_masked)
         block = round(self.contrast_depth * self.encoder.depth)
         vectors = pool(
-            encoded.hidden_states[block], encoded.valid, None, "statistics"
+            encoded.hidden_states[block], encoded.is_token, None, "statistics"
         ).float()
         for name, weight, projector, chosen in (
             ("clip", self.contrast_weight, self.projector, ~in_takes),

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.objectives.views import draw_whole
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 # Blocks to draw. They cover nine tenths of a clip when the largest is a third
 # of each axis; only as many count as the wanted area needs.
@@ -119,7 +119,7 @@ class GroupCorruption(nn.Module):
         mels = torch.full_like(n_frames, n_mels)
         rows = self._sides(draws[:, :2], mels, n_mels, self.align[0])
         columns = self._sides(draws[:, 2:], n_frames, frames, self.align[1])
-        columns = columns & valid_frames(n_frames, frames)[:, None]
+        columns = columns & length_to_mask(n_frames, frames)[:, None]
         rows, columns = rows.float(), columns.float().transpose(1, 2)
         number = torch.arange(_BLOCKS, device=n_frames.device)
 

@@ -135,21 +135,21 @@ class EAT(Objective):
             after a collapse.
         """
         noise = self.noise(feats, generator, clip_keys)
-        n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
-        masks = self.draw_masks(noise, n_steps, max_steps)
+        n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
+        masks = self.draw_masks(noise, n_time, max_time)
         n_masked = self.masker.n_masked(masks[0, 0].numel())
         if mask is not None:
             masks, n_masked = mask[:, None], None
-        valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
-        targets, clip_targets = self.targets(feats, n_frames, valid)
+        is_token = self.encoder.grid.is_token(n_time, max_time)
+        targets, clip_targets = self.targets(feats, n_frames, is_token)
 
         # From here on, each mask of a clip is a clip of its own.
         copies = masks.shape[1]
-        feats, n_frames, valid, clip_targets = (
+        feats, n_frames, is_token, clip_targets = (
             x.repeat_interleave(copies, 0)
-            for x in (feats, n_frames, valid, clip_targets)
+            for x in (feats, n_frames, is_token, clip_targets)
         )
-        split = split_tokens(masks.flatten(0, 1), valid, n_masked)
+        split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
         encoded = self.encoder(feats, n_frames, keep=split.keep)
         predictions = self.predict(encoded, split, noise, copies)
         hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
@@ -167,11 +167,11 @@ class EAT(Objective):
         loss = regression + self.utterance_weight * utterance
         return ObjectiveOutput(loss, logs)
 
-    def draw_masks(self, noise, n_steps, max_steps):
+    def draw_masks(self, noise, n_time, max_time):
         """Masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
-        bands = self.encoder.grid.n_bands
+        n_freq = self.encoder.grid.n_freq
         masks = [
-            self.masker.draw(noise, n_steps, bands, max_steps)
+            self.masker.draw(noise, n_time, n_freq, max_time)
             for _ in range(self.n_masks)
         ]
         return torch.stack(masks, dim=1)
@@ -195,17 +195,17 @@ class EAT(Objective):
         torch.Tensor
             float32 (B * copies, K, D), at hidden tokens.
         """
-        bands, dim = self.encoder.grid.n_bands, self.encoder.dim
-        max_steps = split.valid.shape[1] // bands
-        drawn = noise(copies * bands * dim, max_steps)
-        drawn = drawn.view(-1, bands, dim, max_steps).transpose(2, 3)
+        n_freq, dim = self.encoder.grid.n_freq, self.encoder.dim
+        max_time = split.is_token.shape[1] // n_freq
+        drawn = noise(copies * n_freq * dim, max_time)
+        drawn = drawn.view(-1, n_freq, dim, max_time).transpose(2, 3)
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
         x = scatter_tokens(encoded.tokens, split.keep[0], split.visible, filler)
-        decoded = self.decoder(x, split.valid, bands)
+        decoded = self.decoder(x, split.is_token, n_freq)
         return self.head(gather_tokens(decoded, split.hidden)).float()
 
     @torch.no_grad()
-    def targets(self, feats, n_frames, valid):
+    def targets(self, feats, n_frames, is_token):
         """The mean of the teacher's layers, of a whole clip.
 
         The outputs of the MLPs (of the blocks, where these have no MLP) are
@@ -216,7 +216,7 @@ class EAT(Objective):
         ---------
         feats, n_frames
             As in `forward`.
-        valid : torch.Tensor
+        is_token : torch.Tensor
             Boolean (B, N), True at tokens that are audio.
 
         Returns
@@ -226,7 +226,7 @@ class EAT(Objective):
         clips : torch.Tensor
             Their mean over the valid tokens, (B, D).
         """
-        shown = valid[:, :, None].float()
+        shown = is_token[:, :, None].float()
         share = shown / shown.sum(1, keepdim=True)
         layers = _layer_outputs(self.teacher.encoder, feats, n_frames)
         total = 0.0

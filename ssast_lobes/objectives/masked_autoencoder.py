@@ -10,7 +10,7 @@ import torch
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.tokens import clip_mean, gather_tokens
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 # Added to the variance of a patch, as in both papers' code.
 _EPS = 1e-6
@@ -136,11 +136,11 @@ class MaskedAutoencoder(MaskedPrediction):
         known = self._patches(feats, n_frames)
         mean, deviation = self.scale(known)
         shape = self.head(self.decode(feats, n_frames, split)).float()
-        shown = split.visible | ~split.valid
+        shown = split.visible | ~split.is_token
         filled = torch.where(shown[:, :, None], known, shape * deviation + mean)
         return self.encoder.grid.fold(filled, feats.shape[1])
 
     def _patches(self, feats, n_frames):
         """Flattened patches as the encoder sees them, 0 beyond the end."""
-        shown = valid_frames(n_frames, feats.shape[1])
+        shown = length_to_mask(n_frames, feats.shape[1])
         return self.encoder.grid.unfold(feats * shown[:, :, None]).detach()

@@ -68,13 +68,13 @@ class MaskedPrediction(Objective):
         -------
         Split
         """
-        n_steps, max_steps = self.encoder.token_steps(n_frames, feats.shape[1])
-        valid = self.encoder.grid.valid_tokens(n_steps, max_steps)
+        n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
+        is_token = self.encoder.grid.is_token(n_time, max_time)
         n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            n_masked = self.masker.n_masked(valid.shape[1])
-        return split_tokens(mask, valid, n_masked)
+            n_masked = self.masker.n_masked(is_token.shape[1])
+        return split_tokens(mask, is_token, n_masked)
 
     def decode(self, feats, n_frames, split):
         """Decoder outputs at all tokens, from the visible ones.
@@ -92,7 +92,7 @@ class MaskedPrediction(Objective):
             (B, F' * T', decoder.dim), arbitrary at padding.
         """
         encoded = self.encoder(feats, n_frames, keep=split.keep)
-        return self.decoder(encoded, split, self.encoder.grid.n_bands)
+        return self.decoder(encoded, split, self.encoder.grid.n_freq)
 
     def decode_hidden(self, feats, n_frames, split):
         """The same at the hidden tokens only, (B, K, decoder.dim)."""

@@ -83,21 +83,19 @@ class Masker(nn.Module):
             wanted = (self.ratio * n_tokens.double()).round().long()
         return torch.minimum(wanted.clamp(min=1), n_tokens - 1).clamp(min=0)
 
-    def forward(
-        self, n_steps, bands, max_steps, generator=None, clip_keys=None
-    ):
+    def forward(self, n_time, n_freq, max_time, generator=None, clip_keys=None):
         """Draw a mask for each clip.
 
         Arguments
         ---------
-        n_steps : torch.Tensor
+        n_time : torch.Tensor
             Valid patches along time of each clip, (B,) int64.
-        bands : int
+        n_freq : int
             F'.
-        max_steps : int
+        max_time : int
             T' of the batch.
         generator : torch.Generator, optional
-            Source of the draws, on the device of `n_steps`.
+            Source of the draws, on the device of `n_time`.
         clip_keys : torch.Tensor, optional
             (B,) int64: the mask becomes a function of the clip's key alone,
             for validation.
@@ -107,17 +105,17 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        noise = RandomSource(len(n_steps), n_steps.device, generator, clip_keys)
-        return self.draw(noise, n_steps, bands, max_steps)
+        noise = RandomSource(len(n_time), n_time.device, generator, clip_keys)
+        return self.draw(noise, n_time, n_freq, max_time)
 
-    def draw(self, noise, n_steps, bands, max_steps):
+    def draw(self, noise, n_time, n_freq, max_time):
         """Draw a mask for each clip from given noise.
 
         Arguments
         ---------
         noise : RandomSource
             Source of the draws; another call gives another mask.
-        n_steps, bands, max_steps
+        n_time, n_freq, max_time
             As in `forward`.
 
         Returns
@@ -125,22 +123,22 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        scores = self.scores(noise, n_steps, bands, max_steps)
-        steps = torch.arange(max_steps, device=n_steps.device)
-        padding = steps >= n_steps[:, None]
+        scores = self.scores(noise, n_time, n_freq, max_time)
+        steps = torch.arange(max_time, device=n_time.device)
+        padding = steps >= n_time[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
         rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        hidden = rank < self.n_masked(n_steps * bands)[:, None]
-        return hidden.unflatten(1, (bands, max_steps))
+        hidden = rank < self.n_masked(n_time * n_freq)[:, None]
+        return hidden.unflatten(1, (n_freq, max_time))
 
-    def scores(self, noise, n_steps, bands, max_steps):
+    def scores(self, noise, n_time, n_freq, max_time):
         """Scores of the tokens; the lowest are hidden.
 
         Arguments
         ---------
         noise : RandomSource
             ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
-        n_steps, bands, max_steps
+        n_time, n_freq, max_time
             As in `forward`.
 
         Returns
@@ -159,13 +157,13 @@ class RandomMasker(Masker):
     Example
     -------
     >>> masker = RandomMasker(ratio=0.5)
-    >>> masker(torch.tensor([8, 4]), bands=1, max_steps=8).sum((1, 2)).tolist()
+    >>> masker(torch.tensor([8, 4]), n_freq=1, max_time=8).sum((1, 2)).tolist()
     [4, 2]
     """
 
-    def scores(self, noise, n_steps, bands, max_steps):
+    def scores(self, noise, n_time, n_freq, max_time):
         """Plain noise; see `Masker.scores`."""
-        return noise(bands, max_steps)
+        return noise(n_freq, max_time)
 
 
 class ClusterMasker(Masker):
@@ -195,7 +193,7 @@ class ClusterMasker(Masker):
     Example
     -------
     >>> masker = ClusterMasker(count=400)
-    >>> masker(torch.tensor([64]), bands=8, max_steps=64).sum().item()
+    >>> masker(torch.tensor([64]), n_freq=8, max_time=64).sum().item()
     400
     """
 
@@ -216,30 +214,30 @@ class ClusterMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
 
-    def scores(self, noise, n_steps, bands, max_steps):
+    def scores(self, noise, n_time, n_freq, max_time):
         """Return the least noise within C x C; see `Masker.scores`."""
-        if bands == 1:
-            return noise(bands, max_steps)
+        if n_freq == 1:
+            return noise(n_freq, max_time)
         return _square_scores(
-            self.cluster_sizes, noise, n_steps, bands, max_steps
+            self.cluster_sizes, noise, n_time, n_freq, max_time
         )
 
 
-def _square_scores(sizes, noise, n_steps, bands, max_steps):
+def _square_scores(sizes, noise, n_time, n_freq, max_time):
     """Return scores that are alike within squares of a drawn size."""
     # The first column is spare: it draws the size.
-    drawn = noise(bands, 1 + max_steps)
+    drawn = noise(n_freq, 1 + max_time)
     choice = (drawn[:, 0, 0] * len(sizes)).long()
     seeds = drawn[:, :, 1:]
 
     reach = max(sizes) - 1
-    rows = torch.arange(bands + reach, device=seeds.device) % bands
-    columns = torch.arange(max_steps + reach, device=seeds.device)
-    columns = (columns % n_steps[:, None])[:, None]
+    rows = torch.arange(n_freq + reach, device=seeds.device) % n_freq
+    columns = torch.arange(max_time + reach, device=seeds.device)
+    columns = (columns % n_time[:, None])[:, None]
     wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
     scores = 0
     for number, size in enumerate(sizes):
-        extended = wrapped[:, : bands + size - 1, : max_steps + size - 1]
+        extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
         lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
         scores = scores + lowest * (choice == number)[:, None, None]
     # Tokens of one square tie: their own noise decides, not their order.
@@ -272,7 +270,7 @@ class InverseBlockMasker(Masker):
     Example
     -------
     >>> masker = InverseBlockMasker(ratio=0.8, block_size=5)
-    >>> (~masker(torch.tensor([64]), bands=8, max_steps=64)).sum().item()
+    >>> (~masker(torch.tensor([64]), n_freq=8, max_time=64)).sum().item()
     102
     """
 
@@ -285,10 +283,10 @@ class InverseBlockMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "block_size": self.block_size}
 
-    def scores(self, noise, n_steps, bands, max_steps):
+    def scores(self, noise, n_time, n_freq, max_time):
         """Return scores, lowest far from blocks; see `Masker.scores`."""
         return -_square_scores(
-            (self.block_size,), noise, n_steps, bands, max_steps
+            (self.block_size,), noise, n_time, n_freq, max_time
         )
 
 
@@ -317,7 +315,7 @@ class SpanMasker(Masker):
     Example
     -------
     >>> masker = SpanMasker(ratio=0.5, span=5)
-    >>> mask = masker(torch.tensor([20, 10]), bands=2, max_steps=20)
+    >>> mask = masker(torch.tensor([20, 10]), n_freq=2, max_time=20)
     >>> mask.sum((1, 2)).tolist(), torch.equal(mask[:, 0], mask[:, 1])
     ([20, 10], True)
     """
@@ -331,16 +329,16 @@ class SpanMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "span": self.span}
 
-    def draw(self, noise, n_steps, bands, max_steps):
+    def draw(self, noise, n_time, n_freq, max_time):
         """Draw steps, and hide all their bands; see `Masker.draw`."""
-        hidden = super().draw(noise, n_steps, 1, max_steps)
-        return hidden.expand(-1, bands, -1)
+        hidden = super().draw(noise, n_time, 1, max_time)
+        return hidden.expand(-1, n_freq, -1)
 
-    def scores(self, noise, n_steps, bands, max_steps):
+    def scores(self, noise, n_time, n_freq, max_time):
         """The least noise of the spans over a step; see `Masker.scores`."""
-        seeds = noise(1, max_steps)
-        steps = torch.arange(max_steps + self.span - 1, device=seeds.device)
-        steps = (steps % n_steps[:, None])[:, None]
+        seeds = noise(1, max_time)
+        steps = torch.arange(max_time + self.span - 1, device=seeds.device)
+        steps = (steps % n_time[:, None])[:, None]
         spans = seeds.gather(2, steps).unfold(2, self.span, 1)
         # Steps of one span would tie: those at its end come first, so that
         # what is left of a span that is cut short hangs together.

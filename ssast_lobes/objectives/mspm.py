@@ -16,7 +16,7 @@ from ssast_lobes.objectives.tokens import (
     refuse_overlap,
 )
 from ssast_lobes.utils.checks import flag, one_of, real
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 from ssast_lobes.utils.presets import read_preset
 
 TASKS = ("joint", "discriminative", "generative")
@@ -142,7 +142,7 @@ class MSPM(Objective):
             max_masked = mask[0].numel()
         if n_frames is not None:
             # Targets show what the encoder sees: nothing beyond a clip's end.
-            shown = valid_frames(n_frames, feats.shape[1])
+            shown = length_to_mask(n_frames, feats.shape[1])
             feats = feats * shown[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
         return self.hidden_losses(encoded, feats, mask, max_masked)

@@ -15,7 +15,7 @@ from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 
 
-def official_mask(bands, steps, count, rng):
+def official_mask(n_freq, n_time, count, rng):
     """One clip's mask as the official generator draws it.
 
     Clusters are laid on the flattened token index, so they wrap into the next
@@ -24,7 +24,7 @@ def official_mask(bands, steps, count, rng):
 
     Arguments
     ---------
-    bands, steps : int
+    n_freq, n_time : int
         F' and T'.
     count : int
         Tokens to hide, at most F' * T' - 2; all of them for frames.
@@ -47,21 +47,21 @@ def official_mask(bands, steps, count, rng):
     >>> len(mask), mask[0] > 0, mask[-1] < 511
     (400, True, True)
     """
-    total = bands * steps
-    limit = total if bands == 1 else total - 2
+    total = n_freq * n_time
+    limit = total if n_freq == 1 else total - 2
     if count > limit:
         raise ValueError(
             f"the official generator hides at most {limit} of {total} "
             f"tokens, {count} were asked for"
         )
-    if bands == 1:
+    if n_freq == 1:
         return sorted(rng.sample(range(total), count))
     size = rng.randrange(3) + 3
     hidden = set()
     while len(hidden) <= count:
         corner = rng.randrange(total)
         cluster = {
-            corner + steps * row + column
+            corner + n_time * row + column
             for row in range(size)
             for column in range(size)
         }
@@ -117,19 +117,19 @@ class MSPMReference(MSPM):
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
         """The official masks of a batch; see `Objective.draw_mask`."""
-        bands = self.encoder.grid.n_bands
-        steps = self.encoder.grid.n_steps(feats.shape[1])
+        n_freq = self.encoder.grid.n_freq
+        n_time = self.encoder.grid.n_time(feats.shape[1])
         if clip_keys is None:
             seeds = torch.randint(
                 2**62, (len(feats),), generator=generator, device=feats.device
             )
         else:
             seeds = clip_keys
-        mask = torch.zeros(len(feats), bands * steps, dtype=torch.bool)
+        mask = torch.zeros(len(feats), n_freq * n_time, dtype=torch.bool)
         for row, seed in zip(mask, seeds.tolist(), strict=True):
             rng = random.Random(seed)
-            row[official_mask(bands, steps, self.masker.count, rng)] = True
-        return mask.unflatten(1, (bands, steps)).to(feats.device)
+            row[official_mask(n_freq, n_time, self.masker.count, rng)] = True
+        return mask.unflatten(1, (n_freq, n_time)).to(feats.device)
 
     def _hidden(self, feats, mask, generator):
         if mask is None:

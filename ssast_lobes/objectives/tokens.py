@@ -24,7 +24,7 @@ class Split(NamedTuple):
         the encoder takes them.
     visible : torch.Tensor
         Boolean (B, N).
-    valid : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     """
 
@@ -32,17 +32,17 @@ class Split(NamedTuple):
     weight: torch.Tensor
     keep: tuple
     visible: torch.Tensor
-    valid: torch.Tensor
+    is_token: torch.Tensor
 
 
-def split_tokens(mask, valid, n_masked=None):
+def split_tokens(mask, is_token, n_masked=None):
     """Split the tokens of clips into hidden and visible ones.
 
     Arguments
     ---------
     mask : torch.Tensor
         Boolean (B, F', T'), True where hidden.
-    valid : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
     n_masked : int, optional
         Tokens that a masker hides in a clip without padding; then K is that
@@ -59,14 +59,14 @@ def split_tokens(mask, valid, n_masked=None):
     >>> split.hidden.tolist(), split.keep[0].tolist()
     ([[0, 2]], [[1, 3]])
     """
-    max_masked = max_kept = valid.shape[1]
+    max_masked = max_kept = is_token.shape[1]
     if n_masked is not None:
         max_masked, max_kept = n_masked, max_kept - n_masked
-    masked = mask.flatten(1) & valid
+    masked = mask.flatten(1) & is_token
     hidden, weight = ids_masked(masked, max_masked)
-    keep = ids_keep(masked, valid, max_kept)
-    visible = valid & ~masked
-    return Split(hidden, weight, keep, visible, valid)
+    keep = ids_keep(masked, is_token, max_kept)
+    visible = is_token & ~masked
+    return Split(hidden, weight, keep, visible, is_token)
 
 
 def ids_masked(mask, max_masked):
@@ -99,14 +99,14 @@ def ids_masked(mask, max_masked):
     return index, flat.gather(1, index).float()
 
 
-def ids_keep(mask, valid_tokens, max_kept):
+def ids_keep(mask, is_token, max_kept):
     """Places of the visible tokens, as the encoder takes them.
 
     Arguments
     ---------
     mask : torch.Tensor
         Boolean (B, F', T'), True where hidden.
-    valid_tokens : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
     max_kept : int
         V, at least the number of tokens any clip shows.
@@ -115,7 +115,7 @@ def ids_keep(mask, valid_tokens, max_kept):
     -------
     index : torch.Tensor
         int64 (B, V), visible tokens in order, then surplus ones.
-    valid : torch.Tensor
+    is_token : torch.Tensor
         Boolean (B, V), False at the surplus.
 
     Example
@@ -124,7 +124,7 @@ def ids_keep(mask, valid_tokens, max_kept):
     >>> ids_keep(mask, torch.tensor([[True, True, True, False]]), 3)
     (tensor([[0, 2, 1]]), tensor([[ True,  True, False]]))
     """
-    index, weight = ids_masked(valid_tokens & ~mask.flatten(1), max_kept)
+    index, weight = ids_masked(is_token & ~mask.flatten(1), max_kept)
     return index, weight > 0
 
 

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import nn
 
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 # Parameter of the cubic convolution kernel in PyTorch's bicubic resizing.
 _CUBIC = -0.75
@@ -152,7 +152,7 @@ def cut(feats, first, counts, longest):
     places = first[:, None] + torch.arange(longest, device=feats.device)
     places = places.clamp(max=feats.shape[1] - 1)[:, :, None]
     stretches = feats.gather(1, places.expand(-1, -1, feats.shape[2]))
-    return stretches * valid_frames(counts, longest)[:, :, None]
+    return stretches * length_to_mask(counts, longest)[:, :, None]
 
 
 class RandomResizedCrop(nn.Module):
@@ -348,7 +348,7 @@ class LogMixup(nn.Module):
         chosen = draw_whole(draws[:, 0], self.seen.clamp(max=len(self.clips)))
         other = _fit(self.clips[chosen].to(feats.dtype), feats.shape[1])
         present = self.n_frames[chosen].minimum(n_frames)
-        present = valid_frames(present, feats.shape[1])[:, :, None]
+        present = length_to_mask(present, feats.shape[1])[:, :, None]
         share = self.ratio * draws[:, 1, None, None] * present
         return torch.logaddexp(
             feats + torch.log1p(-share), other + torch.log(share)
@@ -438,7 +438,7 @@ class Background(nn.Module):
         shift = level - level[partner] - below
         chosen = (draws[:, 2] < self.probability) & (len(feats) > 1)
         counts = n_frames.minimum(n_frames[partner]) * chosen
-        present = valid_frames(counts, feats.shape[1])[:, :, None]
+        present = length_to_mask(counts, feats.shape[1])[:, :, None]
         other = feats[partner] + shift[:, None, None].to(feats.dtype)
         both = torch.logaddexp(feats * self.scale, other * self.scale)
         return torch.where(present, both / self.scale, feats)
@@ -486,7 +486,7 @@ class RandomChannel(nn.Module):
         # No matrix product: autocast would round it to bf16.
         tilt = (draws[:, 1:, None] * waves).sum(1)
         response = self.level * draws[:, :1] + self.tilt * tilt
-        shown = valid_frames(n_frames, feats.shape[1])[:, :, None]
+        shown = length_to_mask(n_frames, feats.shape[1])[:, :, None]
         return feats + shown * response[:, None].to(feats.dtype)
 
 

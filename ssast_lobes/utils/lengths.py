@@ -6,28 +6,28 @@ import torch
 _LENGTH_NOISE = 1e-6
 
 
-def valid_frames(n_frames, max_frames):
-    """Boolean mask of the frames that are audio, not padding.
+def length_to_mask(lengths, max_len):
+    """Return the mask of what is no padding.
 
     Arguments
     ---------
-    n_frames : torch.Tensor
-        Frame counts, (B,), int64.
-    max_frames : int
+    lengths : torch.Tensor
+        Such as frame counts, (B,), int64.
+    max_len : int
         Number of columns of the mask.
 
     Returns
     -------
     torch.Tensor
-        Boolean (B, max_frames), True at valid frames.
+        Boolean (B, max_len), False at padding.
 
     Example
     -------
-    >>> valid_frames(torch.tensor([1, 3]), 3).int().tolist()
+    >>> length_to_mask(torch.tensor([1, 3]), 3).int().tolist()
     [[1, 0, 0], [1, 1, 1]]
     """
-    steps = torch.arange(max_frames, device=n_frames.device)
-    return steps[None, :] < n_frames[:, None]
+    place = torch.arange(max_len, device=lengths.device)
+    return place[None, :] < lengths[:, None]
 
 
 def full_lengths(clips):

@@ -340,7 +340,7 @@ def test_frames_end_with_the_audio_under_reference_padding(theirs):
     encoder = AudioEncoder.from_hparams(theirs)
     for samples in (6400, 16000, 50000):
         frames = encoder.encode_batch(torch.randn(samples), output="frames")
-        assert frames.shape == (1, encoder.n_steps(samples), 64)
+        assert frames.shape == (1, encoder.n_time(samples), 64)
         assert torch.isfinite(frames).all()
 
 

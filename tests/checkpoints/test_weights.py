@@ -37,7 +37,7 @@ def official(
 ):
     """A state dict as the official code saves it, filled with noise."""
     grid = Grid(n_mels, patch, stride, keep_partial=False)
-    tokens = grid.n_bands * grid.n_steps(frames)
+    tokens = grid.n_freq * grid.n_time(frames)
     shapes = {
         "v.cls_token": (1, 1, DIM),
         "v.dist_token": (1, 1, DIM),

@@ -86,8 +86,8 @@ class LetterBrain(RecognitionBrain):
 
     def compute_forward(self, batch, stage):
         feats, n_frames = self.modules.features(*batch.to(self.device).sig)
-        log_probs, n_steps = self.network("model", stage)(feats, n_frames)
-        return log_probs, n_steps / log_probs.shape[1]
+        log_probs, n_time = self.network("model", stage)(feats, n_frames)
+        return log_probs, n_time / log_probs.shape[1]
 
     def compute_objectives(self, output, batch, stage):
         log_probs, lens = output

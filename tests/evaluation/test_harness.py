@@ -75,8 +75,8 @@ def test_windows_are_those_of_the_interface(folder, batch):
         clip, frames = model.clip(wavs, lengths), model.frames(wavs, lengths)
     close(clip, interface.encode_batch(wavs, relative))
     close(frames, interface.encode_batch(wavs, relative, "frames"))
-    assert model.n_steps(lengths).tolist() == list(
-        map(interface.n_steps, LENGTHS)
+    assert model.n_time(lengths).tolist() == list(
+        map(interface.n_time, LENGTHS)
     )
 
 
@@ -106,7 +106,7 @@ def test_layers_end_in_the_frames_and_are_averaged_over_frequency(folder):
     close(frames, model.frames(wav))
     assert len(states) == 3
     tokens = encoded.hidden_states[1, 0]
-    bands = encoded.n_bands
+    bands = encoded.n_freq
     steps = len(tokens) // bands
     for step in range(steps):
         column = torch.stack([tokens[b * steps + step] for b in range(bands)])

@@ -371,7 +371,7 @@ def test_vectors_are_those_of_the_lobe(models, tones):
         classes = output.class_hidden_states[1:].mean(0)[0]
         last, states = output.tokens[0], output.hidden_states[:, 0]
         both = [moment for x in states for moment in moments(x)]
-        bands = output.n_bands
+        bands = output.n_freq
         moving = [value for x in states for value in dynamics(x, bands)]
         expected = {
             ("mean", "last"): last.mean(0),
@@ -400,9 +400,9 @@ def moments(x):
     return x.mean(0), (x.var(0, unbiased=False) + 1e-6).sqrt()
 
 
-def dynamics(tokens, n_bands):
+def dynamics(tokens, n_freq):
     """Moments of tokens (N, D), then their changes over one and two steps."""
-    grid = tokens.unflatten(0, (n_bands, -1))
+    grid = tokens.unflatten(0, (n_freq, -1))
     changes = [grid[:, step:] - grid[:, :-step] for step in (1, 2)]
     squares = [x.square().mean((0, 1)).nan_to_num() for x in changes]
     roots = [(square + 1e-6).sqrt() for square in squares]

@@ -150,7 +150,7 @@ def test_embeddings_are_those_of_the_interface(tmp_path, grid):
         expected = encoder.encode_batch(wav, relative, "frames")
         close(frames[:, : expected.shape[1]], expected)
         assert not frames[:, expected.shape[1] :].any()
-        assert steps.tolist() == list(map(encoder.n_steps, lengths))
+        assert steps.tolist() == list(map(encoder.n_time, lengths))
 
 
 def test_steps_end_with_the_reference_padding(tmp_path):

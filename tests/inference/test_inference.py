@@ -106,7 +106,7 @@ def test_clip_in_a_batch_is_as_alone(tmp_path, grid, output):
             continue
         if output == "patches":
             row, alone = row.transpose(0, 1), alone.transpose(0, 1)
-        steps = encoder.n_steps(length)
+        steps = encoder.n_time(length)
         assert len(alone) == steps
         close(row[:steps], alone)
         assert not row[steps:].any()
@@ -152,7 +152,7 @@ def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
     encoder = AudioEncoder.from_hparams(export(tmp_path / "export", grid))
     wav = torch.randn(50000) / 9
     frames = encoder.encode_batch(wav, output="frames")[0]
-    assert len(frames) == encoder.n_steps(50000)
+    assert len(frames) == encoder.n_time(50000)
     hop, step = encoder._windowing.hop, round(encoder.step_seconds * 16000)
     starts = range(0, 50000 - WINDOW + hop, hop)
     parts = [wav[start : start + WINDOW] for start in starts]
@@ -161,7 +161,7 @@ def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
     for index, frame in enumerate(frames):
         # Middle of the window in steps, less that of the frame.
         away = [
-            abs(start // step + encoder.n_steps(len(part)) / 2 - index - 0.5)
+            abs(start // step + encoder.n_time(len(part)) / 2 - index - 0.5)
             for start, part in zip(starts, parts, strict=True)
         ]
         if len(taken) > 1 and sorted(away)[1] - sorted(away)[0] < 1.5:

@@ -27,12 +27,12 @@ def conv_decoder(kernel=3):
     return tiny(ConvDecoder, depth=0.5, kernel=kernel, groups=8)
 
 
-def scene(steps=(6, 4), bands=3):
+def scene(steps=(6, 4), n_freq=3):
     """What an encoder gives of visible tokens, and which these are."""
     steps, draw = torch.tensor(steps), torch.Generator().manual_seed(0)
-    valid = Grid(16 * bands, (16, 16)).valid_tokens(steps, int(steps.max()))
+    valid = Grid(16 * n_freq, (16, 16)).is_token(steps, int(steps.max()))
     mask = torch.rand(valid.shape, generator=draw) < 0.5
-    split = split_tokens(mask.unflatten(1, (bands, -1)), valid)
+    split = split_tokens(mask.unflatten(1, (n_freq, -1)), valid)
     x = torch.randn(*valid.shape, DIM, generator=draw)
     classes = torch.randn(len(steps), 2, DIM, generator=draw)
     tokens = gather_tokens(x, split.keep[0]) * split.keep[1][:, :, None]
@@ -71,11 +71,11 @@ def test_the_convolutional_decoder_has_the_published_size():
 @torch.no_grad()
 def test_a_decoded_clip_does_not_depend_on_its_neighbours():
     encoded, split, x = scene()
-    together = decoder()(encoded, split, bands=3)
-    conv_together = conv_decoder()(x, split.valid, bands=3)
-    own = split.valid[1]
+    together = decoder()(encoded, split, n_freq=3)
+    conv_together = conv_decoder()(x, split.is_token, n_freq=3)
+    own = split.is_token[1]
     alone = split_tokens(
-        (~split.visible & split.valid)[1:, own].unflatten(1, (3, -1)),
+        (~split.visible & split.is_token)[1:, own].unflatten(1, (3, -1)),
         torch.ones(1, 12).bool(),
     )
     tokens = (
@@ -84,9 +84,9 @@ def test_a_decoded_clip_does_not_depend_on_its_neighbours():
     alone_encoded = encoded._replace(
         tokens=tokens, class_tokens=encoded.class_tokens[1:]
     )
-    apart = decoder()(alone_encoded, alone, bands=3)
+    apart = decoder()(alone_encoded, alone, n_freq=3)
     assert (together[1, own] - apart[0]).abs().max() < 1e-5
-    conv_apart = conv_decoder()(x[1:, own], alone.valid, bands=3)
+    conv_apart = conv_decoder()(x[1:, own], alone.is_token, n_freq=3)
     assert (conv_together[1, own] - conv_apart[0]).abs().max() < 1e-5
     assert (conv_together[1, ~own] == 0).all()
 
@@ -94,13 +94,13 @@ def test_a_decoded_clip_does_not_depend_on_its_neighbours():
 @torch.no_grad()
 def test_mask_tokens_differ_by_their_positions_only():
     encoded, split, _ = scene((6,))
-    nothing = split_tokens(torch.ones(1, 3, 6).bool(), split.valid)
+    nothing = split_tokens(torch.ones(1, 3, 6).bool(), split.is_token)
     nowhere = encoded._replace(tokens=torch.zeros(1, 18, DIM))
     built = decoder()
     # Without mixing, what stands at a token is mask token and position.
     built.blocks = torch.nn.ModuleList()
     built.norm = torch.nn.Identity()
-    x = built(nowhere, nothing, bands=3)
+    x = built(nowhere, nothing, n_freq=3)
     expected = built.mask_embedding + sincos_positions(3, 6, built.dim)
     assert torch.allclose(x.view(3, 6, -1), expected)
 
@@ -109,10 +109,10 @@ def test_mask_tokens_differ_by_their_positions_only():
 def test_class_tokens_and_visible_tokens_are_heard_everywhere():
     encoded, split, _ = scene((6,))
     built = decoder()
-    before = built(encoded, split, bands=3)
+    before = built(encoded, split, n_freq=3)
     for name in ("class_tokens", "tokens"):
         louder = encoded._replace(**{name: 3 * getattr(encoded, name)})
-        moved = (built(louder, split, bands=3) - before).abs().amax(2)
+        moved = (built(louder, split, n_freq=3) - before).abs().amax(2)
         assert (moved > 1e-6).all(), name
 
 

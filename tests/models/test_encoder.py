@@ -62,19 +62,19 @@ def test_a_clip_in_a_batch_equals_the_clip_alone(encoder, garbage, extra):
     clips = clips_of(encoder.grid)
     feats, n_frames = batch_of(clips, garbage, extra)
     together = encoder(feats, n_frames, hidden_states=True)
-    steps = together.n_steps
+    steps = together.n_time
     for row, clip in enumerate(clips):
         count = torch.tensor([len(clip)])
         alone = encoder(clip[None], count, hidden_states=True)
         own = alone.patches.shape[2]
-        assert steps[row] == own == encoder.grid.n_steps(len(clip))
+        assert steps[row] == own == encoder.grid.n_time(len(clip))
         close(together.patches[row, :, :own], alone.patches[0])
         close(together.frames[row, :own], alone.frames[0])
         close(together.class_tokens[row], alone.class_tokens[0])
         for pooling in ("mean", "class"):
             close(together.clip(pooling)[row], alone.clip(pooling)[0])
         states = together.hidden_states[:, row].unflatten(
-            1, (encoder.grid.n_bands, -1)
+            1, (encoder.grid.n_freq, -1)
         )
         close(states[:, :, :own].flatten(1, 2), alone.hidden_states[:, 0])
         # Every output at padding is 0.
@@ -95,21 +95,21 @@ def test_the_order_of_the_batch_does_not_matter(encoder):
 def test_shapes_and_hidden_states(encoder):
     grid, (feats, n_frames) = encoder.grid, batch_of(clips_of(encoder.grid))
     out = encoder(feats, n_frames, hidden_states=True)
-    bands, steps = grid.n_bands, grid.n_steps(300)
+    bands, steps = grid.n_freq, grid.n_time(300)
     assert out.tokens.shape == (8, bands * steps, 32)
-    assert out.valid.shape == (8, bands * steps)
+    assert out.is_token.shape == (8, bands * steps)
     assert out.patches.shape == (8, bands, steps, 32)
     assert out.frames.shape == (8, steps, 32)
     assert out.class_tokens.shape == (8, 2, 32)
     assert out.clip().shape == out.clip("class").shape == (8, 32)
     assert out.hidden_states.shape == (3, 8, bands * steps, 32)
     assert out.class_hidden_states.shape == (3, 8, 2, 32)
-    shown = out.valid[:, :, None]
+    shown = out.is_token[:, :, None]
     close(encoder.norm(out.hidden_states[-1]) * shown, out.tokens)
     close(encoder.norm(out.class_hidden_states[-1]), out.class_tokens)
     # What enters the first block: projected patches and their positions.
     patches = encoder.patch_embedding(grid.unfold(feats))
-    positions = encoder.positions(bands, grid.n_steps(n_frames), steps)
+    positions = encoder.positions(bands, grid.n_time(n_frames), steps)
     close((patches + positions) * shown, out.hidden_states[0])
     without = encoder(feats, n_frames)
     assert without.hidden_states is None is without.class_hidden_states
@@ -153,8 +153,8 @@ def test_replaced_tokens_do_not_see_what_they_hide(geometry):
     grid = encoder.grid
     clips = clips_of(grid, [160, 97])
     feats, n_frames = batch_of(clips)
-    steps = grid.n_steps(160)
-    mask = torch.rand(2, grid.n_bands, steps) < 0.5
+    steps = grid.n_time(160)
+    mask = torch.rand(2, grid.n_freq, steps) < 0.5
     mask[:, 0, 0] = True
     hidden = grid.fold(
         mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size).float(), 160
@@ -167,7 +167,7 @@ def test_replaced_tokens_do_not_see_what_they_hide(geometry):
     assert torch.equal(again.tokens, plain.tokens)
     assert torch.equal(again.class_tokens, plain.class_tokens)
     # The embedding stands there, with the place's own position.
-    places = encoder.positions(grid.n_bands, grid.n_steps(n_frames), steps)
+    places = encoder.positions(grid.n_freq, grid.n_time(n_frames), steps)
     chosen = mask.flatten(1) & plain.valid
     close(plain.hidden_states[0][chosen], (places + embedding)[chosen])
     # Where nothing is hidden, the audio is heard.
@@ -204,7 +204,7 @@ def test_keeping_all_tokens_equals_the_full_path(encoder):
 @torch.no_grad()
 def test_kept_tokens_may_stand_in_any_order(encoder):
     feats, n_frames = batch_of(clips_of(encoder.grid, [160, 160]))
-    tokens = encoder.grid.n_bands * encoder.grid.n_steps(160)
+    tokens = encoder.grid.n_freq * encoder.grid.n_time(160)
     kept = torch.ones(2, tokens // 2, dtype=torch.bool)
     index = torch.stack([torch.randperm(tokens)[: tokens // 2]] * 2)
     one = encoder(feats, n_frames, keep=(index, kept))
@@ -218,7 +218,7 @@ def test_kept_tokens_may_stand_in_any_order(encoder):
 def test_surplus_and_dropped_tokens_have_no_influence(encoder):
     feats, _ = batch_of(clips_of(encoder.grid, [160]))
     n_frames = torch.tensor([160])
-    tokens = encoder.grid.n_bands * encoder.grid.n_steps(160)
+    tokens = encoder.grid.n_freq * encoder.grid.n_time(160)
     index = torch.randperm(tokens)[None, : max(2, tokens // 3)]
     kept = torch.ones_like(index, dtype=torch.bool)
     exact = encoder(feats, n_frames, keep=(index, kept))
@@ -239,7 +239,7 @@ def test_a_kept_token_of_the_padding_does_not_count():
     index = torch.arange(20).expand(2, -1)
     keep = index, torch.ones_like(index, dtype=torch.bool)
     out = encoder(feats, n_frames, keep=keep)
-    assert out.valid.sum(1).tolist() == [20, 5]
+    assert out.is_token.sum(1).tolist() == [20, 5]
     assert (out.tokens[1, 5:] == 0).all()
 
 
@@ -309,7 +309,7 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     shown = shown[:, None].expand(-1, 2, -1)
     tokens = (grid * shown[..., None]).flatten(1, 2)
     valid, classes = shown.flatten(1), torch.randn(2, 2, 3)
-    found = pool(tokens, valid, classes, "dynamics", n_bands=2)
+    found = pool(tokens, valid, classes, "dynamics", n_freq=2)
     statistics = pool(tokens, valid, classes, "statistics")
     assert torch.equal(found[:, :6], statistics)
     one = (grid[0, :, 1:] - grid[0, :, :-1]).square().mean((0, 1))
@@ -320,7 +320,7 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     close(found[1, 6:9], (one + 1e-6).sqrt())
     close(found[1, 9:], torch.full((3,), 1e-3))
     with pytest.raises(ValueError, match="no grid: pool"):
-        pool(tokens, valid, classes, "dynamics", n_bands=None)
+        pool(tokens, valid, classes, "dynamics", n_freq=None)
 
 
 @torch.no_grad()
@@ -348,7 +348,7 @@ def test_cuda_equals_cpu_without_waiting(encoder):
     torch.testing.assert_close(tokens.cpu(), expected, atol=1e-4, rtol=0)
     for row, count in enumerate(n_frames):
         alone = encoder(feats[row : row + 1, :count], count[None]).patches
-        own = tokens[row].unflatten(0, (encoder.grid.n_bands, -1))
+        own = tokens[row].unflatten(0, (encoder.grid.n_freq, -1))
         close(own[:, : alone.shape[2]], alone[0])
 
 
@@ -356,6 +356,6 @@ def test_dropped_tokens_have_no_grid(encoder):
     feats = torch.randn(1, 64, encoder.grid.n_mels)
     index = torch.tensor([[0, 1]])
     out = encoder(feats, keep=(index, torch.ones_like(index, dtype=bool)))
-    for name in ("patches", "frames", "n_steps"):
+    for name in ("patches", "frames", "n_time"):
         with pytest.raises(ValueError, match="dropped"):
             getattr(out, name)

@@ -7,7 +7,7 @@ from torchaudio.compliance import kaldi
 
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.models.normalization import RunningStatistics, SpectrogramNorm
-from ssast_lobes.utils.lengths import sample_counts, valid_frames
+from ssast_lobes.utils.lengths import length_to_mask, sample_counts
 
 cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="no CUDA device"
@@ -282,7 +282,7 @@ def test_front_end_is_filterbank_then_norm_and_builds_again():
     feats, n_frames = front(wav, lengths)
     raw, counts = KaldiFbank(8000, 80)(wav, lengths)
     assert torch.equal(n_frames, counts)
-    valid = valid_frames(counts, raw.shape[1])[:, :, None]
+    valid = length_to_mask(counts, raw.shape[1])[:, :, None]
     torch.testing.assert_close(feats, (raw + 3.0) / 8.0 * valid)
     again = FrontEnd(**front.config)
     assert torch.equal(again(wav, lengths)[0], feats)

@@ -184,7 +184,7 @@ def test_golden_pretraining(case):
     encoder = case.encoder()
     reference = MSPMReference(encoder, case.meta["n_mask"]).eval()
     initialise(encoder, case.weights, reference)
-    on_grid = mask.unflatten(1, (encoder.grid.n_bands, -1))
+    on_grid = mask.unflatten(1, (encoder.grid.n_freq, -1))
     output = reference(feats, mask=on_grid)
     case.close(output.logs["accuracy"], "mpc_accuracy")
     case.close(output.logs["nce"], "mpc_nce")
@@ -215,8 +215,8 @@ def test_golden_finetuning(case):
         encoded = encoder(feats, hidden_states=True)
         assert encoded.tokens.shape[1] + 2 == settings["tokens"]
 
-        steps = encoder.grid.n_steps(settings["input_tdim"])
-        bands = encoder.grid.n_bands
+        steps = encoder.grid.n_time(settings["input_tdim"])
+        bands = encoder.grid.n_freq
         patches = encoder.positions(bands, torch.tensor([steps]), steps)
         table = torch.cat([encoder.class_positions[None], patches], dim=1)
         every = max(1, table.shape[1] // 32)

@@ -378,7 +378,7 @@ def test_a_clip_in_a_batch_equals_the_clip_alone(encoder):
         for pooling in ("mean", "class"):
             near(together.clip(pooling)[row], alone.clip(pooling)[0])
         states = together.hidden_states[:, row]
-        states = states.unflatten(1, (encoder.grid.n_bands, -1))
+        states = states.unflatten(1, (encoder.grid.n_freq, -1))
         near(states[:, :, :own].flatten(1, 2), alone.hidden_states[:, 0])
         assert (together.patches[row, :, own:] == 0).all()
         # Counts or none: a whole clip is the same.
@@ -389,7 +389,7 @@ def test_a_clip_in_a_batch_equals_the_clip_alone(encoder):
 def test_shapes(encoder):
     _, feats, n_frames = batch_of([98, 40])
     out = encoder(feats, n_frames, hidden_states=True)
-    bands, steps = encoder.grid.n_bands, encoder.grid.n_steps(98)
+    bands, steps = encoder.grid.n_freq, encoder.grid.n_time(98)
     classes = 2 if encoder.kind == "mamba" else 1
     assert out.patches.shape == (2, bands, steps, 32)
     assert out.frames.shape == (2, steps, 32)
@@ -400,7 +400,7 @@ def test_shapes(encoder):
     normed = encoder.norm(out.hidden_states[-1])
     if encoder.kind == "mamba_reference":
         normed = encoder.norm(normed)
-    near(normed * out.valid[:, :, None], out.tokens)
+    near(normed * out.is_token[:, :, None], out.tokens)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -448,7 +448,7 @@ def test_keeping_all_tokens_equals_the_full_path(encoder):
 def test_a_scan_skips_dropped_tokens(encoder):
     """Kept tokens in any order, surplus ones among them: all the same."""
     _, feats, n_frames = batch_of([160, 120])
-    tokens = encoder.grid.n_bands * encoder.grid.n_steps(160)
+    tokens = encoder.grid.n_freq * encoder.grid.n_time(160)
     index = torch.stack([torch.randperm(tokens)[: tokens // 2]] * 2)
     kept = torch.ones_like(index, dtype=torch.bool)
     one = encoder(feats, n_frames, keep=(index, kept))

@@ -58,13 +58,13 @@ def test_patches_equal_a_plain_loop(grid, frames):
     patches = grid.unfold(feats)
     for row, clip in zip(patches, feats, strict=True):
         assert torch.equal(row, cut(grid, clip))
-    assert patches.shape[1] == grid.n_bands * grid.n_steps(frames)
+    assert patches.shape[1] == grid.n_freq * grid.n_time(frames)
 
 
 @grids
 def test_every_token_holds_a_frame_and_every_frame_a_token(grid):
     for frames in range(1, 60):
-        steps = grid.n_steps(frames)
+        steps = grid.n_time(frames)
         last = (steps - 1) * grid.stride[1]
         assert last < frames
         # Unless it lies in a gap that the stride leaves.
@@ -75,8 +75,8 @@ def test_every_token_holds_a_frame_and_every_frame_a_token(grid):
 @grids
 def test_step_counts_of_numbers_and_tensors_agree(grid):
     frames = torch.arange(200)
-    steps = grid.n_steps(frames)
-    assert steps.tolist() == [grid.n_steps(n) for n in range(200)]
+    steps = grid.n_time(frames)
+    assert steps.tolist() == [grid.n_time(n) for n in range(200)]
     assert steps.min() == 1 and (steps.diff() >= 0).all()
 
 
@@ -86,9 +86,9 @@ def test_official_counts_drop_a_partial_patch(frames):
     conv = nn.Conv2d(1, 1, grid.patch, grid.stride)
     if frames >= 16:
         shape = conv(torch.zeros(1, 1, 128, frames)).shape[2:]
-        assert shape == (grid.n_bands, grid.n_steps(frames))
+        assert shape == (grid.n_freq, grid.n_time(frames))
     assert grid.unfold(torch.zeros(1, frames, 128)).shape[1] == (
-        grid.n_bands * grid.n_steps(frames)
+        grid.n_freq * grid.n_time(frames)
     )
 
 
@@ -102,7 +102,7 @@ def test_fold_undoes_unfold(grid, frames):
     assert set(covered.unique().tolist()) <= {0.0, 1.0}
     torch.testing.assert_close(back, feats * covered)
     if all(s <= p for s, p in zip(grid.stride, grid.patch, strict=True)):
-        bins = (grid.n_bands - 1) * grid.stride[0] + grid.patch[0]
+        bins = (grid.n_freq - 1) * grid.stride[0] + grid.patch[0]
         assert (covered[..., :bins] == 1).all()
 
 
@@ -126,7 +126,7 @@ def test_embedding_equals_the_strided_convolution():
 
 
 def test_valid_tokens_lie_frequency_major():
-    valid = Grid(6, (2, 1)).valid_tokens(torch.tensor([2, 1]), 3)
+    valid = Grid(6, (2, 1)).is_token(torch.tensor([2, 1]), 3)
     expected = [[1, 1, 0] * 3, [1, 0, 0] * 3]
     assert valid.int().tolist() == expected
 

@@ -5,7 +5,7 @@ import torch
 
 from ssast_lobes import Grid
 from ssast_lobes.objectives.corruption import GroupCorruption
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 from ssast_lobes.utils.random import RandomSource
 
 
@@ -23,7 +23,7 @@ def test_blocks_cover_the_wanted_area(align):
     lengths = torch.tensor([592, 300, 97, 592] * 8)
     feats = torch.ones(32, 592, 128)
     _, hidden = corruption(align)(feats, lengths, noise_of(feats))
-    valid = valid_frames(lengths, 592)[:, :, None]
+    valid = length_to_mask(lengths, 592)[:, :, None]
     assert not (hidden & ~valid).any()
     area = hidden.sum((1, 2)) / (lengths * 128)
     # At most one block too much: a third of either axis, rounded up.
@@ -69,7 +69,7 @@ def test_pasted_pixels_are_those_of_another_clip():
     clips = 64
     lengths = torch.tensor([80, 40] * (clips // 2))
     feats = torch.arange(1.0, clips + 1)[:, None, None].expand(-1, 80, 32)
-    feats = feats * valid_frames(lengths, 80)[:, :, None]
+    feats = feats * length_to_mask(lengths, 80)[:, :, None]
     corrupted, hidden = corruption()(
         feats, lengths, noise_of(feats), paste=True
     )

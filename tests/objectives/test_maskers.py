@@ -36,12 +36,12 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def shares(masker, bands, steps, padding=0, masks=MASKS):
+def shares(masker, n_freq, steps, padding=0, masks=MASKS):
     """How often each token (F', T') is hidden."""
-    total, generator = torch.zeros(bands, steps + padding), seeded()
+    total, generator = torch.zeros(n_freq, steps + padding), seeded()
     for _ in range(masks // 1000):
-        n_steps = torch.full((1000,), steps)
-        mask = masker(n_steps, bands, steps + padding, generator)
+        n_time = torch.full((1000,), steps)
+        mask = masker(n_time, n_freq, steps + padding, generator)
         total += mask.float().sum(0)
     return total / masks
 
@@ -58,10 +58,10 @@ def test_clusters_are_flat_where_the_official_ones_are_not(count):
 
 @pytest.mark.parametrize("ratio", [0.2, 0.5, 0.78])
 @pytest.mark.parametrize(
-    "bands, steps", [(8, 7), (8, 1), (4, 6), (3, 4), (2, 2), (5, 40)]
+    "n_freq, steps", [(8, 7), (8, 1), (4, 6), (3, 4), (2, 2), (5, 40)]
 )
-def test_clusters_are_flat_on_small_grids(bands, steps, ratio):
-    hidden = shares(ClusterMasker(ratio=ratio), bands, steps)
+def test_clusters_are_flat_on_small_grids(n_freq, steps, ratio):
+    hidden = shares(ClusterMasker(ratio=ratio), n_freq, steps)
     assert (hidden - hidden.mean()).abs().max() < 0.02
 
 
@@ -85,10 +85,10 @@ def test_random_masks_are_flat():
     assert (hidden - 0.78125).abs().max() < 0.02
 
 
-def together(masker, bands=8, steps=64, masks=500):
+def together(masker, n_freq=8, steps=64, masks=500):
     """P(right or upper neighbour hidden | token hidden)."""
-    n_steps = torch.full((masks,), steps)
-    mask = masker(n_steps, bands, steps, seeded()).float()
+    n_time = torch.full((masks,), steps)
+    mask = masker(n_time, n_freq, steps, seeded()).float()
     right = (mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()
     above = (mask[:, 1:] * mask[:, :-1]).sum() / mask[:, :-1].sum()
     return min(right.item(), above.item()), max(right.item(), above.item())
@@ -129,12 +129,12 @@ def test_all_cluster_sizes_are_drawn_equally_often():
 @maskers
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.75, 0.99])
 def test_each_clip_hides_its_own_share_of_its_own_tokens(masker, ratio):
-    bands = 1 if masker is RandomMasker else 8
-    n_steps = torch.tensor([1, 2, 5, 17, 40, 64])
-    mask = masker(ratio=ratio)(n_steps, bands, 64, seeded())
-    assert mask.dtype == torch.bool and mask.shape == (6, bands, 64)
-    for clip, steps in zip(mask, n_steps.tolist(), strict=True):
-        tokens = bands * steps
+    n_freq = 1 if masker is RandomMasker else 8
+    n_time = torch.tensor([1, 2, 5, 17, 40, 64])
+    mask = masker(ratio=ratio)(n_time, n_freq, 64, seeded())
+    assert mask.dtype == torch.bool and mask.shape == (6, n_freq, 64)
+    for clip, steps in zip(mask, n_time.tolist(), strict=True):
+        tokens = n_freq * steps
         wanted = min(max(1, round(ratio * tokens)), tokens - 1)
         assert clip.sum() == wanted
         assert not clip[:, steps:].any()
@@ -165,14 +165,14 @@ def test_count_for_numbers_and_tensors_agree(masker):
 @maskers
 def test_a_seed_reproduces(masker):
     draw = masker(ratio=0.5)
-    n_steps = torch.tensor([20, 9])
-    first = draw(n_steps, 8, 20, seeded(3))
+    n_time = torch.tensor([20, 9])
+    first = draw(n_time, 8, 20, seeded(3))
     torch.rand(5)
-    assert torch.equal(draw(n_steps, 8, 20, seeded(3)), first)
-    assert not torch.equal(draw(n_steps, 8, 20, seeded(4)), first)
+    assert torch.equal(draw(n_time, 8, 20, seeded(3)), first)
+    assert not torch.equal(draw(n_time, 8, 20, seeded(4)), first)
     generator = seeded(3)
-    assert torch.equal(draw(n_steps, 8, 20, generator), first)
-    assert not torch.equal(draw(n_steps, 8, 20, generator), first)
+    assert torch.equal(draw(n_time, 8, 20, generator), first)
+    assert not torch.equal(draw(n_time, 8, 20, generator), first)
 
 
 @maskers
@@ -183,17 +183,17 @@ def test_clips_of_a_batch_have_different_masks(masker):
 
 @maskers
 def test_a_keyed_mask_is_a_function_of_the_clip(masker):
-    draw, bands = masker(ratio=0.6), 8
+    draw, n_freq = masker(ratio=0.6), 8
     keys = torch.tensor([2**62 + 5, 11, -3])
-    n_steps = torch.tensor([7, 20, 12])
-    mask = draw(n_steps, bands, 20, clip_keys=keys)
+    n_time = torch.tensor([7, 20, 12])
+    mask = draw(n_time, n_freq, 20, clip_keys=keys)
     order = torch.tensor([2, 0, 1])
-    shuffled = draw(n_steps[order], bands, 20, clip_keys=keys[order])
+    shuffled = draw(n_time[order], n_freq, 20, clip_keys=keys[order])
     assert torch.equal(shuffled, mask[order])
-    for clip, steps, key in zip(mask, n_steps, keys, strict=True):
+    for clip, steps, key in zip(mask, n_time, keys, strict=True):
         for extra in (0, 1, 33):
             longest = int(steps) + extra
-            alone = draw(steps[None], bands, longest, clip_keys=key[None])
+            alone = draw(steps[None], n_freq, longest, clip_keys=key[None])
             assert torch.equal(alone[0, :, :steps], clip[:, :steps])
 
 
@@ -248,9 +248,9 @@ def test_nothing_waits_for_the_device(room):
 
 def test_a_masker_of_ones_own_gives_scores_only():
     class LastSteps(Masker):
-        def scores(self, noise, n_steps, bands, max_steps):
-            steps = torch.arange(max_steps).float()
-            return -steps.expand(len(n_steps), bands, -1)
+        def scores(self, noise, n_time, n_freq, max_time):
+            steps = torch.arange(max_time).float()
+            return -steps.expand(len(n_time), n_freq, -1)
 
     mask = LastSteps(ratio=0.5)(torch.tensor([4, 2]), 1, 4)
     assert mask[:, 0].int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 0]]
@@ -259,28 +259,28 @@ def test_a_masker_of_ones_own_gives_scores_only():
 @cuda
 @maskers
 def test_masks_on_cuda_without_waiting(masker):
-    n_steps = torch.tensor([64, 17, 1])
+    n_time = torch.tensor([64, 17, 1])
     keys = torch.tensor([5, 6, 7])
     draw = masker(ratio=0.75)
-    on_cpu = draw(n_steps, 8, 64, clip_keys=keys)
-    n_steps, keys = n_steps.cuda(), keys.cuda()
+    on_cpu = draw(n_time, 8, 64, clip_keys=keys)
+    n_time, keys = n_time.cuda(), keys.cuda()
     generator = torch.Generator("cuda").manual_seed(0)
-    draw(n_steps, 8, 64, generator)
+    draw(n_time, 8, 64, generator)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        mask = draw(n_steps, 8, 64, generator)
-        keyed = draw(n_steps, 8, 64, clip_keys=keys)
+        mask = draw(n_time, 8, 64, generator)
+        keyed = draw(n_time, 8, 64, clip_keys=keys)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert mask.sum((1, 2)).tolist() == [384, 102, 6]
     assert torch.equal(keyed.cpu(), on_cpu)
 
 
-def kept_blocks(count, bands=8, steps=64, clips=300, padding=0):
+def kept_blocks(count, n_freq=8, steps=64, clips=300, padding=0):
     """Visible tokens (clips, F', T') where `count` are kept of each clip."""
-    masker = InverseBlockMasker(count=bands * steps - count, block_size=5)
-    n_steps = torch.full((clips,), steps)
-    mask = masker(n_steps, bands, steps + padding, seeded())
+    masker = InverseBlockMasker(count=n_freq * steps - count, block_size=5)
+    n_time = torch.full((clips,), steps)
+    mask = masker(n_time, n_freq, steps + padding, seeded())
     assert not mask[:, :, steps:].any()
     return ~mask[:, :, :steps]
 
@@ -294,10 +294,10 @@ def test_inverse_blocks_keep_whole_squares():
 
 def test_inverse_blocks_keep_as_many_as_eat():
     masker = InverseBlockMasker(ratio=0.8, block_size=5)
-    n_steps = torch.tensor([64, 33, 5, 1, 17])
-    mask = masker(n_steps, 8, 64, seeded())
+    n_time = torch.tensor([64, 33, 5, 1, 17])
+    mask = masker(n_time, 8, 64, seeded())
     assert mask[0].sum() == 410  # of 512: EAT keeps 102
-    assert torch.equal(mask.sum((1, 2)), (0.8 * 8 * n_steps).round().long())
+    assert torch.equal(mask.sum((1, 2)), (0.8 * 8 * n_time).round().long())
 
 
 def test_inverse_blocks_are_islands():
@@ -307,17 +307,17 @@ def test_inverse_blocks_are_islands():
     assert after > 0.6 > 3 * 102 / 512
 
 
-@pytest.mark.parametrize("bands, steps", [(8, 64), (8, 7), (1, 60), (2, 3)])
-def test_inverse_blocks_show_every_token_equally_often(bands, steps):
+@pytest.mark.parametrize("n_freq, steps", [(8, 64), (8, 7), (1, 60), (2, 3)])
+def test_inverse_blocks_show_every_token_equally_often(n_freq, steps):
     masker = InverseBlockMasker(ratio=0.8, block_size=5)
-    hidden = shares(masker, bands, steps, padding=4)
+    hidden = shares(masker, n_freq, steps, padding=4)
     assert (hidden[:, steps:] == 0).all()
     inside = hidden[:, :steps]
     assert (inside - inside.mean()).abs().max() < 0.02
 
 
 def test_inverse_blocks_of_one_band_are_spans():
-    kept = kept_blocks(10, bands=1, steps=60)[:, 0]
+    kept = kept_blocks(10, n_freq=1, steps=60)[:, 0]
     spans = (kept & ~kept.roll(1, 1)).sum(1)
     # Two spans of five; where two blocks overlap, a part of a third.
     assert (spans == 2).float().mean() > 0.7
@@ -325,9 +325,9 @@ def test_inverse_blocks_of_one_band_are_spans():
 
 def test_keyed_inverse_blocks_are_a_function_of_the_clip():
     draw = InverseBlockMasker(ratio=0.8, block_size=5)
-    keys, n_steps = torch.tensor([2**62 + 5, 11]), torch.tensor([7, 20])
-    mask = draw(n_steps, 8, 20, clip_keys=keys)
-    for clip, steps, key in zip(mask, n_steps, keys, strict=True):
+    keys, n_time = torch.tensor([2**62 + 5, 11]), torch.tensor([7, 20])
+    mask = draw(n_time, 8, 20, clip_keys=keys)
+    for clip, steps, key in zip(mask, n_time, keys, strict=True):
         alone = draw(steps[None], 8, int(steps) + 9, clip_keys=key[None])
         assert torch.equal(alone[0, :, :steps], clip[:, :steps])
 
@@ -353,10 +353,10 @@ def test_masks_stay_the_same_for_ever(digest):
 
 @pytest.mark.parametrize("keyed", [False, True])
 def test_clusters_of_one_band_are_single_tokens(keyed):
-    n_steps = torch.tensor([60, 23])
+    n_time = torch.tensor([60, 23])
     keys = torch.tensor([3, 4]) if keyed else None
     masks = [
-        masker(ratio=0.5)(n_steps, 1, 60, seeded(), keys) for masker in MASKERS
+        masker(ratio=0.5)(n_time, 1, 60, seeded(), keys) for masker in MASKERS
     ]
     assert torch.equal(*masks)
 

@@ -148,7 +148,7 @@ def by_hand(objective, feats, n_frames, mask, task):
     """Losses clip by clip: each clip alone, its hidden tokens picked out."""
     grid, nces, mses, hits = objective.encoder.grid, [], [], []
     for clip, count, chosen in zip(feats, n_frames.tolist(), mask, strict=True):
-        steps = grid.n_steps(count)
+        steps = grid.n_time(count)
         own = chosen[:, :steps][None]
         if not own.any():
             continue
@@ -268,7 +268,7 @@ def test_all_but_one_token_may_be_hidden(geometry, amount):
     feats, n_frames = batch(geometry)
     mask = objective.draw_mask(feats, n_frames)
     grid = objective.encoder.grid
-    tokens = grid.n_bands * grid.n_steps(n_frames)
+    tokens = grid.n_freq * grid.n_time(n_frames)
     assert torch.equal(mask.sum((1, 2)), tokens - 1)
     assert objective(feats, n_frames, mask).loss.isfinite()
 

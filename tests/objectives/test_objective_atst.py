@@ -75,7 +75,7 @@ def test_frame_loss_by_hand(patch):
     losses = []
     for row in range(3):
         count = n_frames[row : row + 1]
-        steps = objective.encoder.grid.n_steps(int(count))
+        steps = objective.encoder.grid.n_time(int(count))
         own = mask[row : row + 1, :, :steps]
         hidden = own[0, 0]
         students, teachers = [], []
@@ -167,11 +167,11 @@ def runs(row):
 @pytest.mark.parametrize("bands", [1, 3])
 def test_spans_hide_exactly_their_share(bands):
     masker = SpanMasker(ratio=0.503, span=5)
-    n_steps = torch.tensor([250, 100, 31, 7, 2, 1] * 20)
-    mask = masker(n_steps, bands, 250, seeded())
+    n_time = torch.tensor([250, 100, 31, 7, 2, 1] * 20)
+    mask = masker(n_time, bands, 250, seeded())
     assert mask.shape == (120, bands, 250)
     assert all(torch.equal(mask[:, 0], mask[:, band]) for band in range(bands))
-    for row, steps in zip(mask[:, 0], n_steps.tolist(), strict=True):
+    for row, steps in zip(mask[:, 0], n_time.tolist(), strict=True):
         wanted = min(max(1, round(0.503 * steps)), steps - 1)
         assert row.sum() == wanted and not row[steps:].any()
         if steps < 30:
@@ -191,9 +191,9 @@ def test_every_step_is_hidden_equally_often():
 def test_span_masks_follow_the_clips_key():
     masker = SpanMasker(ratio=0.5, span=5)
     keys = torch.tensor([7, 8])
-    n_steps = torch.tensor([40, 20])
-    mask = masker(n_steps, 1, 40, clip_keys=keys)
-    longer = masker(n_steps, 1, 60, clip_keys=keys)
+    n_time = torch.tensor([40, 20])
+    mask = masker(n_time, 1, 40, clip_keys=keys)
+    longer = masker(n_time, 1, 60, clip_keys=keys)
     assert torch.equal(longer[:, :, :40], mask)
-    swapped = masker(n_steps.flip(0), 1, 40, clip_keys=keys.flip(0))
+    swapped = masker(n_time.flip(0), 1, 40, clip_keys=keys.flip(0))
     assert torch.equal(swapped, mask.flip(0))

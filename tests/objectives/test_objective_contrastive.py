@@ -82,7 +82,7 @@ def test_the_contrasts_by_hand():
         # Two thirds of three blocks.
         rows = zip(
             encoded.hidden_states[2][chosen],
-            encoded.valid[chosen],
+            encoded.is_token[chosen],
             strict=True,
         )
         loss, accuracy = contrast_by_hand(list(rows), projector)

@@ -33,15 +33,15 @@ def batch():
 
 
 def valid_of(objective, feats, n_frames):
-    steps, longest = objective.encoder.token_steps(n_frames, feats.shape[1])
-    return objective.encoder.grid.valid_tokens(steps, longest)
+    steps, longest = objective.encoder.token_lengths(n_frames, feats.shape[1])
+    return objective.encoder.grid.is_token(steps, longest)
 
 
 def targets_by_hand(encoder, clip):
     """One clip: MLP outputs, torch's instance norm, mean, layer norm."""
     head = encoder.class_tokens + encoder.class_positions
     patches = encoder.patch_embedding(encoder.grid.unfold(clip))
-    steps = encoder.grid.n_steps(clip.shape[1])
+    steps = encoder.grid.n_time(clip.shape[1])
     positions = encoder.positions(8, torch.tensor([steps]), steps)
     x = torch.cat([head[None], patches + positions], dim=1)
     layers = []
@@ -114,7 +114,7 @@ def test_the_loss_equals_plain_code():
     regressions, utterances = [], []
     for row, count in enumerate(LENGTHS):
         clip = feats[row : row + 1, :count]
-        hidden = mask[row, :, : objective.encoder.grid.n_steps(count)].flatten()
+        hidden = mask[row, :, : objective.encoder.grid.n_time(count)].flatten()
         index = (~hidden).nonzero().T
         encoded = objective.encoder(
             clip, torch.tensor([count]), keep=(index, index >= 0)
@@ -149,7 +149,7 @@ def test_several_masks_are_the_mean_of_each():
     generator = torch.Generator().manual_seed(3)
     together = objective(feats, n_frames, generator=generator)
     generator.manual_seed(3)
-    steps, longest = objective.encoder.token_steps(n_frames, 160)
+    steps, longest = objective.encoder.token_lengths(n_frames, 160)
     noise = objective.noise(feats, generator)
     masks = objective.draw_masks(noise, steps, longest)
     assert masks.shape == (3, 3, 8, longest)

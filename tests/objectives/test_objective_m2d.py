@@ -41,13 +41,13 @@ def test_the_loss_equals_plain_code(geometry):
     grid, losses = objective.encoder.grid, []
     for row, count in enumerate(LENGTHS):
         clip = feats[row : row + 1, :count]
-        own = split.valid[row]
+        own = split.is_token[row]
         hidden = ~split.visible[row][own]
         index = hidden.nonzero().T
         targets = objective.teacher.encoder(
             clip, torch.tensor([count]), keep=(index, index >= 0)
         ).tokens[0]
-        assert len(targets) == round(0.7 * grid.n_bands * grid.n_steps(count))
+        assert len(targets) == round(0.7 * grid.n_freq * grid.n_time(count))
         predictions = objective.head(decoded[row][own][hidden])
         distances = []
         for guess, target in zip(predictions, targets, strict=True):

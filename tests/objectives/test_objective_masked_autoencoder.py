@@ -31,7 +31,7 @@ def batch(lengths=(160, 97, 33)):
 
 def decode_by_hand(objective, tokens, classes, hidden):
     """One clip: visible tokens and mask tokens in their order, one by one."""
-    decoder, bands = objective.decoder, objective.encoder.grid.n_bands
+    decoder, bands = objective.decoder, objective.encoder.grid.n_freq
     visible = iter(decoder.embedding(tokens))
     positions = sincos_positions(bands, len(hidden) // bands, decoder.dim)
     rows = list(decoder.embedding(classes))
@@ -48,7 +48,7 @@ def clips_by_hand(objective, feats, n_frames, mask):
     """Of each clip alone: decoded hidden tokens and what is hidden there."""
     grid, encoder = objective.encoder.grid, objective.encoder
     for feat, count, chosen in zip(feats, n_frames.tolist(), mask, strict=True):
-        hidden = chosen[:, : grid.n_steps(count)].flatten()
+        hidden = chosen[:, : grid.n_time(count)].flatten()
         index = (~hidden).nonzero().T
         keep = index, torch.ones_like(index).bool()
         clip = feat[None, :count]
@@ -100,11 +100,11 @@ def test_mae_ast_is_ssasts_loss_on_plain_patches(geometry):
 
 def test_mae_ast_hides_clusters_of_patches_and_single_frames():
     masker = small("mae_ast").masker
-    n_steps, keys = torch.tensor([40, 17]), torch.tensor([5, 6])
+    n_time, keys = torch.tensor([40, 17]), torch.tensor([5, 6])
     one_by_one = RandomMasker(ratio=0.75)
     for bands in (1, 8):
-        mask = masker(n_steps, bands, 40, clip_keys=keys)
-        plain = one_by_one(n_steps, bands, 40, clip_keys=keys)
+        mask = masker(n_time, bands, 40, clip_keys=keys)
+        plain = one_by_one(n_time, bands, 40, clip_keys=keys)
         assert torch.equal(mask, plain) == (bands == 1)
 
 

@@ -19,13 +19,13 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(n_steps=(9, 4, 1, 7), bands=3, ratio=0.6, masker=RandomMasker):
+def drawn(n_time=(9, 4, 1, 7), bands=3, ratio=0.6, masker=RandomMasker):
     """A masker, its mask (B, F', T') and the valid tokens (B, N)."""
-    n_steps, masker = torch.tensor(n_steps), masker(ratio=ratio)
-    longest = int(n_steps.max())
+    n_time, masker = torch.tensor(n_time), masker(ratio=ratio)
+    longest = int(n_time.max())
     grid = Grid(16 * bands, (16, 16))
-    mask = masker(n_steps, bands, longest, seeded())
-    return masker, mask, grid.valid_tokens(n_steps, longest)
+    mask = masker(n_time, bands, longest, seeded())
+    return masker, mask, grid.is_token(n_time, longest)
 
 
 def test_visible_tokens_are_gathered_in_order():

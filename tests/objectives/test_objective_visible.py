@@ -140,7 +140,7 @@ def test_each_clip_hides_its_exact_share(name, geometry):
     objective, (feats, n_frames) = small(name, geometry), batch()
     mask = objective.draw_mask(feats, n_frames, seeded())
     grid = objective.encoder.grid
-    tokens = grid.n_bands * grid.n_steps(n_frames)
+    tokens = grid.n_freq * grid.n_time(n_frames)
     wanted = (RATIOS[name] * tokens.double()).round().long()
     assert torch.equal(mask.sum((1, 2)), wanted)
 
@@ -167,7 +167,7 @@ def test_the_encoder_sees_the_visible_tokens_and_no_more(name, geometry):
     )
     copies = len(index) // len(feats)
     grid = objective.encoder.grid
-    tokens = grid.n_bands * grid.n_steps(n_frames.repeat_interleave(copies))
+    tokens = grid.n_freq * grid.n_time(n_frames.repeat_interleave(copies))
     hidden = (RATIOS[name] * tokens.double()).round().long()
     assert torch.equal(kept.sum(1), tokens - hidden)
     # The longest clip fills all the room that there is.
@@ -203,8 +203,8 @@ def test_no_gradient_flows_into_hidden_pixels_or_padding(name, geometry):
     objective(feats, n_frames, mask).loss.backward()
     grid = objective.encoder.grid
     moved = grid.unfold(feats.grad).abs().sum(2)
-    n_steps, longest = objective.encoder.token_steps(n_frames, 160)
-    visible = grid.valid_tokens(n_steps, longest) & ~mask.flatten(1)
+    n_time, longest = objective.encoder.token_lengths(n_frames, 160)
+    visible = grid.is_token(n_time, longest) & ~mask.flatten(1)
     assert (moved[~visible] == 0).all()
     assert (moved[visible] > 0).float().mean() > 0.9
 

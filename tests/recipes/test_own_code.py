@@ -28,9 +28,9 @@ class MyObjective(MSPM):
 class FirstSteps(RandomMasker):
     """Hides what comes first."""
 
-    def scores(self, noise, n_steps, bands, max_steps):
-        steps = torch.arange(max_steps, device=n_steps.device).float()
-        return steps.expand(len(n_steps), bands, max_steps)
+    def scores(self, noise, n_time, n_freq, max_time):
+        steps = torch.arange(max_time, device=n_time.device).float()
+        return steps.expand(len(n_time), n_freq, max_time)
 
 
 def my_loss(scores, targets, power=1):

@@ -632,10 +632,10 @@ def test_their_rounding_of_lengths_is_at_most_one_step_off(patch):
     """They take round(share * T') steps for a clip, we count its own."""
     grid, fbank = Grid(128, patch), FrontEnd().fbank
     samples = torch.arange(1600, 160000)
-    own = grid.n_steps(fbank.frames_of(samples))
+    own = grid.n_time(fbank.frames_of(samples))
     for longest in (16000, 48123, 159999):
         some = samples <= longest
-        whole = grid.n_steps(fbank.frames_of(longest))
+        whole = grid.n_time(fbank.frames_of(longest))
         theirs = torch.round(samples / longest * whole)
         assert (theirs - own)[some].abs().max() <= 1
 

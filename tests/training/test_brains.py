@@ -506,7 +506,7 @@ def test_validation_masks_are_those_of_the_clip(rows, tmp_path):
 
     def recording(feats, n_frames, clip_keys):
         mask = draw(feats, n_frames, clip_keys=clip_keys)
-        steps, _ = run.module.encoder.token_steps(n_frames, feats.shape[1])
+        steps, _ = run.module.encoder.token_lengths(n_frames, feats.shape[1])
         for key, own, n in zip(clip_keys.tolist(), mask, steps, strict=True):
             drawn.setdefault(key, []).append(own[:, :n])
             assert not own[:, n:].any()

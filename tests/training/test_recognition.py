@@ -86,9 +86,9 @@ def test_outputs_do_not_depend_on_the_batch():
     feats, n_frames = torch.randn(2, 80, 32), torch.tensor([80, 30])
     feats[1, 30:] = 0
     with torch.no_grad():
-        together, n_steps = model(feats, n_frames)
+        together, n_time = model(feats, n_frames)
         alone, own = model(feats[1:, :30], n_frames[1:])
-    assert n_steps[1] == own[0] == 8
+    assert n_time[1] == own[0] == 8
     assert torch.allclose(together[1, :8], alone[0], atol=1e-5)
     assert torch.allclose(together.exp().sum(-1), torch.ones(2, 20))
 
@@ -109,8 +109,8 @@ def test_tones_are_learned():
     optimizer = torch.optim.Adam(model.parameters(), lr=0.005)
     feats, n_frames = features(wav, whole)
     for _ in range(150):
-        log_probs, n_steps = model(feats, n_frames)
-        lens = n_steps / log_probs.shape[1]
+        log_probs, n_time = model(feats, n_frames)
+        lens = n_time / log_probs.shape[1]
         loss = ctc_loss(log_probs, targets, lens, whole, BLANK)
         optimizer.zero_grad()
         loss.backward()

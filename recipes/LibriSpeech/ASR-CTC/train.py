@@ -30,8 +30,8 @@ class CTCBrain(training.RecognitionBrain):
         feats, n_frames = self.modules.features(*batch.sig)
         for augment in self.augment if stage == sb.Stage.TRAIN else ():
             feats = augment(feats, n_frames)
-        log_probs, n_steps = self.network("model", stage)(feats, n_frames)
-        return log_probs, n_steps / log_probs.shape[1]
+        log_probs, n_time = self.network("model", stage)(feats, n_frames)
+        return log_probs, n_time / log_probs.shape[1]
 
     def compute_objectives(self, output, batch, stage):
         """Return the loss; keep the words where they are evaluated."""

@@ -9,7 +9,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ssast_lobes.evaluation.harness.windows import WindowedModel
-from ssast_lobes.utils.lengths import valid_frames
+from ssast_lobes.utils.lengths import length_to_mask
 
 SAMPLE_RATE = 16000
 
@@ -96,8 +96,8 @@ class UpstreamExpert(WindowedModel):
         """Repeat each clip's last step up to where s3prl expects one."""
         rate = self.samples_per_step
         time = torch.arange(-(-longest // rate), device=states.device)
-        place = torch.minimum(time, self.n_steps(lengths)[:, None] - 1)
+        place = torch.minimum(time, self.n_time(lengths)[:, None] - 1)
         size = (*states.shape[:2], len(time), states.shape[3])
         states = states.gather(2, place[..., None].expand(size))
         expected = -(-lengths // rate)
-        return states * valid_frames(expected, len(time))[..., None]
+        return states * length_to_mask(expected, len(time))[..., None]

@@ -10,7 +10,7 @@ from torch import nn
 
 from ssast_lobes.inference.encoder import AudioEncoder
 from ssast_lobes.inference.windows import Windowing
-from ssast_lobes.utils.lengths import full_lengths, valid_frames
+from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 
 class WindowedModel(nn.Module):
@@ -39,7 +39,7 @@ class WindowedModel(nn.Module):
     >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
     >>> model = WindowedModel(folder)
     >>> wav, lengths = torch.randn(2, 480000), torch.tensor([480000, 16000])
-    >>> model.frames(wav, lengths).shape, model.n_steps(lengths).tolist()
+    >>> model.frames(wav, lengths).shape, model.n_time(lengths).tolist()
     (torch.Size([2, 188, 32]), [188, 7])
     """
 
@@ -60,7 +60,7 @@ class WindowedModel(nn.Module):
         """D, the size of a vector a time step."""
         return self.lobe.encoder.dim
 
-    def n_steps(self, n_samples):
+    def n_time(self, n_samples):
         """Time steps T' of a clip.
 
         Arguments
@@ -72,7 +72,7 @@ class WindowedModel(nn.Module):
         -------
         int or torch.Tensor
         """
-        return self.grid.n_steps(self.fbank.frames_of(n_samples))
+        return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def clip(self, wav, lengths=None):
         """One vector a clip, as the export pools: the mean of its windows.
@@ -111,7 +111,7 @@ class WindowedModel(nn.Module):
         lengths = self._lengths(wav, lengths)
         windows = self._windowing.encode(self.lobe, wav, lengths)
         parts = [encoded.frames for encoded in windows]
-        return self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
+        return self._stitch(parts, lengths, self.n_time(wav.shape[1]))
 
     def layers(self, wav, lengths=None):
         """`frames`, and the same of every layer.
@@ -129,9 +129,9 @@ class WindowedModel(nn.Module):
         for encoded in self._windowing.encode(
             self.lobe, wav, lengths, hidden_states=True
         ):
-            bands = encoded.hidden_states.unflatten(2, (encoded.n_bands, -1))
+            bands = encoded.hidden_states.unflatten(2, (encoded.n_freq, -1))
             parts.append(torch.cat([bands.mean(2), encoded.frames[None]]))
-        states = self._stitch(parts, lengths, self.n_steps(wav.shape[1]))
+        states = self._stitch(parts, lengths, self.n_time(wav.shape[1]))
         return states[-1], states[:-1]
 
     def _lengths(self, wav, lengths):
@@ -145,7 +145,7 @@ class WindowedModel(nn.Module):
             return full_lengths(wav)
         return lengths.to(wav.device)
 
-    def _stitch(self, parts, lengths, n_steps):
+    def _stitch(self, parts, lengths, n_time):
         """Join windows (.., B, W, D) to (.., B, T', D); 0 at padding.
 
         Where two windows overlap, each step comes from the one whose centre
@@ -156,13 +156,13 @@ class WindowedModel(nn.Module):
         parts[-1] = nn.functional.pad(parts[-1], (0, 0, 0, missing))
         # Under reference padding a window gives more steps than it has audio.
         joined = torch.cat([part[..., :steps, :] for part in parts], dim=-2)
-        time = torch.arange(n_steps, device=lengths.device)
+        time = torch.arange(n_time, device=lengths.device)
         number = ((time - (hop + steps) // 2) // hop + 1).clamp(min=0)
         last = self._windowing.count(lengths) - 1
         number = torch.minimum(number, last[:, None])
         place = number * steps + time - number * hop
         place = place.clamp(max=joined.shape[-2] - 1)
-        size = (*joined.shape[:-2], n_steps, joined.shape[-1])
+        size = (*joined.shape[:-2], n_time, joined.shape[-1])
         frames = joined.gather(-2, place[..., None].expand(size))
-        valid = valid_frames(self.n_steps(lengths), n_steps)
-        return frames * valid[..., None]
+        is_frame = length_to_mask(self.n_time(lengths), n_time)
+        return frames * is_frame[..., None]
