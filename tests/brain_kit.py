@@ -227,11 +227,6 @@ def changed(before, after):
     return {key for key in before if not torch.equal(before[key], after[key])}
 
 
-@pytest.fixture(scope="session")
-def rows(tones):
-    return corpus_rows(tones.manifest)
-
-
 TASKS = pytest.mark.parametrize("task", ["pretrain", "classify"])
 
 # Everything random that a training can have.

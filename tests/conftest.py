@@ -58,6 +58,15 @@ def tones(tmp_path_factory):
     return make_tones(tmp_path_factory.mktemp("tones"))
 
 
+@pytest.fixture(scope="session")
+def rows(tones):
+    """The rows of the corpus, by split; see `brain_kit`."""
+    # Not at the top: SpeechBrain must find the environment that is set there.
+    from brain_kit import corpus_rows
+
+    return corpus_rows(tones.manifest)
+
+
 def make_tones(folder):
     """24 labelled clips: 8 speakers times the classes tone, chirp and noise.
 

@@ -7,7 +7,7 @@ import json
 
 import brain_kit as kit
 import pytest
-from brain_kit import BRAINS, TASKS, build, evaluate, fit, rows, same, weights
+from brain_kit import BRAINS, TASKS, build, evaluate, fit, same, weights
 from export_kit import export, make_classifier
 from full_disk import full_disk
 
@@ -15,9 +15,6 @@ from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.inference import AudioClassifier
 from ssast_lobes.training.errors import exit_on_user_error
 from ssast_lobes.utils.files import atomic_write
-
-__all__ = ["rows"]  # a fixture
-
 
 # Damaged checkpoints ------------------------------------------------------
 

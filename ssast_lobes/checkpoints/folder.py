@@ -71,6 +71,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
 
     Example
     -------
+    >>> from ssast_lobes import SpectrogramEncoder
     >>> from ssast_lobes import FrontEnd
     >>> from ssast_lobes.objectives import MSPM
     >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
@@ -133,6 +134,7 @@ def export_classifier(
 
     Example
     -------
+    >>> from ssast_lobes import SpectrogramEncoder
     >>> from ssast_lobes import FrontEnd, SpectrogramClassifier
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> model = SpectrogramClassifier(encoder, n_classes=2)
@@ -196,6 +198,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
 
     Example
     -------
+    >>> from ssast_lobes import SpectrogramEncoder
     >>> from ssast_lobes import FrontEnd
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> folder = getfixture("tmpdir") / "export"

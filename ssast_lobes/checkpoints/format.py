@@ -177,6 +177,7 @@ def compare(wanted, state, name):
 
     Example
     -------
+    >>> from torch import nn
     >>> layer = nn.Linear(1, 1)
     >>> compare(layer.state_dict(), {"weight": torch.zeros(1, 1)}, "layer")
     Traceback (most recent call last):

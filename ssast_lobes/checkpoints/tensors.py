@@ -64,6 +64,7 @@ def read_tensors(path):
 
     Example
     -------
+    >>> from pathlib import Path
     >>> read_tensors(Path("nowhere.bin"))
     Traceback (most recent call last):
     ...
@@ -100,6 +101,7 @@ def weights_errors(path):
 
     Example
     -------
+    >>> from pathlib import Path
     >>> path = Path(getfixture("tmpdir")) / "model.pth"
     >>> _ = path.write_text("<!DOCTYPE html><title>Sign in</title>")
     >>> with weights_errors(path):

@@ -154,6 +154,7 @@ def resample_patches(flat, old, new):
 
     Example
     -------
+    >>> import torch
     >>> resample_patches(torch.ones(3, 8), (4, 2), (6, 2)).shape
     torch.Size([3, 12])
     """

@@ -27,6 +27,7 @@ def write_results(results, path, windows=False):
 
     Example
     -------
+    >>> from ssast_lobes.inference import Verification
     >>> path = getfixture("tmpdir") / "results.csv"
     >>> write_results([Verification("a.wav", "b.wav", 0.5, True)], path)
     >>> print(path.read_text("utf-8"))

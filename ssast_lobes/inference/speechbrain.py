@@ -44,6 +44,7 @@ class WindowClassifier(nn.Module):
 
     Example
     -------
+    >>> from ssast_lobes import ClassificationHead
     >>> classifier = WindowClassifier(ClassificationHead(32, 5), False)
     >>> classifier(torch.randn(2, 1, 32)).exp().sum(-1).round(decimals=4)
     tensor([[1.],
@@ -141,6 +142,7 @@ def load_modules(modules, path):
 
     Example
     -------
+    >>> from safetensors.torch import save_file
     >>> modules = torch.nn.ModuleDict({"encoder": torch.nn.Linear(1, 1)})
     >>> path = getfixture("tmpdir") / "model.safetensors"
     >>> save_file({"encoder.weight": torch.ones(1, 1)}, path)
@@ -175,6 +177,7 @@ def load_labels(label_encoder, path):
 
     Example
     -------
+    >>> from speechbrain.dataio.encoder import CategoricalEncoder
     >>> load_labels(CategoricalEncoder(), "nowhere.txt")
     Traceback (most recent call last):
     ...

@@ -39,6 +39,7 @@ class PretrainingLobe(nn.Module):
 
     Example
     -------
+    >>> from ssast_lobes import SSAST
     >>> from ssast_lobes.objectives import MSPM
     >>> lobe = SSAST(model_size="micro")
     >>> pretrainer = PretrainingLobe(MSPM(lobe.encoder), lobe.features)

@@ -32,6 +32,7 @@ class ClassificationHead(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> ClassificationHead(32, 5)(torch.zeros(2, 1, 32)).shape
     torch.Size([2, 1, 5])
     """
@@ -130,6 +131,7 @@ class SpectrogramClassifier(nn.Module):
 
     Example
     -------
+    >>> import torch
     >>> from ssast_lobes import SpectrogramEncoder
     >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
     >>> model = SpectrogramClassifier(encoder, n_classes=5)

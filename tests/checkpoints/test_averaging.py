@@ -12,7 +12,6 @@ from brain_kit import (
     evaluate,
     fit,
     merged,
-    rows,
     same,
     weights,
 )
@@ -20,8 +19,6 @@ from brain_kit import (
 from ssast_lobes.dataio.samplers import PartSampler, balanced_sampler
 from ssast_lobes.training import ClassificationBrain, PretrainingBrain
 from ssast_lobes.training.errors import SettingsError
-
-__all__ = ["rows"]  # a fixture
 
 
 class Keeping(ClassificationBrain):

@@ -14,7 +14,6 @@ from ssast_lobes import (
     Grid,
     SpectrogramClassifier,
     SpectrogramEncoder,
-    inference,
 )
 from ssast_lobes.checkpoints.folder import (
     export_classifier,
@@ -30,6 +29,7 @@ from ssast_lobes.inference import (
     AudioClassifier,
     AudioEncoder,
     SpeakerVerifier,
+    interface,
     write_results,
 )
 from ssast_lobes.inference.audio import read_blocks
@@ -178,7 +178,7 @@ def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
 @pytest.mark.parametrize("output", ["clip", "frames", "patches"])
 def test_batch_size_changes_nothing(tmp_path, monkeypatch, folder, output):
     # Long files are read in several blocks.
-    monkeypatch.setattr(inference, "_BLOCK_SECONDS", 1)
+    monkeypatch.setattr(interface, "_BLOCK_SECONDS", 1)
     paths = [
         write(tmp_path / f"{seconds}.wav", seconds, rate, channels=2)
         for seconds, rate in [(0.2, 8000), (4.7, 44100), (1.3, 16000)]

@@ -360,7 +360,7 @@ def test_a_lobe_in_bfloat16_trains():
 @pytest.mark.parametrize("output", ["frames", "clip"])
 def test_what_is_no_waveform_is_refused(output):
     lobe, (wav, lengths) = small(output=output), waveforms()
-    with pytest.raises(ValueError, match="int16: .*data.audio.to_float"):
+    with pytest.raises(ValueError, match="int16: .*ssast_lobes.to_float"):
         lobe((wav * 1000).short(), lengths)
     with pytest.raises(ValueError, match="divide lengths in samples"):
         lobe(wav, lengths * wav.shape[1])

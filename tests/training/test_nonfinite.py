@@ -9,24 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from brain_kit import (
-    BRAINS,
-    GRID,
-    TASKS,
-    Killed,
-    build,
-    fit,
-    rows,
-    same,
-    weights,
-)
+from brain_kit import BRAINS, GRID, TASKS, Killed, build, fit, same, weights
 from speechbrain import Stage
 
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.training.errors import NonfiniteLoss, exit_on_user_error
-
-__all__ = ["rows"]  # a fixture
 
 
 class _NanGradient(torch.autograd.Function):
