@@ -129,7 +129,7 @@ def test_states_are_the_blocks_outputs_in_turn(encoder):
 def test_without_counts_every_frame_is_audio(encoder):
     feats, _ = batch_of(clips_of(encoder.grid, [98, 40]))
     full = torch.full((2,), feats.shape[1])
-    assert encoder(feats).valid.all()
+    assert encoder(feats).is_token.all()
     close(encoder(feats).tokens, encoder(feats, full).tokens)
 
 
@@ -168,7 +168,7 @@ def test_replaced_tokens_do_not_see_what_they_hide(geometry):
     assert torch.equal(again.class_tokens, plain.class_tokens)
     # The embedding stands there, with the place's own position.
     places = encoder.positions(grid.n_freq, grid.n_time(n_frames), steps)
-    chosen = mask.flatten(1) & plain.valid
+    chosen = mask.flatten(1) & plain.is_token
     close(plain.hidden_states[0][chosen], (places + embedding)[chosen])
     # Where nothing is hidden, the audio is heard.
     whole = encoder(feats, n_frames, hidden_states=True).hidden_states[0]
@@ -198,7 +198,7 @@ def test_keeping_all_tokens_equals_the_full_path(encoder):
     kept = encoder(feats, n_frames, keep=keep, hidden_states=True)
     for name in ("tokens", "class_tokens", "hidden_states"):
         close(getattr(kept, name), getattr(full, name))
-    assert torch.equal(kept.valid, full.valid)
+    assert torch.equal(kept.is_token, full.is_token)
 
 
 @torch.no_grad()
@@ -229,7 +229,7 @@ def test_surplus_and_dropped_tokens_have_no_influence(encoder):
     close(padded.class_tokens, exact.class_tokens)
     close(padded.clip(), exact.clip())
     assert (padded.tokens[:, -2:] == 0).all()
-    assert padded.valid.sum() == exact.valid.sum()
+    assert padded.is_token.sum() == exact.is_token.sum()
 
 
 @torch.no_grad()
