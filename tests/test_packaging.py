@@ -129,7 +129,7 @@ def source(tmp_path_factory):
     heads = folder / "ssast_lobes" / "pretrained" / "stand_in" / "heads"
     heads.mkdir(parents=True)
     for path in (heads.parent / "README.md", heads / "a.safetensors"):
-        path.write_text("of the model in the box")
+        path.write_text("of the bundled model")
     task = folder / "recipes" / "CustomData" / "pretrain"
     for place in ("results/run/1", "__pycache__"):
         (task / place).mkdir(parents=True, exist_ok=True)

@@ -223,7 +223,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
 
 
 def label_encoder_of(labels):
-    """SpeechBrain's label encoder for labels in the order of the classes.
+    """Make SpeechBrain's label encoder for labels in the order of classes.
 
     Arguments
     ---------
@@ -322,7 +322,7 @@ def write_export(
     least_window : float
         See `export_pretrained`.
     half : bool
-        Store the tensors in half precision (float16), in half the room. They
+        Store the tensors in half precision (float16), in half the space. They
         are read as float32.
 
     Returns
@@ -360,7 +360,7 @@ def write_export(
         "window_seconds": seconds,
         **config,
     }
-    # Heads of the older encoder would be wrong beside this one.
+    # Heads of the older encoder would be wrong next to this one.
     replaced = (*EXPORT_FILES, HEADS_FOLDER)
     with (
         atomic_replace_dir(folder, replaced, check_export_folder) as partial,
@@ -368,18 +368,19 @@ def write_export(
     ):
         tensors = {key: _stored(value, half) for key, value in state.items()}
         save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
-        _write(partial / CONFIG_FILE, json.dumps(config, indent=2) + "\n")
+        text = json.dumps(config, indent=2) + "\n"
+        (partial / CONFIG_FILE).write_text(text, "utf-8")
         # safetensors lets only the owner read; the rest is as the user wants.
         shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
-        _write(partial / HYPERPARAMS_FILE, hyperparams_text(config))
+        text = hyperparams_text(config)
+        (partial / HYPERPARAMS_FILE).write_text(text, "utf-8")
         count = sum(
             value.numel()
             for key, value in state.items()
             if not key.startswith("objective.")
         )
-        _write(
-            partial / CARD_FILE, model_card_text(folder, config, card, count)
-        )
+        text = model_card_text(folder, config, card, count)
+        (partial / CARD_FILE).write_text(text, "utf-8")
         if label_encoder is not None:
             label_encoder.save(partial / LABELS_FILE)
     logger.info(f"Exported to {folder}")
@@ -387,7 +388,7 @@ def write_export(
 
 
 def _stored(value, half):
-    """A tensor as it is written."""
+    """Return a tensor as it is written."""
     value = value.detach().cpu().contiguous().clone()
     return value.half() if half and value.is_floating_point() else value
 
@@ -402,7 +403,3 @@ def _writing(folder):
             f"{folder}: the export cannot be written ({error}); make room "
             "there and try again"
         ) from error
-
-
-def _write(path, text):
-    path.write_text(text, encoding="utf-8")

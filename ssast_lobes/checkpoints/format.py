@@ -28,7 +28,7 @@ PARTS = ("encoder", "objective", "pooling", "head")
 
 
 def window_seconds(encoder, features):
-    """The shortest window that audio is cut into for a model.
+    """Return the shortest window that audio is cut into for a model.
 
     This is what its position table spans, the pretraining length, or where
     every clip is padded to, under reference padding. An export may name more.
@@ -108,7 +108,7 @@ class Weights:
         ``encoder``: arguments of `SpectrogramEncoder`; further entries as an
         exported folder has them.
     report : list of str
-        What was left aside or adapted, a line each.
+        What was left out or adapted, a line each.
     """
 
     state: dict
@@ -116,7 +116,7 @@ class Weights:
     report: list = field(default_factory=list)
 
     def part(self, prefix):
-        """The tensors of one part, without the prefix.
+        """Return the tensors of one part, without the prefix.
 
         Arguments
         ---------
@@ -208,7 +208,7 @@ def load_strictly(module, state, name):
 
 
 def exported_state(objective):
-    """The tensors that an export of an objective holds, by its names.
+    """Return the tensors that an export of an objective holds, by its names.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Exported folders on a model hub: put there with a model card, and fetched.
+"""Fetch exported folders from a model hub.
 
 An exported folder is a complete repository: weights, what builds the model,
 labels and model card. `fetch` stands behind every ``source`` of this package,
@@ -84,13 +84,34 @@ def fetch(source):
     except Exception as error:
         raise HubError(
             f"{source}: no such file or folder, nor in the cache of the hub; "
-            f"{_reason(error, found['name'], 'read')}"
+            f"{hub_refusal(error, found['name'], 'read')}"
         ) from error
     return Path(folder)
 
 
-def _reason(error, name, action, endpoint=None):
-    """What an error of a client that was to read or write means, a line."""
+def hub_refusal(error, name, action, endpoint=None):
+    """Return what an error of the hub's client means, in one line.
+
+    Arguments
+    ---------
+    error : Exception
+        Of ``huggingface_hub``.
+    name : str
+        Of the repository.
+    action : str
+        What was tried: ``"read"`` or ``"write"``.
+    endpoint : str, optional
+        Address of the hub.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> hub_refusal(OSError("no space left"), "me/barks", "read")
+    'a file of this machine fails (no space left)...'
+    """
     hub = endpoint or constants.ENDPOINT
     if isinstance(error, errors.LocalEntryNotFoundError):
         # Not in the cache either; the cause is what the hub, or its lack, said.
@@ -125,7 +146,7 @@ def _reason(error, name, action, endpoint=None):
 
 
 def _is_local(error):
-    """Whether it is Python's own error of a file, not of a connection."""
+    """Return whether an error is of a local file, not of a connection."""
     # The errors of HTTP clients and sockets are kinds of OSError, too.
     own = isinstance(error, OSError) and type(error).__module__ == "builtins"
     return own and not isinstance(error, (ConnectionError, TimeoutError))

@@ -2,7 +2,7 @@
 
 `ASTModel` and `ASTForAudioClassification` of ``transformers`` are the same
 network under other names, with two habits of their own: every clip is padded
-or cut to one length before the normalisation, and the padding counts as audio
+or cut to one length before the normalization, and the padding counts as audio
 (`FrontEnd` calls it reference padding); and a clip is the mean of the two
 class tokens. Folders are read and written here without ``transformers``.
 """
@@ -90,7 +90,7 @@ _KINDS_OF_TENSOR = ("weight", "bias")
 
 
 def is_huggingface(config):
-    """Whether a ``config.json`` is that of Hugging Face's AST.
+    """Return whether a ``config.json`` is that of Hugging Face's AST.
 
     Arguments
     ---------
@@ -116,7 +116,7 @@ def from_huggingface(folder):
 
     Key names of transformers 4 and 5 are understood, and weights as safetensors
     or as ``pytorch_model.bin``, in one file or several. The folder needs its
-    ``preprocessor_config.json`` too, which tells normalisation and length.
+    ``preprocessor_config.json`` too, which tells normalization and length.
 
     Arguments
     ---------
@@ -168,7 +168,7 @@ def _read_json(path):
 
 
 def _read_state(folder):
-    """Tensors of a folder, in one file or in parts; safetensors come first."""
+    """Return the tensors of a folder, from one file or several."""
     for name in (WEIGHTS_FILE, PICKLED_FILE):
         index = folder / f"{name}{INDEX_ENDING}"
         if (folder / name).is_file():
@@ -182,7 +182,7 @@ def _read_state(folder):
 
 
 def _parts(index):
-    """Names of the files that an index lists, each once."""
+    """Return the names of the files that an index lists, each once."""
     try:
         names = sorted(set(_read_json(index)["weight_map"].values()))
         inside = all(Path(name).name == name for name in names)
@@ -194,7 +194,7 @@ def _parts(index):
 
 
 def _our_config(config, front):
-    """Configuration of an exported folder for that of theirs."""
+    """Return the configuration of an exported folder for that of theirs."""
     _check_supported(config, front)
     size, frames = config["patch_size"], config["max_length"]
     # As their convolution, which has no place for a part of a patch.
@@ -236,7 +236,7 @@ def _our_config(config, front):
 
 
 def _on_meta(module, *arguments, **named):
-    """A module without values, for its shapes."""
+    """Build a module without values, for its shapes."""
     with torch.device("meta"):
         return module(*arguments, **named)
 
@@ -266,7 +266,7 @@ def _check_supported(config, front):
             f"{NORM_EPS}"
         )
     if front["do_normalize"] is not True:
-        raise WeightsError("do_normalize is off: our features are normalised")
+        raise WeightsError("do_normalize is off: our features are normalized")
     for key in ("max_length", "num_mel_bins"):
         if front[key] != config[key]:
             raise WeightsError(
@@ -276,7 +276,7 @@ def _check_supported(config, front):
 
 
 def _labels(id2label):
-    """Labels in the order of the classes, each there once."""
+    """Return labels in the order of the classes, each there once."""
     by_number = {int(key): str(label) for key, label in id2label.items()}
     labels = [by_number[number] for number in range(len(id2label))]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -328,7 +328,7 @@ def _our_state(state, config):
 
 
 def _encoder_names(depth, newer=False, prefix=""):
-    """Their name of each layer's tensors; queries, keys and values apart."""
+    """Return their names by ours, with queries, keys and values apart."""
     blocks = _BLOCKS_5 if newer else _BLOCKS_4
     layers = _BLOCK_NAMES_5 if newer else _BLOCK_NAMES_4
     names = dict(_ENCODER_NAMES)
@@ -351,7 +351,7 @@ def _with_kinds(names, prefix=""):
 
 
 def _join(layers, tokens, positions, encoder):
-    """Our encoder's tensors from theirs by our names."""
+    """Join their tensors to our encoder's, by our names."""
     out = dict(layers)
     for number in range(encoder["depth"]):
         for kind in _KINDS_OF_TENSOR:
@@ -420,7 +420,7 @@ def to_huggingface(weights, folder, max_length=None):
     """Write weights as a folder that ``transformers`` loads, 4 or 5.
 
     A classifier becomes an `ASTForAudioClassification`, other weights an
-    `ASTModel`. What belongs to a pretraining objective is left aside. What
+    `ASTModel`. What belongs to a pretraining objective is left out. What
     comes of `from_huggingface` goes back exactly.
 
     Arguments
@@ -437,7 +437,7 @@ def to_huggingface(weights, folder, max_length=None):
     Returns
     -------
     list of str
-        What was adapted or left aside, a line each.
+        What was adapted or left out, a line each.
 
     Raises
     ------
@@ -518,14 +518,14 @@ def _check_holdable(config):
 
 
 def _length(config):
-    """Frames that go with the model's own position table."""
+    """Return frames that go with the model's own position table."""
     return config["features"].get(
         "pad_frames", config["encoder"]["table_frames"]
     )
 
 
 def _their_config(weights, frames):
-    """Text of their ``config.json``, as a dict."""
+    """Return the text of their ``config.json``, as a dict."""
     config = weights.config
     encoder, grid = config["encoder"], config["encoder"]["grid"]
     hidden = weights.state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
@@ -609,14 +609,14 @@ def _their_state(weights, frames, report):
     aside = weights.part("objective")
     if aside:
         report.append(
-            f"left aside: {len(aside)} tensors of the pretraining objective"
+            f"left out: {len(aside)} tensors of the pretraining objective"
         )
     # Parts of one tensor must not share their memory in the file.
     return {key: value.clone().contiguous() for key, value in state.items()}
 
 
 def _table(table, grid, frames, report):
-    """Positions (N, D) of so many frames, as our encoder has them."""
+    """Return positions (N, D) of so many frames, as our encoder has them."""
     n_freq, n_time, dim = table.shape
     grid = Grid(**{**grid, "keep_partial": False})
     wanted = (grid.n_freq, grid.n_time(frames))
@@ -673,7 +673,7 @@ print(classifier(wav, function_to_apply="{function}"))
 
 
 def _card(name, config, frames):
-    """Text of the model card."""
+    """Return the text of the model card."""
     kind, features = config["kind"], config["features"]
     data = {
         "library_name": "transformers",

@@ -59,7 +59,7 @@ pretrainer: !new:ssast_lobes.ExportPretrainer
 
 
 def hyperparams_text(config):
-    """Text of the YAML for SpeechBrain's interfaces."""
+    """Write the YAML for SpeechBrain's interfaces."""
     text = (
         "# For SpeechBrain's from_hparams: builds what config.json describes\n"
         "# and loads model.safetensors into it, strictly.\n\n"
@@ -91,6 +91,6 @@ def hyperparams_text(config):
 
 
 def _new(key, name, arguments):
-    """A YAML node that builds `name` with plain arguments."""
+    """Write a YAML node that builds `name` with plain arguments."""
     plain = yaml.safe_dump(arguments, sort_keys=False, default_flow_style=None)
     return f"{key}: !new:{name}\n" + textwrap.indent(plain, "    ")

@@ -1,4 +1,4 @@
-"""Linear heads beside a frozen encoder, and the model in the box.
+"""Linear heads next to a frozen encoder, and the bundled model.
 
 An exported folder may hold a folder `heads/`, with one safetensors file for
 each task: a linear layer from clip vectors to class scores, and in the file's
@@ -88,7 +88,7 @@ def write_head(folder, task, head):
 
 
 def read_head(folder, task):
-    """The head of a task.
+    """Read the head of a task.
 
     Arguments
     ---------
@@ -133,7 +133,7 @@ def read_head(folder, task):
 
 
 def head_names(folder):
-    """Tasks for which an exported folder has heads.
+    """List the tasks for which an exported folder has heads.
 
     Arguments
     ---------
@@ -155,7 +155,7 @@ def head_names(folder):
 
 
 def bundled_model(place=None):
-    """The exported folder that comes with the package.
+    """Return the exported folder that comes with the package.
 
     Arguments
     ---------

@@ -11,6 +11,8 @@ from ssast_lobes.checkpoints.format import (
     WeightsError,
     error_context,
 )
+from ssast_lobes.checkpoints.hub import fetch
+from ssast_lobes.checkpoints.huggingface import from_huggingface
 from ssast_lobes.checkpoints.official import from_official
 from ssast_lobes.checkpoints.tensors import read_state, read_tensors
 
@@ -50,8 +52,6 @@ def load_weights(source, stride=None):
     if path.is_dir():
         return _load_folder(path)
     if not path.is_file():
-        from ssast_lobes.checkpoints.hub import fetch
-
         fetched = fetch(source)
         with error_context(source):
             return _load_folder(fetched)
@@ -71,8 +71,6 @@ def _load_folder(path):
             text = (path / CONFIG_FILE).read_text(encoding="utf-8")
             config = json.loads(text)
             if "model_type" in config:
-                from ssast_lobes.checkpoints.huggingface import from_huggingface
-
                 return from_huggingface(path)
         if missing:
             raise WeightsError(

@@ -52,7 +52,7 @@ _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
 
 
 def model_card_text(folder, config, card, n_parameters):
-    """Text of the model card; front matter as model hubs read it."""
+    """Write the model card, with the front matter that model hubs read."""
     kind, name = config["kind"], folder.name
     data = {
         "library_name": "speechbrain",
@@ -71,15 +71,13 @@ def model_card_text(folder, config, card, n_parameters):
         if key != "name":
             lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
             lines += _table(value) if isinstance(value, dict) else [str(value)]
-    place = (
-        f"The examples run beside the folder `{name}`; elsewhere give its path."
-    )
+    place = f"The examples run next to the folder `{name}`; or give its path."
     lines += ["", use_section(kind, name, place)]
     return "\n".join(lines)
 
 
 def front_matter(data):
-    """The head of a model card, as model hubs read it.
+    """Write the front matter of a model card, as model hubs read it.
 
     Arguments
     ---------
@@ -101,7 +99,7 @@ def front_matter(data):
 
 
 def use_section(kind, source, place):
-    """The section of a model card that tells how to load the model.
+    """Write the section of a model card that tells how to load the model.
 
     Arguments
     ---------
@@ -142,7 +140,7 @@ def use_section(kind, source, place):
 
 
 def _describe(config, n_parameters):
-    """What the model is, in a paragraph."""
+    """Describe the model in a paragraph."""
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
     kind = (
@@ -156,7 +154,7 @@ def _describe(config, n_parameters):
         f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
         f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
         f"{features['sample_rate']} Hz ({features['n_mels']} mel bins, "
-        f"normalised with mean {statistics['mean']:.4f} and standard "
+        f"normalized with mean {statistics['mean']:.4f} and standard "
         f"deviation {statistics['std']:.4f}); our interfaces convert other "
         "audio, and cut what is longer than "
         f"{config['window_seconds']:.2f} s into windows of that length. "
@@ -179,7 +177,7 @@ def _describe(config, n_parameters):
 
 
 def _table(values):
-    """Lines of a table; nested names are joined with dots."""
+    """Return the lines of a table; nested names are joined with dots."""
     lines = ["| name | value |", "|---|---|"]
     for name, value in _flat(values):
         cell = f"{value:.6g}" if isinstance(value, float) else str(value)
@@ -197,7 +195,7 @@ def _flat(values, above=""):
 
 
 def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
-    """The model card of an export, as it stands on a hub.
+    """Write the model card of an export for a hub.
 
     Arguments
     ---------
@@ -216,7 +214,7 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     Raises
     ------
     HubError
-        If no licence is named, or the front matter is damaged.
+        If no license is named, or the front matter is damaged.
 
     Example
     -------
@@ -241,7 +239,7 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     former = data.pop("license", None)
     if not (license or former):
         raise HubError(
-            f"{CARD_FILE} names no licence: give one, such as "
+            f"{CARD_FILE} names no license: give one, such as "
             "license='cc-by-4.0'; the data the model was trained on may limit "
             "the choice"
         )

@@ -85,7 +85,7 @@ def from_official(state, stride=None):
     ours, report = {}, []
     for key, value in state.items():
         if key.startswith(_UNUSED):
-            report.append(f"left aside (unused ImageNet head): {key}")
+            report.append(f"left out (unused ImageNet head): {key}")
         elif key not in _SIZES:
             ours.update(
                 _translate(key, value, (n_freq, n_time), names, classes)
@@ -97,7 +97,7 @@ def from_official(state, stride=None):
 
 
 def _transformer_sizes(state, dim):
-    """Arguments of the encoder that an SSAST layout tells."""
+    """Return the arguments of the encoder that an SSAST layout tells."""
     if dim % HEAD_SIZE:
         raise WeightsError(
             f"tokens of size {dim}, not a multiple of the official heads' "
@@ -115,7 +115,7 @@ def _transformer_sizes(state, dim):
 
 
 def _mamba_sizes(state, dim):
-    """Arguments of the encoder that an SSAMBA layout tells."""
+    """Return the arguments of the encoder that an SSAMBA layout tells."""
     layers = _count(state, "v.layers.")
     if layers % 2:
         raise WeightsError(
@@ -127,7 +127,7 @@ def _mamba_sizes(state, dim):
 
 
 def _mamba_names(encoder):
-    """Official names of the layers of SSAMBA, and ours; one to one."""
+    """Return official names of the layers of SSAMBA, and ours; one to one."""
     names = {}
     for layer in range(2 * encoder["depth"]):
         half = "flipped" if layer % 2 else "straight"
@@ -147,7 +147,7 @@ def _mamba_names(encoder):
 
 
 def _check_depth(encoder, model, preset):
-    """A paper's size that has lost its last blocks must not pass."""
+    """Raise where a paper's size has lost its last blocks."""
     for name in ("tiny", "small", "base"):
         size = load_preset("model", preset.format(name))
         if size["dim"] == encoder["dim"] and size["depth"] != encoder["depth"]:
@@ -158,7 +158,7 @@ def _check_depth(encoder, model, preset):
 
 
 def _count(state, prefix):
-    """How many blocks there are, by the highest number."""
+    """Return how many blocks there are, by the highest number."""
     place = prefix.count(".")
     numbers = [
         int(key.split(".")[place]) for key in state if key.startswith(prefix)
@@ -167,7 +167,7 @@ def _count(state, prefix):
 
 
 def _official_table(state, patch, stride, classes):
-    """Rows and columns of the position table, the grid, its frames."""
+    """Return rows and columns of the position table, the grid, its frames."""
     tokens = state["v.pos_embed"].shape[1] - classes
     if all(name in state for name in _SIZES):
         n_mels, frames = (int(state[name]) for name in _SIZES)
@@ -221,7 +221,7 @@ def _translate(key, value, table_size, names, classes):
 
 
 def _renamed(key, names):
-    """A tensor's other name: of itself, or by that of its module."""
+    """Return a tensor's other name: its own, or that of its module."""
     for former, new in names.items():
         if key == former or (former[-1] == "." and key.startswith(former)):
             return new + key[len(former) :]
@@ -314,7 +314,7 @@ def _check_grid(weights):
 
 
 def _official_names(config):
-    """Our names and the official ones, for a kind of encoder."""
+    """Return our names and the official ones, for a kind of encoder."""
     blocks = config.get("blocks", "attention")
     if blocks == "mamba":
         raise WeightsError(

@@ -13,7 +13,7 @@ from ssast_lobes.checkpoints.format import (
     check_weights,
     error_context,
 )
-from ssast_lobes.checkpoints.hub import _reason
+from ssast_lobes.checkpoints.hub import hub_refusal
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import hub_card
 
@@ -32,7 +32,7 @@ def push_to_hub(
     """Put an exported folder on a model hub, in one commit.
 
     The repository is made if there is none. The model card goes there with
-    licence, data sets and tags, and tells how to load the model by its name
+    license, data sets and tags, and tells how to load the model by its name
     there; the card in the folder stays as it is. The section ``Use`` is
     written anew, the rest of the card is yours: whatever the export has put
     there, such as the name of a data file, is published.
@@ -44,12 +44,12 @@ def push_to_hub(
     repo_id : str
         ``user/repo``.
     license : str, optional
-        Identifier of the weights' licence, such as ``"cc-by-4.0"``; needed
+        Identifier of the weights' license, such as ``"cc-by-4.0"``; needed
         unless the card's front matter has one.
     datasets : list of str
         Names on the hub of the data sets it was trained on.
     tags : list of str
-        Tags beside those of the export.
+        Tags next to those of the export.
     private : bool
         Show a new repository to its owner only.
     message : str
@@ -67,7 +67,7 @@ def push_to_hub(
     Raises
     ------
     HubError
-        If no licence is named, or the hub does not take it.
+        If no license is named, or the hub does not take it.
     WeightsError
         If the folder is no whole export.
 
@@ -100,13 +100,13 @@ def push_to_hub(
             commit_message=message,
         )
     except Exception as error:
-        reason = _reason(error, repo_id, "write", api.endpoint)
+        reason = hub_refusal(error, repo_id, "write", api.endpoint)
         raise HubError(f"{folder} was not pushed: {reason}") from error
     return commit.commit_url
 
 
 def _check_export(folder):
-    """The kind of a whole exported folder; raise if it is none."""
+    """Return the kind of a whole exported folder; raise if it is none."""
     config = {}
     if folder.is_dir():
         weights = load_weights(folder)

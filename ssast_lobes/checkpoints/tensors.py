@@ -123,7 +123,7 @@ def weights_errors(path):
 
 
 def _in_place_of_weights(path):
-    """What a download has left in place of a file; None if nothing known."""
+    """Say what a download has left in place of a file, or None."""
     try:
         with open(path, "rb") as file:
             start = (

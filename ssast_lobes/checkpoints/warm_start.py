@@ -27,7 +27,7 @@ def initialize(encoder, weights, objective=None):
     Returns
     -------
     list of str
-        What was loaded, adapted or left aside, a line each.
+        What was loaded, adapted or left out, a line each.
 
     Raises
     ------
@@ -65,11 +65,11 @@ def initialize(encoder, weights, objective=None):
         f"{encoder.grid.n_freq} bands"
     )
     if objective is not None:
-        _initialise_objective(objective, weights, source, report)
+        _initialize_objective(objective, weights, source, report)
     return report
 
 
-def _initialise_objective(objective, weights, source, report):
+def _initialize_objective(objective, weights, source, report):
     """Load what the checkpoint has of the same objective."""
     objective.restart_teacher()
     state = weights.part("objective")
@@ -79,13 +79,13 @@ def _initialise_objective(objective, weights, source, report):
     name = type(objective).__name__
     # The reference variant has the same heads.
     if former.removesuffix("Reference") != name.removesuffix("Reference"):
-        report.append(f"left aside: what belongs to the objective {former}")
+        report.append(f"left out: what belongs to the objective {former}")
         return
     grid = objective.encoder.grid
     if former.startswith("MSPM"):
         state = _resample_all(state, source, grid, report, "2")
     elif source.patch != grid.patch:
-        report.append(f"left aside: what {former} had for other patches")
+        report.append(f"left out: what {former} had for other patches")
         return
     own = {
         key: value
@@ -97,7 +97,7 @@ def _initialise_objective(objective, weights, source, report):
     if absent:
         report.append(f"started anew: {', '.join(absent)}")
     if surplus:
-        report.append(f"left aside: {', '.join(surplus)}")
+        report.append(f"left out: {', '.join(surplus)}")
     for key in own.keys() & state.keys():
         if own[key].shape != state[key].shape:
             raise WeightsError(

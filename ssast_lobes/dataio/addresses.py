@@ -51,7 +51,7 @@ class Address(NamedTuple):
 
 
 def parse_address(path):
-    """The place in a tar that a path names.
+    """Return the place in a tar that a path names.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ def parse_address(path):
 
 
 def file_of(path):
-    """The file that holds the audio of a path: itself, or the tar.
+    """Return the file that holds the audio of a path: itself, or the tar.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def file_of(path):
 
 
 def stamp_of(path):
-    """What changes when the audio of a path does.
+    """Return what changes when the audio of a path does.
 
     Arguments
     ---------
@@ -173,29 +173,29 @@ class TarMember(io.RawIOBase):
         if header[:_NAME_BYTES].rstrip(b"\0") != os.fsencode(address.member):
             raise OSError(
                 "the tar has something else at this place: it was replaced "
-                "after this manifest was made; use the manifest beside it"
+                "after this manifest was made; use the manifest next to it"
             )
 
     def readable(self):
-        """Whether it can be read: yes."""
+        """Return whether it can be read: yes."""
         return True
 
     def seekable(self):
-        """Whether it can be sought in: yes."""
+        """Return whether it can be sought in: yes."""
         return True
 
     def tell(self):
-        """The position in the file, in bytes."""
+        """Return the position in the file, in bytes."""
         return self._position
 
     def seek(self, offset, whence=os.SEEK_SET):
-        """Go to a position, which is told."""
+        """Go to a position, and return it."""
         base = (0, self._position, self._address.size)[whence]
         self._position = base + offset
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer as far as the file goes; the number of bytes."""
+        """Fill a buffer as far as the file reaches; return the bytes read."""
         left = self._address.size - self._position
         data = os.pread(
             self._tar.fd,
@@ -222,5 +222,5 @@ class _OpenTar:
 
 @functools.lru_cache(_OPEN_TARS)
 def _opened(path, inode, changed):
-    """The tar, opened once; again if another file has taken its name."""
+    """Open the tar once; again if another file has taken its name."""
     return _OpenTar(path)

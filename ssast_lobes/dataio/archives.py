@@ -1,6 +1,6 @@
 """Gets the archives of datasets: downloads, unpacks and checks them.
 
-A download goes on where it broke off, is compared with its checksum and
+a download resumes where it broke off, is compared with its checksum and
 appears under its name when it is whole. Unpacking writes nothing outside its
 folder, and shows nothing of an archive before it has read all of it. What is
 missing or not as published is told in one `ManifestError`.
@@ -34,7 +34,7 @@ _BROKEN_ARCHIVE = (
 
 
 def unpack(archive, folder):
-    """Unpack a zip or tar archive into a folder, beside what is there.
+    """Unpack a zip or tar archive into a folder, next to what is there.
 
     The members are read into a hidden folder first and moved when all are
     there, so that an interrupted call leaves nothing half done. A second call
@@ -153,7 +153,7 @@ def find_archive(
 
 
 def _members(archive):
-    """Pairs of a member's name and its open file (None for a folder)."""
+    """Yield each member's name and its open file, None for a folder."""
     try:
         if zipfile.is_zipfile(archive):
             yield from _zip_members(archive)
@@ -229,7 +229,7 @@ def _damaged(archive, error):
 
 
 def _move(source, target):
-    """Move all that is in a folder into another one, beside what is there."""
+    """Move all that is in a folder into another one, next to what is there."""
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
         place = target / entry.name

@@ -116,7 +116,7 @@ def audio_info(path):
 
 
 def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
-    """Reads a file, or a part of it, as mono at the wanted rate.
+    """Read a file, or a part of it, as mono at the wanted rate.
 
     Channels are averaged; levels stay as they are. A part is sought in the
     file, so its cost does not grow with the length of the file.
@@ -230,13 +230,13 @@ def _is_mpeg(file):
 
 
 def _bytes_of(path):
-    """What `_source` names, opened for reading bytes."""
+    """Open what `_source` names, to read bytes."""
     source = _source(path)
     return source if isinstance(source, io.IOBase) else open(source, "rb")
 
 
 def _source(path):
-    """What libsndfile opens: the path, a member of a tar, decoded audio."""
+    """Return what libsndfile opens: a path, a member of a tar, an RF64."""
     address = parse_address(path)
     if address is not None:
         try:
@@ -271,13 +271,13 @@ def _header(path, file):
 
 
 def _fit(first, count, frames):
-    """Undoes what rounding to source frames pushed past the end."""
+    """Undo what rounding to source frames pushed past the end."""
     spare = frames - count
     return spare if 0 <= spare < first <= spare + 2 else first
 
 
 def _known_part(path, file, info, first, count):
-    """Samples `first` to `first + count` of a file whose length is known."""
+    """Read samples of a file whose length is known."""
     wanted = info.frames - first
     if count is not None:
         wanted = min(wanted, count)
@@ -303,7 +303,7 @@ def _known_part(path, file, info, first, count):
 
 
 def _open_part(path, file, first, count):
-    """Samples `first` to `first + count`, as far as there are any."""
+    """Read samples as far as there are any."""
     start = max(first - _ROUNDED, 0)
     skipped = _seek(path, file, start)
     wanted = file.frames if count is None else first - start + count
@@ -339,7 +339,7 @@ def _decoding_fails(path, error):
 
 
 def _checked_mono(path, data):
-    """The mean of the channels, of samples that a model can take."""
+    """Average the channels of samples that a model can take."""
     mono = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
     mono = torch.from_numpy(mono)
     check_samples(path, mono)
@@ -347,7 +347,7 @@ def _checked_mono(path, data):
 
 
 def _seek(path, file, first):
-    """Goes to or before frame `first`; says how many frames before."""
+    """Go to frame `first` or before it; return how many before."""
     preroll = first
     if file.seekable() or isinstance(file, Unbounded):
         mp3 = _is_mpeg(file)

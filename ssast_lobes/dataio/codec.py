@@ -53,7 +53,7 @@ def kind_of(path):
 
 @functools.cache
 def load_decoder():
-    """Import what decodes.
+    """Import the decoder.
 
     Returns
     -------
@@ -118,7 +118,7 @@ def decode(path):
 # The crops and windows of a file come one after the other.
 @functools.lru_cache(maxsize=1)
 def _decoded(path, size, changed):
-    """The bytes of an RF64 with the audio of a file, as it is now."""
+    """Return the bytes of an RF64 with the audio of a file, as it is now."""
     decoder, _ = load_decoder()
     wav = io.BytesIO()
     try:

@@ -115,7 +115,7 @@ class Overlaid(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer as far as the file goes; return how many bytes."""
+        """Fill a buffer as far as the file reaches; return the bytes read."""
         start, count = self._position, 0
         if start < self._end:
             self._file.seek(start)
@@ -136,7 +136,7 @@ class Overlaid(io.RawIOBase):
 
 
 def counts_frames(file):
-    """Whether an mp3 tells its length, by a Xing or Info frame.
+    """Return whether an mp3 tells its length, by a Xing or Info frame.
 
     Arguments
     ---------
@@ -220,7 +220,7 @@ def open_size(file):
 
 
 def _open_chunk(file, first, width, order, end):
-    """Where samples of no known size begin, and the place of the size."""
+    """Find where samples of no known size begin, and that size."""
     place = None
     chunks = _chunks(file, first, width, order, end)
     for name, start, size in chunks:
@@ -253,7 +253,7 @@ def _chunks(file, position, width, order, end):
 
 
 def is_chained(file):
-    """Whether an Ogg file has another stream after the first one.
+    """Return whether an Ogg file has another stream after the first one.
 
     Arguments
     ---------

@@ -104,6 +104,6 @@ def check_counts(found, published, source):
         raise ManifestError(
             "the data is not the whole archive: "
             f"{'; '.join(differing)} ({source}). Get what is missing; "
-            "--require_counts False goes on with a part"
+            "--require_counts False continues with a part"
         )
     logger.info(f"All counts are as published by {source}")

@@ -35,7 +35,7 @@ class ClipReader:
         Seed of the random crops.
     random_crop : bool
         Crop at a place drawn anew each epoch, as a pure function of
-        (seed, epoch, clip id). If False, the centre of the clip.
+        (seed, epoch, clip id). If False, the center of the clip.
     unreadable_file : str or os.PathLike, optional
         CSV to which path and reason are appended when a clip fails to decode.
 
@@ -88,7 +88,7 @@ class ClipReader:
         return self
 
     def __call__(self, path, duration, clip_id):
-        """Reads one clip.
+        """Read one clip.
 
         Arguments
         ---------
@@ -117,14 +117,14 @@ class ClipReader:
             return None
 
     def _place(self, clip_id):
-        """Where in the clip to crop, 0 (start) to 1 (end)."""
+        """Return where in the clip to crop, 0 (start) to 1 (end)."""
         if not self.random_crop:
             return 0.5
         return hash63(f"{self.seed}/{self.epoch}/{clip_id}") / 2**63
 
 
 def repeat_long(rows, crop_seconds):
-    """Rows of which long clips are there as often as crops fit into them.
+    """Repeat the rows of long clips as often as crops fit into them.
 
     Arguments
     ---------
@@ -154,7 +154,7 @@ def repeat_long(rows, crop_seconds):
 
 
 def make_dataset(rows, reader, label_encoder=None, multi_label=False):
-    """Dataset of clips, with labels and targets where there are any.
+    """Make a dataset of clips, with labels and targets if there are any.
 
     Arguments
     ---------
@@ -226,7 +226,7 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
 def collate(
     examples, pad_seconds=None, sample_rate=16000, padded_keys=("sig",)
 ):
-    """Batches examples; those without audio drop out.
+    """Batch examples; drop those without audio.
 
     Arguments
     ---------
@@ -280,7 +280,7 @@ def collate(
 
 
 def _pad(clips, pad_to):
-    """Clips (samples,) as a batch, and their lengths relative to it."""
+    """Pad clips (samples,) to a batch; return their relative lengths too."""
     padded, lengths = batch_pad_right(clips)
     longest = padded.shape[1]
     missing = -longest % pad_to
@@ -315,7 +315,7 @@ def _multi_hot(classes, cell):
 
 
 def _check_labels(data, classes, multi_label):
-    """Finds unknown labels now, not in the middle of an epoch."""
+    """Find unknown labels now, not in the middle of an epoch."""
     unknown = {}
     for clip_id, row in data.items():
         label = row["label"]

@@ -20,7 +20,7 @@ def download(url, path, sha256=None, md5=None):
     """Fetch a file, whole or not at all.
 
     What has arrived is kept in ``<path>.part``: a transfer that breaks off,
-    or a program that is killed, goes on from there if the server can, as long
+    or a program that is killed, resumes from there if the server can, as long
     as each attempt gets further than those before.
 
     Arguments
@@ -81,7 +81,7 @@ def download(url, path, sha256=None, md5=None):
 
 
 def _fetch(url, part, name):
-    """Get on with a transfer; tells whether all of it has arrived."""
+    """Continue a transfer; return whether all of it has arrived."""
     start = part.stat().st_size if part.is_file() else 0
     request = urllib.request.Request(url, headers=_AGENT)
     if start:
@@ -96,7 +96,7 @@ def _fetch(url, part, name):
     except (OSError, http.client.HTTPException) as error:
         raise _refused(url, part, error) from error
     with answer:
-        if not _goes_on_at(answer, start):
+        if not _resumes_at(answer, start):
             start = 0
         length = answer.headers.get("Content-Length")
         total = None if length is None else start + int(length)
@@ -104,8 +104,8 @@ def _fetch(url, part, name):
     return whole and total in (None, part.stat().st_size)
 
 
-def _goes_on_at(answer, start):
-    """Whether a server heeded the range that it was asked for."""
+def _resumes_at(answer, start):
+    """Return whether a server heeded the range that it was asked for."""
     if getattr(answer, "status", None) != 206:
         return False
     return answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
@@ -149,7 +149,7 @@ def _refused(url, part, error):
 
 
 def _wrong_sum(path, kind, expected):
-    """What is wrong with the checksum of a file, if one is known."""
+    """Return what is wrong with the checksum of a file, if one is known."""
     if expected is None:
         return None
     digest = hashlib.new(kind)

@@ -4,7 +4,7 @@ from ssast_lobes.dataio.tables import SPLITS, ManifestError
 
 
 def held_out(row):
-    """Whether a row is held out from training, by any of its splits.
+    """Return whether any split of a row holds it out from training.
 
     Every column whose name starts with "split" counts: a table for several
     tasks may have one for each.
@@ -43,7 +43,7 @@ def held_out(row):
 
 
 def without_held_out(rows, others=()):
-    """The rows of clips that no table holds out, each clip once.
+    """Return the rows that no table holds out, each clip once.
 
     A folder, or shards of it, may hold the files of a table that says what is
     held out.
@@ -85,5 +85,5 @@ def without_held_out(rows, others=()):
 
 
 def _places(row):
-    """Where a clip lies, and where it came from if it was put into a shard."""
+    """Return where a clip lies, and where it came from before a shard."""
     return {row["path"], row.get("source_path", row["path"])}

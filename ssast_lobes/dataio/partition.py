@@ -10,7 +10,7 @@ _SHOWN_PROBLEMS = 20
 
 
 def hash_shares(ids):
-    """A number between 0 and 1 for each clip, the same in every run.
+    """Return a number from 0 to 1 for each clip, the same in every run.
 
     Arguments
     ---------
@@ -33,7 +33,7 @@ def hash_shares(ids):
 
 
 def rows_from_names(paths, pattern, page):
-    """Rows of files whose names say what they are.
+    """Make rows of files whose names say what they are.
 
     Arguments
     ---------
@@ -79,7 +79,7 @@ def rows_from_names(paths, pattern, page):
 
 
 def hold_out(rows, share, group):
-    """Part rows in two, by whole groups and alike in labels.
+    """Split rows in two, by whole groups and alike in labels.
 
     Groups are taken in an order that only their names decide, each of them
     held out if that brings the labels nearer to their share.
@@ -123,7 +123,7 @@ def hold_out(rows, share, group):
     held = Counter()
 
     def misfit(name):
-        """How much further from the wanted labels this group brings us."""
+        """Return how far from the wanted labels this group leads."""
         return sum(
             abs(held[label] + count - wanted[label])
             - abs(held[label] - wanted[label])
@@ -145,7 +145,7 @@ def hold_out(rows, share, group):
 
 
 def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
-    """The parts of one fold of a cross-validation.
+    """Split rows into the parts of one fold of a cross-validation.
 
     Arguments
     ---------

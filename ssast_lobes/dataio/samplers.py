@@ -1,7 +1,7 @@
 """Which clips an epoch has, and which process has them.
 
 The samplers of training are functions of (seed, epoch), so that a run that is
-resumed in mid-epoch goes on with the same clips, and SpeechBrain can share
+resumed in mid-epoch continues with the same clips, and SpeechBrain can share
 them out to several processes. A Brain tells them the epoch by `set_epoch`.
 """
 
@@ -160,7 +160,7 @@ class LengthBuckets(Sampler):
             yield from self._shuffled(stretch, number)
 
     def _shuffled(self, stretch, number):
-        """Batches of a sorted stretch; those of a step stay together."""
+        """Shuffle the batches of a sorted part, step by step."""
         batches = _cut(stretch, self.batch_size)
         steps = _cut(batches, self.n_processes)
         generator = torch.Generator()
@@ -173,13 +173,13 @@ class LengthBuckets(Sampler):
 
 
 def _cut(items, size):
-    """A list in pieces of so many items, the last one of the rest."""
+    """Cut a list into pieces of so many items, the last one shorter."""
     starts = range(0, len(items), size)
     return [items[start : start + size] for start in starts]
 
 
 def balanced_sampler(labels, multi_label=False, seed=0):
-    """A sampler that draws rare classes as often as frequent ones.
+    """Return a sampler that draws rare classes as often as frequent ones.
 
     Clips are drawn with replacement, as many as there are. The weight of a
     clip is the sum of 1 / (clips of the class) over its labels, as in PSLA
@@ -382,7 +382,7 @@ class BatchShare(Sampler):
 
 
 def share_loading(dataset, loading, rank, n_processes):
-    """Arguments of a loader that evaluates the share of a process.
+    """Return the arguments of a loader that evaluates the share of a process.
 
     Arguments
     ---------
@@ -415,7 +415,7 @@ def share_loading(dataset, loading, rank, n_processes):
 
 
 def cuda_loading(loading):
-    """Arguments of a loader whose batches go to a GPU.
+    """Return the arguments of a loader whose batches go to a GPU.
 
     Batches wait in pinned memory, from which they are copied while the GPU
     computes; workers live as long as the loader, and keep more batches ready.

@@ -25,7 +25,7 @@ _DURATIONS = "durations.csv"
 
 
 def find_audio(folder):
-    """Lists the audio files of a folder and all its subfolders.
+    """List the audio files of a folder and all its subfolders.
 
     Kinds that need the extra `codec` are among them, with or without it.
     Hidden files and folders (names with a leading dot) are left out; links to
@@ -75,7 +75,7 @@ def find_audio(folder):
 
 
 def folder_rows(folder):
-    """Rows for every audio file of a folder.
+    """Return rows for every audio file of a folder.
 
     Arguments
     ---------
@@ -263,7 +263,7 @@ def prepare(
 
 
 def check_unreadable(unreadable_file, n_files, max_unreadable):
-    """Counts the unreadable files; too many are an error.
+    """Count the unreadable files; raise if there are too many.
 
     The list grows while training decodes, so ask again after each epoch.
 
@@ -318,7 +318,7 @@ def _scan(paths, cache, workers):
     durations, failed = {}, []
 
     def scan(path):
-        """Size and time of change, and the duration if it can be read."""
+        """Return size, time of change, and the duration if it is readable."""
         try:
             stamp = stamp_of(path)
             if path in cache and cache[path][:2] == stamp:

@@ -4,7 +4,7 @@ A shard is a tar as WebDataset has it: of each clip `KEY.flac` (or `KEY.wav`,
 int16) and `KEY.json`. A folder of shards has a `manifest.csv` whose paths are
 addresses in the tars (`data.addresses`), so that it can be given wherever a
 manifest can. Packing is a function of the rows and the settings alone: the
-number of workers changes no byte, and a run that was killed goes on at the
+number of workers changes no byte, and a run that was killed resumes at the
 shard that it was making.
 """
 
@@ -183,7 +183,7 @@ def pack(
 
 
 def read_from_shards(parts, folder, manifest):
-    """Let the clips of an experiment be read from shards.
+    """Read the clips of an experiment from shards.
 
     Audio that could not be read when the shards were made stays where it is.
 
@@ -260,7 +260,7 @@ class _Clip(NamedTuple):
 
 
 def _as_utf8(text):
-    """Text of a CSV; file names on Linux may hold bytes that are not UTF-8."""
+    """Return a CSV's text as bytes, names that are not UTF-8 too."""
     escaped = text.encode("utf-8", "surrogateescape")
     return escaped.decode("utf-8", "backslashreplace")
 
@@ -312,7 +312,7 @@ def _part_file(folder, number):
 
 
 def _finished(folder):
-    """What is known of the first shards, as far as they are whole."""
+    """Return what is known of the first shards, as far as they are whole."""
     parts = []
     while True:
         number = len(parts)
@@ -328,7 +328,7 @@ def _finished(folder):
 
 
 def _write_index(folder, parts):
-    """The manifest, and the list of shards that `wids` reads."""
+    """Write the manifest, and the list of shards that `wids` reads."""
     with atomic_write(folder / MANIFEST) as file:
         table = csv.writer(file)
         for number in range(len(parts)):
@@ -368,7 +368,7 @@ def _table(folder, name):
 
 
 def _numbered(clips, number, shard_bytes):
-    """(number of its shard, clip): a shard begins with one that is read."""
+    """Yield the number of its shard and each clip; shards begin readable."""
     size = 0
     for clip in clips:
         if size and clip.data and size + len(clip.data) > shard_bytes:
@@ -378,7 +378,7 @@ def _numbered(clips, number, shard_bytes):
 
 
 def _noting(clips, bar, unreadable, max_unreadable, audit):
-    """The same clips; counts them, and stops where too many are bad."""
+    """Yield the same clips; count them, and raise if too many are bad."""
     for clip in clips:
         if clip.reason is not None:
             unreadable.append((clip.row["path"], clip.reason))
@@ -449,7 +449,7 @@ def _add(tar, shard, clip, codec, sample_rate):
 
 
 def _clips(rows, start, encode, workers):
-    """The clips of all rows from one on, in order; workers go ahead."""
+    """Yield the clips of all rows from one on; workers read ahead."""
     with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
         waiting = deque()
         try:
@@ -469,7 +469,7 @@ def _clip(rows, number, future):
 
 
 def _start_worker():
-    """One thread, for the same bytes anywhere; leave Ctrl-C to the parent."""
+    """Use one thread, for the same bytes anywhere; ignore Ctrl-C."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -481,7 +481,7 @@ def _end_with_parent():
 
 
 def _encode(codec, sample_rate, path):
-    """What a `_Clip` says of the audio of a file."""
+    """Encode the audio of a file as `_Clip` says."""
     try:
         wav = read_audio(path, sample_rate)
     except UnreadableAudio as error:

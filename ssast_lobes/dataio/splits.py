@@ -59,7 +59,7 @@ def write_splits(
     """Check the parts of a dataset and write them down for the experiment.
 
     Writes `<output_folder>/splits.json`, which `read_splits` reads, and
-    `manifest.csv` beside it, for people and for other recipes (columns id,
+    `manifest.csv` next to it, for people and for other recipes (columns id,
     path, label, split, what else the rows have, duration in seconds); see
     `data.manifest.scan_audio` for what else. A second call costs little. Where
     something was trained in the folder, the clips must be those of its first
@@ -257,7 +257,7 @@ def _clips(content):
 
 
 def _repeated(splits):
-    """Ids that occur twice, in one part or in two."""
+    """Return ids that occur twice, in one part or in two."""
     parts = dict(splits)
     if parts.get("valid") is parts.get("test"):
         parts.pop("valid", None)
@@ -288,7 +288,7 @@ def _labels(rows, multi_label):
 
 
 def _label_problems(labels, classes):
-    """Parts and classes without clips, labels that train does not have."""
+    """List parts and classes without clips, and labels that train lacks."""
     empty = [name for name, part in labels.items() if not part]
     problems = [f"no clip is {name}" for name in empty]
     known = set(classes or labels["train"])
@@ -308,7 +308,7 @@ def _label_problems(labels, classes):
 
 
 def _unfit(splits, labels, multi_label):
-    """Labels that cannot be saved, or that leave nothing to learn."""
+    """List labels that cannot be saved, or that leave nothing to learn."""
     problems = []
     rows = [row for part in splits.values() for row in part]
     for label in sorted(set().union(*labels.values())):
@@ -321,7 +321,7 @@ def _unfit(splits, labels, multi_label):
 
 
 def _warn_of_shared_groups(corpus, splits, group):
-    """A test part with the voices of train measures something else."""
+    """Warn of a test part that has the voices of train."""
     rows = [row for part in splits.values() for row in part]
     if all(row.get(group) == row["label"] for row in rows):
         return
@@ -337,7 +337,7 @@ def _warn_of_shared_groups(corpus, splits, group):
 
 
 def _write_table(path, splits):
-    """The rows as a CSV that people read."""
+    """Write the rows as a CSV that people read."""
     rows = {
         row["id"]: row | {"split": name}
         for name, part in splits.items()

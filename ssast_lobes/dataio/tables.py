@@ -26,7 +26,7 @@ class ManifestError(ValueError):
 
 
 def read_manifest(csv_path, needs=("path",), root=None, columns=None):
-    """Reads and checks a manifest.
+    """Read and check a manifest.
 
     The first line names the columns, in any case and order; others than the
     known ones are passed on, under their names in lower case. Of columns that
@@ -132,7 +132,7 @@ def relative_paths(paths):
 
 
 def index_rows(rows):
-    """Rows by their id, as datasets want them.
+    """Index rows by their id, as datasets want them.
 
     Arguments
     ---------
@@ -155,7 +155,7 @@ def index_rows(rows):
 
 
 def split_labels(cell):
-    """Labels of a cell with several, separated by semicolons.
+    """Split a cell with several labels at the semicolons.
 
     Arguments
     ---------
@@ -230,8 +230,10 @@ def all_alike(targets):
 
 
 def _named_lines(csv_path, source):
-    """Places of the columns by their keys in rows, how many columns there are,
-    and the lines below their names, as (line number, cells)."""
+    """Return the places of the columns by key, their number, and the lines.
+
+    A line is (line number, cells).
+    """
     for key, name in source.items():
         if name in (None, ""):
             raise ManifestError(f"{csv_path}: the column of {key} has no name")
@@ -268,8 +270,7 @@ def _named_lines(csv_path, source):
 
 
 def _find_columns(first, asked):
-    """Places of each column by its key in rows: one, none, or several that
-    cannot be told apart."""
+    """Return the places of each column by key: one, none, or several."""
     alike = {}
     for place, name in enumerate(first):
         if name:
@@ -321,7 +322,7 @@ def _other_names(first, missing, source):
 
 
 def _bare(name):
-    """A name without what is hard to see: case, quotes, blanks and form."""
+    """Strip a name of what is hard to see: case, quotes, blanks, form."""
     bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
     return bare.casefold()
 
@@ -348,7 +349,7 @@ def _other_spelling(written, root):
 
 
 def _numbered_lines(csv_path):
-    """(line number, stripped cells) of every line that is not blank."""
+    """Yield the number and the stripped cells of each line not blank."""
     try:
         # utf-8-sig drops the byte order mark that spreadsheets write.
         with open(csv_path, encoding="utf-8-sig", newline="") as file:
@@ -370,7 +371,7 @@ def _numbered_lines(csv_path):
 
 
 def _problem(row, n_cells, n_columns, needs, source, seen):
-    """What is wrong with a row, but for its file; or None."""
+    """Say what is wrong with a row, apart from its file; or None."""
     if n_cells != n_columns:
         return (
             f"{n_cells} cells under {n_columns} columns "

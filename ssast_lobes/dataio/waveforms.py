@@ -25,7 +25,7 @@ class UnreadableAudio(RuntimeError):
 
 
 def to_mono(audio, source_rate, sample_rate=16000):
-    """Averages the channels and resamples: what `read_audio` does.
+    """Average the channels and resample: what `read_audio` does.
 
     With these arguments it also stands where SpeechBrain's interfaces have
     their `audio_normalizer`, whose resampler differs from ours.
@@ -58,7 +58,7 @@ def to_float(samples):
     """Return samples as float32 with full scale 1, as files are read.
 
     Integers are scaled by the range of their type, and unsigned bytes, which
-    WAV centres at 128, by theirs. Floating point stays as it is.
+    WAV centers at 128, by theirs. Floating point stays as it is.
 
     Arguments
     ---------
@@ -92,8 +92,8 @@ def to_float(samples):
             "samples must be floating point with full scale 1, or PCM of "
             f"type int8, int16, int32 or uint8, got {samples.dtype}"
         )
-    centre, scale = _PCM[samples.dtype]
-    return (samples.float() - centre) / scale
+    center, scale = _PCM[samples.dtype]
+    return (samples.float() - center) / scale
 
 
 def check_samples(name, samples):
@@ -128,7 +128,7 @@ def check_samples(name, samples):
 
 
 def resampling_ratio(source, target):
-    """Source over target rate; exact for every rate in common use.
+    """Return source over target rate; exact for every rate in common use.
 
     The kernel grows with the denominator: for odd rates (22255 Hz) the exact
     ratio would take gigabytes, and this one is off by less than a cent.
@@ -138,7 +138,7 @@ def resampling_ratio(source, target):
 
 @functools.lru_cache(maxsize=32)
 def _resampler(ratio):
-    """Resampler for one ratio, flat to 7 kHz at 16 kHz.
+    """Build the resampler of one ratio, flat to 7 kHz at 16 kHz.
 
     The default width of 6 lets 9 kHz alias with only 17 dB of damping; here it
     is 68 dB, for 1 ms to 13 ms a clip of 10 s.

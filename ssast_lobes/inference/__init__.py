@@ -9,7 +9,7 @@ Audio is converted to mono at the model's rate. What is longer than the window
 that the export names is cut into windows that overlap by half, the last one
 as long as what is left; they start on the grid of patches, so that their
 frames fit together. Audio shorter than one analysis window of the
-filterbank (25 ms) is an error. No result depends on its neighbours in a
+filterbank (25 ms) is an error. No result depends on its neighbors in a
 batch. All results are on the CPU, in float32.
 
 Waveforms that stand in memory are read as files are: integers are scaled by

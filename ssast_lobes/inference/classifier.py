@@ -63,12 +63,12 @@ class Classification(NamedTuple):
         return self.windows[-1].end
 
     def as_dict(self):
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         parts = [window._asdict() for window in self.windows]
         return {**self._asdict(), "windows": parts}
 
     def rows(self, windows=False):
-        """Flat rows, for CSV: one, or one for each window.
+        """Return flat rows, for CSV: one, or one for each window.
 
         Arguments
         ---------
@@ -192,7 +192,7 @@ class AudioClassifier(Interface):
         self.head.to(self.device).eval()
 
     def _build_linear(self, weights):
-        """A linear head on the frozen encoder."""
+        """Build a linear head on the frozen encoder."""
         head = read_head(self.source, self.task)
         super()._build(weights)
         pooling = ClipPooling(
@@ -308,7 +308,7 @@ class AudioClassifier(Interface):
         return Classification(path, *whole, parts)
 
     def _decide(self, probabilities, threshold):
-        """Labels, best first, and scores by label."""
+        """Return labels, best first, and scores by label."""
         if self.task is not None:
             probabilities = probabilities.softmax(-1)
         scores = dict(zip(self.labels, probabilities.tolist(), strict=True))

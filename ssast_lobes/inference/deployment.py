@@ -2,7 +2,7 @@
 
 Front end, encoder and classifier become a ``torch.export`` program or an ONNX
 file that needs neither Python nor this package. Batch size and length stay
-variable, and a clip's result does not depend on its neighbours. Each ONNX
+variable, and a clip's result does not depend on its neighbors. Each ONNX
 file is run with ONNX Runtime, and compared with the model, before it is
 written. Needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this
 package.
@@ -136,7 +136,7 @@ class DeployedModel(nn.Module):
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """The same, made so long that patches cover all frames exactly.
+        """Pad features so that patches cover all frames exactly.
 
         A graph has no branches: what the encoder does with a partial last
         patch, and with a single one, must not depend on the length. What is
@@ -296,7 +296,7 @@ def write_onnx(source, path):
 
 
 def _compare(model, path):
-    """Largest difference between an ONNX file and the model it is of."""
+    """Return the largest difference of an ONNX file from its model."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(
@@ -323,7 +323,7 @@ def _compare(model, path):
 
 
 def _lengths_to_compare(model):
-    """Samples of the clips of some batches; one beyond reference padding."""
+    """Return sample counts of test batches; one is beyond the padding."""
     rate, features = model.metadata["sample_rate"], model.lobe.features
     batches = [[rate // 4], [rate, rate // 3], [5 * rate // 2]]
     if features.pad_frames is not None:
@@ -342,7 +342,7 @@ def _require(packages):
 
 @contextmanager
 def _progress(*steps):
-    """A bar over named steps; gives the function that ends one."""
+    """Show a bar over named steps; yield the function that ends one."""
     names = iter(steps[1:])
     with tqdm(desc=steps[0], total=len(steps), unit="step", leave=False) as bar:
 
@@ -355,7 +355,7 @@ def _progress(*steps):
 
 @contextmanager
 def _quiet():
-    """Without what the exporter says of torchvision and its own future."""
+    """Hide what the exporter says of torchvision and its own future."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -369,7 +369,7 @@ def _quiet():
 
 @contextmanager
 def _whole(path):
-    """A name to write to, which takes the place of a file at the end."""
+    """Yield a name to write to; rename it to the file at the end."""
     path = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

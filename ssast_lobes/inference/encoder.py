@@ -13,7 +13,7 @@ class AudioEncoder(Interface):
     A clip of several windows is the mean of its windows, weighted by their
     durations. Frames and patches of several windows are put together in time
     order: where two windows overlap, each step comes from the window whose
-    centre is nearer. Clip vectors are what the classifier of the export sees
+    center is nearer. Clip vectors are what the classifier of the export sees
     (class tokens or layer weighting included); frames and patches are always
     those of the last layer.
 
@@ -48,7 +48,7 @@ class AudioEncoder(Interface):
         return self._samples_per_step / self.sample_rate
 
     def n_time(self, n_samples):
-        """Frames (time steps) of a clip.
+        """Return frames (time steps) of a clip.
 
         Arguments
         ---------
@@ -148,7 +148,7 @@ class AudioEncoder(Interface):
             yield path, clip.transpose(0, 1) if output == "patches" else clip
 
     def _recipe(self, output):
-        """How windows are finished and merged; time comes first."""
+        """Return how windows are finished and merged; time comes first."""
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")
         if output == "clip":

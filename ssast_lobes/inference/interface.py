@@ -118,7 +118,7 @@ class Interface:
         return cls(source, device, batch_size, precision)
 
     def _file_windows(self, paths, progress):
-        """The windows of files, one after another."""
+        """Yield the windows of files, one file after another."""
         hop = self._windowing.hop
         per_block = -(-_BLOCK_SECONDS * self.sample_rate // hop)
         per_block = max(self.batch_size, per_block)
@@ -136,7 +136,7 @@ class Interface:
                 yield Window(clip, error=error)
 
     def _batch_windows(self, wavs, wav_lens):
-        """The windows of a padded batch, one clip after another."""
+        """Yield the windows of a padded batch, one clip after another."""
         wavs = to_float(wavs).detach()
         if wavs.dim() not in (1, 2):
             raise ValueError(
@@ -198,7 +198,7 @@ class Interface:
         return list(zip(starts, ends, strict=True))
 
     def _average(self, windows, results):
-        """Mean of the results, weighted by the duration of the windows."""
+        """Average results, weighted by the duration of the windows."""
         if len(results) == 1:
             return results[0]
         length = torch.tensor([windows[-1].start + windows[-1].length])

@@ -58,7 +58,7 @@ def write_results(results, path, windows=False):
 
 
 def _rounded(value):
-    """The same with six significant digits, all that float32 has."""
+    """Round to six significant digits, all that float32 has."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

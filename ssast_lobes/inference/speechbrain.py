@@ -16,7 +16,7 @@ class PassThrough(nn.Module):
     """Gives its first argument back.
 
     Stands where SpeechBrain's `EncoderClassifier` wants features and their
-    normalisation: our lobe takes the waveform.
+    normalization: our lobe takes the waveform.
 
     Example
     -------
@@ -125,14 +125,14 @@ class ExportPretrainer(Pretrainer):
 
 
 def load_modules(modules, path):
-    """Hook for a Pretrainer: load the tensors of an export, strictly.
+    """Load the tensors of an export, strictly: a hook of the Pretrainer.
 
     Arguments
     ---------
     modules : torch.nn.ModuleDict
         ``encoder``, ``pooling`` and perhaps ``head``.
     path : str or path
-        The safetensors file. Tensors of an objective are left aside.
+        The safetensors file. Tensors of an objective are left out.
 
     Raises
     ------
@@ -161,7 +161,7 @@ def load_modules(modules, path):
 
 
 def load_labels(label_encoder, path):
-    """Hook for a Pretrainer: load the labels of an export, strictly.
+    """Load the labels of an export, strictly: a hook of the Pretrainer.
 
     Arguments
     ---------

@@ -27,11 +27,11 @@ class Verification(NamedTuple):
     same_speaker: bool
 
     def as_dict(self):
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return self._asdict()
 
     def rows(self, windows=False):
-        """The flat row, for CSV, in a list; there are no windows."""
+        """Return the flat row, for CSV, in a list; there are no windows."""
         return [self._asdict()]
 
 

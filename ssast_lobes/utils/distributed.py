@@ -8,7 +8,7 @@ from torch import nn
 
 
 def mean_over_processes(x):
-    """Mean of a tensor over the processes, without gradient.
+    """Return the mean of a tensor over the processes, without gradient.
 
     Arguments
     ---------
@@ -107,7 +107,7 @@ class SharedBatchNorm(nn.Module):
         self.register_buffer("running_variance", torch.ones(dim))
 
     def forward(self, x, weight=None):
-        """Normalise each column.
+        """Normalize each column.
 
         Arguments
         ---------
@@ -150,7 +150,7 @@ class SharedBatchNorm(nn.Module):
 
 
 def gather_in_turn(own):
-    """The items of all processes: the first of each, the second of each, ...
+    """Gather the items of all processes: the first of each, and so on.
 
     Arguments
     ---------
@@ -177,7 +177,7 @@ def gather_in_turn(own):
 
 
 def n_processes():
-    """How many processes there are: 1 without a group.
+    """Return how many processes there are: 1 without a group.
 
     Returns
     -------

@@ -31,7 +31,7 @@ def length_to_mask(lengths, max_len):
 
 
 def full_lengths(clips):
-    """Lengths of clips without padding.
+    """Return the lengths of clips without padding.
 
     Arguments
     ---------

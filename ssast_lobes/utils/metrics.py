@@ -13,7 +13,7 @@ import torch
 
 
 def accuracy(predicted, target):
-    """Share of the clips whose predicted class is the true one.
+    """Return the fraction of clips whose predicted class is right.
 
     Arguments
     ---------
@@ -42,7 +42,7 @@ def accuracy(predicted, target):
 
 
 def unweighted_average_recall(predicted, target):
-    """Mean over the classes of each class's recall (UAR).
+    """Return the mean over the classes of each class's recall (UAR).
 
     Also called balanced accuracy. A class that no clip truly belongs to has
     no recall and is left out of the mean.
@@ -75,7 +75,7 @@ def unweighted_average_recall(predicted, target):
 
 
 def macro_f1(predicted, target):
-    """Mean over the classes of each class's F1 score.
+    """Return the mean over the classes of each class's F1 score.
 
     A class that no clip belongs to and none is taken for has no score and is
     left out of the mean, as scikit-learn does.
@@ -201,7 +201,7 @@ def average_precision(scores, targets):
 
 
 def mean_average_precision(scores, targets):
-    """Mean of the classes' average precisions (mAP, macro).
+    """Return the mean of the classes' average precisions (mAP, macro).
 
     Classes without a positive clip have no average precision and are left
     out of the mean; `average_precision` shows which.
@@ -233,9 +233,9 @@ def mean_average_precision(scores, targets):
 
 
 def equal_error_rate(scores, labels):
-    """Error rate at which false acceptances equal false rejections (EER).
+    """Return the rate where false acceptances equal false rejections (EER).
 
-    Between two neighbouring thresholds the ROC curve is taken as a straight
+    Between two neighboring thresholds the ROC curve is taken as a straight
     line, so that the rate is exact and the same for any order of the trials,
     however few they are.
 
@@ -288,7 +288,7 @@ def equal_error_rate(scores, labels):
 
 
 def mean_deviation(embeddings):
-    """How far embeddings differ, as a mean over their dimensions.
+    """Return how far embeddings differ, a mean over their dimensions.
 
     The standard deviation of each dimension over clips, of embeddings scaled
     to length sqrt(D): near 1 where they point everywhere, near 0 where all
@@ -318,11 +318,11 @@ def mean_deviation(embeddings):
 
 
 def effective_rank(embeddings):
-    """Number of dimensions that a set of embeddings really fills.
+    """Return the number of dimensions that a set of embeddings really fills.
 
     The exponential of the entropy of the singular values divided by their
     sum (Roy & Vetterli, "The effective rank", EUSIPCO 2007). The embeddings
-    are not centred, as in RankMe (Garrido et al., ICML 2023), which adds a
+    are not centered, as in RankMe (Garrido et al., ICML 2023), which adds a
     small constant that is left out here. Needs no labels: during
     pretraining a value that falls towards 1 shows a collapse.
 
@@ -434,7 +434,7 @@ class ClassificationMetrics:
                 self._batches.append((margin, targets))
 
     def summary(self):
-        """The numbers of everything appended so far.
+        """Return the numbers of everything appended so far.
 
         Returns
         -------
@@ -488,12 +488,12 @@ class ClassificationMetrics:
 
 
 def _on_cpu(values):
-    """A detached CPU tensor of anything that can become a tensor."""
+    """Return anything that can become a tensor, detached, on the CPU."""
     return torch.as_tensor(values).detach().cpu()
 
 
 def _class_pair(predicted, target):
-    """Both as int64 (N,) on the CPU, or an error that says what is wrong."""
+    """Check both, and return them as int64 (N,) on the CPU."""
     predicted, target = _on_cpu(predicted), _on_cpu(target)
     if predicted.dim() != 1 or predicted.shape != target.shape:
         raise ValueError(
@@ -523,7 +523,7 @@ def _check_binary(scores, targets):
 
 
 def _last_equal(ordered):
-    """Index along dim 0 of the last entry equal to each one, if ordered."""
+    """Return the last index along dim 0 with the same, ordered value."""
     n = len(ordered)
     index = torch.arange(n).view(-1, *[1] * (ordered.dim() - 1))
     is_last = torch.ones_like(ordered, dtype=torch.bool)
@@ -533,21 +533,21 @@ def _last_equal(ordered):
 
 
 def _mean_recall(confusion):
-    """Mean recall of the classes that occur in the truth."""
+    """Return the mean recall of the classes that occur in the truth."""
     clips = confusion.sum(dim=1)
     recall = confusion.diagonal().double() / clips
     return recall[clips > 0].mean().item()
 
 
 def _mean_f1(confusion):
-    """Mean F1 of the classes that occur in the truth or are predicted."""
+    """Return the mean F1 of the classes that are true or predicted."""
     clips = confusion.sum(dim=0) + confusion.sum(dim=1)
     score = 2 * confusion.diagonal().double() / clips
     return score[clips > 0].mean().item()
 
 
 def _mean_of_scored_classes(per_class):
-    """Mean of the average precisions that exist."""
+    """Return the mean of the average precisions that exist."""
     if per_class.isnan().all():
         raise ValueError(
             "no class has a positive clip: mean average precision is undefined"

@@ -3,7 +3,7 @@
 Each function draws one picture, writes it to a file, whose suffix chooses
 the format (.png, .pdf, .svg), and returns the figure. Figures are made
 without pyplot, so that neither the caller's backend nor the caller's settings
-take part. The colours tell apart under every common colour-blindness and in
+take part. The colors tell apart under every common color-blindness and in
 grey print: maps that grow evenly in lightness, and the palette of Okabe & Ito.
 """
 
@@ -35,7 +35,7 @@ _STYLE = [
     },
 ]
 
-# Name, colour, line and marker of each part of the data.
+# Name, color, line and marker of each part of the data.
 _SPLITS = {
     "train": ("Training", _BLUE, "-", "o"),
     "valid": ("Validation", _ORANGE, "--", "s"),
@@ -68,16 +68,16 @@ def plot_reconstruction(
     title=None,
     frame_shift=0.01,
 ):
-    """A spectrogram, what the model saw of it, and what it made of the rest.
+    """Plot a spectrogram, what the model saw, and what it filled in.
 
-    Three panels side by side on one colour scale, which is set by the
+    Three panels side by side on one color scale, which is set by the
     spectrogram. The third shows the prediction only where the mask hides the
     spectrogram: elsewhere the model was not asked.
 
     Arguments
     ---------
     spectrogram : torch.Tensor
-        Normalised log-mel features of one clip without padding, (T, M).
+        Normalized log-mel features of one clip without padding, (T, M).
     mask_frames : torch.Tensor
         Boolean, True where the model saw nothing, (T, M).
     reconstruction : torch.Tensor
@@ -145,14 +145,14 @@ def plot_reconstruction(
             axis.set(title=name, xlabel="Time (s)")
         axes[0].set_ylabel("Mel bin")
         bar = figure.colorbar(image, ax=axes, extend="both", pad=0.01)
-        bar.set_label("Log-mel energy (normalised)")
+        bar.set_label("Log-mel energy (normalized)")
         if title is not None:
             figure.suptitle(title, parse_math=False)
         return _save(figure, path)
 
 
 def plot_training_curves(log_rows, path):
-    """Every logged number over time, one panel a metric.
+    """Plot every logged number over time, one panel a metric.
 
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
     part of the data; train, valid and test share the panel of their metric.
@@ -219,13 +219,13 @@ def plot_training_curves(log_rows, path):
 
 
 def plot_confusion_matrix(matrix, labels, path):
-    """A confusion matrix: colours by row, counts in the cells.
+    """Plot a confusion matrix: colors by row, counts in the cells.
 
-    The colour is the share of the row's clips, so that rare and frequent
+    The color is the share of the row's clips, so that rare and frequent
     classes read alike; cells without clips stay empty, and the row of a
     class that never occurs is grey. The picture grows with the number of
     classes, to beyond a page above about 35; above 150 classes there is room
-    for colours only.
+    for colors only.
 
     Arguments
     ---------
@@ -290,7 +290,7 @@ def plot_confusion_matrix(matrix, labels, path):
 
 
 def plot_comparison(rows, path, label="Accuracy (%)"):
-    """Bars that compare systems by one number, with error bars.
+    """Plot bars that compare systems by one number, with error bars.
 
     Arguments
     ---------
@@ -357,7 +357,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
 
 
 def plot_intervals(panels, path, grey=()):
-    """Scores with their intervals: systems down, a panel for each task.
+    """Plot scores with their intervals: systems down, a panel a task.
 
     Arguments
     ---------
@@ -426,7 +426,7 @@ def plot_intervals(panels, path, grey=()):
 
 
 def _array(values):
-    """Float64 array on the CPU of a tensor or an array."""
+    """Return a tensor or an array as float64 on the CPU."""
     return torch.as_tensor(values).detach().cpu().double().numpy()
 
 
@@ -438,7 +438,7 @@ def _save(figure, path, **options):
 
 
 def _curves_by_metric(log_rows, unit):
-    """Points of each metric and split: {metric: {split: [(x, y), ...]}}."""
+    """Return the points (x, y) of each metric and split, nested dicts."""
     panels = {}
     for row in log_rows:
         if unit not in row:
@@ -459,7 +459,7 @@ def _is_number(value):
 
 
 def _split_and_metric(key):
-    """``valid_loss`` or ``valid loss`` is ("valid", "loss")."""
+    """Split a key: ``valid_loss`` or ``valid loss`` is (valid, loss)."""
     for split in _SPLITS:
         if key.startswith((f"{split}_", f"{split} ", f"{split}/")):
             return split, key[len(split) + 1 :]
@@ -479,7 +479,7 @@ def _draw_curve(axis, split, points):
 
 
 def _draw_intervals(axis, systems, scores):
-    """Points with intervals of one panel; gives a handle by series."""
+    """Draw the intervals of one panel; return a handle by series."""
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
     handles = {}
     for number, name in enumerate(names):
@@ -515,7 +515,7 @@ def _metric_name(metric):
 
 
 def _cell_size(n_classes, digits):
-    """Side of a cell in inches, and size in points of the count in it."""
+    """Return the side of a cell in inches, its text size in points."""
     if n_classes > _MOST_NAMED_CLASSES:
         return 16.0 / n_classes, None
     # A digit is about 0.64 of the font size wide; 5 points can be read.
@@ -540,7 +540,7 @@ def _write_counts(axis, counts, share, font):
 
 
 def _name_classes(axis, labels, cell):
-    """Name every class on both axes, upright where names need the room."""
+    """Name every class on both axes, upright where there is no room."""
     size = min(9.0, 72 * cell * 0.8)
     longest = max(len(label) for label in labels)
     upright = 0.6 * size * longest > 72 * cell

@@ -1,6 +1,6 @@
-"""Named settings: the YAML fragments of ``hparams/``, read as plain numbers.
+"""Named settings: the presets of ``hparams/``, read as plain numbers.
 
-A number of a paper or an official script stands in one fragment only; Python
+A number of a paper or an official script stands in one preset only; Python
 code that needs it (``SSAST(model_size="tiny")``) reads it from there.
 
 A *preset* (objective, training, degradation) is a piece of YAML that takes the
@@ -20,10 +20,10 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def hparams_folder():
-    """The folder of the YAML fragments.
+    """Return the folder of the presets.
 
     An installed wheel carries it inside the package; in a checkout it is
-    ``hparams/`` beside the package.
+    ``hparams/`` next to the package.
 
     Returns
     -------
@@ -40,7 +40,7 @@ def hparams_folder():
 
 
 def preset_path(kind, name):
-    """Where a fragment is.
+    """Return the path of a preset.
 
     Arguments
     ---------
@@ -57,7 +57,7 @@ def preset_path(kind, name):
     Raises
     ------
     ValueError
-        If there is no such fragment; the message lists those there are.
+        If there is no such preset; the message lists those there are.
 
     Example
     -------
@@ -73,7 +73,7 @@ def preset_path(kind, name):
 
 
 def load_preset(kind, name):
-    """Read one fragment that holds numbers only.
+    """Read one preset that holds numbers only.
 
     Arguments
     ---------
@@ -85,12 +85,12 @@ def load_preset(kind, name):
     Returns
     -------
     dict
-        The fragment's keys and numbers.
+        The preset's keys and numbers.
 
     Raises
     ------
     ValueError
-        If there is no such fragment; the message lists those there are.
+        If there is no such preset; the message lists those there are.
 
     Example
     -------

@@ -86,7 +86,7 @@ def mix_bits(keys):
 
 
 def _shift(x, bits):
-    """Logical right shift of int64 (torch's own keeps the sign)."""
+    """Shift int64 right without the sign, which torch's own keeps."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
@@ -192,7 +192,7 @@ def place_seed(*place):
     >>> place_seed(0, 1, 2) == place_seed(0, 1, 2) != place_seed(0, 2, 1)
     True
     """
-    # Mixed, so that neighbouring places have unrelated seeds (splitmix64).
+    # Mixed, so that neighboring places have unrelated seeds (splitmix64).
     state = 0
     for number in place:
         state = (state ^ (number & _BITS)) * 0x9E3779B97F4A7C15 & _BITS

@@ -313,9 +313,9 @@ def test_front_matter_and_use_on_the_hub(place):
 
 
 def test_a_card_without_licence_or_sense_is_refused(place, tmp_path):
-    with pytest.raises(HubError, match="names no licence: give one"):
+    with pytest.raises(HubError, match="names no license: give one"):
         push_to_hub(place / "export", "me/barks")
-    with pytest.raises(HubError, match="names no licence"):
+    with pytest.raises(HubError, match="names no license"):
         hub_card("# My own\n", "classifier", "me/barks")
     card = hub_card("# My own\n", "classifier", "me/barks", "mit")
     assert card == "---\nlicense: mit\n---\n\n# My own\n"

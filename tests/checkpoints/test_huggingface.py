@@ -651,7 +651,7 @@ def test_convert_there_and_back(tmp_path, ours, capsys):
     theirs, back = tmp_path / "theirs", tmp_path / "back"
     assert run(ours, theirs, "--to", "huggingface") == 0
     assert run(theirs, back) == 0
-    assert "left aside" not in capsys.readouterr().out
+    assert "left out" not in capsys.readouterr().out
     assert_same(load_weights(back).state, load_weights(ours).state)
     former, config = (load_weights(x).config for x in (ours, back))
     assert config == former

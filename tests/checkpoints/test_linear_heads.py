@@ -1,4 +1,4 @@
-"""Linear heads, and the model in the box: small, found, and as measured."""
+"""Linear heads, and the bundled model: small, found, and as measured."""
 
 import json
 
@@ -57,7 +57,7 @@ def tasks(tones):
 
 @pytest.fixture(scope="module")
 def boxed(pretrained, tasks, tmp_path_factory):
-    """What stands in for the model in the box, and its scores."""
+    """What stands in for the bundled model, and its scores."""
     folder = tmp_path_factory.mktemp("box") / "small"
     return folder, train_heads(pretrained, tasks, folder, LICENCES)
 

@@ -395,7 +395,7 @@ def test_pretext_parts_that_are_not_there_start_anew():
     weights = from_official(official())
     objective = MSPM(small(), ClusterMasker(ratio=0.5), task="discriminative")
     report = initialize(objective.encoder, weights, objective)
-    assert any(x.startswith("left aside: generator_head") for x in report)
+    assert any(x.startswith("left out: generator_head") for x in report)
     fresh = from_official(without(official(), "cpredlayer"))
     objective = MSPM(small(), ClusterMasker(ratio=0.5))
     before = objective.discriminator[0].weight.clone()

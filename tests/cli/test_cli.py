@@ -526,7 +526,7 @@ def test_convert_pretrained_with_statistics(tmp_path, capsys):
     arguments = ["--statistics", str(tmp_path / "stats.yaml")]
     source, dest = str(tmp_path / "model.pth"), tmp_path / "second"
     assert main(["convert", source, str(dest), *arguments]) == 0
-    assert "left aside (unused ImageNet head)" in capsys.readouterr().out
+    assert "left out (unused ImageNet head)" in capsys.readouterr().out
     weights = load_weights(dest)
     for key, value in load_weights(tmp_path / "first").state.items():
         assert torch.equal(weights.state[key], value), key
