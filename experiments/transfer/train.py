@@ -13,6 +13,7 @@ The README in the folder above shows the settings.
 import csv
 import hashlib
 import importlib.util
+import itertools
 import json
 import re
 import shutil
@@ -90,18 +91,18 @@ class Item(NamedTuple):
     labels_per_class : int or None
         Training clips of each class; None for all.
     settings : dict
-        Of ``classify.yaml``, for both arms.
-    arms : dict of str to dict
-        ``settings`` and ``candidates`` of an arm that this task has.
+        Of ``classify.yaml``, for both methods.
+    methods : dict of str to dict
+        ``settings`` and ``candidates`` of a method that this task has.
     """
 
     task: Task
     labels_per_class: int
     settings: dict
-    arms: dict
+    methods: dict
 
     def drawn(self, seed):
-        """The task with the training clips of one seed.
+        """Return the task with the training clips of one seed.
 
         Arguments
         ---------
@@ -130,7 +131,7 @@ class Item(NamedTuple):
 
 
 def read_item(
-    labels_per_class=None, classification=None, arms=None, **arguments
+    labels_per_class=None, classification=None, methods=None, **arguments
 ):
     """Read an entry of the list of tasks.
 
@@ -138,7 +139,7 @@ def read_item(
     ---------
     labels_per_class : int, optional
         See `Item`.
-    classification, arms : dict, optional
+    classification, methods : dict, optional
         Settings for this task, as the YAML has them for all.
     **arguments
         See `ssast_lobes.evaluation.probing.read_task`. Without a `group`
@@ -160,11 +161,11 @@ def read_item(
             for split, part in task.rows.items()
         }
         task = task._replace(rows=rows, grouped=False)
-    return Item(task, labels_per_class, classification or {}, arms or {})
+    return Item(task, labels_per_class, classification or {}, methods or {})
 
 
 def blind(task):
-    """The task with its validation part in place of its test part.
+    """Return the task with its validation part in place of its test part.
 
     Arguments
     ---------
@@ -180,7 +181,7 @@ def blind(task):
     return task._replace(rows={**rows, "test": rows["valid"]})
 
 
-class Arm(NamedTuple):
+class Method(NamedTuple):
     """A way to train end to end.
 
     Arguments
@@ -241,10 +242,10 @@ class Transfer:
             for name in models
         }
         kinds = {SCRATCH: self._firsts(), FINE_TUNED: list(models)}
-        self.arms = [
-            Arm(kind, name)
+        self.methods = [
+            Method(kind, name)
             for kind, names in kinds.items()
-            if kind in hparams["arms"]
+            if kind in hparams["methods"]
             for name in names
         ]
         self.exports = {}
@@ -263,11 +264,11 @@ class Transfer:
             name: self._pretrain(name)
             for name in tqdm(self.pretrainings, "Pretraining")
         }
-        runs = [(item, arm) for item in self.items for arm in self.arms]
+        runs = list(itertools.product(self.items, self.methods))
         chosen = self._tune(runs)
         tuning = {
-            f"{task}/{'/'.join(arm)}": found
-            for (task, arm), found in chosen.items()
+            f"{task}/{'/'.join(method)}": found
+            for (task, method), found in chosen.items()
         }
         _write_json(self.folder / "tuning.json", tuning)
         if self.hparams["tune_only"]:
@@ -275,10 +276,10 @@ class Transfer:
             return None
         results = self._probe()
         seeds = [(*run, seed) for run in runs for seed in self.seeds]
-        for item, arm, seed in tqdm(seeds, "Training and testing"):
-            settings = chosen[item.task.name, arm]["settings"]
-            result = self._test(item, arm, settings, seed)
-            key = item.task.name, self._system(arm)
+        for item, method, seed in tqdm(seeds, "Training and testing"):
+            settings = chosen[item.task.name, method]["settings"]
+            result = self._test(item, method, settings, seed)
+            key = item.task.name, self._system(method)
             results.setdefault(key, {})[seed] = result
         costs = {
             name: json.loads(path.read_text("utf-8"))
@@ -291,21 +292,21 @@ class Transfer:
     # Settings -------------------------------------------------------------
 
     def _firsts(self):
-        """The first pretraining of each architecture."""
+        """Return the first pretraining of each architecture."""
         return list(dict.fromkeys(self.first.values()))
 
     def _model(self, name):
-        """The architecture of a pretraining, as settings."""
+        """Return the architecture of a pretraining, as settings."""
         own = self.settings[name]
         model = self.hparams["model"]
         return {**model, **{key: own[key] for key in own if key in model}}
 
-    def _candidates(self, item, arm):
-        """All settings to choose from, whole; at least one."""
-        common, own = self.hparams["arms"][arm.kind], item.arms.get(arm.kind)
-        own = own or {}
+    def _candidates(self, item, method):
+        """Return all settings to choose from, whole; at least one."""
+        common = self.hparams["methods"][method.kind]
+        own = item.methods.get(method.kind) or {}
         base = {
-            **self._model(arm.model),
+            **self._model(method.model),
             **self.hparams["classification"],
             **item.settings,
             **common["settings"],
@@ -314,11 +315,11 @@ class Transfer:
         candidates = own.get("candidates", common["candidates"])
         return [{**base, **candidate} for candidate in candidates or [{}]]
 
-    def _system(self, arm):
-        scratch = System(self._baseline(SCRATCH, arm.model), "trained")
-        if arm.kind == SCRATCH:
+    def _system(self, method):
+        scratch = System(self._baseline(SCRATCH, method.model), "trained")
+        if method.kind == SCRATCH:
             return scratch
-        return System(arm.model, "fine-tuned", scratch)
+        return System(method.model, "fine-tuned", scratch)
 
     def _baseline(self, name, model):
         """Name of a baseline that has the architecture of a model."""
@@ -341,11 +342,11 @@ class Transfer:
                 "pretrainings: name at least one, and none of them "
                 f"{', '.join([*STATISTICS, UNTRAINED, SCRATCH])}"
             )
-        _check_arms(self.hparams["arms"], "one_for_all")
-        if self.hparams["arms"].keys() == {FINE_TUNED}:
+        _check_methods(self.hparams["methods"], "one_for_all")
+        if self.hparams["methods"].keys() == {FINE_TUNED}:
             raise SettingsError(
-                f"arms: without {SCRATCH} there is nothing that {FINE_TUNED} "
-                "gains over"
+                f"methods: without {SCRATCH} there is nothing that "
+                f"{FINE_TUNED} gains over"
             )
         twice = sorted(self.stages.keys() & self.pretrainings.keys())
         if twice:
@@ -380,15 +381,15 @@ class Transfer:
                         f"average_with of {name}: {strange[0]} is no stage"
                     )
         for item in self.items:
-            _check_arms(item.arms)
-            for arm in self.arms:
-                for settings in self._candidates(item, arm):
+            _check_methods(item.methods)
+            for method in self.methods:
+                for settings in self._candidates(item, method):
                     _check_keys("classify", settings)
         for name in self._to_train():
             _check_audio(name, self._pretraining(name)["audio"])
 
     def _to_train(self):
-        """Pretrainings that no export stands for, and the stages they need."""
+        """Return the pretrainings without an export, and their stages."""
         there = self.hparams["exports"]
         names = [name for name in self.pretrainings if name not in there]
         # Grows: a stage may need others.
@@ -401,12 +402,12 @@ class Transfer:
         return names
 
     def _needs(self, name):
-        """What a pretraining starts from, and what it is averaged with."""
+        """Return what a pretraining starts from and is averaged with."""
         settings = self._pretraining(name)
         return [settings.get("source"), *(settings.get("average_with") or ())]
 
     def _check_needed(self, name, source):
-        """A stage is trained before what starts from it, and is like it."""
+        """Raise unless a stage is trained before what starts from it."""
         order = list(self.stages)
         if source in self.pretrainings:
             raise SettingsError(
@@ -426,7 +427,7 @@ class Transfer:
             )
 
     def _check_export(self, name):
-        """An export of another architecture would have no fair baseline."""
+        """Raise for an export that would have no fair baseline."""
         folder = Path(self.hparams["exports"][name])
         if not (folder / WEIGHTS_FILE).is_file():
             raise SettingsError(
@@ -454,7 +455,7 @@ class Transfer:
     # Parts ----------------------------------------------------------------
 
     def _pretraining(self, name):
-        """Settings of a pretraining, or of a stage, whole."""
+        """Return the settings of a pretraining, or of a stage, whole."""
         return {
             "audio": self.hparams["audio"],
             **self.hparams["model"],
@@ -462,17 +463,17 @@ class Transfer:
             **self.settings[name],
         }
 
-    def _together(self, item, arm):
-        """Whether one candidate is for this task and others together."""
-        own = item.arms.get(arm.kind) or {}
-        common = self.hparams["arms"][arm.kind]
+    def _together(self, item, method):
+        """Return whether one candidate is for this task and others together."""
+        own = item.methods.get(method.kind) or {}
+        common = self.hparams["methods"][method.kind]
         return common.get("one_for_all", False) and "candidates" not in own
 
     def _pretraining_folder(self, name):
         return self.folder / "pretrain" / name
 
     def _pretrain(self, name):
-        """The exported folder of a pretraining, or of a stage."""
+        """Return the exported folder of a pretraining, or of a stage."""
         if name in self.hparams["exports"]:
             return Path(self.hparams["exports"][name]).resolve()
         settings = self._pretraining(name)
@@ -519,57 +520,58 @@ class Transfer:
         return folder / "export"
 
     def _tune(self, runs):
-        """What is chosen on valid for each task and arm, and what was tried."""
+        """Choose on valid for each task and method; return what was tried."""
         n_tuned = sum(len(self._candidates(*run)) for run in runs)
         with tqdm(total=n_tuned, desc="Tuning") as bar:
             scores = {
-                (item.task.name, arm): self._try(item, arm, bar)
-                for item, arm in runs
+                (item.task.name, method): self._try(item, method, bar)
+                for item, method in runs
             }
         return {
-            (item.task.name, arm): {
-                "settings": self._best(item, arm, scores),
-                "tried": self._tried(item, arm),
+            (item.task.name, method): {
+                "settings": self._best(item, method, scores),
+                "tried": self._tried(item, method),
             }
-            for item, arm in runs
+            for item, method in runs
         }
 
-    def _best(self, item, arm, scores):
-        """The best candidate for the task, or on average over some tasks."""
-        own = scores[item.task.name, arm]
-        if self._together(item, arm):
+    def _best(self, item, method, scores):
+        """Return the best candidate for the task, or for several."""
+        own = scores[item.task.name, method]
+        if self._together(item, method):
             rows = [
-                scores[other.task.name, arm]
+                scores[other.task.name, method]
                 for other in self.items
-                if self._together(other, arm)
+                if self._together(other, method)
             ]
             own = [sum(column) for column in zip(*rows, strict=True)]
         best = max(range(len(own)), key=own.__getitem__, default=0)
-        return self._candidates(item, arm)[best]
+        return self._candidates(item, method)[best]
 
-    def _tuning_folder(self, item, arm):
-        return self.folder / "tuning" / item.task.name / arm.kind / arm.model
+    def _tuning_folder(self, item, method):
+        own = Path(item.task.name, method.kind, method.model)
+        return self.folder / "tuning" / own
 
-    def _try(self, item, arm, bar):
-        """Scores of all candidates on valid; none where there is one only."""
-        candidates, seed = self._candidates(item, arm), self.seeds[0]
+    def _try(self, item, method, bar):
+        """Return the scores of all candidates on valid, if several."""
+        candidates, seed = self._candidates(item, method), self.seeds[0]
         scores, task = [], blind(item.drawn(seed))
         for settings in candidates:
             bar.update()
             if len(candidates) == 1:  # nothing to choose
                 break
-            asked = self._asked(task, arm, settings, seed)
-            place = self._tuning_folder(item, arm) / _digest(asked)
+            asked = self._asked(task, method, settings, seed)
+            place = self._tuning_folder(item, method) / _digest(asked)
             if not (place / RESULT).is_file():
-                self._check_untested(item, arm)
-            work = partial(self._train, task, arm, settings, seed, place)
+                self._check_untested(item, method)
+            work = partial(self._train, task, method, settings, seed, place)
             result = once(place, asked, work, remove=("save", "export"))
             scores.append(result["valid"])
         return scores
 
-    def _check_untested(self, item, arm):
+    def _check_untested(self, item, method):
         """Raise where a further candidate would know of the test."""
-        folder = self._runs_folder(item, arm)
+        folder = self._runs_folder(item, method)
         if any(folder.glob(f"*/{RESULT}")):
             raise SettingsError(
                 f"{folder} is tested already: no candidate is tried after "
@@ -577,32 +579,33 @@ class Transfer:
                 "output_folder and say that it was tested twice"
             )
 
-    def _runs_folder(self, item, arm):
-        return self.folder / "runs" / item.task.name / arm.kind / arm.model
+    def _runs_folder(self, item, method):
+        own = Path(item.task.name, method.kind, method.model)
+        return self.folder / "runs" / own
 
-    def _tried(self, item, arm):
-        """All that was ever tried in this folder, and its scores on valid."""
+    def _tried(self, item, method):
+        """Return all that was tried in this folder, with its scores."""
         return [
             {"settings": kept["asked"]["settings"], "valid": kept["valid"]}
             for path in sorted(
-                self._tuning_folder(item, arm).glob(f"*/{RESULT}")
+                self._tuning_folder(item, method).glob(f"*/{RESULT}")
             )
             if (kept := json.loads(path.read_text("utf-8")))
         ]
 
-    def _test(self, item, arm, settings, seed):
-        """The result of one run on the test part."""
+    def _test(self, item, method, settings, seed):
+        """Return the result of one run on the test part."""
         task = item.drawn(seed)
-        folder = self._runs_folder(item, arm) / str(seed)
-        asked = self._asked(task, arm, settings, seed)
-        work = partial(self._train, task, arm, settings, seed, folder)
+        folder = self._runs_folder(item, method) / str(seed)
+        asked = self._asked(task, method, settings, seed)
+        work = partial(self._train, task, method, settings, seed, folder)
         return once(folder, asked, work, remove=("save",))
 
-    def _asked(self, task, arm, settings, seed):
-        """What makes a run another one."""
+    def _asked(self, task, method, settings, seed):
+        """Return what makes a run another one."""
         source = None
-        if arm.kind == FINE_TUNED:
-            source = _digest_of_weights(self.exports[arm.model])
+        if method.kind == FINE_TUNED:
+            source = _digest_of_weights(self.exports[method.model])
         return {
             "settings": settings,
             "seed": seed,
@@ -610,11 +613,11 @@ class Transfer:
             "data": _digest_of(task),
         }
 
-    def _train(self, task, arm, settings, seed, folder):
+    def _train(self, task, method, settings, seed, folder):
         """Train a classifier; what it says of the part that is called test."""
         own = {"seed": seed, "selection": task.metric}
-        if arm.kind == FINE_TUNED:
-            own["source"] = str(self.exports[arm.model])
+        if method.kind == FINE_TUNED:
+            own["source"] = str(self.exports[method.model])
 
         # The table is read already: its name is for the model card.
         own["manifest"] = task.name
@@ -635,7 +638,7 @@ class Transfer:
         }
 
     def _words(self, folder, settings):
-        """A command line of a recipe."""
+        """Return a command line of a recipe."""
         own = {
             **settings,
             "output_folder": str(folder),
@@ -693,7 +696,7 @@ class Transfer:
                 results.setdefault((task.name, system), {})[seed] = result
 
     def _fit(self, task, system, source):
-        """What a simple classifier says of the test part."""
+        """Return what a simple classifier says of the test part."""
         unreadable = []
         vectors = cached_vectors(
             source,
@@ -771,7 +774,7 @@ def write_task(
 
 
 def once(folder, asked, work, remove=()):
-    """The result of a part: read if it is done, else computed and kept.
+    """Read the result of a part if it is done; else compute and keep it.
 
     Arguments
     ---------
@@ -816,7 +819,7 @@ def once(folder, asked, work, remove=()):
 
 
 def _difference(before, now):
-    """The entries that differ; of settings each by itself."""
+    """Return the entries that differ; of settings each by itself."""
     before, now = (
         {**one, **one.get("settings", {}), "settings": None}
         for one in (before, now)
@@ -839,13 +842,13 @@ def _digest(content):
 
 
 def _digest_of_weights(export):
-    """A hash of what an exported folder holds."""
+    """Return a hash of what an exported folder holds."""
     content = (export / WEIGHTS_FILE).read_bytes()
     return hashlib.blake2b(content).hexdigest()[:16]
 
 
 def _digest_of(task):
-    """A hash of the clips of a task, and of what is asked of them."""
+    """Return a hash of the clips of a task, and of what is asked of them."""
     return _digest(
         [
             task.metric,
@@ -870,15 +873,15 @@ def _check_keys(recipe, settings):
         )
 
 
-def _check_arms(arms, *more):
-    """Raise where an arm, or a part of one, is called otherwise."""
-    unknown = sorted(arms.keys() - {SCRATCH, FINE_TUNED})
-    for own in arms.values():
+def _check_methods(methods, *more):
+    """Raise where a method, or a part of one, is called otherwise."""
+    unknown = sorted(methods.keys() - {SCRATCH, FINE_TUNED})
+    for own in methods.values():
         unknown += sorted(own.keys() - {"settings", "candidates", *more})
     if unknown:
         raise SettingsError(
-            f"arms: '{unknown[0]}' is neither one of the arms {SCRATCH} and "
-            f"{FINE_TUNED}, nor their settings or candidates"
+            f"methods: '{unknown[0]}' is neither one of the methods {SCRATCH} "
+            f"and {FINE_TUNED}, nor their settings or candidates"
         )
 
 
@@ -894,7 +897,7 @@ def _check_objective(settings):
 
 
 def _flat(audio):
-    """Sources of audio; a list of them may have a list among them."""
+    """Return the sources of audio, lists in the list taken apart."""
     if not isinstance(audio, list):
         return audio
     return [

@@ -92,7 +92,7 @@ class Gain(NamedTuple):
 
 
 def gain(own, baseline):
-    """Gain of one score over another, paired.
+    """Return the gain of one score over another, paired.
 
     Arguments
     ---------
@@ -113,7 +113,7 @@ def gain(own, baseline):
 
 
 def average(gains):
-    """The mean of gains over tasks.
+    """Return the mean of gains over tasks.
 
     Arguments
     ---------
@@ -137,13 +137,13 @@ def average(gains):
 
 
 def _interval(draws):
-    """Of the draws in which the baseline makes errors at all."""
+    """Return the interval over draws in which the baseline errs."""
     draws = draws[draws.isfinite()]
     return interval(draws) if len(draws) else (None, None)
 
 
 def scores(task, predictions, draw_seed=0):
-    """Scores of systems on one task.
+    """Return the scores of systems on one task.
 
     Arguments
     ---------
@@ -205,7 +205,7 @@ def report(folder, items, results, tuning, costs):
         Of each ``(task, System)`` the result of each seed; ``"predicted"``
         has the labels by clip id, ``"valid"`` the score on valid.
     tuning : dict
-        Of each arm of each task the ``"settings"`` that were chosen, and
+        Of each method of each task the ``"settings"`` that were chosen, and
         those ``"tried"``.
     costs : dict
         Of each stage and pretraining its steps, clips and hours of audio.
@@ -256,7 +256,7 @@ def report(folder, items, results, tuning, costs):
 
 
 def _gains(systems, found):
-    """Gains by system and task; under None the average over tasks."""
+    """Return gains by system and task; under None the average over tasks."""
     gains = {}
     for system in systems:
         if system.baseline is not None:
@@ -269,7 +269,7 @@ def _gains(systems, found):
 
 
 def title(item):
-    """What tables call a task: few labels are named as such.
+    """Return what tables call a task: few labels are named as such.
 
     Arguments
     ---------
@@ -291,7 +291,7 @@ def _label(system):
 
 
 def _table(rows):
-    """Lines of a Markdown table; the first row is the header."""
+    """Return the lines of a Markdown table; the first row is the header."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     header, *rows = [f"| {' | '.join(row)} |" for row in rows]
     return [header, "|---" * (header.count(" | ") + 1) + "|", *rows]
@@ -364,7 +364,7 @@ def _percent(share):
 
 
 def tuning_table(tuning):
-    """What was tried on the validation part, and what was chosen.
+    """Return what was tried on the validation part, and what was chosen.
 
     Arguments
     ---------
@@ -376,7 +376,7 @@ def tuning_table(tuning):
     list of str
         Lines of Markdown.
     """
-    lines = [("task and arm", "configurations tried", "valid", "chosen")]
+    lines = [("task and method", "configurations tried", "valid", "chosen")]
     for name, own in tuning.items():
         chosen = ", ".join(f"{k} {v}" for k, v in own["settings"].items())
         valid = [
@@ -417,7 +417,7 @@ def _cost_table(costs):
 
 
 def _plain(items, n_clips, results, found, gains):
-    """All numbers by name, for JSON."""
+    """Return all numbers by name, for JSON."""
     tasks = [
         {
             "name": item.task.name,

@@ -107,7 +107,7 @@ def prepare_asvspoof2019(
 
 
 def read_protocol(folder, part, ending):
-    """Rows of the clips that a protocol file of countermeasures lists.
+    """Read the rows of the clips in a protocol file of countermeasures.
 
     Arguments
     ---------

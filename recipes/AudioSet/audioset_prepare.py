@@ -153,7 +153,7 @@ class AudioSet:
         return f"audio of {', '.join(parts)} segments"
 
     def train_rows(self, subset):
-        """Rows of a training subset, see `rows`.
+        """Return the rows of a training subset, see `rows`.
 
         Arguments
         ---------
@@ -176,7 +176,7 @@ class AudioSet:
         return [row for name in SUBSETS[subset] for row in self.rows(name)]
 
     def rows(self, name):
-        """Rows of the segments of one list.
+        """Return the rows of the segments of one list.
 
         Arguments
         ---------
@@ -214,7 +214,7 @@ class AudioSet:
         return rows
 
     def _list(self, name):
-        """Path of an official list, fetched if that is allowed."""
+        """Return the path of an official list; fetch it if that is allowed."""
         below = sorted(self.folder.glob(f"*/{name}"))
         for path in (self.folder / name, *below):
             if path.is_file():
@@ -244,7 +244,7 @@ class AudioSet:
         raise ManifestError(
             f"{self.folder.absolute()}: there is audio of {found:,} of the "
             f"{total:,} segments of {LISTS[name]}, and {MIN_AVAILABLE:.0%} "
-            "should be there; --require_counts False goes on with a part. "
+            "should be there; --require_counts False continues with a part. "
             f"{_EXPECTED}"
         )
 
@@ -280,7 +280,7 @@ def find_clips(folder):
 
 
 def _readings(stem):
-    """Ids that a file name may stand for: ID, YID, ID_times, YID_times."""
+    """Return the ids that a file name may mean: ID, YID, ID_times, .."""
     names = [stem, stem[1:]] if stem.startswith("Y") else [stem]
     return [
         name[:VIDEO_ID]
@@ -290,7 +290,7 @@ def _readings(stem):
 
 
 def read_classes(path):
-    """Names of the classes in the official list.
+    """Return the names of the classes in the official list.
 
     Arguments
     ---------
@@ -318,7 +318,7 @@ def read_classes(path):
 
 
 def read_segments(path, classes=None):
-    """Segments of an official list, with their labels.
+    """Return the segments of an official list, with their labels.
 
     Arguments
     ---------
@@ -380,7 +380,7 @@ def _label_cell(cell, classes):
 
 
 def held_out_by_hash(rows, share, group):
-    """Part rows in two, by a hash that only names decide.
+    """Split rows in two, by a hash that only names decide.
 
     Arguments
     ---------

@@ -78,7 +78,7 @@ def prepare_crema_d(data_folder, output_folder, fold, **settings):
 
 
 def read_rows(folder):
-    """Rows of the clips in a folder `AudioWAV`.
+    """Return the rows of the clips in a folder `AudioWAV`.
 
     Arguments
     ---------

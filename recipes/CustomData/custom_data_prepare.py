@@ -155,7 +155,7 @@ def check_held_out(tasks, output_folder):
 
 
 def _held_out(tasks):
-    """A row for each clip that is valid or test in any of the tasks."""
+    """Return a row for each clip that is valid or test in any task."""
     split_of = {
         path: split
         for task in tasks

@@ -81,7 +81,7 @@ def prepare_esc50(
 
 
 def read_rows(folder):
-    """Rows of the clips that the official table lists.
+    """Return the rows of the clips that the official table lists.
 
     Arguments
     ---------
@@ -105,7 +105,7 @@ def read_rows(folder):
 
 
 def published_counts(classes):
-    """Counts of the whole ESC-50 or ESC-10: 40 clips a class, 8 in each fold.
+    """Return the counts of ESC-50 or ESC-10: 40 clips a class, 8 a fold.
 
     Arguments
     ---------

@@ -87,7 +87,7 @@ def prepare_emodb(
 
 
 def read_rows(folder):
-    """Rows of the clips in a folder `wav`.
+    """Return the rows of the clips in a folder `wav`.
 
     Arguments
     ---------

@@ -115,7 +115,7 @@ def prepare_speakers(
 
 
 def part_of(take):
-    """The part of a take where speakers are told apart.
+    """Return the part of a take where speakers are told apart.
 
     Arguments
     ---------
@@ -133,7 +133,7 @@ def part_of(take):
 
 
 def read_rows(data_folder, allow_download):
-    """Rows of the recordings, from their names.
+    """Return the rows of the recordings, from their names.
 
     Arguments
     ---------
@@ -181,7 +181,7 @@ def read_rows(data_folder, allow_download):
 
 
 def published_counts():
-    """Counts of v1.0.10: fifty takes of ten digits by six speakers.
+    """Return the counts of v1.0.10: fifty takes of ten digits by six speakers.
 
     Returns
     -------

@@ -106,7 +106,7 @@ def prepare_iemocap(
 
 
 def read_rows(folder):
-    """Rows of the utterances with one of the four emotions.
+    """Return the rows of the utterances with one of the four emotions.
 
     Arguments
     ---------
@@ -138,7 +138,7 @@ def read_rows(folder):
 
 
 def read_emotions(table):
-    """Pairs of an utterance and its emotion, of one dialogue.
+    """Return the pairs of an utterance and its emotion, of one dialogue.
 
     Arguments
     ---------

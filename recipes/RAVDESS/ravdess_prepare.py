@@ -21,7 +21,7 @@ NAME = "Audio_Speech_Actors_01-24"
 URL = f"{PAGE}/files/{NAME}.zip"
 MD5 = "bc696df654c87fed845eb13823edef8a"  # on that page
 LAYOUT = [f"Actor_{actor:02}" for actor in range(1, 25)]
-# Audio (03) of speech (01) and of song (02), which may lie beside it.
+# Audio (03) of speech (01) and of song (02), which may lie next to it.
 FILE = (
     r"03-(?P<channel>01|02)-(?P<emotion>0[1-8])-(?P<intensity>0[12])-"
     r"(?P<statement>0[12])-(?P<take>0[12])-(?P<speaker>0[1-9]|1\d|2[0-4])"
@@ -130,7 +130,7 @@ def find_ravdess(data_folder, allow_download, require_counts):
 
 
 def read_rows(folder):
-    """Rows of the clips of speech.
+    """Return the rows of the clips of speech.
 
     Arguments
     ---------

@@ -138,7 +138,7 @@ def find(data_folder, name, allow_download):
 
 
 def list_splits(folder):
-    """The words in the parts that the two official lists make.
+    """Return the words in the parts that the two official lists make.
 
     Arguments
     ---------
@@ -165,7 +165,7 @@ def list_splits(folder):
 
 
 def superb_splits(folder, test_folder):
-    """The parts and classes of SUPERB's keyword spotting.
+    """Return the parts and classes of SUPERB's keyword spotting.
 
     As s3prl makes them (s3prl 099ce80, downstream/speech_commands/dataset.py
     and expert.py): words other than the ten keywords are `_unknown_`; silence
@@ -201,7 +201,7 @@ def superb_splits(folder, test_folder):
 
 
 def silence_rows(folder, words, part):
-    """Rows of silence, as many as a keyword has clips on average.
+    """Return the rows of silence, as many as a keyword has clips on average.
 
     s3prl has one row for each noise, draws it hundreds of times an epoch and
     cuts out another second each time. A crop here is a function of the epoch
@@ -233,7 +233,7 @@ def silence_rows(folder, words, part):
 
 
 def read_list(path):
-    """Clips that an official list names, as word/file.
+    """Return clips that an official list names, as word/file.
 
     Arguments
     ---------
@@ -249,7 +249,7 @@ def read_list(path):
 
 
 def make_row(folder, clip):
-    """Row of a clip.
+    """Return the row of a clip.
 
     Arguments
     ---------
@@ -272,7 +272,7 @@ def make_row(folder, clip):
 
 
 def count(splits):
-    """Files of each part, and classes.
+    """Return the files of each part, and classes.
 
     Arguments
     ---------

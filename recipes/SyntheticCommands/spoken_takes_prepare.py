@@ -6,7 +6,7 @@ another room with another noise. A clip is 2 s, and each half one take, which
 the column `takes` of the manifest says: with the objective `contrastive_mspm`
 the encoder learns what the two have in common. There are no labels; the words
 that Speech Commands and spoken-digit sets ask for are left out. Flite, whose
-voices were recorded, may say English words beside it.
+voices were recorded, may say English words next to it.
 
 To make the corpus from the command line:
 > pip install espeakng-loader wordfreq
@@ -92,7 +92,7 @@ def prepare_spoken_takes(
     seed=0,
     skip_prep=False,
 ):
-    """Makes the corpus of spoken takes, or finds it made.
+    """Make the corpus of spoken takes, or find it made.
 
     Writes 16-bit mono FLAC clips of two seconds at 16 kHz below
     `output_folder`/audio and `output_folder`/manifest.csv: path (relative),
@@ -181,7 +181,7 @@ def prepare_spoken_takes(
 
 
 def _frequent_words():
-    """(share, [(language, word)]) of each language."""
+    """Return (share, [(language, word)]) of each language."""
     try:
         from wordfreq import top_n_list
     except ModuleNotFoundError as error:
@@ -222,7 +222,7 @@ def _languages(words):
 
 
 def _english(languages):
-    """All words (list of str) that are English."""
+    """Return all words (list of str) that are English."""
     return [w for _, pairs in languages for lang, w in pairs if lang == "en"]
 
 
@@ -255,7 +255,7 @@ class Flite:
             )
 
     def say(self, word, voice, rng):
-        """Says a word, never twice in quite the same way.
+        """Say a word, never twice in quite the same way.
 
         Arguments
         ---------
@@ -310,7 +310,7 @@ class Flite:
 
 
 def _make(shards, words, flite_share, seed):
-    """Makes shards on all processors, a fresh process each.
+    """Make shards on all processors, a fresh process each.
 
     What eSpeak NG says depends a little on what it has said before in the
     same process. A subprocess, unlike multiprocessing, does not import the
@@ -343,7 +343,7 @@ def _make(shards, words, flite_share, seed):
 
 
 def _make_shard(words, flite_share, seed, shard):
-    """Synthesises the clips of a shard; it appears when it is whole."""
+    """Synthesize the clips of a shard; it appears when it is whole."""
     languages, shard = _languages(words), Path(shard)
     synthesiser = Synthesiser()
     flite = Flite() if flite_share else None
@@ -417,7 +417,7 @@ def _make_shard(words, flite_share, seed, shard):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description="Makes clips of a word in two voices, to pretrain on.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -129,7 +129,7 @@ class Shard:
         return f"audio/{self.split}-{self.number:02d}"
 
     def path(self, clip):
-        """Where a clip of it goes, relative to the corpus."""
+        """Return where a clip of it goes, relative to the corpus."""
         return f"{self.folder}/{clip.number:05d}-{clip.speaker.name}.flac"
 
 
@@ -142,7 +142,7 @@ def prepare_synthetic_commands(
     seed=0,
     skip_prep=False,
 ):
-    """Makes the synthetic spoken-command corpus, or finds it made.
+    """Make the synthetic spoken-command corpus, or find it made.
 
     Writes 16-bit mono FLAC clips of one second at 16 kHz below
     `output_folder`/audio, and two manifests whose paths are relative to
@@ -234,7 +234,7 @@ def prepare_synthetic_commands(
 
 
 def claim(output_folder, wanted):
-    """Writes the settings down, or checks that they are the ones there.
+    """Write the settings, or check that they are the ones there.
 
     Arguments
     ---------
@@ -262,7 +262,7 @@ def claim(output_folder, wanted):
 
 
 def write_whole(path, text):
-    """Writes a text file that is there entirely or not at all."""
+    """Write a text file that is there entirely or not at all."""
     path = Path(path)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -273,7 +273,7 @@ def write_whole(path, text):
 
 
 def as_csv(columns, rows):
-    """The text of a CSV.
+    """Return the text of a CSV.
 
     Arguments
     ---------
@@ -294,7 +294,7 @@ def as_csv(columns, rows):
 
 
 def write_flac(path, audio):
-    """Writes 16-bit FLAC.
+    """Write 16-bit FLAC.
 
     Arguments
     ---------
@@ -341,7 +341,7 @@ def _write_manifests(shards, manifests):
 
 
 def plan_corpus(settings):
-    """Draws the speakers and the words, and divides the work.
+    """Draw the speakers and the words, and divide the work.
 
     Arguments
     ---------
@@ -391,16 +391,16 @@ def plan_corpus(settings):
 
 
 def _generator(settings, *place):
-    """A random generator that depends on the seed and the place only."""
+    """Return a random generator that depends on the seed and the place only."""
     return np.random.default_rng(
         [settings.seed, *"/".join(map(str, place)).encode()]
     )
 
 
 def _split_voices(seed):
-    """Divides the variants, and pairs each with every accent.
+    """Divide the variants, and pair each with every accent.
 
-    A variant is what makes a voice recognisable, so it serves one part only,
+    A variant is what makes a voice recognizable, so it serves one part only,
     in whatever accent.
     """
     variants = voice_variants()
@@ -421,20 +421,20 @@ def _split_voices(seed):
 
 
 def voice_folder():
-    """Where eSpeak NG has the voice variants (Path), a file each."""
+    """Return where eSpeak NG has the voice variants (Path), a file each."""
     import espeakng_loader
 
     return Path(espeakng_loader.get_data_path(), "voices", "!v")
 
 
 def voice_variants():
-    """Names (list of str) of the variants that are voices, in order."""
+    """Return names (list of str) of the variants that are voices, in order."""
     names = sorted(path.name for path in voice_folder().iterdir())
     return [name for name in names if not NOT_VOICES.fullmatch(name)]
 
 
 def draw_speaker(name, voice, rng, pitch=PITCH, rate=RATE):
-    """Draws how somebody speaks.
+    """Draw how somebody speaks.
 
     Arguments
     ---------
@@ -466,7 +466,7 @@ def draw_speaker(name, voice, rng, pitch=PITCH, rate=RATE):
 
 
 def _make_shards(shards, settings, output_folder):
-    """Makes the shards, one fresh process each, on all processors.
+    """Make the shards, one fresh process each, on all processors.
 
     What eSpeak NG says depends a little on all it has said before in the
     same process (phases, flutter, echo). A process for every shard makes
@@ -516,7 +516,7 @@ def _make_shards(shards, settings, output_folder):
 
 
 def _clear_leftovers(output_folder):
-    """Removes what killed runs left behind, and no running one's work."""
+    """Remove what killed runs left behind, and no running one's work."""
     an_hour_ago = time.time() - 3600
     for path in output_folder.glob(f"{WORKSHOP}*"):
         if path.stat().st_mtime < an_hour_ago:
@@ -524,7 +524,7 @@ def _clear_leftovers(output_folder):
 
 
 def _put_in_place(folder, shard, output_folder):
-    """Moves a finished shard where it belongs, in one step."""
+    """Move a finished shard where it belongs, in one step."""
     os.chmod(folder, 0o755)
     target = output_folder / shard.folder
     target.parent.mkdir(exist_ok=True)
@@ -539,21 +539,21 @@ def _put_in_place(folder, shard, output_folder):
 
 
 def n_processors():
-    """Processors (int) that this process may use."""
+    """Return how many processors (int) this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def _run_job(job):
-    """Makes one shard in this process; prints a line for every clip."""
+    """Make one shard in this process; print a line for every clip."""
     settings = Settings(**job["settings"])
     shards = {shard.folder: shard for shard in plan_corpus(settings)}
     make_shard(shards[job["shard"]], settings, Path(job["folder"]))
 
 
 def make_shard(shard, settings, folder):
-    """Synthesises the clips of a shard into a folder.
+    """Synthesize the clips of a shard into a folder.
 
     Arguments
     ---------
@@ -630,7 +630,7 @@ class Synthesiser:
             ctypes.c_int,
             ctypes.c_void_p,
         )
-        # Kept, or Python would free what the library goes on calling.
+        # Kept, or Python would free what the library still calls.
         self._callback = callback(self._receive)
 
     def _receive(self, samples, n_samples, events):
@@ -640,7 +640,7 @@ class Synthesiser:
         return 0
 
     def say(self, text, speaker, pitch_range=50):
-        """Speaks a text.
+        """Speak a text.
 
         Arguments
         ---------
@@ -683,7 +683,7 @@ class Synthesiser:
 
 
 def say_word(synthesiser, clip, rng):
-    """Says the word of a clip, never twice in quite the same way.
+    """Say the word of a clip, never twice in quite the same way.
 
     Arguments
     ---------
@@ -715,7 +715,7 @@ def say_word(synthesiser, clip, rng):
 
 
 def trim(audio, sample_rate, threshold_db=-50.0, margin=0.01):
-    """Cuts the silence before and after, and fades the cuts.
+    """Cut the silence before and after, and fade the cuts.
 
     Arguments
     ---------
@@ -749,7 +749,7 @@ def trim(audio, sample_rate, threshold_db=-50.0, margin=0.01):
 
 
 def resample(audio, sample_rate):
-    """Brings audio that is silent at both ends to 16 kHz.
+    """Bring audio that is silent at both ends to 16 kHz.
 
     Arguments
     ---------
@@ -783,7 +783,7 @@ def resample(audio, sample_rate):
 
 
 def make_clip(word, babble, rng, snr_db=SNR_DB):
-    """Puts a word into a second of sound.
+    """Put a word into a second of sound.
 
     Arguments
     ---------
@@ -816,7 +816,7 @@ def make_clip(word, babble, rng, snr_db=SNR_DB):
 
 
 def reverberate(audio, rng):
-    """Plays audio in a random room.
+    """Play audio in a random room.
 
     The impulse response is the direct sound and exponentially decaying
     noise (Polack's model); the part that outlasts the clip is cut.
@@ -847,7 +847,7 @@ def reverberate(audio, rng):
 
 
 def make_noise(kind, babble, rng):
-    """Makes a second of background noise.
+    """Make a second of background noise.
 
     Arguments
     ---------
@@ -883,7 +883,7 @@ def make_noise(kind, babble, rng):
 
 
 def tilt(audio, db_per_octave):
-    """Turns the spectrum about 1 kHz; level below 60 Hz.
+    """Turn the spectrum about 1 kHz; level below 60 Hz.
 
     Arguments
     ---------
@@ -904,7 +904,7 @@ def tilt(audio, db_per_octave):
 
 
 def main():
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(
         description="Makes the synthetic spoken-command corpus.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -111,7 +111,7 @@ def prepare_urbansound8k(
 
 
 def read_rows(folder):
-    """Rows of the clips that the official table lists.
+    """Return the rows of the clips that the official table lists.
 
     Arguments
     ---------

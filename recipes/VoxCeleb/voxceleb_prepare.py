@@ -2,7 +2,7 @@
 
 Layout of the official archives (Nagrani et al., "VoxCeleb: a large-scale
 speaker identification dataset", Interspeech 2017), unpacked into one folder,
-or each into a folder of its own, and the list of the parts beside them:
+or each into a folder of its own, and the list of the parts next to them:
 
     VoxCeleb1/iden_split.txt                             see `PARTS`
     VoxCeleb1/wav/id10001/1zcIwhmdeo4/00001.wav          speaker, video, clip
@@ -114,7 +114,7 @@ def find_voxceleb(data_folder, allow_download):
 
 
 def read_split_list(path):
-    """Rows of the clips in the official list; their paths start from wav.
+    """Read the rows of the clips in the official list; paths start at wav.
 
     Arguments
     ---------
@@ -187,7 +187,7 @@ def locate(splits, folders):
 
 
 def count(splits):
-    """Speakers in all, and clips of each part.
+    """Return speakers in all, and clips of each part.
 
     Arguments
     ---------

@@ -58,15 +58,15 @@ def run(script, monkeypatch):
 
 def flags_of(folder, tasks, **more):
     """The smallest experiment with everything in it."""
-    arm = {"settings": {"number_of_epochs": 1}, "candidates": []}
-    tuned = {**arm, "candidates": [{}, {"lr": 0.004}]}
+    method = {"settings": {"number_of_epochs": 1}, "candidates": []}
+    tuned = {**method, "candidates": [{}, {"lr": 0.004}]}
     settings = {
         "tasks": tasks,
         "output_folder": str(folder),
         "seeds": [1, 2],
         "num_workers": 0,
         "classification": SMALL,
-        "arms": {"scratch": tuned, "fine_tuned": arm},
+        "methods": {"scratch": tuned, "fine_tuned": method},
         **more,
     }
     words = [
@@ -244,13 +244,13 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ({"arms": {"scratch": {"settings": {"lrr": 1}}}}, "lrr"),
+        ({"methods": {"scratch": {"settings": {"lrr": 1}}}}, "lrr"),
         ({"pretraining": {"epochs": 1}}, "epochs"),
         ({"classification": {"source": "a"}}, "source"),
         ({"pretrainings": {"scratch": {}}}, "none of them"),
         ({"pretrainings": {"a/b": {}}}, "letters"),
         ({"exports": {"pretrained": "none"}}, "no exported"),
-        ({"arms": {"finetuned": {}}}, "finetuned"),
+        ({"methods": {"finetuned": {}}}, "finetuned"),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
@@ -449,15 +449,18 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
 ):
     tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
     candidates = [{"lr": 0.1}, {"lr": 0.2}, {"lr": 0.3}]
-    arm = {"settings": {}, "candidates": candidates}
+    method = {"settings": {}, "candidates": candidates}
     # A task with candidates of its own is left out of the average.
     own = {"fine_tuned": {"candidates": [{"lr": 0.4}, {"lr": 0.5}]}}
-    tasks.append({"name": "c", "csv_path": str(tones.manifest), "arms": own})
+    tasks.append({"name": "c", "csv_path": str(tones.manifest), "methods": own})
     flags = flags_of(
         tmp_path / "out",
         tasks,
         exports={"pretrained": str(export)},
-        arms={"scratch": arm, "fine_tuned": {**arm, "one_for_all": True}},
+        methods={
+            "scratch": method,
+            "fine_tuned": {**method, "one_for_all": True},
+        },
     )
     yaml_file, _, overrides = sb.parse_arguments(
         [str(RECIPE / flags[0]), *flags[1:]]
@@ -470,13 +473,13 @@ def test_one_candidate_may_be_chosen_for_all_tasks(
         "c": [0.9, 0.1, 0.0],
     }
     chosen = {
-        (item.task.name, arm.kind): experiment._best(
+        (item.task.name, method.kind): experiment._best(
             item,
-            arm,
-            {(name, arm): valid for name, valid in scores.items()},
+            method,
+            {(name, method): valid for name, valid in scores.items()},
         )["lr"]
         for item in experiment.items
-        for arm in experiment.arms
+        for method in experiment.methods
     }
     assert chosen == {
         ("a", "scratch"): 0.1,
@@ -495,7 +498,7 @@ def test_what_is_chosen_for_all_tasks_was_trained_for_each(
     tasks = [{"name": n, "csv_path": str(tones.manifest)} for n in ("a", "b")]
     tasks[1]["labels_per_class"] = 2
     candidates = [{"lr": 1e-9}, {"lr": 0.003, "swa_start_epoch": 2}]
-    arms = {
+    methods = {
         "scratch": {"settings": {"number_of_epochs": 1}, "candidates": [{}]},
         "fine_tuned": {
             "settings": {"number_of_epochs": 3},
@@ -505,7 +508,7 @@ def test_what_is_chosen_for_all_tasks_was_trained_for_each(
     }
     out = tmp_path / "out"
     exports = {"pretrained": str(export)}
-    run(flags_of(out, tasks, exports=exports, arms=arms, tune_only=True))
+    run(flags_of(out, tasks, exports=exports, methods=methods, tune_only=True))
     tuning = json.loads((out / "tuning.json").read_text())
     found = [tuning[f"{name}/fine_tuned/pretrained"] for name in ("a", "b")]
     sums = {
@@ -637,8 +640,8 @@ def test_settings_of_each_experiment_are_known(path, script, corpora):
 
 ONCE = {"number_of_epochs": 1}
 TRIED_ONCE = {
-    arm: {"settings": ONCE, "candidates": [{}]}
-    for arm in ("scratch", "fine_tuned")
+    method: {"settings": ONCE, "candidates": [{}]}
+    for method in ("scratch", "fine_tuned")
 }
 
 
@@ -660,7 +663,7 @@ def test_five_tasks(run, corpora, tmp_path):
         stages={"first": ONCE, "words": ONCE},
         pretrainings={"pretrained": ONCE},
         untrained_seeds=[3, 4],
-        arms=TRIED_ONCE,
+        methods=TRIED_ONCE,
     )
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
     untrained = [r for r in content["scores"] if r["system"] == "untrained"]
@@ -689,7 +692,7 @@ def test_few_labels_with_the_model_in_the_box(run, corpora, tmp_path):
         labels_per_class=2,
         output_folder=tmp_path / "out",
         seeds=[1],
-        arms=TRIED_ONCE,
+        methods=TRIED_ONCE,
     )
     content = run(["hparams/few_labels.yaml", *words, "--device=cpu"])
     labels = {t["name"]: t["labels_per_class"] for t in content["tasks"]}
@@ -712,7 +715,7 @@ def test_an_export_needs_neither_its_stages_nor_their_audio(
         seeds=[1],
         untrained_seeds=[3],
         tasks=f"[{{name: one, csv_path: {corpora / 'fsdd/manifest.csv'}}}]",
-        arms=TRIED_ONCE,
+        methods=TRIED_ONCE,
     )
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
     assert content["pretraining"] == {}
@@ -722,7 +725,7 @@ def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):
     text = (RECIPE / "hparams/ablation.yaml").read_text()
     yaml_path = tmp_path / "alone.yaml"
     yaml_path.write_text(
-        text.replace("arms: {}", "arms: {fine_tuned: {settings: {}}}")
+        text.replace("methods: {}", "methods: {fine_tuned: {settings: {}}}")
     )
     task = f"[{{name: tones, csv_path: {tones.manifest}}}]"
     flags = [f"--audio={tones.folder}", f"--tasks={task}"]

@@ -105,7 +105,7 @@ def _cpu_seconds():
 
 
 def cost_table(costs):
-    """What the runs cost, as a Markdown table.
+    """Return what the runs cost, as a Markdown table.
 
     Arguments
     ---------

@@ -22,7 +22,7 @@ from ssast_lobes.dataio.splits import read_splits
 
 
 class CTCBrain(training.RecognitionBrain):
-    """Trains a recogniser, and reads words off its best path."""
+    """Trains a recognizer, and reads words off its best path."""
 
     def compute_forward(self, batch, stage):
         """Return log-probabilities (B, T', U), and relative lengths (B,)."""
