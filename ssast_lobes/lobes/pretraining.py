@@ -67,8 +67,8 @@ class PretrainingLobe(nn.Module):
             (B,) int64: masks become a function of a clip's key alone, for
             validation. Drawn from PyTorch's generator when left out.
         **items
-            What else an objective takes of a batch, such as `takes`, or
-            ``crop_starts`` (B,), in samples, for one that needs audio.
+            What else an objective takes of a batch, such as `positive_pairs`,
+            or ``crop_starts`` (B,), in samples, for one that needs audio.
 
         Returns
         -------

@@ -51,8 +51,8 @@ class Objective(nn.Module):
     # are in its checkpoints, not in exports. A teacher starts from a loaded
     # student again.
     training_only = ("teacher",)
-    # Whether `forward` takes `takes`, see `ContrastiveMSPM`.
-    uses_takes = False
+    # Whether `forward` takes `positive_pairs`, see `ContrastiveMSPM`.
+    uses_positive_pairs = False
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
     # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
     needs_audio = False

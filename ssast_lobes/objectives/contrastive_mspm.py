@@ -51,7 +51,7 @@ class ContrastiveMSPM(MSPM):
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
         The block whose tokens are compared, as a share of the depth.
-    contrast_weight, takes_weight : float
+    contrast_weight, pair_weight : float
         Of the contrast of crops, and of that of takes, beside the loss of
         `MSPM`.
     temperature : float
@@ -75,15 +75,15 @@ class ContrastiveMSPM(MSPM):
     >>> feats, n_frames = torch.randn(2, 128, 128), torch.tensor([128, 90])
     >>> sorted(objective(feats, n_frames).logs)
     ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce']
-    >>> takes = torch.tensor([False, True])
-    >>> sorted(objective(feats, n_frames, takes=takes).logs)[-2:]
-    ['takes_accuracy', 'takes_nce']
+    >>> pairs = torch.tensor([False, True])
+    >>> sorted(objective(feats, n_frames, positive_pairs=pairs).logs)[-2:]
+    ['pair_accuracy', 'pair_nce']
     >>> sorted(objective.eval()(feats, n_frames).logs)
     ['accuracy', 'mse', 'nce']
     """
 
-    training_only = ("projector", "takes_projector")
-    uses_takes = True
+    training_only = ("projector", "pair_projector")
+    uses_positive_pairs = True
     # Crops differ in length.
     n_frames_optional = False
 
@@ -96,7 +96,7 @@ class ContrastiveMSPM(MSPM):
         channel,
         contrast_depth,
         contrast_weight,
-        takes_weight,
+        pair_weight,
         temperature,
         projection,
         **mspm,
@@ -113,11 +113,11 @@ class ContrastiveMSPM(MSPM):
         self._views = {"background": dict(background), "channel": dict(channel)}
         self.contrast_depth = contrast_depth
         self.contrast_weight = contrast_weight
-        self.takes_weight = takes_weight
+        self.pair_weight = pair_weight
         self.temperature = temperature
         self.projection = projection
         self.projector = _projector(encoder.dim, projection)
-        self.takes_projector = _projector(encoder.dim, projection)
+        self.pair_projector = _projector(encoder.dim, projection)
 
     @property
     def config(self):
@@ -128,7 +128,7 @@ class ContrastiveMSPM(MSPM):
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,
-            "takes_weight": self.takes_weight,
+            "pair_weight": self.pair_weight,
             "temperature": self.temperature,
             "projection": self.projection,
         }
@@ -140,7 +140,7 @@ class ContrastiveMSPM(MSPM):
         mask=None,
         generator=None,
         clip_keys=None,
-        takes=None,
+        positive_pairs=None,
     ):
         """Loss of a batch.
 
@@ -155,7 +155,7 @@ class ContrastiveMSPM(MSPM):
             evaluation. Left out in training, each crop has its own.
         generator, clip_keys
             Source of the draws; see `Objective.noise`.
-        takes : torch.Tensor, optional
+        positive_pairs : torch.Tensor, optional
             Boolean (B,), True of clips whose halves are two takes.
 
         Returns
@@ -163,23 +163,21 @@ class ContrastiveMSPM(MSPM):
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
             ``clip_accuracy`` (share of the crops whose nearest crop is of
-            the same clip), and with `takes` the same of them.
+            the same clip), and with `positive_pairs` the same of them.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
-        in_takes = takes
-        if takes is None:
+        is_pair = positive_pairs
+        if is_pair is None:
             # All the same, or DDP would wait for the projection's gradients.
-            in_takes = torch.zeros_like(n_frames, dtype=torch.bool)
+            is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
         noise = self.noise(feats, generator, clip_keys)
-        views = [
-            self._view(feats, n_frames, in_takes, k, noise) for k in (0, 1)
-        ]
+        views = [self._view(feats, n_frames, is_pair, k, noise) for k in (0, 1)]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
         max_masked = self.masker.n_masked(mask[0].numel())
-        in_takes = in_takes.repeat(2)
-        mask = mask & ~in_takes[:, None, None]
+        is_pair = is_pair.repeat(2)
+        mask = mask & ~is_pair[:, None, None]
         encoded = self.encoder(
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
@@ -189,22 +187,22 @@ class ContrastiveMSPM(MSPM):
             encoded.hidden_states[block], encoded.is_token, None, "statistics"
         ).float()
         for name, weight, projector, chosen in (
-            ("clip", self.contrast_weight, self.projector, ~in_takes),
-            ("takes", self.takes_weight, self.takes_projector, in_takes),
+            ("clip", self.contrast_weight, self.projector, ~is_pair),
+            ("pair", self.pair_weight, self.pair_projector, is_pair),
         ):
             nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
-            if name == "clip" or takes is not None:
+            if name == "clip" or positive_pairs is not None:
                 logs[f"{name}_nce"] = nce.detach()
                 logs[f"{name}_accuracy"] = accuracy
         return ObjectiveOutput(loss, logs)
 
-    def _view(self, feats, n_frames, takes, number, noise):
+    def _view(self, feats, n_frames, is_pair, number, noise):
         """The first or the second view of each clip: a crop, or a take."""
         first, counts = self.crop.draw(n_frames, noise)
         half = (n_frames // 2).clamp(min=1)
-        first = torch.where(takes, number * half, first)
-        counts = torch.where(takes, half, counts)
+        first = torch.where(is_pair, number * half, first)
+        counts = torch.where(is_pair, half, counts)
         longest = max(self.crop.longest(feats), feats.shape[1] // 2)
         feats = cut(feats, first, counts, longest)
         feats = self.background(feats, counts, noise)
