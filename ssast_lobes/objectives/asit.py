@@ -175,7 +175,7 @@ class ASiT(Objective):
         mask : None
             Pixels are hidden, not tokens.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
+            Source of the draws; see `Objective.random_source`.
 
         Returns
         -------
@@ -183,9 +183,9 @@ class ASiT(Objective):
             Logs: the losses ``class_loss``, ``patch_loss`` and ``l1``, and
             ``projection_std``, which falls towards 0 in a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
-        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
-        spoilt = [self.corrupt(*c, noise, self.training) for c in crops]
+        rand = self.random_source(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, rand) for _ in range(2)]
+        spoilt = [self.corrupt(*c, rand, self.training) for c in crops]
         clean, counts = (torch.cat(part) for part in zip(*crops, strict=True))
         corrupted, hidden = (
             torch.cat(part) for part in zip(*spoilt, strict=True)
@@ -257,8 +257,8 @@ class ASiT(Objective):
 
         See `Objective.picture`; only dropped blocks are shown.
         """
-        noise = self.noise(feats, clip_keys=clip_keys)
-        corrupted, hidden = self.corrupt(feats, n_frames, noise)
+        rand = self.random_source(feats, clip_keys=clip_keys)
+        corrupted, hidden = self.corrupt(feats, n_frames, rand)
         encoded = self.encoder(corrupted, n_frames)
         patches = self.decoder(encoded.tokens).float()
         filled = self.encoder.grid.fold(patches, feats.shape[1])

@@ -76,16 +76,16 @@ class ATSTClip(BYOL):
         mask : None
             Nothing is masked.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
+            Source of the draws; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
             Logs: ``projection_std``, which falls towards 0 in a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
-        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
-        views = [self._view(*crop, noise) for crop in crops]
+        rand = self.random_source(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, rand) for _ in range(2)]
+        views = [self._view(*crop, rand) for crop in crops]
         self.mixup.remember(*crops[0])
         views = torch.cat(views)
         counts = torch.cat([count for _, count in crops])
@@ -98,8 +98,8 @@ class ATSTClip(BYOL):
         std = projection_std(projected[None], projected.new_ones(1, len(views)))
         return ObjectiveOutput(loss, {"projection_std": std})
 
-    def _view(self, crop, n_frames, noise):
-        return self.resize(self.mixup(crop, n_frames, noise), n_frames, noise)
+    def _view(self, crop, n_frames, rand):
+        return self.resize(self.mixup(crop, n_frames, rand), n_frames, rand)
 
     @staticmethod
     def _project(network, views, n_frames):

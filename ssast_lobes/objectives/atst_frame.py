@@ -82,7 +82,7 @@ class ATSTFrame(BYOL):
             Boolean (B, F', T'), True where hidden; drawn when left out. Steps
             with any hidden token are compared.
         generator, clip_keys
-            Source of mask and views; see `Objective.noise`.
+            Source of mask and views; see `Objective.random_source`.
 
         Returns
         -------
@@ -94,9 +94,9 @@ class ATSTFrame(BYOL):
             max_masked = self.masker.n_masked(mask.shape[2])
         else:
             max_masked = mask.shape[2]
-        noise = self.noise(feats, generator, clip_keys)
-        mixed = self.mixup(feats, n_frames, noise)
-        views = torch.cat([feats, self.resize(mixed, n_frames, noise)])
+        rand = self.random_source(feats, generator, clip_keys)
+        mixed = self.mixup(feats, n_frames, rand)
+        views = torch.cat([feats, self.resize(mixed, n_frames, rand)])
         self.mixup.remember(feats, n_frames)
 
         counts, masks = torch.cat([n_frames] * 2), torch.cat([mask] * 2)

@@ -74,7 +74,7 @@ class Objective(nn.Module):
         """The arguments, without the encoder, that build this again."""
         return {} if self.masker is None else {"masker": self.masker.config}
 
-    def noise(self, feats, generator=None, clip_keys=None):
+    def random_source(self, feats, generator=None, clip_keys=None):
         """Source of all the draws of a batch.
 
         Arguments
@@ -102,7 +102,7 @@ class Objective(nn.Module):
         n_frames : torch.Tensor or None
             Valid frames (B,); None: all.
         generator, clip_keys
-            See `noise`.
+            See `random_source`.
 
         Returns
         -------

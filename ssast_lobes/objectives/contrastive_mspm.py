@@ -154,7 +154,7 @@ class ContrastiveMSPM(MSPM):
             Boolean (B, F', T'), True where hidden: of whole clips, as in
             evaluation. Left out in training, each crop has its own.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
+            Source of the draws; see `Objective.random_source`.
         positive_pairs : torch.Tensor, optional
             Boolean (B,), True of clips whose halves are two takes.
 
@@ -171,8 +171,8 @@ class ContrastiveMSPM(MSPM):
         if is_pair is None:
             # All the same, or DDP would wait for the projection's gradients.
             is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
-        noise = self.noise(feats, generator, clip_keys)
-        views = [self._view(feats, n_frames, is_pair, k, noise) for k in (0, 1)]
+        rand = self.random_source(feats, generator, clip_keys)
+        views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
         max_masked = self.masker.n_masked(mask[0].numel())
@@ -197,16 +197,16 @@ class ContrastiveMSPM(MSPM):
                 logs[f"{name}_accuracy"] = accuracy
         return ObjectiveOutput(loss, logs)
 
-    def _view(self, feats, n_frames, is_pair, number, noise):
+    def _view(self, feats, n_frames, is_pair, number, rand):
         """The first or the second view of each clip: a crop, or a take."""
-        first, counts = self.crop.draw(n_frames, noise)
+        first, counts = self.crop.draw(n_frames, rand)
         half = (n_frames // 2).clamp(min=1)
         first = torch.where(is_pair, number * half, first)
         counts = torch.where(is_pair, half, counts)
         longest = max(self.crop.longest(feats), feats.shape[1] // 2)
         feats = cut(feats, first, counts, longest)
-        feats = self.background(feats, counts, noise)
-        return self.channel(feats, counts, noise), counts
+        feats = self.background(feats, counts, rand)
+        return self.channel(feats, counts, rand), counts
 
     def _contrast(self, projector, vectors, chosen):
         """InfoNCE among the chosen rows of both views, and its accuracy.

@@ -60,7 +60,7 @@ class GroupCorruption(nn.Module):
         self.block = block
         self.align = tuple(align)
 
-    def forward(self, feats, n_frames, noise, paste=False):
+    def forward(self, feats, n_frames, rand, paste=False):
         """Corrupt.
 
         Arguments
@@ -69,7 +69,7 @@ class GroupCorruption(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
         paste : bool
             Paste too. What comes out then depends on the other clips.
@@ -81,7 +81,7 @@ class GroupCorruption(nn.Module):
         hidden : torch.Tensor
             Boolean (B, T, n_mels), True where corrupted.
         """
-        draws = noise(1, 3)[:, 0]
+        draws = rand(1, 3)[:, 0]
         least, greatest = self.drop_area
         area = least + (greatest - least) * draws[:, 0]
         filling = torch.zeros_like(feats)
@@ -92,16 +92,16 @@ class GroupCorruption(nn.Module):
             own = torch.arange(len(feats), device=feats.device)
             other = feats[(own + others) % len(feats)]
             filling = torch.where(pasted[:, None, None], other, filling)
-        hidden = self.blocks(noise, n_frames, *feats.shape[1:], area)
+        hidden = self.blocks(rand, n_frames, *feats.shape[1:], area)
         return torch.where(hidden, filling, feats), hidden
 
     @torch.no_grad()
-    def blocks(self, noise, n_frames, frames, n_mels, area):
+    def blocks(self, rand, n_frames, frames, n_mels, area):
         """Draw blocks until they cover a share of each clip.
 
         Arguments
         ---------
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
@@ -115,7 +115,7 @@ class GroupCorruption(nn.Module):
         torch.Tensor
             Boolean (B, T, n_mels), True within the blocks.
         """
-        draws = noise(4, _BLOCKS)
+        draws = rand(4, _BLOCKS)
         mels = torch.full_like(n_frames, n_mels)
         rows = self._sides(draws[:, :2], mels, n_mels, self.align[0])
         columns = self._sides(draws[:, 2:], n_frames, frames, self.align[1])

@@ -125,7 +125,7 @@ class EAT(Objective):
             Boolean (B, F', T'), True where hidden; `n_masks` for each clip
             are drawn when left out.
         generator, clip_keys
-            Source of masks and noise; see `Objective.noise`.
+            Source of masks and noise; see `Objective.random_source`.
 
         Returns
         -------
@@ -134,9 +134,9 @@ class EAT(Objective):
             of the predictions and ``target_std`` of the targets, both near 0
             after a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
+        rand = self.random_source(feats, generator, clip_keys)
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
-        masks = self.draw_masks(noise, n_time, max_time)
+        masks = self.draw_masks(rand, n_time, max_time)
         n_masked = self.masker.n_masked(masks[0, 0].numel())
         if mask is not None:
             masks, n_masked = mask[:, None], None
@@ -151,7 +151,7 @@ class EAT(Objective):
         )
         split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
         encoded = self.encoder(feats, n_frames, keep=split.keep)
-        predictions = self.predict(encoded, split, noise, copies)
+        predictions = self.predict(encoded, split, rand, copies)
         hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
         targets = gather_tokens(targets, hidden).view_as(predictions)
         regression = clip_mean(_error(predictions, targets), split.weight)
@@ -167,16 +167,16 @@ class EAT(Objective):
         loss = regression + self.utterance_weight * utterance
         return ObjectiveOutput(loss, logs)
 
-    def draw_masks(self, noise, n_time, max_time):
+    def draw_masks(self, rand, n_time, max_time):
         """Masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
         n_freq = self.encoder.grid.n_freq
         masks = [
-            self.masker.draw(noise, n_time, n_freq, max_time)
+            self.masker.draw(rand, n_time, n_freq, max_time)
             for _ in range(self.n_masks)
         ]
         return torch.stack(masks, dim=1)
 
-    def predict(self, encoded, split, noise, copies):
+    def predict(self, encoded, split, rand, copies):
         """The teacher's tokens as guessed from the visible ones.
 
         Arguments
@@ -185,7 +185,7 @@ class EAT(Objective):
             Of the visible tokens of B * `copies` clips.
         split : Split
             Which these are.
-        noise : RandomSource
+        rand : RandomSource
             Draws what stands at hidden tokens, for B clips.
         copies : int
             Masks of each clip.
@@ -197,7 +197,7 @@ class EAT(Objective):
         """
         n_freq, dim = self.encoder.grid.n_freq, self.encoder.dim
         max_time = split.is_token.shape[1] // n_freq
-        drawn = noise(copies * n_freq * dim, max_time)
+        drawn = rand(copies * n_freq * dim, max_time)
         drawn = drawn.view(-1, n_freq, dim, max_time).transpose(2, 3)
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
         x = scatter_tokens(encoded.tokens, split.keep[0], split.visible, filler)

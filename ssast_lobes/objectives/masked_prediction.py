@@ -62,7 +62,7 @@ class MaskedPrediction(Objective):
         mask : torch.Tensor, optional
             Boolean (B, F', T'), True where hidden; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------

@@ -105,15 +105,15 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        noise = RandomSource(len(n_time), n_time.device, generator, clip_keys)
-        return self.draw(noise, n_time, n_freq, max_time)
+        rand = RandomSource(len(n_time), n_time.device, generator, clip_keys)
+        return self.draw(rand, n_time, n_freq, max_time)
 
-    def draw(self, noise, n_time, n_freq, max_time):
+    def draw(self, rand, n_time, n_freq, max_time):
         """Draw a mask for each clip from given noise.
 
         Arguments
         ---------
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws; another call gives another mask.
         n_time, n_freq, max_time
             As in `forward`.
@@ -123,7 +123,7 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        scores = self.scores(noise, n_time, n_freq, max_time)
+        scores = self.scores(rand, n_time, n_freq, max_time)
         steps = torch.arange(max_time, device=n_time.device)
         padding = steps >= n_time[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
@@ -131,13 +131,13 @@ class Masker(nn.Module):
         hidden = rank < self.n_masked(n_time * n_freq)[:, None]
         return hidden.unflatten(1, (n_freq, max_time))
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         """Scores of the tokens; the lowest are hidden.
 
         Arguments
         ---------
-        noise : RandomSource
-            ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
+        rand : RandomSource
+            ``rand(rows, columns)`` gives uniform noise (B, rows, columns).
         n_time, n_freq, max_time
             As in `forward`.
 
@@ -161,9 +161,9 @@ class RandomMasker(Masker):
     [4, 2]
     """
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         """Plain noise; see `Masker.scores`."""
-        return noise(n_freq, max_time)
+        return rand(n_freq, max_time)
 
 
 class ClusterMasker(Masker):
@@ -214,19 +214,19 @@ class ClusterMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         """Return the least noise within C x C; see `Masker.scores`."""
         if n_freq == 1:
-            return noise(n_freq, max_time)
+            return rand(n_freq, max_time)
         return _square_scores(
-            self.cluster_sizes, noise, n_time, n_freq, max_time
+            self.cluster_sizes, rand, n_time, n_freq, max_time
         )
 
 
-def _square_scores(sizes, noise, n_time, n_freq, max_time):
+def _square_scores(sizes, rand, n_time, n_freq, max_time):
     """Return scores that are alike within squares of a drawn size."""
     # The first column is spare: it draws the size.
-    drawn = noise(n_freq, 1 + max_time)
+    drawn = rand(n_freq, 1 + max_time)
     choice = (drawn[:, 0, 0] * len(sizes)).long()
     seeds = drawn[:, :, 1:]
 
@@ -283,10 +283,10 @@ class InverseBlockMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "block_size": self.block_size}
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         """Return scores, lowest far from blocks; see `Masker.scores`."""
         return -_square_scores(
-            (self.block_size,), noise, n_time, n_freq, max_time
+            (self.block_size,), rand, n_time, n_freq, max_time
         )
 
 
@@ -329,14 +329,14 @@ class SpanMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "span": self.span}
 
-    def draw(self, noise, n_time, n_freq, max_time):
+    def draw(self, rand, n_time, n_freq, max_time):
         """Draw steps, and hide all their bands; see `Masker.draw`."""
-        hidden = super().draw(noise, n_time, 1, max_time)
+        hidden = super().draw(rand, n_time, 1, max_time)
         return hidden.expand(-1, n_freq, -1)
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         """The least noise of the spans over a step; see `Masker.scores`."""
-        seeds = noise(1, max_time)
+        seeds = rand(1, max_time)
         steps = torch.arange(max_time + self.span - 1, device=seeds.device)
         steps = (steps % n_time[:, None])[:, None]
         spans = seeds.gather(2, steps).unfold(2, self.span, 1)

@@ -126,7 +126,7 @@ class MSPM(Objective):
         mask : torch.Tensor, optional
             Boolean (B, F', T'), True where hidden; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------

@@ -76,7 +76,7 @@ class RandomCrop(nn.Module):
         self.share = share
         self._least, self._greatest = least, greatest
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Cut.
 
         Arguments
@@ -85,7 +85,7 @@ class RandomCrop(nn.Module):
             Normalised log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -95,17 +95,17 @@ class RandomCrop(nn.Module):
         n_frames : torch.Tensor
             Their valid frames (B,) int64.
         """
-        first, counts = self.draw(n_frames, noise)
+        first, counts = self.draw(n_frames, rand)
         return cut(feats, first, counts, self.longest(feats)), counts
 
-    def draw(self, n_frames, noise):
+    def draw(self, n_frames, rand):
         """Where to cut.
 
         Arguments
         ---------
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -116,9 +116,9 @@ class RandomCrop(nn.Module):
         share = self._least
         if self._least < self._greatest:
             reach = self._greatest - self._least
-            share = self._least + reach * noise(1, 1)[:, 0, 0].double()
+            share = self._least + reach * rand(1, 1)[:, 0, 0].double()
         counts = (share * n_frames.double()).round().long().clamp(min=1)
-        first = draw_whole(noise(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
+        first = draw_whole(rand(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
         return first[:, 0], counts
 
     def longest(self, feats):
@@ -189,7 +189,7 @@ class RandomResizedCrop(nn.Module):
         self.time_scale = None if time_scale is None else tuple(time_scale)
         self.time_canvas = time_canvas
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Resize.
 
         Arguments
@@ -198,7 +198,7 @@ class RandomResizedCrop(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -207,19 +207,19 @@ class RandomResizedCrop(nn.Module):
             (B, T, n_mels), 0 at padding.
         """
         mels = torch.full_like(n_frames, feats.shape[2])
-        size, first = _draw_part(noise, mels, mels, self.freq_scale)
+        size, first = _draw_part(rand, mels, mels, self.freq_scale)
         feats = resize_part(feats.transpose(1, 2), mels, mels, size, first)
         feats = feats.transpose(1, 2)
         if self.time_scale is None:
             return feats
         canvas = (self.time_canvas * n_frames.double()).floor().long()
-        size, first = _draw_part(noise, n_frames, canvas, self.time_scale)
+        size, first = _draw_part(rand, n_frames, canvas, self.time_scale)
         return resize_part(feats, n_frames, canvas, size, first)
 
 
-def _draw_part(noise, sizes, canvas, scale):
+def _draw_part(rand, sizes, canvas, scale):
     """Size and first place of a random part of each canvas, both (B,)."""
-    draws = noise(1, 2)[:, 0]
+    draws = rand(1, 2)[:, 0]
     factor = scale[0] + draws[:, 0].double() * (scale[1] - scale[0])
     size = (factor * sizes).floor().long().clamp(min=1).minimum(canvas)
     return size, draw_whole(draws[:, 1], canvas - size + 1)
@@ -309,11 +309,11 @@ class LogMixup(nn.Module):
     >>> from ssast_lobes.utils.random import RandomSource
     >>> mixup = LogMixup(ratio=0.4, memory=8, frames=100, n_mels=128)
     >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
-    >>> noise = RandomSource(2, feats.device)
-    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    >>> rand = RandomSource(2, feats.device)
+    >>> torch.equal(mixup(feats, n_frames, rand), feats)
     True
     >>> mixup.remember(feats, n_frames)
-    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    >>> torch.equal(mixup(feats, n_frames, rand), feats)
     False
     """
 
@@ -325,7 +325,7 @@ class LogMixup(nn.Module):
         self.register_buffer("n_frames", torch.zeros(memory, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Mix.
 
         Arguments
@@ -334,7 +334,7 @@ class LogMixup(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -344,7 +344,7 @@ class LogMixup(nn.Module):
         """
         if not self.training:
             return feats
-        draws = noise(1, 2)[:, 0]
+        draws = rand(1, 2)[:, 0]
         chosen = draw_whole(draws[:, 0], self.seen.clamp(max=len(self.clips)))
         other = _fit(self.clips[chosen].to(feats.dtype), feats.shape[1])
         present = self.n_frames[chosen].minimum(n_frames)
@@ -409,7 +409,7 @@ class Background(nn.Module):
         self.snr = tuple(snr)
         self.scale = scale
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Mix.
 
         Arguments
@@ -418,7 +418,7 @@ class Background(nn.Module):
             Normalised log-mel (B, T, n_mels), 0 at padding.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -426,7 +426,7 @@ class Background(nn.Module):
         torch.Tensor
             (B, T, n_mels), padding as it came.
         """
-        draws = noise(1, 3)[:, 0]
+        draws = rand(1, 3)[:, 0]
         # The clip that follows in a random order; one alone has none.
         order = draws[:, 0].argsort()
         partner = torch.empty_like(order)
@@ -476,9 +476,9 @@ class RandomChannel(nn.Module):
         self.tilt = tilt
         self.cosines = cosines
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Filter; arguments and result as in `Background.forward`."""
-        draws = 2 * noise(1, 1 + self.cosines)[:, 0] - 1
+        draws = 2 * rand(1, 1 + self.cosines)[:, 0] - 1
         n_mels = feats.shape[2]
         number = torch.arange(1, self.cosines + 1, device=feats.device)
         place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
