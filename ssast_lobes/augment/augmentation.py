@@ -87,14 +87,14 @@ class Mixup(nn.Module):
         batch = wav.shape[0]
         chosen = _uniform(wav, batch, generator=generator) < self.probability
         partner = _uniform(wav, batch, generator=generator).argsort()
-        share = self._share(wav, generator)[:, None]
+        ratio = self._ratio(wav, generator)[:, None]
 
         n_samples = (lens.to(wav.device, torch.float64) * wav.shape[1]).round()
         is_audio = length_to_mask(n_samples, wav.shape[1])
         centred = _remove_mean(wav, is_audio)
-        mixture = share * centred + (1 - share) * centred[partner]
+        mixture = ratio * centred + (1 - ratio) * centred[partner]
         mixture = _remove_mean(mixture, is_audio)
-        soft = share * targets + (1 - share) * targets[partner]
+        soft = ratio * targets + (1 - ratio) * targets[partner]
         chosen = chosen[:, None]
         return (
             torch.where(chosen, mixture, wav),
@@ -102,7 +102,7 @@ class Mixup(nn.Module):
             torch.where(chosen, soft, targets),
         )
 
-    def _share(self, wav, generator):
+    def _ratio(self, wav, generator):
         # torch.distributions.Beta takes no generator. A Beta draw is the
         # share of one Gamma draw in the sum of two.
         alpha = torch.full((2, wav.shape[0]), self.alpha, device=wav.device)

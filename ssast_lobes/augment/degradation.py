@@ -287,8 +287,8 @@ class TransformCoding(nn.Module):
 
 def _draw(wav, low, high, generator):
     """A uniform number for each clip, (B, 1)."""
-    share = torch.rand(wav.shape[0], 1, device=wav.device, generator=generator)
-    return low + (high - low) * share
+    draw = torch.rand(wav.shape[0], 1, device=wav.device, generator=generator)
+    return low + (high - low) * draw
 
 
 def _power(wav, is_audio):

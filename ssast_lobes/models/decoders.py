@@ -89,9 +89,9 @@ class TransformerDecoder(nn.Module):
         classes = self.embedding(encoded.class_tokens)
         n_classes = classes.shape[1]
         x = torch.cat([classes.to(x.dtype), x], dim=1)
-        seen = nn.functional.pad(split.is_token, (n_classes, 0), value=True)
+        is_token = nn.functional.pad(split.is_token, (n_classes, 0), value=True)
         for block in self.blocks:
-            x = block(x, seen[:, None, None, :])
+            x = block(x, is_token[:, None, None, :])
         return self.norm(x[:, n_classes:])
 
 
@@ -149,12 +149,12 @@ class ConvDecoder(nn.Module):
         torch.Tensor
             (B, F' * T', D), 0 at padding.
         """
-        shown = is_token.unflatten(1, (n_freq, -1))[..., None]
-        x = x.unflatten(1, (n_freq, -1)) * shown
+        is_token = is_token.unflatten(1, (n_freq, -1))[..., None]
+        x = x.unflatten(1, (n_freq, -1)) * is_token
         for layer in self.layers:
             mixed = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             mixed = nn.functional.layer_norm(mixed, (self.dim,))
-            x = x + nn.functional.gelu(mixed) * shown
+            x = x + nn.functional.gelu(mixed) * is_token
         return x.flatten(1, 2)
 
 

@@ -339,8 +339,10 @@ class SpectrogramEncoder(nn.Module):
         head = self.class_tokens + self.class_positions
         # Not len(): an exported graph would take the number of clips as fixed.
         x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        seen = self._seen(is_token, padded=n_frames is not None or keep)
-        order, context = self._arrangement(keep, seen, is_token, feats.shape[1])
+        visible = self._visible(is_token, padded=n_frames is not None or keep)
+        order, context = self._arrangement(
+            keep, visible, is_token, feats.shape[1]
+        )
         if order is not None:
             x = order.arrange(x)
         states = [x]
@@ -355,14 +357,14 @@ class SpectrogramEncoder(nn.Module):
             normed = order.restore(normed)
             states = [order.restore(x) for x in states]
         split = len(self.class_tokens)
-        shown = is_token[:, :, None]
+        is_audio = is_token[:, :, None]
         stack = torch.stack(states) if hidden_states else None
         return EncoderOutput(
-            tokens=normed[:, split:] * shown,
+            tokens=normed[:, split:] * is_audio,
             is_token=is_token,
             class_tokens=normed[:, :split],
             n_freq=self.grid.n_freq if keep is None else None,
-            hidden_states=stack[:, :, split:] * shown
+            hidden_states=stack[:, :, split:] * is_audio
             if hidden_states
             else None,
             class_hidden_states=stack[:, :, :split] if hidden_states else None,
@@ -388,8 +390,8 @@ class SpectrogramEncoder(nn.Module):
         if mask is not None:
             if mask_embedding is None:
                 raise ValueError("mask needs mask_embedding beside it")
-            hidden = mask.flatten(1)[:, :, None]
-            tokens = torch.where(hidden, mask_embedding, tokens)
+            masked = mask.flatten(1)[:, :, None]
+            tokens = torch.where(masked, mask_embedding, tokens)
         positions = self.positions(self.grid.n_freq, n_time, max_time)
         return tokens + positions, is_token
 
@@ -411,7 +413,7 @@ class SpectrogramEncoder(nn.Module):
         max_time = self.grid.n_time(max_frames)
         return self.grid.n_time(n_frames).clamp(max=max_time), max_time
 
-    def _seen(self, is_token, padded):
+    def _visible(self, is_token, padded):
         """Boolean (B, 2 + N) with the class tokens; None: nothing is hidden."""
         if not padded:
             return None
@@ -423,13 +425,13 @@ class SpectrogramEncoder(nn.Module):
         classes = len(self.class_tokens)
         return nn.functional.pad(is_token, (classes, 0), value=True)
 
-    def _arrangement(self, keep, seen, is_token, max_frames):
+    def _arrangement(self, keep, visible, is_token, max_frames):
         """Order of the tokens in the blocks (None: as they are), their mask."""
         if self.kind == "attention":
-            return None, None if seen is None else seen[:, None, None, :]
-        bands, steps = self.grid.n_freq, self.grid.n_time(max_frames)
+            return None, None if visible is None else visible[:, None, None, :]
+        n_freq, n_time = self.grid.n_freq, self.grid.n_time(max_frames)
         if keep is None:
-            place = torch.arange(bands * steps, device=is_token.device)
+            place = torch.arange(n_freq * n_time, device=is_token.device)
             place = place.expand(is_token.shape[0], -1)
         else:
             place = keep[0]
@@ -437,10 +439,10 @@ class SpectrogramEncoder(nn.Module):
         if self.kind == "mamba":
             # Steps of time in turn. Frequency-major, the neighbouring band
             # would be further away the longer the clip is.
-            place = place % steps * bands + place // steps
-            ends = [-1, bands * steps]
-        elif keep is None and seen is None:
+            place = place % n_time * n_freq + place // n_time
+            ends = [-1, n_freq * n_time]
+        elif keep is None and visible is None:
             return None, None
         ends = [torch.full_like(place[:, :1], end) for end in ends]
-        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), seen)
-        return order, order.shown
+        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), visible)
+        return order, order.is_token

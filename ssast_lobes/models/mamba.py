@@ -59,14 +59,14 @@ class MambaDirection(nn.Module):
         # The inverse of softplus.
         self.dt_proj.bias.data = delta + (-(-delta).expm1()).log()
 
-    def forward(self, x, shown=None, reverse=False):
+    def forward(self, x, is_token=None, reverse=False):
         """Mix each channel over the tokens.
 
         Arguments
         ---------
         x : torch.Tensor
             (B, N, E), 0 at padding.
-        shown : torch.Tensor, optional
+        is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         reverse : bool
             From the last token to the first.
@@ -80,7 +80,7 @@ class MambaDirection(nn.Module):
             partial(_scan_inputs, reverse),
             reverse,
             x,
-            shown,
+            is_token,
             self.conv.weight,
             self.conv.bias,
             self.x_proj.weight,
@@ -91,7 +91,7 @@ class MambaDirection(nn.Module):
         )
 
 
-def _scan_inputs(reverse, x, shown, *weights):
+def _scan_inputs(reverse, x, is_token, *weights):
     """What `selective_scan` takes, from the input of a direction."""
     # Weights in half precision too are computed with in float32.
     x, *weights = as_they_are(x, *weights)
@@ -99,12 +99,12 @@ def _scan_inputs(reverse, x, shown, *weights):
     u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
     rank, state = dt_proj.shape[1], A_log.shape[1]
     maps = nn.functional.linear(u, x_proj)
-    steps, B, C = maps.split([rank, state, state], dim=2)
-    delta = nn.functional.linear(steps, dt_proj, dt_bias)
+    rank_maps, B, C = maps.split([rank, state, state], dim=2)
+    delta = nn.functional.linear(rank_maps, dt_proj, dt_bias)
     delta = nn.functional.softplus(delta)
-    if shown is not None:
+    if is_token is not None:
         # The state passes over padding as it is.
-        delta = delta * shown
+        delta = delta * is_token
     return u, delta, -A_log.exp(), B, C, D
 
 
@@ -150,14 +150,14 @@ class MambaMixer(nn.Module):
         self.back = MambaDirection(dim)
         self.out_proj = nn.Linear(EXPAND * dim, dim, bias=False)
 
-    def forward(self, x, shown=None, flipped=False):
+    def forward(self, x, is_token=None, flipped=False):
         """Mix the tokens.
 
         Arguments
         ---------
         x : torch.Tensor
             Tokens (B, N, D), 0 at padding.
-        shown : torch.Tensor, optional
+        is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         flipped : bool
             Treat each clip as if its tokens stood in opposite order: the
@@ -169,8 +169,8 @@ class MambaMixer(nn.Module):
             (B, N, D).
         """
         x, gate = self.in_proj(x).chunk(2, dim=2)
-        ahead = self.ahead(x, shown, reverse=flipped)
-        back = self.back(x, shown, reverse=not flipped)
+        ahead = self.ahead(x, is_token, reverse=flipped)
+        back = self.back(x, is_token, reverse=not flipped)
         return recomputed(self._leave, ahead + back, gate)
 
     def _leave(self, mixed, gate):
@@ -201,13 +201,13 @@ class MambaBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mixer = MambaMixer(dim)
 
-    def forward(self, x, shown=None, flipped=False):
+    def forward(self, x, is_token=None, flipped=False):
         """Tokens (B, N, D) to (B, N, D); the rest as in `MambaMixer`."""
         normed = self.norm(x)
-        if shown is not None:
+        if is_token is not None:
             # Or the convolution would look beyond the end of a clip.
-            normed = normed * shown.to(normed.dtype)
-        branch = self.mixer(normed, shown, flipped)
+            normed = normed * is_token.to(normed.dtype)
+        branch = self.mixer(normed, is_token, flipped)
         return x + drop_path(branch, self.drop_path, self.training)
 
 
@@ -236,9 +236,11 @@ class PairedMambaBlock(nn.Module):
         self.straight = MambaBlock(dim, drop_path)
         self.flipped = MambaBlock(dim, drop_path)
 
-    def forward(self, x, shown=None):
-        """Tokens (B, N, D) to (B, N, D); `shown` as in `MambaMixer`."""
-        return self.straight(x, shown) + self.flipped(x, shown, flipped=True)
+    def forward(self, x, is_token=None):
+        """Tokens (B, N, D) to (B, N, D); `is_token` as in `MambaMixer`."""
+        return self.straight(x, is_token) + self.flipped(
+            x, is_token, flipped=True
+        )
 
 
 def init_mamba(blocks):
@@ -276,7 +278,7 @@ class ScanOrder:
     >>> is_token = torch.tensor([[True, False, True]])
     >>> order = ScanOrder(torch.tensor([[2, 1, 0]]), is_token)
     >>> scanned = order.arrange(torch.tensor([[[0.0], [1.0], [2.0]]]))
-    >>> scanned.flatten(), order.shown.flatten()
+    >>> scanned.flatten(), order.is_token.flatten()
     (tensor([2., 0., 1.]), tensor([1., 1., 0.]))
     >>> order.restore(scanned).flatten()
     tensor([0., 1., 2.])
@@ -288,10 +290,10 @@ class ScanOrder:
             place = place.masked_fill(~is_token, last)
         self._index = place.argsort(dim=1, stable=True)
         self._back = self._index.argsort(dim=1)
-        self.shown = None
+        self.is_token = None
         if is_token is not None:
-            shown = is_token.gather(1, self._index)
-            self.shown = shown[:, :, None].float()
+            is_token = is_token.gather(1, self._index)
+            self.is_token = is_token[:, :, None].float()
 
     def arrange(self, x):
         """Tokens (B, N, D) in the order of the scan."""

@@ -184,9 +184,9 @@ class Grid:
         needed = (self.n_time(frames) - 1) * self.stride[1] + self.patch[1]
         if needed > frames:
             feats = nn.functional.pad(feats, (0, 0, 0, needed - frames))
-        bands = feats[:, :needed].transpose(1, 2)
-        bands = bands.unfold(1, self.patch[0], self.stride[0])
-        cut = bands.unfold(2, self.patch[1], self.stride[1])
+        cut = feats[:, :needed].transpose(1, 2)
+        cut = cut.unfold(1, self.patch[0], self.stride[0])
+        cut = cut.unfold(2, self.patch[1], self.stride[1])
         return cut.reshape(feats.shape[0], -1, self.patch_size)
 
     def fold(self, patches, n_frames):
@@ -210,10 +210,10 @@ class Grid:
         >>> torch.equal(grid.fold(grid.unfold(feats), 6), feats)
         True
         """
-        steps = self.n_time(n_frames)
+        n_time = self.n_time(n_frames)
         covered = (
             (self.n_freq - 1) * self.stride[0] + self.patch[0],
-            (steps - 1) * self.stride[1] + self.patch[1],
+            (n_time - 1) * self.stride[1] + self.patch[1],
         )
 
         def overlap_add(x):
@@ -252,8 +252,8 @@ class Grid:
         >>> Grid(4, (2, 2)).is_token(torch.tensor([1]), 2).int().tolist()
         [[1, 0, 1, 0]]
         """
-        steps = length_to_mask(n_time, max_time)
-        return steps[:, None].expand(-1, self.n_freq, -1).flatten(1)
+        is_token = length_to_mask(n_time, max_time)
+        return is_token[:, None].expand(-1, self.n_freq, -1).flatten(1)
 
 
 def _is_size(value):
@@ -357,23 +357,23 @@ class PositionTable(nn.Module):
         torch.Tensor
             (B, F' * T', D), arbitrary at padding.
         """
-        full_bands, full_steps, _ = self.table.shape
-        all_bands = torch.arange(n_freq, device=n_time.device)
+        table_freq, table_time, _ = self.table.shape
+        freq = torch.arange(n_freq, device=n_time.device)
         # Not torch.tensor: its copy to a GPU would wait for the device.
-        low, high, share = _resample(
-            all_bands, torch.full_like(all_bands, n_freq), full_bands
+        low, high, weight = _resample(
+            freq, torch.full_like(freq, n_freq), table_freq
         )
         table = torch.lerp(
             _taken(self.table, 0, low),
             _taken(self.table, 0, high),
-            share[:, None, None].to(self.table.dtype),
+            weight[:, None, None].to(self.table.dtype),
         )
-        all_steps = torch.arange(max_time, device=n_time.device)
-        low, high, share = _resample(all_steps, n_time[:, None], full_steps)
+        time = torch.arange(max_time, device=n_time.device)
+        low, high, weight = _resample(time, n_time[:, None], table_time)
         positions = torch.lerp(
             _taken(table, 1, low),
             _taken(table, 1, high),
-            share[None, :, :, None].to(self.table.dtype),
+            weight[None, :, :, None].to(self.table.dtype),
         )
         return positions.transpose(0, 1).flatten(1, 2)
 
@@ -429,15 +429,15 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     rates = 10000 ** (-torch.arange(quarter, device=device) / quarter)
     angle = torch.arange(max(n_freq, n_time), device=device)[:, None] * rates
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)
-    of_band = waves[:n_freq, None].expand(-1, n_time, -1)
-    of_step = waves[None, :n_time].expand(n_freq, -1, -1)
-    return torch.cat([of_band, of_step], dim=2)
+    of_freq = waves[:n_freq, None].expand(-1, n_time, -1)
+    of_time = waves[None, :n_time].expand(n_freq, -1, -1)
+    return torch.cat([of_freq, of_time], dim=2)
 
 
 def _resample(index, size, full):
     """Where entry `index` of an axis of `size` lies on a table of `full`.
 
-    Returns the two neighbouring entries and the share of the second.
+    Returns the two neighboring entries and the weight of the second.
     """
     crop = (full // 2 - size // 2 + index).float()
     stretch = (index + 0.5) * (full / size) - 0.5

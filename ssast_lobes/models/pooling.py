@@ -77,9 +77,9 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
                 "grid: pool their statistics"
             )
         on_grid = away.unflatten(1, (n_freq, -1))
-        shown = is_token.unflatten(1, (n_freq, -1))
+        is_token = is_token.unflatten(1, (n_freq, -1))
         for step in _STEPS:
-            both = shown[:, :, step:] & shown[:, :, :-step]
+            both = is_token[:, :, step:] & is_token[:, :, :-step]
             change = on_grid[:, :, step:] - on_grid[:, :, :-step]
             squares = (change * both[..., None]).square().sum((1, 2))
             variances.append(squares / both.sum((1, 2)).clamp(min=1)[:, None])
@@ -181,8 +181,8 @@ class ClipPooling(nn.Module):
                 )
             ]
             return torch.cat(pooled, dim=1)
-        share = self.layer_scores.softmax(0)
-        tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
+        weights = self.layer_scores.softmax(0)
+        tokens = torch.einsum("l,lbnd->bnd", weights, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
-        classes = torch.einsum("l,lbnd->bnd", share, classes)
+        classes = torch.einsum("l,lbnd->bnd", weights, classes)
         return encoded.pool_tokens(tokens, classes, self.pooling)

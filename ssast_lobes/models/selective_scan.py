@@ -50,7 +50,7 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
     B, C : torch.Tensor
         What goes into the state and what is read from it, (B, N, S) each.
     D : torch.Tensor, optional
-        (E,), the share of the input that goes straight to the output.
+        (E,), the weight of the input that goes straight to the output.
     reverse : bool
         Walk from the last token to the first.
 
@@ -287,7 +287,7 @@ class _Walk:
         return x.unflatten(0, (-1, min(self.chunk, len(x))))
 
     def _passed(self, delta):
-        """Share of the state that is left after steps of this sum."""
+        """Return the fraction of the state that is left after these steps."""
         return (delta.unsqueeze(-2) * self.octaves).exp2_()
 
 

@@ -17,7 +17,7 @@ from ssast_lobes.objectives.projections import (
     Prototypes,
     gelu_mlp,
     prototype_cross_entropy,
-    shares_of,
+    sizes_of,
     swap_views,
 )
 from ssast_lobes.objectives.tokens import clip_mean, projection_std
@@ -127,15 +127,15 @@ class ASiT(Objective):
             drop_area, paste_area, paste_probability, block, align
         )
         dim, pixels = encoder.dim, encoder.grid.patch_size
-        n_class, n_patch = shares_of(dim, [class_prototypes, patch_prototypes])
-        self.projector = gelu_mlp([dim, *shares_of(dim, projector), projection])
+        n_class, n_patch = sizes_of(dim, [class_prototypes, patch_prototypes])
+        self.projector = gelu_mlp([dim, *sizes_of(dim, projector), projection])
         self.class_prototypes = Prototypes(projection, n_class)
         self.patch_prototypes = Prototypes(projection, n_patch)
         self.class_centre = Centre(n_class, centre_momentum)
         self.patch_centre = Centre(n_patch, centre_momentum)
         # The paper's transposed convolution on patches that do not overlap is
         # a linear layer.
-        self.decoder = gelu_mlp([dim, *shares_of(dim, decoder), pixels])
+        self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
         self.teacher = EMATeacher(
             encoder=self.encoder,
             projector=self.projector,
@@ -220,9 +220,9 @@ class ASiT(Objective):
         with torch.no_grad():
             target = self.teacher.encoder(clean, counts)
             class_raw, patch_raw, _ = self._logits(self.teacher, target)
-            share = (weight / weight.sum(1, keepdim=True))[:, :, None]
+            within = (weight / weight.sum(1, keepdim=True))[:, :, None]
             self.class_centre.update(class_raw.mean(0))
-            self.patch_centre.update((patch_raw * share).sum(1).mean(0))
+            self.patch_centre.update((patch_raw * within).sum(1).mean(0))
             class_goal = swap_views(self.class_centre(class_raw))
             patch_goal = self.patch_centre(patch_raw)
         class_loss = prototype_cross_entropy(

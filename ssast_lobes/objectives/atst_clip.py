@@ -55,7 +55,7 @@ class ATSTClip(BYOL):
     def config(self):
         """The arguments, without the encoder, that build this again."""
         return {
-            "crop": self.crop.share,
+            "crop": self.crop.fraction,
             "freq_scale": list(self.resize.freq_scale),
             "time_scale": list(self.resize.time_scale),
             "time_canvas": self.resize.time_canvas,

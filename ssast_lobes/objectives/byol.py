@@ -6,7 +6,7 @@ what a teacher, its own moving average, makes of another view.
 
 from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import Objective
-from ssast_lobes.objectives.projections import BatchNormMLP, shares_of
+from ssast_lobes.objectives.projections import BatchNormMLP, sizes_of
 from ssast_lobes.objectives.views import LogMixup
 from ssast_lobes.utils.schedules import WarmupCosine
 
@@ -45,7 +45,7 @@ class BYOL(Objective):
         self.mixup = LogMixup(
             mixup, memory, encoder.table_frames, encoder.grid.n_mels
         )
-        between, after = shares_of(encoder.dim, [hidden, out])
+        between, after = sizes_of(encoder.dim, [hidden, out])
         self.projector = BatchNormMLP(encoder.dim, between, after)
         self.predictor = BatchNormMLP(after, between, after)
         self.teacher = EMATeacher(

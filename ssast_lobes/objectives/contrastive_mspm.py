@@ -15,7 +15,7 @@ from torch import nn
 from ssast_lobes.models.pooling import pool
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
-from ssast_lobes.objectives.projections import gelu_mlp, shares_of
+from ssast_lobes.objectives.projections import gelu_mlp, sizes_of
 from ssast_lobes.objectives.views import (
     Background,
     RandomChannel,
@@ -124,7 +124,7 @@ class ContrastiveMSPM(MSPM):
         """The arguments, without the encoder, that build this again."""
         return {
             **super().config,
-            "crop": self.crop.share,
+            "crop": self.crop.fraction,
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,
@@ -181,7 +181,7 @@ class ContrastiveMSPM(MSPM):
         encoded = self.encoder(
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
-        loss, logs = self.hidden_losses(encoded, feats, mask, max_masked)
+        loss, logs = self.masked_losses(encoded, feats, mask, max_masked)
         block = round(self.contrast_depth * self.encoder.depth)
         vectors = pool(
             encoded.hidden_states[block], encoded.is_token, None, "statistics"
@@ -236,5 +236,5 @@ class ContrastiveMSPM(MSPM):
 def _projector(dim, projection):
     return nn.Sequential(
         nn.LayerNorm(2 * dim),
-        gelu_mlp([2 * dim, 2 * dim, shares_of(dim, projection)]),
+        gelu_mlp([2 * dim, 2 * dim, sizes_of(dim, projection)]),
     )

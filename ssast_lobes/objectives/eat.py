@@ -152,8 +152,8 @@ class EAT(Objective):
         split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
         encoded = self.encoder(feats, n_frames, keep=split.keep)
         predictions = self.predict(encoded, split, rand, copies)
-        hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
-        targets = gather_tokens(targets, hidden).view_as(predictions)
+        ids_masked = split.ids_masked.unflatten(0, (-1, copies)).flatten(1)
+        targets = gather_tokens(targets, ids_masked).view_as(predictions)
         regression = clip_mean(_error(predictions, targets), split.weight)
         of_clip = _error(encoded.clip("class").float(), clip_targets)
         some = split.weight.amax(1, keepdim=True)
@@ -202,7 +202,7 @@ class EAT(Objective):
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
         x = scatter_tokens(encoded.tokens, split.keep[0], split.visible, filler)
         decoded = self.decoder(x, split.is_token, n_freq)
-        return self.head(gather_tokens(decoded, split.hidden)).float()
+        return self.head(gather_tokens(decoded, split.ids_masked)).float()
 
     @torch.no_grad()
     def targets(self, feats, n_frames, is_token):
@@ -226,19 +226,19 @@ class EAT(Objective):
         clips : torch.Tensor
             Their mean over the valid tokens, (B, D).
         """
-        shown = is_token[:, :, None].float()
-        share = shown / shown.sum(1, keepdim=True)
+        is_token = is_token[:, :, None].float()
+        weight = is_token / is_token.sum(1, keepdim=True)
         layers = _layer_outputs(self.teacher.encoder, feats, n_frames)
         total = 0.0
         for layer in layers:
             layer = layer.float()
-            centred = layer - (layer * share).sum(1, keepdim=True)
-            variance = (centred.square() * share).sum(1, keepdim=True)
+            centred = layer - (layer * weight).sum(1, keepdim=True)
+            variance = (centred.square() * weight).sum(1, keepdim=True)
             total = total + centred * (variance + _EPS).rsqrt()
         mean = total / len(layers)
         tokens = nn.functional.layer_norm(mean, mean.shape[2:], eps=_EPS)
-        tokens = tokens * shown
-        return tokens, (tokens * share).sum(1)
+        tokens = tokens * is_token
+        return tokens, (tokens * weight).sum(1)
 
     def after_step(self, step, total_steps):
         """Move the teacher; see `Objective.after_step`."""

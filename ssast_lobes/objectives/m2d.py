@@ -83,7 +83,7 @@ class M2D(MaskedPrediction):
             the targets, both near 0 after a collapse.
         """
         split = self.split(feats, n_frames, mask, generator, clip_keys)
-        decoded = self.decode_hidden(feats, n_frames, split)
+        decoded = self.decode_masked(feats, n_frames, split)
         predictions = self.head(decoded).float()
         targets = self.targets(feats, n_frames, split)
         loss = clip_mean(cosine_distance(predictions, targets), split.weight)
@@ -109,8 +109,8 @@ class M2D(MaskedPrediction):
         torch.Tensor
             float32 (B, K, D).
         """
-        hidden = split.hidden, split.weight > 0
-        tokens = self.teacher.encoder(feats, n_frames, keep=hidden).tokens
+        masked = split.ids_masked, split.weight > 0
+        tokens = self.teacher.encoder(feats, n_frames, keep=masked).tokens
         variance, mean = torch.var_mean(tokens.float(), dim=2, keepdim=True)
         return (tokens - mean) * (variance + _EPS).rsqrt()
 

@@ -69,8 +69,10 @@ class MaskedAutoencoder(MaskedPrediction):
             Logs: ``mse``.
         """
         split = self.split(feats, n_frames, mask, generator, clip_keys)
-        decoded = self.decode_hidden(feats, n_frames, split)
-        patches = gather_tokens(self._patches(feats, n_frames), split.hidden)
+        decoded = self.decode_masked(feats, n_frames, split)
+        patches = gather_tokens(
+            self._patches(feats, n_frames), split.ids_masked
+        )
         return self.losses(decoded, patches, split.weight)
 
     def losses(self, decoded, patches, weight):
@@ -136,11 +138,11 @@ class MaskedAutoencoder(MaskedPrediction):
         known = self._patches(feats, n_frames)
         mean, deviation = self.scale(known)
         shape = self.head(self.decode(feats, n_frames, split)).float()
-        shown = split.visible | ~split.is_token
-        filled = torch.where(shown[:, :, None], known, shape * deviation + mean)
+        kept = split.visible | ~split.is_token
+        filled = torch.where(kept[:, :, None], known, shape * deviation + mean)
         return self.encoder.grid.fold(filled, feats.shape[1])
 
     def _patches(self, feats, n_frames):
         """Flattened patches as the encoder sees them, 0 beyond the end."""
-        shown = length_to_mask(n_frames, feats.shape[1])
-        return self.encoder.grid.unfold(feats * shown[:, :, None]).detach()
+        is_frame = length_to_mask(n_frames, feats.shape[1])
+        return self.encoder.grid.unfold(feats * is_frame[:, :, None]).detach()

@@ -94,6 +94,8 @@ class MaskedPrediction(Objective):
         encoded = self.encoder(feats, n_frames, keep=split.keep)
         return self.decoder(encoded, split, self.encoder.grid.n_freq)
 
-    def decode_hidden(self, feats, n_frames, split):
+    def decode_masked(self, feats, n_frames, split):
         """The same at the hidden tokens only, (B, K, decoder.dim)."""
-        return gather_tokens(self.decode(feats, n_frames, split), split.hidden)
+        return gather_tokens(
+            self.decode(feats, n_frames, split), split.ids_masked
+        )

@@ -124,12 +124,12 @@ class Masker(nn.Module):
             Boolean (B, F', T').
         """
         scores = self.scores(rand, n_time, n_freq, max_time)
-        steps = torch.arange(max_time, device=n_time.device)
-        padding = steps >= n_time[:, None]
+        time = torch.arange(max_time, device=n_time.device)
+        padding = time >= n_time[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
         rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        hidden = rank < self.n_masked(n_time * n_freq)[:, None]
-        return hidden.unflatten(1, (n_freq, max_time))
+        masked = rank < self.n_masked(n_time * n_freq)[:, None]
+        return masked.unflatten(1, (n_freq, max_time))
 
     def scores(self, rand, n_time, n_freq, max_time):
         """Scores of the tokens; the lowest are hidden.
@@ -231,10 +231,10 @@ def _square_scores(sizes, rand, n_time, n_freq, max_time):
     seeds = drawn[:, :, 1:]
 
     reach = max(sizes) - 1
-    rows = torch.arange(n_freq + reach, device=seeds.device) % n_freq
-    columns = torch.arange(max_time + reach, device=seeds.device)
-    columns = (columns % n_time[:, None])[:, None]
-    wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
+    freq = torch.arange(n_freq + reach, device=seeds.device) % n_freq
+    time = torch.arange(max_time + reach, device=seeds.device)
+    time = (time % n_time[:, None])[:, None]
+    wrapped = seeds[:, freq].gather(2, time.expand(-1, len(freq), -1))
     scores = 0
     for number, size in enumerate(sizes):
         extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
@@ -331,15 +331,15 @@ class SpanMasker(Masker):
 
     def draw(self, rand, n_time, n_freq, max_time):
         """Draw steps, and hide all their bands; see `Masker.draw`."""
-        hidden = super().draw(rand, n_time, 1, max_time)
-        return hidden.expand(-1, n_freq, -1)
+        masked = super().draw(rand, n_time, 1, max_time)
+        return masked.expand(-1, n_freq, -1)
 
     def scores(self, rand, n_time, n_freq, max_time):
         """The least noise of the spans over a step; see `Masker.scores`."""
         seeds = rand(1, max_time)
-        steps = torch.arange(max_time + self.span - 1, device=seeds.device)
-        steps = (steps % n_time[:, None])[:, None]
-        spans = seeds.gather(2, steps).unfold(2, self.span, 1)
+        time = torch.arange(max_time + self.span - 1, device=seeds.device)
+        time = (time % n_time[:, None])[:, None]
+        spans = seeds.gather(2, time).unfold(2, self.span, 1)
         # Steps of one span would tie: those at its end come first, so that
         # what is left of a span that is cut short hangs together.
         within = torch.arange(self.span, device=seeds.device)

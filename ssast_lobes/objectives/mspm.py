@@ -142,12 +142,12 @@ class MSPM(Objective):
             max_masked = mask[0].numel()
         if n_frames is not None:
             # Targets show what the encoder sees: nothing beyond a clip's end.
-            shown = length_to_mask(n_frames, feats.shape[1])
-            feats = feats * shown[:, :, None]
+            is_frame = length_to_mask(n_frames, feats.shape[1])
+            feats = feats * is_frame[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
-        return self.hidden_losses(encoded, feats, mask, max_masked)
+        return self.masked_losses(encoded, feats, mask, max_masked)
 
-    def hidden_losses(self, encoded, feats, mask, max_masked):
+    def masked_losses(self, encoded, feats, mask, max_masked):
         """The losses at what is hidden of a batch.
 
         Arguments
@@ -274,8 +274,8 @@ def info_nce(predictions, targets, weight, softmax_over):
     lowest = torch.finfo(scores.dtype).min
     over, other = (2, 1) if softmax_over == "predictions" else (1, 2)
     hide = absent.unsqueeze(other).expand_as(scores)
-    log_share = scores.masked_fill(hide, lowest).log_softmax(over)
-    own = log_share.diagonal(dim1=1, dim2=2).masked_fill(absent, 0.0)
+    log_prob = scores.masked_fill(hide, lowest).log_softmax(over)
+    own = log_prob.diagonal(dim1=1, dim2=2).masked_fill(absent, 0.0)
     loss = clip_mean(-own, weight)
     with torch.no_grad():
         rows = absent.unsqueeze(2).expand_as(scores)

@@ -57,16 +57,16 @@ def official_mask(n_freq, n_time, count, rng):
     if n_freq == 1:
         return sorted(rng.sample(range(total), count))
     size = rng.randrange(3) + 3
-    hidden = set()
-    while len(hidden) <= count:
+    masked = set()
+    while len(masked) <= count:
         corner = rng.randrange(total)
         cluster = {
             corner + n_time * row + column
             for row in range(size)
             for column in range(size)
         }
-        hidden |= {token for token in cluster if 0 < token < total}
-    return sorted(hidden)[:count]
+        masked |= {token for token in cluster if 0 < token < total}
+    return sorted(masked)[:count]
 
 
 class MSPMReference(MSPM):
@@ -107,9 +107,9 @@ class MSPMReference(MSPM):
         """
         if mask is None and clip_keys is not None:
             mask = self.draw_mask(feats, None, clip_keys=clip_keys)
-        tokens, targets = self._hidden(feats, mask, generator)
+        tokens, targets = self._masked(feats, mask, generator)
         nce, accuracy = official_info_nce(self.discriminator(tokens), targets)
-        tokens, targets = self._hidden(feats, mask, generator)
+        tokens, targets = self._masked(feats, mask, generator)
         mse = (self.generator_head(tokens) - targets).square().mean()
         loss = nce + self.generative_weight * mse
         logs = {"nce": nce.detach(), "accuracy": accuracy, "mse": mse.detach()}
@@ -131,14 +131,14 @@ class MSPMReference(MSPM):
             row[official_mask(n_freq, n_time, self.masker.count, rng)] = True
         return mask.unflatten(1, (n_freq, n_time)).to(feats.device)
 
-    def _hidden(self, feats, mask, generator):
+    def _masked(self, feats, mask, generator):
         if mask is None:
             mask = self.draw_mask(feats, None, generator)
         encoded = self.encoder(feats, None, mask, self.mask_embedding)
         index, _ = ids_masked(mask, self.masker.count)
         targets = self.encoder.grid.unfold(feats).detach()
-        hidden = gather_tokens(encoded.tokens, index)
-        return hidden, gather_tokens(targets, index)
+        tokens = gather_tokens(encoded.tokens, index)
+        return tokens, gather_tokens(targets, index)
 
 
 def official_info_nce(predictions, targets):
@@ -166,8 +166,8 @@ def official_info_nce(predictions, targets):
     (True, 1.0)
     """
     scores = targets @ predictions.transpose(1, 2)
-    log_share = scores.log_softmax(2)
-    loss = -log_share.diagonal(dim1=1, dim2=2).mean()
-    best = log_share.argmax(1)
+    log_prob = scores.log_softmax(2)
+    loss = -log_prob.diagonal(dim1=1, dim2=2).mean()
+    best = log_prob.argmax(1)
     own = torch.arange(best.shape[1], device=best.device)
     return loss, (best == own).float().mean()

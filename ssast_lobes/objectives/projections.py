@@ -6,14 +6,14 @@ from torch import nn
 from ssast_lobes.utils.distributed import SharedBatchNorm, mean_over_processes
 
 
-def shares_of(dim, shares):
+def sizes_of(dim, ratios):
     """Layer sizes that grow with the encoder.
 
     Arguments
     ---------
     dim : int
         Token size D of the encoder.
-    shares : float or list of float
+    ratios : float or list of float
         Sizes over D.
 
     Returns
@@ -23,12 +23,12 @@ def shares_of(dim, shares):
 
     Example
     -------
-    >>> shares_of(768, [2.6667, 0.3333]), shares_of(192, 2.6667)
+    >>> sizes_of(768, [2.6667, 0.3333]), sizes_of(192, 2.6667)
     ([2048, 256], 512)
     """
-    if isinstance(shares, (list, tuple)):
-        return [shares_of(dim, share) for share in shares]
-    return max(1, round(dim * shares))
+    if isinstance(ratios, (list, tuple)):
+        return [sizes_of(dim, ratio) for ratio in ratios]
+    return max(1, round(dim * ratios))
 
 
 def gelu_mlp(sizes):
@@ -99,7 +99,7 @@ class BatchNormMLP(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """WarmupCosine similarity to learned directions: DINO's last layer.
+    """Cosine similarity to learned directions: DINO's last layer.
 
     The weight-normed linear layer with fixed gain of Caron et al., "Emerging
     Properties in Self-Supervised Vision Transformers", ICCV 2021.
@@ -205,8 +205,8 @@ def prototype_cross_entropy(student, teacher, temperatures):
     True
     """
     goal = (teacher.float() / temperatures[1]).softmax(-1)
-    log_share = (student.float() / temperatures[0]).log_softmax(-1)
-    return -(goal * log_share).sum(-1)
+    log_prob = (student.float() / temperatures[0]).log_softmax(-1)
+    return -(goal * log_prob).sum(-1)
 
 
 def cosine_distance(x, y):

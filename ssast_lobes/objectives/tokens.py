@@ -15,7 +15,7 @@ class Split(NamedTuple):
 
     Arguments
     ---------
-    hidden : torch.Tensor
+    ids_masked : torch.Tensor
         Places of the hidden tokens, int64 (B, K), then surplus ones.
     weight : torch.Tensor
         float32 (B, K), 1 at hidden tokens and 0 at the surplus.
@@ -28,7 +28,7 @@ class Split(NamedTuple):
         Boolean (B, N), True at tokens that are audio.
     """
 
-    hidden: torch.Tensor
+    ids_masked: torch.Tensor
     weight: torch.Tensor
     keep: tuple
     visible: torch.Tensor
@@ -56,17 +56,19 @@ def split_tokens(mask, is_token, n_masked=None):
     -------
     >>> mask = torch.tensor([[[True, False, True, False]]])
     >>> split = split_tokens(mask, torch.ones(1, 4).bool(), n_masked=2)
-    >>> split.hidden.tolist(), split.keep[0].tolist()
+    >>> split.ids_masked.tolist(), split.keep[0].tolist()
     ([[0, 2]], [[1, 3]])
     """
     max_masked = max_kept = is_token.shape[1]
     if n_masked is not None:
         max_masked, max_kept = n_masked, max_kept - n_masked
     masked = mask.flatten(1) & is_token
-    hidden, weight = ids_masked(masked, max_masked)
-    keep = ids_keep(masked, is_token, max_kept)
-    visible = is_token & ~masked
-    return Split(hidden, weight, keep, visible, is_token)
+    return Split(
+        *ids_masked(masked, max_masked),
+        keep=ids_keep(masked, is_token, max_kept),
+        visible=is_token & ~masked,
+        is_token=is_token,
+    )
 
 
 def ids_masked(mask, max_masked):
@@ -185,9 +187,9 @@ def projection_std(x, weight):
     tensor(1.)
     """
     x = torch.nn.functional.normalize(x.float(), dim=2) * x.shape[2] ** 0.5
-    share = (weight / weight.sum().clamp(min=1))[:, :, None]
-    mean = (x * share).sum((0, 1))
-    variance = ((x - mean).square() * share).sum((0, 1))
+    weight = (weight / weight.sum().clamp(min=1))[:, :, None]
+    mean = (x * weight).sum((0, 1))
+    variance = ((x - mean).square() * weight).sum((0, 1))
     return variance.sqrt().mean()
 
 

@@ -46,14 +46,14 @@ class RandomCrop(nn.Module):
 
     Arguments
     ---------
-    share : float or tuple of float
-        Length of the stretch, as a share of the clip's own frames; at least
-        one frame. Of two, least and greatest, drawn uniformly for each clip.
+    fraction : float or tuple of float
+        Length of the stretch over the clip's own frames; at least one frame.
+        Of two, least and greatest, drawn uniformly for each clip.
 
     Raises
     ------
     ValueError
-        If a share is not above 0 and at most 1, or the least above the
+        If a fraction is not above 0 and at most 1, or the least above the
         greatest.
 
     Example
@@ -66,14 +66,16 @@ class RandomCrop(nn.Module):
     (torch.Size([2, 60, 128]), [60, 24])
     """
 
-    def __init__(self, share):
+    def __init__(self, fraction):
         super().__init__()
         least, greatest = (
-            share if isinstance(share, (list, tuple)) else [share] * 2
+            fraction if isinstance(fraction, (list, tuple)) else [fraction] * 2
         )
         if not 0 < least <= greatest <= 1:
-            raise ValueError(f"a crop is a share from 0 to 1, got {share}")
-        self.share = share
+            raise ValueError(
+                f"a crop is a fraction from 0 to 1, got {fraction}"
+            )
+        self.fraction = fraction
         self._least, self._greatest = least, greatest
 
     def forward(self, feats, n_frames, rand):
@@ -91,7 +93,8 @@ class RandomCrop(nn.Module):
         Returns
         -------
         crops : torch.Tensor
-            (B, round(share * T), n_mels) of the greatest share, 0 at padding.
+            (B, round(fraction * T), n_mels) of the greatest fraction, 0 at
+            padding.
         n_frames : torch.Tensor
             Their valid frames (B,) int64.
         """
@@ -113,11 +116,11 @@ class RandomCrop(nn.Module):
         first, counts : torch.Tensor
             First frame and number of frames of each stretch, (B,) int64.
         """
-        share = self._least
+        fraction = self._least
         if self._least < self._greatest:
             reach = self._greatest - self._least
-            share = self._least + reach * rand(1, 1)[:, 0, 0].double()
-        counts = (share * n_frames.double()).round().long().clamp(min=1)
+            fraction = self._least + reach * rand(1, 1)[:, 0, 0].double()
+        counts = (fraction * n_frames.double()).round().long().clamp(min=1)
         first = draw_whole(rand(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
         return first[:, 0], counts
 
@@ -260,14 +263,14 @@ def resize_part(x, sizes, canvas, size, first):
     out = torch.arange(x.shape[1], device=x.device)
     place = out * ((size - 1) / (sizes - 1).clamp(min=1).double())
     left = place.floor()
-    share = (place - left).to(x.dtype)
+    fraction = (place - left).to(x.dtype)
     margin = torch.div(canvas - sizes, 2, rounding_mode="floor")
     resized = torch.zeros_like(x)
     for tap in range(-1, 3):
         # Taps beyond the part repeat its edge.
         within = (left.long() + tap).clamp(min=0).minimum(size - 1)
         source = first + within - margin
-        weight = _cubic(share - tap)
+        weight = _cubic(fraction - tap)
         weight = weight * ((source >= 0) & (source < sizes) & (out < sizes))
         source = source.clamp(0, x.shape[1] - 1)[:, :, None].expand_as(x)
         resized = resized + weight[:, :, None] * x.gather(1, source)
@@ -349,9 +352,9 @@ class LogMixup(nn.Module):
         other = _fit(self.clips[chosen].to(feats.dtype), feats.shape[1])
         present = self.n_frames[chosen].minimum(n_frames)
         present = length_to_mask(present, feats.shape[1])[:, :, None]
-        share = self.ratio * draws[:, 1, None, None] * present
+        ratio = self.ratio * draws[:, 1, None, None] * present
         return torch.logaddexp(
-            feats + torch.log1p(-share), other + torch.log(share)
+            feats + torch.log1p(-ratio), other + torch.log(ratio)
         )
 
     @torch.no_grad()
@@ -486,8 +489,8 @@ class RandomChannel(nn.Module):
         # No matrix product: autocast would round it to bf16.
         tilt = (draws[:, 1:, None] * waves).sum(1)
         response = self.level * draws[:, :1] + self.tilt * tilt
-        shown = length_to_mask(n_frames, feats.shape[1])[:, :, None]
-        return feats + shown * response[:, None].to(feats.dtype)
+        is_frame = length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        return feats + is_frame * response[:, None].to(feats.dtype)
 
 
 def _fit(feats, frames):

@@ -129,7 +129,7 @@ def test_states_are_the_blocks_outputs_in_turn(encoder):
 def test_without_counts_every_frame_is_audio(encoder):
     feats, _ = batch_of(clips_of(encoder.grid, [98, 40]))
     full = torch.full((2,), feats.shape[1])
-    assert encoder(feats).valid.all()
+    assert encoder(feats).is_token.all()
     close(encoder(feats).tokens, encoder(feats, full).tokens)
 
 
@@ -168,7 +168,7 @@ def test_replaced_tokens_do_not_see_what_they_hide(geometry):
     assert torch.equal(again.class_tokens, plain.class_tokens)
     # The embedding stands there, with the place's own position.
     places = encoder.positions(grid.n_freq, grid.n_time(n_frames), steps)
-    chosen = mask.flatten(1) & plain.valid
+    chosen = mask.flatten(1) & plain.is_token
     close(plain.hidden_states[0][chosen], (places + embedding)[chosen])
     # Where nothing is hidden, the audio is heard.
     whole = encoder(feats, n_frames, hidden_states=True).hidden_states[0]
@@ -198,7 +198,7 @@ def test_keeping_all_tokens_equals_the_full_path(encoder):
     kept = encoder(feats, n_frames, keep=keep, hidden_states=True)
     for name in ("tokens", "class_tokens", "hidden_states"):
         close(getattr(kept, name), getattr(full, name))
-    assert torch.equal(kept.valid, full.valid)
+    assert torch.equal(kept.is_token, full.is_token)
 
 
 @torch.no_grad()
@@ -229,7 +229,7 @@ def test_surplus_and_dropped_tokens_have_no_influence(encoder):
     close(padded.class_tokens, exact.class_tokens)
     close(padded.clip(), exact.clip())
     assert (padded.tokens[:, -2:] == 0).all()
-    assert padded.valid.sum() == exact.valid.sum()
+    assert padded.is_token.sum() == exact.is_token.sum()
 
 
 @torch.no_grad()
@@ -287,20 +287,20 @@ def test_sizes_have_the_official_number_of_parameters(
 
 def test_pooling_takes_valid_tokens_only_and_known_names():
     tokens = torch.randn(2, 5, 3)
-    valid = torch.tensor([[True] * 5, [True, False, True, False, False]])
-    tokens = tokens * valid[:, :, None]
+    is_token = torch.tensor([[True] * 5, [True, False, True, False, False]])
+    tokens = tokens * is_token[:, :, None]
     classes = torch.randn(2, 2, 3)
-    mean = pool(tokens, valid, classes, "mean")
+    mean = pool(tokens, is_token, classes, "mean")
     close(mean[0], tokens[0].mean(0))
     close(mean[1], (tokens[1, 0] + tokens[1, 2]) / 2)
-    close(pool(tokens, valid, classes, "class"), classes.mean(1))
-    statistics = pool(tokens, valid, classes, "statistics")
+    close(pool(tokens, is_token, classes, "class"), classes.mean(1))
+    statistics = pool(tokens, is_token, classes, "statistics")
     close(statistics[:, :3], mean)
     close(statistics[0, 3:], tokens[0].std(0, correction=0))
     away = (tokens[1, 0] - tokens[1, 2]).abs() / 2
     close(statistics[1, 3:], (away.square() + 1e-6).sqrt())
     with pytest.raises(ValueError, match="one of mean, class, statistics, dyn"):
-        pool(tokens, valid, classes, "max")
+        pool(tokens, is_token, classes, "max")
 
 
 def test_dynamics_compare_valid_neighbours_of_a_band():
@@ -308,9 +308,9 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     shown = torch.tensor([[True] * 4, [True, True, False, False]])
     shown = shown[:, None].expand(-1, 2, -1)
     tokens = (grid * shown[..., None]).flatten(1, 2)
-    valid, classes = shown.flatten(1), torch.randn(2, 2, 3)
-    found = pool(tokens, valid, classes, "dynamics", n_freq=2)
-    statistics = pool(tokens, valid, classes, "statistics")
+    is_token, classes = shown.flatten(1), torch.randn(2, 2, 3)
+    found = pool(tokens, is_token, classes, "dynamics", n_freq=2)
+    statistics = pool(tokens, is_token, classes, "statistics")
     assert torch.equal(found[:, :6], statistics)
     one = (grid[0, :, 1:] - grid[0, :, :-1]).square().mean((0, 1))
     two = (grid[0, :, 2:] - grid[0, :, :-2]).square().mean((0, 1))
@@ -320,7 +320,7 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     close(found[1, 6:9], (one + 1e-6).sqrt())
     close(found[1, 9:], torch.full((3,), 1e-3))
     with pytest.raises(ValueError, match="no grid: pool"):
-        pool(tokens, valid, classes, "dynamics", n_freq=None)
+        pool(tokens, is_token, classes, "dynamics", n_freq=None)
 
 
 @torch.no_grad()

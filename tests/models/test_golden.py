@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ssast_lobes.masking import ClusterMasker
-from ssast_lobes.patches import Grid
-from ssast_lobes.weights import from_official, initialise, to_official
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes.checkpoints.official import from_official, to_official
+from ssast_lobes.checkpoints.warm_start import initialize
+from ssast_lobes.models.patches import Grid
 from ssast_lobes.objectives import MSPM, MSPMReference
+from ssast_lobes.objectives.maskers import ClusterMasker
 
 FOLDER = Path(
     os.environ.get("SSAST_GOLDEN", Path(__file__).parents[1] / "golden")
@@ -183,7 +184,7 @@ def test_golden_pretraining(case):
 
     encoder = case.encoder()
     reference = MSPMReference(encoder, case.meta["n_mask"]).eval()
-    initialise(encoder, case.weights, reference)
+    initialize(encoder, case.weights, reference)
     on_grid = mask.unflatten(1, (encoder.grid.n_freq, -1))
     output = reference(feats, mask=on_grid)
     case.close(output.logs["accuracy"], "mpc_accuracy")
@@ -198,7 +199,7 @@ def test_golden_pretraining(case):
 
     # Clips of one length: the default objective gives the same two losses.
     ours = MSPM(encoder, ClusterMasker(count=case.meta["n_mask"])).eval()
-    initialise(encoder, case.weights, ours)
+    initialize(encoder, case.weights, ours)
     frames = torch.full((len(feats),), feats.shape[1])
     output = ours(feats, frames, on_grid)
     case.close(output.logs["nce"], "mpc_nce")
@@ -210,7 +211,7 @@ def test_golden_finetuning(case):
         stride = (settings["fstride"], settings["tstride"])
         feats = case.input(f"ft{number}", settings["input_tdim"])
         encoder = case.encoder(stride)
-        initialise(encoder, case.weights)
+        initialize(encoder, case.weights)
         encoder.eval()
         encoded = encoder(feats, hidden_states=True)
         assert encoded.tokens.shape[1] + 2 == settings["tokens"]
@@ -270,7 +271,7 @@ def test_golden_ssamba(path):
     size = f"ssamba_{meta['model_size']}_reference"
     assert encoder.config == SpectrogramEncoder.from_size(size).config
     reference = MSPMReference(encoder, meta["n_mask"]).eval()
-    report = initialise(encoder, weights, reference)
+    report = initialize(encoder, weights, reference)
     assert "pretext heads loaded" in report
     mask = torch.zeros(1, 512, dtype=torch.bool)
     mask[0, torch.from_numpy(data["mask_index"][0].astype(np.int64))] = True

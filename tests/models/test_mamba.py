@@ -130,11 +130,11 @@ def test_gradients_of_a_direction_are_exact():
     torch.manual_seed(0)
     direction = MambaDirection(2).double()
     x = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
-    shown = torch.ones(2, 9, 1, dtype=torch.float64)
-    shown[1, 6:] = 0
+    is_token = torch.ones(2, 9, 1, dtype=torch.float64)
+    is_token[1, 6:] = 0
     for reverse in (False, True):
         assert torch.autograd.gradcheck(
-            lambda x, *_, way=reverse: direction(x * shown, shown, way),
+            lambda x, *_, way=reverse: direction(x * is_token, is_token, way),
             (x, *direction.parameters()),
         )
 

@@ -122,7 +122,7 @@ def test_centres_are_means_of_raw_logits():
     clip, patch, _ = objective._logits(objective.teacher, teacher)
     objective(feats, n_frames)
     # Patches are averaged within a clip, then over clips.
-    means = [p[v].mean(0) for p, v in zip(patch, teacher.valid, strict=True)]
+    means = [p[v].mean(0) for p, v in zip(patch, teacher.is_token, strict=True)]
     for centre, mean in (
         (objective.class_centre, clip.mean(0)),
         (objective.patch_centre, torch.stack(means).mean(0)),

@@ -40,15 +40,15 @@ def test_whole_numbers_stay_below_their_bound():
         assert draw_whole(largest, bound).item() == bound - 1
 
 
-@pytest.mark.parametrize("share", [0.6, 0.13, 1.0])
-def test_a_crop_is_a_stretch_of_its_clip(share):
+@pytest.mark.parametrize("fraction", [0.6, 0.13, 1.0])
+def test_a_crop_is_a_stretch_of_its_clip(fraction):
     feats, n_frames = batch()
-    crops, counts = RandomCrop(share)(feats, n_frames, rand_of(feats))
-    assert crops.shape[1] == max(1, round(share * 60))
+    crops, counts = RandomCrop(fraction)(feats, n_frames, rand_of(feats))
+    assert crops.shape[1] == max(1, round(fraction * 60))
     for crop, clip, count, length in zip(
         crops, feats, counts.tolist(), n_frames.tolist(), strict=True
     ):
-        assert count == max(1, round(share * length))
+        assert count == max(1, round(fraction * length))
         assert (crop[count:] == 0).all()
         starts = range(length - count + 1)
         assert any(
@@ -67,7 +67,7 @@ def test_crops_of_any_length():
     assert (first + counts <= 100).all()
     last = crops[torch.arange(3000), counts - 1, 0].long()
     assert torch.equal(last - first, counts - 1)
-    with pytest.raises(ValueError, match="a share from 0 to 1"):
+    with pytest.raises(ValueError, match="a fraction from 0 to 1"):
         RandomCrop((0.7, 0.5))
 
 
@@ -79,10 +79,10 @@ def test_crops_begin_everywhere():
     assert len(shares) == 3 and (shares - 1 / 3).abs().max() < 0.04
 
 
-@pytest.mark.parametrize("share", [0, 1.5])
-def test_impossible_crops_are_refused(share):
-    with pytest.raises(ValueError, match="a crop is a share"):
-        RandomCrop(share)
+@pytest.mark.parametrize("fraction", [0, 1.5])
+def test_impossible_crops_are_refused(fraction):
+    with pytest.raises(ValueError, match="a crop is a fraction"):
+        RandomCrop(fraction)
 
 
 def by_interpolate(clip, canvas, size, first):
@@ -147,9 +147,9 @@ def test_resizing_frequency_leaves_frames_where_they_are():
     assert changed.nonzero().flatten().tolist() == [20]
 
 
-def by_hand(clip, other, share):
+def by_hand(clip, other, ratio):
     """log-mixup-exp of two stretches (L, n_mels)."""
-    return ((1 - share) * clip.exp() + share * other.exp()).log()
+    return ((1 - ratio) * clip.exp() + ratio * other.exp()).log()
 
 
 def test_mixing_averages_exponentials():
@@ -159,12 +159,12 @@ def test_mixing_averages_exponentials():
     feats, n_frames = batch()
     mixed = mixup(feats, n_frames, rand_of(feats))
     draws = rand_of(feats)(1, 2)[:, 0]
-    for row, clip, length, (which, share) in zip(
+    for row, clip, length, (which, ratio) in zip(
         mixed, feats, n_frames.tolist(), draws.tolist(), strict=True
     ):
         chosen = int(which * 2)
         both = min(length, old_frames[chosen].item())
-        expected = by_hand(clip[:both], old[chosen, :both], 0.4 * share)
+        expected = by_hand(clip[:both], old[chosen, :both], 0.4 * ratio)
         assert torch.allclose(row[:both], expected, atol=2e-3)
         # Where the other clip is over, this one is as it was.
         assert torch.equal(row[both:], clip[both:])
