@@ -92,8 +92,8 @@ class MambaDirection(nn.Module):
 
 
 def _scan_inputs(reverse, x, is_token, *weights):
-    """What `selective_scan` takes, from the input of a direction."""
-    # Weights in half precision too are computed with in float32.
+    """Return the arguments of `selective_scan` for a direction."""
+    # Compute in float32, also with weights in half precision.
     x, *weights = as_they_are(x, *weights)
     kernel, bias, x_proj, dt_proj, dt_bias, A_log, D = weights
     u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
@@ -103,7 +103,7 @@ def _scan_inputs(reverse, x, is_token, *weights):
     delta = nn.functional.linear(rank_maps, dt_proj, dt_bias)
     delta = nn.functional.softplus(delta)
     if is_token is not None:
-        # The state passes over padding as it is.
+        # Padding leaves the state as it is.
         delta = delta * is_token
     return u, delta, -A_log.exp(), B, C, D
 
@@ -125,7 +125,7 @@ def _convolve(x, kernel, bias, reverse):
 
 
 class MambaMixer(nn.Module):
-    """Bidirectional Mamba layer: both directions share the projections.
+    """Bidirectional Mamba layer: one projection for both directions.
 
     Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
     Bidirectional State Space Model", ICML 2024: one projection in, one gate
@@ -202,7 +202,7 @@ class MambaBlock(nn.Module):
         self.mixer = MambaMixer(dim)
 
     def forward(self, x, is_token=None, flipped=False):
-        """Tokens (B, N, D) to (B, N, D); the rest as in `MambaMixer`."""
+        """Transform tokens (B, N, D); other arguments as in `MambaMixer`."""
         normed = self.norm(x)
         if is_token is not None:
             # Or the convolution would look beyond the end of a clip.
@@ -212,7 +212,7 @@ class MambaBlock(nn.Module):
 
 
 class PairedMambaBlock(nn.Module):
-    """Block of the released SSAMBA models: two blocks side by side.
+    """Block of the released SSAMBA models: two blocks in parallel.
 
     The second sees the tokens in opposite order. Their outputs are added,
     and with them their residuals: the stream doubles in every block. Each
@@ -237,7 +237,7 @@ class PairedMambaBlock(nn.Module):
         self.flipped = MambaBlock(dim, drop_path)
 
     def forward(self, x, is_token=None):
-        """Tokens (B, N, D) to (B, N, D); `is_token` as in `MambaMixer`."""
+        """Transform tokens (B, N, D); `is_token` as in `MambaMixer`."""
         return self.straight(x, is_token) + self.flipped(
             x, is_token, flipped=True
         )
@@ -246,7 +246,7 @@ class PairedMambaBlock(nn.Module):
 def init_mamba(blocks):
     """Scale the output projections down by the root of their number.
 
-    As Mamba initialises them (after GPT-2), so that the stream does not grow
+    Mamba initializes them so (after GPT-2), so that the stream does not grow
     with the depth.
 
     Arguments
@@ -263,8 +263,8 @@ def init_mamba(blocks):
 class ScanOrder:
     """Where each token stands in the scan, and the way back.
 
-    A scan has no mask: what must not be seen stands behind all tokens of its
-    clip, and is passed over there.
+    A scan has no mask: tokens that must not be seen stand after all others of
+    their clip, and the scan skips them there.
 
     Arguments
     ---------
@@ -296,9 +296,9 @@ class ScanOrder:
             self.is_token = is_token[:, :, None].float()
 
     def arrange(self, x):
-        """Tokens (B, N, D) in the order of the scan."""
+        """Return tokens (B, N, D) in the order of the scan."""
         return x.gather(1, self._index[:, :, None].expand_as(x))
 
     def restore(self, x):
-        """Tokens (B, N, D) back where they were."""
+        """Return tokens (B, N, D) in their former order."""
         return x.gather(1, self._back[:, :, None].expand_as(x))

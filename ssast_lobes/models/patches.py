@@ -20,9 +20,9 @@ _PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
 class Grid:
     """Geometry of the patches over a log-mel spectrogram.
 
-    Tokens are counted frequency-major (all times of the lowest band first),
-    as in SSAST. Along time a partial last patch is kept and completed with
-    zeros; along frequency only whole patches are cut, from the lowest band.
+    Tokens are in frequency-major order (all times of the lowest first), as in
+    SSAST. Along time a partial last patch is kept and completed with zeros;
+    along frequency only whole patches are cut, from the lowest.
 
     Arguments
     ---------
@@ -69,7 +69,7 @@ class Grid:
     def from_geometry(
         cls, geometry="patch", n_mels=128, stride=None, keep_partial=True
     ):
-        """The paper's geometries by name.
+        """Return the grid of a geometry of the paper.
 
         Arguments
         ---------
@@ -111,7 +111,7 @@ class Grid:
 
     @property
     def config(self):
-        """The arguments that build this grid again."""
+        """The arguments that rebuild this grid."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -128,7 +128,7 @@ class Grid:
         return (self.n_mels - self.patch[0]) // self.stride[0] + 1
 
     def n_time(self, n_frames):
-        """T', patches along time; at least one.
+        """Return T', the patches along time; at least one.
 
         Arguments
         ---------
@@ -233,7 +233,7 @@ class Grid:
         return nn.functional.pad(feats, missing)
 
     def is_token(self, n_time, max_time):
-        """Mask of the tokens that are audio.
+        """Return the mask of the tokens that are audio.
 
         Arguments
         ---------
@@ -293,7 +293,7 @@ class PatchEmbedding(nn.Linear):
 class PositionTable(nn.Module):
     """Learned positions for a grid, fitted to each clip's own length.
 
-    Along time a clip shorter than the table takes its centre, a longer one
+    Along time a clip shorter than the table takes its center, a longer one
     the table interpolated linearly; along frequency the same. This is what
     the official code does for whole batches of one length.
 
@@ -321,8 +321,7 @@ class PositionTable(nn.Module):
     def fix_sincos(self):
         """Hold fixed sin-cos positions from now on, as masked autoencoders.
 
-        See `sincos_positions`. What is loaded into the table later stays
-        fixed too.
+        See `sincos_positions`. A table that is loaded later stays fixed too.
 
         Raises
         ------
@@ -341,7 +340,7 @@ class PositionTable(nn.Module):
         self.table.requires_grad_(False)
 
     def forward(self, n_freq, n_time, max_time):
-        """Positions of a batch.
+        """Return the positions of a batch.
 
         Arguments
         ---------
@@ -379,7 +378,7 @@ class PositionTable(nn.Module):
 
 
 def _taken(table, dim, places):
-    """Entries of a table along one dimension, which becomes that of places.
+    """Return entries of a table along one dimension.
 
     Not ``table[places]``: its gradient sums in no fixed order where there are
     several threads.
@@ -389,10 +388,10 @@ def _taken(table, dim, places):
 
 
 def sincos_positions(n_freq, n_time, dim, device=None):
-    """Sine and cosine positions on a grid (Vaswani et al., NeurIPS 2017).
+    """Return sine and cosine positions (Vaswani et al., NeurIPS 2017).
 
-    The first half of a position tells the band, the second half the time
-    step, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
+    The first half of a position tells the frequency, the second half the
+    time, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
     Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
     Arguments

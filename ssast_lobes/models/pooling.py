@@ -13,6 +13,8 @@ _STEPS = (1, 2)
 
 # Added to the variance of tokens over time.
 _LEAST_VARIANCE = 1e-6
+
+# Layers that a clip vector is read from.
 READOUTS = ("last", "weighted", "all")
 
 
@@ -30,10 +32,10 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     pooling : str
         ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
         deviation; or ``"dynamics"``: these, then the root of the mean square
-        of a token's change over one step of time, and over two (0.001 of
+        of a token's change to the next time, and to the one after (0.001 of
         a clip that has no two tokens so far apart).
     n_freq : int, optional
-        F', and N = F' * T': for dynamics, which compare within a band.
+        F', and N = F' * T': for dynamics, which compare within a frequency.
 
     Returns
     -------
@@ -99,12 +101,12 @@ class ClipPooling(nn.Module):
         ``"mean"`` of the valid tokens, ``"class"`` tokens,
         ``"statistics"``: mean and standard deviation of the valid tokens, as
         x-vectors pool (Snyder et al., ICASSP 2018), or ``"dynamics"``: these
-        and how much tokens change over one and two steps of time.
+        and how much tokens change to the next time and the one after.
     layers : str
         ``"last"``: after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before it, as SUPERB
         probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
-        first block and the L block outputs, pooled and put side by side.
+        first block and the L block outputs, pooled and concatenated.
 
     Raises
     ------
@@ -133,7 +135,7 @@ class ClipPooling(nn.Module):
 
     @property
     def config(self):
-        """The arguments that build this again."""
+        """The arguments that rebuild this."""
         return {
             "depth": self.depth,
             "pooling": self.pooling,
@@ -146,7 +148,7 @@ class ClipPooling(nn.Module):
         return self.layers != "last"
 
     def output_size(self, dim):
-        """Size of the clip vector.
+        """Return the size of the clip vector.
 
         Arguments
         ---------

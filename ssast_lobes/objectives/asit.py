@@ -38,7 +38,7 @@ class ASiT(Objective):
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, as a share of the clip.
+        Length of a view, over the clip's.
     drop_area, paste_area, paste_probability, block, align
         See `GroupCorruption`.
     projector : list of float
@@ -55,7 +55,7 @@ class ASiT(Objective):
     teacher_temperature : tuple of float
         Of the teacher's: at the first step, and after the warm-up.
     temperature_warmup : float
-        Share of the run in which it rises linearly.
+        Fraction of the run in which it rises linearly.
     centre_momentum : float
         See `Centre`.
     momentum : tuple of float
@@ -153,23 +153,23 @@ class ASiT(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return dict(self._config)
 
     @property
     def reconstructs(self):
-        """Always: the decoder gives pixels."""
+        """True: the decoder gives pixels."""
         return True
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
@@ -203,14 +203,14 @@ class ASiT(Objective):
         return ObjectiveOutput(loss, {**logs, "projection_std": std})
 
     def _l1(self, tokens, clean, hidden):
-        """Mean absolute error at the corrupted pixels."""
+        """Return the mean absolute error at the corrupted pixels."""
         grid = self.encoder.grid
         error = self.decoder(tokens).float() - grid.unfold(clean.detach())
         weight = grid.unfold(hidden.float())
         return clip_mean(error.abs().flatten(1), weight.flatten(1))
 
     def _distill(self, encoded, clean, counts):
-        """Cross-entropies of both kinds of tokens, and the spread."""
+        """Return the cross-entropies of classes and patches, and spread."""
         temperatures = (
             self._config["student_temperature"],
             self.teacher_temperature,
@@ -238,7 +238,7 @@ class ASiT(Objective):
 
     @staticmethod
     def _logits(network, encoded):
-        """Raw logits (2B, ..) and (2B, N, ..), and class projections."""
+        """Return raw logits (2B, ..), (2B, N, ..), and class projections."""
         projected = network.projector(encoded.clip("class"))
         patches = network.projector(encoded.tokens)
         return (
@@ -253,7 +253,7 @@ class ASiT(Objective):
         self.teacher_temperature.fill_(self.temperature(step, total_steps))
 
     def picture(self, feats, n_frames, clip_keys):
-        """Corrupted pixels of clips, and the model's guess of them.
+        """Return the corrupted pixels of clips, and the model's guess of them.
 
         See `Objective.picture`; only dropped blocks are shown.
         """

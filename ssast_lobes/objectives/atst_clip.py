@@ -27,7 +27,7 @@ class ATSTClip(BYOL):
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, as a share of the clip.
+        Length of a view, over the clip's.
     freq_scale, time_scale, time_canvas
         See `RandomResizedCrop`.
     **shared
@@ -53,7 +53,7 @@ class ATSTClip(BYOL):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             "crop": self.crop.fraction,
             "freq_scale": list(self.resize.freq_scale),
@@ -65,12 +65,12 @@ class ATSTClip(BYOL):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None

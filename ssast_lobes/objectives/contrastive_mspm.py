@@ -1,12 +1,12 @@
 """Masked patches, and clips told apart: MSPM with a contrast of clips.
 
 Masked spectrogram patch modelling of SSAST says nothing of a clip as a whole.
-Here each clip is seen twice, as two crops, and the network also has to find
-the crop that comes from the same clip, as in COLA (Saeed et al., "Contrastive
+Here each clip gives two crops, and the network also has to find the crop of
+the same clip, as in COLA (Saeed et al., "Contrastive
 Learning of General-Purpose Audio Representations", ICASSP 2021). Crops of one
-recording share its voice and its room too. Where two takes of one content are
-at hand, a word in two voices say, these are the two views: then only what is
-said is left to know them by.
+recording have its voice and its room in common. Two takes of one content, such
+as a word in two voices, make better views: they have only the content in
+common.
 """
 
 import torch
@@ -27,15 +27,16 @@ from ssast_lobes.objectives.views import (
 class ContrastiveMSPM(MSPM):
     """Joint MSPM over two crops of each clip, and InfoNCE between the crops.
 
-    Both losses come from one pass: what is hidden of a crop makes the contrast
+    Both losses come from one pass: the mask of a crop makes the contrast
     harder. So do a background and another channel for each crop; without
     them, the channel alone tells the clips apart. A crop's vector is mean and
     deviation over time of the tokens after a block in the middle, so that the
     last blocks are left to the patches.
 
-    Clips of two takes are cut in halves in place of crops, hide nothing, and
-    are compared among themselves through a projection of their own. The
-    negatives are the other crops, or takes, of the process's own batch. In
+    Positive pairs, clips whose halves are two takes, are cut in halves instead,
+    without masks, and compared among themselves through a projection of their
+    own. The negatives are the other crops, or halves, of the process's own
+    batch. In
     evaluation, where a clip's loss has to be its own, there is no contrast
     and no crop: the losses are those of `MSPM`.
 
@@ -44,16 +45,16 @@ class ContrastiveMSPM(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     crop : float or list of float
-        Length of a crop as a share of the clip, or the least and the greatest.
-        With a greatest below 1 whole clips would have lengths, and positions,
-        that training never met.
+        Length of a crop over the clip's, or the least and the greatest.
+        With a greatest below 1 whole clips have lengths, and positions, that
+        training never met.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
-        The block whose tokens are compared, as a share of the depth.
+        The block whose tokens are compared, over the depth.
     contrast_weight, pair_weight : float
-        Of the contrast of crops, and of that of takes, beside the loss of
-        `MSPM`.
+        Of the contrast of crops, and of that of positive pairs, added to the
+        loss of `MSPM`.
     temperature : float
         Cosines are divided by it.
     projection : float
@@ -64,7 +65,7 @@ class ContrastiveMSPM(MSPM):
     Raises
     ------
     ValueError
-        If a share is out of range, or patches overlap.
+        If a fraction is out of range, or patches overlap.
 
     Example
     -------
@@ -104,7 +105,7 @@ class ContrastiveMSPM(MSPM):
         super().__init__(encoder, **mspm)
         if not 0 <= contrast_depth <= 1:
             raise ValueError(
-                "contrast_depth is a share of the blocks, 0 to 1, got "
+                "contrast_depth is a fraction of the blocks, 0 to 1, got "
                 f"{contrast_depth}"
             )
         self.crop = RandomCrop(crop)
@@ -121,7 +122,7 @@ class ContrastiveMSPM(MSPM):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             **super().config,
             "crop": self.crop.fraction,
@@ -142,16 +143,16 @@ class ContrastiveMSPM(MSPM):
         clip_keys=None,
         positive_pairs=None,
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden: of whole clips, as in
+            Boolean (B, F', T'), True where masked: of whole clips, as in
             evaluation. Left out in training, each crop has its own.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
@@ -162,14 +163,14 @@ class ContrastiveMSPM(MSPM):
         -------
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
-            ``clip_accuracy`` (share of the crops whose nearest crop is of
+            ``clip_accuracy`` (fraction of the crops whose nearest crop is of
             the same clip), and with `positive_pairs` the same of them.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
         is_pair = positive_pairs
         if is_pair is None:
-            # All the same, or DDP would wait for the projection's gradients.
+            # The projection gets gradients all the same, for which DDP waits.
             is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
         rand = self.random_source(feats, generator, clip_keys)
         views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
@@ -198,7 +199,7 @@ class ContrastiveMSPM(MSPM):
         return ObjectiveOutput(loss, logs)
 
     def _view(self, feats, n_frames, is_pair, number, rand):
-        """The first or the second view of each clip: a crop, or a take."""
+        """Cut the first or the second view of each clip: a crop, or a half."""
         first, counts = self.crop.draw(n_frames, rand)
         half = (n_frames // 2).clamp(min=1)
         first = torch.where(is_pair, number * half, first)
@@ -209,7 +210,7 @@ class ContrastiveMSPM(MSPM):
         return self.channel(feats, counts, rand), counts
 
     def _contrast(self, projector, vectors, chosen):
-        """InfoNCE among the chosen rows of both views, and its accuracy.
+        """Return InfoNCE among the chosen rows of both views, and accuracy.
 
         All rows are there, chosen or not, so that no shape depends on data.
         """

@@ -1,8 +1,8 @@
 """Corruption of spectrograms by groups of pixels, not by tokens.
 
-Group masked model learning hides blocks of any place and size. Vectorised
-over the batch, drawn from the noise that it is given, within each clip's own
-length, without waiting for the device.
+Group masked model learning hides blocks of any place and size. Vectorized
+over the batch, within each clip's own length, without waiting for the device;
+all draws come from a given `RandomSource`.
 """
 
 import torch
@@ -29,13 +29,13 @@ class GroupCorruption(nn.Module):
     Arguments
     ---------
     drop_area : tuple of float
-        Least and greatest share of the pixels to set to zero.
+        Least and greatest fraction of the pixels to set to zero.
     paste_area : float
-        Share of the pixels to paste.
+        Fraction of the pixels to paste.
     paste_probability : float
-        Share of the clips with pasting, which replaces the zeros.
+        Fraction of the clips with pasting, which replaces the zeros.
     block : float
-        Greatest size of a block, as a share of either axis.
+        Greatest size of a block over that of either axis.
     align : tuple of int
         Blocks begin and end at multiples of so many (mel bins, frames):
         (1, 1) hides most patches in part, the patch size only whole patches.
@@ -72,7 +72,7 @@ class GroupCorruption(nn.Module):
         rand : RandomSource
             Source of the draws.
         paste : bool
-            Paste too. What comes out then depends on the other clips.
+            Paste too. The result then depends on the other clips.
 
         Returns
         -------
@@ -97,7 +97,7 @@ class GroupCorruption(nn.Module):
 
     @torch.no_grad()
     def blocks(self, rand, n_frames, frames, n_mels, area):
-        """Draw blocks until they cover a share of each clip.
+        """Draw blocks until they cover a fraction of each clip.
 
         Arguments
         ---------
@@ -108,7 +108,7 @@ class GroupCorruption(nn.Module):
         frames, n_mels : int
             T and the mel bins.
         area : torch.Tensor
-            Wanted share of each clip's pixels, (B,).
+            Wanted fraction of each clip's pixels, (B,).
 
         Returns
         -------
@@ -138,10 +138,10 @@ class GroupCorruption(nn.Module):
         return union(high)
 
     def _sides(self, draws, sizes, length, align):
-        """Extent of each block along an axis: boolean (B, blocks, length)."""
+        """Draw each block's extent on an axis, boolean (B, blocks, length)."""
         sizes = sizes[:, None]
-        most = (self.block * sizes.double()).floor().long()
-        size = align + draw_whole(draws[:, 0], (most - align).clamp(min=1))
+        largest = (self.block * sizes.double()).floor().long()
+        size = align + draw_whole(draws[:, 0], (largest - align).clamp(min=1))
         size = (size / align).round().long()
         places = (sizes + align - 1) // align
         first = draw_whole(draws[:, 1], places + size - 1) - (size - 1)

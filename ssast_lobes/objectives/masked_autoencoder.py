@@ -17,9 +17,9 @@ _EPS = 1e-6
 
 
 class MaskedAutoencoder(MaskedPrediction):
-    """Reconstruct hidden patches from the visible ones.
+    """Reconstruct masked patches from the visible ones.
 
-    A patch is standardised by its own mean and standard deviation before the
+    A patch is standardized by its own mean and standard deviation before the
     squared error is taken.
 
     Arguments
@@ -50,16 +50,16 @@ class MaskedAutoencoder(MaskedPrediction):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out.
+            Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 
@@ -76,16 +76,16 @@ class MaskedAutoencoder(MaskedPrediction):
         return self.losses(decoded, patches, split.weight)
 
     def losses(self, decoded, patches, weight):
-        """The loss on hidden tokens.
+        """Return the loss on masked tokens.
 
         Arguments
         ---------
         decoded : torch.Tensor
             Decoder outputs (B, K, decoder.dim).
         patches : torch.Tensor
-            What is hidden there, (B, K, patch_size).
+            Masked patches (B, K, patch_size).
         weight : torch.Tensor
-            (B, K), 1 at hidden tokens, 0 at surplus entries.
+            (B, K), 1 at masked tokens, 0 at surplus entries.
 
         Returns
         -------
@@ -98,7 +98,7 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @staticmethod
     def scale(patches):
-        """Mean and standard deviation of each patch.
+        """Return the mean and the standard deviation of each patch.
 
         Arguments
         ---------
@@ -115,14 +115,14 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @property
     def reconstructs(self):
-        """True."""
+        """True: the decoder gives patches."""
         return True
 
     def reconstruct(self, feats, n_frames, mask):
-        """Spectrograms with the hidden patches filled in by the model.
+        """Return spectrograms with the masked patches filled in by the model.
 
-        The model predicts the shape of a patch; its own mean and deviation
-        are lent to the prediction, as usual in pictures of such models.
+        The model predicts the shape of a patch; the prediction gets
+        its own mean and deviation, as usual in pictures of such models.
 
         Arguments
         ---------
@@ -143,6 +143,6 @@ class MaskedAutoencoder(MaskedPrediction):
         return self.encoder.grid.fold(filled, feats.shape[1])
 
     def _patches(self, feats, n_frames):
-        """Flattened patches as the encoder sees them, 0 beyond the end."""
+        """Return flattened patches, 0 beyond the end of each clip."""
         is_frame = length_to_mask(n_frames, feats.shape[1])
         return self.encoder.grid.unfold(feats * is_frame[:, :, None]).detach()

@@ -1,4 +1,4 @@
-"""SSAST's objective with the behaviour of the official code, quirks included.
+"""SSAST's objective with the behavior of the official code, quirks included.
 
 For reproducing published numbers (YuanGongND/ssast at a1a3eec): two forward
 passes with two independent masks, its biased mask generator, padding treated
@@ -16,10 +16,10 @@ from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 
 
 def official_mask(n_freq, n_time, count, rng):
-    """One clip's mask as the official generator draws it.
+    """Draw one clip's mask as the official generator does.
 
     Clusters are laid on the flattened token index, so they wrap into the next
-    band, grow only towards high frequencies and late times, and never hide
+    frequency, grow only towards high frequencies and late times, and never mask
     the first and the last token.
 
     Arguments
@@ -27,19 +27,19 @@ def official_mask(n_freq, n_time, count, rng):
     n_freq, n_time : int
         F' and T'.
     count : int
-        Tokens to hide, at most F' * T' - 2; all of them for frames.
+        Tokens to mask, at most F' * T' - 2; all of them for frames.
     rng : random.Random
         Source of the draws.
 
     Returns
     -------
     list of int
-        Hidden tokens, ascending.
+        Masked tokens, ascending.
 
     Raises
     ------
     ValueError
-        If more tokens are wanted than the generator can ever hide.
+        If more tokens are wanted than the generator can ever mask.
 
     Example
     -------
@@ -77,7 +77,7 @@ class MSPMReference(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train.
     count : int
-        Tokens to hide; 400 in the official scripts. The official generator
+        Tokens to mask; 400 in the official scripts. The official generator
         draws the masks, so that there is no masker to choose.
 
     Example
@@ -94,7 +94,7 @@ class MSPMReference(MSPM):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {"count": self.masker.count}
 
     def forward(
@@ -116,7 +116,7 @@ class MSPMReference(MSPM):
         return ObjectiveOutput(loss, logs)
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
-        """The official masks of a batch; see `Objective.draw_mask`."""
+        """Draw the official masks of a batch; see `Objective.draw_mask`."""
         n_freq = self.encoder.grid.n_freq
         n_time = self.encoder.grid.n_time(feats.shape[1])
         if clip_keys is None:
@@ -142,11 +142,11 @@ class MSPMReference(MSPM):
 
 
 def official_info_nce(predictions, targets):
-    """The official discriminative loss and accuracy.
+    """Return the official discriminative loss and accuracy.
 
     The loss runs the softmax over the predictions for a fixed target; the
     accuracy then takes the best target for a fixed prediction on those
-    shares, so it is neither direction of retrieval exactly.
+    probabilities, so it is neither direction of retrieval exactly.
 
     Arguments
     ---------

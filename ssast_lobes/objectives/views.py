@@ -1,9 +1,9 @@
 """Views: several looks at one clip, for objectives that compare them.
 
 Random crops, random resizing of the mel and time axes, other channels, and
-mixing with other clips. Everything works on a whole batch on its own device,
-draws from the noise that it is given, follows each clip's own length and
-never waits for the device. Padding stays 0.
+mixing with other clips. All work on a whole batch on its own device, draw from
+a given `RandomSource`, follow each clip's own length and never wait for the
+device. Padding stays 0.
 """
 
 import math
@@ -18,7 +18,7 @@ _CUBIC = -0.75
 
 
 def draw_whole(draw, choices):
-    """A whole number below `choices` of a uniform draw.
+    """Turn a uniform draw into a whole number below `choices`.
 
     Arguments
     ---------
@@ -84,7 +84,7 @@ class RandomCrop(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         rand : RandomSource
@@ -102,7 +102,7 @@ class RandomCrop(nn.Module):
         return cut(feats, first, counts, self.longest(feats)), counts
 
     def draw(self, n_frames, rand):
-        """Where to cut.
+        """Draw where to cut.
 
         Arguments
         ---------
@@ -125,7 +125,7 @@ class RandomCrop(nn.Module):
         return first[:, 0], counts
 
     def longest(self, feats):
-        """Frames (int) of the longest stretch of such a batch."""
+        """Return the frames (int) of the longest stretch of such a batch."""
         return max(1, round(self._greatest * feats.shape[1]))
 
 
@@ -164,13 +164,13 @@ class RandomResizedCrop(nn.Module):
     From BYOL-A (Niizumi et al., IJCNN 2021), with which ATST makes its views.
     Along an axis a part of random size is cut at a random place and resized
     with cubic convolution. Parts may be larger than a clip as far as an empty
-    canvas around it reaches: the clip then shrinks and has zeros beside it.
+    canvas around it reaches: the clip then shrinks and has zeros around it.
 
     Arguments
     ---------
     freq_scale : tuple of float
-        Least and greatest part of the mel axis, over its size. What is more
-        than the whole axis takes the whole.
+        Least and greatest part of the mel axis, over its size. More than
+        the whole axis takes the whole.
     time_scale : tuple of float, optional
         The same of each clip's own frames; frames stay where they are when
         left out.
@@ -221,7 +221,7 @@ class RandomResizedCrop(nn.Module):
 
 
 def _draw_part(rand, sizes, canvas, scale):
-    """Size and first place of a random part of each canvas, both (B,)."""
+    """Draw size and first place of a part of each canvas, both (B,)."""
     draws = rand(1, 2)[:, 0]
     factor = scale[0] + draws[:, 0].double() * (scale[1] - scale[0])
     size = (factor * sizes).floor().long().clamp(min=1).minimum(canvas)
@@ -278,7 +278,7 @@ def resize_part(x, sizes, canvas, size, first):
 
 
 def _cubic(distance):
-    """Weight of a neighbour at a distance of at most 2 (Keys, 1981)."""
+    """Return the weight of a neighbor at a distance below 2 (Keys, 1981)."""
     x = distance.abs()
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x - 4
@@ -288,8 +288,8 @@ def _cubic(distance):
 class LogMixup(nn.Module):
     """Mix each clip with one of the clips seen before.
 
-    BYOL-A's log-mixup-exp: the exponentials of the normalised log-mels are
-    averaged, as released (the scale of the normalisation is not undone). The
+    BYOL-A's log-mixup-exp: the exponentials of the normalized log-mels are
+    averaged, as released (the scale of the normalization is not undone). The
     memory is first in, first out, and a part of the training state: float16,
     so that it stays small. Where a remembered clip is over, nothing is mixed
     in. In evaluation nothing is mixed or remembered. Of several processes all
@@ -299,7 +299,7 @@ class LogMixup(nn.Module):
     Arguments
     ---------
     ratio : float
-        Greatest share of the remembered clip; drawn uniformly from 0 on.
+        Greatest weight of the remembered clip; drawn uniformly from 0 on.
     memory : int
         Clips to remember.
     frames : int
@@ -389,11 +389,11 @@ class Background(nn.Module):
     Arguments
     ---------
     probability : float
-        Share of the clips that get a background.
+        Fraction of the clips that get a background.
     snr : tuple of float
         Least and greatest level over the background in dB; drawn uniformly.
     scale : float
-        Log-mel in nats of one unit of the normalised features: twice the
+        Log-mel in nats of one unit of the normalized features: twice the
         deviation that `SpectrogramNorm` divides by.
 
     Example
@@ -418,7 +418,7 @@ class Background(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels), 0 at padding.
+            Normalized log-mel (B, T, n_mels), 0 at padding.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         rand : RandomSource
@@ -457,7 +457,7 @@ class RandomChannel(nn.Module):
     Arguments
     ---------
     level : float
-        Greatest offset up or down, in units of the normalised features.
+        Greatest offset up or down, in units of the normalized features.
     tilt : float
         The same of the first cosine, which has half a period.
     cosines : int

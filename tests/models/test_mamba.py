@@ -22,6 +22,7 @@ from ssast_lobes.checkpoints.official import from_official, to_official
 from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.inference import AudioEncoder
 from ssast_lobes.models import mamba
+from ssast_lobes.models import selective_scan as scan_module
 from ssast_lobes.models.mamba import (
     STATE,
     MambaBlock,
@@ -88,7 +89,7 @@ def scan_inputs(tokens, batch=2, channels=6, state=4, dtype=torch.float32):
 def plan(request, monkeypatch):
     if PLANS[request.param]:
         chosen = PLANS[request.param]
-        monkeypatch.setattr(mamba, "_plan", lambda *_: chosen)
+        monkeypatch.setattr(scan_module, "_plan", lambda *_: chosen)
 
 
 def near(one, other, atol=1e-5):
@@ -195,9 +196,9 @@ def vision_kernel(u, delta, A, B, C, D=None):
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_the_kernel_is_called_in_its_layout(reverse, monkeypatch):
-    monkeypatch.setattr(mamba, "fused_scan", lambda: vision_kernel)
+    monkeypatch.setattr(scan_module, "fused_scan", lambda: vision_kernel)
     inputs = scan_inputs(20)
-    y = mamba._kernel_scan(mamba._as_they_are, reverse, *inputs)
+    y = scan_module._kernel_scan(scan_module.as_they_are, reverse, *inputs)
     near(y, loop(*inputs, reverse=reverse))
 
 
@@ -207,7 +208,7 @@ def test_the_kernel_of_mamba_ssm_agrees(reverse, monkeypatch):
     inputs = [x.cuda().requires_grad_() for x in scan_inputs(700, 2, 64, 16)]
     theirs = selective_scan(*inputs, reverse=reverse)
     wanted = torch.autograd.grad(theirs.square().sum(), inputs)
-    monkeypatch.setattr(mamba, "fused_scan", lambda: None)
+    monkeypatch.setattr(scan_module, "fused_scan", lambda: None)
     ours = selective_scan(*inputs, reverse=reverse)
     near(ours, theirs, atol=1e-4)
     grads = torch.autograd.grad(ours.square().sum(), inputs)
@@ -217,7 +218,7 @@ def test_the_kernel_of_mamba_ssm_agrees(reverse, monkeypatch):
 
 @cuda
 def test_cuda_equals_the_cpu(monkeypatch):
-    monkeypatch.setattr(mamba, "fused_scan", lambda: None)
+    monkeypatch.setattr(scan_module, "fused_scan", lambda: None)
     inputs = scan_inputs(700, 2, 64, 16)
     on_gpu = selective_scan(*(x.cuda() for x in inputs))
     near(on_gpu.cpu(), selective_scan(*inputs), atol=1e-4)
