@@ -1,4 +1,4 @@
-"""What every pretraining objective has in common."""
+"""Base class of the pretraining objectives, and their output."""
 
 from typing import NamedTuple
 
@@ -12,7 +12,7 @@ from ssast_lobes.utils.random import RandomSource
 
 
 class ObjectiveOutput(NamedTuple):
-    """Loss of a batch and what to log beside it.
+    """Loss of a batch and what to log next to it.
 
     Arguments
     ---------
@@ -34,8 +34,8 @@ class Objective(nn.Module):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks of an objective that hides tokens, or the `config` of
-        what does; the masker of `preset` when left out.
+        Draws the masks of an objective that masks tokens, or the `config` of
+        one; the masker of `preset` when left out.
 
     Raises
     ------
@@ -44,15 +44,15 @@ class Objective(nn.Module):
     """
 
     # File of ``hparams/objective/`` with the published masker of the class;
-    # None of an objective that hides no tokens.
+    # None of an objective that masks no tokens.
     preset = None
 
     # First parts of the names of tensors that serve this training only: they
     # are in its checkpoints, not in exports. A teacher starts from a loaded
     # student again.
     training_only = ("teacher",)
-    # Whether `forward` takes `takes`, see `ContrastiveMSPM`.
-    uses_takes = False
+    # Whether `forward` takes `positive_pairs`, see `ContrastiveMSPM`.
+    uses_positive_pairs = False
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
     # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
     needs_audio = False
@@ -71,11 +71,11 @@ class Objective(nn.Module):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {} if self.masker is None else {"masker": self.masker.config}
 
-    def noise(self, feats, generator=None, clip_keys=None):
-        """Source of all the draws of a batch.
+    def random_source(self, feats, generator=None, clip_keys=None):
+        """Return the source of all the draws of a batch.
 
         Arguments
         ---------
@@ -93,7 +93,7 @@ class Objective(nn.Module):
         return RandomSource(len(feats), feats.device, generator, clip_keys)
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
-        """A mask that fits a batch.
+        """Draw a mask that fits a batch.
 
         Arguments
         ---------
@@ -102,12 +102,12 @@ class Objective(nn.Module):
         n_frames : torch.Tensor or None
             Valid frames (B,); None: all.
         generator, clip_keys
-            See `noise`.
+            See `random_source`.
 
         Returns
         -------
         torch.Tensor or None
-            Boolean (B, F', T'); None of an objective that hides no tokens.
+            Boolean (B, F', T'); None of an objective that masks no tokens.
         """
         if self.masker is None:
             return None
@@ -118,7 +118,7 @@ class Objective(nn.Module):
         return self.masker(n_time, n_freq, max_time, generator, clip_keys)
 
     def exported_state(self):
-        """The tensors that an export holds.
+        """Return the tensors that an export holds.
 
         Returns
         -------
@@ -143,9 +143,9 @@ class Objective(nn.Module):
         return False
 
     def picture(self, feats, n_frames, clip_keys):
-        """What is hidden of clips, and what the model puts there.
+        """Return the masked pixels of clips, and the model's reconstruction.
 
-        For objectives that reconstruct.
+        Only objectives that reconstruct have it.
 
         Arguments
         ---------
@@ -166,7 +166,7 @@ class Objective(nn.Module):
         return grid.fold(hidden.float(), feats.shape[1]) > 0.5, filled
 
     def after_step(self, step, total_steps):
-        """Called once after each optimizer step; nothing to do by default.
+        """Update after an optimizer step; do nothing by default.
 
         Arguments
         ---------

@@ -1,8 +1,8 @@
-"""Tokens of masked clips: which are hidden, which visible, and means over them.
+"""Masked and visible tokens of clips, and means over them.
 
-Clips of a batch hide different numbers of tokens. Everything is gathered to a
-given length that fits all of them, and what a clip has too many does not
-count; nothing is read back from the device.
+The masks of a batch differ in their numbers of tokens. Tokens are gathered to
+a given length that fits all clips, and surplus entries have no weight; nothing
+is read back from the device.
 """
 
 from typing import NamedTuple
@@ -11,14 +11,14 @@ import torch
 
 
 class Split(NamedTuple):
-    """A batch of tokens, split into hidden and visible ones.
+    """A batch of tokens, split into masked and visible ones.
 
     Arguments
     ---------
-    hidden : torch.Tensor
-        Places of the hidden tokens, int64 (B, K), then surplus ones.
+    ids_masked : torch.Tensor
+        Places of the masked tokens, int64 (B, K), then surplus ones.
     weight : torch.Tensor
-        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
+        float32 (B, K), 1 at masked tokens and 0 at the surplus.
     keep : tuple of torch.Tensor
         Places of the visible tokens (B, V) and whether an entry counts, as
         the encoder takes them.
@@ -28,7 +28,7 @@ class Split(NamedTuple):
         Boolean (B, N), True at tokens that are audio.
     """
 
-    hidden: torch.Tensor
+    ids_masked: torch.Tensor
     weight: torch.Tensor
     keep: tuple
     visible: torch.Tensor
@@ -36,16 +36,16 @@ class Split(NamedTuple):
 
 
 def split_tokens(mask, is_token, n_masked=None):
-    """Split the tokens of clips into hidden and visible ones.
+    """Split the tokens of clips into masked and visible ones.
 
     Arguments
     ---------
     mask : torch.Tensor
-        Boolean (B, F', T'), True where hidden.
+        Boolean (B, F', T'), True where masked.
     is_token : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
     n_masked : int, optional
-        Tokens that a masker hides in a clip without padding; then K is that
+        Tokens that a masker masks in a clip without padding; then K is that
         number and V the rest. Both are all N for a mask of unknown origin.
 
     Returns
@@ -56,36 +56,38 @@ def split_tokens(mask, is_token, n_masked=None):
     -------
     >>> mask = torch.tensor([[[True, False, True, False]]])
     >>> split = split_tokens(mask, torch.ones(1, 4).bool(), n_masked=2)
-    >>> split.hidden.tolist(), split.keep[0].tolist()
+    >>> split.ids_masked.tolist(), split.keep[0].tolist()
     ([[0, 2]], [[1, 3]])
     """
     max_masked = max_kept = is_token.shape[1]
     if n_masked is not None:
         max_masked, max_kept = n_masked, max_kept - n_masked
     masked = mask.flatten(1) & is_token
-    hidden, weight = ids_masked(masked, max_masked)
-    keep = ids_keep(masked, is_token, max_kept)
-    visible = is_token & ~masked
-    return Split(hidden, weight, keep, visible, is_token)
+    return Split(
+        *ids_masked(masked, max_masked),
+        keep=ids_keep(masked, is_token, max_kept),
+        visible=is_token & ~masked,
+        is_token=is_token,
+    )
 
 
 def ids_masked(mask, max_masked):
-    """Places of the hidden tokens, padded to one length for all clips.
+    """Return the places of masked tokens, padded to one length for all clips.
 
     Arguments
     ---------
     mask : torch.Tensor
         Boolean (B, F', T').
     max_masked : int
-        K, at least the number of tokens any clip hides; given, so that
+        K, at least the number of masked tokens of any clip; given, so that
         nothing is read back from the device.
 
     Returns
     -------
     index : torch.Tensor
-        int64 (B, K), hidden tokens in order, then surplus ones.
+        int64 (B, K), masked tokens in order, then surplus ones.
     weight : torch.Tensor
-        float32 (B, K), 1 at hidden tokens and 0 at the surplus.
+        float32 (B, K), 1 at masked tokens and 0 at the surplus.
 
     Example
     -------
@@ -100,16 +102,16 @@ def ids_masked(mask, max_masked):
 
 
 def ids_keep(mask, is_token, max_kept):
-    """Places of the visible tokens, as the encoder takes them.
+    """Return the places of the visible tokens, as the encoder takes them.
 
     Arguments
     ---------
     mask : torch.Tensor
-        Boolean (B, F', T'), True where hidden.
+        Boolean (B, F', T'), True where masked.
     is_token : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
     max_kept : int
-        V, at least the number of tokens any clip shows.
+        V, at least the number of visible tokens of any clip.
 
     Returns
     -------
@@ -129,12 +131,12 @@ def ids_keep(mask, is_token, max_kept):
 
 
 def gather_tokens(x, index):
-    """Rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
+    """Gather rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
 def clip_mean(values, weight):
-    """Mean within each clip, then over the clips that have any.
+    """Return the mean within each clip, then over the clips that have any.
 
     Arguments
     ---------
@@ -161,7 +163,7 @@ def clip_mean(values, weight):
 
 @torch.no_grad()
 def projection_std(x, weight):
-    """How far the vectors of a batch differ: a sign of collapse.
+    """Return how far the vectors of a batch differ: a sign of collapse.
 
     The standard deviation of each dimension over all vectors, each scaled to
     length sqrt(D), as a mean over the dimensions.
@@ -185,9 +187,9 @@ def projection_std(x, weight):
     tensor(1.)
     """
     x = torch.nn.functional.normalize(x.float(), dim=2) * x.shape[2] ** 0.5
-    share = (weight / weight.sum().clamp(min=1))[:, :, None]
-    mean = (x * share).sum((0, 1))
-    variance = ((x - mean).square() * share).sum((0, 1))
+    weight = (weight / weight.sum().clamp(min=1))[:, :, None]
+    mean = (x * weight).sum((0, 1))
+    variance = ((x - mean).square() * weight).sum((0, 1))
     return variance.sqrt().mean()
 
 
@@ -206,6 +208,6 @@ def refuse_overlap(grid):
     """
     if grid.stride != grid.patch:
         raise ValueError(
-            "a hidden patch must not show in its neighbours: pretrain "
+            "a hidden patch must not show in its neighbors: pretrain "
             f"with stride {grid.patch}, not {grid.stride}"
         )

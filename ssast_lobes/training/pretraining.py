@@ -79,8 +79,9 @@ class PretrainingBrain(SpectrogramBrain):
         -------
         dict of str to torch.Tensor
         """
-        if self.objective.uses_takes and hasattr(batch, "takes"):
-            return {"takes": batch.takes}
+        wanted = self.objective.uses_positive_pairs
+        if wanted and hasattr(batch, "positive_pairs"):
+            return {"positive_pairs": batch.positive_pairs}
         return {}
 
     @torch.no_grad()

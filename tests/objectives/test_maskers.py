@@ -248,7 +248,7 @@ def test_nothing_waits_for_the_device(room):
 
 def test_a_masker_of_ones_own_gives_scores_only():
     class LastSteps(Masker):
-        def scores(self, noise, n_time, n_freq, max_time):
+        def scores(self, rand, n_time, n_freq, max_time):
             steps = torch.arange(max_time).float()
             return -steps.expand(len(n_time), n_freq, -1)
 

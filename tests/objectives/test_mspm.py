@@ -376,7 +376,7 @@ def test_unknown_settings_are_refused(arguments, message):
 def test_overlapping_patches_are_refused():
     grid = Grid(128, (16, 16), (10, 10))
     encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
-    with pytest.raises(ValueError, match="must not show in its neighbours"):
+    with pytest.raises(ValueError, match="must not show in its neighbors"):
         MSPM(encoder)
 
 

@@ -28,7 +28,7 @@ class MyObjective(MSPM):
 class FirstSteps(RandomMasker):
     """Hides what comes first."""
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         steps = torch.arange(max_time, device=n_time.device).float()
         return steps.expand(len(n_time), n_freq, max_time)
 
