@@ -25,7 +25,7 @@ from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.dataio.addresses import stamp_of
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
-from ssast_lobes.inference.audio import read_blocks, require_length
+from ssast_lobes.evaluation.statistics import frame_blocks
 from ssast_lobes.inference.encoder import AudioEncoder
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
@@ -54,7 +54,6 @@ _PER_LAYER = POOLINGS["dynamics"] + 1
 # Part of every key: raise it when the same weights give other vectors.
 _VERSION = 3
 _FLUSH_SECONDS = 120
-_BLOCK_FRAMES = 3000
 
 
 class PooledEncoder(AudioEncoder):
@@ -254,13 +253,9 @@ class LogMelStatistics:
 
     def _statistics(self, path):
         """Vector (2 M,) of a file of any length, each frame counted once."""
-        fbank = self.fbank
-        hop = _BLOCK_FRAMES * fbank.hop_samples
-        length = hop - fbank.hop_samples + fbank.window_samples
         count = total = squares = 0
-        for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
-            require_length(path, start + len(wav), fbank)
-            feats, n_frames = fbank(wav[None])
+        for wav in frame_blocks(path, self.fbank):
+            feats, n_frames = self.fbank(wav[None])
             feats = self._frames(feats[0, : n_frames[0]].double())
             count += len(feats)
             total = total + feats.sum(0)
