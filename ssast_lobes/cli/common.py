@@ -1,4 +1,4 @@
-"""Shared by the commands: arguments, inputs, models, unreadable files."""
+"""Arguments, inputs, models and lists of unreadable files of all commands."""
 
 import argparse
 import csv

@@ -21,7 +21,7 @@ def add_parser(commands):
         "Measure how much a linear and a k-nearest-neighbour classifier read\n"
         "off frozen encoders, next to three baselines: the most frequent\n"
         "class, log-mel statistics, and the encoder before training. Features\n"
-        "are standardised on train, settings are chosen on valid, scores are\n"
+        "are standardized on train, settings are chosen on valid, scores are\n"
         "of test, with 95 % intervals bootstrapped over speakers. The output\n"
         "folder gets probe.md, probe.csv, probe.json, probe.png and the\n"
         "embeddings, which the next run finds again.\n\n"

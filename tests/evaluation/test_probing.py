@@ -76,7 +76,7 @@ def test_solution_is_the_optimum():
     x, y = blobs(90, 1.0, seed=0)
     # Correlated features, and one that is the sum of others.
     x = torch.cat([x @ torch.randn(5, 5), x.sum(1, keepdim=True)], 1)
-    x, *_ = classifiers._standardise(x, x, x)
+    x, *_ = classifiers._standardize(x, x, x)
     axes, variances = classifiers._principal_axes(x)
     assert axes.shape == (6, 5)
     penalty = 0.01
