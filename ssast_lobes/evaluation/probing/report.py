@@ -16,12 +16,12 @@ _PROBE_NAMES = {
     "k-NN": "Nearest neighbours",
 }
 
-# Of fewer groups a bootstrap says little.
+# A bootstrap over fewer groups says little.
 _FEW_GROUPS = 10
 
 
 def markdown(results, tasks):
-    """All results as tables, aligned to be read on a screen too.
+    """Return all results as Markdown tables, aligned for a screen too.
 
     Arguments
     ---------
@@ -86,7 +86,7 @@ def _task_row(task):
 
 
 def _score_table(rows, tasks, value, low, high, sign=""):
-    """Lines of a table, systems down; the best of several models is bold."""
+    """Return the lines of a table; the best of several models is bold."""
     header = [f"{task.name} ({_METRIC_NAMES[task.metric]})" for task in tasks]
     lines = [["system", *header]]
     cells = {(row.system, row.task): row for row in rows}
@@ -113,7 +113,7 @@ def _score_table(rows, tasks, value, low, high, sign=""):
 
 
 def _table(rows, left=1):
-    """Aligned lines of a Markdown table; the first row is the header."""
+    """Return aligned lines of a Markdown table; the first is the header."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]
@@ -153,7 +153,9 @@ def write_report(results, tasks, folder):
         file.write(text)
     rows = [result._asdict() for result in results]
     with atomic_write(folder / "probe.csv") as file:
-        _write_table(rows, file)
+        writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     described = [
         dict(zip(_TASK_HEADER, _task_row(task), strict=True)) for task in tasks
     ]
@@ -187,9 +189,3 @@ def plot_results(results, path):
         points[_PROBE_NAMES[row.probe]] = (row.score, row.low, row.high)
     baselines = {row.system for row in results if row.baseline}
     return plot_intervals(panels, path, grey=baselines)
-
-
-def _write_table(rows, file):
-    writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
