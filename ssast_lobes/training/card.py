@@ -1,6 +1,7 @@
 """What an export and a result file say of a training."""
 
 import functools
+import inspect
 import json
 import math
 from pathlib import Path
@@ -12,6 +13,8 @@ from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import atomic_write
 
 RESULT_FILE = "test_result.json"
+# Functions of other modules are told with the name of theirs.
+_KNOWN = ("ssast_lobes.", "speechbrain.", "torch.")
 
 
 def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
@@ -140,6 +143,8 @@ def told(value):
     if isinstance(value, functools.partial):
         given = (f"{k}={told(v)}" for k, v in value.keywords.items())
         return f"{told(value.func)}({', '.join(given)})"
+    if inspect.isfunction(value) and not value.__module__.startswith(_KNOWN):
+        return f"{value.__module__}.{value.__name__}"
     return getattr(value, "__name__", value)
 
 
