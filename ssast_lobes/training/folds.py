@@ -4,10 +4,10 @@ import json
 import statistics
 from pathlib import Path
 
-from ssast_lobes.training.base import read_log
 from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.logs import read_log
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.plots import plot_comparison
 

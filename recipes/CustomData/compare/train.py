@@ -21,12 +21,12 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.evaluation.probing import probe, write_report
-from ssast_lobes.training.base import read_log
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
     yaml_errors,
 )
+from ssast_lobes.training.logs import read_log
 from ssast_lobes.utils.files import atomic_write
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
