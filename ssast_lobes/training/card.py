@@ -1,7 +1,6 @@
 """What an export and a result file say of a training."""
 
 import functools
-import json
 import math
 from pathlib import Path
 
@@ -9,7 +8,7 @@ from speechbrain.utils.distributed import if_main_process
 
 from ssast_lobes.checkpoints.format import window_seconds as table_seconds
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 
 RESULT_FILE = "test_result.json"
 
@@ -164,6 +163,5 @@ def write_result(folder, rows, test, result):
     """
     content = {"data": rows["corpus"], "clips": len(test), **result}
     if if_main_process():
-        with atomic_write(Path(folder) / RESULT_FILE) as file:
-            json.dump(content, file, indent=2)
+        write_json(Path(folder) / RESULT_FILE, content)
     return content

@@ -31,14 +31,13 @@ from brain_kit import (
     evaluate,
     fit,
     merged,
+    rows,
     same,
     validate,
     weights,
 )
 
-from ssast_lobes.augment.augmentation import (
-    Mixup,
-)
+from ssast_lobes.augment.augmentation import Mixup
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training import ClassificationBrain
@@ -46,8 +45,7 @@ from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.losses import binary_cross_entropy
 from ssast_lobes.utils.schedules import Constant, WarmupCosine, WarmupPlateau
 
-# Building small runs ------------------------------------------------------
-
+__all__ = ["rows"]  # a fixture
 
 # Randomness and resuming --------------------------------------------------
 
