@@ -663,9 +663,10 @@ def test_settings_that_do_not_fit_the_labels(settings, message, rows, tmp_path):
 def test_the_lowest_equal_error_rate_chooses_the_epoch(
     rows, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(globals(), "LABELS", ["chirp", "noise"])
+    labels = ["chirp", "noise"]
+    monkeypatch.setattr("brain_kit.LABELS", labels)
     two = {
-        name: {k: row for k, row in part.items() if row["label"] in LABELS}
+        name: {k: row for k, row in part.items() if row["label"] in labels}
         for name, part in rows.items()
     }
 
