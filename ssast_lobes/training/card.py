@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 import math
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from speechbrain.utils.distributed import if_main_process
 
 from ssast_lobes.checkpoints.format import window_seconds as table_seconds
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 
 RESULT_FILE = "test_result.json"
 # Functions of other modules are told with the name of theirs.
@@ -169,6 +168,5 @@ def write_result(folder, rows, test, result):
     """
     content = {"data": rows["corpus"], "clips": len(test), **result}
     if if_main_process():
-        with atomic_write(Path(folder) / RESULT_FILE) as file:
-            json.dump(content, file, indent=2)
+        write_json(Path(folder) / RESULT_FILE, content)
     return content

@@ -1,13 +1,12 @@
 """The report of a probe: a table to read, two to compute with, a picture."""
 
 import csv
-import json
 import os
 from pathlib import Path
 
 from ssast_lobes.evaluation.probing.comparison import Result
 from ssast_lobes.evaluation.probing.intervals import REPLICATES
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import atomic_write, write_json
 from ssast_lobes.utils.plots import plot_intervals
 
 _METRIC_NAMES = {"accuracy": "accuracy", "uar": "UAR"}
@@ -160,8 +159,7 @@ def write_report(results, tasks, folder):
         dict(zip(_TASK_HEADER, _task_row(task), strict=True)) for task in tasks
     ]
     content = {"tasks": described, "results": rows}
-    with atomic_write(folder / "probe.json") as file:
-        json.dump(content, file, indent=2)
+    write_json(folder / "probe.json", content)
     picture = folder / f".{os.getpid()}.partial.png"
     plot_results(results, picture)
     os.replace(picture, folder / "probe.png")
