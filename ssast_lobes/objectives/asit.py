@@ -10,7 +10,12 @@ same view, and of the whole clip in the other view.
 import torch
 
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
 from ssast_lobes.objectives.corruption import GroupCorruption
 from ssast_lobes.objectives.projections import (
     Centre,
@@ -20,7 +25,6 @@ from ssast_lobes.objectives.projections import (
     sizes_of,
     swap_views,
 )
-from ssast_lobes.objectives.tokens import clip_mean, projection_std
 from ssast_lobes.objectives.views import RandomCrop
 from ssast_lobes.utils.schedules import Linear, WarmupCosine
 

@@ -8,7 +8,7 @@ from ssast_lobes.models.decoders import ConvDecoder, TransformerDecoder
 from ssast_lobes.models.encoder import EncoderOutput
 from ssast_lobes.models.patches import Grid, sincos_positions
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.tokens import gather_tokens, split_tokens
+from ssast_lobes.objectives.base import gather_tokens, split_tokens
 
 DIM = 32
 

@@ -14,14 +14,9 @@ import torch
 from ssast_lobes.augment import augmentation as augment
 from ssast_lobes.objectives import base, mspm
 from ssast_lobes.objectives import maskers as masking
-from ssast_lobes.objectives.maskers import (
-    ClusterMasker,
-    InverseBlockMasker,
-    Masker,
-    RandomMasker,
-    SpanMasker,
-    make_masker,
-)
+from ssast_lobes.objectives.base import make_masker
+from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
+from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
 from ssast_lobes.utils.random import keyed_uniform, mix_bits
 
 MASKS = 20_000

@@ -8,13 +8,13 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import MSPM, MSPMReference
+from ssast_lobes.objectives.base import clip_mean, gather_tokens, ids_masked
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import SOFTMAX_OVER, info_nce
 from ssast_lobes.objectives.mspm_reference import (
     official_info_nce,
     official_mask,
 )
-from ssast_lobes.objectives.tokens import clip_mean, gather_tokens, ids_masked
 
 GRIDS = {
     "patch": Grid(),
