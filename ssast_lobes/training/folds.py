@@ -77,7 +77,7 @@ def finished_result(folder, number_of_epochs):
 def report_folds(
     folder, results, folds, selection, epoch_chosen_on, swa_start_epoch=None
 ):
-    """Log the table of the folds; write it once all folds are there.
+    """Print the table of the folds; write it once all folds are there.
 
     Where the test folds choose the epoch, the results of all folds are those
     of the one epoch with the best mean, as official scripts report it.
@@ -177,7 +177,7 @@ def format_table(results):
 
 
 def _at_common_epoch(folder, results, selection):
-    """Return the results at the epoch with the best mean of valid, here test."""
+    """Return the results at the epoch that is best on the mean of test."""
     logs = {
         fold: {row["epoch"]: row for row in read_log(folder / f"fold_{fold}")}
         for fold in results
