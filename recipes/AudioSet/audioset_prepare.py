@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from ssast_lobes.dataio.corpus_checks import check_counts
 from ssast_lobes.dataio.download import download
-from ssast_lobes.dataio.partition import hash_shares
+from ssast_lobes.dataio.partition import hash_fractions
 from ssast_lobes.dataio.scan import find_audio
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
@@ -397,7 +397,7 @@ def held_out_by_hash(rows, share, group):
     """
     if share <= 0 or not rows:
         return rows, []
-    places = hash_shares([row.get(group, row["id"]) for row in rows])
+    places = hash_fractions([row.get(group, row["id"]) for row in rows])
     share = max(share, min(places))
     pairs = list(zip(rows, places, strict=True))
     return (

@@ -9,7 +9,7 @@ from ssast_lobes.utils.random import clip_keys
 _SHOWN_PROBLEMS = 20
 
 
-def hash_shares(ids):
+def hash_fractions(ids):
     """Return a number from 0 to 1 for each clip, the same in every run.
 
     Arguments
@@ -20,12 +20,12 @@ def hash_shares(ids):
     Returns
     -------
     list of float
-        To hold out the clips with a number up to a share: a clip stays on its
-        side whatever other clips come or go.
+        A fraction is held out by taking the clips with smaller numbers: a
+        clip stays on its side whatever other clips come or go.
 
     Example
     -------
-    >>> one, two, three = hash_shares(["a", "b", "a"])
+    >>> one, two, three = hash_fractions(["a", "b", "a"])
     >>> one == three, 0 <= one < 1, one == two
     (True, True, False)
     """
@@ -78,18 +78,18 @@ def rows_from_names(paths, pattern, page):
     ]
 
 
-def hold_out(rows, share, group):
+def hold_out(rows, fraction, group):
     """Split rows in two, by whole groups and alike in labels.
 
     Groups are taken in an order that only their names decide, each of them
-    held out if that brings the labels nearer to their share.
+    held out if that brings the labels nearer to what is wanted of them.
 
     Arguments
     ---------
     rows : list of dict
         With the keys `label` and `group`.
-    share : float
-        Share of each label's clips to hold out, 0 to 1.
+    fraction : float
+        Fraction of each label's clips to hold out, 0 to 1.
     group : str
         Key of what must not be in both parts: the speaker or the recording.
 
@@ -106,7 +106,7 @@ def hold_out(rows, share, group):
     Example
     -------
     >>> rows = [{"label": i % 2, "speaker": str(i // 10)} for i in range(40)]
-    >>> kept, held = hold_out(rows, share=0.25, group="speaker")
+    >>> kept, held = hold_out(rows, fraction=0.25, group="speaker")
     >>> len(kept), len({row["speaker"] for row in held})
     (30, 1)
     """
@@ -119,7 +119,7 @@ def hold_out(rows, share, group):
             f"all have the same {group}"
         )
     wanted = Counter(row["label"] for row in rows)
-    wanted = {label: share * count for label, count in wanted.items()}
+    wanted = {label: fraction * count for label, count in wanted.items()}
     held = Counter()
 
     def misfit(name):
@@ -130,7 +130,7 @@ def hold_out(rows, share, group):
             for label, count in members[name].items()
         )
 
-    places = dict(zip(members, hash_shares(list(members)), strict=True))
+    places = dict(zip(members, hash_fractions(list(members)), strict=True))
     chosen = set()
     for name in sorted(members, key=places.get):
         if misfit(name) < 0 and len(chosen) < len(members) - 1:
@@ -154,7 +154,7 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     fold : int or str
         The fold to test on.
     valid_fraction : float
-        Share of the other folds that chooses the epoch, see `hold_out`.
+        Fraction of the other folds that chooses the epoch, see `hold_out`.
     group : str
         Key of what must not be in both train and valid.
     valid_is_test : bool
@@ -195,13 +195,13 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     return {"train": train, "valid": valid, "test": test}
 
 
-def hold_out_by_hash(rows, share):
+def hold_out_by_hash(rows, fraction):
     """Return train and valid, which has a clip of a small corpus too."""
-    places = hash_shares([row["id"] for row in rows])
-    share = max(share, min(places, default=0))
+    places = hash_fractions([row["id"] for row in rows])
+    fraction = max(fraction, min(places, default=0))
     parts = {"train": [], "valid": []}
     for row, place in zip(rows, places, strict=True):
-        parts["valid" if place <= share else "train"].append(row)
+        parts["valid" if place <= fraction else "train"].append(row)
     return parts
 
 
