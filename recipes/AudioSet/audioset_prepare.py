@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from ssast_lobes.dataio.corpus_checks import check_counts
 from ssast_lobes.dataio.download import download
-from ssast_lobes.dataio.partition import hash_fractions
+from ssast_lobes.dataio.partition import hold_out_by_hash
 from ssast_lobes.dataio.scan import find_audio
 from ssast_lobes.dataio.splits import write_splits
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import ManifestError, raise_problems
 
 PAGE = "https://research.google.com/audioset/download.html"
 URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
@@ -47,7 +47,6 @@ N_CLASSES = 527
 # part of the audio is somewhere else.
 MIN_AVAILABLE = 0.75
 VIDEO_ID = 11  # characters of the id of a video
-_SHOWN = 20
 _EXPECTED = (
     f"AudioSet has no archive of audio: {PAGE} has its lists "
     f"({', '.join([*LISTS.values(), CLASS_LIST])}), which belong into "
@@ -104,7 +103,7 @@ def prepare_audioset(
     train, test = data.train_rows(subset), data.rows("eval")
     valid = test
     if not valid_is_test:
-        train, valid = held_out_by_hash(train, valid_fraction, "id")
+        train, valid = hold_out_by_hash(train, valid_fraction, "id")
     classes = sorted(data.classes.values())
     return write_splits(
         {"train": train, "valid": valid, "test": test},
@@ -349,10 +348,11 @@ def read_segments(path, classes=None):
             if problem:
                 problems.append(f"line {lines.line_num}: {problem}")
                 continue
-            segments[cells[0]] = _label_cell(cells[3], classes)
-    if problems:
-        shown = "\n  ".join(problems[:_SHOWN])
-        raise ManifestError(f"{path}: {len(problems)} bad lines\n  {shown}")
+            mids = cells[3].split(",")
+            segments[cells[0]] = (
+                ";".join(classes[mid] for mid in mids) if classes else None
+            )
+    raise_problems(path, problems, "bad line{}")
     if promised not in (None, len(segments)):
         raise ManifestError(
             f"{path}: {len(segments)} of the {promised} segments that its head "
@@ -371,36 +371,3 @@ def _line_problem(cells, segments, classes):
         if unknown:
             return f"{', '.join(unknown)} is not in {CLASS_LIST}"
     return None
-
-
-def _label_cell(cell, classes):
-    if classes is None:
-        return None
-    return ";".join(classes[mid] for mid in cell.split(","))
-
-
-def held_out_by_hash(rows, share, group):
-    """Split rows in two, by a hash that only names decide.
-
-    Arguments
-    ---------
-    rows : list of dict
-    share : float
-        Share to hold out: at least one group, none if it is 0.
-    group : str
-        Key of what must not be in both parts; rows without it are groups of
-        their own.
-
-    Returns
-    -------
-    kept, held : list of dict
-    """
-    if share <= 0 or not rows:
-        return rows, []
-    places = hash_fractions([row.get(group, row["id"]) for row in rows])
-    share = max(share, min(places))
-    pairs = list(zip(rows, places, strict=True))
-    return (
-        [row for row, place in pairs if place > share],
-        [row for row, place in pairs if place <= share],
-    )

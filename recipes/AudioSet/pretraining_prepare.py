@@ -1,8 +1,9 @@
 """Prepares what SSAST is pretrained on: AudioSet, LibriSpeech, or both."""
 
-from audioset_prepare import AudioSet, held_out_by_hash
+from audioset_prepare import AudioSet
 from librispeech_prepare import read_librispeech
 
+from ssast_lobes.dataio.partition import hold_out_by_hash
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
 
@@ -75,7 +76,7 @@ def prepare_pretraining(
         )
         corpora.append(f"LibriSpeech ({', '.join(librispeech_parts)})")
     if not valid_on_eval:
-        train, valid = held_out_by_hash(train, valid_fraction, "speaker")
+        train, valid = hold_out_by_hash(train, valid_fraction, "speaker")
     return write_splits(
         {"train": train, "valid": valid},
         output_folder,

@@ -67,13 +67,16 @@ def prepare_esc50(
     if esc10:
         rows = [row for row in rows if row["esc10"] == "True"]
     classes = 10 if esc10 else 50
+    clips = classes * CLIPS_PER_CLASS
+    published = {"clips": clips, "classes": classes}
+    published |= {f"fold {fold}": clips // len(FOLDS) for fold in FOLDS}
     return prepare_folds(
         rows,
         output_folder,
         fold,
         corpus=f"ESC-{classes}, test fold",
         found=tally(rows, "clips", "fold {fold}", classes="label"),
-        published=published_counts(classes),
+        published=published,
         source=f"the README of {PAGE}",
         group="recording",
         **settings,
@@ -102,20 +105,3 @@ def read_rows(folder):
     table = folder / "meta" / "esc50.csv"
     rows = read_manifest(table, keys, folder / "audio", COLUMNS)
     return [{key: row[key] for key in ("id", *keys)} for row in rows]
-
-
-def published_counts(classes):
-    """Return the counts of ESC-50 or ESC-10: 40 clips a class, 8 a fold.
-
-    Arguments
-    ---------
-    classes : int
-        50 or 10.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    clips = classes * CLIPS_PER_CLASS
-    folds = {f"fold {fold}": clips // len(FOLDS) for fold in FOLDS}
-    return {"clips": clips, "classes": classes, **folds}

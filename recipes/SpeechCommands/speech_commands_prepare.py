@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssast_lobes.dataio.archives import unpack
-from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
 from ssast_lobes.dataio.download import download
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
@@ -96,7 +96,14 @@ def prepare_speech_commands(
         *(find(data_folder, name, allow_download) for name in chosen.archives)
     )
     if require_counts:
-        check_counts(count(splits), chosen.published, chosen.source)
+        # Silence has many rows of one file.
+        found = {
+            part: len({row["path"] for row in rows})
+            for part, rows in splits.items()
+        }
+        rows = [row for part in splits.values() for row in part]
+        found |= tally(rows, classes="label")
+        check_counts(found, chosen.published, chosen.source)
     return write_splits(
         splits,
         output_folder,
@@ -151,7 +158,10 @@ def list_splits(folder):
         Rows of train, valid and test, with id, path, label and speaker. Files
         that a list names have a row, whether they are there or not.
     """
-    listed = {part: read_list(folder / name) for part, name in LISTS.items()}
+    listed = {}
+    for part, name in LISTS.items():
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        listed[part] = [line.strip() for line in lines if line.strip()]
     held_out = {clip for clips in listed.values() for clip in clips}
     there = (
         f"{path.parent.name}/{path.name}"
@@ -232,22 +242,6 @@ def silence_rows(folder, words, part):
     ]
 
 
-def read_list(path):
-    """Return clips that an official list names, as word/file.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The list, one clip a line.
-
-    Returns
-    -------
-    list of str
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
-
-
 def make_row(folder, clip):
     """Return the row of a clip.
 
@@ -269,26 +263,6 @@ def make_row(folder, clip):
         "label": clip.partition("/")[0],
         "speaker": speaker[1] if speaker else "none",
     }
-
-
-def count(splits):
-    """Return the files of each part, and classes.
-
-    Arguments
-    ---------
-    splits : dict of str to list of dict
-        Rows of the parts.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    classes = {row["label"] for part in splits.values() for row in part}
-    files = {
-        name: len({row["path"] for row in part})
-        for name, part in splits.items()
-    }
-    return {**files, "classes": len(classes)}
 
 
 class Protocol(NamedTuple):

@@ -16,7 +16,7 @@ who are in test are in all three parts here, as all speakers are.
 import re
 from pathlib import Path
 
-from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
 from ssast_lobes.dataio.download import download
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
@@ -76,7 +76,10 @@ def prepare_voxceleb(
     split_list, folders = find_voxceleb(data_folder, allow_download)
     splits = read_split_list(split_list)
     if require_counts:
-        check_counts(count(splits), PUBLISHED, SOURCE)
+        found = {name: len(part) for name, part in splits.items()}
+        rows = [row for part in splits.values() for row in part]
+        found |= tally(rows, speakers="speaker")
+        check_counts(found, PUBLISHED, SOURCE)
     locate(splits, folders)
     return write_splits(
         splits,
@@ -184,20 +187,3 @@ def locate(splits, folders):
         )
     for row in rows:
         row["path"] = str(places[row["speaker"]] / row["path"])
-
-
-def count(splits):
-    """Return speakers in all, and clips of each part.
-
-    Arguments
-    ---------
-    splits : dict of str to list of dict
-        See `read_split_list`.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    speakers = {row["label"] for part in splits.values() for row in part}
-    clips = {name: len(part) for name, part in splits.items()}
-    return {"speakers": len(speakers), **clips}

@@ -3,10 +3,8 @@
 import re
 from collections import Counter
 
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import ManifestError, raise_problems
 from ssast_lobes.utils.random import clip_keys
-
-_SHOWN_PROBLEMS = 20
 
 
 def hash_fractions(ids):
@@ -144,6 +142,42 @@ def hold_out(rows, fraction, group):
     )
 
 
+def hold_out_by_hash(rows, fraction, group="id"):
+    """Split rows in two, by a hash that only names decide.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the key `id`.
+    fraction : float
+        Fraction to hold out, 0 to 1: at least one group, none if it is 0.
+    group : str
+        Key of what must not be in both parts; rows without it are groups of
+        their own.
+
+    Returns
+    -------
+    kept, held : list of dict
+        Rows of the two parts, in their order.
+
+    Example
+    -------
+    >>> rows = [{"id": str(i), "speaker": str(i % 9)} for i in range(90)]
+    >>> kept, held = hold_out_by_hash(rows, 0.01, "speaker")
+    >>> len(kept), len({row["speaker"] for row in held})
+    (80, 1)
+    """
+    if fraction <= 0 or not rows:
+        return rows, []
+    places = hash_fractions([row.get(group, row["id"]) for row in rows])
+    fraction = max(fraction, min(places))
+    pairs = list(zip(rows, places, strict=True))
+    return (
+        [row for row, place in pairs if place > fraction],
+        [row for row, place in pairs if place <= fraction],
+    )
+
+
 def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     """Split rows into the parts of one fold of a cross-validation.
 
@@ -193,46 +227,3 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
         return {"train": others, "valid": test, "test": test}
     train, valid = hold_out(others, valid_fraction, group)
     return {"train": train, "valid": valid, "test": test}
-
-
-def hold_out_by_hash(rows, fraction):
-    """Return train and valid, which has a clip of a small corpus too."""
-    places = hash_fractions([row["id"] for row in rows])
-    fraction = max(fraction, min(places, default=0))
-    parts = {"train": [], "valid": []}
-    for row, place in zip(rows, places, strict=True):
-        parts["valid" if place <= fraction else "train"].append(row)
-    return parts
-
-
-def raise_problems(corpus, problems):
-    """Raise if there is any problem with the data; list the first ones.
-
-    Arguments
-    ---------
-    corpus : str
-        What has the problems.
-    problems : list of str
-        A line each.
-
-    Raises
-    ------
-    ManifestError
-        If the list is not empty.
-
-    Example
-    -------
-    >>> raise_problems("tones.csv", ["a.wav is in train and test"])
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...ManifestError: tones.csv: 1 problem with the data
-      a.wav is in train and test
-    """
-    if not problems:
-        return
-    shown = problems[:_SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"... and {len(problems) - len(shown)} more")
-    word = "problem" if len(problems) == 1 else "problems"
-    head = f"{corpus}: {len(problems)} {word} with the data"
-    raise ManifestError("\n  ".join([head, *shown]))

@@ -19,7 +19,6 @@ from ssast_lobes.dataio.corpus_checks import check_counts
 from ssast_lobes.dataio.partition import (
     fold_splits,
     hold_out_by_hash,
-    raise_problems,
 )
 from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import read_from_shards
@@ -29,6 +28,7 @@ from ssast_lobes.dataio.tables import (
     all_alike,
     index_rows,
     label_problem,
+    raise_problems,
     relative_paths,
     split_labels,
 )
@@ -135,7 +135,8 @@ def write_splits(
         for name, part in splits.items()
     }
     if valid_fraction > 0:
-        splits |= hold_out_by_hash(splits["train"], valid_fraction)
+        parts = hold_out_by_hash(splits["train"], valid_fraction)
+        splits["train"], splits["valid"] = parts
     elif not labelled:
         splits.setdefault("valid", [])
     content = {"corpus": corpus}

@@ -99,13 +99,47 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
             continue
         seen[row["path"]] = seen["id", row["id"]] = line
         rows.append(row)
-    if problems:
-        raise ManifestError(_report(csv_path, problems))
+    raise_problems(csv_path, problems, "bad line{}")
     if "id" not in places and all(os.path.isabs(row["id"]) for row in rows):
         relative = relative_paths([row["path"] for row in rows])
         for row, path in zip(rows, relative, strict=True):
             row["id"] = path
     return rows
+
+
+def raise_problems(source, problems, name="problem{} with the data"):
+    """Raise if there is any problem with the data; list the first ones.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        What has the problems.
+    problems : list of str
+        A line each.
+    name : str
+        What they are; the braces stand for the s of several.
+
+    Raises
+    ------
+    ManifestError
+        If the list is not empty.
+
+    Example
+    -------
+    >>> raise_problems("tones.csv", ["a.wav is in train and test"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: tones.csv: 1 problem with the data
+      a.wav is in train and test
+    """
+    if not problems:
+        return
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    name = name.format("" if len(problems) == 1 else "s")
+    head = f"{source}: {len(problems)} {name}"
+    raise ManifestError("\n  ".join([head, *shown]))
 
 
 def relative_paths(paths):
@@ -387,11 +421,3 @@ def _problem(row, n_cells, n_columns, needs, source, seen):
     if ("id", row["id"]) in seen:
         return f"same id as line {seen['id', row['id']]}: {row['id']}"
     return label_problem(row["label"]) if "label" in source else None
-
-
-def _report(csv_path, problems):
-    shown = problems[:_SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"... and {len(problems) - len(shown)} more")
-    bad = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
-    return "\n  ".join([f"{csv_path}: {bad}", *shown])
