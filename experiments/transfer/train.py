@@ -761,7 +761,7 @@ def write_task(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     return write_splits(
         task.rows,

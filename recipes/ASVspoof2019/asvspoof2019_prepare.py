@@ -59,7 +59,7 @@ def prepare_asvspoof2019(
     data_folder : str
         `LA`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
         Whether to fetch the archive (7.1 GB) if it is not there.
     require_counts : bool
@@ -70,7 +70,7 @@ def prepare_asvspoof2019(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

@@ -73,7 +73,7 @@ def prepare_audioset(
     data_folder : str
         With the lists and the audio, see the top of this file.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     subset : str
         "20K": train on the balanced list; "2M": on the unbalanced one too.
     valid_fraction : float
@@ -92,7 +92,7 @@ def prepare_audioset(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def prepare_pretraining(
     librispeech_folder : str or None
         LibriSpeech, see `librispeech_prepare`; None leaves it out.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     subset : str
         Of AudioSet: "2M", or "20K" for the balanced list only.
     librispeech_parts : list of str
@@ -48,7 +48,7 @@ def prepare_pretraining(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

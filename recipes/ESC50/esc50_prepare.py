@@ -39,7 +39,7 @@ def prepare_esc50(
     data_folder : str
         `ESC-50-master`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5.
     esc10 : bool
@@ -47,12 +47,12 @@ def prepare_esc50(
     allow_download : bool
         Whether to fetch the archive (600 MB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,

@@ -47,18 +47,18 @@ def prepare_digits(
     data_folder : str
         The unpacked archive, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : str
         The speaker to test on, one of `FOLDS`.
     allow_download : bool
         Whether to fetch the archive (16 MB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     rows = read_rows(data_folder, allow_download)
     return prepare_folds(
@@ -94,7 +94,7 @@ def prepare_speakers(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

@@ -63,19 +63,19 @@ def prepare_iemocap(
     data_folder : str
         `IEMOCAP_full_release`, or the folder that has it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The session to test on, 1 to 5.
     valid_group : str
         What is held out whole to choose the epoch: "session", "speaker",
         "dialogue", or "id" for single utterances, as SUPERB takes them.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

@@ -93,7 +93,7 @@ def prepare_librispeech(
     data_folder : str
         `LibriSpeech`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     train_parts, valid_parts, test_parts : list of str
         Names of parts, see `PARTS`. Each test part is tested by itself.
     allow_download : bool
@@ -106,7 +106,7 @@ def prepare_librispeech(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`; the parts in it
+        Path of the JSON file, see `dataio.splits.write_splits`; the parts in it
         are train, valid and those of the test by their own names, the labels
         what is said.
 

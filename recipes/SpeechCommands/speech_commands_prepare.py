@@ -66,7 +66,7 @@ def prepare_speech_commands(
         Folder that has the unpacked archives, each under its name, or shall
         get them; for "v2-35" also the archive's folder, whatever its name.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     protocol : str
         "v2-35": the 35 words of V2 in the parts of its lists. "superb-12":
         see `superb_splits`.
@@ -80,7 +80,7 @@ def prepare_speech_commands(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

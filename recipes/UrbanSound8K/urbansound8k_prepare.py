@@ -68,7 +68,7 @@ def prepare_urbansound8k(
     data_folder : str
         `UrbanSound8K`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 10.
     valid_fraction : float
@@ -77,12 +77,12 @@ def prepare_urbansound8k(
     allow_download : bool
         Whether to fetch the archive (6 GB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,

@@ -54,7 +54,7 @@ def prepare_voxceleb(
     data_folder : str
         With the audio and the list, see the top of this file.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
         Whether to fetch the list (5 MB) if it is not there. The audio is given
         on request only.
@@ -66,7 +66,7 @@ def prepare_voxceleb(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

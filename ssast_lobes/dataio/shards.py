@@ -2,7 +2,7 @@
 
 A shard is a tar as WebDataset has it: of each clip `KEY.flac` (or `KEY.wav`,
 int16) and `KEY.json`. A folder of shards has a `manifest.csv` whose paths are
-addresses in the tars (`data.addresses`), so that it can be given wherever a
+addresses in the tars (`dataio.addresses`), so that it can be given wherever a
 manifest can. Packing is a function of the rows and the settings alone: the
 number of workers changes no byte, and a run that was killed resumes at the
 shard that it was making.
@@ -190,7 +190,7 @@ def read_from_shards(parts, folder, manifest):
     Arguments
     ---------
     parts : dict
-        From `data.splits.read_splits`.
+        From `dataio.splits.read_splits`.
     folder : str or os.PathLike
         Of the shards; ids of clips are as in the manifest they were made of.
     manifest : str or os.PathLike

@@ -61,7 +61,7 @@ def write_splits(
     Writes `<output_folder>/splits.json`, which `read_splits` reads, and
     `manifest.csv` next to it, for people and for other recipes (columns id,
     path, label, split, what else the rows have, duration in seconds); see
-    `data.manifest.scan_audio` for what else. A second call costs little. Where
+    `dataio.scan.scan_audio` for what else. A second call costs little. Where
     something was trained in the folder, the clips must be those of its first
     start: the same ids, labels, parts and durations, and the same paths from
     the common folder of all on. That folder may be another one.
@@ -87,7 +87,7 @@ def write_splits(
         Key of what should not be in train and in another part; one is warned
         of it, unless it is what is told apart.
     min_seconds, max_unreadable : float
-        See `data.manifest.scan_audio`.
+        See `dataio.scan.scan_audio`.
     valid_fraction : float
         Share of the usable clips of train to move to valid, chosen by a hash
         of the id; at least one, none if it is 0.
@@ -382,7 +382,7 @@ def prepare_folds(
     corpus : str
         What the data is, before the number of the fold: "ESC-50, test fold".
     found, published : dict of str to int
-        See `data.archives.check_counts`.
+        See `dataio.corpus_checks.check_counts`.
     source : str
         Where the counts were published.
     group : str

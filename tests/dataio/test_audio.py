@@ -428,5 +428,5 @@ def test_an_mp3_without_a_length_is_decoded_once_to_measure_it(
     reader = ClipReader(crop_seconds=1.0, random_crop=True)
     for number in range(20):
         assert len(reader(row["path"], row["duration"], f"{number}")) == 16000
-    # What libmpg123 needs before a crop, see `data.audio`.
+    # What libmpg123 needs before a crop, see `dataio.audio`.
     assert max(amounts) <= 11.1 * 16000
