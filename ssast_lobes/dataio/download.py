@@ -16,6 +16,10 @@ _AGENT = {"User-Agent": "ssast_lobes"}
 _TIMEOUT_SECONDS = 60
 
 
+class ArchiveError(ManifestError):
+    """A dataset could not be fetched or unpacked; says what to do."""
+
+
 def download(url, path, sha256=None, md5=None):
     """Fetch a file, whole or not at all.
 
@@ -167,7 +171,3 @@ def _wrong_sum(path, kind, expected):
     if digest.hexdigest() == expected.lower():
         return None
     return f"{kind} {digest.hexdigest()}, not the published {expected.lower()}"
-
-
-class ArchiveError(ManifestError):
-    """A dataset could not be fetched or unpacked; says what to do."""

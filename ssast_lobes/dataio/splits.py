@@ -16,10 +16,7 @@ from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.dataio.addresses import file_of
 from ssast_lobes.dataio.corpus_checks import check_counts
-from ssast_lobes.dataio.partition import (
-    fold_splits,
-    hold_out_by_hash,
-)
+from ssast_lobes.dataio.partition import fold_splits, hold_out_by_hash
 from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import read_from_shards
 from ssast_lobes.dataio.tables import (
@@ -36,12 +33,11 @@ from ssast_lobes.utils.files import atomic_write
 
 logger = get_logger(__name__)
 
+_FIRST_COLUMNS = ("id", "path", "label", "split")
+
 
 class OtherClips(ManifestError):
     """The clips are not those that a model in this folder was trained on."""
-
-
-_FIRST_COLUMNS = ("id", "path", "label", "split")
 
 
 def write_splits(
@@ -160,6 +156,82 @@ def write_splits(
     with atomic_write(path) as file:
         json.dump(content, file)
     return path
+
+
+def prepare_folds(
+    rows,
+    output_folder,
+    fold,
+    corpus,
+    found,
+    published,
+    source,
+    group="speaker",
+    valid_group=None,
+    valid_fraction=0.2,
+    valid_is_test=False,
+    require_counts=True,
+    **writing,
+):
+    """Count the clips of a corpus, and write the parts of one fold.
+
+    What prepare scripts of protocols with folds have in common.
+
+    Arguments
+    ---------
+    rows : list of dict
+        All clips, with the keys `fold`, `label` and `group`.
+    output_folder : str or os.PathLike
+        Of the experiment; see `write_splits`.
+    fold : int or str
+        The fold to test on.
+    corpus : str
+        What the data is, before the number of the fold: "ESC-50, test fold".
+    found, published : dict of str to int
+        See `dataio.corpus_checks.check_counts`.
+    source : str
+        Where the counts were published.
+    group : str
+        Key of what must not be in two parts: the speaker or the recording.
+    valid_group : str, optional
+        Key of what is held out whole for validation; `group` by default.
+    valid_fraction : float
+        Share of the other folds that chooses the epoch, see `hold_out`.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, see `fold_splits`.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    **writing
+        `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+
+    Example
+    -------
+    >>> found, published = {"clips": 1}, {"clips": 2}
+    >>> prepare_folds(
+    ...     [{"fold": 1}], "out", 1, "Cats, fold", found, published, "a page"
+    ... )
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ... clips: 1, published 2 ...
+    """
+    if require_counts:
+        check_counts(found, published, source)
+    splits = fold_splits(
+        rows, fold, valid_fraction, valid_group or group, valid_is_test
+    )
+    return write_splits(
+        splits, output_folder, f"{corpus} {fold}", group=group, **writing
+    )
 
 
 def has_begun(folder):
@@ -350,79 +422,3 @@ def _write_table(path, splits):
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         table.writerows(rows.values())
-
-
-def prepare_folds(
-    rows,
-    output_folder,
-    fold,
-    corpus,
-    found,
-    published,
-    source,
-    group="speaker",
-    valid_group=None,
-    valid_fraction=0.2,
-    valid_is_test=False,
-    require_counts=True,
-    **writing,
-):
-    """Count the clips of a corpus, and write the parts of one fold.
-
-    What prepare scripts of protocols with folds have in common.
-
-    Arguments
-    ---------
-    rows : list of dict
-        All clips, with the keys `fold`, `label` and `group`.
-    output_folder : str or os.PathLike
-        Of the experiment; see `write_splits`.
-    fold : int or str
-        The fold to test on.
-    corpus : str
-        What the data is, before the number of the fold: "ESC-50, test fold".
-    found, published : dict of str to int
-        See `dataio.corpus_checks.check_counts`.
-    source : str
-        Where the counts were published.
-    group : str
-        Key of what must not be in two parts: the speaker or the recording.
-    valid_group : str, optional
-        Key of what is held out whole for validation; `group` by default.
-    valid_fraction : float
-        Share of the other folds that chooses the epoch, see `hold_out`.
-    valid_is_test : bool
-        True: choose the epoch on the test fold, see `fold_splits`.
-    require_counts : bool
-        Whether a part of the archive is an error.
-    **writing
-        `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
-
-    Returns
-    -------
-    str
-        Path of the JSON file, see `write_splits`.
-
-    Raises
-    ------
-    ManifestError
-        If the data cannot be used; says what to mend.
-
-    Example
-    -------
-    >>> found, published = {"clips": 1}, {"clips": 2}
-    >>> prepare_folds(
-    ...     [{"fold": 1}], "out", 1, "Cats, fold", found, published, "a page"
-    ... )
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...ManifestError: ... clips: 1, published 2 ...
-    """
-    if require_counts:
-        check_counts(found, published, source)
-    splits = fold_splits(
-        rows, fold, valid_fraction, valid_group or group, valid_is_test
-    )
-    return write_splits(
-        splits, output_folder, f"{corpus} {fold}", group=group, **writing
-    )
