@@ -123,12 +123,12 @@ class AudioSet:
     ---------
     data_folder, allow_download, require_counts
         See `prepare_audioset`.
-    labelled : bool
+    labeled : bool
         Whether labels, and the list of classes, are needed.
     """
 
     def __init__(
-        self, data_folder, allow_download, require_counts, labelled=True
+        self, data_folder, allow_download, require_counts, labeled=True
     ):
         self.folder = Path(data_folder).expanduser()
         self.allow_download = allow_download
@@ -136,7 +136,7 @@ class AudioSet:
         self.classes = None
         self._available = {}
         self._clips = None
-        if labelled:
+        if labeled:
             self.classes = read_classes(self._list(CLASS_LIST))
             if require_counts:
                 found = {"classes": len(set(self.classes.values()))}

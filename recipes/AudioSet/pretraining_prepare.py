@@ -81,7 +81,7 @@ def prepare_pretraining(
         {"train": train, "valid": valid},
         output_folder,
         corpus=" and ".join(corpora),
-        labelled=False,
+        labeled=False,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
     )

@@ -51,7 +51,7 @@ def prepare_pretraining(
     max_unreadable,
     held_out_of=None,
 ):
-    """Gather unlabelled audio and hold a part out for watching.
+    """Gather unlabeled audio and hold a part out for watching.
 
     Arguments
     ---------
@@ -98,7 +98,7 @@ def prepare_pretraining(
         {"train": usable},
         output_folder,
         corpus=str(audio),
-        labelled=False,
+        labeled=False,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
         valid_fraction=valid_fraction,
@@ -174,7 +174,7 @@ def prepare_classification(
     min_seconds,
     max_unreadable,
 ):
-    """Read a labelled manifest and split it.
+    """Read a labeled manifest and split it.
 
     Arguments
     ---------

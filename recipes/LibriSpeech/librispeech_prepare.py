@@ -126,7 +126,7 @@ def prepare_librispeech(
         splits,
         output_folder,
         corpus=f"LibriSpeech, {', '.join(train_parts)}",
-        labelled=False,
+        labeled=False,
         max_unreadable=max_unreadable,
     )
     with atomic_write(Path(path).with_name("transcripts.txt")) as file:

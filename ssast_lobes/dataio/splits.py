@@ -44,7 +44,7 @@ def write_splits(
     splits,
     output_folder,
     corpus,
-    labelled=True,
+    labeled=True,
     multi_label=False,
     classes=None,
     group="speaker",
@@ -72,7 +72,7 @@ def write_splits(
         Of the experiment.
     corpus : str
         What the data is, for messages and model cards: "ESC-50, fold 1".
-    labelled : bool
+    labeled : bool
         False for pretraining: labels do not matter, valid may be empty and
         test left out.
     multi_label : bool
@@ -121,7 +121,7 @@ def write_splits(
     >>> rows["labels"], rows["test"]["wind3"]["duration"]
     (['rain', 'wind'], 0.05)
     """
-    multi_label = multi_label and labelled
+    multi_label = multi_label and labeled
     raise_problems(corpus, _repeated(splits) + _missing(splits))
     rows = {row["id"]: row for part in splits.values() for row in part}
     scan = scan_audio(list(rows.values()), output_folder, min_seconds)
@@ -133,10 +133,10 @@ def write_splits(
     if valid_fraction > 0:
         parts = hold_out_by_hash(splits["train"], valid_fraction)
         splits["train"], splits["valid"] = parts
-    elif not labelled:
+    elif not labeled:
         splits.setdefault("valid", [])
     content = {"corpus": corpus}
-    if labelled:
+    if labeled:
         labels = {
             name: _labels(splits.get(name, []), multi_label) for name in SPLITS
         }
@@ -146,7 +146,7 @@ def write_splits(
     if has_begun(output_folder) and os.path.isfile(path):
         _require_same_clips(output_folder, read_splits(path), content)
     scan.write(max_unreadable)
-    if labelled:
+    if labeled:
         unfit = _unfit(splits, labels, multi_label)
         raise_problems(corpus, _label_problems(labels, classes) + unfit)
         _warn_of_shared_groups(corpus, splits, group)
@@ -268,7 +268,7 @@ def read_splits(path, shards=None):
     Returns
     -------
     dict
-        `corpus` (str); `labels` of labelled data (list of str); and of each
+        `corpus` (str); `labels` of labeled data (list of str); and of each
         part the rows by id.
 
     Raises

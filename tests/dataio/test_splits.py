@@ -257,7 +257,7 @@ def test_training_clips_of_the_same_labels(
     with pytest.raises(ManifestError, match=told):
         write_splits(splits, tmp_path, **given)
     # Pretraining does not look at labels.
-    write_splits(splits, tmp_path, **given, labelled=False)
+    write_splits(splits, tmp_path, **given, labeled=False)
 
 
 def test_unreadable_audio_is_left_out_and_may_empty_a_class(splits, tmp_path):
@@ -286,11 +286,11 @@ def test_audio_without_labels(splits, tmp_path):
     for row in splits["train"]:
         del row["label"]
     parts = {"train": splits["train"], "valid": []}
-    written = read_splits(write_splits(parts, tmp_path, "All", labelled=False))
+    written = read_splits(write_splits(parts, tmp_path, "All", labeled=False))
     assert set(written) == {"corpus", "train", "valid"}
     parts["train"] = []
     with pytest.raises(ManifestError, match="left"):
-        write_splits(parts, tmp_path, "All", labelled=False)
+        write_splits(parts, tmp_path, "All", labeled=False)
 
 
 def test_shared_groups_are_told(splits, tmp_path, caplog):
