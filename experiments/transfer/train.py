@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does pretraining pay? Pretrain, then measure it on tasks of your own.
+"""Measure whether pretraining pays, on tasks of your own.
 
 > python train.py hparams/transfer.yaml --audio /path/to/audio \
     --tasks "[{name: words, csv_path: /path/to/words.csv}]"

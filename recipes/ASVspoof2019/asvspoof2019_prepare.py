@@ -1,4 +1,4 @@
-"""Prepares ASVspoof 2019 LA: real speech or synthesised and converted speech.
+"""Prepare ASVspoof 2019 LA: real speech or synthesized and converted speech.
 
 Layout of the official archive of logical access (Wang et al., "ASVspoof 2019:
 A large-scale public database of synthesized, converted and replayed speech",
@@ -65,7 +65,7 @@ def prepare_asvspoof2019(
     require_counts : bool
         Whether a part of the archive is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Prepares AudioSet: segments of YouTube videos with 527 kinds of sound.
+"""Prepare AudioSet: segments of YouTube videos with 527 kinds of sound.
 
 AudioSet (Gemmeke et al., "Audio Set: An ontology and human-labeled dataset
 for audio events", ICASSP 2017; https://research.google.com/audioset) has no
@@ -77,17 +77,17 @@ def prepare_audioset(
     subset : str
         "20K": train on the balanced list; "2M": on the unbalanced one too.
     valid_fraction : float
-        Share of the training segments to hold out, by a hash of their ids.
+        Fraction of the training segments to hold out, by a hash of their ids.
     valid_is_test : bool
-        True: hold none out, watch the training on the evaluation segments,
-        as the official script does.
+        True: hold none out, and validate on the evaluation segments, as the
+        official script does.
     allow_download : bool
         Whether to fetch the lists (not the audio) if they are not there.
     require_counts : bool
-        Whether a part of the lists, or of the audio that may be expected, is
-        an error.
+        Whether incomplete lists, or less audio than may be expected, are an
+        error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
@@ -110,14 +110,14 @@ def prepare_audioset(
         output_folder,
         corpus=f"AudioSet-{subset} ({data.available})",
         multi_label=True,
-        # Of a part of AudioSet, those that it has.
+        # A part of AudioSet may lack classes.
         classes=classes if require_counts else None,
         max_unreadable=max_unreadable,
     )
 
 
 class AudioSet:
-    """The segments of which there is audio.
+    """The segments of AudioSet that have audio.
 
     Arguments
     ---------
@@ -144,7 +144,7 @@ class AudioSet:
 
     @property
     def available(self):
-        """Of how many segments of the lists there is audio (str)."""
+        """How many segments of the lists have audio (str)."""
         parts = [
             f"{found:,} of {total:,} {name}"
             for name, (found, total) in self._available.items()

@@ -1,4 +1,4 @@
-"""Prepares what SSAST is pretrained on: AudioSet, LibriSpeech, or both."""
+"""Prepare the pretraining audio of SSAST: AudioSet, LibriSpeech, or both."""
 
 from audioset_prepare import AudioSet
 from librispeech_prepare import read_librispeech
@@ -21,7 +21,7 @@ def prepare_pretraining(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Gather the audio, and a part of it to watch the training.
+    """Gather the audio, and hold a part of it out for validation.
 
     Arguments
     ---------
@@ -36,10 +36,10 @@ def prepare_pretraining(
     librispeech_parts : list of str
         Parts of LibriSpeech, such as "train-clean-100".
     valid_fraction : float
-        Share of the audio to hold out, whole speakers of LibriSpeech.
+        Fraction of the audio to hold out, whole speakers of LibriSpeech.
     valid_on_eval : bool
-        True: hold none out, take the evaluation segments of AudioSet, as the
-        official script does.
+        True: hold none out, and validate on the evaluation segments of
+        AudioSet, as the official script does.
     min_seconds : float
         Shorter clips are left out.
     allow_download, require_counts, max_unreadable

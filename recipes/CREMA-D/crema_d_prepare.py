@@ -1,4 +1,4 @@
-"""Prepares CREMA-D: acted emotions in English, actors left out by fifths.
+"""Prepare CREMA-D: acted emotions in English, actors left out by fifths.
 
 Layout of the official repository (Cao et al., "CREMA-D: Crowd-sourced
 Emotional Multimodal Actors Dataset", IEEE Transactions on Affective Computing

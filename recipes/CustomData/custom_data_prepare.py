@@ -1,4 +1,4 @@
-"""Prepares anybody's audio: manifests are read, checked and split.
+"""Prepare anybody's audio: read, check and split manifests.
 
 The result is one JSON file of rows by split, which every process reads.
 """
@@ -31,7 +31,7 @@ def read_entry(entry):
     Raises
     ------
     ManifestError, SettingsError
-        If the table cannot be used, or the entry says what nobody knows.
+        If the table cannot be used, or the entry has an unknown key.
     """
     if "csv_path" not in entry:
         raise SettingsError(f"task {entry}: csv_path, its table, is missing")
@@ -51,7 +51,7 @@ def prepare_pretraining(
     max_unreadable,
     held_out_of=None,
 ):
-    """Gather unlabeled audio and hold a part out for watching.
+    """Gather unlabeled audio and hold a part out for validation.
 
     Arguments
     ---------
@@ -66,10 +66,10 @@ def prepare_pretraining(
     min_seconds : float
         Shorter clips are left out.
     max_unreadable : float
-        Fraction of unreadable files that is accepted.
+        Largest accepted fraction of unreadable files.
     held_out_of : str or list of str, optional
-        CSVs that are not trained on. What is valid or test in them is left out
-        of the audio too, where a folder or another CSV has it.
+        CSVs that are not trained on. Their valid and test clips are left out
+        of the audio too, where a folder or another CSV has them.
 
     Returns
     -------
@@ -106,12 +106,12 @@ def prepare_pretraining(
 
 
 def write_held_out(tasks, csv_path):
-    """Write what is held out of some tasks, for `prepare_pretraining`.
+    """Write the held-out clips of some tasks, for `prepare_pretraining`.
 
     Arguments
     ---------
     tasks : list of ssast_lobes.evaluation.probing.Task
-        Whose clips of valid and test are meant.
+        Their valid and test clips are written.
     csv_path : str or path
         Where to write, with the columns `path` and `split`.
 
@@ -128,12 +128,12 @@ def write_held_out(tasks, csv_path):
 
 
 def check_held_out(tasks, output_folder):
-    """Raise if a pretraining was trained on what is held out of some tasks.
+    """Raise if a pretraining was trained on held-out clips of some tasks.
 
     Arguments
     ---------
     tasks : list of ssast_lobes.evaluation.probing.Task
-        Perhaps others than those that the pretraining knew.
+        They need not be the tasks that the pretraining knew.
     output_folder : str or path
         Of the pretraining.
 

@@ -1,4 +1,4 @@
-"""Prepares ESC-50 and ESC-10: environmental sounds in five official folds.
+"""Prepare ESC-50 and ESC-10: environmental sounds in five official folds.
 
 Layout of the official archive (Piczak, "ESC: Dataset for environmental sound
 classification", 2015; https://github.com/karolpiczak/ESC-50):

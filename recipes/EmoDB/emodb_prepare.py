@@ -1,4 +1,4 @@
-"""Prepares EmoDB: acted emotions in German, leaving one speaker out.
+"""Prepare EmoDB: acted emotions in German, leaving one speaker out.
 
 Layout of the official archive (Burkhardt et al., "A database of German
 emotional speech", Interspeech 2005; http://emodb.bilderbar.info):

@@ -1,5 +1,4 @@
-"""Prepares FSDD: spoken digits, of speakers that training has not heard, and
-the identification of the speakers.
+"""Prepare FSDD: digits of unheard speakers, and speaker identification.
 
 Layout of the official archive (Jackson et al., "Free Spoken Digit Dataset",
 https://github.com/Jakobovski/free-spoken-digit-dataset), 8 kHz:
@@ -89,7 +88,7 @@ def prepare_speakers(
     require_counts : bool
         Whether a part of the archive is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Prepares IEMOCAP: four emotions, one session of five left out.
+"""Prepare IEMOCAP: four emotions, one session of five left out.
 
 Layout of the official archive (Busso et al., "IEMOCAP: interactive emotional
 dyadic motion capture database", Language Resources and Evaluation, 2008;
@@ -67,8 +67,8 @@ def prepare_iemocap(
     fold : int
         The session to test on, 1 to 5.
     valid_group : str
-        What is held out whole to choose the epoch: "session", "speaker",
-        "dialogue", or "id" for single utterances, as SUPERB takes them.
+        Unit that is held out whole for validation: "session", "speaker",
+        "dialogue", or "id" for single utterances, as in SUPERB.
     **settings
         See `dataio.splits.prepare_folds`.
 
@@ -138,7 +138,7 @@ def read_rows(folder):
 
 
 def read_emotions(table):
-    """Return the pairs of an utterance and its emotion, of one dialogue.
+    """Read the pairs of an utterance and its emotion from one dialogue.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Prepares RAVDESS: acted emotions in English, actors left out by fives.
+"""Prepare RAVDESS: acted emotions in English, actors left out by fives.
 
 Layout of the official archive of speech (Livingstone and Russo, "The Ryerson
 Audio-Visual Database of Emotional Speech and Song", PLoS ONE 2018;

@@ -1,4 +1,4 @@
-"""Prepares Speech Commands: V2 with 35 words, V1 with SUPERB's 12 classes.
+"""Prepare Speech Commands: V2 with 35 words, V1 with SUPERB's 12 classes.
 
 Layout of the official archives (Warden, "Speech Commands: A Dataset for
 Limited-Vocabulary Speech Recognition", 2018), each in a folder of its name:
@@ -71,11 +71,11 @@ def prepare_speech_commands(
         "v2-35": the 35 words of V2 in the parts of its lists. "superb-12":
         see `superb_splits`.
     allow_download : bool
-        Whether to fetch what is not there (V2 2.4 GB, V1 1.6 GB).
+        Whether to fetch missing archives (V2 2.4 GB, V1 1.6 GB).
     require_counts : bool
         Whether a part of the archives is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
@@ -266,7 +266,7 @@ def make_row(folder, clip):
 
 
 class Protocol(NamedTuple):
-    """What makes a protocol: its archives, parts, classes and counts."""
+    """A protocol: its archives, parts, classes and counts."""
 
     corpus: str
     archives: tuple

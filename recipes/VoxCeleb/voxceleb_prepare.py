@@ -1,4 +1,4 @@
-"""Prepares VoxCeleb1 for speaker identification, in its official parts.
+"""Prepare VoxCeleb1 for speaker identification, in its official parts.
 
 Layout of the official archives (Nagrani et al., "VoxCeleb: a large-scale
 speaker identification dataset", Interspeech 2017), unpacked into one folder,
@@ -9,8 +9,8 @@ or each into a folder of its own, and the list of the parts next to them:
 or  VoxCeleb1/dev/wav/id10001/1zcIwhmdeo4/00001.wav
     VoxCeleb1/test/wav/id10270/5r0dWxy17C8/00001.wav
 
-The folders dev and test are of another protocol, speaker verification: those
-who are in test are in all three parts here, as all speakers are.
+The folders dev and test belong to another protocol, speaker verification: here
+every speaker of either is in all three parts.
 """
 
 import re
@@ -23,7 +23,7 @@ from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://mm.kaist.ac.kr/datasets/voxceleb"
 SPLIT_LIST = "iden_split.txt"
-# No checksum is published; what is in the list is counted.
+# No checksum is published: the clips in the list are counted instead.
 URL = f"{PAGE}/meta/{SPLIT_LIST}"
 # A line of it: "3 id10001/1zcIwhmdeo4/00001.wav".
 PARTS = {"1": "train", "2": "valid", "3": "test"}
@@ -61,7 +61,7 @@ def prepare_voxceleb(
     require_counts : bool
         Whether it is an error if the list is not the whole one.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------

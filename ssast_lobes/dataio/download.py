@@ -1,4 +1,4 @@
-"""Download a file; resume where a download ended."""
+"""Download a file; resume a transfer that broke off, compare the checksum."""
 
 import hashlib
 import http.client
@@ -71,7 +71,7 @@ def download(url, path, sha256=None, md5=None):
         if size <= furthest:
             raise ArchiveError(
                 f"{url}: the transfer breaks off after {size} bytes; run "
-                f"again to go on, or fetch it by other means to {path}"
+                f"again to resume, or fetch it by other means to {path}"
             )
         furthest = size
     wrong = _wrong_sum(part, *checksum)
@@ -125,7 +125,7 @@ def _is_all_there(error, part, start):
 
 
 def _receive(answer, part, start, total, name):
-    """Append to what is there; False if the transfer breaks off."""
+    """Append what arrives; return False if the transfer breaks off."""
     bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True)
     with bar, open(part, "ab" if start else "wb") as file:
         try:
@@ -153,7 +153,7 @@ def _refused(url, part, error):
 
 
 def _wrong_sum(path, kind, expected):
-    """Return what is wrong with the checksum of a file, if one is known."""
+    """Say how the checksum of a file differs, or None; none may be known."""
     if expected is None:
         return None
     digest = hashlib.new(kind)

@@ -1,4 +1,4 @@
-"""Split corpora: by names, by hash, by folds."""
+"""Split the rows of corpora by groups, by hash or by folds."""
 
 import re
 from collections import Counter
@@ -31,7 +31,7 @@ def hash_fractions(ids):
 
 
 def rows_from_names(paths, pattern, page):
-    """Make rows of files whose names say what they are.
+    """Make rows of files from what their names say.
 
     Arguments
     ---------

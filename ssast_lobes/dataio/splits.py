@@ -1,10 +1,10 @@
-"""Turns the rows of a dataset into the parts that experiments train on.
+"""Write the rows of a dataset as the parts that experiments train on.
 
 A prepare script reads the official lists of its dataset into rows (dicts with
-`id`, `path`, `label` and what else is known), puts them into parts and hands
-them to `write_splits`; `prepare_folds` does both where the protocol has folds.
-`write_splits` checks them, sets unreadable audio aside, and writes one JSON
-file for the experiment and one CSV for people.
+`id`, `path`, `label` and whatever else is known), puts them into parts and
+hands these to `write_splits`; `prepare_folds` does both where the protocol has
+folds. `write_splits` checks the parts, sets unreadable audio aside, and writes
+one JSON file for the experiment and one CSV for people.
 """
 
 import csv
@@ -56,7 +56,7 @@ def write_splits(
 
     Writes `<output_folder>/splits.json`, which `read_splits` reads, and
     `manifest.csv` next to it, for people and for other recipes (columns id,
-    path, label, split, what else the rows have, duration in seconds); see
+    path, label, split, any other keys of the rows, duration in seconds); see
     `dataio.scan.scan_audio` for what else. A second call costs little. Where
     something was trained in the folder, the clips must be those of its first
     start: the same ids, labels, parts and durations, and the same paths from
@@ -66,8 +66,8 @@ def write_splits(
     ---------
     splits : dict of str to list of dict
         Rows of train, valid and test. A row has `id`, unique; `path`,
-        absolute; `label`; and what else is worth keeping. Where valid and test
-        are one list, that is on purpose.
+        absolute; `label`; and any other keys, which are kept. Valid and test
+        may be one list.
     output_folder : str or os.PathLike
         Of the experiment.
     corpus : str
@@ -78,14 +78,14 @@ def write_splits(
     multi_label : bool
         Whether a label cell holds several labels, separated by semicolons.
     classes : list of str, optional
-        All the labels that there should be; those of train by default.
+        All expected labels; those of train by default.
     group : str
-        Key of what should not be in train and in another part; one is warned
-        of it, unless it is what is told apart.
+        Key of what should not be in both train and another part. A warning
+        names it, unless it is the label.
     min_seconds, max_unreadable : float
         See `dataio.scan.scan_audio`.
     valid_fraction : float
-        Share of the usable clips of train to move to valid, chosen by a hash
+        Fraction of the usable clips of train to move to valid, chosen by a hash
         of the id; at least one, none if it is 0.
 
     Returns
@@ -98,7 +98,7 @@ def write_splits(
     ManifestError
         If ids occur twice, files are missing, a part or a class is empty,
         labels are unknown or cannot be saved, or all clips of train have the
-        same; tells all of it at once.
+        same; lists all problems at once.
     OtherClips
         If a model was trained in the folder on other clips; names the first
         that differs. The folder is as it was.
@@ -175,7 +175,7 @@ def prepare_folds(
 ):
     """Count the clips of a corpus, and write the parts of one fold.
 
-    What prepare scripts of protocols with folds have in common.
+    Prepare scripts of protocols with folds share this.
 
     Arguments
     ---------
@@ -194,9 +194,9 @@ def prepare_folds(
     group : str
         Key of what must not be in two parts: the speaker or the recording.
     valid_group : str, optional
-        Key of what is held out whole for validation; `group` by default.
+        Key of the units that validation holds out whole; `group` by default.
     valid_fraction : float
-        Share of the other folds that chooses the epoch, see `hold_out`.
+        Fraction of the other folds that chooses the epoch, see `hold_out`.
     valid_is_test : bool
         True: choose the epoch on the test fold, see `fold_splits`.
     require_counts : bool
@@ -308,7 +308,7 @@ def _require_same_clips(folder, then, now):
 
 
 def _clips(content):
-    """Return what is compared of each clip: id -> name -> value."""
+    """Return the compared values of each clip: id -> name -> value."""
     parts = [
         (name, clip, row)
         for name, part in content.items()
@@ -394,7 +394,7 @@ def _unfit(splits, labels, multi_label):
 
 
 def _warn_of_shared_groups(corpus, splits, group):
-    """Warn of a test part that has the voices of train."""
+    """Warn if valid or test has the voices of train."""
     rows = [row for part in splits.values() for row in part]
     if all(row.get(group) == row["label"] for row in rows):
         return

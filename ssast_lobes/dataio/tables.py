@@ -1,9 +1,8 @@
-"""Finds the audio, reads manifests and checks both before training starts.
+"""Read manifests, and check them before training starts.
 
 A manifest is a CSV with a column `path` and, where a task needs them,
-`label`, `split` (train, valid or test) and `speaker`. All that is wrong with
-it is told in one `ManifestError`. `scan_audio` reads the header of every file,
-sets aside what cannot be read, and remembers the durations for the next run.
+`label`, `split` (train, valid or test) and `speaker`. One `ManifestError`
+lists all problems with it.
 """
 
 import csv
@@ -91,7 +90,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         problem = _problem(row, len(cells), width, needs, source, seen)
         if problem is None and not os.path.isfile(file_of(row["path"])):
             problem = f"no such file: {row['path']}"
-            # What is not shown is not worth looking for.
+            # Problems that are not shown are not worth a search.
             if len(problems) < _SHOWN_PROBLEMS:
                 problem += _other_spelling(written, root)
         if problem:
@@ -235,7 +234,7 @@ def label_problem(label):
 
 
 def all_alike(targets):
-    """Return what is wrong if all training clips have the same labels, or None.
+    """Return the problem if all training clips have the same labels, or None.
 
     Arguments
     ---------
@@ -333,7 +332,7 @@ def _separator(first, missing):
 
 
 def _other_names(first, missing, source):
-    """Say what is near to a missing column but written otherwise."""
+    """Name columns that differ from a missing one in spelling alone."""
     hint = ""
     for name in missing:
         near = [cell for cell in first if _bare(cell) == _bare(name)]
@@ -356,7 +355,7 @@ def _other_names(first, missing, source):
 
 
 def _bare(name):
-    """Strip a name of what is hard to see: case, quotes, blanks, form."""
+    """Strip a name of invisible differences: case, quotes, blanks, form."""
     bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
     return bare.casefold()
 
@@ -405,7 +404,7 @@ def _numbered_lines(csv_path):
 
 
 def _problem(row, n_cells, n_columns, needs, source, seen):
-    """Say what is wrong with a row, apart from its file; or None."""
+    """Return the problem with a row, apart from its file; or None."""
     if n_cells != n_columns:
         return (
             f"{n_cells} cells under {n_columns} columns "
