@@ -157,9 +157,9 @@ def test_odd_names(tmp_path, name):
     assert len(read_audio(path)) == len(read_audio(str(path))) == 1600
 
 
-def truncate(path, share):
+def truncate(path, fraction):
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
 
 
 def write_no_samples_and_a_chunk(path):

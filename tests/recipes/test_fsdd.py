@@ -1,4 +1,4 @@
-"""FSDD is prepared from its archive, and says what is wrong with it."""
+"""FSDD is prepared from its archive, and errors name the cause."""
 
 import importlib.util
 import shutil

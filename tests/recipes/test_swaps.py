@@ -2,7 +2,7 @@
 
 SpeechBrain's recipes are not installed with it. Each has a Brain here, of our
 own, that makes the same calls of the same modules and hyperparameters; `KEYS`
-are what the script reads beside its Brain. A test that fails here says that
+are what the script reads next to its Brain. A test that fails here says that
 the YAML does not fit that contract.
 """
 
@@ -52,7 +52,7 @@ LETTERS = "-abcdef"
 class Neighbour(sb.Brain):
     """What their Brains do alike at the ends of stages."""
 
-    # Shared with the scripts, beside what each adds.
+    # Shared with the scripts, next to what each adds.
     KEYS = {"data_folder", "output_folder", "save_folder", "skip_prep"}
     KEYS |= {"modules", "checkpointer", "epoch_counter"}
     OPT_CLASS = "opt_class"
@@ -363,7 +363,7 @@ def clip(number, samples):
 
 
 def dataset(numbers):
-    """Clips of 0.3 to 0.5 s with all that the recipes take beside them."""
+    """Clips of 0.3 to 0.5 s with all that the recipes take next to them."""
     items = {
         f"clip{number}": {
             "number": number,
@@ -458,7 +458,7 @@ def lobe_of(brain):
 
 
 def others_of(brain):
-    """Parameters of a Brain beside those of the lobe."""
+    """Parameters of a Brain without those of the lobe."""
     lobe = {id(parameter) for parameter in lobe_of(brain).parameters()}
     return [p for p in brain.modules.parameters() if id(p) not in lobe]
 
