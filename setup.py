@@ -41,7 +41,7 @@ REQUIRES = [
 CODEC = ["torchcodec>=0.5"]
 # Only to use there what `ssast-lobes convert --to huggingface` writes.
 HUGGINGFACE = ["transformers>=4.57.1"]
-# Only for `ssast-lobes export --onnx`; what it writes needs onnxruntime alone.
+# Only for `ssast-lobes onnx --output`; what it writes needs onnxruntime alone.
 ONNX = ["onnx>=1.19.1", "onnxscript>=0.7.2", "onnxruntime>=1.23.2"]
 QUICKSTART = ["espeakng-loader>=0.2.4"]
 TENSORBOARD = ["tensorboard>=2.18.0"]

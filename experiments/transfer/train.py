@@ -49,13 +49,13 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
 )
 from ssast_lobes.models.encoder import SpectrogramEncoder
-from ssast_lobes.training.base import read_log
 from ssast_lobes.training.card import check_window
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
     yaml_errors,
 )
+from ssast_lobes.training.logs import read_log
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.presets import read_preset
 

@@ -32,24 +32,28 @@ from pathlib import Path
 
 import numpy as np
 import soundfile
-from synthetic_commands_prepare import (
+from espeak import (
     ACCENTS,
-    BABBLE,
-    CLIP_SAMPLES,
-    SAMPLE_RATE,
     Clip,
-    Synthesiser,
-    as_csv,
-    claim,
+    Synthesizer,
     draw_speaker,
-    make_clip,
-    n_processors,
-    resample,
     say_word,
-    trim,
     voice_folder,
     voice_variants,
+)
+from sounds import (
+    CLIP_SAMPLES,
+    SAMPLE_RATE,
+    make_clip,
+    resample,
+    trim,
     write_flac,
+)
+from synthetic_commands_prepare import (
+    BABBLE,
+    as_csv,
+    claim,
+    n_processors,
     write_whole,
 )
 from tqdm import tqdm
@@ -227,7 +231,7 @@ def _english(languages):
 
 
 class Flite:
-    """Flite, an English synthesiser with voices of people, by its program.
+    """Flite, an English synthesizer with voices of people, by its program.
 
     Raises
     ------
@@ -345,14 +349,14 @@ def _make(shards, words, flite_share, seed):
 def _make_shard(words, flite_share, seed, shard):
     """Synthesize the clips of a shard; it appears when it is whole."""
     languages, shard = _languages(words), Path(shard)
-    synthesiser = Synthesiser()
+    synthesizer = Synthesizer()
     flite = Flite() if flite_share else None
     english = _english(languages)
     rng = np.random.default_rng([seed, int(shard.name)])
     variants = voice_variants()
     shares = np.array([share for share, _ in languages])
     babble = [
-        synthesiser.say(
+        synthesizer.say(
             text, draw_speaker("", f"en+{rng.choice(variants)}", rng)
         )
         for text in BABBLE
@@ -387,7 +391,7 @@ def _make_shard(words, flite_share, seed, shard):
                 flite.say(word, people[number], rng)
                 if by_flite[number]
                 else say_word(
-                    synthesiser, Clip(len(rows), word, speakers[number]), rng
+                    synthesizer, Clip(len(rows), word, speakers[number]), rng
                 )
                 for number in (0, 1)
             ]

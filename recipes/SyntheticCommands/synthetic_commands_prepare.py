@@ -13,13 +13,11 @@ To make the corpus from the command line:
 
 import argparse
 import csv
-import ctypes
 import importlib.util
 import io
 import json
 import logging
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -31,7 +29,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-import soundfile
+from espeak import (
+    ACCENTS,
+    Clip,
+    Synthesizer,
+    draw_speaker,
+    say_word,
+    voice_folder,
+    voice_variants,
+)
+from sounds import make_clip, write_flac
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)
@@ -40,15 +47,7 @@ WORDS = (
     *("yes", "no", "up", "down", "left"),
     *("right", "on", "off", "stop", "go"),
 )
-SAMPLE_RATE = 16000
-CLIP_SAMPLES = SAMPLE_RATE
 
-ACCENTS = (
-    *("en", "en-us", "en-us-nyc", "en-029", "en-gb-scotland"),
-    *("en-gb-x-rp", "en-gb-x-gbclan", "en-gb-x-gbcwmd"),
-)
-# Sound effects and monotone robots rather than voices.
-NOT_VOICES = re.compile("Demonic|UniRobot|anika.*|robosoft.*|croak|fast")
 # Shares of the voices that only the test part and only the valid part hear.
 TEST_VOICES, VALID_VOICES = 0.2, 0.15
 
@@ -64,15 +63,7 @@ BABBLE = (
     "She has always wanted a small house near the sea.",
     "Nobody believed that the old engine could be repaired.",
 )
-# How eSpeak NG speaks: 0 to 99, and words a minute.
-PITCH, RATE = (25, 75), (130, 200)
-NOISES = ("white", "pink", "brown", "babble", "hum")
 
-SNR_DB = (5.0, 25.0)
-RT60_SECONDS = (0.1, 0.5)
-DIRECT_TO_REVERBERANT_DB = (3.0, 18.0)
-TILT_DB_PER_OCTAVE = (-3.0, 3.0)
-PEAK_DB = (-20.0, -1.0)
 
 SCRIPT = os.path.abspath(__file__)
 WORKSHOP = ".unfinished-"
@@ -92,26 +83,6 @@ class Settings:
     n_test_per_word: int
     seed: int
     version: int = GENERATOR_VERSION
-
-
-@dataclass(frozen=True)
-class Speaker:
-    """An eSpeak NG voice with a pitch, a rate and a vocal tract."""
-
-    name: str
-    voice: str
-    pitch: float  # 0 to 99, eSpeak's scale
-    rate: float  # words per minute
-    tract: float  # all frequencies are multiplied by this
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One utterance, known by its number within the split."""
-
-    number: int
-    word: str
-    speaker: Speaker
 
 
 @dataclass(frozen=True)
@@ -293,22 +264,6 @@ def as_csv(columns, rows):
     return text.getvalue()
 
 
-def write_flac(path, audio):
-    """Write 16-bit FLAC.
-
-    Arguments
-    ---------
-    path : Path
-        Where to.
-    audio : numpy.ndarray
-        (samples,) at 16 kHz, within -1 and 1.
-    """
-    # Through memory: soundfile waits for the disk after every file.
-    flac = io.BytesIO()
-    soundfile.write(flac, audio, SAMPLE_RATE, format="FLAC", subtype="PCM_16")
-    path.write_bytes(flac.getvalue())
-
-
 def _is_whole(shard, output_folder):
     folder = output_folder / shard.folder
     if not folder.is_dir():
@@ -420,46 +375,6 @@ def _split_voices(seed):
     return voices
 
 
-def voice_folder():
-    """Return where eSpeak NG has the voice variants (Path), a file each."""
-    import espeakng_loader
-
-    return Path(espeakng_loader.get_data_path(), "voices", "!v")
-
-
-def voice_variants():
-    """Return names (list of str) of the variants that are voices, in order."""
-    names = sorted(path.name for path in voice_folder().iterdir())
-    return [name for name in names if not NOT_VOICES.fullmatch(name)]
-
-
-def draw_speaker(name, voice, rng, pitch=PITCH, rate=RATE):
-    """Draw how somebody speaks.
-
-    Arguments
-    ---------
-    name : str
-        What the speaker is called.
-    voice : str
-        Voice of eSpeak NG, such as "en-us+f2".
-    rng : numpy.random.Generator
-        Draws pitch, rate and vocal tract.
-    pitch, rate : tuple of float
-        The least and the greatest, in eSpeak NG's units.
-
-    Returns
-    -------
-    Speaker
-    """
-    return Speaker(
-        name=name,
-        voice=voice,
-        pitch=rng.uniform(*pitch),
-        rate=rng.uniform(*rate),
-        tract=rng.uniform(0.93, 1.08),
-    )
-
-
 # ---------------------------------------------------------------------------
 # Processes
 # ---------------------------------------------------------------------------
@@ -564,16 +479,16 @@ def make_shard(shard, settings, folder):
     folder : Path
         Where the FLAC files go.
     """
-    synthesiser = Synthesiser()
+    synthesizer = Synthesizer()
     rng = _generator(settings, shard.folder)
     babble = [
-        synthesiser.say(sentence, draw_speaker("", voice, rng))
+        synthesizer.say(sentence, draw_speaker("", voice, rng))
         for sentence in BABBLE
         for voice in rng.choice(shard.voices, 2)
     ]
     for clip in shard.clips:
         rng = _generator(settings, shard.split, clip.number)
-        word = say_word(synthesiser, clip, rng)
+        word = say_word(synthesizer, clip, rng)
         audio = make_clip(word, babble, rng)
         write_flac(folder / Path(shard.path(clip)).name, audio)
         print(flush=True)
@@ -584,323 +499,9 @@ def make_shard(shard, settings, folder):
 # ---------------------------------------------------------------------------
 
 
-class Synthesiser:
-    """eSpeak NG through its C interface, one for each process.
-
-    Raises
-    ------
-    RuntimeError
-        If the library does not start or does not know a voice.
-
-    Example
-    -------
-    >>> synthesiser = Synthesiser()
-    >>> speaker = Speaker("f2", "en-us+f2", pitch=50, rate=160, tract=1.0)
-    >>> 0.2 < len(synthesiser.say("stop", speaker)) / SAMPLE_RATE < 0.7
-    True
-    """
-
-    # Constants of speak_lib.h.
-    _SYNCHRONOUS, _DONT_EXIT, _UTF8 = 2, 0x8000, 1
-    _RATE, _VOLUME, _PITCH, _RANGE = 1, 2, 3, 4
-    # eSpeak NG cuts the path of its data off at 160 characters.
-    _LONGEST_PATH = 150
-
-    def __init__(self):
-        import espeakng_loader
-
-        self._library = espeakng_loader.load_library()
-        home = espeakng_loader.get_data_path()
-        if len(home) > self._LONGEST_PATH:
-            home = os.path.relpath(home)
-        self._sample_rate = self._library.espeak_Initialize(
-            self._SYNCHRONOUS, 0, os.fsencode(home), self._DONT_EXIT
-        )
-        if self._sample_rate <= 0:
-            raise RuntimeError(
-                f"eSpeak NG cannot read its voices in {home}: reinstall "
-                "espeakng-loader, in a folder with a shorter path"
-            )
-        # Otherwise eSpeak NG seeds its noises with the time of day.
-        self._library.espeak_ng_SetRandSeed(ctypes.c_long(1))
-        self._pieces = []
-        callback = ctypes.CFUNCTYPE(
-            ctypes.c_int,
-            ctypes.POINTER(ctypes.c_short),
-            ctypes.c_int,
-            ctypes.c_void_p,
-        )
-        # Kept, or Python would free what the library still calls.
-        self._callback = callback(self._receive)
-
-    def _receive(self, samples, n_samples, events):
-        if samples and n_samples > 0:
-            array = np.ctypeslib.as_array(samples, (n_samples,))
-            self._pieces.append(array.copy())
-        return 0
-
-    def say(self, text, speaker, pitch_range=50):
-        """Speak a text.
-
-        Arguments
-        ---------
-        text : str
-            What to say.
-        speaker : Speaker
-            Who says it.
-        pitch_range : float
-            Liveliness, 0 (monotone) to 100.
-
-        Returns
-        -------
-        audio : numpy.ndarray
-            (samples,) float64 at 16 kHz, without silence around it, with
-            peak 1.
-        """
-        library = self._library
-        if library.espeak_SetVoiceByName(speaker.voice.encode()) != 0:
-            raise RuntimeError(f"eSpeak NG has no voice {speaker.voice}")
-        for parameter, value in (
-            (self._RATE, speaker.rate),
-            (self._PITCH, speaker.pitch),
-            (self._RANGE, pitch_range),
-            # Half the default: some voices clip at their full volume.
-            (self._VOLUME, 50),
-        ):
-            library.espeak_SetParameter(parameter, round(value), 0)
-        self._pieces.clear()
-        library.espeak_SetSynthCallback(self._callback)
-        encoded = text.encode()
-        library.espeak_Synth(
-            *(encoded, len(encoded) + 1, 0, 1, 0, self._UTF8, None, None)
-        )
-        if not self._pieces:
-            raise RuntimeError(f"eSpeak NG said nothing for {text!r}")
-        audio = np.concatenate(self._pieces).astype(np.float64)
-        rate = self._sample_rate * speaker.tract
-        audio = resample(trim(audio, self._sample_rate), rate)
-        return audio / np.abs(audio).max()
-
-
-def say_word(synthesiser, clip, rng):
-    """Say the word of a clip, never twice in quite the same way.
-
-    Arguments
-    ---------
-    synthesiser : Synthesiser
-        The voice.
-    clip : Clip
-        The word and its speaker.
-    rng : numpy.random.Generator
-        Source of the variation.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (samples,) at 16 kHz, shorter than a clip.
-    """
-    speaker = clip.speaker
-    text = clip.word + rng.choice(["", ".", "!", "?", ","])
-    pitch = np.clip(speaker.pitch + rng.normal(0, 5), 0, 99)
-    rate = speaker.rate * rng.uniform(0.9, 1.1)
-    pitch_range = rng.uniform(20, 80)
-    while True:
-        varied = Speaker(
-            *(speaker.name, speaker.voice, pitch, rate, speaker.tract)
-        )
-        audio = synthesiser.say(text, varied, pitch_range)
-        if len(audio) < 0.95 * CLIP_SAMPLES:
-            return audio
-        rate *= 1.2
-
-
-def trim(audio, sample_rate, threshold_db=-50.0, margin=0.01):
-    """Cut the silence before and after, and fade the cuts.
-
-    Arguments
-    ---------
-    audio : numpy.ndarray
-        (samples,)
-    sample_rate : int
-        In Hz.
-    threshold_db : float
-        What is quieter than this, relative to the peak, is silence.
-    margin : float
-        Seconds that are left of the silence at each end.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (fewer samples,)
-
-    Example
-    -------
-    >>> len(trim(np.r_[np.zeros(900), np.ones(50), np.zeros(900)], 1000))
-    70
-    """
-    level = np.abs(audio)
-    loud = np.flatnonzero(level > level.max() * 10 ** (threshold_db / 20))
-    margin = round(margin * sample_rate)
-    audio = np.pad(audio, margin)[loud[0] : loud[-1] + 1 + 2 * margin].copy()
-    ramp = np.linspace(0, 1, margin, endpoint=False)
-    audio[:margin] *= ramp
-    audio[-margin:] *= ramp[::-1]
-    return audio
-
-
-def resample(audio, sample_rate):
-    """Bring audio that is silent at both ends to 16 kHz.
-
-    Arguments
-    ---------
-    audio : numpy.ndarray
-        (samples,)
-    sample_rate : float
-        Of `audio` in Hz; where it is lower the uppermost part stays empty.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (samples * 16000 / sample_rate,)
-
-    Example
-    -------
-    >>> t = np.arange(2205) / 22050
-    >>> tone = np.hanning(2205) * np.sin(2 * np.pi * 440 * t)
-    >>> t = np.arange(1600) / 16000
-    >>> same = np.interp(t, np.arange(2205) / 22050, tone)
-    >>> bool(np.abs(resample(tone, 22050) - same).max() < 0.01)
-    True
-    """
-    n_samples = round(len(audio) * SAMPLE_RATE / sample_rate)
-    spectrum = np.fft.rfft(audio)[: n_samples // 2 + 1]
-    return np.fft.irfft(spectrum, n_samples) * (n_samples / len(audio))
-
-
 # ---------------------------------------------------------------------------
 # Everything around the speech
 # ---------------------------------------------------------------------------
-
-
-def make_clip(word, babble, rng, snr_db=SNR_DB):
-    """Put a word into a second of sound.
-
-    Arguments
-    ---------
-    word : numpy.ndarray
-        (samples,) at 16 kHz, shorter than a clip.
-    babble : list of numpy.ndarray
-        Speech at 16 kHz for the background, each longer than a clip.
-    rng : numpy.random.Generator
-        Source of all that is random.
-    snr_db : tuple of float
-        The least and the greatest level of the word over the noise.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (16000,) within -1 and 1.
-    """
-    start = rng.integers(CLIP_SAMPLES - len(word) + 1)
-    speech = np.zeros(CLIP_SAMPLES)
-    speech[start : start + len(word)] = word
-    speech = reverberate(speech, rng)
-    noise = make_noise(rng.choice(NOISES), babble, rng)
-    # The power of the word itself: silence around it does not count.
-    power = np.mean(speech[start : start + len(word)] ** 2)
-    noise_power = power / 10 ** (rng.uniform(*snr_db) / 10)
-    noise *= np.sqrt(noise_power / np.mean(noise**2))
-    audio = tilt(speech + noise, rng.uniform(*TILT_DB_PER_OCTAVE))
-    peak = 10 ** (rng.uniform(*PEAK_DB) / 20)
-    return audio * (peak / np.abs(audio).max())
-
-
-def reverberate(audio, rng):
-    """Play audio in a random room.
-
-    The impulse response is the direct sound and exponentially decaying
-    noise (Polack's model); the part that outlasts the clip is cut.
-
-    Arguments
-    ---------
-    audio : numpy.ndarray
-        (samples,) at 16 kHz.
-    rng : numpy.random.Generator
-        Draws reverberation time, distance and response.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (samples,)
-    """
-    rt60 = rng.uniform(*RT60_SECONDS)
-    seconds = np.arange(round(rt60 * SAMPLE_RATE)) / SAMPLE_RATE
-    decay = 10 ** (-3 * seconds / rt60)
-    response = rng.standard_normal(len(seconds)) * decay
-    response[seconds < 0.002] = 0.0
-    ratio = 10 ** (rng.uniform(*DIRECT_TO_REVERBERANT_DB) / 10)
-    response /= np.sqrt(ratio * np.sum(response**2))
-    response[0] = 1.0
-    n_fft = 1 << (len(audio) + len(response) - 1).bit_length()
-    spectrum = np.fft.rfft(audio, n_fft) * np.fft.rfft(response, n_fft)
-    return np.fft.irfft(spectrum, n_fft)[: len(audio)]
-
-
-def make_noise(kind, babble, rng):
-    """Make a second of background noise.
-
-    Arguments
-    ---------
-    kind : str
-        "white", "pink", "brown" (power falling by 0, 3, 6 dB an octave),
-        "babble" (several people talking) or "hum" (of the mains).
-    babble : list of numpy.ndarray
-        Speech at 16 kHz, each longer than a clip.
-    rng : numpy.random.Generator
-        Source of the noise.
-
-    Returns
-    -------
-    noise : numpy.ndarray
-        (16000,) of any power.
-    """
-    if kind == "babble":
-        noise = np.zeros(CLIP_SAMPLES)
-        for i in rng.choice(len(babble), rng.integers(4, 8), replace=False):
-            start = rng.integers(len(babble[i]) - CLIP_SAMPLES + 1)
-            noise += babble[i][start : start + CLIP_SAMPLES]
-        return noise
-    noise = rng.standard_normal(CLIP_SAMPLES)
-    if kind == "hum":
-        phase = 2 * np.pi * rng.choice([50.0, 60.0]) / SAMPLE_RATE
-        phase = phase * np.arange(CLIP_SAMPLES)
-        for harmonic in range(1, 16):
-            amplitude = rng.exponential() * 10 / harmonic
-            shift = rng.uniform(0, 2 * np.pi)
-            noise += amplitude * np.sin(harmonic * phase + shift)
-        return noise
-    return tilt(noise, {"white": 0.0, "pink": -3.0, "brown": -6.0}[kind])
-
-
-def tilt(audio, db_per_octave):
-    """Turn the spectrum about 1 kHz; level below 60 Hz.
-
-    Arguments
-    ---------
-    audio : numpy.ndarray
-        (samples,) at 16 kHz.
-    db_per_octave : float
-        Positive: brighter.
-
-    Returns
-    -------
-    audio : numpy.ndarray
-        (samples,)
-    """
-    frequency = np.fft.rfftfreq(len(audio), 1 / SAMPLE_RATE)
-    octaves = np.log2(np.maximum(frequency, 60.0) / 1000)
-    gain = 10 ** (db_per_octave * octaves / 20)
-    return np.fft.irfft(np.fft.rfft(audio) * gain, len(audio))
 
 
 def main():

@@ -1,7 +1,7 @@
 """Training augmentation: mixup, spectrogram masking, noise and roll.
 
-Everything works on a whole batch on its own device, draws per clip from an
-optional generator that lives on that device, and never waits for the device.
+All work on a whole batch on its own device, draw per clip from an optional
+generator that lives on that device, and never wait for the device.
 The clips differ in their draws; padding stays 0.
 """
 
@@ -17,7 +17,7 @@ def _uniform(like, *shape, generator=None):
 
 
 class Mixup(nn.Module):
-    """Mix the waveforms of two clips, and their targets by the same share.
+    """Mix the waveforms of two clips, and their targets by the same ratio.
 
     Follows SSAST (Gong et al., 2022, `src/dataloader.py`) and, before it,
     Tokozume et al. (2018): both waveforms lose their mean, the second is cut
@@ -28,9 +28,9 @@ class Mixup(nn.Module):
     Arguments
     ---------
     alpha : float
-        The first clip's share is drawn from Beta(alpha, alpha).
+        The first clip's ratio is drawn from Beta(alpha, alpha).
     probability : float
-        Share of the clips that are mixed; the others come back unchanged.
+        Fraction of the clips that are mixed; the others come back unchanged.
 
     Example
     -------
@@ -87,14 +87,14 @@ class Mixup(nn.Module):
         batch = wav.shape[0]
         chosen = _uniform(wav, batch, generator=generator) < self.probability
         partner = _uniform(wav, batch, generator=generator).argsort()
-        share = self._share(wav, generator)[:, None]
+        ratio = self._ratio(wav, generator)[:, None]
 
         n_samples = (lens.to(wav.device, torch.float64) * wav.shape[1]).round()
         is_audio = length_to_mask(n_samples, wav.shape[1])
-        centred = _remove_mean(wav, is_audio)
-        mixture = share * centred + (1 - share) * centred[partner]
+        centered = _remove_mean(wav, is_audio)
+        mixture = ratio * centered + (1 - ratio) * centered[partner]
         mixture = _remove_mean(mixture, is_audio)
-        soft = share * targets + (1 - share) * targets[partner]
+        soft = ratio * targets + (1 - ratio) * targets[partner]
         chosen = chosen[:, None]
         return (
             torch.where(chosen, mixture, wav),
@@ -102,9 +102,9 @@ class Mixup(nn.Module):
             torch.where(chosen, soft, targets),
         )
 
-    def _share(self, wav, generator):
+    def _ratio(self, wav, generator):
         # torch.distributions.Beta takes no generator. A Beta draw is the
-        # share of one Gamma draw in the sum of two.
+        # ratio of one Gamma draw to the sum of two.
         alpha = torch.full((2, wav.shape[0]), self.alpha, device=wav.device)
         first, second = torch._standard_gamma(alpha, generator=generator)
         return first / (first + second)
@@ -117,13 +117,13 @@ def _remove_mean(wav, is_audio):
 
 
 class SpectrogramMasking(nn.Module):
-    """Hide one band of mel bins and one stretch of frames of each clip.
+    """Mask one band of mel bins and one stretch of frames of each clip.
 
     SpecAugment (Park et al., 2019) without time warping. Widths are drawn as
     torchaudio's `FrequencyMasking` and `TimeMasking` draw them, per clip, and
     all places where the mask fits are equally likely (torchaudio's rounding
-    never hides the last bin). The stretch lies within the clip's own frames.
-    What is hidden becomes 0: after the fixed normalisation this is the mean
+    never masks the last bin). The stretch lies within the clip's own frames.
+    Masked values become 0: after the fixed normalization this is the mean
     of the data set, the value that padding has too.
 
     `speechbrain.augment.freq_domain.SpectrogramDrop` is not used because it
@@ -134,7 +134,7 @@ class SpectrogramMasking(nn.Module):
     ---------
     freq_width : int
         The band is 0 to `freq_width` - 1 mel bins wide, each width equally
-        likely; 0 hides none.
+        likely; 0 masks none.
     time_width : int
         The same for the stretch, in frames, and at most the whole clip.
 
@@ -152,12 +152,12 @@ class SpectrogramMasking(nn.Module):
         self.time_width = whole("time_width", time_width, 0)
 
     def forward(self, feats, n_frames, generator=None):
-        """Hide one band and one stretch of each clip.
+        """Mask one band and one stretch of each clip.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised spectrograms (B, T, M).
+            Normalized spectrograms (B, T, M).
         n_frames : torch.Tensor
             Valid frames (B,), int64.
         generator : torch.Generator, optional
@@ -195,7 +195,7 @@ class NoiseAndRoll(nn.Module):
     Arguments
     ---------
     noise : float
-        Largest strength, in units of the normalised spectrogram.
+        Largest strength, in units of the normalized spectrogram.
     shift : int
         Largest rotation in frames.
 
@@ -218,7 +218,7 @@ class NoiseAndRoll(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised spectrograms (B, T, M).
+            Normalized spectrograms (B, T, M).
         n_frames : torch.Tensor
             Valid frames (B,), int64.
         generator : torch.Generator, optional

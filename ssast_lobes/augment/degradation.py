@@ -1,10 +1,10 @@
-"""Degrades clips as recording, transmission and storage do, for training.
+"""Degrade clips as recording, transmission and storage do, for training.
 
-A detector of fakes that only heard clean studio speech takes a telephone line
-for a forgery. Each step here turns waveforms of a batch into degraded ones of
-the same length, on their device, without waiting for it: draws are made for
-each clip, from an optional generator that lives there. `Degradation` applies
-steps by chance and keeps the padding at 0.
+A detector of fakes that is trained on clean studio speech alone takes a
+telephone line for a forgery. Each step here turns waveforms of a batch into
+degraded ones of the same length, on their device, without waiting for it, and
+draws for each clip, from an optional generator that lives there. `Degradation`
+applies steps by chance and keeps the padding at 0.
 """
 
 import math
@@ -25,7 +25,7 @@ class Degradation(nn.Module):
         Modules of this file, in the order of the real chain: noise before
         clipping, band limits before a codec.
     probability : float
-        Chance of each step for each clip; what no step meets stays as it is.
+        Chance of each step for each clip; other clips stay as they are.
 
     Example
     -------
@@ -71,7 +71,7 @@ class Degradation(nn.Module):
 
 
 class AddedNoise(nn.Module):
-    """Adds noise of a drawn colour at a drawn signal-to-noise ratio.
+    """Add noise of a drawn color at a drawn signal-to-noise ratio.
 
     Arguments
     ---------
@@ -110,12 +110,12 @@ class AddedNoise(nn.Module):
 
 
 class Clipping(nn.Module):
-    """Cuts what is above a drawn share of the clip's peak.
+    """Clip the waveform at a drawn fraction of its peak.
 
     Arguments
     ---------
     level : tuple of float
-        Lowest and highest share, 0 to 1.
+        Lowest and highest fraction, 0 to 1.
 
     Example
     -------
@@ -137,7 +137,7 @@ class Clipping(nn.Module):
 
 
 class BandLimit(nn.Module):
-    """Takes away low and high frequencies, as lines and microphones do.
+    """Remove low and high frequencies, as lines and microphones do.
 
     The edges fall as those of a Butterworth filter of the given order, without
     a shift of phase.
@@ -190,7 +190,7 @@ class BandLimit(nn.Module):
 
 
 class Companding(nn.Module):
-    """Quantises the waveform by the mu-law of telephony (ITU-T G.711).
+    """Quantize the waveform by the mu-law of telephony (ITU-T G.711).
 
     Arguments
     ---------
@@ -217,7 +217,7 @@ class Companding(nn.Module):
         """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
         steps = (2 ** _draw(wav, *self.bits, generator)).round() - 1
         loud = wav.abs().clamp(max=1.0)
-        # Between -1 and 1, equally spaced in what is heard.
+        # Between -1 and 1, equally spaced in loudness.
         place = torch.log1p(self.MU * loud) / math.log1p(self.MU) * wav.sign()
         place = ((place + 1) / 2 * steps).round() / steps * 2 - 1
         loud = torch.expm1(place.abs() * math.log1p(self.MU)) / self.MU
@@ -225,18 +225,18 @@ class Companding(nn.Module):
 
 
 class TransformCoding(nn.Module):
-    """Quantises the short-time spectrum, as mp3, AAC or Opus do.
+    """Quantize the short-time spectrum, as mp3, AAC or Opus do.
 
     The step is a drawn multiple of the level around each frequency: peaks stay,
-    what is weaker than its surroundings is lost, and leaves the holes in the
-    spectrum that low bit rates are known for. This stands for the family; it
+    weaker parts are lost, and leave the holes in the spectrum that low bit
+    rates are known for. This stands for the family; it
     is no codec's own bit stream.
 
     Arguments
     ---------
     step : tuple of float
         Lowest and highest step, in root mean squares of the surroundings;
-        below 0.5 is hardly heard, and from 3 on little is left.
+        below 0.5 is hardly audible, and from 3 on little is left.
     window : int
         Length of the transform in samples, even.
     surroundings : int
@@ -286,13 +286,13 @@ class TransformCoding(nn.Module):
 
 
 def _draw(wav, low, high, generator):
-    """A uniform number for each clip, (B, 1)."""
-    share = torch.rand(wav.shape[0], 1, device=wav.device, generator=generator)
-    return low + (high - low) * share
+    """Draw a uniform number for each clip, (B, 1)."""
+    draw = torch.rand(wav.shape[0], 1, device=wav.device, generator=generator)
+    return low + (high - low) * draw
 
 
 def _power(wav, is_audio):
-    """Mean square of each clip's own samples, (B, 1)."""
+    """Return the mean square of each clip's own samples, (B, 1)."""
     total = torch.where(is_audio, wav, 0.0).square().sum(1, keepdim=True)
     power = total / is_audio.sum(1, keepdim=True).clamp(min=1)
     return power.clamp(min=torch.finfo(wav.dtype).tiny)

@@ -165,7 +165,11 @@ def _describe(config, n_parameters):
             "the padding counts as audio. "
         )
     if config["kind"] == "pretrained":
-        how = "Pretrained without labels. " if "objective" in config else ""
+        how = ""
+        if "objective" in config:
+            how = (
+                f"Pretrained without labels by {config['objective']['name']}. "
+            )
         return text + f"{how}It gives embeddings of clips, frames and patches."
     several = "any number" if config["multi_label"] else "one"
     labels = ", ".join(config["labels"][:20])

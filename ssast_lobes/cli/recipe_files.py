@@ -1,4 +1,4 @@
-"""The recipes that are shipped with the package: what there is, and copies.
+"""List and copy the recipes that are shipped with the package.
 
 A recipe is a folder of scripts and YAMLs to run and to change, so people take
 a copy. The copy keeps the layout of the repository, ``recipes/`` next to
@@ -18,10 +18,10 @@ from ssast_lobes.utils.presets import hparams_folder
 
 _PACKAGE = Path(__file__).parents[1]
 
-# What runs and Python leave in a recipe's folder.
+# Left by runs and by Python in a recipe's folder.
 _LEFTOVERS = {"results", "__pycache__"}
 
-# Recipes that run the scripts of others, beside what links tell.
+# Recipes that run the scripts of others without a link to them.
 _RUNS = {"SyntheticCommands": ["CustomData"]}
 
 # Target by link, relative to the recipes; in a wheel only.
@@ -44,10 +44,10 @@ class Recipe(NamedTuple):
 
 
 def recipes_folder():
-    """The folder of the recipes.
+    """Return the folder of the recipes.
 
     An installed wheel carries it inside the package; in a checkout it is
-    ``recipes/`` beside the package.
+    ``recipes/`` next to the package.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def recipes_folder():
 
 
 def list_recipes():
-    """All recipes, by name.
+    """List all recipes, sorted by name.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def list_recipes():
 
 
 def copy_recipe(name, folder):
-    """Copy a recipe, and all that it needs, to where it is to be run.
+    """Copy a recipe, and all that it needs, to a folder of the user.
 
     Files that are there already, and the same, stay as they are: several
     recipes go into one folder, and a copy that was stopped is completed.
@@ -138,7 +138,7 @@ def copy_recipe(name, folder):
 
 
 def _files(folder):
-    """Files of a folder, without hidden ones and leftovers."""
+    """Return the files of a folder, without hidden ones and leftovers."""
     paths = [(path, path.relative_to(folder)) for path in folder.rglob("*")]
     return sorted(
         path
@@ -150,7 +150,7 @@ def _files(folder):
 
 
 def _links():
-    """Where the links among the recipes lead, by their places."""
+    """Return the targets of the links among the recipes, by place."""
     root = recipes_folder()
     written = root / _LINKS_FILE
     if written.is_file():
@@ -163,7 +163,7 @@ def _links():
 
 
 def _needed(name, links):
-    """A recipe, and those that it runs or has links to, and so on."""
+    """Return a recipe, those that it runs or links to, and theirs."""
     names = [name]
     for one in names:  # which grows
         targets = [
@@ -214,7 +214,7 @@ def _place(source, target, link):
 
 
 def _made_link(path, target):
-    """Whether a link could be made; Windows may not allow it."""
+    """Make a link, and return whether it worked; Windows may refuse."""
     try:
         path.symlink_to(target)
     except OSError:
@@ -223,7 +223,7 @@ def _made_link(path, target):
 
 
 def _title(readme):
-    """The first heading of a README; nothing without one."""
+    """Return the first heading of a README; nothing without one."""
     if not readme.is_file():
         return ""
     lines = readme.read_text("utf-8").splitlines()

@@ -173,8 +173,8 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     speechbrain.dataio.dataset.DynamicItemDataset
         With items `id`, `sig` (samples,), `label` and `speaker` where all
         rows have them, and `target`: class index () int64 or, if `multi_label`,
-        multi-hot (classes,) float32. If any row says so, `takes` () bool:
-        the clip's halves are two takes of one content.
+        multi-hot (classes,) float32. If a row has `takes`, `positive_pairs` ()
+        bool: True where the clip's halves are two takes of one content.
 
     Raises
     ------
@@ -200,17 +200,17 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
         clip_id: {key: row[key] for key in ("path", "duration", *texts)}
         for clip_id, row in rows.items()
     }
-    in_takes = any(row.get("takes") for row in rows.values())
-    if in_takes:
+    has_pairs = any(row.get("takes") for row in rows.values())
+    if has_pairs:
         longest = getattr(reader, "crop_seconds", None)
         for clip_id, row in rows.items():
-            data[clip_id]["in_takes"] = _has_takes(clip_id, row, longest)
+            data[clip_id]["is_pair"] = _is_pair(clip_id, row, longest)
     dataset = DynamicItemDataset(data)
     dataset.add_dynamic_item(reader, ["path", "duration", "id"], "sig")
     output_keys = ["id", "sig", *sorted(texts)]
-    if in_takes:
-        dataset.add_dynamic_item(torch.tensor, "in_takes", "takes")
-        output_keys.append("takes")
+    if has_pairs:
+        dataset.add_dynamic_item(torch.tensor, "is_pair", "positive_pairs")
+        output_keys.append("positive_pairs")
     if label_encoder is not None:
         classes = dict(label_encoder.lab2ind)
         _check_labels(data, classes, multi_label)
@@ -290,7 +290,7 @@ def _pad(clips, pad_to):
     return padded, lengths * (longest / padded.shape[1])
 
 
-def _has_takes(clip_id, row, longest):
+def _is_pair(clip_id, row, longest):
     takes = row.get("takes") or "1"
     if takes not in ("1", "2"):
         raise ManifestError(

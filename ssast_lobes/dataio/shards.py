@@ -36,7 +36,7 @@ from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.scan import check_unreadable
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import atomic_write, write_json
 
 # Extension of a codec, and libsndfile's name of the container.
 CODECS = {"flac": ("flac", "FLAC"), "int16": ("wav", "WAV")}
@@ -295,8 +295,7 @@ def _open_folder(folder, settings):
                 f"{folder} is not empty, and holds no shards: choose another "
                 "folder"
             )
-        with atomic_write(path) as file:
-            json.dump(settings, file, indent=2)
+        write_json(path, settings)
     (folder / _PARTS).mkdir(exist_ok=True)
     # Of a run that was killed.
     for partial in folder.rglob("*.partial"):
@@ -349,8 +348,7 @@ def _write_index(folder, parts):
         "wids_version": 1,
         "shardlist": shards,
     }
-    with atomic_write(folder / INDEX) as file:
-        json.dump(index, file, indent=2)
+    write_json(folder / INDEX, index)
 
 
 def _audit(folder, unreadable, n_files, max_unreadable):

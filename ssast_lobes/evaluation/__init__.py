@@ -1,1 +1,1 @@
-"""Evaluation of frozen encoders: our probes, and the harnesses of others."""
+"""Evaluate frozen encoders: with probes, or in the harnesses of others."""

@@ -143,7 +143,7 @@ class Interface:
                 "wavs must be mono, (batch, samples) or (samples,), got "
                 f"{tuple(wavs.shape)}"
             )
-        wavs = wavs.reshape(-1, wavs.shape[-1])
+        wavs = wavs if wavs.dim() == 2 else wavs[None]
         if wav_lens is not None:
             # Here a wrong length is an error at once, on a GPU too.
             wav_lens = torch.as_tensor(wav_lens).cpu()

@@ -161,7 +161,9 @@ def classify_stream(
     [(0.0, 1.0), (0.5, 1.5), (1.0, 2.0)]
     """
     rate = classifier.sample_rate
-    window = round((window_seconds or classifier.window_seconds) * rate)
+    if window_seconds is None:
+        window_seconds = classifier.window_seconds
+    window = round(window_seconds * rate)
     hop = max(1, window // 2)
     if hop_seconds is not None:
         hop = round(hop_seconds * rate)

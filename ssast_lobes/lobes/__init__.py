@@ -1,1 +1,1 @@
-"""What a YAML of SpeechBrain names: encoders and pretraining as lobes."""
+"""Lobes, which a YAML of SpeechBrain names: encoders and pretraining."""

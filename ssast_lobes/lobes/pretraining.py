@@ -18,7 +18,7 @@ class PretrainingOutput(NamedTuple):
     logs : dict of str to torch.Tensor
         Detached scalars, means over the clips.
     n_clips : int or torch.Tensor
-        Number of these clips: one of a single token hides nothing.
+        Number of these clips: one with a single token has no mask.
     """
 
     loss: torch.Tensor
@@ -35,7 +35,7 @@ class PretrainingLobe(nn.Module):
         Such as `MSPM`; owns the encoder that is trained. One that sets
         ``needs_audio`` is given the waveforms too.
     features : FrontEnd
-        Waveforms to normalised log-mel, such as ``SSAST(...).features``.
+        Waveforms to normalized log-mel, such as ``SSAST(...).features``.
 
     Example
     -------
@@ -68,13 +68,17 @@ class PretrainingLobe(nn.Module):
             (B,) int64: masks become a function of a clip's key alone, for
             validation. Drawn from PyTorch's generator when left out.
         **items
-            What else an objective takes of a batch, such as `takes`, or
-            ``crop_starts`` (B,), in samples, for one that needs audio.
+            Other items of a batch: `positive_pairs`, which only an objective
+            that sets ``uses_positive_pairs`` is given, or ``crop_starts``
+            (B,), in samples, for one that needs audio.
 
         Returns
         -------
         PretrainingOutput
         """
+        pairs = items.pop("positive_pairs", None)
+        if pairs is not None and self.objective.uses_positive_pairs:
+            items["positive_pairs"] = pairs
         feats, n_frames = self.features(wavs, wav_lens)
         if self.objective.needs_audio:
             n_samples = full_lengths(wavs)

@@ -122,7 +122,7 @@ class SpectrogramLobe(nn.Module):
         return getattr(self.extract_features(wav, wav_lens), self.output)
 
     def extract_features(self, wav, wav_lens=None, hidden_states=False):
-        """Everything the encoder knows of a batch of waveforms.
+        """Return all outputs of the encoder for a batch of waveforms.
 
         Arguments
         ---------
@@ -144,7 +144,7 @@ class SpectrogramLobe(nn.Module):
 
     @classmethod
     def from_export(cls, folder, output="frames", freeze=False):
-        """The lobe of an exported folder, weights loaded strictly.
+        """Build the lobe of an exported folder; load its weights strictly.
 
         Arguments
         ---------
@@ -212,7 +212,7 @@ class SSAST(SpectrogramLobe):
         ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); a
         `source` brings its own.
     source : str or path, optional
-        What to start from: an exported folder, an official ``.pth``, a
+        Weights to start from: an exported folder, an official ``.pth``, a
         folder of Hugging Face's AST, or ``user/repo`` on the hub. Clips keep
         their own lengths, also where the source was used with reference
         padding (see `FrontEnd`).
@@ -221,7 +221,7 @@ class SSAST(SpectrogramLobe):
     output : str
         ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
     statistics : str or dict, optional
-        Normalisation; see `FrontEnd`. Those of `source`, else AudioSet's,
+        Normalization; see `FrontEnd`. Those of `source`, else AudioSet's,
         when left out.
     n_mels : int, optional
         Mel bins; those of `source`, else 128, when left out.
@@ -262,7 +262,7 @@ class SSAST(SpectrogramLobe):
         drop_path=0.0,
         checkpointing=None,
     ):
-        # Wrong ones are told before anything is loaded.
+        # Check the settings before anything is loaded.
         whole("n_mels", n_mels, null=True)
         require(isinstance(model_size, str), "model_size", "a name", model_size)
         training = {"drop_path": drop_path}
@@ -301,16 +301,16 @@ class SSAST(SpectrogramLobe):
         if statistics is not None:
             features["statistics"] = statistics
         super().__init__(encoder, FrontEnd(**features), output, pooling, freeze)
-        # What was loaded, adapted or left aside of the source, a line each.
+        # A line for each tensor that was loaded, adapted or skipped.
         self.report = report
 
 
 def _adapted_grid(config, n_mels, stride):
-    """The grid of a checkpoint with other mel bins or another stride."""
+    """Return the grid of a checkpoint with other mel bins or another stride."""
     grid = dict(config)
     if n_mels is not None and n_mels != grid["n_mels"]:
         bins, frames = grid["patch"]
-        # A patch that spans all mel bins goes on doing so.
+        # A patch that spans all mel bins still does.
         bins = n_mels if bins == grid["n_mels"] else bins
         overlap = grid["stride"] != grid["patch"]
         grid["stride"] = grid["stride"] if overlap else [bins, frames]
@@ -321,7 +321,7 @@ def _adapted_grid(config, n_mels, stride):
 
 
 def _refuse_gaps(grid, stride):
-    """Raise where a stride leaves out audio between patches."""
+    """Raise if a stride leaves out audio between patches."""
     steps = zip(grid.stride, grid.patch, strict=True)
     allowed = f"no larger than a patch, {list(grid.patch)}"
     right = stride is None or all(step <= size for step, size in steps)

@@ -1,8 +1,8 @@
-"""Predictors: from the visible tokens of a clip to something at every token.
+"""Decoders of pretraining: from visible tokens to vectors at every token.
 
-They serve pretraining only. Their sizes are shares of the encoder's, so that
-a small encoder has a small predictor: a published decoder of 8 x 512 costs
-more than twice as much as a whole tiny encoder.
+Their sizes are ratios of the encoder's, so that a small encoder has a small
+decoder: a published decoder of 8 x 512 costs more than twice as much as a
+whole tiny encoder.
 """
 
 import torch
@@ -20,19 +20,19 @@ class TransformerDecoder(nn.Module):
     """Masked autoencoders' decoder: mask tokens, then transformer blocks.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
-    Visible tokens are put back to their places and a learned mask token into
-    the others, sin-cos positions are added, and blocks mix them with the
-    class tokens. A clip's positions count from its own start, and padding is
-    never looked at.
+    The decoder puts visible tokens back to their places and a learned mask
+    token into the others, adds sin-cos positions, and mixes them with the class
+    tokens. A clip's positions count from its own start, and attention skips
+    padding.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         Gives the sizes.
     width : float
-        Share of the encoder's token size.
+        Token size over the encoder's.
     depth : float
-        Share of the encoder's number of blocks.
+        Number of blocks or layers over the encoder's blocks.
     head_size : int
         Dimensions of an attention head; the width is rounded to a multiple.
 
@@ -60,14 +60,14 @@ class TransformerDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
 
     def forward(self, encoded, split, n_freq):
-        """Vectors at all tokens, visible, hidden and padding.
+        """Return vectors at all tokens: visible, masked and padding.
 
         Arguments
         ---------
         encoded : EncoderOutput
             Of the visible tokens.
         split : Split
-            Which these are.
+            Places of the visible tokens.
         n_freq : int
             F'.
 
@@ -89,9 +89,9 @@ class TransformerDecoder(nn.Module):
         classes = self.embedding(encoded.class_tokens)
         n_classes = classes.shape[1]
         x = torch.cat([classes.to(x.dtype), x], dim=1)
-        seen = nn.functional.pad(split.is_token, (n_classes, 0), value=True)
+        is_token = nn.functional.pad(split.is_token, (n_classes, 0), value=True)
         for block in self.blocks:
-            x = block(x, seen[:, None, None, :])
+            x = block(x, is_token[:, None, None, :])
         return self.norm(x[:, n_classes:])
 
 
@@ -107,7 +107,7 @@ class ConvDecoder(nn.Module):
     encoder : SpectrogramEncoder
         Gives the sizes; the decoder is as wide as its tokens.
     depth : float
-        Share of the encoder's number of blocks.
+        Number of blocks or layers over the encoder's blocks.
     kernel : int
         Tokens along each side of a kernel, an odd number.
     groups : int
@@ -133,7 +133,7 @@ class ConvDecoder(nn.Module):
         )
 
     def forward(self, x, is_token, n_freq):
-        """Mix neighbouring tokens.
+        """Mix neighboring tokens.
 
         Arguments
         ---------
@@ -149,12 +149,12 @@ class ConvDecoder(nn.Module):
         torch.Tensor
             (B, F' * T', D), 0 at padding.
         """
-        shown = is_token.unflatten(1, (n_freq, -1))[..., None]
-        x = x.unflatten(1, (n_freq, -1)) * shown
+        is_token = is_token.unflatten(1, (n_freq, -1))[..., None]
+        x = x.unflatten(1, (n_freq, -1)) * is_token
         for layer in self.layers:
             mixed = layer(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
             mixed = nn.functional.layer_norm(mixed, (self.dim,))
-            x = x + nn.functional.gelu(mixed) * shown
+            x = x + nn.functional.gelu(mixed) * is_token
         return x.flatten(1, 2)
 
 

@@ -11,17 +11,17 @@ from ssast_lobes.utils.distributed import SharedBatchNorm
 class EMATeacher(nn.Module):
     """Exponential moving average of modules, as in BYOL, DINO and data2vec.
 
-    Holds a copy of each module under the same name. The copies have no
+    Hold a copy of each module under the same name. The copies have no
     gradient and no stochastic depth, and stay in evaluation mode whatever
     mode the objective around them is put in. Their buffers are their own.
 
     Arguments
     ---------
     batch_statistics : bool
-        Let batch norms in the copies normalise with the statistics of the
+        Let batch norms in the copies normalize with the statistics of the
         batch in training, as ATST's teacher does.
     **students : torch.nn.Module
-        What to follow, by name.
+        Modules to follow, by name.
 
     Example
     -------
@@ -43,7 +43,7 @@ class EMATeacher(nn.Module):
         self.train()
 
     def train(self, mode=True):
-        """Stay in evaluation mode, perhaps but for the batch norms.
+        """Stay in evaluation mode, except perhaps the batch norms.
 
         Arguments
         ---------
@@ -70,13 +70,13 @@ class EMATeacher(nn.Module):
         owner : torch.nn.Module
             Has the students under the names of the copies.
         momentum : float
-            1 stands still, 0 copies.
+            1 keeps the copies, 0 replaces them.
         """
         own, goal = self._pairs(owner)
         torch._foreach_lerp_(own, goal, 1.0 - momentum)
 
     def restart(self, owner):
-        """Copy the students again, as at the beginning.
+        """Copy the students again, as in the constructor.
 
         Arguments
         ---------

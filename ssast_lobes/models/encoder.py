@@ -28,7 +28,7 @@ BLOCKS = ("attention", "mamba", "mamba_reference")
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder gives back; all outputs at padding are 0.
+    """Outputs of the encoder; all of them are 0 at padding.
 
     Arguments
     ---------
@@ -75,7 +75,7 @@ class EncoderOutput(NamedTuple):
         return self._on_grid(self.is_token)[:, 0].sum(1)
 
     def clip(self, pooling="mean"):
-        """One vector a clip.
+        """Return one vector a clip.
 
         Arguments
         ---------
@@ -91,7 +91,7 @@ class EncoderOutput(NamedTuple):
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
     def pool_tokens(self, tokens, class_tokens, pooling):
-        """One vector a clip of the tokens of any layer.
+        """Return one vector a clip from the tokens of any layer.
 
         Arguments
         ---------
@@ -114,15 +114,15 @@ class SpectrogramEncoder(nn.Module):
     Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
     AAAI 2022, and Shams et al., "SSAMBA: Self-Supervised Audio Representation
     Learning with Mamba State Space Model", SLT 2024. A clip's output never
-    depends on the clips it is batched with: padding is masked in attention
-    and passed over by scans, and positions follow each clip's own length.
+    depends on the clips it is batched with: attention masks padding, scans
+    skip it, and positions follow each clip's own length.
 
     There are three kinds of blocks. ``"attention"``: those of a transformer.
     ``"mamba"``: each a bidirectional Mamba mixer, which scans the tokens in
-    order of time, all bands of a step in turn, from one class token at the
+    order of time, and of frequency at each time, from one class token at the
     clip's beginning to the other at its end. ``"mamba_reference"``: the graph
     of the released SSAMBA models, with two such mixers a block (see
-    `PairedMambaBlock`), scans over all times of the lowest band first, one
+    `PairedMambaBlock`), scans over all times of the lowest frequency first, one
     class token in front, and the final norm applied twice.
 
     Arguments
@@ -143,7 +143,7 @@ class SpectrogramEncoder(nn.Module):
     drop_path : float
         Stochastic depth of the last block, growing linearly from 0.
     table : tuple of int, optional
-        Size (bands, steps) of the position table; that of the grid over
+        Size (frequency, time) of the position table; that of the grid over
         `table_frames` when left out. Differs where weights were trained with
         another stride or another number of mel bins.
     blocks : str
@@ -225,7 +225,7 @@ class SpectrogramEncoder(nn.Module):
         stride=None,
         **arguments,
     ):
-        """An encoder of a named size and geometry.
+        """Return an encoder of a named size and geometry.
 
         Arguments
         ---------
@@ -262,7 +262,7 @@ class SpectrogramEncoder(nn.Module):
 
     @property
     def config(self):
-        """The arguments that build this encoder again."""
+        """The arguments that rebuild this encoder."""
         config = {
             "grid": self.grid.config,
             "dim": self.dim,
@@ -301,15 +301,15 @@ class SpectrogramEncoder(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels), cast to the type of the
+            Normalized log-mel (B, T, n_mels), cast to the type of the
             weights.
         n_frames : torch.Tensor, optional
             Valid frames (B,) int64. Left out, every frame counts as audio,
             padding too, as in the official code.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where a token is hidden.
+            Boolean (B, F', T'), True where a token is masked.
         mask_embedding : torch.Tensor, optional
-            (D,), stands where `mask` is True.
+            (D,), replaces the tokens where `mask` is True.
         keep : tuple of torch.Tensor, optional
             Indices (B, K) of the tokens to encode, and boolean (B, K), False
             at surplus entries.
@@ -339,8 +339,10 @@ class SpectrogramEncoder(nn.Module):
         head = self.class_tokens + self.class_positions
         # Not len(): an exported graph would take the number of clips as fixed.
         x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
-        seen = self._seen(is_token, padded=n_frames is not None or keep)
-        order, context = self._arrangement(keep, seen, is_token, feats.shape[1])
+        visible = self._visible(is_token, padded=n_frames is not None or keep)
+        order, context = self._arrangement(
+            keep, visible, is_token, feats.shape[1]
+        )
         if order is not None:
             x = order.arrange(x)
         states = [x]
@@ -355,27 +357,27 @@ class SpectrogramEncoder(nn.Module):
             normed = order.restore(normed)
             states = [order.restore(x) for x in states]
         split = len(self.class_tokens)
-        shown = is_token[:, :, None]
+        is_audio = is_token[:, :, None]
         stack = torch.stack(states) if hidden_states else None
         return EncoderOutput(
-            tokens=normed[:, split:] * shown,
+            tokens=normed[:, split:] * is_audio,
             is_token=is_token,
             class_tokens=normed[:, :split],
             n_freq=self.grid.n_freq if keep is None else None,
-            hidden_states=stack[:, :, split:] * shown
+            hidden_states=stack[:, :, split:] * is_audio
             if hidden_states
             else None,
             class_hidden_states=stack[:, :, :split] if hidden_states else None,
         )
 
     def _through(self, block, x, context):
-        """Output of a block, whose inner values may be computed again."""
+        """Return the output of a block, with checkpointing where it is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, context, use_reentrant=False)
         return block(x, context)
 
     def _embed(self, feats, n_frames, mask, mask_embedding):
-        """Patch tokens with positions (B, N, D) and their validity (B, N)."""
+        """Return patch tokens with positions (B, N, D), and is_token (B, N)."""
         max_frames = feats.shape[1]
         if n_frames is None:
             n_frames = full_lengths(feats)
@@ -387,14 +389,14 @@ class SpectrogramEncoder(nn.Module):
         tokens = self.patch_embedding(patches)
         if mask is not None:
             if mask_embedding is None:
-                raise ValueError("mask needs mask_embedding beside it")
-            hidden = mask.flatten(1)[:, :, None]
-            tokens = torch.where(hidden, mask_embedding, tokens)
+                raise ValueError("mask needs mask_embedding")
+            masked = mask.flatten(1)[:, :, None]
+            tokens = torch.where(masked, mask_embedding, tokens)
         positions = self.positions(self.grid.n_freq, n_time, max_time)
         return tokens + positions, is_token
 
     def token_lengths(self, n_frames, max_frames):
-        """Valid patches along time of each clip, and T' of the batch.
+        """Return the patches along time of each clip, and T' of the batch.
 
         Arguments
         ---------
@@ -411,36 +413,36 @@ class SpectrogramEncoder(nn.Module):
         max_time = self.grid.n_time(max_frames)
         return self.grid.n_time(n_frames).clamp(max=max_time), max_time
 
-    def _seen(self, is_token, padded):
-        """Boolean (B, 2 + N) with the class tokens; None: nothing is hidden."""
+    def _visible(self, is_token, padded):
+        """Return is_token with the class tokens (B, 2 + N); None if all are."""
         if not padded:
             return None
-        # Without a mask attention is faster. Only the CPU can look without
-        # waiting for the device.
+        # Attention is faster without a mask. Only on the CPU can the values be
+        # read without waiting for the device.
         if is_token.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(is_token.all()):
                 return None
         classes = len(self.class_tokens)
         return nn.functional.pad(is_token, (classes, 0), value=True)
 
-    def _arrangement(self, keep, seen, is_token, max_frames):
-        """Order of the tokens in the blocks (None: as they are), their mask."""
+    def _arrangement(self, keep, visible, is_token, max_frames):
+        """Return the `ScanOrder` of the tokens or None, and their mask."""
         if self.kind == "attention":
-            return None, None if seen is None else seen[:, None, None, :]
-        bands, steps = self.grid.n_freq, self.grid.n_time(max_frames)
+            return None, None if visible is None else visible[:, None, None, :]
+        n_freq, n_time = self.grid.n_freq, self.grid.n_time(max_frames)
         if keep is None:
-            place = torch.arange(bands * steps, device=is_token.device)
+            place = torch.arange(n_freq * n_time, device=is_token.device)
             place = place.expand(is_token.shape[0], -1)
         else:
             place = keep[0]
         ends = [-1]
         if self.kind == "mamba":
-            # Steps of time in turn. Frequency-major, the neighbouring band
-            # would be further away the longer the clip is.
-            place = place % steps * bands + place // steps
-            ends = [-1, bands * steps]
-        elif keep is None and seen is None:
+            # In order of time. In frequency-major order the neighboring
+            # frequency would be further away the longer the clip is.
+            place = place % n_time * n_freq + place // n_time
+            ends = [-1, n_freq * n_time]
+        elif keep is None and visible is None:
             return None, None
         ends = [torch.full_like(place[:, :1], end) for end in ends]
-        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), seen)
-        return order, order.shown
+        order = mamba.ScanOrder(torch.cat([*ends, place], dim=1), visible)
+        return order, order.is_token

@@ -1,7 +1,7 @@
-"""Front end: waveforms in, normalised log-mel spectrograms out.
+"""Front end: waveforms in, normalized log-mel spectrograms out.
 
 A batched Kaldi filterbank (what SSAST was trained on), the fixed
-normalisation ``(x - mean) / (2 * std)``, and the statistics it needs.
+normalization ``(x - mean) / (2 * std)``, and the statistics it needs.
 """
 
 import torch
@@ -18,14 +18,14 @@ logger = get_logger(__name__)
 
 PRE_EMPHASIS = 0.97
 
-# Kaldi's floor before the logarithm.
+# Kaldi's least energy before the logarithm.
 EPSILON = torch.finfo(torch.float32).eps
 
-# On the CPU so many frames are worked on at once: their intermediate results
-# stay in the cache, and are no new pages of memory at each operation.
+# The CPU works on so many frames at once: their intermediate results stay in
+# the cache, and need no new pages of memory at each operation.
 _FRAMES_AT_ONCE = 1000
 
-# Neighbouring mel bands that are summed together.
+# Neighboring mel filters that are summed together.
 _FILTERS_AT_ONCE = 16
 
 # The filterbank of the published SSAST. At 16 kHz its first bin is dead, as
@@ -79,7 +79,7 @@ class KaldiFbank(nn.Module):
         ]
 
     def _mel_filters(self, n_mels):
-        """Weights (n_mels, Fourier bins) of so many mel bins."""
+        """Return the weights (n_mels, Fourier bins) of so many filters."""
         return get_mel_banks(
             n_mels,
             self.fft_size,
@@ -118,7 +118,7 @@ class KaldiFbank(nn.Module):
         return self
 
     def frames_of(self, n_samples):
-        """Number of frames Kaldi makes of so many samples.
+        """Return the number of frames Kaldi makes of so many samples.
 
         Arguments
         ---------
@@ -191,10 +191,10 @@ class KaldiFbank(nn.Module):
         return feats, n_frames
 
     def _log_mel(self, wav, n_samples, n_frames):
-        """(B, S) and lengths (B,) to (B, T, n_mels)."""
+        """Return the log-mel (B, T, n_mels) of waveforms (B, S)."""
         frames = self._frames(wav - _clip_means(wav, n_samples)[:, None])
         if wav.is_cuda:
-            # Another FFT in float32 rounds otherwise where a band has hardly
+            # Another FFT in float32 rounds otherwise where a bin has hardly
             # any energy, and TF32 products are off in the third digit.
             frames = frames.double()
         spectrum = torch.fft.rfft(frames)
@@ -210,10 +210,10 @@ class KaldiFbank(nn.Module):
         frames = wav.unfold(1, self.window_samples, self.hop_samples)
         frames = frames - frames.mean(2, keepdim=True)
         # Hann's window is 0 at the first sample, which has no previous one.
-        emphasised = -PRE_EMPHASIS * frames[..., :-1]
-        emphasised.add_(frames[..., 1:]).mul_(self.window[1:])
+        emphasized = -PRE_EMPHASIS * frames[..., :-1]
+        emphasized.add_(frames[..., 1:]).mul_(self.window[1:])
         missing = self.fft_size - self.window_samples
-        return nn.functional.pad(emphasised, (1, missing))
+        return nn.functional.pad(emphasized, (1, missing))
 
     def _mel(self, power):
         parts = [
@@ -228,24 +228,24 @@ class KaldiFbank(nn.Module):
 
 
 def _n_dead(filters):
-    """Number of mel bands (rows) that hear no bin at all."""
+    """Return the number of mel filters (rows) that no bin reaches."""
     return int((filters == 0).all(1).sum())
 
 
 def _reach(filters):
-    """First and end of the bins (rows) that any of some mel bands hears."""
-    heard = filters.any(1).nonzero().flatten().tolist() or [0]
-    return heard[0], heard[-1] + 1
+    """Return the first and the end of the bins (rows) of some filters."""
+    bins = filters.any(1).nonzero().flatten().tolist() or [0]
+    return bins[0], bins[-1] + 1
 
 
 def _clip_means(wav, n_samples):
-    """Mean of each clip's valid samples: (B, S), (B,) to (B,)."""
-    # An exported graph cannot read the lengths off to loop over the clips.
+    """Return the mean of each clip's valid samples, (B,)."""
+    # An exported graph cannot read the lengths to loop over the clips.
     if wav.is_cuda or torch.compiler.is_exporting():
         is_sample = length_to_mask(n_samples, wav.shape[1])
         total = torch.where(is_sample, wav, 0.0).sum(1, dtype=torch.float64)
         return (total / n_samples.clamp(min=1)).float()
-    # The quietest mel bands, which pre-emphasis nearly cancels, show a mean
+    # The quietest mel bins, which pre-emphasis nearly cancels, show a mean
     # that is off by one rounding: a masked sum of the batch, even in float64,
     # puts one noise clip in five more than 1e-4 from Kaldi's features. So the
     # B numbers come from the very reduction that a clip alone would use; the
@@ -257,7 +257,7 @@ def _clip_means(wav, n_samples):
 
 
 class FrontEnd(nn.Module):
-    """Waveforms to normalised log-mel: `KaldiFbank`, then `SpectrogramNorm`.
+    """Waveforms to normalized log-mel: `KaldiFbank`, then `SpectrogramNorm`.
 
     Arguments
     ---------
@@ -271,7 +271,7 @@ class FrontEnd(nn.Module):
         Number of mel bins.
     pad_frames : int, optional
         Reference padding: every clip is padded to so many frames, or cut
-        there, before the normalisation, and all of them count as audio; so
+        there, before the normalization, and all of them count as audio; so
         do the official recipes and Hugging Face. Clips keep their own
         lengths when left out.
 
@@ -313,7 +313,7 @@ class FrontEnd(nn.Module):
 
     @property
     def config(self):
-        """The arguments that build this front end again."""
+        """The arguments that rebuild this front end."""
         config = {
             "statistics": {"mean": self.norm.mean, "std": self.norm.std},
             "sample_rate": self.fbank.sample_rate,
@@ -324,7 +324,7 @@ class FrontEnd(nn.Module):
         return config
 
     def forward(self, wav, wav_lens=None):
-        """Waveforms (B, S) to features (B, T, M) and frame counts (B,).
+        """Return features (B, T, M) and frame counts (B,) of waveforms (B, S).
 
         See `KaldiFbank.forward` for the arguments.
         """

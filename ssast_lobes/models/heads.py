@@ -1,4 +1,9 @@
-"""Heads: from encoder outputs to one vector a clip, and to class scores."""
+"""Heads, and models that join one to an encoder.
+
+`ClassificationHead` turns clip vectors into class scores,
+`SpectrogramClassifier` classifies clips, and `SpectrogramRecognizer` gives
+scores of units at each time (CTC).
+"""
 
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
 from torch import nn
@@ -19,7 +24,7 @@ class ClassificationHead(nn.Module):
         Number of classes C.
     projection : int, optional
         Size of a linear projection in place of the norm: the head of SUPERB's
-        probes (Yang et al., Interspeech 2021). They project each step before
+        probes (Yang et al., Interspeech 2021). They project each token before
         they take the mean, which comes to the same: both are linear.
     cosine_scale : float, optional
         Scores are cosines of the vector and of each class's weights, times
@@ -53,7 +58,7 @@ class ClassificationHead(nn.Module):
 
     @property
     def config(self):
-        """The arguments that build this again, next to the sizes."""
+        """The arguments that rebuild this, next to the sizes."""
         config = {"projection": self.projection}
         if self.cosine_scale is not None:
             config["cosine_scale"] = self.cosine_scale
@@ -70,7 +75,7 @@ class ClassificationHead(nn.Module):
 
 
 def head_arguments(config):
-    """Arguments of the `ClassificationHead` that an export's config describes.
+    """Return the arguments of the head that an export's config describes.
 
     Arguments
     ---------
@@ -189,12 +194,12 @@ class SpectrogramClassifier(nn.Module):
         return self
 
     def forward(self, feats, n_frames=None):
-        """Class scores of a batch.
+        """Return the class scores of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor, optional
             Valid frames (B,); see `SpectrogramEncoder.forward`.
 
@@ -206,14 +211,14 @@ class SpectrogramClassifier(nn.Module):
         return self.head(self.embed(feats, n_frames))
 
     def embed(self, feats, n_frames=None):
-        """Clip vectors of a batch; arguments as in `forward`."""
+        """Return the clip vectors of a batch; arguments as in `forward`."""
         encoded = self.encoder(
             feats, n_frames, hidden_states=self.pooling.needs_hidden_states
         )
         return self.pooling(encoded)
 
     def merged_encoder_state(self):
-        """The encoder's tensors with adapters folded into the layers.
+        """Return the encoder's tensors with adapters folded into the layers.
 
         Returns
         -------
@@ -256,7 +261,7 @@ def _lora_change(adapter, tensor_name):
 
 
 class SpectrogramRecognizer(nn.Module):
-    """Encoder and head: features in, scores of units at each step out.
+    """Encoder and head: features in, scores of units at each time out.
 
     Arguments
     ---------
@@ -288,7 +293,7 @@ class SpectrogramRecognizer(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor, optional
             Valid frames (B,); see `SpectrogramEncoder.forward`.
 
@@ -297,7 +302,7 @@ class SpectrogramRecognizer(nn.Module):
         log_probabilities : torch.Tensor
             (B, T', U), float32.
         n_time : torch.Tensor
-            Valid steps of each clip, (B,) int64.
+            Patches along time of each clip, (B,) int64.
         """
         encoded = self.encoder(feats, n_frames)
         scores = self.head(encoded.frames)

@@ -59,14 +59,14 @@ class MambaDirection(nn.Module):
         # The inverse of softplus.
         self.dt_proj.bias.data = delta + (-(-delta).expm1()).log()
 
-    def forward(self, x, shown=None, reverse=False):
+    def forward(self, x, is_token=None, reverse=False):
         """Mix each channel over the tokens.
 
         Arguments
         ---------
         x : torch.Tensor
             (B, N, E), 0 at padding.
-        shown : torch.Tensor, optional
+        is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         reverse : bool
             From the last token to the first.
@@ -80,7 +80,7 @@ class MambaDirection(nn.Module):
             partial(_scan_inputs, reverse),
             reverse,
             x,
-            shown,
+            is_token,
             self.conv.weight,
             self.conv.bias,
             self.x_proj.weight,
@@ -91,20 +91,20 @@ class MambaDirection(nn.Module):
         )
 
 
-def _scan_inputs(reverse, x, shown, *weights):
-    """What `selective_scan` takes, from the input of a direction."""
-    # Weights in half precision too are computed with in float32.
+def _scan_inputs(reverse, x, is_token, *weights):
+    """Return the arguments of `selective_scan` for a direction."""
+    # Compute in float32, also with weights in half precision.
     x, *weights = as_they_are(x, *weights)
     kernel, bias, x_proj, dt_proj, dt_bias, A_log, D = weights
     u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
     rank, state = dt_proj.shape[1], A_log.shape[1]
     maps = nn.functional.linear(u, x_proj)
-    steps, B, C = maps.split([rank, state, state], dim=2)
-    delta = nn.functional.linear(steps, dt_proj, dt_bias)
+    rank_maps, B, C = maps.split([rank, state, state], dim=2)
+    delta = nn.functional.linear(rank_maps, dt_proj, dt_bias)
     delta = nn.functional.softplus(delta)
-    if shown is not None:
-        # The state passes over padding as it is.
-        delta = delta * shown
+    if is_token is not None:
+        # Padding leaves the state as it is.
+        delta = delta * is_token
     return u, delta, -A_log.exp(), B, C, D
 
 
@@ -125,7 +125,7 @@ def _convolve(x, kernel, bias, reverse):
 
 
 class MambaMixer(nn.Module):
-    """Bidirectional Mamba layer: both directions share the projections.
+    """Bidirectional Mamba layer: one projection for both directions.
 
     Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
     Bidirectional State Space Model", ICML 2024: one projection in, one gate
@@ -150,14 +150,14 @@ class MambaMixer(nn.Module):
         self.back = MambaDirection(dim)
         self.out_proj = nn.Linear(EXPAND * dim, dim, bias=False)
 
-    def forward(self, x, shown=None, flipped=False):
+    def forward(self, x, is_token=None, flipped=False):
         """Mix the tokens.
 
         Arguments
         ---------
         x : torch.Tensor
             Tokens (B, N, D), 0 at padding.
-        shown : torch.Tensor, optional
+        is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         flipped : bool
             Treat each clip as if its tokens stood in opposite order: the
@@ -169,8 +169,8 @@ class MambaMixer(nn.Module):
             (B, N, D).
         """
         x, gate = self.in_proj(x).chunk(2, dim=2)
-        ahead = self.ahead(x, shown, reverse=flipped)
-        back = self.back(x, shown, reverse=not flipped)
+        ahead = self.ahead(x, is_token, reverse=flipped)
+        back = self.back(x, is_token, reverse=not flipped)
         return recomputed(self._leave, ahead + back, gate)
 
     def _leave(self, mixed, gate):
@@ -201,18 +201,18 @@ class MambaBlock(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mixer = MambaMixer(dim)
 
-    def forward(self, x, shown=None, flipped=False):
-        """Tokens (B, N, D) to (B, N, D); the rest as in `MambaMixer`."""
+    def forward(self, x, is_token=None, flipped=False):
+        """Transform tokens (B, N, D); other arguments as in `MambaMixer`."""
         normed = self.norm(x)
-        if shown is not None:
+        if is_token is not None:
             # Or the convolution would look beyond the end of a clip.
-            normed = normed * shown.to(normed.dtype)
-        branch = self.mixer(normed, shown, flipped)
+            normed = normed * is_token.to(normed.dtype)
+        branch = self.mixer(normed, is_token, flipped)
         return x + drop_path(branch, self.drop_path, self.training)
 
 
 class PairedMambaBlock(nn.Module):
-    """Block of the released SSAMBA models: two blocks side by side.
+    """Block of the released SSAMBA models: two blocks in parallel.
 
     The second sees the tokens in opposite order. Their outputs are added,
     and with them their residuals: the stream doubles in every block. Each
@@ -236,15 +236,17 @@ class PairedMambaBlock(nn.Module):
         self.straight = MambaBlock(dim, drop_path)
         self.flipped = MambaBlock(dim, drop_path)
 
-    def forward(self, x, shown=None):
-        """Tokens (B, N, D) to (B, N, D); `shown` as in `MambaMixer`."""
-        return self.straight(x, shown) + self.flipped(x, shown, flipped=True)
+    def forward(self, x, is_token=None):
+        """Transform tokens (B, N, D); `is_token` as in `MambaMixer`."""
+        return self.straight(x, is_token) + self.flipped(
+            x, is_token, flipped=True
+        )
 
 
 def init_mamba(blocks):
     """Scale the output projections down by the root of their number.
 
-    As Mamba initialises them (after GPT-2), so that the stream does not grow
+    Mamba initializes them so (after GPT-2), so that the stream does not grow
     with the depth.
 
     Arguments
@@ -261,8 +263,8 @@ def init_mamba(blocks):
 class ScanOrder:
     """Where each token stands in the scan, and the way back.
 
-    A scan has no mask: what must not be seen stands behind all tokens of its
-    clip, and is passed over there.
+    A scan has no mask: tokens that must not be seen stand after all others of
+    their clip, and the scan skips them there.
 
     Arguments
     ---------
@@ -276,7 +278,7 @@ class ScanOrder:
     >>> is_token = torch.tensor([[True, False, True]])
     >>> order = ScanOrder(torch.tensor([[2, 1, 0]]), is_token)
     >>> scanned = order.arrange(torch.tensor([[[0.0], [1.0], [2.0]]]))
-    >>> scanned.flatten(), order.shown.flatten()
+    >>> scanned.flatten(), order.is_token.flatten()
     (tensor([2., 0., 1.]), tensor([1., 1., 0.]))
     >>> order.restore(scanned).flatten()
     tensor([0., 1., 2.])
@@ -288,15 +290,15 @@ class ScanOrder:
             place = place.masked_fill(~is_token, last)
         self._index = place.argsort(dim=1, stable=True)
         self._back = self._index.argsort(dim=1)
-        self.shown = None
+        self.is_token = None
         if is_token is not None:
-            shown = is_token.gather(1, self._index)
-            self.shown = shown[:, :, None].float()
+            is_token = is_token.gather(1, self._index)
+            self.is_token = is_token[:, :, None].float()
 
     def arrange(self, x):
-        """Tokens (B, N, D) in the order of the scan."""
+        """Return tokens (B, N, D) in the order of the scan."""
         return x.gather(1, self._index[:, :, None].expand_as(x))
 
     def restore(self, x):
-        """Tokens (B, N, D) back where they were."""
+        """Return tokens (B, N, D) in their former order."""
         return x.gather(1, self._back[:, :, None].expand_as(x))

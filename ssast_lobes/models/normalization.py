@@ -1,4 +1,4 @@
-"""Mean and deviation of spectrograms: normalise by them, measure them."""
+"""Mean and deviation of spectrograms: normalize by them, measure them."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ssast_lobes.utils.presets import load_preset
 
 
 class SpectrogramNorm(nn.Module):
-    """Fixed normalisation ``(x - mean) / (2 * std)`` with padding kept at 0.
+    """Fixed normalization ``(x - mean) / (2 * std)`` with padding kept at 0.
 
     Arguments
     ---------
@@ -40,7 +40,7 @@ class SpectrogramNorm(nn.Module):
 
     @classmethod
     def from_preset(cls, name):
-        """The official statistics of a data set.
+        """Return the norm with the official statistics of a data set.
 
         Arguments
         ---------
@@ -62,11 +62,11 @@ class SpectrogramNorm(nn.Module):
     @property
     def silence(self):
         """The value that a raw log-mel energy of 0 gets: the padding of the
-        official code, which pads before it normalises."""
+        official code, which pads before it normalizes."""
         return -self.mean / (2 * self.std)
 
     def forward(self, feats, n_frames=None):
-        """Normalise a batch.
+        """Normalize a batch.
 
         Arguments
         ---------
@@ -78,7 +78,7 @@ class SpectrogramNorm(nn.Module):
         Returns
         -------
         torch.Tensor
-            Normalised (B, T, M), 0 at padding.
+            Normalized (B, T, M), 0 at padding.
         """
         feats = (feats - self.mean) / (2 * self.std)
         if n_frames is None:
@@ -87,7 +87,7 @@ class SpectrogramNorm(nn.Module):
 
 
 def read_statistics(name):
-    """Mean and standard deviation by preset name or from a YAML file.
+    """Read mean and standard deviation from a preset or a YAML file.
 
     Arguments
     ---------
@@ -129,7 +129,7 @@ def read_statistics(name):
 class RunningStatistics:
     """Mean and standard deviation of log-mel energies, in float64.
 
-    Feed it batches of unnormalised features; only valid frames count.
+    Feed it batches of raw features; only valid frames count.
 
     Example
     -------
@@ -174,5 +174,5 @@ class RunningStatistics:
 
     def _require_audio(self):
         if self.count == 0:
-            raise ValueError("no audio frame was seen: nothing to average")
+            raise ValueError("no audio frame was given: nothing to average")
         return self.count

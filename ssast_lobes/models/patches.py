@@ -20,9 +20,9 @@ _PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
 class Grid:
     """Geometry of the patches over a log-mel spectrogram.
 
-    Tokens are counted frequency-major (all times of the lowest band first),
-    as in SSAST. Along time a partial last patch is kept and completed with
-    zeros; along frequency only whole patches are cut, from the lowest band.
+    Tokens are in frequency-major order (all times of the lowest first), as in
+    SSAST. Along time a partial last patch is kept and completed with zeros;
+    along frequency only whole patches are cut, from the lowest.
 
     Arguments
     ---------
@@ -69,7 +69,7 @@ class Grid:
     def from_geometry(
         cls, geometry="patch", n_mels=128, stride=None, keep_partial=True
     ):
-        """The paper's geometries by name.
+        """Return the grid of a geometry of the paper.
 
         Arguments
         ---------
@@ -111,7 +111,7 @@ class Grid:
 
     @property
     def config(self):
-        """The arguments that build this grid again."""
+        """The arguments that rebuild this grid."""
         return {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in asdict(self).items()
@@ -128,7 +128,7 @@ class Grid:
         return (self.n_mels - self.patch[0]) // self.stride[0] + 1
 
     def n_time(self, n_frames):
-        """T', patches along time; at least one.
+        """Return T', the patches along time; at least one.
 
         Arguments
         ---------
@@ -184,9 +184,9 @@ class Grid:
         needed = (self.n_time(frames) - 1) * self.stride[1] + self.patch[1]
         if needed > frames:
             feats = nn.functional.pad(feats, (0, 0, 0, needed - frames))
-        bands = feats[:, :needed].transpose(1, 2)
-        bands = bands.unfold(1, self.patch[0], self.stride[0])
-        cut = bands.unfold(2, self.patch[1], self.stride[1])
+        cut = feats[:, :needed].transpose(1, 2)
+        cut = cut.unfold(1, self.patch[0], self.stride[0])
+        cut = cut.unfold(2, self.patch[1], self.stride[1])
         return cut.reshape(feats.shape[0], -1, self.patch_size)
 
     def fold(self, patches, n_frames):
@@ -210,10 +210,10 @@ class Grid:
         >>> torch.equal(grid.fold(grid.unfold(feats), 6), feats)
         True
         """
-        steps = self.n_time(n_frames)
+        n_time = self.n_time(n_frames)
         covered = (
             (self.n_freq - 1) * self.stride[0] + self.patch[0],
-            (steps - 1) * self.stride[1] + self.patch[1],
+            (n_time - 1) * self.stride[1] + self.patch[1],
         )
 
         def overlap_add(x):
@@ -233,7 +233,7 @@ class Grid:
         return nn.functional.pad(feats, missing)
 
     def is_token(self, n_time, max_time):
-        """Mask of the tokens that are audio.
+        """Return the mask of the tokens that are audio.
 
         Arguments
         ---------
@@ -252,8 +252,8 @@ class Grid:
         >>> Grid(4, (2, 2)).is_token(torch.tensor([1]), 2).int().tolist()
         [[1, 0, 1, 0]]
         """
-        steps = length_to_mask(n_time, max_time)
-        return steps[:, None].expand(-1, self.n_freq, -1).flatten(1)
+        is_token = length_to_mask(n_time, max_time)
+        return is_token[:, None].expand(-1, self.n_freq, -1).flatten(1)
 
 
 def _is_size(value):
@@ -293,7 +293,7 @@ class PatchEmbedding(nn.Linear):
 class PositionTable(nn.Module):
     """Learned positions for a grid, fitted to each clip's own length.
 
-    Along time a clip shorter than the table takes its centre, a longer one
+    Along time a clip shorter than the table takes its center, a longer one
     the table interpolated linearly; along frequency the same. This is what
     the official code does for whole batches of one length.
 
@@ -321,8 +321,7 @@ class PositionTable(nn.Module):
     def fix_sincos(self):
         """Hold fixed sin-cos positions from now on, as masked autoencoders.
 
-        See `sincos_positions`. What is loaded into the table later stays
-        fixed too.
+        See `sincos_positions`. A table that is loaded later stays fixed too.
 
         Raises
         ------
@@ -341,7 +340,7 @@ class PositionTable(nn.Module):
         self.table.requires_grad_(False)
 
     def forward(self, n_freq, n_time, max_time):
-        """Positions of a batch.
+        """Return the positions of a batch.
 
         Arguments
         ---------
@@ -357,29 +356,29 @@ class PositionTable(nn.Module):
         torch.Tensor
             (B, F' * T', D), arbitrary at padding.
         """
-        full_bands, full_steps, _ = self.table.shape
-        all_bands = torch.arange(n_freq, device=n_time.device)
+        table_freq, table_time, _ = self.table.shape
+        freq = torch.arange(n_freq, device=n_time.device)
         # Not torch.tensor: its copy to a GPU would wait for the device.
-        low, high, share = _resample(
-            all_bands, torch.full_like(all_bands, n_freq), full_bands
+        low, high, weight = _resample(
+            freq, torch.full_like(freq, n_freq), table_freq
         )
         table = torch.lerp(
             _taken(self.table, 0, low),
             _taken(self.table, 0, high),
-            share[:, None, None].to(self.table.dtype),
+            weight[:, None, None].to(self.table.dtype),
         )
-        all_steps = torch.arange(max_time, device=n_time.device)
-        low, high, share = _resample(all_steps, n_time[:, None], full_steps)
+        time = torch.arange(max_time, device=n_time.device)
+        low, high, weight = _resample(time, n_time[:, None], table_time)
         positions = torch.lerp(
             _taken(table, 1, low),
             _taken(table, 1, high),
-            share[None, :, :, None].to(self.table.dtype),
+            weight[None, :, :, None].to(self.table.dtype),
         )
         return positions.transpose(0, 1).flatten(1, 2)
 
 
 def _taken(table, dim, places):
-    """Entries of a table along one dimension, which becomes that of places.
+    """Return entries of a table along one dimension.
 
     Not ``table[places]``: its gradient sums in no fixed order where there are
     several threads.
@@ -389,10 +388,10 @@ def _taken(table, dim, places):
 
 
 def sincos_positions(n_freq, n_time, dim, device=None):
-    """Sine and cosine positions on a grid (Vaswani et al., NeurIPS 2017).
+    """Return sine and cosine positions (Vaswani et al., NeurIPS 2017).
 
-    The first half of a position tells the band, the second half the time
-    step, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
+    The first half of a position tells the frequency, the second half the
+    time, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
     Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
     Arguments
@@ -429,15 +428,15 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     rates = 10000 ** (-torch.arange(quarter, device=device) / quarter)
     angle = torch.arange(max(n_freq, n_time), device=device)[:, None] * rates
     waves = torch.cat([angle.sin(), angle.cos()], dim=1)
-    of_band = waves[:n_freq, None].expand(-1, n_time, -1)
-    of_step = waves[None, :n_time].expand(n_freq, -1, -1)
-    return torch.cat([of_band, of_step], dim=2)
+    of_freq = waves[:n_freq, None].expand(-1, n_time, -1)
+    of_time = waves[None, :n_time].expand(n_freq, -1, -1)
+    return torch.cat([of_freq, of_time], dim=2)
 
 
 def _resample(index, size, full):
     """Where entry `index` of an axis of `size` lies on a table of `full`.
 
-    Returns the two neighbouring entries and the share of the second.
+    Returns the two neighboring entries and the weight of the second.
     """
     crop = (full // 2 - size // 2 + index).float()
     stretch = (index + 0.5) * (full / size) - 0.5

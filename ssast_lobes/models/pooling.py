@@ -13,6 +13,8 @@ _STEPS = (1, 2)
 
 # Added to the variance of tokens over time.
 _LEAST_VARIANCE = 1e-6
+
+# Layers that a clip vector is read from.
 READOUTS = ("last", "weighted", "all")
 
 
@@ -30,10 +32,10 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     pooling : str
         ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
         deviation; or ``"dynamics"``: these, then the root of the mean square
-        of a token's change over one step of time, and over two (0.001 of
+        of a token's change to the next time, and to the one after (0.001 of
         a clip that has no two tokens so far apart).
     n_freq : int, optional
-        F', and N = F' * T': for dynamics, which compare within a band.
+        F', and N = F' * T': for dynamics, which compare within a frequency.
 
     Returns
     -------
@@ -77,9 +79,9 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
                 "grid: pool their statistics"
             )
         on_grid = away.unflatten(1, (n_freq, -1))
-        shown = is_token.unflatten(1, (n_freq, -1))
+        is_token = is_token.unflatten(1, (n_freq, -1))
         for step in _STEPS:
-            both = shown[:, :, step:] & shown[:, :, :-step]
+            both = is_token[:, :, step:] & is_token[:, :, :-step]
             change = on_grid[:, :, step:] - on_grid[:, :, :-step]
             squares = (change * both[..., None]).square().sum((1, 2))
             variances.append(squares / both.sum((1, 2)).clamp(min=1)[:, None])
@@ -99,12 +101,12 @@ class ClipPooling(nn.Module):
         ``"mean"`` of the valid tokens, ``"class"`` tokens,
         ``"statistics"``: mean and standard deviation of the valid tokens, as
         x-vectors pool (Snyder et al., ICASSP 2018), or ``"dynamics"``: these
-        and how much tokens change over one and two steps of time.
+        and how much tokens change to the next time and the one after.
     layers : str
         ``"last"``: after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before it, as SUPERB
         probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
-        first block and the L block outputs, pooled and put side by side.
+        first block and the L block outputs, pooled and concatenated.
 
     Raises
     ------
@@ -133,7 +135,7 @@ class ClipPooling(nn.Module):
 
     @property
     def config(self):
-        """The arguments that build this again."""
+        """The arguments that rebuild this."""
         return {
             "depth": self.depth,
             "pooling": self.pooling,
@@ -146,7 +148,7 @@ class ClipPooling(nn.Module):
         return self.layers != "last"
 
     def output_size(self, dim):
-        """Size of the clip vector.
+        """Return the size of the clip vector.
 
         Arguments
         ---------
@@ -181,8 +183,8 @@ class ClipPooling(nn.Module):
                 )
             ]
             return torch.cat(pooled, dim=1)
-        share = self.layer_scores.softmax(0)
-        tokens = torch.einsum("l,lbnd->bnd", share, encoded.hidden_states[1:])
+        weights = self.layer_scores.softmax(0)
+        tokens = torch.einsum("l,lbnd->bnd", weights, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]
-        classes = torch.einsum("l,lbnd->bnd", share, classes)
+        classes = torch.einsum("l,lbnd->bnd", weights, classes)
         return encoded.pool_tokens(tokens, classes, self.pooling)

@@ -28,8 +28,8 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
 
     ``h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t]`` and
     ``y[t] = C[t] h[t] + D u[t]``, with ``h = 0`` before the first token.
-    A token whose `delta` is 0 leaves the state exactly as it is: this is how
-    padding is passed over.
+    A token whose `delta` is 0 leaves the state exactly as it is: so the scan
+    skips padding.
 
     Computed in float32 (float64 stays float64), under autocast too. The
     states of all tokens (B, N, E, S) never exist at once, in the backward
@@ -48,9 +48,9 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
     A : torch.Tensor
         (E, S), negative.
     B, C : torch.Tensor
-        What goes into the state and what is read from it, (B, N, S) each.
+        Weights into the state and out of it, (B, N, S) each.
     D : torch.Tensor, optional
-        (E,), the share of the input that goes straight to the output.
+        (E,), the weight of the input that goes straight to the output.
     reverse : bool
         Walk from the last token to the first.
 
@@ -98,7 +98,7 @@ def _exact(x):
 
 
 def run_scan(prepare, reverse, *tensors):
-    """Scan what `prepare` makes of some tensors, in the fastest way there is.
+    """Scan the outputs of `prepare`, in the fastest way there is.
 
     Arguments
     ---------
@@ -133,7 +133,7 @@ def run_scan(prepare, reverse, *tensors):
 
 @cache
 def fused_scan():
-    """The scan kernel of ``mamba_ssm``.
+    """Return the scan kernel of ``mamba_ssm``.
 
     Returns
     -------
@@ -211,13 +211,13 @@ class _Walk:
         self.empty = u.new_empty
 
     def buffer(self, extra=0):
-        """Room for the states of a segment, and of `extra` more tokens."""
+        """Return a buffer for a segment's states, and `extra` more tokens."""
         longest = min(self.segment, self.tokens)
         longest += self._surplus(longest) + extra
         return self.empty(longest, *self.slab)
 
     def cut(self, x, start):
-        """The tokens of a segment of (B, N, K): (T, B, K)."""
+        """Return the tokens of a segment of (B, N, K), as (T, B, K)."""
         part = x[:, self._places(start)]
         part = (part.flip(1) if self.reverse else part).transpose(0, 1)
         surplus = self._surplus(part.shape[0])
@@ -231,7 +231,7 @@ class _Walk:
         x[:, places] = part.flip(1) if self.reverse else part
 
     def _surplus(self, tokens):
-        """Tokens that a segment lacks to be whole chunks."""
+        """Return the number of tokens a segment lacks to be whole chunks."""
         return -tokens % self.chunk if tokens > self.chunk else 0
 
     def _places(self, start):
@@ -241,12 +241,12 @@ class _Walk:
         return slice(start, stop)
 
     def decays(self, delta, out):
-        """``exp(delta A)`` of a segment, (T, B, S, E)."""
+        """Return ``exp(delta A)`` of a segment, (T, B, S, E)."""
         out = out[: len(delta)]
         return torch.mul(delta[:, :, None], self.octaves, out=out).exp2_()
 
     def states(self, start, decays, delta, u, B, out):
-        """States of a segment (T + 1, B, S, E), from the one before it."""
+        """Return a segment's states (T + 1, B, S, E), from the one before."""
         states = out[: len(delta) + 1]
         states[0] = start
         _outer(B, delta * u, states[1:])
@@ -287,12 +287,12 @@ class _Walk:
         return x.unflatten(0, (-1, min(self.chunk, len(x))))
 
     def _passed(self, delta):
-        """Share of the state that is left after steps of this sum."""
+        """Return the fraction of the state that is left after these steps."""
         return (delta.unsqueeze(-2) * self.octaves).exp2_()
 
 
 def _plan(tokens, entries, device):
-    """Tokens of a segment and of a chunk, for so many entries a token."""
+    """Return the tokens of a segment and of a chunk."""
     if device == "cpu":
         fewest, most = _CPU_TOKENS
         segment = min(most, max(fewest, _CACHE_ENTRIES // entries))
@@ -310,7 +310,7 @@ def _outer(row, column, out):
 
 def _rows(rows, matrices):
     """Products (T, B, J) of (T, B, I) and (T, B, I, J)."""
-    # A row on the left: a column on the right takes ten times as long.
+    # The row stands on the left: a column on the right is ten times slower.
     return (rows[:, :, None] @ matrices)[:, :, 0]
 
 
@@ -321,7 +321,7 @@ def _chain(rows, factors):
 
 
 def _scan(u, delta, A, B, C, D, reverse):
-    """Outputs of `selective_scan`, and the states before each segment."""
+    """Return the outputs, and the states before each segment."""
     walk = _Walk(u, A, reverse)
     decay_buffer, state_buffer = walk.buffer(), walk.buffer(1)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
@@ -338,7 +338,7 @@ def _scan(u, delta, A, B, C, D, reverse):
 
 
 def _scan_gradients(u, delta, A, B, C, D, reverse, kept, gradient):
-    """Gradients of what `_scan` takes, from that of its outputs."""
+    """Return the gradients of the inputs of `_scan`."""
     walk = _Walk(u, A, reverse)
     decay_buffer, state_buffer = walk.buffer(), walk.buffer(1)
     grad_buffer = walk.buffer()

@@ -39,7 +39,7 @@ class Attention(nn.Module):
         x : torch.Tensor
             Tokens (B, N, D).
         attend : torch.Tensor, optional
-            Boolean (B, 1, 1, N), True at tokens that may be looked at.
+            Boolean (B, 1, 1, N), True at tokens that may be attended to.
 
         Returns
         -------
@@ -93,7 +93,7 @@ class TransformerBlock(nn.Module):
     mlp_ratio : float
         Hidden size of the MLP over D.
     drop_path : float
-        Share of clips for which a branch is left out in training
+        Fraction of clips that skip a branch in training
         (stochastic depth); 0 in SSAST.
 
     Example
@@ -111,7 +111,7 @@ class TransformerBlock(nn.Module):
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
     def forward(self, x, attend=None):
-        """Tokens (B, N, D) to (B, N, D); `attend` as in `Attention`."""
+        """Transform tokens (B, N, D); `attend` as in `Attention`."""
         mixed = self.attn(self.norm1(x), attend)
         x = x + drop_path(mixed, self.drop_path, self.training)
         changed = self.mlp(self.norm2(x))
@@ -129,7 +129,7 @@ def drop_path(branch, rate, training):
     branch : torch.Tensor
         (B, N, D).
     rate : float
-        Share of clips without it.
+        Fraction of clips without it.
     training : bool
         Without training nothing is left out.
 
@@ -150,12 +150,12 @@ def drop_path(branch, rate, training):
 
 
 def init_transformer(module):
-    """Initialise linear layers as timm does: truncated normal, no bias.
+    """Initialize linear layers as timm does: truncated normal, no bias.
 
     Arguments
     ---------
     module : torch.nn.Module
-        Blocks to initialise in place; meant for ``Module.apply``.
+        Blocks to initialize in place; meant for ``Module.apply``.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

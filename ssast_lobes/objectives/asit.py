@@ -10,17 +10,21 @@ same view, and of the whole clip in the other view.
 import torch
 
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
 from ssast_lobes.objectives.corruption import GroupCorruption
 from ssast_lobes.objectives.projections import (
     Centre,
     Prototypes,
     gelu_mlp,
     prototype_cross_entropy,
-    shares_of,
+    sizes_of,
     swap_views,
 )
-from ssast_lobes.objectives.tokens import clip_mean, projection_std
 from ssast_lobes.objectives.views import RandomCrop
 from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
@@ -38,7 +42,7 @@ class ASiT(Objective):
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, as a share of the clip.
+        Length of a view, over the clip's.
     drop_area, paste_area, paste_probability, block, align
         See `GroupCorruption`.
     projector : list of float
@@ -55,7 +59,7 @@ class ASiT(Objective):
     teacher_temperature : tuple of float
         Of the teacher's: at the first step, and after the warm-up.
     temperature_warmup : float
-        Share of the run in which it rises linearly.
+        Fraction of the run in which it rises linearly.
     centre_momentum : float
         See `Centre`.
     momentum : tuple of float
@@ -127,15 +131,15 @@ class ASiT(Objective):
             drop_area, paste_area, paste_probability, block, align
         )
         dim, pixels = encoder.dim, encoder.grid.patch_size
-        n_class, n_patch = shares_of(dim, [class_prototypes, patch_prototypes])
-        self.projector = gelu_mlp([dim, *shares_of(dim, projector), projection])
+        n_class, n_patch = sizes_of(dim, [class_prototypes, patch_prototypes])
+        self.projector = gelu_mlp([dim, *sizes_of(dim, projector), projection])
         self.class_prototypes = Prototypes(projection, n_class)
         self.patch_prototypes = Prototypes(projection, n_patch)
         self.class_centre = Centre(n_class, centre_momentum)
         self.patch_centre = Centre(n_patch, centre_momentum)
         # The paper's transposed convolution on patches that do not overlap is
         # a linear layer.
-        self.decoder = gelu_mlp([dim, *shares_of(dim, decoder), pixels])
+        self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
         self.teacher = EMATeacher(
             encoder=self.encoder,
             projector=self.projector,
@@ -153,29 +157,29 @@ class ASiT(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return dict(self._config)
 
     @property
     def reconstructs(self):
-        """Always: the decoder gives pixels."""
+        """True: the decoder gives pixels."""
         return True
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
             Pixels are hidden, not tokens.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
+            Source of the draws; see `Objective.random_source`.
 
         Returns
         -------
@@ -183,9 +187,9 @@ class ASiT(Objective):
             Logs: the losses ``class_loss``, ``patch_loss`` and ``l1``, and
             ``projection_std``, which falls towards 0 in a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
-        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
-        spoilt = [self.corrupt(*c, noise, self.training) for c in crops]
+        rand = self.random_source(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, rand) for _ in range(2)]
+        spoilt = [self.corrupt(*c, rand, self.training) for c in crops]
         clean, counts = (torch.cat(part) for part in zip(*crops, strict=True))
         corrupted, hidden = (
             torch.cat(part) for part in zip(*spoilt, strict=True)
@@ -203,14 +207,14 @@ class ASiT(Objective):
         return ObjectiveOutput(loss, {**logs, "projection_std": std})
 
     def _l1(self, tokens, clean, hidden):
-        """Mean absolute error at the corrupted pixels."""
+        """Return the mean absolute error at the corrupted pixels."""
         grid = self.encoder.grid
         error = self.decoder(tokens).float() - grid.unfold(clean.detach())
         weight = grid.unfold(hidden.float())
         return clip_mean(error.abs().flatten(1), weight.flatten(1))
 
     def _distill(self, encoded, clean, counts):
-        """Cross-entropies of both kinds of tokens, and the spread."""
+        """Return the cross-entropies of classes and patches, and spread."""
         temperatures = (
             self._config["student_temperature"],
             self.teacher_temperature,
@@ -220,9 +224,9 @@ class ASiT(Objective):
         with torch.no_grad():
             target = self.teacher.encoder(clean, counts)
             class_raw, patch_raw, _ = self._logits(self.teacher, target)
-            share = (weight / weight.sum(1, keepdim=True))[:, :, None]
+            within = (weight / weight.sum(1, keepdim=True))[:, :, None]
             self.class_centre.update(class_raw.mean(0))
-            self.patch_centre.update((patch_raw * share).sum(1).mean(0))
+            self.patch_centre.update((patch_raw * within).sum(1).mean(0))
             class_goal = swap_views(self.class_centre(class_raw))
             patch_goal = self.patch_centre(patch_raw)
         class_loss = prototype_cross_entropy(
@@ -238,7 +242,7 @@ class ASiT(Objective):
 
     @staticmethod
     def _logits(network, encoded):
-        """Raw logits (2B, ..) and (2B, N, ..), and class projections."""
+        """Return raw logits (2B, ..), (2B, N, ..), and class projections."""
         projected = network.projector(encoded.clip("class"))
         patches = network.projector(encoded.tokens)
         return (
@@ -253,12 +257,12 @@ class ASiT(Objective):
         self.teacher_temperature.fill_(self.temperature(step, total_steps))
 
     def picture(self, feats, n_frames, clip_keys):
-        """Corrupted pixels of clips, and the model's guess of them.
+        """Return the corrupted pixels of clips, and the model's guess of them.
 
         See `Objective.picture`; only dropped blocks are shown.
         """
-        noise = self.noise(feats, clip_keys=clip_keys)
-        corrupted, hidden = self.corrupt(feats, n_frames, noise)
+        rand = self.random_source(feats, clip_keys=clip_keys)
+        corrupted, hidden = self.corrupt(feats, n_frames, rand)
         encoded = self.encoder(corrupted, n_frames)
         patches = self.decoder(encoded.tokens).float()
         filled = self.encoder.grid.fold(patches, feats.shape[1])

@@ -8,10 +8,9 @@ class token of the other.
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import ObjectiveOutput, projection_std
 from ssast_lobes.objectives.byol import BYOL
 from ssast_lobes.objectives.projections import cosine_distance, swap_views
-from ssast_lobes.objectives.tokens import projection_std
 from ssast_lobes.objectives.views import RandomCrop, RandomResizedCrop
 
 
@@ -27,7 +26,7 @@ class ATSTClip(BYOL):
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, as a share of the clip.
+        Length of a view, over the clip's.
     freq_scale, time_scale, time_canvas
         See `RandomResizedCrop`.
     **shared
@@ -53,9 +52,9 @@ class ATSTClip(BYOL):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
-            "crop": self.crop.share,
+            "crop": self.crop.fraction,
             "freq_scale": list(self.resize.freq_scale),
             "time_scale": list(self.resize.time_scale),
             "time_canvas": self.resize.time_canvas,
@@ -65,27 +64,27 @@ class ATSTClip(BYOL):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
             Nothing is masked.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
+            Source of the draws; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
             Logs: ``projection_std``, which falls towards 0 in a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
-        crops = [self.crop(feats, n_frames, noise) for _ in range(2)]
-        views = [self._view(*crop, noise) for crop in crops]
+        rand = self.random_source(feats, generator, clip_keys)
+        crops = [self.crop(feats, n_frames, rand) for _ in range(2)]
+        views = [self._view(*crop, rand) for crop in crops]
         self.mixup.remember(*crops[0])
         views = torch.cat(views)
         counts = torch.cat([count for _, count in crops])
@@ -98,8 +97,8 @@ class ATSTClip(BYOL):
         std = projection_std(projected[None], projected.new_ones(1, len(views)))
         return ObjectiveOutput(loss, {"projection_std": std})
 
-    def _view(self, crop, n_frames, noise):
-        return self.resize(self.mixup(crop, n_frames, noise), n_frames, noise)
+    def _view(self, crop, n_frames, rand):
+        return self.resize(self.mixup(crop, n_frames, rand), n_frames, rand)
 
     @staticmethod
     def _project(network, views, n_frames):

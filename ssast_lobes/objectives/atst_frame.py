@@ -1,34 +1,34 @@
-"""ATST-Frame: one vector a time step, the same for two views of it.
+"""ATST-Frame: one vector a time, the same for two views of it.
 
 Li, Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for Both
 Clip-Level and Frame-Level Tasks", TASLP 2024: the student sees a view with
-spans of time steps hidden, and predicts at the hidden ones what the teacher
-makes of another, whole view.
+masked spans of time, and predicts there the teacher's vectors of another,
+whole view.
 """
 
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.base import ObjectiveOutput
-from ssast_lobes.objectives.byol import BYOL
-from ssast_lobes.objectives.projections import cosine_distance, swap_views
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     ids_masked,
     projection_std,
 )
+from ssast_lobes.objectives.byol import BYOL
+from ssast_lobes.objectives.projections import cosine_distance, swap_views
 from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):
-    """Teacher and student over two views, compared at hidden time steps.
+    """Teacher and student over two views, compared at masked times.
 
     One view is the clip as it is, the other is mixed with another clip and
-    resized along frequency, so that the steps of both remain the same sound.
-    Each view is predicted from the other, with the same mask. On a grid of
-    several bands whole time steps are hidden, and compared as the mean over
-    frequency. The published numbers are in
+    resized along frequency, so that each time of both remains the same sound.
+    Each view is predicted from the other, with the same mask. On a grid with
+    several frequencies a mask hides whole times, and the mean over frequency is
+    compared. The published numbers are in
     ``hparams/objective/atst_frame.yaml``; see `load_objective`.
 
     Arguments
@@ -36,7 +36,7 @@ class ATSTFrame(BYOL):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks; spans of 5 time steps, half of them, when left out.
+        Draws the masks; spans of 5 times, half of them, when left out.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared
@@ -63,26 +63,26 @@ class ATSTFrame(BYOL):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         freq_scale = list(self.resize.freq_scale)
         return {**super().config, "freq_scale": freq_scale}
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out. Steps
-            with any hidden token are compared.
+            Boolean (B, F', T'), True where masked; drawn when left out. Times
+            with any masked token are compared.
         generator, clip_keys
-            Source of mask and views; see `Objective.noise`.
+            Source of mask and views; see `Objective.random_source`.
 
         Returns
         -------
@@ -94,9 +94,9 @@ class ATSTFrame(BYOL):
             max_masked = self.masker.n_masked(mask.shape[2])
         else:
             max_masked = mask.shape[2]
-        noise = self.noise(feats, generator, clip_keys)
-        mixed = self.mixup(feats, n_frames, noise)
-        views = torch.cat([feats, self.resize(mixed, n_frames, noise)])
+        rand = self.random_source(feats, generator, clip_keys)
+        mixed = self.mixup(feats, n_frames, rand)
+        views = torch.cat([feats, self.resize(mixed, n_frames, rand)])
         self.mixup.remember(feats, n_frames)
 
         counts, masks = torch.cat([n_frames] * 2), torch.cat([mask] * 2)
@@ -120,5 +120,5 @@ class ATSTFrame(BYOL):
 
 
 def _rows(encoded, index):
-    """Time steps at `index` (2B, K) as rows (2B * K, D)."""
+    """Return the times at `index` (2B, K) as rows (2B * K, D)."""
     return gather_tokens(encoded.frames, index).flatten(0, 1)

@@ -1,12 +1,12 @@
-"""What the two ATST objectives share: BYOL's heads and teacher, and mixing.
+"""Base of the two ATST objectives: BYOL's heads and teacher, and mixing.
 
 Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a student predicts
-what a teacher, its own moving average, makes of another view.
+the vectors of a teacher, its own moving average, for another view.
 """
 
 from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import Objective
-from ssast_lobes.objectives.projections import BatchNormMLP, shares_of
+from ssast_lobes.objectives.projections import BatchNormMLP, sizes_of
 from ssast_lobes.objectives.views import LogMixup
 from ssast_lobes.utils.schedules import WarmupCosine
 
@@ -19,7 +19,7 @@ class BYOL(Objective):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Of an objective that hides tokens; see `Objective`.
+        Of an objective that masks tokens; see `Objective`.
     hidden : float
         Hidden size of projector and predictor over the encoder's D.
     out : float
@@ -27,10 +27,10 @@ class BYOL(Objective):
     momentum : tuple of float
         Of the teacher: at the first step and at the last, cosine between.
     mixup : float
-        Greatest share of another clip in a view.
+        Greatest weight of another clip in a view.
     memory : int
-        Clips that are remembered to be mixed in, as long as the encoder's
-        position table. They are a part of the checkpoints.
+        Clips to remember for mixing, as long as the encoder's position table.
+        They are a part of the checkpoints.
     """
 
     training_only = ("teacher", "mixup")
@@ -45,7 +45,7 @@ class BYOL(Objective):
         self.mixup = LogMixup(
             mixup, memory, encoder.table_frames, encoder.grid.n_mels
         )
-        between, after = shares_of(encoder.dim, [hidden, out])
+        between, after = sizes_of(encoder.dim, [hidden, out])
         self.projector = BatchNormMLP(encoder.dim, between, after)
         self.predictor = BatchNormMLP(after, between, after)
         self.teacher = EMATeacher(
@@ -56,7 +56,7 @@ class BYOL(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             **super().config,
             "hidden": self.hidden,

@@ -1,12 +1,12 @@
 """Masked patches, and clips told apart: MSPM with a contrast of clips.
 
 Masked spectrogram patch modelling of SSAST says nothing of a clip as a whole.
-Here each clip is seen twice, as two crops, and the network also has to find
-the crop that comes from the same clip, as in COLA (Saeed et al., "Contrastive
+Here each clip gives two crops, and the network also has to find the crop of
+the same clip, as in COLA (Saeed et al., "Contrastive
 Learning of General-Purpose Audio Representations", ICASSP 2021). Crops of one
-recording share its voice and its room too. Where two takes of one content are
-at hand, a word in two voices say, these are the two views: then only what is
-said is left to know them by.
+recording have its voice and its room in common. Two takes of one content, such
+as a word in two voices, make better views: they have only the content in
+common.
 """
 
 import torch
@@ -15,7 +15,7 @@ from torch import nn
 from ssast_lobes.models.pooling import pool
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.mspm import MSPM
-from ssast_lobes.objectives.projections import gelu_mlp, shares_of
+from ssast_lobes.objectives.projections import gelu_mlp, sizes_of
 from ssast_lobes.objectives.views import (
     Background,
     RandomChannel,
@@ -27,15 +27,16 @@ from ssast_lobes.objectives.views import (
 class ContrastiveMSPM(MSPM):
     """Joint MSPM over two crops of each clip, and InfoNCE between the crops.
 
-    Both losses come from one pass: what is hidden of a crop makes the contrast
+    Both losses come from one pass: the mask of a crop makes the contrast
     harder. So do a background and another channel for each crop; without
     them, the channel alone tells the clips apart. A crop's vector is mean and
     deviation over time of the tokens after a block in the middle, so that the
     last blocks are left to the patches.
 
-    Clips of two takes are cut in halves in place of crops, hide nothing, and
-    are compared among themselves through a projection of their own. The
-    negatives are the other crops, or takes, of the process's own batch. In
+    Positive pairs, clips whose halves are two takes, are cut in halves instead,
+    without masks, and compared among themselves through a projection of their
+    own. The negatives are the other crops, or halves, of the process's own
+    batch. In
     evaluation, where a clip's loss has to be its own, there is no contrast
     and no crop: the losses are those of `MSPM`.
 
@@ -44,16 +45,16 @@ class ContrastiveMSPM(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     crop : float or list of float
-        Length of a crop as a share of the clip, or the least and the greatest.
-        With a greatest below 1 whole clips would have lengths, and positions,
-        that training never met.
+        Length of a crop over the clip's, or the least and the greatest.
+        With a greatest below 1 whole clips have lengths, and positions, that
+        training never met.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
-        The block whose tokens are compared, as a share of the depth.
-    contrast_weight, takes_weight : float
-        Of the contrast of crops, and of that of takes, beside the loss of
-        `MSPM`.
+        The block whose tokens are compared, over the depth.
+    contrast_weight, pair_weight : float
+        Of the contrast of crops, and of that of positive pairs, added to the
+        loss of `MSPM`.
     temperature : float
         Cosines are divided by it.
     projection : float
@@ -64,7 +65,7 @@ class ContrastiveMSPM(MSPM):
     Raises
     ------
     ValueError
-        If a share is out of range, or patches overlap.
+        If a fraction is out of range, or patches overlap.
 
     Example
     -------
@@ -75,15 +76,15 @@ class ContrastiveMSPM(MSPM):
     >>> feats, n_frames = torch.randn(2, 128, 128), torch.tensor([128, 90])
     >>> sorted(objective(feats, n_frames).logs)
     ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce']
-    >>> takes = torch.tensor([False, True])
-    >>> sorted(objective(feats, n_frames, takes=takes).logs)[-2:]
-    ['takes_accuracy', 'takes_nce']
+    >>> pairs = torch.tensor([False, True])
+    >>> sorted(objective(feats, n_frames, positive_pairs=pairs).logs)[-2:]
+    ['pair_accuracy', 'pair_nce']
     >>> sorted(objective.eval()(feats, n_frames).logs)
     ['accuracy', 'mse', 'nce']
     """
 
-    training_only = ("projector", "takes_projector")
-    uses_takes = True
+    training_only = ("projector", "pair_projector")
+    uses_positive_pairs = True
     # Crops differ in length.
     n_frames_optional = False
 
@@ -96,7 +97,7 @@ class ContrastiveMSPM(MSPM):
         channel,
         contrast_depth,
         contrast_weight,
-        takes_weight,
+        pair_weight,
         temperature,
         projection,
         **mspm,
@@ -104,7 +105,7 @@ class ContrastiveMSPM(MSPM):
         super().__init__(encoder, **mspm)
         if not 0 <= contrast_depth <= 1:
             raise ValueError(
-                "contrast_depth is a share of the blocks, 0 to 1, got "
+                "contrast_depth is a fraction of the blocks, 0 to 1, got "
                 f"{contrast_depth}"
             )
         self.crop = RandomCrop(crop)
@@ -113,22 +114,22 @@ class ContrastiveMSPM(MSPM):
         self._views = {"background": dict(background), "channel": dict(channel)}
         self.contrast_depth = contrast_depth
         self.contrast_weight = contrast_weight
-        self.takes_weight = takes_weight
+        self.pair_weight = pair_weight
         self.temperature = temperature
         self.projection = projection
         self.projector = _projector(encoder.dim, projection)
-        self.takes_projector = _projector(encoder.dim, projection)
+        self.pair_projector = _projector(encoder.dim, projection)
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             **super().config,
-            "crop": self.crop.share,
+            "crop": self.crop.fraction,
             **self._views,
             "contrast_depth": self.contrast_depth,
             "contrast_weight": self.contrast_weight,
-            "takes_weight": self.takes_weight,
+            "pair_weight": self.pair_weight,
             "temperature": self.temperature,
             "projection": self.projection,
         }
@@ -140,78 +141,76 @@ class ContrastiveMSPM(MSPM):
         mask=None,
         generator=None,
         clip_keys=None,
-        takes=None,
+        positive_pairs=None,
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden: of whole clips, as in
+            Boolean (B, F', T'), True where masked: of whole clips, as in
             evaluation. Left out in training, each crop has its own.
         generator, clip_keys
-            Source of the draws; see `Objective.noise`.
-        takes : torch.Tensor, optional
+            Source of the draws; see `Objective.random_source`.
+        positive_pairs : torch.Tensor, optional
             Boolean (B,), True of clips whose halves are two takes.
 
         Returns
         -------
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
-            ``clip_accuracy`` (share of the crops whose nearest crop is of
-            the same clip), and with `takes` the same of them.
+            ``clip_accuracy`` (fraction of the crops whose nearest crop is of
+            the same clip), and with `positive_pairs` the same of them.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
-        in_takes = takes
-        if takes is None:
-            # All the same, or DDP would wait for the projection's gradients.
-            in_takes = torch.zeros_like(n_frames, dtype=torch.bool)
-        noise = self.noise(feats, generator, clip_keys)
-        views = [
-            self._view(feats, n_frames, in_takes, k, noise) for k in (0, 1)
-        ]
+        is_pair = positive_pairs
+        if is_pair is None:
+            # The projection gets gradients all the same, for which DDP waits.
+            is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
+        rand = self.random_source(feats, generator, clip_keys)
+        views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
         max_masked = self.masker.n_masked(mask[0].numel())
-        in_takes = in_takes.repeat(2)
-        mask = mask & ~in_takes[:, None, None]
+        is_pair = is_pair.repeat(2)
+        mask = mask & ~is_pair[:, None, None]
         encoded = self.encoder(
             feats, n_frames, mask, self.mask_embedding, hidden_states=True
         )
-        loss, logs = self.hidden_losses(encoded, feats, mask, max_masked)
+        loss, logs = self.masked_losses(encoded, feats, mask, max_masked)
         block = round(self.contrast_depth * self.encoder.depth)
         vectors = pool(
             encoded.hidden_states[block], encoded.is_token, None, "statistics"
         ).float()
         for name, weight, projector, chosen in (
-            ("clip", self.contrast_weight, self.projector, ~in_takes),
-            ("takes", self.takes_weight, self.takes_projector, in_takes),
+            ("clip", self.contrast_weight, self.projector, ~is_pair),
+            ("pair", self.pair_weight, self.pair_projector, is_pair),
         ):
             nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
-            if name == "clip" or takes is not None:
+            if name == "clip" or positive_pairs is not None:
                 logs[f"{name}_nce"] = nce.detach()
                 logs[f"{name}_accuracy"] = accuracy
         return ObjectiveOutput(loss, logs)
 
-    def _view(self, feats, n_frames, takes, number, noise):
-        """The first or the second view of each clip: a crop, or a take."""
-        first, counts = self.crop.draw(n_frames, noise)
+    def _view(self, feats, n_frames, is_pair, number, rand):
+        """Cut the first or the second view of each clip: a crop, or a half."""
+        first, counts = self.crop.draw(n_frames, rand)
         half = (n_frames // 2).clamp(min=1)
-        first = torch.where(takes, number * half, first)
-        counts = torch.where(takes, half, counts)
+        first = torch.where(is_pair, number * half, first)
+        counts = torch.where(is_pair, half, counts)
         longest = max(self.crop.longest(feats), feats.shape[1] // 2)
         feats = cut(feats, first, counts, longest)
-        feats = self.background(feats, counts, noise)
-        return self.channel(feats, counts, noise), counts
+        feats = self.background(feats, counts, rand)
+        return self.channel(feats, counts, rand), counts
 
     def _contrast(self, projector, vectors, chosen):
-        """InfoNCE among the chosen rows of both views, and its accuracy.
+        """Return InfoNCE among the chosen rows of both views, and accuracy.
 
         All rows are there, chosen or not, so that no shape depends on data.
         """
@@ -238,5 +237,5 @@ class ContrastiveMSPM(MSPM):
 def _projector(dim, projection):
     return nn.Sequential(
         nn.LayerNorm(2 * dim),
-        gelu_mlp([2 * dim, 2 * dim, shares_of(dim, projection)]),
+        gelu_mlp([2 * dim, 2 * dim, sizes_of(dim, projection)]),
     )

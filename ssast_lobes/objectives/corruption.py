@@ -1,8 +1,8 @@
 """Corruption of spectrograms by groups of pixels, not by tokens.
 
-Group masked model learning hides blocks of any place and size. Vectorised
-over the batch, drawn from the noise that it is given, within each clip's own
-length, without waiting for the device.
+Group masked model learning hides blocks of any place and size. Vectorized
+over the batch, within each clip's own length, without waiting for the device;
+all draws come from a given `RandomSource`.
 """
 
 import torch
@@ -29,13 +29,13 @@ class GroupCorruption(nn.Module):
     Arguments
     ---------
     drop_area : tuple of float
-        Least and greatest share of the pixels to set to zero.
+        Least and greatest fraction of the pixels to set to zero.
     paste_area : float
-        Share of the pixels to paste.
+        Fraction of the pixels to paste.
     paste_probability : float
-        Share of the clips with pasting, which replaces the zeros.
+        Fraction of the clips with pasting, which replaces the zeros.
     block : float
-        Greatest size of a block, as a share of either axis.
+        Greatest size of a block over that of either axis.
     align : tuple of int
         Blocks begin and end at multiples of so many (mel bins, frames):
         (1, 1) hides most patches in part, the patch size only whole patches.
@@ -60,7 +60,7 @@ class GroupCorruption(nn.Module):
         self.block = block
         self.align = tuple(align)
 
-    def forward(self, feats, n_frames, noise, paste=False):
+    def forward(self, feats, n_frames, rand, paste=False):
         """Corrupt.
 
         Arguments
@@ -69,10 +69,10 @@ class GroupCorruption(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
         paste : bool
-            Paste too. What comes out then depends on the other clips.
+            Paste too. The result then depends on the other clips.
 
         Returns
         -------
@@ -81,7 +81,7 @@ class GroupCorruption(nn.Module):
         hidden : torch.Tensor
             Boolean (B, T, n_mels), True where corrupted.
         """
-        draws = noise(1, 3)[:, 0]
+        draws = rand(1, 3)[:, 0]
         least, greatest = self.drop_area
         area = least + (greatest - least) * draws[:, 0]
         filling = torch.zeros_like(feats)
@@ -92,30 +92,30 @@ class GroupCorruption(nn.Module):
             own = torch.arange(len(feats), device=feats.device)
             other = feats[(own + others) % len(feats)]
             filling = torch.where(pasted[:, None, None], other, filling)
-        hidden = self.blocks(noise, n_frames, *feats.shape[1:], area)
+        hidden = self.blocks(rand, n_frames, *feats.shape[1:], area)
         return torch.where(hidden, filling, feats), hidden
 
     @torch.no_grad()
-    def blocks(self, noise, n_frames, frames, n_mels, area):
-        """Draw blocks until they cover a share of each clip.
+    def blocks(self, rand, n_frames, frames, n_mels, area):
+        """Draw blocks until they cover a fraction of each clip.
 
         Arguments
         ---------
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         frames, n_mels : int
             T and the mel bins.
         area : torch.Tensor
-            Wanted share of each clip's pixels, (B,).
+            Wanted fraction of each clip's pixels, (B,).
 
         Returns
         -------
         torch.Tensor
             Boolean (B, T, n_mels), True within the blocks.
         """
-        draws = noise(4, _BLOCKS)
+        draws = rand(4, _BLOCKS)
         mels = torch.full_like(n_frames, n_mels)
         rows = self._sides(draws[:, :2], mels, n_mels, self.align[0])
         columns = self._sides(draws[:, 2:], n_frames, frames, self.align[1])
@@ -138,10 +138,10 @@ class GroupCorruption(nn.Module):
         return union(high)
 
     def _sides(self, draws, sizes, length, align):
-        """Extent of each block along an axis: boolean (B, blocks, length)."""
+        """Draw each block's extent on an axis, boolean (B, blocks, length)."""
         sizes = sizes[:, None]
-        most = (self.block * sizes.double()).floor().long()
-        size = align + draw_whole(draws[:, 0], (most - align).clamp(min=1))
+        largest = (self.block * sizes.double()).floor().long()
+        size = align + draw_whole(draws[:, 0], (largest - align).clamp(min=1))
         size = (size / align).round().long()
         places = (sizes + align - 1) // align
         first = draw_whole(draws[:, 1], places + size - 1) - (size - 1)

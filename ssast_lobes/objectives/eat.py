@@ -12,8 +12,9 @@ from torch import nn
 from ssast_lobes.models.decoders import ConvDecoder, scatter_tokens
 from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.models.encoder import N_CLASS_TOKENS
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     projection_std,
@@ -27,11 +28,11 @@ _EPS = 1e-5
 
 
 class EAT(Objective):
-    """Predict the mean of a teacher's layers at hidden tokens and as a whole.
+    """Predict the mean of a teacher's layers at masked tokens and as a whole.
 
     The teacher sees the whole clip once; the student sees a few blocks of it,
     in several masks. A convolutional decoder predicts the teacher's tokens
-    where they are hidden, and the mean of the class tokens predicts the mean
+    where they are masked, and the mean of the class tokens predicts the mean
     of the teacher's tokens. Both errors are squared lengths over sqrt(D). The
     encoder gets fixed sin-cos positions.
 
@@ -47,11 +48,11 @@ class EAT(Objective):
         Of the teacher at the first step and from `momentum_duration` on, on a
         straight line between.
     momentum_duration : int or float
-        Steps, or a share of the run.
+        Steps, or a fraction of the run.
     utterance_weight : float
         Weight of the class tokens' error.
     noise_std : float
-        Standard deviation of what the decoder finds at hidden tokens.
+        Standard deviation of the decoder's input at masked tokens.
     decoder : dict
         Arguments of `ConvDecoder`: depth, kernel and groups.
 
@@ -99,7 +100,7 @@ class EAT(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             **super().config,
             "n_masks": self.n_masks,
@@ -113,19 +114,19 @@ class EAT(Objective):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; `n_masks` for each clip
+            Boolean (B, F', T'), True where masked; `n_masks` for each clip
             are drawn when left out.
         generator, clip_keys
-            Source of masks and noise; see `Objective.noise`.
+            Source of masks and noise; see `Objective.random_source`.
 
         Returns
         -------
@@ -134,9 +135,9 @@ class EAT(Objective):
             of the predictions and ``target_std`` of the targets, both near 0
             after a collapse.
         """
-        noise = self.noise(feats, generator, clip_keys)
+        rand = self.random_source(feats, generator, clip_keys)
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
-        masks = self.draw_masks(noise, n_time, max_time)
+        masks = self.draw_masks(rand, n_time, max_time)
         n_masked = self.masker.n_masked(masks[0, 0].numel())
         if mask is not None:
             masks, n_masked = mask[:, None], None
@@ -151,9 +152,9 @@ class EAT(Objective):
         )
         split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
         encoded = self.encoder(feats, n_frames, keep=split.keep)
-        predictions = self.predict(encoded, split, noise, copies)
-        hidden = split.hidden.unflatten(0, (-1, copies)).flatten(1)
-        targets = gather_tokens(targets, hidden).view_as(predictions)
+        predictions = self.predict(encoded, split, rand, copies)
+        ids_masked = split.ids_masked.unflatten(0, (-1, copies)).flatten(1)
+        targets = gather_tokens(targets, ids_masked).view_as(predictions)
         regression = clip_mean(_error(predictions, targets), split.weight)
         of_clip = _error(encoded.clip("class").float(), clip_targets)
         some = split.weight.amax(1, keepdim=True)
@@ -167,49 +168,49 @@ class EAT(Objective):
         loss = regression + self.utterance_weight * utterance
         return ObjectiveOutput(loss, logs)
 
-    def draw_masks(self, noise, n_time, max_time):
-        """Masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
+    def draw_masks(self, rand, n_time, max_time):
+        """Draw masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
         n_freq = self.encoder.grid.n_freq
         masks = [
-            self.masker.draw(noise, n_time, n_freq, max_time)
+            self.masker.draw(rand, n_time, n_freq, max_time)
             for _ in range(self.n_masks)
         ]
         return torch.stack(masks, dim=1)
 
-    def predict(self, encoded, split, noise, copies):
-        """The teacher's tokens as guessed from the visible ones.
+    def predict(self, encoded, split, rand, copies):
+        """Predict the teacher's tokens from the visible ones.
 
         Arguments
         ---------
         encoded : EncoderOutput
             Of the visible tokens of B * `copies` clips.
         split : Split
-            Which these are.
-        noise : RandomSource
-            Draws what stands at hidden tokens, for B clips.
+            Places of the visible tokens.
+        rand : RandomSource
+            Draws the decoder's input at masked tokens, for B clips.
         copies : int
             Masks of each clip.
 
         Returns
         -------
         torch.Tensor
-            float32 (B * copies, K, D), at hidden tokens.
+            float32 (B * copies, K, D), at masked tokens.
         """
         n_freq, dim = self.encoder.grid.n_freq, self.encoder.dim
         max_time = split.is_token.shape[1] // n_freq
-        drawn = noise(copies * n_freq * dim, max_time)
+        drawn = rand(copies * n_freq * dim, max_time)
         drawn = drawn.view(-1, n_freq, dim, max_time).transpose(2, 3)
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
         x = scatter_tokens(encoded.tokens, split.keep[0], split.visible, filler)
         decoded = self.decoder(x, split.is_token, n_freq)
-        return self.head(gather_tokens(decoded, split.hidden)).float()
+        return self.head(gather_tokens(decoded, split.ids_masked)).float()
 
     @torch.no_grad()
     def targets(self, feats, n_frames, is_token):
-        """The mean of the teacher's layers, of a whole clip.
+        """Return the mean of the teacher's layers for whole clips.
 
         The outputs of the MLPs (of the blocks, where these have no MLP) are
-        standardised over the valid tokens of a clip, channel by channel; so
+        standardized over the valid tokens of a clip, channel by channel; so
         is their mean over the layers, token by token.
 
         Arguments
@@ -226,19 +227,19 @@ class EAT(Objective):
         clips : torch.Tensor
             Their mean over the valid tokens, (B, D).
         """
-        shown = is_token[:, :, None].float()
-        share = shown / shown.sum(1, keepdim=True)
+        is_token = is_token[:, :, None].float()
+        weight = is_token / is_token.sum(1, keepdim=True)
         layers = _layer_outputs(self.teacher.encoder, feats, n_frames)
         total = 0.0
         for layer in layers:
             layer = layer.float()
-            centred = layer - (layer * share).sum(1, keepdim=True)
-            variance = (centred.square() * share).sum(1, keepdim=True)
-            total = total + centred * (variance + _EPS).rsqrt()
+            centered = layer - (layer * weight).sum(1, keepdim=True)
+            variance = (centered.square() * weight).sum(1, keepdim=True)
+            total = total + centered * (variance + _EPS).rsqrt()
         mean = total / len(layers)
         tokens = nn.functional.layer_norm(mean, mean.shape[2:], eps=_EPS)
-        tokens = tokens * shown
-        return tokens, (tokens * share).sum(1)
+        tokens = tokens * is_token
+        return tokens, (tokens * weight).sum(1)
 
     def after_step(self, step, total_steps):
         """Move the teacher; see `Objective.after_step`."""
@@ -246,7 +247,7 @@ class EAT(Objective):
 
 
 def _layer_outputs(encoder, feats, n_frames):
-    """Outputs (B, N, D) of the MLPs of all blocks, or of the blocks."""
+    """Return outputs (B, N, D) of the MLPs of all blocks, or of the blocks."""
     if not all(hasattr(block, "mlp") for block in encoder.blocks):
         states = encoder(feats, n_frames, hidden_states=True).hidden_states
         return list(states[1:])
@@ -262,12 +263,12 @@ def _layer_outputs(encoder, feats, n_frames):
 
 
 def _error(predictions, targets):
-    """Squared distance over sqrt(D): (.., D) to (..)."""
+    """Return the squared distance over sqrt(D): (.., D) to (..)."""
     scale = predictions.shape[-1] ** -0.5
     return scale * (predictions - targets).square().sum(-1)
 
 
 def _normal(uniform):
-    """Normal draws from uniform ones in [0, 1)."""
+    """Turn uniform draws in [0, 1) into normal ones."""
     # 0 would become infinite; the draws have 24 bits.
     return (2 * uniform.clamp(min=2**-25) - 1).erfinv() * 2**0.5

@@ -1,4 +1,4 @@
-"""Masked modelling duo: visible tokens predict what a teacher hears hidden.
+"""Masked modelling duo: visible tokens predict a teacher's masked ones.
 
 Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging
 Both Networks to Model the Input", ICASSP 2023.
@@ -7,10 +7,13 @@ Both Networks to Model the Input", ICASSP 2023.
 import torch
 
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.projections import cosine_distance
-from ssast_lobes.objectives.tokens import clip_mean, projection_std
 from ssast_lobes.utils.schedules import Linear
 
 # Added to the variance of a target, as in the paper's code.
@@ -18,11 +21,11 @@ _EPS = 1e-6
 
 
 class M2D(MaskedPrediction):
-    """Predict the teacher's view of the hidden tokens from the visible ones.
+    """Predict the teacher's view of the masked tokens from the visible ones.
 
-    The teacher, a moving average of the encoder, sees the hidden tokens
+    The teacher, a moving average of the encoder, sees the masked tokens
     *only*: so both networks have to model the whole from a part. Its outputs
-    are standardised token by token, and the loss is ``2 - 2 cos``.
+    are standardized token by token, and the loss is ``2 - 2 cos``.
 
     Arguments
     ---------
@@ -56,25 +59,25 @@ class M2D(MaskedPrediction):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         momentum = [self.momentum.start, self.momentum.end]
         return {**super().config, "momentum": momentum}
 
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out.
+            Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------
@@ -83,7 +86,7 @@ class M2D(MaskedPrediction):
             the targets, both near 0 after a collapse.
         """
         split = self.split(feats, n_frames, mask, generator, clip_keys)
-        decoded = self.decode_hidden(feats, n_frames, split)
+        decoded = self.decode_masked(feats, n_frames, split)
         predictions = self.head(decoded).float()
         targets = self.targets(feats, n_frames, split)
         loss = clip_mean(cosine_distance(predictions, targets), split.weight)
@@ -95,22 +98,22 @@ class M2D(MaskedPrediction):
 
     @torch.no_grad()
     def targets(self, feats, n_frames, split):
-        """What the teacher makes of the hidden tokens, standardised.
+        """Return the teacher's outputs at the masked tokens, standardized.
 
         Arguments
         ---------
         feats, n_frames
             As in `forward`.
         split : Split
-            Which tokens are hidden.
+            Places of the masked tokens.
 
         Returns
         -------
         torch.Tensor
             float32 (B, K, D).
         """
-        hidden = split.hidden, split.weight > 0
-        tokens = self.teacher.encoder(feats, n_frames, keep=hidden).tokens
+        masked = split.ids_masked, split.weight > 0
+        tokens = self.teacher.encoder(feats, n_frames, keep=masked).tokens
         variance, mean = torch.var_mean(tokens.float(), dim=2, keepdim=True)
         return (tokens - mean) * (variance + _EPS).rsqrt()
 

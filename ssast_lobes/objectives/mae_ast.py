@@ -13,9 +13,9 @@ from ssast_lobes.objectives.mspm import info_nce
 
 
 class MAEAST(MaskedAutoencoder):
-    """Tell hidden patches apart and reconstruct them, from the visible ones.
+    """Tell masked patches apart and reconstruct them, from the visible ones.
 
-    ``loss = nce + generative_weight * mse``, with the patches as they are for
+    ``loss = nce + generative_weight * mse``, with the raw patches as
     targets. The softmax of the InfoNCE runs over all targets of a clip.
 
     Arguments
@@ -52,13 +52,13 @@ class MAEAST(MaskedAutoencoder):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {**super().config, "generative_weight": self.generative_weight}
 
     def losses(self, decoded, patches, weight):
-        """Both losses; see `MaskedAutoencoder.losses`.
+        """Return both losses; see `MaskedAutoencoder.losses`.
 
-        Logs are ``nce``, ``accuracy`` (share of hidden patches whose
+        Logs are ``nce``, ``accuracy`` (fraction of masked patches whose
         prediction fits best to its own target) and ``mse``.
         """
         reconstruction = super().losses(decoded, patches, weight)
@@ -75,6 +75,6 @@ class MAEAST(MaskedAutoencoder):
 
     @staticmethod
     def scale(patches):
-        """Patches stay as they are: means of 0 and deviations of 1."""
+        """Return means of 0 and deviations of 1: patches stay raw."""
         mean = torch.zeros_like(patches[..., :1])
         return mean, torch.ones_like(mean)

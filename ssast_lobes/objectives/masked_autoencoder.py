@@ -7,9 +7,12 @@ Vision Learners", CVPR 2022.
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    clip_mean,
+    gather_tokens,
+)
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
-from ssast_lobes.objectives.tokens import clip_mean, gather_tokens
 from ssast_lobes.utils.lengths import length_to_mask
 
 # Added to the variance of a patch, as in both papers' code.
@@ -17,9 +20,9 @@ _EPS = 1e-6
 
 
 class MaskedAutoencoder(MaskedPrediction):
-    """Reconstruct hidden patches from the visible ones.
+    """Reconstruct masked patches from the visible ones.
 
-    A patch is standardised by its own mean and standard deviation before the
+    A patch is standardized by its own mean and standard deviation before the
     squared error is taken.
 
     Arguments
@@ -50,18 +53,18 @@ class MaskedAutoencoder(MaskedPrediction):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out.
+            Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------
@@ -69,21 +72,23 @@ class MaskedAutoencoder(MaskedPrediction):
             Logs: ``mse``.
         """
         split = self.split(feats, n_frames, mask, generator, clip_keys)
-        decoded = self.decode_hidden(feats, n_frames, split)
-        patches = gather_tokens(self._patches(feats, n_frames), split.hidden)
+        decoded = self.decode_masked(feats, n_frames, split)
+        patches = gather_tokens(
+            self._patches(feats, n_frames), split.ids_masked
+        )
         return self.losses(decoded, patches, split.weight)
 
     def losses(self, decoded, patches, weight):
-        """The loss on hidden tokens.
+        """Return the loss on masked tokens.
 
         Arguments
         ---------
         decoded : torch.Tensor
             Decoder outputs (B, K, decoder.dim).
         patches : torch.Tensor
-            What is hidden there, (B, K, patch_size).
+            Masked patches (B, K, patch_size).
         weight : torch.Tensor
-            (B, K), 1 at hidden tokens, 0 at surplus entries.
+            (B, K), 1 at masked tokens, 0 at surplus entries.
 
         Returns
         -------
@@ -96,7 +101,7 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @staticmethod
     def scale(patches):
-        """Mean and standard deviation of each patch.
+        """Return the mean and the standard deviation of each patch.
 
         Arguments
         ---------
@@ -113,14 +118,14 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @property
     def reconstructs(self):
-        """True."""
+        """True: the decoder gives patches."""
         return True
 
     def reconstruct(self, feats, n_frames, mask):
-        """Spectrograms with the hidden patches filled in by the model.
+        """Return spectrograms with the masked patches filled in by the model.
 
-        The model predicts the shape of a patch; its own mean and deviation
-        are lent to the prediction, as usual in pictures of such models.
+        The model predicts the shape of a patch; the prediction gets
+        its own mean and deviation, as usual in pictures of such models.
 
         Arguments
         ---------
@@ -136,11 +141,11 @@ class MaskedAutoencoder(MaskedPrediction):
         known = self._patches(feats, n_frames)
         mean, deviation = self.scale(known)
         shape = self.head(self.decode(feats, n_frames, split)).float()
-        shown = split.visible | ~split.is_token
-        filled = torch.where(shown[:, :, None], known, shape * deviation + mean)
+        kept = split.visible | ~split.is_token
+        filled = torch.where(kept[:, :, None], known, shape * deviation + mean)
         return self.encoder.grid.fold(filled, feats.shape[1])
 
     def _patches(self, feats, n_frames):
-        """Flattened patches as the encoder sees them, 0 beyond the end."""
-        shown = length_to_mask(n_frames, feats.shape[1])
-        return self.encoder.grid.unfold(feats * shown[:, :, None]).detach()
+        """Return flattened patches, 0 beyond the end of each clip."""
+        is_frame = length_to_mask(n_frames, feats.shape[1])
+        return self.encoder.grid.unfold(feats * is_frame[:, :, None]).detach()

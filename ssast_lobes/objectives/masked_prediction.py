@@ -1,14 +1,13 @@
-"""Predicting hidden tokens from visible ones alone.
+"""Base of masked autoencoders and M2D: visible tokens predict masked ones.
 
-What masked autoencoders and M2D have in common: the encoder sees visible
-tokens only, and a light decoder sees all places.
+The encoder sees visible tokens only, and a light decoder all places.
 """
 
 from torch import nn
 
 from ssast_lobes.models.decoders import TransformerDecoder
-from ssast_lobes.objectives.base import Objective
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
     gather_tokens,
     refuse_overlap,
     split_tokens,
@@ -47,11 +46,11 @@ class MaskedPrediction(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {**super().config, "decoder": self.decoder_config}
 
     def split(self, feats, n_frames, mask=None, generator=None, clip_keys=None):
-        """Which tokens of a batch are hidden and which visible.
+        """Split the tokens of a batch into masked and visible ones.
 
         Arguments
         ---------
@@ -60,9 +59,9 @@ class MaskedPrediction(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out.
+            Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------
@@ -77,14 +76,14 @@ class MaskedPrediction(Objective):
         return split_tokens(mask, is_token, n_masked)
 
     def decode(self, feats, n_frames, split):
-        """Decoder outputs at all tokens, from the visible ones.
+        """Return decoder outputs at all tokens, from the visible ones.
 
         Arguments
         ---------
         feats, n_frames
             As in `split`.
         split : Split
-            Which tokens the encoder sees.
+            Places of the tokens that the encoder sees.
 
         Returns
         -------
@@ -94,6 +93,8 @@ class MaskedPrediction(Objective):
         encoded = self.encoder(feats, n_frames, keep=split.keep)
         return self.decoder(encoded, split, self.encoder.grid.n_freq)
 
-    def decode_hidden(self, feats, n_frames, split):
-        """The same at the hidden tokens only, (B, K, decoder.dim)."""
-        return gather_tokens(self.decode(feats, n_frames, split), split.hidden)
+    def decode_masked(self, feats, n_frames, split):
+        """Return decoder outputs at the masked tokens, (B, K, decoder.dim)."""
+        return gather_tokens(
+            self.decode(feats, n_frames, split), split.ids_masked
+        )

@@ -1,7 +1,7 @@
-"""Maskers: which tokens are hidden. Pure, vectorised, seeded.
+"""Maskers draw masks over the tokens of clips. Pure, vectorized, seeded.
 
-A mask is boolean (B, F', T'), True where a token is hidden. Only a clip's
-own valid tokens are hidden, and exactly as many as asked for.
+A mask is boolean (B, F', T'), True where a token is masked. Maskers mask only
+a clip's own valid tokens, and exactly as many as asked for.
 
 A masker is a setting of an objective: `Masker.config` describes it in plain
 words and numbers, and `make_masker` builds it again.
@@ -17,14 +17,14 @@ from ssast_lobes.utils.random import RandomSource
 class Masker(nn.Module):
     """Base of the maskers: how many tokens, and how scores become a mask.
 
-    A subclass gives each token a score; the lowest are hidden.
+    A subclass gives each token a score; the lowest are masked.
 
     Arguments
     ---------
     ratio : float, optional
-        Share of a clip's valid tokens to hide.
+        Ratio of a clip's valid tokens to mask.
     count : int, optional
-        Number of tokens to hide, at most all but one. Give one of the two.
+        Number of tokens to mask, at most all but one. Give one of the two.
 
     Raises
     ------
@@ -54,7 +54,7 @@ class Masker(nn.Module):
         }
 
     def n_masked(self, n_tokens):
-        """Tokens to hide of so many: at least one, at most all but one.
+        """Return how many tokens to mask: at least one, at most all but one.
 
         Arguments
         ---------
@@ -105,15 +105,15 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        noise = RandomSource(len(n_time), n_time.device, generator, clip_keys)
-        return self.draw(noise, n_time, n_freq, max_time)
+        rand = RandomSource(len(n_time), n_time.device, generator, clip_keys)
+        return self.draw(rand, n_time, n_freq, max_time)
 
-    def draw(self, noise, n_time, n_freq, max_time):
-        """Draw a mask for each clip from given noise.
+    def draw(self, rand, n_time, n_freq, max_time):
+        """Draw a mask for each clip from a random source.
 
         Arguments
         ---------
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws; another call gives another mask.
         n_time, n_freq, max_time
             As in `forward`.
@@ -123,21 +123,21 @@ class Masker(nn.Module):
         torch.Tensor
             Boolean (B, F', T').
         """
-        scores = self.scores(noise, n_time, n_freq, max_time)
-        steps = torch.arange(max_time, device=n_time.device)
-        padding = steps >= n_time[:, None]
+        scores = self.scores(rand, n_time, n_freq, max_time)
+        time = torch.arange(max_time, device=n_time.device)
+        padding = time >= n_time[:, None]
         scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
         rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        hidden = rank < self.n_masked(n_time * n_freq)[:, None]
-        return hidden.unflatten(1, (n_freq, max_time))
+        masked = rank < self.n_masked(n_time * n_freq)[:, None]
+        return masked.unflatten(1, (n_freq, max_time))
 
-    def scores(self, noise, n_time, n_freq, max_time):
-        """Scores of the tokens; the lowest are hidden.
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return scores of the tokens; the lowest are masked.
 
         Arguments
         ---------
-        noise : RandomSource
-            ``noise(rows, columns)`` gives uniform noise (B, rows, columns).
+        rand : RandomSource
+            ``rand(rows, columns)`` gives uniform draws (B, rows, columns).
         n_time, n_freq, max_time
             As in `forward`.
 
@@ -150,7 +150,7 @@ class Masker(nn.Module):
 
 
 class RandomMasker(Masker):
-    """Hide tokens one by one, uniformly: SSAST's frame masks.
+    """Mask tokens one by one, uniformly: SSAST's frame masks.
 
     See `Masker` for the arguments.
 
@@ -161,21 +161,21 @@ class RandomMasker(Masker):
     [4, 2]
     """
 
-    def scores(self, noise, n_time, n_freq, max_time):
-        """Plain noise; see `Masker.scores`."""
-        return noise(n_freq, max_time)
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return plain draws; see `Masker.scores`."""
+        return rand(n_freq, max_time)
 
 
 class ClusterMasker(Masker):
-    """Hide square clusters of tokens: SSAST's patch masks, without its bias.
+    """Mask square clusters of tokens: SSAST's patch masks, without its bias.
 
-    Each clip draws a cluster size C, and clusters are seeded by noise. What
-    a cluster has beyond an edge of the clip comes in at the opposite edge:
-    only so is every token hidden equally often, in clips of any length (the
-    official generator hides the lowest mel row half as often as the middle).
+    Each clip draws a cluster size C, and random draws seed the clusters. A
+    cluster that crosses an edge of the clip continues at the opposite edge:
+    only so is every token masked equally often, in clips of any length (the
+    official generator masks the lowest mel row half as often as the middle).
     See section 2.2 of the paper.
 
-    On a grid of one band tokens are hidden one by one, as by `RandomMasker`:
+    On a grid with F' = 1 tokens are masked one by one, as by `RandomMasker`:
     the paper has clusters of patches, but not of frames.
 
     Arguments
@@ -214,183 +214,48 @@ class ClusterMasker(Masker):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
 
-    def scores(self, noise, n_time, n_freq, max_time):
-        """Return the least noise within C x C; see `Masker.scores`."""
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return the least draw within C x C; see `Masker.scores`."""
         if n_freq == 1:
-            return noise(n_freq, max_time)
-        return _square_scores(
-            self.cluster_sizes, noise, n_time, n_freq, max_time
-        )
+            return rand(n_freq, max_time)
+        return square_scores(self.cluster_sizes, rand, n_time, n_freq, max_time)
 
 
-def _square_scores(sizes, noise, n_time, n_freq, max_time):
-    """Return scores that are alike within squares of a drawn size."""
+def square_scores(sizes, rand, n_time, n_freq, max_time):
+    """Return scores that are alike within squares of a drawn size.
+
+    Arguments
+    ---------
+    sizes : tuple of int
+        Sides of the squares, of which each clip draws one.
+    rand, n_time, n_freq, max_time
+        See `Masker.draw`.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (B, n_freq, max_time).
+
+    Example
+    -------
+    >>> rand = RandomSource(1, torch.device("cpu"))
+    >>> square_scores((3,), rand, torch.tensor([4]), 4, 4).shape
+    torch.Size([1, 4, 4])
+    """
     # The first column is spare: it draws the size.
-    drawn = noise(n_freq, 1 + max_time)
+    drawn = rand(n_freq, 1 + max_time)
     choice = (drawn[:, 0, 0] * len(sizes)).long()
     seeds = drawn[:, :, 1:]
 
     reach = max(sizes) - 1
-    rows = torch.arange(n_freq + reach, device=seeds.device) % n_freq
-    columns = torch.arange(max_time + reach, device=seeds.device)
-    columns = (columns % n_time[:, None])[:, None]
-    wrapped = seeds[:, rows].gather(2, columns.expand(-1, len(rows), -1))
+    freq = torch.arange(n_freq + reach, device=seeds.device) % n_freq
+    time = torch.arange(max_time + reach, device=seeds.device)
+    time = (time % n_time[:, None])[:, None]
+    wrapped = seeds[:, freq].gather(2, time.expand(-1, len(freq), -1))
     scores = 0
     for number, size in enumerate(sizes):
         extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
         lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
         scores = scores + lowest * (choice == number)[:, None, None]
-    # Tokens of one square tie: their own noise decides, not their order.
+    # Tokens of one square tie: their own draws decide, not their order.
     return scores + 1e-5 * seeds
-
-
-class InverseBlockMasker(Masker):
-    """Keep square blocks of tokens and hide the rest: EAT's masks.
-
-    The visible tokens are whole blocks, and a part of one more where the
-    count does not come out even. As in `ClusterMasker` a block that crosses
-    an edge of the clip continues at the opposite edge, so that every token is
-    visible equally often; the official code cuts it off, and then adds or
-    removes single tokens until the count is right. See Chen et al., "EAT:
-    Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
-    2024, section 3.2.
-
-    Arguments
-    ---------
-    ratio, count
-        See `Masker`: tokens to hide, not to keep.
-    block_size : int
-        Tokens along each side of a block.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
-
-    Example
-    -------
-    >>> masker = InverseBlockMasker(ratio=0.8, block_size=5)
-    >>> (~masker(torch.tensor([64]), n_freq=8, max_time=64)).sum().item()
-    102
-    """
-
-    def __init__(self, ratio=None, count=None, *, block_size):
-        super().__init__(ratio, count)
-        self.block_size = whole("block_size", block_size)
-
-    @property
-    def config(self):
-        """Return the name and the arguments; see `Masker.config`."""
-        return {**super().config, "block_size": self.block_size}
-
-    def scores(self, noise, n_time, n_freq, max_time):
-        """Return scores, lowest far from blocks; see `Masker.scores`."""
-        return -_square_scores(
-            (self.block_size,), noise, n_time, n_freq, max_time
-        )
-
-
-class SpanMasker(Masker):
-    """Hide spans of whole time steps: the masks of ATST-Frame.
-
-    Unlike `compute_mask_indices` of fairseq, which the official code uses, a
-    clip hides exactly the share asked for: fairseq counts overlaps of spans
-    twice, so that its 0.65 hides half of a clip. Of the last span only a part
-    is hidden where the count does not come out even. Spans wrap at the clip's
-    own edges, so that every step is hidden equally often. Li et al., "ATST:
-    Audio Representation Learning with Teacher-Student Transformer", 2023.
-
-    Arguments
-    ---------
-    ratio, count
-        See `Masker`, but of time steps: all bands of a step are hidden.
-    span : int
-        Steps of a span.
-
-    Raises
-    ------
-    ValueError
-        If an argument is out of range.
-
-    Example
-    -------
-    >>> masker = SpanMasker(ratio=0.5, span=5)
-    >>> mask = masker(torch.tensor([20, 10]), n_freq=2, max_time=20)
-    >>> mask.sum((1, 2)).tolist(), torch.equal(mask[:, 0], mask[:, 1])
-    ([20, 10], True)
-    """
-
-    def __init__(self, ratio=None, count=None, *, span):
-        super().__init__(ratio, count)
-        self.span = whole("span", span)
-
-    @property
-    def config(self):
-        """Return the name and the arguments; see `Masker.config`."""
-        return {**super().config, "span": self.span}
-
-    def draw(self, noise, n_time, n_freq, max_time):
-        """Draw steps, and hide all their bands; see `Masker.draw`."""
-        hidden = super().draw(noise, n_time, 1, max_time)
-        return hidden.expand(-1, n_freq, -1)
-
-    def scores(self, noise, n_time, n_freq, max_time):
-        """The least noise of the spans over a step; see `Masker.scores`."""
-        seeds = noise(1, max_time)
-        steps = torch.arange(max_time + self.span - 1, device=seeds.device)
-        steps = (steps % n_time[:, None])[:, None]
-        spans = seeds.gather(2, steps).unfold(2, self.span, 1)
-        # Steps of one span would tie: those at its end come first, so that
-        # what is left of a span that is cut short hangs together.
-        within = torch.arange(self.span, device=seeds.device)
-        return (spans + 1e-6 * within).amin(3)
-
-
-_MASKERS = {
-    masker.__name__: masker
-    for masker in (RandomMasker, ClusterMasker, InverseBlockMasker, SpanMasker)
-}
-
-
-def make_masker(masker):
-    """Return a masker, built from its `Masker.config` where that is given.
-
-    Arguments
-    ---------
-    masker : Masker or dict
-        A masker, which is returned as it is, or the configuration of one.
-
-    Returns
-    -------
-    Masker
-
-    Raises
-    ------
-    ValueError
-        If it is neither, names no masker of this package, or the arguments do
-        not fit.
-
-    Example
-    -------
-    >>> masker = make_masker({"name": "RandomMasker", "ratio": 0.5})
-    >>> make_masker(masker.config).config
-    {'name': 'RandomMasker', 'ratio': 0.5, 'count': None}
-    """
-    if isinstance(masker, Masker):
-        return masker
-    if not isinstance(masker, dict) or "name" not in masker:
-        raise ValueError(
-            "masker must be a masker, or a dict with its name and arguments, "
-            f"got {masker!r}"
-        )
-    arguments = dict(masker)
-    name = arguments.pop("name")
-    if name not in _MASKERS:
-        raise ValueError(
-            f"no masker of this package is named {name!r}; there are: "
-            f"{', '.join(_MASKERS)}. Pass a masker of your own as an object"
-        )
-    try:
-        return _MASKERS[name](**arguments)
-    except TypeError as error:
-        raise ValueError(f"masker {name}: {error}") from error

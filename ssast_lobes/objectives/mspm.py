@@ -1,15 +1,16 @@
 """Masked spectrogram patch modelling, SSAST's objective.
 
 Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI
-2022, section 2.3: hidden patches are told apart (discriminative, InfoNCE
+2022, section 2.3: masked patches are told apart (discriminative, InfoNCE
 within the clip) and reconstructed (generative, mean squared error).
 """
 
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     ids_masked,
@@ -43,12 +44,12 @@ class MSPM(Objective):
         Weight of the reconstruction in the joint loss; 10 in the paper.
     softmax_over : str
         ``"predictions"``: for a fixed target the softmax runs over the
-        predictions of all hidden tokens, as in the official code.
+        predictions of all masked tokens, as in the official code.
         ``"targets"``: for a fixed prediction over all targets, as in
         equation 1 of the paper.
     sincos_positions : bool
         Hold fixed sin-cos positions, as masked autoencoders do. Learned ones
-        begin so small that hidden tokens, which differ by nothing else, stay
+        begin so small that masked tokens, which differ by nothing else, stay
         alike for the first hundreds of steps. Not in the paper.
 
     Raises
@@ -103,7 +104,7 @@ class MSPM(Objective):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {
             **super().config,
             "task": self.task,
@@ -115,23 +116,23 @@ class MSPM(Objective):
     def forward(
         self, feats, n_frames, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch.
+        """Return the loss of a batch.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor or None
             Valid frames (B,) int64; None: all, no clip has padding.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where hidden; drawn when left out.
+            Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
-            Source of the mask; see `Objective.noise`.
+            Source of the mask; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, ``accuracy`` (share of hidden patches whose
+            Logs: ``nce``, ``accuracy`` (fraction of masked patches whose
             prediction fits best to its own target) and ``mse``, as far as
             the task has them.
         """
@@ -142,24 +143,24 @@ class MSPM(Objective):
             max_masked = mask[0].numel()
         if n_frames is not None:
             # Targets show what the encoder sees: nothing beyond a clip's end.
-            shown = length_to_mask(n_frames, feats.shape[1])
-            feats = feats * shown[:, :, None]
+            is_frame = length_to_mask(n_frames, feats.shape[1])
+            feats = feats * is_frame[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
-        return self.hidden_losses(encoded, feats, mask, max_masked)
+        return self.masked_losses(encoded, feats, mask, max_masked)
 
-    def hidden_losses(self, encoded, feats, mask, max_masked):
-        """The losses at what is hidden of a batch.
+    def masked_losses(self, encoded, feats, mask, max_masked):
+        """Return the losses at the masked tokens of a batch.
 
         Arguments
         ---------
         encoded : EncoderOutput
-            What the encoder makes of the batch under the mask.
+            Encoder outputs of the masked batch.
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels), 0 at padding.
+            Normalized log-mel (B, T, n_mels), 0 at padding.
         mask : torch.Tensor
-            Boolean (B, F', T'), True where hidden.
+            Boolean (B, F', T'), True where masked.
         max_masked : int
-            At least the number of tokens any clip hides.
+            At least the number of tokens that are masked of any clip.
 
         Returns
         -------
@@ -171,7 +172,7 @@ class MSPM(Objective):
         return self.losses(tokens, targets, weight)
 
     def losses(self, tokens, targets, weight):
-        """The losses of the task on hidden tokens.
+        """Return the losses of the task on masked tokens.
 
         Arguments
         ---------
@@ -180,7 +181,7 @@ class MSPM(Objective):
         targets : torch.Tensor
             Flattened patches (B, K, patch_size).
         weight : torch.Tensor
-            (B, K), 1 at hidden tokens, 0 at surplus entries.
+            (B, K), 1 at masked tokens, 0 at surplus entries.
 
         Returns
         -------
@@ -207,7 +208,7 @@ class MSPM(Objective):
         return self.task != "discriminative"
 
     def reconstruct(self, feats, n_frames, mask):
-        """Spectrograms with the hidden patches filled in by the model.
+        """Return spectrograms with the masked patches filled in by the model.
 
         Arguments
         ---------
@@ -238,10 +239,10 @@ def _pretext_head(dim, size):
 
 
 def info_nce(predictions, targets, weight, softmax_over):
-    """InfoNCE among the hidden patches of each clip, and its accuracy.
+    """Return InfoNCE among the masked patches of each clip, and its accuracy.
 
-    Dot products without temperature or normalisation; negatives are the
-    other hidden patches of the same clip.
+    Dot products without temperature or normalization; negatives are the
+    other masked patches of the same clip.
 
     Arguments
     ---------
@@ -257,7 +258,7 @@ def info_nce(predictions, targets, weight, softmax_over):
     loss : torch.Tensor
         Scalar.
     accuracy : torch.Tensor
-        Share of predictions whose best target is their own; detached.
+        Fraction of predictions whose best target is their own; detached.
 
     Example
     -------
@@ -270,12 +271,12 @@ def info_nce(predictions, targets, weight, softmax_over):
     with torch.autocast(predictions.device.type, enabled=False):
         scores = targets.float() @ predictions.float().transpose(1, 2)
     absent = weight == 0
-    # Not -inf: a clip that hides nothing would turn gradients into NaN.
+    # Not -inf: a clip without a mask would turn gradients into NaN.
     lowest = torch.finfo(scores.dtype).min
     over, other = (2, 1) if softmax_over == "predictions" else (1, 2)
     hide = absent.unsqueeze(other).expand_as(scores)
-    log_share = scores.masked_fill(hide, lowest).log_softmax(over)
-    own = log_share.diagonal(dim1=1, dim2=2).masked_fill(absent, 0.0)
+    log_prob = scores.masked_fill(hide, lowest).log_softmax(over)
+    own = log_prob.diagonal(dim1=1, dim2=2).masked_fill(absent, 0.0)
     loss = clip_mean(-own, weight)
     with torch.no_grad():
         rows = absent.unsqueeze(2).expand_as(scores)

@@ -1,4 +1,4 @@
-"""SSAST's objective with the behaviour of the official code, quirks included.
+"""SSAST's objective with the behavior of the official code, quirks included.
 
 For reproducing published numbers (YuanGongND/ssast at a1a3eec): two forward
 passes with two independent masks, its biased mask generator, padding treated
@@ -9,17 +9,20 @@ import random
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    gather_tokens,
+    ids_masked,
+)
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import MSPM
-from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 
 
 def official_mask(n_freq, n_time, count, rng):
-    """One clip's mask as the official generator draws it.
+    """Draw one clip's mask as the official generator does.
 
     Clusters are laid on the flattened token index, so they wrap into the next
-    band, grow only towards high frequencies and late times, and never hide
+    frequency, grow only towards high frequencies and late times, and never mask
     the first and the last token.
 
     Arguments
@@ -27,19 +30,19 @@ def official_mask(n_freq, n_time, count, rng):
     n_freq, n_time : int
         F' and T'.
     count : int
-        Tokens to hide, at most F' * T' - 2; all of them for frames.
+        Tokens to mask, at most F' * T' - 2; all of them for frames.
     rng : random.Random
         Source of the draws.
 
     Returns
     -------
     list of int
-        Hidden tokens, ascending.
+        Masked tokens, ascending.
 
     Raises
     ------
     ValueError
-        If more tokens are wanted than the generator can ever hide.
+        If more tokens are wanted than the generator can ever mask.
 
     Example
     -------
@@ -57,16 +60,16 @@ def official_mask(n_freq, n_time, count, rng):
     if n_freq == 1:
         return sorted(rng.sample(range(total), count))
     size = rng.randrange(3) + 3
-    hidden = set()
-    while len(hidden) <= count:
+    masked = set()
+    while len(masked) <= count:
         corner = rng.randrange(total)
         cluster = {
             corner + n_time * row + column
             for row in range(size)
             for column in range(size)
         }
-        hidden |= {token for token in cluster if 0 < token < total}
-    return sorted(hidden)[:count]
+        masked |= {token for token in cluster if 0 < token < total}
+    return sorted(masked)[:count]
 
 
 class MSPMReference(MSPM):
@@ -77,7 +80,7 @@ class MSPMReference(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train.
     count : int
-        Tokens to hide; 400 in the official scripts. The official generator
+        Tokens to mask; 400 in the official scripts. The official generator
         draws the masks, so that there is no masker to choose.
 
     Example
@@ -94,7 +97,7 @@ class MSPMReference(MSPM):
 
     @property
     def config(self):
-        """The arguments, without the encoder, that build this again."""
+        """The arguments, without the encoder, that rebuild this."""
         return {"count": self.masker.count}
 
     def forward(
@@ -107,16 +110,16 @@ class MSPMReference(MSPM):
         """
         if mask is None and clip_keys is not None:
             mask = self.draw_mask(feats, None, clip_keys=clip_keys)
-        tokens, targets = self._hidden(feats, mask, generator)
+        tokens, targets = self._masked(feats, mask, generator)
         nce, accuracy = official_info_nce(self.discriminator(tokens), targets)
-        tokens, targets = self._hidden(feats, mask, generator)
+        tokens, targets = self._masked(feats, mask, generator)
         mse = (self.generator_head(tokens) - targets).square().mean()
         loss = nce + self.generative_weight * mse
         logs = {"nce": nce.detach(), "accuracy": accuracy, "mse": mse.detach()}
         return ObjectiveOutput(loss, logs)
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
-        """The official masks of a batch; see `Objective.draw_mask`."""
+        """Draw the official masks of a batch; see `Objective.draw_mask`."""
         n_freq = self.encoder.grid.n_freq
         n_time = self.encoder.grid.n_time(feats.shape[1])
         if clip_keys is None:
@@ -131,22 +134,22 @@ class MSPMReference(MSPM):
             row[official_mask(n_freq, n_time, self.masker.count, rng)] = True
         return mask.unflatten(1, (n_freq, n_time)).to(feats.device)
 
-    def _hidden(self, feats, mask, generator):
+    def _masked(self, feats, mask, generator):
         if mask is None:
             mask = self.draw_mask(feats, None, generator)
         encoded = self.encoder(feats, None, mask, self.mask_embedding)
         index, _ = ids_masked(mask, self.masker.count)
         targets = self.encoder.grid.unfold(feats).detach()
-        hidden = gather_tokens(encoded.tokens, index)
-        return hidden, gather_tokens(targets, index)
+        tokens = gather_tokens(encoded.tokens, index)
+        return tokens, gather_tokens(targets, index)
 
 
 def official_info_nce(predictions, targets):
-    """The official discriminative loss and accuracy.
+    """Return the official discriminative loss and accuracy.
 
     The loss runs the softmax over the predictions for a fixed target; the
     accuracy then takes the best target for a fixed prediction on those
-    shares, so it is neither direction of retrieval exactly.
+    probabilities, so it is neither direction of retrieval exactly.
 
     Arguments
     ---------
@@ -166,8 +169,8 @@ def official_info_nce(predictions, targets):
     (True, 1.0)
     """
     scores = targets @ predictions.transpose(1, 2)
-    log_share = scores.log_softmax(2)
-    loss = -log_share.diagonal(dim1=1, dim2=2).mean()
-    best = log_share.argmax(1)
+    log_prob = scores.log_softmax(2)
+    loss = -log_prob.diagonal(dim1=1, dim2=2).mean()
+    best = log_prob.argmax(1)
     own = torch.arange(best.shape[1], device=best.device)
     return loss, (best == own).float().mean()

@@ -6,14 +6,14 @@ from torch import nn
 from ssast_lobes.utils.distributed import SharedBatchNorm, mean_over_processes
 
 
-def shares_of(dim, shares):
-    """Layer sizes that grow with the encoder.
+def sizes_of(dim, ratios):
+    """Return layer sizes that grow with the encoder.
 
     Arguments
     ---------
     dim : int
         Token size D of the encoder.
-    shares : float or list of float
+    ratios : float or list of float
         Sizes over D.
 
     Returns
@@ -23,16 +23,16 @@ def shares_of(dim, shares):
 
     Example
     -------
-    >>> shares_of(768, [2.6667, 0.3333]), shares_of(192, 2.6667)
+    >>> sizes_of(768, [2.6667, 0.3333]), sizes_of(192, 2.6667)
     ([2048, 256], 512)
     """
-    if isinstance(shares, (list, tuple)):
-        return [shares_of(dim, share) for share in shares]
-    return max(1, round(dim * shares))
+    if isinstance(ratios, (list, tuple)):
+        return [sizes_of(dim, ratio) for ratio in ratios]
+    return max(1, round(dim * ratios))
 
 
 def gelu_mlp(sizes):
-    """Linear layers with GELU between, initialised as in the encoder.
+    """Build linear layers with GELU between, initialized as in the encoder.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ class BatchNormMLP(nn.Module):
 
 
 class Prototypes(nn.Module):
-    """WarmupCosine similarity to learned directions: DINO's last layer.
+    """Cosine similarity to learned directions: DINO's last layer.
 
     The weight-normed linear layer with fixed gain of Caron et al., "Emerging
     Properties in Self-Supervised Vision Transformers", ICCV 2021.
@@ -124,7 +124,7 @@ class Prototypes(nn.Module):
         nn.init.uniform_(self.weight, -(dim**-0.5), dim**-0.5)
 
     def forward(self, x):
-        """Logits float32 (.., count) of projections (.., dim)."""
+        """Return logits float32 (.., count) of projections (.., dim)."""
         # A temperature of 0.04 would make bf16's roundings tenths.
         with torch.autocast(x.device.type, enabled=False):
             directions = nn.functional.normalize(self.weight, dim=1)
@@ -136,7 +136,7 @@ class Centre(nn.Module):
     """Running mean of the teacher's logits, taken off before its softmax.
 
     Keeps one prototype from winning everywhere (Caron et al., section 3.1).
-    The first batch sets it, and each batch counts before it is centred:
+    The first batch sets it, and each batch counts before it is centered:
     released codes start at 0, and for some twenty steps teach every clip the
     same prototype.
 
@@ -145,7 +145,7 @@ class Centre(nn.Module):
     count : int
         Number of prototypes.
     momentum : float
-        Share of the old mean that an update keeps.
+        Weight of the old mean in an update.
 
     Example
     -------
@@ -163,7 +163,7 @@ class Centre(nn.Module):
         self.register_buffer("started", torch.zeros(()))
 
     def forward(self, logits):
-        """Centred logits (.., count)."""
+        """Return centered logits (.., count)."""
         return logits - self.mean
 
     def update(self, mean):
@@ -181,14 +181,14 @@ class Centre(nn.Module):
 
 
 def prototype_cross_entropy(student, teacher, temperatures):
-    """Cross-entropy of the student's prototypes under the teacher's.
+    """Return the cross-entropy of the student's prototypes under the teacher's.
 
     Arguments
     ---------
     student : torch.Tensor
         Logits (.., count).
     teacher : torch.Tensor
-        Centred logits (.., count).
+        Centered logits (.., count).
     temperatures : tuple of float or torch.Tensor
         Of the student, of the teacher.
 
@@ -205,12 +205,12 @@ def prototype_cross_entropy(student, teacher, temperatures):
     True
     """
     goal = (teacher.float() / temperatures[1]).softmax(-1)
-    log_share = (student.float() / temperatures[0]).log_softmax(-1)
-    return -(goal * log_share).sum(-1)
+    log_prob = (student.float() / temperatures[0]).log_softmax(-1)
+    return -(goal * log_prob).sum(-1)
 
 
 def cosine_distance(x, y):
-    """2 - 2 cos, the squared distance of the normalised vectors.
+    """Return 2 - 2 cos, the squared distance of the normalized vectors.
 
     Arguments
     ---------
@@ -232,7 +232,7 @@ def cosine_distance(x, y):
 
 
 def swap_views(x):
-    """Rows (2B, ..) of two views, with the second view's first.
+    """Return the rows (2B, ..) of two views, with the second view's first.
 
     Arguments
     ---------

@@ -1,9 +1,9 @@
 """Views: several looks at one clip, for objectives that compare them.
 
 Random crops, random resizing of the mel and time axes, other channels, and
-mixing with other clips. Everything works on a whole batch on its own device,
-draws from the noise that it is given, follows each clip's own length and
-never waits for the device. Padding stays 0.
+mixing with other clips. All work on a whole batch on its own device, draw from
+a given `RandomSource`, follow each clip's own length and never wait for the
+device. Padding stays 0.
 """
 
 import math
@@ -18,7 +18,7 @@ _CUBIC = -0.75
 
 
 def draw_whole(draw, choices):
-    """A whole number below `choices` of a uniform draw.
+    """Turn a uniform draw into a whole number below `choices`.
 
     Arguments
     ---------
@@ -46,14 +46,14 @@ class RandomCrop(nn.Module):
 
     Arguments
     ---------
-    share : float or tuple of float
-        Length of the stretch, as a share of the clip's own frames; at least
-        one frame. Of two, least and greatest, drawn uniformly for each clip.
+    fraction : float or tuple of float
+        Length of the stretch over the clip's own frames; at least one frame.
+        Of two, least and greatest, drawn uniformly for each clip.
 
     Raises
     ------
     ValueError
-        If a share is not above 0 and at most 1, or the least above the
+        If a fraction is not above 0 and at most 1, or the least above the
         greatest.
 
     Example
@@ -66,46 +66,49 @@ class RandomCrop(nn.Module):
     (torch.Size([2, 60, 128]), [60, 24])
     """
 
-    def __init__(self, share):
+    def __init__(self, fraction):
         super().__init__()
         least, greatest = (
-            share if isinstance(share, (list, tuple)) else [share] * 2
+            fraction if isinstance(fraction, (list, tuple)) else [fraction] * 2
         )
         if not 0 < least <= greatest <= 1:
-            raise ValueError(f"a crop is a share from 0 to 1, got {share}")
-        self.share = share
+            raise ValueError(
+                f"a crop is a fraction from 0 to 1, got {fraction}"
+            )
+        self.fraction = fraction
         self._least, self._greatest = least, greatest
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Cut.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels).
+            Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
         -------
         crops : torch.Tensor
-            (B, round(share * T), n_mels) of the greatest share, 0 at padding.
+            (B, round(fraction * T), n_mels) of the greatest fraction, 0 at
+            padding.
         n_frames : torch.Tensor
             Their valid frames (B,) int64.
         """
-        first, counts = self.draw(n_frames, noise)
+        first, counts = self.draw(n_frames, rand)
         return cut(feats, first, counts, self.longest(feats)), counts
 
-    def draw(self, n_frames, noise):
-        """Where to cut.
+    def draw(self, n_frames, rand):
+        """Draw where to cut.
 
         Arguments
         ---------
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -113,16 +116,16 @@ class RandomCrop(nn.Module):
         first, counts : torch.Tensor
             First frame and number of frames of each stretch, (B,) int64.
         """
-        share = self._least
+        fraction = self._least
         if self._least < self._greatest:
             reach = self._greatest - self._least
-            share = self._least + reach * noise(1, 1)[:, 0, 0].double()
-        counts = (share * n_frames.double()).round().long().clamp(min=1)
-        first = draw_whole(noise(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
+            fraction = self._least + reach * rand(1, 1)[:, 0, 0].double()
+        counts = (fraction * n_frames.double()).round().long().clamp(min=1)
+        first = draw_whole(rand(1, 1)[:, 0], (n_frames - counts + 1)[:, None])
         return first[:, 0], counts
 
     def longest(self, feats):
-        """Frames (int) of the longest stretch of such a batch."""
+        """Return the frames (int) of the longest stretch of such a batch."""
         return max(1, round(self._greatest * feats.shape[1]))
 
 
@@ -161,13 +164,13 @@ class RandomResizedCrop(nn.Module):
     From BYOL-A (Niizumi et al., IJCNN 2021), with which ATST makes its views.
     Along an axis a part of random size is cut at a random place and resized
     with cubic convolution. Parts may be larger than a clip as far as an empty
-    canvas around it reaches: the clip then shrinks and has zeros beside it.
+    canvas around it reaches: the clip then shrinks and has zeros around it.
 
     Arguments
     ---------
     freq_scale : tuple of float
-        Least and greatest part of the mel axis, over its size. What is more
-        than the whole axis takes the whole.
+        Least and greatest part of the mel axis, over its size. More than
+        the whole axis takes the whole.
     time_scale : tuple of float, optional
         The same of each clip's own frames; frames stay where they are when
         left out.
@@ -189,7 +192,7 @@ class RandomResizedCrop(nn.Module):
         self.time_scale = None if time_scale is None else tuple(time_scale)
         self.time_canvas = time_canvas
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Resize.
 
         Arguments
@@ -198,7 +201,7 @@ class RandomResizedCrop(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -207,19 +210,19 @@ class RandomResizedCrop(nn.Module):
             (B, T, n_mels), 0 at padding.
         """
         mels = torch.full_like(n_frames, feats.shape[2])
-        size, first = _draw_part(noise, mels, mels, self.freq_scale)
+        size, first = _draw_part(rand, mels, mels, self.freq_scale)
         feats = resize_part(feats.transpose(1, 2), mels, mels, size, first)
         feats = feats.transpose(1, 2)
         if self.time_scale is None:
             return feats
         canvas = (self.time_canvas * n_frames.double()).floor().long()
-        size, first = _draw_part(noise, n_frames, canvas, self.time_scale)
+        size, first = _draw_part(rand, n_frames, canvas, self.time_scale)
         return resize_part(feats, n_frames, canvas, size, first)
 
 
-def _draw_part(noise, sizes, canvas, scale):
-    """Size and first place of a random part of each canvas, both (B,)."""
-    draws = noise(1, 2)[:, 0]
+def _draw_part(rand, sizes, canvas, scale):
+    """Draw size and first place of a part of each canvas, both (B,)."""
+    draws = rand(1, 2)[:, 0]
     factor = scale[0] + draws[:, 0].double() * (scale[1] - scale[0])
     size = (factor * sizes).floor().long().clamp(min=1).minimum(canvas)
     return size, draw_whole(draws[:, 1], canvas - size + 1)
@@ -260,14 +263,14 @@ def resize_part(x, sizes, canvas, size, first):
     out = torch.arange(x.shape[1], device=x.device)
     place = out * ((size - 1) / (sizes - 1).clamp(min=1).double())
     left = place.floor()
-    share = (place - left).to(x.dtype)
+    fraction = (place - left).to(x.dtype)
     margin = torch.div(canvas - sizes, 2, rounding_mode="floor")
     resized = torch.zeros_like(x)
     for tap in range(-1, 3):
         # Taps beyond the part repeat its edge.
         within = (left.long() + tap).clamp(min=0).minimum(size - 1)
         source = first + within - margin
-        weight = _cubic(share - tap)
+        weight = _cubic(fraction - tap)
         weight = weight * ((source >= 0) & (source < sizes) & (out < sizes))
         source = source.clamp(0, x.shape[1] - 1)[:, :, None].expand_as(x)
         resized = resized + weight[:, :, None] * x.gather(1, source)
@@ -275,7 +278,7 @@ def resize_part(x, sizes, canvas, size, first):
 
 
 def _cubic(distance):
-    """Weight of a neighbour at a distance of at most 2 (Keys, 1981)."""
+    """Return the weight of a neighbor at a distance below 2 (Keys, 1981)."""
     x = distance.abs()
     near = ((_CUBIC + 2) * x - (_CUBIC + 3)) * x * x + 1
     far = ((x - 5) * x + 8) * x - 4
@@ -285,8 +288,8 @@ def _cubic(distance):
 class LogMixup(nn.Module):
     """Mix each clip with one of the clips seen before.
 
-    BYOL-A's log-mixup-exp: the exponentials of the normalised log-mels are
-    averaged, as released (the scale of the normalisation is not undone). The
+    BYOL-A's log-mixup-exp: the exponentials of the normalized log-mels are
+    averaged, as released (the scale of the normalization is not undone). The
     memory is first in, first out, and a part of the training state: float16,
     so that it stays small. Where a remembered clip is over, nothing is mixed
     in. In evaluation nothing is mixed or remembered. Of several processes all
@@ -296,7 +299,7 @@ class LogMixup(nn.Module):
     Arguments
     ---------
     ratio : float
-        Greatest share of the remembered clip; drawn uniformly from 0 on.
+        Greatest weight of the remembered clip; drawn uniformly from 0 on.
     memory : int
         Clips to remember.
     frames : int
@@ -309,11 +312,11 @@ class LogMixup(nn.Module):
     >>> from ssast_lobes.utils.random import RandomSource
     >>> mixup = LogMixup(ratio=0.4, memory=8, frames=100, n_mels=128)
     >>> feats, n_frames = torch.randn(2, 100, 128), torch.tensor([100, 40])
-    >>> noise = RandomSource(2, feats.device)
-    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    >>> rand = RandomSource(2, feats.device)
+    >>> torch.equal(mixup(feats, n_frames, rand), feats)
     True
     >>> mixup.remember(feats, n_frames)
-    >>> torch.equal(mixup(feats, n_frames, noise), feats)
+    >>> torch.equal(mixup(feats, n_frames, rand), feats)
     False
     """
 
@@ -325,7 +328,7 @@ class LogMixup(nn.Module):
         self.register_buffer("n_frames", torch.zeros(memory, dtype=torch.int64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Mix.
 
         Arguments
@@ -334,7 +337,7 @@ class LogMixup(nn.Module):
             (B, T, n_mels).
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -344,14 +347,14 @@ class LogMixup(nn.Module):
         """
         if not self.training:
             return feats
-        draws = noise(1, 2)[:, 0]
+        draws = rand(1, 2)[:, 0]
         chosen = draw_whole(draws[:, 0], self.seen.clamp(max=len(self.clips)))
         other = _fit(self.clips[chosen].to(feats.dtype), feats.shape[1])
         present = self.n_frames[chosen].minimum(n_frames)
         present = length_to_mask(present, feats.shape[1])[:, :, None]
-        share = self.ratio * draws[:, 1, None, None] * present
+        ratio = self.ratio * draws[:, 1, None, None] * present
         return torch.logaddexp(
-            feats + torch.log1p(-share), other + torch.log(share)
+            feats + torch.log1p(-ratio), other + torch.log(ratio)
         )
 
     @torch.no_grad()
@@ -386,11 +389,11 @@ class Background(nn.Module):
     Arguments
     ---------
     probability : float
-        Share of the clips that get a background.
+        Fraction of the clips that get a background.
     snr : tuple of float
         Least and greatest level over the background in dB; drawn uniformly.
     scale : float
-        Log-mel in nats of one unit of the normalised features: twice the
+        Log-mel in nats of one unit of the normalized features: twice the
         deviation that `SpectrogramNorm` divides by.
 
     Example
@@ -409,16 +412,16 @@ class Background(nn.Module):
         self.snr = tuple(snr)
         self.scale = scale
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Mix.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalised log-mel (B, T, n_mels), 0 at padding.
+            Normalized log-mel (B, T, n_mels), 0 at padding.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
-        noise : RandomSource
+        rand : RandomSource
             Source of the draws.
 
         Returns
@@ -426,7 +429,7 @@ class Background(nn.Module):
         torch.Tensor
             (B, T, n_mels), padding as it came.
         """
-        draws = noise(1, 3)[:, 0]
+        draws = rand(1, 3)[:, 0]
         # The clip that follows in a random order; one alone has none.
         order = draws[:, 0].argsort()
         partner = torch.empty_like(order)
@@ -454,7 +457,7 @@ class RandomChannel(nn.Module):
     Arguments
     ---------
     level : float
-        Greatest offset up or down, in units of the normalised features.
+        Greatest offset up or down, in units of the normalized features.
     tilt : float
         The same of the first cosine, which has half a period.
     cosines : int
@@ -476,9 +479,9 @@ class RandomChannel(nn.Module):
         self.tilt = tilt
         self.cosines = cosines
 
-    def forward(self, feats, n_frames, noise):
+    def forward(self, feats, n_frames, rand):
         """Filter; arguments and result as in `Background.forward`."""
-        draws = 2 * noise(1, 1 + self.cosines)[:, 0] - 1
+        draws = 2 * rand(1, 1 + self.cosines)[:, 0] - 1
         n_mels = feats.shape[2]
         number = torch.arange(1, self.cosines + 1, device=feats.device)
         place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
@@ -486,8 +489,8 @@ class RandomChannel(nn.Module):
         # No matrix product: autocast would round it to bf16.
         tilt = (draws[:, 1:, None] * waves).sum(1)
         response = self.level * draws[:, :1] + self.tilt * tilt
-        shown = length_to_mask(n_frames, feats.shape[1])[:, :, None]
-        return feats + shown * response[:, None].to(feats.dtype)
+        is_frame = length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        return feats + is_frame * response[:, None].to(feats.dtype)
 
 
 def _fit(feats, frames):

@@ -1,7 +1,7 @@
 """What an export and a result file say of a training."""
 
 import functools
-import json
+import inspect
 import math
 from pathlib import Path
 
@@ -9,9 +9,11 @@ from speechbrain.utils.distributed import if_main_process
 
 from ssast_lobes.checkpoints.format import window_seconds as table_seconds
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 
 RESULT_FILE = "test_result.json"
+# Functions of other modules are told with the name of theirs.
+_KNOWN = ("ssast_lobes.", "speechbrain.", "torch.")
 
 
 def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
@@ -140,6 +142,8 @@ def told(value):
     if isinstance(value, functools.partial):
         given = (f"{k}={told(v)}" for k, v in value.keywords.items())
         return f"{told(value.func)}({', '.join(given)})"
+    if inspect.isfunction(value) and not value.__module__.startswith(_KNOWN):
+        return f"{value.__module__}.{value.__name__}"
     return getattr(value, "__name__", value)
 
 
@@ -164,6 +168,5 @@ def write_result(folder, rows, test, result):
     """
     content = {"data": rows["corpus"], "clips": len(test), **result}
     if if_main_process():
-        with atomic_write(Path(folder) / RESULT_FILE) as file:
-            json.dump(content, file, indent=2)
+        write_json(Path(folder) / RESULT_FILE, content)
     return content

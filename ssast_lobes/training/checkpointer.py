@@ -41,7 +41,7 @@ _REPLACED_SUFFIX = "+replaced"
 
 # In the format of the command sha256sum: `sha256sum -c SHA256SUMS` checks too.
 _SUMS_FILE = "SHA256SUMS"
-BLOCK_BYTES = 1 << 20
+_BLOCK = 1 << 20
 
 
 class CheckpointError(RuntimeError):
@@ -359,7 +359,7 @@ def _files(folder):
 def _sum(path):
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 

@@ -211,7 +211,27 @@ class ClassificationBrain(SpectrogramBrain):
             self.compute_cost = functools.partial(
                 self.compute_cost, weight=weight
             )
+        self._try_cost()
         super().fit(epoch_counter, train_set, valid_set, **kwargs)
+
+    def _try_cost(self):
+        """Raise unless `compute_cost` gives one number for a batch."""
+        n_classes = len(self.label_encoder)
+        targets = torch.eye(max(2, n_classes), device=self.device)
+        targets = targets[:2, :n_classes]
+        try:
+            with torch.random.fork_rng():
+                loss = self.compute_cost(torch.zeros_like(targets), targets)
+        except TypeError as error:
+            raise SettingsError(
+                f"compute_cost: {error}; it takes scores and targets (B, C) "
+                "and, with class_weights, `weight` (C,)"
+            ) from error
+        if getattr(loss, "shape", None) != ():
+            raise SettingsError(
+                f"compute_cost: {self._told_cost} must give one number, got "
+                f"{getattr(loss, 'shape', loss)} for two clips"
+            )
 
     @property
     def classes(self):

@@ -15,7 +15,7 @@ from ssast_lobes.dataio.splits import has_begun
 from ssast_lobes.training.arguments import REPLACE, plain_settings
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.presets import merge, read_tree, tag_of
 
 SETTINGS_FILE = "settings.json"
@@ -102,8 +102,7 @@ def _keep_or_compare(hparams_file, overrides, folder):
     now = _settings(hparams_file, overrides)
     path = folder / SETTINGS_FILE
     if not has_begun(folder) or not path.is_file():
-        with atomic_write(path) as file:
-            file.write(json.dumps(now, indent=2) + "\n")
+        write_json(path, now)
         return
     try:
         then = dict(json.loads(path.read_text(encoding="utf-8")))

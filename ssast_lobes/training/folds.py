@@ -4,11 +4,11 @@ import json
 import statistics
 from pathlib import Path
 
-from ssast_lobes.training.base import read_log
 from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.training.logs import read_log
+from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.plots import plot_comparison
 
 
@@ -121,8 +121,7 @@ def report_folds(
         "mean": mean,
         "sd": spread,
     }
-    with atomic_write(Path(folder) / "results.json") as file:
-        json.dump(content, file, indent=2)
+    write_json(Path(folder) / "results.json", content)
     bars = [(f"fold {fold}", r[selection], 0) for fold, r in results.items()]
     plot_comparison(
         [*bars, ("mean", mean[selection], spread[selection])],

@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 
 logger = get_logger(__name__)
 # Logs of recipes take all levels, and it tells of each attempt.
@@ -80,21 +80,17 @@ def folder_lock(folder):
             f"Process {owner['process']} on {owner['host']} has left the "
             f"lock of {folder} behind: taking it over"
         )
-    with atomic_write(owner_file) as file:
-        json.dump(_this_process(), file)
+    this_process = {
+        "process": os.getpid(),
+        "host": socket.gethostname(),
+        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+    }
+    write_json(owner_file, this_process)
     try:
         yield
     finally:
         owner_file.unlink(missing_ok=True)
         lock.release()
-
-
-def _this_process():
-    return {
-        "process": os.getpid(),
-        "host": socket.gethostname(),
-        "since": time.strftime("%Y-%m-%d %H:%M:%S"),
-    }
 
 
 def _read_owner(path):

@@ -9,7 +9,7 @@ import torch
 from speechbrain.nnet.losses import AdditiveAngularMargin
 from torch.nn import functional
 
-from ssast_lobes.utils.checks import real
+from ssast_lobes.utils.checks import ArgumentError, real
 
 
 def cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
@@ -197,7 +197,7 @@ def class_weights(kind, labels, classes, multi_label=False):
 
     Raises
     ------
-    ValueError
+    ArgumentError
         If `kind` is neither, or names an unknown label.
 
     Example
@@ -213,13 +213,13 @@ def class_weights(kind, labels, classes, multi_label=False):
         kind = {str(name): weight for name, weight in kind.items()}
         unknown = sorted(set(kind) - set(classes))
         if unknown:
-            raise ValueError(
+            raise ArgumentError(
                 f"class_weights of {', '.join(unknown)}: no such class; there "
                 f"are {', '.join(classes)}"
             )
         return torch.tensor([float(kind.get(name, 1)) for name in classes])
     if kind != "balanced":
-        raise ValueError(
+        raise ArgumentError(
             "class_weights must be null, balanced or a table such as "
             f"{{{classes[0]}: 2.0}}, got {kind}"
         )

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from ssast_lobes.dataio.dataset import collate
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import linear_weights
-from ssast_lobes.training.batches import SkipUndecodable
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.training.loaders import SkipUndecodable
 
 
 @torch.no_grad()

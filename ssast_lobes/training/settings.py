@@ -1,10 +1,12 @@
 """Checks of the settings of recipes."""
 
+import inspect
 import math
 from functools import partial
 from pathlib import Path
 
 import torch
+from torch.utils.data import DataLoader
 
 from ssast_lobes.utils.checks import (
     ArgumentError,
@@ -59,6 +61,8 @@ def _class_weights(name, value):
 
 def _loader(name, value):
     require(isinstance(value, dict), name, "a table", value)
+    for key in value:
+        one_of(f"the keys of {name}", key, _LOADER_OPTIONS)
     for key, check in _LOADER_KEYS.items():
         if key in value:
             check(f"{name}.{key}", value[key])
@@ -85,6 +89,7 @@ def _file(name, value):
 _count_or_null = partial(whole, null=True)
 _from_0 = partial(whole, least=0)
 _amount = partial(real, least=0)
+_LOADER_OPTIONS = tuple(inspect.signature(DataLoader).parameters)[1:]
 _LOADER_KEYS = {"batch_size": whole, "num_workers": _from_0, "shuffle": flag}
 _share = partial(real, least=0, most=1)
 _length = partial(real, least=0, inside=True)
@@ -98,8 +103,8 @@ _CHECKS = {
     "audio": _paths,
     "balanced_sampling": flag,
     "batch_size": whole,
-    "ckpt_interval_minutes": real,
-    "ckpt_interval_steps": real,
+    "ckpt_interval_minutes": _amount,
+    "ckpt_interval_steps": _amount,
     "class_weights": _class_weights,
     "clips_per_evaluation": _count_or_null,
     "compile_mode": partial(

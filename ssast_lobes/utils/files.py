@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import shutil
 from contextlib import contextmanager
@@ -116,6 +117,29 @@ def write_csv(path, rows):
     """
     with atomic_write(path) as file:
         csv.writer(file).writerows(rows)
+
+
+def write_json(path, content):
+    """Write a JSON file that appears when it is complete.
+
+    Arguments
+    ---------
+    path : str or os.PathLike
+        The file; an older one is replaced.
+    content : object
+        Plain values.
+
+    Example
+    -------
+    >>> path = getfixture("tmpdir").join("result.json")
+    >>> write_json(path, {"accuracy": 0.5})
+    >>> print(path.read().strip())
+    {
+      "accuracy": 0.5
+    }
+    """
+    with atomic_write(path) as file:
+        file.write(json.dumps(content, indent=2) + "\n")
 
 
 def append_row(path, row):

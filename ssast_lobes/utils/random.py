@@ -100,7 +100,7 @@ def keyed_uniform(keys, rows, columns):
     keys : torch.Tensor
         One int64 key a clip, (B,).
     rows, columns : int
-        Size of the noise.
+        Size for each clip.
 
     Returns
     -------
@@ -137,10 +137,10 @@ class RandomSource:
 
     Example
     -------
-    >>> noise = RandomSource(
+    >>> rand = RandomSource(
     ...     2, torch.device("cpu"), clip_keys=torch.tensor([5, 5])
     ... )
-    >>> first, second = noise(1, 3), noise(1, 3)
+    >>> first, second = rand(1, 3), rand(1, 3)
     >>> torch.equal(first[0], first[1]), torch.equal(first, second)
     (True, False)
     """

@@ -1,4 +1,4 @@
-"""The command line: on a corpus of all kinds, and on all kinds of mistakes."""
+"""Run the command line on audio of all kinds, and on all kinds of mistakes."""
 
 import csv
 import json
@@ -15,12 +15,7 @@ import yaml
 from classifier_kit import LABELS, classifier_of
 from torchaudio.compliance.kaldi import fbank
 
-from ssast_lobes import (
-    FrontEnd,
-    Grid,
-    SpectrogramEncoder,
-    cli,
-)
+from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder, __version__
 from ssast_lobes.checkpoints.folder import (
     export_classifier,
     export_pretrained,
@@ -29,6 +24,7 @@ from ssast_lobes.checkpoints.folder import (
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.cli import main
+from ssast_lobes.cli.probe import name_models
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.objectives import MSPM
@@ -49,7 +45,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
-    """Five good files of five kinds, one corrupt, one too short, one text."""
+    """Write five good files of five kinds, a corrupt, a short and a text."""
     folder = tmp_path_factory.mktemp("corpus")
     rng = np.random.default_rng(0)
     kinds = {
@@ -74,7 +70,7 @@ BAD = ["corrupt.wav", "short.wav"]
 
 
 def run(*arguments):
-    """The installed command, in a process of its own."""
+    """Run the command in a process of its own."""
     return subprocess.run(
         [sys.executable, "-m", "ssast_lobes.cli", *map(str, arguments)],
         capture_output=True,
@@ -143,7 +139,7 @@ def test_embed_of_a_pretrained_model(tmp_path, corpus):
 
 @pytest.fixture
 def manifest(tmp_path, corpus):
-    """A CSV of three files, one of them corrupt, with ids of its own."""
+    """Write a CSV of three files, one of them corrupt, with own ids."""
     path = tmp_path / "some.csv"
     rows = [("x", "a.wav"), ("y", "corrupt.wav"), ("z", "long.wav")]
     with open(path, "w", newline="") as file:
@@ -200,7 +196,9 @@ def test_classify_to_csv_json_and_screen(tmp_path, model, manifest, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + 6
 
 
-def test_a_list_of_an_earlier_run_goes(tmp_path, model, corpus, manifest):
+def test_the_list_of_an_earlier_run_is_removed(
+    tmp_path, model, corpus, manifest
+):
     output = tmp_path / "out.csv"
     arguments = ["classify", str(model), "--output", str(output)]
     assert main([*arguments, str(manifest)]) == 0
@@ -270,13 +268,13 @@ def test_probe_lists_unreadable_clips(tmp_path, model, tones, capsys):
 def test_names_of_models(tmp_path):
     folder = tmp_path / "lr=0.1"
     folder.mkdir()
-    found = cli._named_models([str(folder), "best=runs/b.pth"])
+    found = name_models([str(folder), "best=runs/b.pth"])
     # What exists is no name and a path.
     assert list(found.values()) == [str(folder), "runs/b.pth"]
     assert list(found)[1] == "best"
-    assert list(cli._named_models(["runs/a/export"])) == ["a"]
+    assert list(name_models(["runs/a/export"])) == ["a"]
     # A name ends at the first =.
-    assert cli._named_models([f"x={folder}"]) == {"x": str(folder)}
+    assert name_models([f"x={folder}"]) == {"x": str(folder)}
 
 
 @pytest.mark.parametrize(
@@ -315,7 +313,7 @@ def test_ctrl_c_says_what_is_kept(
     tmp_path, model, tones, capsys, monkeypatch, request, command, opened, told
 ):
     class Stopping(soundfile.SoundFile):
-        """Somebody presses Ctrl-C as a certain file is opened."""
+        """Press Ctrl-C as a certain file is opened."""
 
         count = 0
 
@@ -357,7 +355,7 @@ def test_recipes_are_listed_and_copied(tmp_path, capsys):
 
 
 def expected_statistics(paths):
-    """Mean and standard deviation by Kaldi, clip by clip, in float64."""
+    """Return mean and deviation by Kaldi, clip by clip, in float64."""
     frames = []
     for path in paths:
         wav = read_audio(path)
@@ -378,7 +376,7 @@ def expected_statistics(paths):
 
 def test_stats_are_those_of_kaldi(tmp_path, corpus, monkeypatch, capsys):
     # Short blocks, and so several of most files and several batches.
-    monkeypatch.setattr(cli, "_STATS_FRAMES", 64)
+    monkeypatch.setattr("ssast_lobes.evaluation.statistics.BLOCK_FRAMES", 64)
     output = tmp_path / "stats.yaml"
     assert main(["stats", str(corpus), "--output", str(output)]) == 0
     assert "# Log-mel statistics of 5 files" in output.read_text()
@@ -427,7 +425,9 @@ def test_stats_leave_held_out_files_out(tmp_path, corpus, capsys):
     assert 'a.wav: "dev" in column split;' in capsys.readouterr().err
 
 
-def test_shard_gives_a_manifest_to_go_on_with(tmp_path, model, corpus, capsys):
+def test_shard_gives_a_manifest_for_other_commands(
+    tmp_path, model, corpus, capsys
+):
     folder = tmp_path / "shards"
     words = ["shard", str(corpus), str(folder), "--workers=2"]
     assert main(words) == 2
@@ -451,13 +451,13 @@ def test_shard_gives_a_manifest_to_go_on_with(tmp_path, model, corpus, capsys):
     assert np.array_equal(found["embeddings"][0], first)
 
 
-def test_shard_goes_on_after_ctrl_c(
+def test_shard_resumes_after_ctrl_c(
     tmp_path, tones, capsys, monkeypatch, request
 ):
     replace, appeared = os.replace, []
 
     def stopping(*paths):
-        """Somebody presses Ctrl-C as the first shard is done."""
+        """Press Ctrl-C as the first shard is done."""
         replace(*paths)
         appeared.append(paths)
         if len(appeared) == 2:
@@ -479,7 +479,7 @@ def test_shard_goes_on_after_ctrl_c(
 
 @pytest.fixture
 def official(tmp_path, model):
-    """The classifier of `model` as an official checkpoint."""
+    """Write the classifier of `model` as an official checkpoint."""
     path = tmp_path / "model.pth"
     assert main(["convert", str(model), str(path)]) == 0
     return path
@@ -678,13 +678,20 @@ def test_mistake_as_a_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["embed", "classify", "probe", "convert", "export"]
+    "command", ["embed", "classify", "probe", "convert", "onnx"]
 )
 def test_help_names_all_that_a_model_may_be(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "exported folder, Hugging Face folder, or user/repo" in text
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"ssast-lobes {__version__}\n"
 
 
 def test_help_is_instant_and_shows_an_example(capsys):
@@ -705,7 +712,7 @@ def test_help_is_instant_and_shows_an_example(capsys):
         "shard",
         "convert",
         "average",
-        "export",
+        "onnx",
         "recipes",
     ):
         with pytest.raises(SystemExit) as stop:

@@ -274,11 +274,12 @@ def test_long_clips_are_cropped_all_over_in_one_pass(rows):
 
 
 def test_clips_of_two_takes_are_told_from_others(rows):
-    assert "takes" not in make_dataset(rows, ClipReader())[0]
+    assert "positive_pairs" not in make_dataset(rows, ClipReader())[0]
     rows["long"]["takes"], rows["short"]["takes"] = "2", ""
     dataset = make_dataset(rows, ClipReader())
     batch = collate(list(dataset))
-    told = dict(zip(batch.id, batch.takes.tolist(), strict=True))
+    pairs = batch.positive_pairs.tolist()
+    told = dict(zip(batch.id, pairs, strict=True))
     assert told == {"short": False, "middle": False, "long": True}
     with pytest.raises(ManifestError, match="long: two takes in 5 s, .* 4 s"):
         make_dataset(rows, ClipReader(4.0))

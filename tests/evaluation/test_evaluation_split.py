@@ -1,4 +1,4 @@
-"""Validation and test shared out to processes: the results of one process.
+"""Split validation and test over processes: equal results to one process.
 
 Of two processes one gets more clips than the other, and of three one gets no
 batch at all. The models are those of `test_brains.py`.
@@ -64,7 +64,7 @@ def parts(manifest, folder):
 
 
 def prepared(task, rows, folder, **options):
-    """A run as `test_brains.build` makes it; "recognise" is one too."""
+    """Build a run as `test_brains.build` makes it; "recognize" is one too."""
     run = kit.build(
         "pretrain" if task == "pretrain" else "classify",
         rows,
@@ -75,8 +75,8 @@ def prepared(task, rows, folder, **options):
         run_opts=options,
         **SETTINGS.get(task, {}),
     )
-    if task == "recognise":
-        run.brain, run.module = recogniser(run, options)
+    if task == "recognize":
+        run.brain, run.module = recognizer(run, options)
         run.best_key = {"min_key": "wer"}
     return run
 
@@ -102,7 +102,7 @@ class LetterBrain(RecognitionBrain):
         return loss
 
 
-def recogniser(run, options):
+def recognizer(run, options):
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(grid=kit.GRID, dim=32, depth=2, heads=2)
     model = SpectrogramRecognizer(encoder, n_units=27)
@@ -175,7 +175,7 @@ def alone(task, rows, folder, state):
         ("classify", 2),
         ("classify", 3),
         ("several", 2),
-        ("recognise", 3),
+        ("recognize", 3),
     ],
 )
 def test_results_are_those_of_one_process(task, count, tones, tmp_path):
@@ -199,12 +199,12 @@ def test_results_are_those_of_one_process(task, count, tones, tmp_path):
     single = alone(task, rows, tmp_path / "alone", first["weights"])
     if task != "pretrain":
         tested = kit.evaluate(single)
-        tested = tested["test"] if task == "recognise" else tested
+        tested = tested["test"] if task == "recognize" else tested
         expected = first["test"]
-        expected = expected["test"] if task == "recognise" else expected
+        expected = expected["test"] if task == "recognize" else expected
         assert expected.keys() == tested.keys()
         assert expected == pytest.approx(tested, rel=1e-12)
-        name = {"recognise": "wer_test.txt"}.get(task, "test_predictions.csv")
+        name = {"recognize": "wer_test.txt"}.get(task, "test_predictions.csv")
         text = (single.folder / name).read_bytes()
         assert (tmp_path / task / name).read_bytes() == text
     stats = kit.validate(single)

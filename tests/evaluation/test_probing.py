@@ -76,7 +76,7 @@ def test_solution_is_the_optimum():
     x, y = blobs(90, 1.0, seed=0)
     # Correlated features, and one that is the sum of others.
     x = torch.cat([x @ torch.randn(5, 5), x.sum(1, keepdim=True)], 1)
-    x, *_ = classifiers._standardise(x, x, x)
+    x, *_ = classifiers._standardize(x, x, x)
     axes, variances = classifiers._principal_axes(x)
     assert axes.shape == (6, 5)
     penalty = 0.01
@@ -433,9 +433,7 @@ def test_log_mel_statistics_of_a_file_in_blocks(tmp_path, monkeypatch):
     path = str(tmp_path / "long.wav")
     noise = np.random.default_rng(0).standard_normal(16000 * 3) / 9
     soundfile.write(path, noise * np.linspace(0, 1, noise.size), 16000)
-    monkeypatch.setattr(
-        "ssast_lobes.evaluation.probing.embeddings._BLOCK_FRAMES", 70
-    )
+    monkeypatch.setattr("ssast_lobes.evaluation.statistics.BLOCK_FRAMES", 70)
     [(_, found)] = LogMelStatistics().vectors([path], "log-mel", [])
     wav = read_audio(path)
     feats, _ = KaldiFbank()((wav - wav.mean())[None])

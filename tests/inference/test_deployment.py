@@ -181,7 +181,7 @@ def test_command_writes_both_graphs(tmp_path, capsys):
     pytest.importorskip("onnxscript")
     folder = classifier_export(tmp_path / "export")
     onnx, pt2 = str(tmp_path / "out" / "m.onnx"), str(tmp_path / "m.pt2")
-    words = ["export", str(folder), "--onnx", onnx, "--pt2", pt2]
+    words = ["onnx", str(folder), "--output", onnx, "--program", pt2]
     assert main(words) == 0, capsys.readouterr().err
     assert "ONNX Runtime gives the model's results" in capsys.readouterr().out
 
@@ -281,20 +281,22 @@ def test_missing_packages_are_told(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "words", [[], ["--pt2", "{tmp}/a.pt2", "--onnx", "{tmp}/a.onnx"]], ids=str
+    "words",
+    [[], ["--program", "{tmp}/a.pt2", "--output", "{tmp}/a.onnx"]],
+    ids=str,
 )
 def test_command_tells_mistakes_in_a_line(tmp_path, capsys, words):
     words = [word.format(tmp=tmp_path) for word in words]
-    assert main(["export", str(tmp_path / "none"), *words]) == 2
-    assert capsys.readouterr().err.startswith("ssast-lobes export: ")
+    assert main(["onnx", str(tmp_path / "none"), *words]) == 2
+    assert capsys.readouterr().err.startswith("ssast-lobes onnx: ")
     assert not list(tmp_path.iterdir())
 
 
 def test_help_tells_of_the_command(capsys):
     with pytest.raises(SystemExit) as stop:
-        main(["export", "--help"])
+        main(["onnx", "--help"])
     assert stop.value.code == 0
-    assert "example:\n  ssast-lobes export " in capsys.readouterr().out
+    assert "example:\n  ssast-lobes onnx " in capsys.readouterr().out
 
 
 def test_program_of_an_unknown_folder_writes_nothing(tmp_path):

@@ -8,7 +8,7 @@ from ssast_lobes.models.decoders import ConvDecoder, TransformerDecoder
 from ssast_lobes.models.encoder import EncoderOutput
 from ssast_lobes.models.patches import Grid, sincos_positions
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.tokens import gather_tokens, split_tokens
+from ssast_lobes.objectives.base import gather_tokens, split_tokens
 
 DIM = 32
 
@@ -27,14 +27,14 @@ def conv_decoder(kernel=3):
     return tiny(ConvDecoder, depth=0.5, kernel=kernel, groups=8)
 
 
-def scene(steps=(6, 4), n_freq=3):
+def scene(n_time=(6, 4), n_freq=3):
     """What an encoder gives of visible tokens, and which these are."""
-    steps, draw = torch.tensor(steps), torch.Generator().manual_seed(0)
-    valid = Grid(16 * n_freq, (16, 16)).is_token(steps, int(steps.max()))
-    mask = torch.rand(valid.shape, generator=draw) < 0.5
-    split = split_tokens(mask.unflatten(1, (n_freq, -1)), valid)
-    x = torch.randn(*valid.shape, DIM, generator=draw)
-    classes = torch.randn(len(steps), 2, DIM, generator=draw)
+    n_time, draw = torch.tensor(n_time), torch.Generator().manual_seed(0)
+    is_token = Grid(16 * n_freq, (16, 16)).is_token(n_time, int(n_time.max()))
+    mask = torch.rand(is_token.shape, generator=draw) < 0.5
+    split = split_tokens(mask.unflatten(1, (n_freq, -1)), is_token)
+    x = torch.randn(*is_token.shape, DIM, generator=draw)
+    classes = torch.randn(len(n_time), 2, DIM, generator=draw)
     tokens = gather_tokens(x, split.keep[0]) * split.keep[1][:, :, None]
     return EncoderOutput(tokens, split.keep[1], classes, None), split, x
 
@@ -119,10 +119,10 @@ def test_class_tokens_and_visible_tokens_are_heard_everywhere():
 @torch.no_grad()
 def test_convolutions_reach_as_far_as_their_kernels():
     built = conv_decoder()
-    x, valid = torch.randn(1, 45, DIM), torch.ones(1, 45).bool()
+    x, is_token = torch.randn(1, 45, DIM), torch.ones(1, 45).bool()
     changed = x.clone()
     changed[0, 22] += 1
-    moved = built(changed, valid, 5) != built(x, valid, 5)
+    moved = built(changed, is_token, 5) != built(x, is_token, 5)
     moved = moved.any(2).view(5, 9)
     # Two layers of 3 x 3 around row 2, column 4.
     expected = torch.zeros(5, 9).bool()

@@ -287,20 +287,20 @@ def test_sizes_have_the_official_number_of_parameters(
 
 def test_pooling_takes_valid_tokens_only_and_known_names():
     tokens = torch.randn(2, 5, 3)
-    valid = torch.tensor([[True] * 5, [True, False, True, False, False]])
-    tokens = tokens * valid[:, :, None]
+    is_token = torch.tensor([[True] * 5, [True, False, True, False, False]])
+    tokens = tokens * is_token[:, :, None]
     classes = torch.randn(2, 2, 3)
-    mean = pool(tokens, valid, classes, "mean")
+    mean = pool(tokens, is_token, classes, "mean")
     close(mean[0], tokens[0].mean(0))
     close(mean[1], (tokens[1, 0] + tokens[1, 2]) / 2)
-    close(pool(tokens, valid, classes, "class"), classes.mean(1))
-    statistics = pool(tokens, valid, classes, "statistics")
+    close(pool(tokens, is_token, classes, "class"), classes.mean(1))
+    statistics = pool(tokens, is_token, classes, "statistics")
     close(statistics[:, :3], mean)
     close(statistics[0, 3:], tokens[0].std(0, correction=0))
     away = (tokens[1, 0] - tokens[1, 2]).abs() / 2
     close(statistics[1, 3:], (away.square() + 1e-6).sqrt())
     with pytest.raises(ValueError, match="one of mean, class, statistics, dyn"):
-        pool(tokens, valid, classes, "max")
+        pool(tokens, is_token, classes, "max")
 
 
 def test_dynamics_compare_valid_neighbours_of_a_band():
@@ -308,9 +308,9 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     shown = torch.tensor([[True] * 4, [True, True, False, False]])
     shown = shown[:, None].expand(-1, 2, -1)
     tokens = (grid * shown[..., None]).flatten(1, 2)
-    valid, classes = shown.flatten(1), torch.randn(2, 2, 3)
-    found = pool(tokens, valid, classes, "dynamics", n_freq=2)
-    statistics = pool(tokens, valid, classes, "statistics")
+    is_token, classes = shown.flatten(1), torch.randn(2, 2, 3)
+    found = pool(tokens, is_token, classes, "dynamics", n_freq=2)
+    statistics = pool(tokens, is_token, classes, "statistics")
     assert torch.equal(found[:, :6], statistics)
     one = (grid[0, :, 1:] - grid[0, :, :-1]).square().mean((0, 1))
     two = (grid[0, :, 2:] - grid[0, :, :-2]).square().mean((0, 1))
@@ -320,7 +320,7 @@ def test_dynamics_compare_valid_neighbours_of_a_band():
     close(found[1, 6:9], (one + 1e-6).sqrt())
     close(found[1, 9:], torch.full((3,), 1e-3))
     with pytest.raises(ValueError, match="no grid: pool"):
-        pool(tokens, valid, classes, "dynamics", n_freq=None)
+        pool(tokens, is_token, classes, "dynamics", n_freq=None)
 
 
 @torch.no_grad()

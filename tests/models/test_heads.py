@@ -22,11 +22,16 @@ def batch():
 
 def encoded():
     """An encoder output of three blocks, two clips, the second shorter."""
-    valid = torch.tensor([[True] * 4, [True, True, False, False]])
-    tokens = torch.randn(2, 4, 6) * valid[:, :, None]
-    states = torch.randn(4, 2, 4, 6) * valid[:, :, None]
+    is_token = torch.tensor([[True] * 4, [True, True, False, False]])
+    tokens = torch.randn(2, 4, 6) * is_token[:, :, None]
+    states = torch.randn(4, 2, 4, 6) * is_token[:, :, None]
     return EncoderOutput(
-        tokens, valid, torch.randn(2, 2, 6), 2, states, torch.randn(4, 2, 2, 6)
+        tokens,
+        is_token,
+        torch.randn(2, 2, 6),
+        2,
+        states,
+        torch.randn(4, 2, 2, 6),
     )
 
 

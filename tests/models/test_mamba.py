@@ -131,11 +131,11 @@ def test_gradients_of_a_direction_are_exact():
     torch.manual_seed(0)
     direction = MambaDirection(2).double()
     x = torch.randn(2, 9, 4, dtype=torch.float64, requires_grad=True)
-    shown = torch.ones(2, 9, 1, dtype=torch.float64)
-    shown[1, 6:] = 0
+    is_token = torch.ones(2, 9, 1, dtype=torch.float64)
+    is_token[1, 6:] = 0
     for reverse in (False, True):
         assert torch.autograd.gradcheck(
-            lambda x, *_, way=reverse: direction(x * shown, shown, way),
+            lambda x, *_, way=reverse: direction(x * is_token, is_token, way),
             (x, *direction.parameters()),
         )
 
@@ -198,9 +198,7 @@ def vision_kernel(u, delta, A, B, C, D=None):
 def test_the_kernel_is_called_in_its_layout(reverse, monkeypatch):
     monkeypatch.setattr(scan_module, "fused_scan", lambda: vision_kernel)
     inputs = scan_inputs(20)
-    y = selective_scan._kernel_scan(
-        selective_scan.as_they_are, reverse, *inputs
-    )
+    y = scan_module._kernel_scan(scan_module.as_they_are, reverse, *inputs)
     near(y, loop(*inputs, reverse=reverse))
 
 

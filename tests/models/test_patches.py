@@ -64,8 +64,8 @@ def test_patches_equal_a_plain_loop(grid, frames):
 @grids
 def test_every_token_holds_a_frame_and_every_frame_a_token(grid):
     for frames in range(1, 60):
-        steps = grid.n_time(frames)
-        last = (steps - 1) * grid.stride[1]
+        n_time = grid.n_time(frames)
+        last = (n_time - 1) * grid.stride[1]
         assert last < frames
         # Unless it lies in a gap that the stride leaves.
         reach = last + max(grid.patch[1], grid.stride[1])
@@ -75,9 +75,9 @@ def test_every_token_holds_a_frame_and_every_frame_a_token(grid):
 @grids
 def test_step_counts_of_numbers_and_tensors_agree(grid):
     frames = torch.arange(200)
-    steps = grid.n_time(frames)
-    assert steps.tolist() == [grid.n_time(n) for n in range(200)]
-    assert steps.min() == 1 and (steps.diff() >= 0).all()
+    n_time = grid.n_time(frames)
+    assert n_time.tolist() == [grid.n_time(n) for n in range(200)]
+    assert n_time.min() == 1 and (n_time.diff() >= 0).all()
 
 
 @pytest.mark.parametrize("frames", [2, 16, 98, 998, 1000, 1024])
@@ -166,19 +166,19 @@ def test_unknown_geometry_and_wrong_mels_are_refused():
         Grid().unfold(torch.zeros(1, 20, 64))
 
 
-def fitted(table, bands, steps):
+def fitted(table, n_freq, n_time):
     """The positions of one clip, axis by axis: centre or interpolation."""
-    full_bands, full_steps, dim = table.shape
+    table_freq, table_time, dim = table.shape
     # (F0, T0, D) to (1, D, F0, T0), as interpolate wants it.
     image = table.permute(2, 0, 1)[None]
-    if bands < full_bands:
-        low = full_bands // 2 - bands // 2
-        image = image[:, :, low : low + bands]
-    if steps < full_steps:
-        start = full_steps // 2 - steps // 2
-        image = image[..., start : start + steps]
+    if n_freq < table_freq:
+        low = table_freq // 2 - n_freq // 2
+        image = image[:, :, low : low + n_freq]
+    if n_time < table_time:
+        start = table_time // 2 - n_time // 2
+        image = image[..., start : start + n_time]
     image = nn.functional.interpolate(
-        image, (bands, steps), mode="bilinear", align_corners=False
+        image, (n_freq, n_time), mode="bilinear", align_corners=False
     )
     return image[0].permute(1, 2, 0)
 
@@ -186,16 +186,16 @@ def fitted(table, bands, steps):
 LENGTHS = [1, 2, 7, 8, 9, 15, 16, 17, 31, 40, 133]
 
 
-@pytest.mark.parametrize("bands", [1, 2, 5, 8, 12, 15])
+@pytest.mark.parametrize("n_freq", [1, 2, 5, 8, 12, 15])
 @pytest.mark.parametrize("size", [(8, 16), (5, 9)])
-def test_positions_of_each_clip_are_its_own(size, bands):
+def test_positions_of_each_clip_are_its_own(size, n_freq):
     table = PositionTable(*size, dim=6)
     counts, longest = torch.tensor(LENGTHS), max(LENGTHS)
-    positions = table(bands, counts, longest)
-    positions = positions.unflatten(1, (bands, longest))
-    for row, steps in zip(positions, LENGTHS, strict=True):
+    positions = table(n_freq, counts, longest)
+    positions = positions.unflatten(1, (n_freq, longest))
+    for row, n_time in zip(positions, LENGTHS, strict=True):
         torch.testing.assert_close(
-            row[:, :steps], fitted(table.table, bands, steps)
+            row[:, :n_time], fitted(table.table, n_freq, n_time)
         )
 
 
@@ -242,18 +242,18 @@ def waves_by_hand(place, quarter):
     return torch.cat([angles.sin(), angles.cos()])
 
 
-@pytest.mark.parametrize("bands, steps, dim", [(8, 64, 16), (1, 5, 8)])
-def test_sincos_positions_tell_band_and_step(bands, steps, dim):
-    positions = sincos_positions(bands, steps, dim)
-    assert positions.shape == (bands, steps, dim)
-    for band in range(bands):
-        for step in range(steps):
+@pytest.mark.parametrize("n_freq, n_time, dim", [(8, 64, 16), (1, 5, 8)])
+def test_sincos_positions_tell_band_and_step(n_freq, n_time, dim):
+    positions = sincos_positions(n_freq, n_time, dim)
+    assert positions.shape == (n_freq, n_time, dim)
+    for band in range(n_freq):
+        for step in range(n_time):
             expected = torch.cat(
                 [waves_by_hand(x, dim // 4) for x in (band, step)]
             )
             assert torch.allclose(positions[band, step], expected, atol=1e-4)
-    larger = sincos_positions(bands + 2, steps + 3, dim)
-    assert torch.equal(larger[:bands, :steps], positions)
+    larger = sincos_positions(n_freq + 2, n_time + 3, dim)
+    assert torch.equal(larger[:n_freq, :n_time], positions)
 
 
 def test_fixed_positions_are_not_trained_and_follow_each_clip():

@@ -14,14 +14,9 @@ import torch
 from ssast_lobes.augment import augmentation as augment
 from ssast_lobes.objectives import base, mspm
 from ssast_lobes.objectives import maskers as masking
-from ssast_lobes.objectives.maskers import (
-    ClusterMasker,
-    InverseBlockMasker,
-    Masker,
-    RandomMasker,
-    SpanMasker,
-    make_masker,
-)
+from ssast_lobes.objectives.base import make_masker
+from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
+from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
 from ssast_lobes.utils.random import keyed_uniform, mix_bits
 
 MASKS = 20_000
@@ -248,7 +243,7 @@ def test_nothing_waits_for_the_device(room):
 
 def test_a_masker_of_ones_own_gives_scores_only():
     class LastSteps(Masker):
-        def scores(self, noise, n_time, n_freq, max_time):
+        def scores(self, rand, n_time, n_freq, max_time):
             steps = torch.arange(max_time).float()
             return -steps.expand(len(n_time), n_freq, -1)
 

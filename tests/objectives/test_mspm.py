@@ -8,13 +8,13 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import MSPM, MSPMReference
+from ssast_lobes.objectives.base import clip_mean, gather_tokens, ids_masked
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import SOFTMAX_OVER, info_nce
 from ssast_lobes.objectives.mspm_reference import (
     official_info_nce,
     official_mask,
 )
-from ssast_lobes.objectives.tokens import clip_mean, gather_tokens, ids_masked
 
 GRIDS = {
     "patch": Grid(),
@@ -376,7 +376,7 @@ def test_unknown_settings_are_refused(arguments, message):
 def test_overlapping_patches_are_refused():
     grid = Grid(128, (16, 16), (10, 10))
     encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
-    with pytest.raises(ValueError, match="must not show in its neighbours"):
+    with pytest.raises(ValueError, match="must not show in its neighbors"):
         MSPM(encoder)
 
 

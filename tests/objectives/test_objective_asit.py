@@ -49,9 +49,9 @@ def test_losses_by_hand():
     keys = torch.tensor([7, 8, 9])
     output = objective(feats, n_frames, clip_keys=keys)
 
-    noise = objective.noise(feats, clip_keys=keys)
-    crops = [objective.crop(feats, n_frames, noise) for _ in range(2)]
-    spoilt = [objective.corrupt(*crop, noise) for crop in crops]
+    rand = objective.random_source(feats, clip_keys=keys)
+    crops = [objective.crop(feats, n_frames, rand) for _ in range(2)]
+    spoilt = [objective.corrupt(*crop, rand) for crop in crops]
     l1, patch, clip = [], [], []
     for row in range(len(feats)):
         views = []
@@ -93,9 +93,9 @@ def test_losses_by_hand():
 def test_the_student_does_not_see_dropped_pixels():
     objective, (feats, n_frames) = build(crop=1.0).eval(), batch((80, 80))
     keys = torch.tensor([1, 2])
-    noise = objective.noise(feats, clip_keys=keys)
-    crops = [objective.crop(feats, n_frames, noise) for _ in range(2)]
-    hidden = [objective.corrupt(*crop, noise)[1] for crop in crops]
+    rand = objective.random_source(feats, clip_keys=keys)
+    crops = [objective.crop(feats, n_frames, rand) for _ in range(2)]
+    hidden = [objective.corrupt(*crop, rand)[1] for crop in crops]
     feats.requires_grad_()
     # Neither as a target nor through the teacher does the loss reach them.
     objective(feats, n_frames, clip_keys=keys).loss.backward()

@@ -5,7 +5,7 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.maskers import SpanMasker
+from ssast_lobes.objectives.block_maskers import SpanMasker
 
 
 def seeded(seed=0):
@@ -44,9 +44,9 @@ def test_clip_loss_by_hand():
     objective = perturbed_teacher(build("atst_clip")).eval()
     (feats, n_frames), keys = batch(), torch.tensor([7, 8, 9])
     output = objective(feats, n_frames, clip_keys=keys)
-    noise = objective.noise(feats, clip_keys=keys)
-    crops = [objective.crop(feats, n_frames, noise) for _ in range(2)]
-    views = [objective.resize(x, n, noise) for x, n in crops]
+    rand = objective.random_source(feats, clip_keys=keys)
+    crops = [objective.crop(feats, n_frames, rand) for _ in range(2)]
+    views = [objective.resize(x, n, rand) for x, n in crops]
     assert not torch.equal(*views)
     total = 0
     for row in range(3):
@@ -70,8 +70,8 @@ def test_frame_loss_by_hand(patch):
     (feats, n_frames), keys = batch(), torch.tensor([7, 8, 9])
     mask = objective.draw_mask(feats, n_frames, clip_keys=keys)
     output = objective(feats, n_frames, mask, clip_keys=keys)
-    noise = objective.noise(feats, clip_keys=keys)
-    views = [feats, objective.resize(feats, n_frames, noise)]
+    rand = objective.random_source(feats, clip_keys=keys)
+    views = [feats, objective.resize(feats, n_frames, rand)]
     losses = []
     for row in range(3):
         count = n_frames[row : row + 1]

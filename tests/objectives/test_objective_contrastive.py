@@ -66,17 +66,17 @@ def listening(objective):
 def test_the_contrasts_by_hand():
     objective = build(crop=[0.7, 0.7])
     feats, n_frames = batch((80, 45, 60, 80, 70, 55))
-    takes = torch.tensor([False, True, False, True, True, False])
+    pairs = torch.tensor([False, True, False, True, True, False])
     seen = listening(objective)
-    output = objective(feats, n_frames, takes=takes)
+    output = objective(feats, n_frames, positive_pairs=pairs)
     encoded, counts = seen["encoded"], seen["n"].tolist()
     # Two crops of each clip, or its halves, in the order of the clips.
     assert counts == [56, 22, 42, 40, 35, 38] * 2
 
     total = output.logs["nce"] + 10 * output.logs["mse"]
     for name, chosen, weight, projector in (
-        ("clip", ~takes, 0.3, objective.projector),
-        ("takes", takes, 0.5, objective.takes_projector),
+        ("clip", ~pairs, 0.3, objective.projector),
+        ("pair", pairs, 0.5, objective.pair_projector),
     ):
         chosen = chosen.repeat(2)
         # Two thirds of three blocks.
@@ -97,7 +97,7 @@ def test_the_contrasts_by_hand():
 def test_takes_are_the_halves_of_a_clip_and_hide_nothing():
     objective, (feats, n_frames) = build(**QUIET), batch((80, 45))
     seen = listening(objective)
-    objective(feats, n_frames, takes=torch.tensor([False, True]))
+    objective(feats, n_frames, positive_pairs=torch.tensor([False, True]))
     halves = seen["feats"][[1, 3]]
     assert torch.equal(halves[:, :22], feats[1, :44].view(2, 22, 32))
     assert (halves[:, 22:] == 0).all()
@@ -116,12 +116,12 @@ def test_crops_of_one_clip_have_channels_of_their_own():
         assert torch.equal(first, second) == same
 
 
-@pytest.mark.parametrize("takes", [None, [True], [False], [True, False]])
-def test_few_clips_of_a_kind_have_a_loss_and_all_gradients(takes):
-    objective, (feats, n_frames) = build(), batch((80, 45)[: len(takes or "1")])
-    if takes is not None:
-        takes = torch.tensor(takes)
-    output = objective(feats, n_frames, takes=takes)
+@pytest.mark.parametrize("pairs", [None, [True], [False], [True, False]])
+def test_few_clips_of_a_kind_have_a_loss_and_all_gradients(pairs):
+    objective, (feats, n_frames) = build(), batch((80, 45)[: len(pairs or "1")])
+    if pairs is not None:
+        pairs = torch.tensor(pairs)
+    output = objective(feats, n_frames, positive_pairs=pairs)
     output.loss.backward()
     assert torch.isfinite(output.loss)
     for parameter in objective.parameters():
@@ -182,10 +182,12 @@ def test_it_learns_what_two_takes_have_in_common():
     content = torch.randn(16, 40, 1, generator=draw).repeat(1, 2, 1)
     voices = 3 * torch.randn(16, 2, 1, 32, generator=draw)
     feats = content + voices.expand(16, 2, 40, 32).reshape(16, 80, 32)
-    takes, n_frames = torch.ones(16, dtype=torch.bool), torch.full((16,), 80)
-    logs = learning(build(**QUIET), feats, n_frames, steps=150, takes=takes)
-    assert mean_of(logs[-5:], "takes_accuracy") > 0.9
-    assert mean_of(logs[:3], "takes_accuracy") < 0.4
+    pairs, n_frames = torch.ones(16, dtype=torch.bool), torch.full((16,), 80)
+    logs = learning(
+        build(**QUIET), feats, n_frames, steps=150, positive_pairs=pairs
+    )
+    assert mean_of(logs[-5:], "pair_accuracy") > 0.9
+    assert mean_of(logs[:3], "pair_accuracy") < 0.4
 
 
 @pytest.mark.parametrize("crop", [0.7, [0.5, 1.0]])

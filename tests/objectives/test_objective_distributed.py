@@ -24,9 +24,9 @@ def train(name, rank):
     draw = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
         own = {}
-        # In a step only: processes have clips without takes at times.
-        if objective.uses_takes and step == 1:
-            own["takes"] = torch.ones(CLIPS, dtype=torch.bool)
+        # In a step only: processes have no positive pairs at times.
+        if objective.uses_positive_pairs and step == 1:
+            own["positive_pairs"] = torch.ones(CLIPS, dtype=torch.bool)
         output = parallel(*clips(10 * rank + step), generator=draw, **own)
         optimizer.zero_grad()
         output.loss.backward()

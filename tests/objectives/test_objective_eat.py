@@ -150,8 +150,8 @@ def test_several_masks_are_the_mean_of_each():
     together = objective(feats, n_frames, generator=generator)
     generator.manual_seed(3)
     steps, longest = objective.encoder.token_lengths(n_frames, 160)
-    noise = objective.noise(feats, generator)
-    masks = objective.draw_masks(noise, steps, longest)
+    rand = objective.random_source(feats, generator)
+    masks = objective.draw_masks(rand, steps, longest)
     assert masks.shape == (3, 3, 8, longest)
     assert not torch.equal(masks[:, 0], masks[:, 1])
     apart = [objective(feats, n_frames, mask) for mask in masks.unbind(1)]

@@ -5,13 +5,13 @@ import torch
 
 from ssast_lobes.models.decoders import scatter_tokens
 from ssast_lobes.models.patches import Grid
-from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
     gather_tokens,
     ids_keep,
     projection_std,
     split_tokens,
 )
+from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
 from ssast_lobes.utils.metrics import mean_deviation
 
 
@@ -19,20 +19,20 @@ def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def drawn(n_time=(9, 4, 1, 7), bands=3, ratio=0.6, masker=RandomMasker):
-    """A masker, its mask (B, F', T') and the valid tokens (B, N)."""
+def drawn(n_time=(9, 4, 1, 7), n_freq=3, ratio=0.6, masker=RandomMasker):
+    """A masker, its mask (B, F', T') and the tokens of audio (B, N)."""
     n_time, masker = torch.tensor(n_time), masker(ratio=ratio)
     longest = int(n_time.max())
-    grid = Grid(16 * bands, (16, 16))
-    mask = masker(n_time, bands, longest, seeded())
+    grid = Grid(16 * n_freq, (16, 16))
+    mask = masker(n_time, n_freq, longest, seeded())
     return masker, mask, grid.is_token(n_time, longest)
 
 
 def test_visible_tokens_are_gathered_in_order():
-    _, mask, valid = drawn()
-    index, kept = ids_keep(mask, valid, valid.shape[1])
+    _, mask, is_token = drawn()
+    index, kept = ids_keep(mask, is_token, is_token.shape[1])
     for clip in range(len(mask)):
-        places = (valid & ~mask.flatten(1))[clip].nonzero().flatten()
+        places = (is_token & ~mask.flatten(1))[clip].nonzero().flatten()
         assert torch.equal(index[clip][kept[clip]], places)
         assert kept[clip].sum() == len(places)
         # No place twice: the surplus stands elsewhere.
@@ -41,39 +41,39 @@ def test_visible_tokens_are_gathered_in_order():
 
 @pytest.mark.parametrize("masker", [RandomMasker, ClusterMasker])
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.7, 0.8, 0.99])
-@pytest.mark.parametrize("bands", [1, 3, 8])
-def test_the_number_of_a_whole_clip_fits_all_clips(masker, ratio, bands):
+@pytest.mark.parametrize("n_freq", [1, 3, 8])
+def test_the_number_of_a_whole_clip_fits_all_clips(masker, ratio, n_freq):
     lengths = tuple(range(1, 40))
-    masker, mask, valid = drawn(lengths, bands, ratio, masker)
-    split = split_tokens(mask, valid, masker.n_masked(valid.shape[1]))
+    masker, mask, is_token = drawn(lengths, n_freq, ratio, masker)
+    split = split_tokens(mask, is_token, masker.n_masked(is_token.shape[1]))
     assert torch.equal(split.weight.sum(1).long(), mask.sum((1, 2)))
     assert torch.equal(split.keep[1].sum(1), split.visible.sum(1))
     assert split.weight.shape[1] + split.keep[0].shape[1] <= (
-        valid.shape[1] + 1
+        is_token.shape[1] + 1
     )
 
 
 def test_hidden_and_visible_tokens_make_the_clip():
-    _, mask, valid = drawn()
-    split = split_tokens(mask, valid)
+    _, mask, is_token = drawn()
+    split = split_tokens(mask, is_token)
     for clip in range(len(mask)):
-        hidden = split.hidden[clip][split.weight[clip] > 0].tolist()
+        hidden = split.ids_masked[clip][split.weight[clip] > 0].tolist()
         visible = split.keep[0][clip][split.keep[1][clip]].tolist()
-        own = valid[clip].nonzero().flatten().tolist()
+        own = is_token[clip].nonzero().flatten().tolist()
         assert sorted(hidden + visible) == own
 
 
 def test_a_mask_over_padding_hides_nothing_there():
-    _, mask, valid = drawn()
-    split = split_tokens(torch.ones_like(mask), valid)
-    assert torch.equal(split.weight.sum(1).long(), valid.sum(1))
+    _, mask, is_token = drawn()
+    split = split_tokens(torch.ones_like(mask), is_token)
+    assert torch.equal(split.weight.sum(1).long(), is_token.sum(1))
     assert not split.visible.any()
 
 
 def test_tokens_come_back_to_their_places():
-    _, mask, valid = drawn()
-    split = split_tokens(mask, valid)
-    x = torch.randn(len(mask), valid.shape[1], 5, requires_grad=True)
+    _, mask, is_token = drawn()
+    split = split_tokens(mask, is_token)
+    x = torch.randn(len(mask), is_token.shape[1], 5, requires_grad=True)
     filler = torch.randn(5)
     kept = gather_tokens(x, split.keep[0])
     back = scatter_tokens(kept, split.keep[0], split.visible, filler)

@@ -310,7 +310,7 @@ def test_numbers_have_no_default(name):
 def test_overlapping_patches_are_refused(name):
     grid = Grid(128, (16, 16), (10, 10))
     encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
-    with pytest.raises(ValueError, match="must not show in its neighbours"):
+    with pytest.raises(ValueError, match="must not show in its neighbors"):
         load_objective(name)(encoder)
 
 

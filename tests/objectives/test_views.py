@@ -30,7 +30,7 @@ def batch(lengths=(60, 41, 7, 1), n_mels=16, seed=0):
     return feats, torch.tensor(lengths)
 
 
-def noise_of(feats, keys=None, seed=0):
+def rand_of(feats, keys=None, seed=0):
     return RandomSource(len(feats), feats.device, seeded(seed), keys)
 
 
@@ -40,15 +40,15 @@ def test_whole_numbers_stay_below_their_bound():
         assert draw_whole(largest, bound).item() == bound - 1
 
 
-@pytest.mark.parametrize("share", [0.6, 0.13, 1.0])
-def test_a_crop_is_a_stretch_of_its_clip(share):
+@pytest.mark.parametrize("fraction", [0.6, 0.13, 1.0])
+def test_a_crop_is_a_stretch_of_its_clip(fraction):
     feats, n_frames = batch()
-    crops, counts = RandomCrop(share)(feats, n_frames, noise_of(feats))
-    assert crops.shape[1] == max(1, round(share * 60))
+    crops, counts = RandomCrop(fraction)(feats, n_frames, rand_of(feats))
+    assert crops.shape[1] == max(1, round(fraction * 60))
     for crop, clip, count, length in zip(
         crops, feats, counts.tolist(), n_frames.tolist(), strict=True
     ):
-        assert count == max(1, round(share * length))
+        assert count == max(1, round(fraction * length))
         assert (crop[count:] == 0).all()
         starts = range(length - count + 1)
         assert any(
@@ -59,7 +59,7 @@ def test_a_crop_is_a_stretch_of_its_clip(share):
 def test_crops_of_any_length():
     feats = torch.arange(100.0)[None, :, None].expand(3000, -1, -1)
     n_frames = torch.full((3000,), 100)
-    crops, counts = RandomCrop((0.5, 1.0))(feats, n_frames, noise_of(feats))
+    crops, counts = RandomCrop((0.5, 1.0))(feats, n_frames, rand_of(feats))
     assert crops.shape == feats.shape
     assert counts.min() == 50 and counts.max() == 100
     assert abs(counts.double().mean() - 75) < 1
@@ -67,22 +67,22 @@ def test_crops_of_any_length():
     assert (first + counts <= 100).all()
     last = crops[torch.arange(3000), counts - 1, 0].long()
     assert torch.equal(last - first, counts - 1)
-    with pytest.raises(ValueError, match="a share from 0 to 1"):
+    with pytest.raises(ValueError, match="a fraction from 0 to 1"):
         RandomCrop((0.7, 0.5))
 
 
 def test_crops_begin_everywhere():
     feats = torch.arange(10.0)[None, :, None].expand(2000, -1, -1)
     n_frames = torch.full((2000,), 10)
-    crops, _ = RandomCrop(0.8)(feats, n_frames, noise_of(feats))
+    crops, _ = RandomCrop(0.8)(feats, n_frames, rand_of(feats))
     shares = torch.bincount(crops[:, 0, 0].long()) / 2000
     assert len(shares) == 3 and (shares - 1 / 3).abs().max() < 0.04
 
 
-@pytest.mark.parametrize("share", [0, 1.5])
-def test_impossible_crops_are_refused(share):
-    with pytest.raises(ValueError, match="a crop is a share"):
-        RandomCrop(share)
+@pytest.mark.parametrize("fraction", [0, 1.5])
+def test_impossible_crops_are_refused(fraction):
+    with pytest.raises(ValueError, match="a crop is a fraction"):
+        RandomCrop(fraction)
 
 
 def by_interpolate(clip, canvas, size, first):
@@ -121,10 +121,10 @@ def test_the_whole_is_resized_to_itself():
 def test_resizing_both_axes_is_bicubic():
     feats, n_frames = batch((40,))
     resize = RandomResizedCrop((0.6, 1.5), (0.6, 1.5), time_canvas=1.5)
-    resized = resize(feats, n_frames, noise_of(feats, seed=3))[0]
+    resized = resize(feats, n_frames, rand_of(feats, seed=3))[0]
     # The draws again, as they are made.
-    noise = noise_of(feats, seed=3)
-    mel, time = noise(1, 2)[0, 0].double(), noise(1, 2)[0, 0].double()
+    rand = rand_of(feats, seed=3)
+    mel, time = rand(1, 2)[0, 0].double(), rand(1, 2)[0, 0].double()
     height = min(16, int((0.6 + 0.9 * mel[0]) * 16))
     width = int((0.6 + 0.9 * time[0]) * 40)
     top, left = int(mel[1] * (17 - height)), int(time[1] * (61 - width))
@@ -142,14 +142,14 @@ def test_resizing_frequency_leaves_frames_where_they_are():
     later = feats.clone()
     later[:, 20] += 1
     resize = RandomResizedCrop((0.6, 1.5))
-    one, other = (resize(x, n_frames, noise_of(feats)) for x in (feats, later))
+    one, other = (resize(x, n_frames, rand_of(feats)) for x in (feats, later))
     changed = (one != other).any(2).any(0)
     assert changed.nonzero().flatten().tolist() == [20]
 
 
-def by_hand(clip, other, share):
+def by_hand(clip, other, ratio):
     """log-mixup-exp of two stretches (L, n_mels)."""
-    return ((1 - share) * clip.exp() + share * other.exp()).log()
+    return ((1 - ratio) * clip.exp() + ratio * other.exp()).log()
 
 
 def test_mixing_averages_exponentials():
@@ -157,14 +157,14 @@ def test_mixing_averages_exponentials():
     old, old_frames = batch((50, 12), seed=1)
     mixup.remember(old, old_frames)
     feats, n_frames = batch()
-    mixed = mixup(feats, n_frames, noise_of(feats))
-    draws = noise_of(feats)(1, 2)[:, 0]
-    for row, clip, length, (which, share) in zip(
+    mixed = mixup(feats, n_frames, rand_of(feats))
+    draws = rand_of(feats)(1, 2)[:, 0]
+    for row, clip, length, (which, ratio) in zip(
         mixed, feats, n_frames.tolist(), draws.tolist(), strict=True
     ):
         chosen = int(which * 2)
         both = min(length, old_frames[chosen].item())
-        expected = by_hand(clip[:both], old[chosen, :both], 0.4 * share)
+        expected = by_hand(clip[:both], old[chosen, :both], 0.4 * ratio)
         assert torch.allclose(row[:both], expected, atol=2e-3)
         # Where the other clip is over, this one is as it was.
         assert torch.equal(row[both:], clip[both:])
@@ -189,7 +189,7 @@ def test_the_memory_is_saved():
     feats, n_frames = batch()
     mixup.remember(feats, n_frames)
     again.load_state_dict(mixup.state_dict())
-    one, other = (x(feats, n_frames, noise_of(feats)) for x in (mixup, again))
+    one, other = (x(feats, n_frames, rand_of(feats)) for x in (mixup, again))
     assert torch.equal(one, other) and not torch.equal(one, feats)
 
 
@@ -199,7 +199,7 @@ def test_evaluation_neither_mixes_nor_remembers():
     mixup.remember(feats, n_frames)
     before = {key: x.clone() for key, x in mixup.state_dict().items()}
     mixup.eval()
-    assert mixup(feats, n_frames, noise_of(feats)) is feats
+    assert mixup(feats, n_frames, rand_of(feats)) is feats
     mixup.remember(feats, n_frames)
     after = mixup.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -216,13 +216,13 @@ def test_evaluation_neither_mixes_nor_remembers():
 def test_a_view_does_not_depend_on_the_neighbours(view):
     feats, n_frames = batch()
     keys = torch.tensor([3, 1, 4, 1])
-    together = view(feats, n_frames, noise_of(feats, keys))
+    together = view(feats, n_frames, rand_of(feats, keys))
     for row, count in enumerate(n_frames.tolist()):
         only = slice(row, row + 1)
         alone = view(
             feats[only, :count],
             n_frames[only],
-            noise_of(feats[only], keys[only]),
+            rand_of(feats[only], keys[only]),
         )[0]
         size = len(alone)
         assert torch.allclose(together[row, :size], alone, atol=1e-6)
@@ -233,7 +233,7 @@ def test_backgrounds_add_powers_at_the_level_asked_for():
     lengths = (60, 41, 50)
     feats, n_frames = batch(lengths)
     background = Background(probability=1.0, snr=(10.0, 10.0), scale=3.0)
-    mixed = background(feats, n_frames, noise_of(feats))
+    mixed = background(feats, n_frames, rand_of(feats))
     for number, length in enumerate(lengths):
         assert (mixed[number, length:] == 0).all()
         clip = feats[number, :length]
@@ -255,14 +255,14 @@ def test_backgrounds_add_powers_at_the_level_asked_for():
 def test_a_clip_alone_gets_no_background():
     feats, n_frames = torch.randn(1, 9, 4), torch.tensor([9])
     background = Background(probability=1.0, snr=(0.0, 0.0), scale=1.0)
-    mixed = background(feats, n_frames, noise_of(feats))
+    mixed = background(feats, n_frames, rand_of(feats))
     assert torch.equal(mixed, feats)
 
 
 def test_backgrounds_come_as_often_as_asked_for():
     feats, n_frames = torch.randn(4000, 2, 3), torch.full((4000,), 2)
     background = Background(probability=0.3, snr=(0.0, 20.0), scale=1.0)
-    mixed = background(feats, n_frames, noise_of(feats))
+    mixed = background(feats, n_frames, rand_of(feats))
     changed = (mixed != feats).flatten(1).any(1)
     assert abs(changed.float().mean() - 0.3) < 0.03
     assert torch.equal(mixed[~changed], feats[~changed])
@@ -271,7 +271,7 @@ def test_backgrounds_come_as_often_as_asked_for():
 def test_a_channel_is_one_smooth_curve_a_clip():
     feats, n_frames = batch((60, 41, 7), n_mels=64)
     channel = RandomChannel(level=0.4, tilt=0.2, cosines=4)
-    added = channel(feats, n_frames, noise_of(feats)) - feats
+    added = channel(feats, n_frames, rand_of(feats)) - feats
     curves = added[:, 0]
     for own, curve, length in zip(added, curves, n_frames, strict=True):
         assert (own[:length] - curve).abs().max() < 1e-6
@@ -289,6 +289,6 @@ def test_views_of_keyed_draws_repeat():
     keys = torch.arange(len(feats))
     for view in (Background(1.0, (0.0, 9.0), 2.0), RandomChannel(0.4, 0.2, 3)):
         first, second = (
-            view(feats, n_frames, noise_of(feats, keys)) for _ in range(2)
+            view(feats, n_frames, rand_of(feats, keys)) for _ in range(2)
         )
         assert torch.equal(first, second)

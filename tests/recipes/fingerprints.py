@@ -31,6 +31,8 @@ PRETRAIN = "recipes/CustomData/pretrain"
 OBJECTIVE = """--audio={{corpus}} --objective={word} --model_size=micro
     --crop_seconds=0.6 --batch_size=4 --valid_fraction=0.2 --number_of_epochs=2
     --num_workers=0"""
+# What is too large for clips so short.
+MORE = {"mspm_reference": " --masker='{count: 30}'"}
 
 
 def experiments():
@@ -47,7 +49,7 @@ def experiments():
             f"objective: {path.stem}",
             f"{PRETRAIN}/train.py",
             f"{PRETRAIN}/hparams/pretrain.yaml",
-            OBJECTIVE.format(word=path.stem),
+            OBJECTIVE.format(word=path.stem) + MORE.get(path.stem, ""),
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import soundfile
 
-SCRIPT = "recipes/SyntheticCommands/synthetic_commands_prepare.py"
+SCRIPT = "recipes/SyntheticCommands/espeak.py"
 # Speaker and chapter of each part, and how many utterances.
 PARTS = {
     "train-clean-100": (("103", "1240", 8), ("1034", "121119", 8)),
@@ -23,7 +23,7 @@ WORDS = ("ONE", "TWO", "THREE", "FOUR", "FIVE", "SIX")
 def make(folder):
     """Write `LibriSpeech` into a folder; gives the folder."""
     espeak = _generator()
-    synthesiser = espeak.Synthesiser()
+    synthesizer = espeak.Synthesizer()
     number = 0
     for part, chapters in PARTS.items():
         for speaker, chapter, utterances in chapters:
@@ -36,7 +36,7 @@ def make(folder):
                 number += 1
                 words = [WORDS[number % 6], WORDS[number * number % 5]]
                 clip = f"{speaker}-{chapter}-{index:04}"
-                audio = synthesiser.say(" ".join(words).lower(), voice)
+                audio = synthesizer.say(" ".join(words).lower(), voice)
                 soundfile.write(own / f"{clip}.flac", 0.5 * audio, 16000)
                 lines.append(f"{clip} {' '.join(words)}\n")
             (own / f"{speaker}-{chapter}.trans.txt").write_text("".join(lines))
@@ -49,5 +49,9 @@ def _generator():
     module = importlib.util.module_from_spec(spec)
     # Its data classes look themselves up there.
     sys.modules[path.stem] = module
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(path.parent))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(path.parent))
     return module

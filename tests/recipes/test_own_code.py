@@ -28,7 +28,7 @@ class MyObjective(MSPM):
 class FirstSteps(RandomMasker):
     """Hides what comes first."""
 
-    def scores(self, noise, n_time, n_freq, max_time):
+    def scores(self, rand, n_time, n_freq, max_time):
         steps = torch.arange(max_time, device=n_time.device).float()
         return steps.expand(len(n_time), n_freq, max_time)
 
@@ -96,7 +96,7 @@ def test_loss(task, tones):
         "--compute_cost=!name:my_code.my_loss {power: 2}",
     )
     result = json.loads((out / "test_result.json").read_text())
-    assert result["compute_cost"] == "my_loss(power=2)"
+    assert result["compute_cost"] == "my_code.my_loss(power=2)"
     assert 0 < result["metrics"]["loss"] < 1
     card = (out / "export" / "README.md").read_text()
     assert "my_loss(power=2)" in card

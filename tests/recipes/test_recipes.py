@@ -194,8 +194,8 @@ def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
         "--cover_long=True",
     )
     last = log_of(folder)[-1]
-    assert {"train_takes_nce", "train_clip_nce"} <= last.keys()
-    assert not {"valid_takes_nce", "valid_clip_nce"} & last.keys()
+    assert {"train_pair_nce", "train_clip_nce"} <= last.keys()
+    assert not {"valid_pair_nce", "valid_clip_nce"} & last.keys()
     AudioEncoder.from_hparams(folder / "export")
 
 

@@ -33,6 +33,16 @@ def prepare():
 
 
 @pytest.fixture(scope="module")
+def espeak(prepare):
+    return sys.modules["espeak"]
+
+
+@pytest.fixture(scope="module")
+def sounds(prepare):
+    return sys.modules["sounds"]
+
+
+@pytest.fixture(scope="module")
 def corpus(prepare, tmp_path_factory):
     folder = tmp_path_factory.mktemp("commands")
     prepare.prepare_synthetic_commands(folder, **SIZES)
@@ -121,13 +131,13 @@ def test_same_arguments_same_bytes(prepare, corpus, tmp_path, monkeypatch):
     assert contents(tmp_path) == contents(corpus)
 
 
-def test_another_seed_is_another_corpus(prepare, tmp_path):
+def test_another_seed_is_another_corpus(espeak, prepare, tmp_path):
     def audio(seed):
         settings = prepare.Settings(0, 0, 0, 1, seed)
         (shard,) = prepare.plan_corpus(settings)
         rng = np.random.default_rng(0)
-        synthesiser = prepare.Synthesiser()
-        return prepare.say_word(synthesiser, shard.clips[0], rng)
+        synthesizer = espeak.Synthesizer()
+        return espeak.say_word(synthesizer, shard.clips[0], rng)
 
     assert len(audio(1)) != len(audio(2))
 
@@ -199,15 +209,15 @@ def test_skip_prep_only_names_the_manifests(prepare, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_words_are_not_cut(prepare):
+def test_words_are_not_cut(espeak, prepare):
     """The slowest speakers too finish within the clip."""
-    synthesiser = prepare.Synthesiser()
+    synthesizer = espeak.Synthesizer()
     rng = np.random.default_rng(0)
     for voice in ("en-us+f4", "en+Marco", "en-029+m4"):
-        speaker = prepare.Speaker("s", voice, 40, 120, 0.93)
+        speaker = espeak.Speaker("s", voice, 40, 120, 0.93)
         for number, word in enumerate(prepare.WORDS):
-            clip = prepare.Clip(number, word, speaker)
-            audio = prepare.say_word(synthesiser, clip, rng)
+            clip = espeak.Clip(number, word, speaker)
+            audio = espeak.say_word(synthesizer, clip, rng)
             assert 0.15 < len(audio) / 16000 < 0.95
             # Silence at both ends shows that nothing is missing there.
             assert np.abs(audio[:20]).max() < 0.05
@@ -229,18 +239,18 @@ def level_db(audio, low, high):
 @pytest.mark.parametrize(
     ("kind", "slope"), [("white", 0), ("pink", -3), ("brown", -6)]
 )
-def test_noise_colours(prepare, kind, slope):
-    noise = prepare.make_noise(kind, [], np.random.default_rng(0))
+def test_noise_colours(sounds, kind, slope):
+    noise = sounds.make_noise(kind, [], np.random.default_rng(0))
     assert noise.shape == (16000,)
     drop = level_db(noise, 2000, 4000) - level_db(noise, 250, 500)
     assert drop == pytest.approx(3 * slope, abs=0.7)
 
 
-def test_room_adds_a_decaying_tail(prepare):
+def test_room_adds_a_decaying_tail(sounds):
     click = np.zeros(16000)
     click[1000] = 1.0
     rng = np.random.default_rng(0)
-    rooms = [prepare.reverberate(click, rng) for _ in range(20)]
+    rooms = [sounds.reverberate(click, rng) for _ in range(20)]
     for room in rooms:
         assert room.shape == click.shape
         assert np.abs(room[:1000]).max() < 1e-9
@@ -249,17 +259,17 @@ def test_room_adds_a_decaying_tail(prepare):
         assert 0 < np.sum(tail[:2000] ** 2)
         assert np.sum(tail[8000:] ** 2) < 1e-3 * np.sum(tail**2)
         ratio_db = -10 * np.log10(np.sum(tail**2))
-        low, high = prepare.DIRECT_TO_REVERBERANT_DB
+        low, high = sounds.DIRECT_TO_REVERBERANT_DB
         assert low - 0.1 < ratio_db < high + 0.1
 
 
-def test_noise_is_as_loud_as_meant(prepare, monkeypatch):
-    monkeypatch.setattr(prepare, "TILT_DB_PER_OCTAVE", (0.0, 0.0))
-    monkeypatch.setattr(prepare, "DIRECT_TO_REVERBERANT_DB", (90.0, 90.0))
-    monkeypatch.setattr(prepare, "NOISES", ("white",))
+def test_noise_is_as_loud_as_meant(sounds, monkeypatch):
+    monkeypatch.setattr(sounds, "TILT_DB_PER_OCTAVE", (0.0, 0.0))
+    monkeypatch.setattr(sounds, "DIRECT_TO_REVERBERANT_DB", (90.0, 90.0))
+    monkeypatch.setattr(sounds, "NOISES", ("white",))
     word = np.hanning(4800) * np.sin(np.arange(4800) * 0.3)
     rng = np.random.default_rng(0)
-    audio = prepare.make_clip(word, [], rng, snr_db=(10.0, 10.0))
+    audio = sounds.make_clip(word, [], rng, snr_db=(10.0, 10.0))
     # The noise is white, the word a tone at 764 Hz.
     noise_power = 10 ** (level_db(audio, 4000, 8000) / 10) / 16000
     total_power = np.mean(audio**2)

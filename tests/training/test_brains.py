@@ -31,14 +31,13 @@ from brain_kit import (
     evaluate,
     fit,
     merged,
+    rows,
     same,
     validate,
     weights,
 )
 
-from ssast_lobes.augment.augmentation import (
-    Mixup,
-)
+from ssast_lobes.augment.augmentation import Mixup
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training import ClassificationBrain
@@ -46,8 +45,7 @@ from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.losses import binary_cross_entropy
 from ssast_lobes.utils.schedules import Constant, WarmupCosine, WarmupPlateau
 
-# Building small runs ------------------------------------------------------
-
+__all__ = ["rows"]  # a fixture
 
 # Randomness and resuming --------------------------------------------------
 
@@ -665,9 +663,10 @@ def test_settings_that_do_not_fit_the_labels(settings, message, rows, tmp_path):
 def test_the_lowest_equal_error_rate_chooses_the_epoch(
     rows, tmp_path, monkeypatch
 ):
-    monkeypatch.setitem(globals(), "LABELS", ["chirp", "noise"])
+    labels = ["chirp", "noise"]
+    monkeypatch.setattr("brain_kit.LABELS", labels)
     two = {
-        name: {k: row for k, row in part.items() if row["label"] in LABELS}
+        name: {k: row for k, row in part.items() if row["label"] in labels}
         for name, part in rows.items()
     }
 

@@ -21,13 +21,13 @@ from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.evaluation.probing import probe, write_report
-from ssast_lobes.training.base import read_log
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
     yaml_errors,
 )
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.training.logs import read_log
+from ssast_lobes.utils.files import atomic_write, write_json
 
 PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -87,8 +87,7 @@ def pretrain(name, settings, folder, tasks):
         "seconds": time.time() - start,
         "cpu_seconds": _cpu_seconds() - used,
     }
-    with atomic_write(done) as file:
-        json.dump(cost, file, indent=2)
+    write_json(done, cost)
     return cost
 
 

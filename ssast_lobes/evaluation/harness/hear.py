@@ -63,7 +63,7 @@ def load_model(model_file_path=""):
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio, model):
-    """One vector a time step.
+    """Return one vector a time step.
 
     Arguments
     ---------
@@ -75,8 +75,8 @@ def get_timestamp_embeddings(audio, model):
     Returns
     -------
     embeddings : torch.Tensor
-        (B, T, D). A last patch of which more than half lies behind the end
-        of the audio is left out, so that timestamps stay evenly spaced and
+        (B, T, D). A last patch that lies behind the end of the audio by more
+        than half is left out, so that timestamps stay evenly spaced and
         within the audio.
     timestamps : torch.Tensor
         Centres of the time steps in milliseconds, (B, T).
@@ -99,13 +99,13 @@ def get_timestamp_embeddings(audio, model):
     >>> vectors.shape, times[0].tolist()
     (torch.Size([2, 3, 32]), [87.5, 247.5, 407.5])
     """
-    audio = _on_device(audio, model)
+    audio = audio.to(model.fbank.window.device)
     frames = model.frames(audio)
     fbank, size = model.fbank, model.grid.patch[1]
     reach = (size - 1) * fbank.hop_samples + fbank.window_samples
     middle = min(reach, audio.shape[1]) / 2
-    steps = torch.arange(frames.shape[1], device=audio.device)
-    centres = steps.double() * model.samples_per_step + middle
+    time = torch.arange(frames.shape[1], device=audio.device)
+    centres = time.double() * model.samples_per_step + middle
     within = int((audio.shape[1] - middle) // model.samples_per_step) + 1
     milliseconds = (1000 * centres / model.sample_rate).float()
     timestamps = milliseconds[:within].expand(len(audio), -1)
@@ -114,7 +114,7 @@ def get_timestamp_embeddings(audio, model):
 
 @torch.no_grad()
 def get_scene_embeddings(audio, model):
-    """One vector a sound.
+    """Return one vector a sound.
 
     Arguments
     ---------
@@ -145,8 +145,4 @@ def get_scene_embeddings(audio, model):
     >>> get_scene_embeddings(torch.rand(2, 8000), model).shape
     torch.Size([2, 32])
     """
-    return model.clip(_on_device(audio, model))
-
-
-def _on_device(audio, model):
-    return audio.to(model.fbank.window.device)
+    return model.clip(audio.to(model.fbank.window.device))

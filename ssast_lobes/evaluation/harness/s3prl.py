@@ -55,7 +55,7 @@ class UpstreamExpert(WindowedModel):
                 f"{ckpt}: takes audio at {self.sample_rate} Hz, s3prl gives "
                 f"{SAMPLE_RATE} Hz"
             )
-        # s3prl decides whether to train it: without, it computes no gradient.
+        # s3prl decides whether to train it, and disables gradients if not.
         self.lobe.freeze = False
         self.lobe.encoder.requires_grad_(True)
 

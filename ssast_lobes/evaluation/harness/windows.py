@@ -16,8 +16,8 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 class WindowedModel(nn.Module):
     """An exported folder as a module over waveforms of any length.
 
-    What is longer than the window that the export names is computed in windows
-    that overlap by half; see `ssast_lobes.inference`.
+    Audio longer than the window of the export is computed in windows that
+    overlap by half; see `ssast_lobes.inference`.
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ class WindowedModel(nn.Module):
         return self.lobe.encoder.dim
 
     def n_time(self, n_samples):
-        """Time steps T' of a clip.
+        """Count the time steps T' of a clip.
 
         Arguments
         ---------
@@ -75,7 +75,7 @@ class WindowedModel(nn.Module):
         return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def clip(self, wav, lengths=None):
-        """One vector a clip, as the export pools: the mean of its windows.
+        """Return one vector a clip, pooled as the export does over its windows.
 
         Arguments
         ---------
@@ -97,11 +97,11 @@ class WindowedModel(nn.Module):
             not floating point.
         """
         lengths = self._lengths(wav, lengths)
-        vectors, shares = self._windowing.clips(self.lobe, wav, lengths)
-        return torch.einsum("bw,bwd->bd", shares, vectors)
+        vectors, weights = self._windowing.clips(self.lobe, wav, lengths)
+        return torch.einsum("bw,bwd->bd", weights, vectors)
 
     def frames(self, wav, lengths=None):
-        """One vector a time step, in time order; arguments as of `clip`.
+        """Return one vector a time step, in order; arguments as of `clip`.
 
         Returns
         -------
@@ -114,7 +114,7 @@ class WindowedModel(nn.Module):
         return self._stitch(parts, lengths, self.n_time(wav.shape[1]))
 
     def layers(self, wav, lengths=None):
-        """`frames`, and the same of every layer.
+        """Return `frames`, and the same of every layer.
 
         Returns
         -------
@@ -129,8 +129,8 @@ class WindowedModel(nn.Module):
         for encoded in self._windowing.encode(
             self.lobe, wav, lengths, hidden_states=True
         ):
-            bands = encoded.hidden_states.unflatten(2, (encoded.n_freq, -1))
-            parts.append(torch.cat([bands.mean(2), encoded.frames[None]]))
+            states = encoded.hidden_states.unflatten(2, (encoded.n_freq, -1))
+            parts.append(torch.cat([states.mean(2), encoded.frames[None]]))
         states = self._stitch(parts, lengths, self.n_time(wav.shape[1]))
         return states[-1], states[:-1]
 

@@ -10,7 +10,7 @@ from ssast_lobes.evaluation.harness.windows import WindowedModel
 
 
 class XaresEncoder(WindowedModel):
-    """What X-ARES calls, to derive from: set `source`.
+    """The base of an encoder for X-ARES: derive a class and set `source`.
 
     X-ARES pads the clips of a batch with zeros and does not tell their
     lengths: padding counts as audio, as with every encoder there.
@@ -65,7 +65,7 @@ class XaresEncoder(WindowedModel):
         return 1000 * self.samples_per_step / self.sample_rate
 
     def forward(self, audio):
-        """One vector a time step.
+        """Return one vector a time step.
 
         Arguments
         ---------

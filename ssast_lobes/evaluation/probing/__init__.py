@@ -1,9 +1,9 @@
 """Probes: how much a simple classifier reads off frozen encoders.
 
-An L2-penalised logistic regression and weighted nearest neighbours, beside
+An L2-penalized logistic regression and weighted nearest neighbours, next to
 three baselines that a trained encoder has to beat, with intervals that follow
-the speakers. This is what checkpoints are chosen with: see `probe`, and the
-command ``ssast-lobes probe``.
+the speakers. Use it to choose a checkpoint: see `probe`, and the command
+``ssast-lobes probe``.
 """
 
 from ssast_lobes.evaluation.probing.classifiers import (

@@ -1,6 +1,6 @@
 """Classifiers on fixed features: logistic regression and nearest neighbours.
 
-Both standardise every feature on the training part, choose their one setting
+Both standardize every feature on the training part, choose their one setting
 on the validation part and classify the test part. They compute in float64 on
 the CPU, without random numbers.
 """
@@ -12,12 +12,12 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ssast_lobes.utils.metrics import accuracy
 
-# Rows of similarities that are computed at once.
+# Rows of similarities at once: all of them would outgrow the memory.
 _CHUNK = 1024
 
 
 class Fit(NamedTuple):
-    """What a classifier says of the test part.
+    """Predictions of a classifier on the test part.
 
     Arguments
     ---------
@@ -44,11 +44,11 @@ def logistic_regression(
     penalties=tuple(10.0**k for k in range(1, -6, -1)),
     metric=accuracy,
 ):
-    """Fits a multinomial logistic regression and classifies the test part.
+    """Fit a multinomial logistic regression and classify the test part.
 
     Every feature is brought to mean 0 and deviation 1 on the training part.
     The loss is the mean cross-entropy plus `penalty / 2` times the squared
-    weights (not the biases), minimised by L-BFGS. The penalty with the
+    weights (not the biases), minimized by L-BFGS. The penalty with the
     highest validation score is taken; of equals, the strongest.
 
     Arguments
@@ -90,7 +90,7 @@ def logistic_regression(
     penalties = sorted(penalties, reverse=True)
     if not penalties:
         raise ValueError("penalties is empty: name at least one")
-    train_x, valid_x, test_x = _standardise(train_x, valid_x, test_x)
+    train_x, valid_x, test_x = _standardize(train_x, valid_x, test_x)
     # Along its principal axes the problem is the same and far better
     # conditioned; directions that the training part lacks get no weight.
     axes, variances = _principal_axes(train_x)
@@ -119,13 +119,13 @@ def nearest_neighbours(
     temperature=0.07,
     metric=accuracy,
 ):
-    """Classifies by the most alike training clips.
+    """Classify by the most similar training clips.
 
     The k training clips of the highest cosine similarity s vote for their
     class with weight `exp(s / temperature)`, as in DINO (Caron et al., ICCV
     2021), whose temperature is the default. Here the features are
-    standardised on the training part before, since the mean of pooled
-    features would make all of them alike. The k with the highest validation
+    standardized on the training part before, since the mean of pooled
+    features would make all of them similar. The k with the highest validation
     score is taken; of equals, the largest.
 
     Arguments
@@ -134,7 +134,7 @@ def nearest_neighbours(
         As in `logistic_regression`.
     counts : iterable of int
         Numbers of neighbours k to choose from; those above the number of
-        training clips are passed over.
+        training clips are skipped.
     temperature : float
         Smaller: the nearest count more.
 
@@ -161,7 +161,7 @@ def nearest_neighbours(
             f"counts: name at least one from 1 to {len(train_x)}, the number "
             "of training clips"
         )
-    parts = _standardise(train_x, valid_x, test_x)
+    parts = _standardize(train_x, valid_x, test_x)
     train_x, valid_x, test_x = (normalize(x, dim=1) for x in parts)
     best = None
     valid = _votes(valid_x, train_x, train_y, counts, n_classes, temperature)
@@ -174,10 +174,10 @@ def nearest_neighbours(
 
 
 def linear_weights(x, y, n_classes, penalty):
-    """The optimal logistic regression as one linear layer on the features.
+    """Fit a logistic regression, and return it as a linear layer.
 
-    As `logistic_regression` with one penalty; that every feature is brought
-    to mean 0 and deviation 1 is part of the layer.
+    As `logistic_regression` with one penalty. The layer takes raw features:
+    it contains their standardization.
 
     Arguments
     ---------
@@ -188,7 +188,7 @@ def linear_weights(x, y, n_classes, penalty):
     n_classes : int
         Number of classes C.
     penalty : float
-        Of the squared weights on standardised features.
+        Of the squared weights on standardized features.
 
     Returns
     -------
@@ -220,8 +220,8 @@ def linear_weights(x, y, n_classes, penalty):
     return weight.T, bias - mean @ weight
 
 
-def _standardise(train_x, valid_x, test_x):
-    """All features in float64, by mean and deviation of the first."""
+def _standardize(train_x, valid_x, test_x):
+    """Return all features in float64, by mean and deviation of the first."""
     parts = {"train_x": train_x, "valid_x": valid_x, "test_x": test_x}
     parts = [_exact(x, name) for name, x in parts.items()]
     mean, scale = _scaling(parts[0])
@@ -229,23 +229,23 @@ def _standardise(train_x, valid_x, test_x):
 
 
 def _exact(x, name):
-    """Features in float64, on the CPU."""
+    """Return features in float64, on the CPU."""
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} has values that are not finite")
     return x.detach().cpu().double()
 
 
 def _scaling(x):
-    """Mean (D,), and what brings deviations to 1 (D,)."""
+    """Return the mean (D,), and the factor for a deviation of 1 (D,)."""
     mean = x.mean(0)
     std = x.std(0, correction=0)
-    # A constant feature says nothing: what is left of it is rounding.
+    # A constant feature says nothing: only rounding errors are left of it.
     constant = std <= 1e-12 * mean.abs()
     return mean, torch.where(constant, 0.0, 1 / std)
 
 
 def _principal_axes(x):
-    """Axes (D, R) with any variance, and their variances (R,)."""
+    """Return the axes (D, R) with any variance, and their variances (R,)."""
     _, singular, axes = torch.linalg.svd(x, full_matrices=False)
     variances = singular.square() / len(x)
     kept = variances > 1e-12 * variances.max()
@@ -254,9 +254,9 @@ def _principal_axes(x):
 
 @torch.enable_grad()
 def _fit(x, y, weight, bias, penalty, variances, max_steps=500):
-    """The optimal weight (R, C) and bias (C,), found from those given.
+    """Return the optimal weight (R, C) and bias (C,), from a first guess.
 
-    The features have to be uncorrelated; `variances` are theirs.
+    The features have to be uncorrelated, with these `variances`.
     """
     # Steps are taken in units in which the loss at the start is about equally
     # curved in all directions.
@@ -286,7 +286,7 @@ def _fit(x, y, weight, bias, penalty, variances, max_steps=500):
 
 
 def _votes(x, train_x, train_y, counts, n_classes, temperature):
-    """Predicted classes (M,) by number of neighbours; `counts` descends."""
+    """Return classes (M,) by number of neighbours; `counts` descends."""
     predictions = {k: [] for k in counts}
     for rows in x.split(_CHUNK):
         similarity, index = (rows @ train_x.T).topk(counts[0])

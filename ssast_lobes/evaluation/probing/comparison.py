@@ -40,9 +40,9 @@ SCORES = {
 
 
 class Result(NamedTuple):
-    """How one system does on one task, read by one probe.
+    """The scores of one system on one task, by one probe.
 
-    Scores are shares, 0 to 1. Intervals hold 95 % of the test parts that one
+    Scores are fractions, 0 to 1. Intervals hold 95 % of the test parts that one
     gets by drawing its groups again.
 
     Arguments
@@ -107,7 +107,7 @@ def probe(
     """Measure how much a simple classifier reads off frozen encoders.
 
     Nothing of the test part is used but for the scores: features are
-    standardised on train; penalty, number of neighbours and, under
+    standardized on train; penalty, number of neighbours and, under
     ``"best"``, the pooling are chosen on valid. The three baselines are the
     most frequent class, mean and deviation of the log-mel energies over time,
     and each architecture with random weights.
@@ -116,7 +116,7 @@ def probe(
     ---------
     models : list or dict
         Exported folders or official ``.pth`` files; or a dict of these by the
-        names that tables are to call them. See `short_names`.
+        names to use in tables. See `short_names`.
     tasks : list of Task
         From `read_task`.
     cache_folder : str or path
@@ -175,7 +175,7 @@ def probe(
 
 
 def short_names(sources):
-    """Name models by what tells their paths apart.
+    """Name models by the parts in which their paths differ.
 
     Arguments
     ---------
@@ -209,7 +209,7 @@ def short_names(sources):
 
 
 def _n_common(paths):
-    """How many parts all paths have in common, from the first on."""
+    """Count the parts that all paths have in common, from the first."""
     columns = list(zip(*paths, strict=False))
     return next(
         (n for n, column in enumerate(columns) if len(set(column)) > 1),
@@ -218,7 +218,7 @@ def _n_common(paths):
 
 
 def variants_of(pooling, layers):
-    """Those of the `VARIANTS` that two choices allow for.
+    """Return the `VARIANTS` that two choices allow.
 
     Arguments
     ---------
@@ -275,7 +275,7 @@ def _check_names(models, tasks):
 
 
 def _systems(models, device, batch_size):
-    """Baselines, then models; every model has been loaded once."""
+    """Return baselines, then models; load every model once."""
     twins, systems = {}, []
     fbank = {}
     for name, source in models.items():
@@ -305,7 +305,7 @@ def _untrained(open_model):
 
 
 def _all_vectors(systems, tasks, cache_folder):
-    """Vectors by system and path; reasons by unreadable path."""
+    """Return vectors by system and path, and reasons by unreadable path."""
     paths = [path for task in tasks for path in task.paths()]
     vectors, missing = {}, {}
     for system in systems:
@@ -327,7 +327,7 @@ class _Measured(NamedTuple):
 
 
 def _probe_task(task, systems, vectors, variants, bar):
-    """The results of one task."""
+    """Return the results of one task."""
     y = {split: task.targets(split) for split in SPLITS}
     groups, metric = task.groups(), SCORES[task.metric]
 
@@ -356,14 +356,14 @@ def _probe_task(task, systems, vectors, variants, bar):
 
 
 def _majority(y, metric):
-    """Every clip gets the class that most training clips have."""
+    """Give every clip the class that most training clips have."""
     label = y["train"].bincount().argmax()
     valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
     return Fit(test, None, metric(valid, y["valid"]))
 
 
 def best_fit(classify, x, y, task, variants=VARIANTS):
-    """The fit with the best validation score, and how clips were pooled.
+    """Return the fit with the best validation score, and its pooling.
 
     Arguments
     ---------
@@ -371,9 +371,9 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
         One of `PROBES`.
     x : dict of str to torch.Tensor
         Vectors (N, R, D) by split, see `PooledEncoder.vectors`; (N, 1, D) of
-        a source that does not leave a choice.
+        a source with one way only.
     y : dict of str to torch.Tensor
-        Class indices (N,) by split; those of test are not looked at.
+        Class indices (N,) by split; those of test are not used.
     task : Task
         For its number of classes and its metric.
     variants : sequence of tuple
@@ -384,7 +384,7 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
     fit : Fit
         See `ssast_lobes.evaluation.probing.classifiers`.
     variant : tuple
-        Pooling and layers; two times None where vectors are not pooled.
+        Pooling and layers; both None where vectors are not pooled.
 
     Example
     -------

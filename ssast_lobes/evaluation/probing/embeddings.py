@@ -25,7 +25,7 @@ from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.dataio.addresses import stamp_of
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
-from ssast_lobes.inference.audio import read_blocks, require_length
+from ssast_lobes.evaluation.statistics import frame_blocks
 from ssast_lobes.inference.encoder import AudioEncoder
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
@@ -54,18 +54,17 @@ _PER_LAYER = POOLINGS["dynamics"] + 1
 # Part of every key: raise it when the same weights give other vectors.
 _VERSION = 3
 _FLUSH_SECONDS = 120
-_BLOCK_FRAMES = 3000
 
 
 class PooledEncoder(AudioEncoder):
     """A frozen encoder that gives what all `VARIANTS` need; see `pooled`.
 
-    Of classifiers only the encoder is used: head and pooling are left aside.
+    Only the encoder of a classifier is used, without head and pooling.
 
     Arguments
     ---------
     source : str or path
-        Exported folder, or official ``.pth`` file (AudioSet's normalisation).
+        Exported folder, or official ``.pth`` file (AudioSet's normalization).
     device : str
         Where to compute.
     batch_size : int
@@ -94,7 +93,7 @@ class PooledEncoder(AudioEncoder):
         }
 
     def untrained(self, seed=0):
-        """The same encoder before any training.
+        """Return the same encoder before any training.
 
         Arguments
         ---------
@@ -150,7 +149,7 @@ class PooledEncoder(AudioEncoder):
 
 
 def _complete(config):
-    """Give an official checkpoint's configuration what an export has."""
+    """Complete the configuration of an official checkpoint."""
     n_mels = config["encoder"]["grid"]["n_mels"]
     config.setdefault("kind", "pretrained")
     config.setdefault("features", FrontEnd(n_mels=n_mels).config)
@@ -179,7 +178,7 @@ class _AllLayers(nn.Module):
 
 
 def pooled(vectors, pooling, layers):
-    """The clip vectors of one way of pooling.
+    """Return the clip vectors of one way of pooling.
 
     Arguments
     ---------
@@ -253,14 +252,10 @@ class LogMelStatistics:
                 unreadable.append((path, reason))
 
     def _statistics(self, path):
-        """Vector (2 M,) of a file of any length, each frame counted once."""
-        fbank = self.fbank
-        hop = _BLOCK_FRAMES * fbank.hop_samples
-        length = hop - fbank.hop_samples + fbank.window_samples
+        """Return the vector (2 M,) of a file of any length."""
         count = total = squares = 0
-        for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
-            require_length(path, start + len(wav), fbank)
-            feats, n_frames = fbank(wav[None])
+        for wav in frame_blocks(path, self.fbank):
+            feats, n_frames = self.fbank(wav[None])
             feats = self._frames(feats[0, : n_frames[0]].double())
             count += len(feats)
             total = total + feats.sum(0)
@@ -270,7 +265,7 @@ class LogMelStatistics:
         return torch.cat([mean, deviation]).float()
 
     def _frames(self, feats):
-        """What is measured of log-mel energies (T, M)."""
+        """Return the features to measure (T, M') of log-mel energies (T, M)."""
         return feats
 
 
@@ -279,8 +274,8 @@ class MFCCStatistics(LogMelStatistics):
 
     Mel-frequency cepstral coefficients, the cosine transform (orthonormal
     DCT-II) of the log-mel energies, with the slopes over five frames and the
-    slopes of these: the usual features before there were networks. At the
-    joints of long files, every 30 s, slopes are those of an edge.
+    slopes of these: the usual features before there were networks. Long
+    files are read in blocks of 30 s, and slopes do not see across.
 
     Arguments
     ---------
@@ -318,14 +313,14 @@ class MFCCStatistics(LogMelStatistics):
 
 
 def cached_vectors(source, name, paths, folder, unreadable):
-    """Vectors of files, from the cache where it has them.
+    """Return the vectors of files, from the cache where it has them.
 
-    What was computed is kept when the run is stopped, and every two minutes.
+    The cache is written every two minutes, and when the run is stopped.
 
     Arguments
     ---------
     source : PooledEncoder or LogMelStatistics
-        What gives the vectors.
+        Computes the vectors.
     name : str
         What the progress bar calls it.
     paths : iterable of str
@@ -370,7 +365,7 @@ def _compute(source, name, paths, stamps, known, file, unreadable):
 
 
 def _by_duration(paths, unreadable):
-    """Paths from long to short: little padding, and memory fails at once."""
+    """Sort paths from long to short: little padding; memory fails early."""
     seconds = {}
     for path in paths:
         try:
@@ -382,7 +377,7 @@ def _by_duration(paths, unreadable):
 
 
 def _read(file):
-    """path -> (stamp, vectors); empty where there is no cache yet."""
+    """Read (stamp, vectors) by path; nothing where there is no cache yet."""
     if not file.exists():
         return {}
     try:
@@ -399,7 +394,7 @@ def _read(file):
 
 
 def _write(file, known):
-    """Written whole or not at all."""
+    """Write the cache, whole or not at all."""
     if not known:
         return
     file.parent.mkdir(parents=True, exist_ok=True)

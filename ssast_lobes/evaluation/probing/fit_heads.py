@@ -1,4 +1,4 @@
-"""Linear heads: what a probe has found, kept for use.
+"""Linear heads: probes, kept for use.
 
 The copy of an encoder that `train_heads` writes is small: half precision, no
 pretext heads, and a linear layer for each task.
@@ -34,7 +34,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.files import resolved
 
-# What `ClipPooling` calls the layers; weights that nobody trains are equal.
+# The words of `ClipPooling` for layers. "weighted": equal without training.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 
@@ -73,10 +73,9 @@ def train_heads(
     batch_size : int
         Windows of audio computed at once.
     pooling, layers : str
-        How clips become vectors, as in `probe`. Under ``"best"`` that is
-        chosen for each head too, and where no task is named, as in
-        `ssast-lobes embed`, a clip is the mean of its tokens after the last
-        layer.
+        How clips become vectors, as in `probe`. ``"best"`` chooses for
+        each head; without a task, as in `ssast-lobes embed`, a clip is then
+        the mean of its tokens after the last layer.
 
     Returns
     -------
@@ -126,7 +125,7 @@ def train_heads(
 
 
 def _write_encoder(folder, weights, clip_pooling, card):
-    """The encoder alone, in half precision."""
+    """Write the encoder alone, in half precision."""
     config = weights.config
     plain = {
         "kind": "pretrained",
@@ -145,13 +144,13 @@ def _write_encoder(folder, weights, clip_pooling, card):
 
 
 def _clip_pooling(config, variants):
-    """Of the only variant; of several, what exports have."""
+    """Return the pooling of the only variant, or that of plain exports."""
     [(pooling, layers)] = variants if len(variants) == 1 else VARIANTS[:1]
     return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
 
 
 def _head(task, encoder, variants, cache_folder):
-    """The head of a task, and its test score."""
+    """Return the head of a task, and its test score."""
     unreadable = []
     vectors = cached_vectors(
         encoder, task.name, task.paths(), cache_folder, unreadable
@@ -175,7 +174,7 @@ def _head(task, encoder, variants, cache_folder):
 
 
 def _sections(path):
-    """What a model card tells of the training, by heading."""
+    """Read the sections of a model card about the training, by heading."""
     if not path.is_file():
         return {}
     found = _SECTION.findall(path.read_text("utf-8"))

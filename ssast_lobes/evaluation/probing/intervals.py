@@ -1,8 +1,8 @@
 """Confidence intervals: how far a score depends on who is in the test part.
 
 Clips of one speaker succeed and fail together, so that whole groups of clips
-are drawn again (the cluster bootstrap), not clips. Two systems that are drawn
-with one seed see the same groups: the differences of their scores are paired.
+are resampled (the cluster bootstrap), not clips. Two systems under one seed
+see the same groups: the differences of their scores are paired.
 """
 
 import torch
@@ -10,12 +10,12 @@ import torch
 METRICS = ("accuracy", "uar")
 REPLICATES = 2000
 
-# Draws that are held in memory at once.
+# Draws at once: all of them would need much memory.
 _CHUNK = 100
 
 
 def bootstrap(predicted, target, groups, metric, seed=0):
-    """Scores of the test part with its groups drawn again and again.
+    """Return scores of the test part under resampling of its groups.
 
     Arguments
     ---------
@@ -59,7 +59,7 @@ def bootstrap(predicted, target, groups, metric, seed=0):
 
 
 def interval(scores):
-    """The middle 95 % of bootstrapped scores, or of their differences.
+    """Return the middle 95 % of bootstrapped scores, or of differences.
 
     Arguments
     ---------
@@ -81,8 +81,8 @@ def interval(scores):
 
 
 def _scores(hits, totals, metric):
-    """Scores (R,) of hits and clips by class, both (R, C)."""
+    """Return scores (R,) of hits and clips by class, both (R, C)."""
     if metric == "accuracy":
         return hits.sum(1) / totals.sum(1)
-    # 0 / 0 of an absent class: NaN, which the mean passes over.
+    # An absent class gives 0 / 0, NaN, which the mean skips.
     return (hits / totals).nanmean(1)

@@ -1,13 +1,12 @@
 """The report of a probe: a table to read, two to compute with, a picture."""
 
 import csv
-import json
 import os
 from pathlib import Path
 
 from ssast_lobes.evaluation.probing.comparison import Result
 from ssast_lobes.evaluation.probing.intervals import REPLICATES
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import atomic_write, write_json
 from ssast_lobes.utils.plots import plot_intervals
 
 _METRIC_NAMES = {"accuracy": "accuracy", "uar": "UAR"}
@@ -16,12 +15,12 @@ _PROBE_NAMES = {
     "k-NN": "Nearest neighbours",
 }
 
-# Of fewer groups a bootstrap says little.
+# A bootstrap over fewer groups says little.
 _FEW_GROUPS = 10
 
 
 def markdown(results, tasks):
-    """All results as tables, aligned to be read on a screen too.
+    """Return all results as Markdown tables, aligned for a screen too.
 
     Arguments
     ---------
@@ -86,7 +85,7 @@ def _task_row(task):
 
 
 def _score_table(rows, tasks, value, low, high, sign=""):
-    """Lines of a table, systems down; the best of several models is bold."""
+    """Return the lines of a table; the best of several models is bold."""
     header = [f"{task.name} ({_METRIC_NAMES[task.metric]})" for task in tasks]
     lines = [["system", *header]]
     cells = {(row.system, row.task): row for row in rows}
@@ -113,7 +112,7 @@ def _score_table(rows, tasks, value, low, high, sign=""):
 
 
 def _table(rows, left=1):
-    """Aligned lines of a Markdown table; the first row is the header."""
+    """Return aligned lines of a Markdown table; the first is the header."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]
@@ -153,13 +152,14 @@ def write_report(results, tasks, folder):
         file.write(text)
     rows = [result._asdict() for result in results]
     with atomic_write(folder / "probe.csv") as file:
-        _write_table(rows, file)
+        writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
     described = [
         dict(zip(_TASK_HEADER, _task_row(task), strict=True)) for task in tasks
     ]
     content = {"tasks": described, "results": rows}
-    with atomic_write(folder / "probe.json") as file:
-        json.dump(content, file, indent=2)
+    write_json(folder / "probe.json", content)
     picture = folder / f".{os.getpid()}.partial.png"
     plot_results(results, picture)
     os.replace(picture, folder / "probe.png")
@@ -187,9 +187,3 @@ def plot_results(results, path):
         points[_PROBE_NAMES[row.probe]] = (row.score, row.low, row.high)
     baselines = {row.system for row in results if row.baseline}
     return plot_intervals(panels, path, grey=baselines)
-
-
-def _write_table(rows, file):
-    writer = csv.DictWriter(file, Result._fields, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)

@@ -28,7 +28,7 @@ class Task(NamedTuple):
     Arguments
     ---------
     name : str
-        What tables call it.
+        Its name in tables.
     metric : str
         ``"accuracy"`` or ``"uar"``.
     rows : dict
@@ -44,33 +44,33 @@ class Task(NamedTuple):
 
     @property
     def labels(self):
-        """The classes: labels of the training part, sorted."""
+        """Return the classes: labels of the training part, sorted."""
         return sorted({row["label"] for row in self.rows["train"]})
 
     @property
     def n_groups(self):
-        """How many groups the test part has."""
+        """Count the groups of the test part."""
         return len({row["group"] for row in self.rows["test"]})
 
     def paths(self, split=None):
-        """The files of a part, or of all parts, a list of str."""
+        """Return the files of a part, or of all parts, a list of str."""
         parts = self.rows.values() if split is None else [self.rows[split]]
         return [row["path"] for part in parts for row in part]
 
     def targets(self, split):
-        """The classes of a part, int64 (N,)."""
+        """Return the classes of a part, int64 (N,)."""
         index = {label: number for number, label in enumerate(self.labels)}
         return torch.tensor([index[row["label"]] for row in self.rows[split]])
 
     def stacked(self, vectors):
-        """Vectors of the clips by split, (N, ...) each, of those by path."""
+        """Stack vectors by path into tensors (N, ...) by split."""
         return {
             split: torch.stack([vectors[path] for path in self.paths(split)])
             for split in self.rows
         }
 
     def groups(self):
-        """The groups of the test part, int64 (M,), from 0 without gaps."""
+        """Return the groups of the test part, int64 (M,), without gaps."""
         names = [row["group"] for row in self.rows["test"]]
         index = {
             name: number for number, name in enumerate(dict.fromkeys(names))
@@ -78,7 +78,7 @@ class Task(NamedTuple):
         return torch.tensor([index[name] for name in names])
 
     def without(self, paths):
-        """The task without some files, checked again.
+        """Return the task without some files, checked again.
 
         Arguments
         ---------
@@ -118,15 +118,15 @@ def read_task(
     csv_path : str or path
         With a path, a label and a split (train, valid or test) a row.
     name : str, optional
-        What tables call it; the file's name when left out, or that of its
+        Its name in tables; the file's name when left out, or that of its
         folder if the file is called ``manifest.csv``.
     label, split : str
         Columns of the class and of the part. Rows with an empty cell are
         left out where a column has another name than "label" or "split".
     group : str, optional
-        Column of what clips have in common that are drawn together for the
-        intervals; "speaker" when left out, if there is such a column. An
-        empty cell is a group by itself.
+        Column of the groups that the intervals resample; "speaker" when left
+        out, if there is such a column. A clip with an empty cell is its own
+        group.
     metric : str
         ``"accuracy"`` or ``"uar"`` (unweighted average recall).
 
@@ -262,7 +262,7 @@ def _check(source, rows):
 
 
 def _warn_of_shared_groups(source, rows):
-    """A test part with the voices of train measures something else."""
+    """Warn of groups in train and in valid or test: scores are too high."""
     known = {row["group"] for row in rows["train"]}
     for split in ("valid", "test"):
         clips = Counter(row["group"] for row in rows[split])

@@ -1,0 +1,241 @@
+"""Conversion between exported folders, official files and Hugging Face.
+
+Error messages name the options of ``ssast-lobes convert``.
+"""
+
+import os
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ssast_lobes.checkpoints.folder import label_encoder_of, write_export
+from ssast_lobes.checkpoints.huggingface import to_huggingface
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.official import to_official
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.utils.files import atomic_write
+
+_KINDS = {
+    "checkpoint": "a checkpoint without classes",
+    "export": "an exported folder",
+    "huggingface": "a Hugging Face folder",
+}
+_TASKS = {
+    frozenset({"discriminator"}): "discriminative",
+    frozenset({"generator_head"}): "generative",
+    frozenset({"discriminator", "generator_head"}): "joint",
+}
+
+
+def convert(
+    source,
+    dest,
+    to=None,
+    stride=None,
+    pad_frames=None,
+    statistics=None,
+    labels=None,
+    multi_label=False,
+    pooling=None,
+):
+    """Convert a model from one form to another.
+
+    Arguments
+    ---------
+    source : str or path
+        See `load_weights`: an exported folder, an official SSAST or AST
+        ``.pth`` file, or a Hugging Face folder.
+    dest : str or path
+        Where to: a folder, or a ``.pth`` file.
+    to : str, optional
+        ``"export"``, ``"official"`` or ``"huggingface"``; by default official
+        if `dest` ends in ``.pth``, else export.
+    stride : tuple of int, optional
+        Stride of the patches (mel bins, frames) of an official classifier.
+    pad_frames : int, optional
+        Reference padding of an official model, or to how many frames a
+        Hugging Face model pads.
+    statistics : str, optional
+        Preset or YAML file of the normalization that an official model was
+        trained with; AudioSet's by default.
+    labels : str or path, optional
+        File with a label a line, for the classes of an official classifier;
+        numbers by default.
+    multi_label : bool
+        Whether a clip may have several of the labels.
+    pooling : str, optional
+        What the head of an official classifier sees: ``"mean"`` of the tokens
+        (the default) or ``"class"`` tokens.
+
+    Returns
+    -------
+    Weights
+        As read from the source; `report` says what was changed or left out.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an earlier result.
+    ValueError
+        If there is no such conversion, or an option would have no effect.
+    WeightsError
+        If the source does not load, or the other form cannot hold it.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.checkpoints.folder import export_encoder
+    >>> folder = getfixture("tmp_path")
+    >>> encoder = SpectrogramEncoder(dim=64, depth=1, heads=1)
+    >>> _ = export_encoder(folder / "ours", encoder, FrontEnd(), card={})
+    >>> _ = convert(folder / "ours", folder / "theirs", "huggingface")
+    >>> (folder / "theirs" / "preprocessor_config.json").exists()
+    True
+    """
+    options = {
+        "stride": stride,
+        "statistics": statistics,
+        "labels": labels,
+        "multi_label": multi_label,
+        "pooling": pooling,
+        "pad_frames": pad_frames,
+    }
+    with tqdm(desc="Reading", total=3, unit="step", leave=False) as bar:
+        weights = load_weights(source, stride)
+        kind, to = _kinds(weights, source, dest, to)
+        _refuse_idle(options, weights, source, kind, to)
+        bar.update()
+        if to == "official":
+            bar.set_description("Translating")
+            state = to_official(weights)
+            _begin_writing(bar)
+            Path(dest).parent.mkdir(parents=True, exist_ok=True)
+            with atomic_write(dest, "wb") as file:
+                torch.save(state, file)
+        elif to == "huggingface":
+            bar.set_description("Translating and writing")
+            weights.report += to_huggingface(weights, dest, pad_frames)
+            bar.update()
+        else:
+            bar.set_description("Checking")
+            if kind == "huggingface":
+                origin = "a Hugging Face model"
+                config = dict(weights.config)
+                if multi_label:
+                    config["multi_label"] = True
+            else:
+                origin = "an official checkpoint"
+                config = _export_config(weights, options)
+            name = os.path.basename(source)
+            card = {"origin": f"`{name}`, {origin}, by `ssast-lobes convert`."}
+            own = config.get("labels")
+            label_encoder = None if own is None else label_encoder_of(own)
+            _begin_writing(bar)
+            write_export(dest, weights.state, config, card, label_encoder)
+        bar.update()
+    return weights
+
+
+def _begin_writing(bar):
+    bar.update()
+    bar.set_description("Writing")
+
+
+def _kinds(weights, source, dest, to):
+    """Return what the source is, and what to make of it."""
+    is_pth = str(dest).endswith(".pth")
+    to = to or ("official" if is_pth else "export")
+    if is_pth != (to == "official"):
+        kind = "a folder" if is_pth else "a file that ends in .pth"
+        raise ValueError(f"--to {to} writes {kind}, {dest} is none")
+    if "kind" not in weights.config:
+        if to != "export":
+            raise ValueError(
+                f"{source} is no exported folder: make one of it first, then "
+                f"convert that --to {to}"
+            )
+        return "checkpoint", to
+    kind = "export" if "format_version" in weights.config else "huggingface"
+    if kind == to == "export":
+        raise ValueError(
+            f"{source} is an exported folder already; to make an official "
+            "checkpoint of it, let DEST end in .pth; for Hugging Face, add "
+            "--to huggingface"
+        )
+    if kind == to:
+        raise ValueError(f"{source} is a Hugging Face folder already")
+    return kind, to
+
+
+def _refuse_idle(options, weights, source, kind, to):
+    """Raise if an option is given that would have no effect."""
+    if kind == "checkpoint":
+        used = {"stride", "statistics", "pad_frames"}
+        if weights.part("head"):
+            used = set(options)
+    elif to == "huggingface":
+        used = {"pad_frames"}
+    elif to == "export" and weights.config.get("labels") is not None:
+        used = {"multi_label"}
+    else:
+        used = set()
+    idle = [
+        "--" + name.replace("_", "-")
+        for name, value in options.items()
+        if name not in used and value not in (None, False)
+    ]
+    if idle:
+        raise ValueError(
+            f"{source} is {_KINDS[kind]}: {', '.join(idle)} would have no "
+            "effect, leave it out"
+        )
+
+
+def _export_config(weights, options):
+    """Return the configuration of an export of an official checkpoint."""
+    encoder, pad_frames = dict(weights.config["encoder"]), options["pad_frames"]
+    if pad_frames is not None:
+        # The official code drops a part of a patch at the end.
+        encoder["grid"] = {**encoder["grid"], "keep_partial": False}
+    features = FrontEnd(
+        options["statistics"] or "audioset",
+        n_mels=encoder["grid"]["n_mels"],
+        pad_frames=pad_frames,
+    )
+    config = {
+        "kind": "pretrained",
+        "encoder": encoder,
+        "features": features.config,
+        "pooling": {
+            "depth": encoder["depth"],
+            "pooling": options["pooling"] or "mean",
+            "layers": "last",
+        },
+    }
+    if weights.part("head"):
+        n_classes = len(weights.state["head.linear.weight"])
+        config["kind"] = "classifier"
+        config["head"] = {"projection": None}
+        config["labels"] = _labels(options["labels"], n_classes, weights.report)
+        config["multi_label"] = options["multi_label"]
+    else:
+        heads = {key.split(".")[0] for key in weights.part("objective")}
+        task = _TASKS.get(frozenset(heads - {"mask_embedding"}))
+        config["objective"] = {"name": "MSPM", "task": task} if task else None
+    return config
+
+
+def _labels(path, n_classes, report):
+    """Read the labels of a file, or name the classes by numbers."""
+    if path is None:
+        report.append(f"no labels given: {n_classes} classes named by numbers")
+        return [str(number) for number in range(n_classes)]
+    with open(path, encoding="utf-8-sig") as file:
+        labels = [line.strip() for line in file if line.strip()]
+    if len(labels) != n_classes:
+        raise ValueError(
+            f"{path} holds {len(labels)} labels, the checkpoint {n_classes} "
+            "classes"
+        )
+    return labels

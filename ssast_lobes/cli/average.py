@@ -1,0 +1,50 @@
+"""``ssast-lobes average``: a model soup."""
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    command = common.add_command(
+        commands,
+        "average",
+        run,
+        "average pretrained models that continue one pretraining",
+        "Make an exported folder with the mean of the weights of several\n"
+        "pretrainings. They have one size, geometry and objective, and\n"
+        'continue one model, each on other audio: a "model soup" (Wortsman\n'
+        "et al., ICML 2022). Probe it and each of them. The first gives the\n"
+        "settings of the objective, and the window.",
+        "ssast-lobes average words/export real_audio/export mean_of_two",
+    )
+    command.add_argument(
+        "sources", nargs="+", metavar="FOLDER", help="exported pretrainings"
+    )
+    command.add_argument("dest", metavar="OUTPUT", help="a new folder")
+
+
+def run(options):
+    """Write the mean of models.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.checkpoints.averaging import export_mean
+    from ssast_lobes.utils.files import resolved
+
+    # One of the models, where OUTPUT was forgotten.
+    if (resolved(options.dest) / "config.json").exists():
+        raise ValueError(
+            f"OUTPUT comes last, and {options.dest} is an exported folder: "
+            "name a new one, or remove it"
+        )
+    export_mean(options.dest, options.sources)
+    print(f"the mean of {len(options.sources)} models is in {options.dest}")

@@ -1,0 +1,120 @@
+"""``ssast-lobes convert``: from and to official and Hugging Face models."""
+
+import argparse
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    command = common.add_command(
+        commands,
+        "convert",
+        run,
+        "convert from and to official and Hugging Face models",
+        "Make an exported folder of an official SSAST or AST checkpoint, or\n"
+        "of a Hugging Face folder with an ASTModel or an\n"
+        "ASTForAudioClassification. Or the other way round: an official\n"
+        "checkpoint, if DEST ends in .pth, or a Hugging Face folder, with\n"
+        "--to huggingface. The command lists the tensors that it leaves out.",
+        "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny\n"
+        "  ssast-lobes convert models/ssast_tiny models/for_transformers \\\n"
+        "      --to huggingface",
+    )
+    command.add_argument(
+        "source",
+        metavar="SOURCE",
+        help=f"{common.MODEL_HELP}; or official .pth file",
+    )
+    command.add_argument(
+        "dest", metavar="DEST", help="a folder to write, or a .pth file"
+    )
+    command.add_argument(
+        "--to",
+        choices=["export", "official", "huggingface"],
+        help="what to write (default: official if DEST ends in .pth, else "
+        "export)",
+    )
+    command.add_argument(
+        "--pad-frames",
+        type=common.positive,
+        metavar="N",
+        help="reference padding: pad or cut every clip to so many frames "
+        "(10 ms each), all of which count as audio, as the official recipes "
+        "do (AST: 1024); Hugging Face always pads: to how many frames "
+        "(default: those of the export, else the length of its pretraining)",
+    )
+    command.add_argument(
+        "--stride",
+        type=_stride,
+        metavar="MELS,FRAMES",
+        help="patch stride of a fine-tuned checkpoint, such as 10,10; needed "
+        "only if its size allows for several",
+    )
+    command.add_argument(
+        "--statistics",
+        metavar="NAME|FILE.yaml",
+        help="normalization the model was trained with: audioset, esc50, "
+        "speechcommands, or a file from `ssast-lobes stats` (default: "
+        "audioset)",
+    )
+    command.add_argument(
+        "--labels",
+        metavar="FILE.txt",
+        help="labels of a fine-tuned checkpoint, a line each, in the order of "
+        "its classes; numbers when left out",
+    )
+    command.add_argument(
+        "--multi-label",
+        action="store_true",
+        help="a clip may have several of the labels (as in AudioSet)",
+    )
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "class"],
+        help="what the head of a fine-tuned checkpoint sees: the mean of all "
+        "tokens (SSAST's recipes) or the class tokens (AST) (default: mean)",
+    )
+
+
+def run(options):
+    """Convert a model.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.checkpoints.convert import convert
+
+    weights = convert(
+        options.source,
+        options.dest,
+        options.to,
+        options.stride,
+        options.pad_frames,
+        options.statistics,
+        options.labels,
+        options.multi_label,
+        options.pooling,
+    )
+    for line in weights.report:
+        print(line)
+    print(f"{len(weights.state)} tensors converted to {options.dest}")
+
+
+def _stride(text):
+    """Read a stride, such as 10,10: an argument type."""
+    try:
+        bins, frames = map(common.positive, text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is not of the form MELS,FRAMES, such as 10,10"
+        ) from error
+    return bins, frames

@@ -1,0 +1,68 @@
+"""``ssast-lobes onnx``: a model as one graph."""
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    command = common.add_command(
+        commands,
+        "onnx",
+        run,
+        "write a model as one graph: ONNX, or a program of torch.export",
+        "Write front end, encoder and classifier as one graph that needs\n"
+        "neither Python nor this package. Inputs: `wav` (clips, samples),\n"
+        "float32 mono, and `lengths` (clips,), int64, the samples of each\n"
+        "clip. Outputs: `scores` (clips, labels), the probabilities; of a\n"
+        "pretrained model `clip`, `frames` and `steps`. Any number of clips\n"
+        "of any length; labels and sampling rate are in the file's metadata.\n"
+        "An ONNX file is compared with the model in ONNX Runtime first.",
+        "ssast-lobes onnx results/export --output model.onnx",
+    )
+    command.add_argument("model", metavar="MODEL", help=common.MODEL_HELP)
+    command.add_argument(
+        "--output",
+        metavar="FILE.onnx",
+        type=common.file_name(".onnx"),
+        help="the ONNX file; needs pip install 'ssast_lobes[onnx]'",
+    )
+    command.add_argument(
+        "--program",
+        metavar="FILE.pt2",
+        type=common.file_name(".pt2"),
+        help="a program of torch.export",
+    )
+    command.set_defaults(when_stopped="no file was written in part")
+
+
+def run(options):
+    """Write a model as an ONNX file, a program, or both.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.inference.deployment import write_onnx, write_program
+
+    if not options.output and not options.program:
+        raise ValueError(
+            "say what to write: --output FILE.onnx, --program FILE.pt2"
+        )
+    for path in (options.output, options.program):
+        common.make_parent(path)
+    if options.output:
+        difference = write_onnx(options.model, options.output)
+        print(
+            f"{options.output} written; ONNX Runtime gives the model's results "
+            f"to {difference:.1g}"
+        )
+    if options.program:
+        write_program(options.model, options.program)
+        print(f"{options.program} written")

@@ -1,0 +1,173 @@
+"""``ssast-lobes probe``: choose among frozen encoders."""
+
+import os
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    command = common.add_command(
+        commands,
+        "probe",
+        run,
+        "choose a checkpoint: linear and k-NN probes of frozen encoders",
+        "Measure how much a linear and a k-nearest-neighbour classifier read\n"
+        "off frozen encoders, next to three baselines: the most frequent\n"
+        "class, log-mel statistics, and the encoder before training. Features\n"
+        "are standardized on train, settings are chosen on valid, scores are\n"
+        "of test, with 95 % intervals bootstrapped over speakers. The output\n"
+        "folder gets probe.md, probe.csv, probe.json, probe.png and the\n"
+        "embeddings, which the next run finds again.\n\n"
+        "Each --data is a CSV with a path, a label and a split (train, valid\n"
+        "or test) a row. Options that differ from those below may follow it:\n"
+        "NAME=FILE.csv,label=COLUMN,split=COLUMN,group=COLUMN,\n"
+        "metric=accuracy|uar",
+        "ssast-lobes probe results/a/export results/b/export\n"
+        "    --data words=words.csv --data emotion=acted.csv,metric=uar\n"
+        "    --output results/probe",
+    )
+    command.add_argument(
+        "models",
+        nargs="+",
+        metavar="MODEL",
+        help=f"{common.MODEL_HELP}; or official .pth file; NAME=MODEL gives it "
+        "a name for the tables",
+    )
+    common.add_tasks(command)
+    command.add_argument(
+        "--label-column",
+        default="label",
+        metavar="COLUMN",
+        help="class (default: label)",
+    )
+    command.add_argument(
+        "--split-column",
+        default="split",
+        metavar="COLUMN",
+        help="train, valid or test (default: split)",
+    )
+    command.add_argument(
+        "--group-column",
+        metavar="COLUMN",
+        help="group of a clip, such as its speaker; intervals resample groups "
+        "(default: speaker if there is such a column, else each clip)",
+    )
+    command.add_argument(
+        "--metric",
+        choices=["accuracy", "uar"],
+        default="accuracy",
+        help="uar: unweighted average recall, for classes of unequal size "
+        "(default: accuracy)",
+    )
+    command.add_argument(
+        "--pooling",
+        choices=["mean", "class", "statistics", "dynamics", "best"],
+        default="mean",
+        help="a clip is the mean of its tokens, the class tokens, mean and "
+        "deviation of its tokens, these and how they change from step to "
+        "step, or the best of these on valid (default: mean)",
+    )
+    command.add_argument(
+        "--layers",
+        choices=["last", "all-mean", "all", "best"],
+        default="last",
+        help="tokens of the last layer, the mean of all layers, all layers "
+        "side by side (statistics, dynamics), or the best of these on "
+        "valid (default: last)",
+    )
+    command.add_argument(
+        "--cache",
+        metavar="FOLDER",
+        help="where embeddings are kept (default: embeddings/ in the output)",
+    )
+    common.add_computing(command)
+    command.set_defaults(
+        when_stopped="no report was written. The embeddings made so far are "
+        "kept: the same command resumes from there"
+    )
+
+
+def run(options):
+    """Probe models on tasks, and write the report.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.evaluation.probing import parse_task, probe, write_report
+
+    common.check_device(options.device)
+    tasks = [
+        parse_task(
+            text,
+            label=options.label_column,
+            split=options.split_column,
+            group=options.group_column,
+            metric=options.metric,
+        )
+        for text in options.data
+    ]
+    models = name_models(options.models)
+    report = os.path.join(options.output, "probe.csv")
+    common.make_parent(report)
+    unreadable = []
+    results = probe(
+        models,
+        tasks,
+        options.cache or os.path.join(options.output, "embeddings"),
+        options.pooling,
+        options.layers,
+        options.device,
+        options.batch_size,
+        unreadable,
+    )
+    n_files = len({path for task in tasks for path in task.paths()})
+    common.report_unreadable(unreadable, n_files, report)
+    missing = {path for path, _ in unreadable}
+    tasks = [task.without(missing) for task in tasks]
+    print(write_report(results, tasks, options.output))
+    print(f"{len(results)} results in {options.output}")
+
+
+def name_models(words):
+    """Name models by the word before a =, or by the part of their path.
+
+    Arguments
+    ---------
+    words : list of str
+        ``[NAME=]MODEL`` each.
+
+    Returns
+    -------
+    dict of str to str
+        Sources by name.
+
+    Raises
+    ------
+    ValueError
+        If two models get one name.
+
+    Example
+    -------
+    >>> name_models(["best=runs/b.pth", "runs/a/export"])
+    {'best': 'runs/b.pth', 'a/export': 'runs/a/export'}
+    """
+    from ssast_lobes.evaluation.probing import short_names
+    from ssast_lobes.evaluation.probing.tasks import split_name
+
+    pairs = [split_name(word) for word in words]
+    short = short_names([source for _, source in pairs])
+    models = {}
+    for (name, source), own in zip(pairs, short, strict=True):
+        if (name or own) in models:
+            raise ValueError(f"two models are called {name or own}: rename one")
+        models[name or own] = source
+    return models

@@ -1,0 +1,101 @@
+"""``ssast-lobes stats``: log-mel statistics of audio."""
+
+import sys
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    command = common.add_command(
+        commands,
+        "stats",
+        run,
+        "measure mean and standard deviation of log-mel energies",
+        "Measure mean and standard deviation of the log-mel energies of your\n"
+        "audio, as YAML to paste as a recipe's `statistics`. Each clip's mean\n"
+        "is removed first; files over 30 s are read in parts, which lose\n"
+        "their own mean instead (the filterbank removes that of each frame\n"
+        "anyway). Files that a CSV calls valid or test, in any column whose\n"
+        "name starts with `split`, are left out.",
+        "ssast-lobes stats train.csv --output stats.yaml",
+    )
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=common.INPUTS_HELP
+    )
+    command.add_argument(
+        "--output",
+        metavar="FILE.yaml",
+        type=common.file_name(".yaml", ".yml"),
+        help="where to write; the screen when left out",
+    )
+    command.add_argument(
+        "--n-mels",
+        type=common.positive,
+        default=128,
+        help="mel bins (default: 128)",
+    )
+    command.add_argument(
+        "--sample-rate",
+        type=common.positive,
+        default=16000,
+        help="rate in Hz that audio is converted to (default: 16000)",
+    )
+
+
+def run(options):
+    """Measure log-mel statistics of the inputs.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.evaluation.statistics import measure_statistics
+    from ssast_lobes.utils.files import atomic_write
+
+    paths = _training_paths(options.inputs)
+    common.make_parent(options.output)
+    unreadable = []
+    statistics, hours = measure_statistics(
+        paths, unreadable, options.sample_rate, options.n_mels
+    )
+    common.report_unreadable(unreadable, len(paths), options.output)
+    text = (
+        f"# Log-mel statistics of {len(paths) - len(unreadable)} files, "
+        f"{hours:.2f} hours.\n"
+        f"mean: {statistics.mean:.7f}\n"
+        f"std: {statistics.std:.7f}\n"
+    )
+    if options.output is None:
+        print(text, end="")
+        return
+    with atomic_write(options.output) as file:
+        file.write(text)
+    print(text + f"# {options.output}")
+
+
+def _training_paths(inputs):
+    """Return the files that none of the inputs holds out."""
+    from ssast_lobes.dataio.held_out import without_held_out
+
+    found = list(common.read_rows(inputs))
+    paths = [row["path"] for row in without_held_out(found)]
+    left_out = len({row["path"] for row in found}) - len(paths)
+    if not paths:
+        raise ValueError(
+            f"all {left_out} files are valid or test; to measure them, give "
+            "their folder, not the CSV"
+        )
+    if left_out:
+        print(
+            f"{common.count_files(left_out)} left out: valid or test",
+            file=sys.stderr,
+        )
+    return paths

@@ -1,0 +1,109 @@
+"""Mean and standard deviation of the log-mel energies of files."""
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+from tqdm import tqdm
+
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.inference.audio import read_blocks, require_length
+from ssast_lobes.models.features import KaldiFbank
+from ssast_lobes.models.normalization import RunningStatistics
+
+# 30 s: long files need no more memory than that times the batch.
+BLOCK_FRAMES = 3000
+_BATCH_SIZE = 8
+
+
+def frame_blocks(path, fbank):
+    """Read a file in blocks that give each of its analysis frames once.
+
+    Arguments
+    ---------
+    path : str or path
+        The file, of any length.
+    fbank : KaldiFbank
+        Whose frames and sampling rate.
+
+    Yields
+    ------
+    torch.Tensor
+        Waveform (samples,) of 3000 frames; the last block may be shorter.
+
+    Raises
+    ------
+    UnreadableAudio
+        If the file cannot be read, or is too short for a frame.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = str(getfixture("tmpdir") / "a.wav")
+    >>> soundfile.write(path, torch.zeros(640000).numpy(), 16000)
+    >>> [len(wav) for wav in frame_blocks(path, KaldiFbank())]
+    [480240, 160000]
+    """
+    hop = BLOCK_FRAMES * fbank.hop_samples
+    length = hop - fbank.hop_samples + fbank.window_samples
+    for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
+        require_length(path, start + len(wav), fbank)
+        yield wav
+
+
+def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
+    """Measure mean and standard deviation of log-mel energies over files.
+
+    Of a file that breaks off after a block, the blocks before count.
+
+    Arguments
+    ---------
+    paths : list of str
+        The files.
+    unreadable : list
+        Takes (path, reason) of the files that give no audio.
+    sample_rate : int
+        Rate in Hz that audio is converted to.
+    n_mels : int
+        Number of mel bins.
+
+    Returns
+    -------
+    statistics : RunningStatistics
+        With `mean` and `std` over all frames and mel bins.
+    hours : float
+        Duration of the frames.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = str(getfixture("tmpdir") / "a.wav")
+    >>> soundfile.write(path, torch.zeros(16000).numpy(), 16000)
+    >>> statistics, hours = measure_statistics([path, "none.wav"], bad := [])
+    >>> f"{statistics.mean:.2f}, {statistics.std:.2f}, {3600 * hours:.2f} s"
+    '-15.94, 0.00, 0.98 s'
+    >>> [path for path, reason in bad]
+    ['none.wav']
+    """
+    fbank = KaldiFbank(sample_rate, n_mels)
+    statistics = RunningStatistics()
+    for wavs in _batches(paths, fbank, unreadable):
+        lengths = torch.tensor([len(wav) for wav in wavs])
+        wav = pad_sequence(wavs, batch_first=True)
+        statistics.update(*fbank(wav, lengths / wav.shape[1]))
+    hop_seconds = fbank.hop_samples / sample_rate
+    return statistics, statistics.count / n_mels * hop_seconds / 3600
+
+
+def _batches(paths, fbank, unreadable):
+    """Yield lists of blocks of all files."""
+    blocks = []
+    for path in tqdm(paths, "Measuring", unit="file"):
+        try:
+            for wav in frame_blocks(path, fbank):
+                blocks.append(wav)
+                if len(blocks) == _BATCH_SIZE:
+                    yield blocks
+                    blocks = []
+        except UnreadableAudio as error:
+            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+    if blocks:
+        yield blocks

@@ -1,0 +1,107 @@
+"""Loaders that skip batches in which no clip can be decoded.
+
+`collate` drops the clips without audio, and raises when none is left. A
+training of days must not end there. In training, where all processes have to
+take the same steps, another clip replaces such a batch; elsewhere it is None.
+"""
+
+import torch
+
+from ssast_lobes.dataio.dataset import collate
+from ssast_lobes.dataio.samplers import cuda_loading, share_loading
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.utils.distributed import n_processes
+
+
+def loader_options(options, dataset, is_training, device, rank=None):
+    """Return the options of a loader for this process and device.
+
+    Arguments
+    ---------
+    options : dict
+        Options of the loader in a recipe.
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset
+        The clips.
+    is_training : bool
+        In evaluation each process takes a part of the batches; SpeechBrain
+        distributes the training clips.
+    device : str or torch.device
+        Where the batches go.
+    rank : int, optional
+        Number of the process, if there are several.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> options = loader_options({"batch_size": 2}, [], False, "cpu")
+    >>> sorted(options)
+    ['batch_size', 'collate_fn']
+    """
+    if not is_training and rank is not None:
+        options = share_loading(dataset, options, rank, n_processes())
+    if torch.device(device).type == "cuda":
+        options = cuda_loading(options)
+    skipping = SkipUndecodable(
+        options.get("collate_fn", collate), dataset if is_training else None
+    )
+    return {**options, "collate_fn": skipping}
+
+
+class SkipUndecodable:
+    """Collate examples; where none can be decoded, skip them.
+
+    Arguments
+    ---------
+    collate : callable
+        Makes a batch of a list of examples; raises `UnreadableAudio` if none
+        has audio.
+    dataset : speechbrain.dataio.dataset.DynamicItemDataset, optional
+        Gives the next clip that can be decoded instead. Without it, such a
+        batch is None.
+
+    Example
+    -------
+    >>> skipping = SkipUndecodable(collate)
+    >>> skipping([{"id": "a", "sig": None}]) is None
+    True
+    >>> skipping([{"id": "a", "sig": torch.ones(2)}]).id
+    ['a']
+    """
+
+    def __init__(self, collate, dataset=None):
+        self.collate = collate
+        self.dataset = dataset
+
+    def __call__(self, examples):
+        """Return a batch.
+
+        Arguments
+        ---------
+        examples : list of dict
+            Items of a dataset.
+
+        Returns
+        -------
+        speechbrain.dataio.batch.PaddedBatch or None
+
+        Raises
+        ------
+        UnreadableAudio
+            If no clip of the whole dataset can be decoded.
+        """
+        try:
+            return self.collate(examples)
+        except UnreadableAudio:
+            if self.dataset is None:
+                return None
+        place = self.dataset.data_ids.index(examples[-1]["id"])
+        for step in range(1, len(self.dataset)):
+            example = self.dataset[(place + step) % len(self.dataset)]
+            if example["sig"] is not None:
+                return self.collate([example])
+        raise UnreadableAudio(
+            f"none of the {len(self.dataset)} training clips can be decoded"
+        )
