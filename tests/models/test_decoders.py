@@ -69,7 +69,7 @@ def test_the_convolutional_decoder_has_the_published_size():
 
 
 @torch.no_grad()
-def test_a_decoded_clip_does_not_depend_on_its_neighbours():
+def test_a_decoded_clip_does_not_depend_on_its_neighbors():
     encoded, split, x = scene()
     together = decoder()(encoded, split, n_freq=3)
     conv_together = conv_decoder()(x, split.is_token, n_freq=3)

@@ -219,7 +219,7 @@ def test_weight_of_the_reconstruction():
 
 @pytest.mark.parametrize("geometry", GRIDS)
 @torch.no_grad()
-def test_the_loss_of_a_clip_does_not_depend_on_its_neighbours(geometry):
+def test_the_loss_of_a_clip_does_not_depend_on_its_neighbors(geometry):
     objective = small(geometry, masker=ClusterMasker(ratio=0.6)).eval()
     feats, n_frames = batch(geometry)
     feats[2, 33:] = 11.0
