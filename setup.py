@@ -1,6 +1,6 @@
 """Packaging of ssast_lobes: what it is called and what it needs to run.
 
-The wheel carries the importable package, and in it the YAML fragments of
+The wheel carries the importable package, and in it the presets of
 `hparams/` and the recipes, where `ssast_lobes.utils.presets` and
 `ssast_lobes.cli.recipe_files` look for them. Recipes are experiments to copy
 and change: see the command `ssast-lobes recipes`.
@@ -17,7 +17,7 @@ from setuptools.command.sdist import sdist
 ROOT = Path(__file__).parent
 
 # torch and torchaudio are bounded together: torchaudio ends at 2.11, and a
-# later torch beside it is another CUDA build, which torchaudio refuses.
+# later torch next to it is another CUDA build, which torchaudio refuses.
 REQUIRES = [
     "speechbrain>=1.1.2,<1.2",
     "torch>=2.7.1,<2.12",

@@ -44,7 +44,7 @@ def step(size, clips, frames, geometry, checkpointing):
 
 
 def saved_bytes(objective, arguments):
-    """Bytes that wait for the backward pass, beside the weights."""
+    """Bytes that wait for the backward pass, next to the weights."""
     weights = {p.untyped_storage()._cdata for p in objective.parameters()}
     sizes = {}
 

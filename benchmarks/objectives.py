@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 
-# Name of the fragment: geometry and mel bins, each method's own.
+# Name of the preset: geometry and mel bins, each method's own.
 OBJECTIVES = {
     "mspm": ("patch", 128),
     "maskspec": ("patch", 128),

@@ -341,7 +341,7 @@ def _rates(found, flops, product_flops):
 
 
 def measure_step(part, case, setting, rounds):
-    """A row of a training step; the joint one beside the official way."""
+    """A row of a training step; the joint one next to the official way."""
     on_gpu = setting.device == "cuda"
     product, product_flops = matrix_product(setting)
     ours, more, steps = STEPS[part](case, setting), {}, {}
@@ -370,7 +370,7 @@ def measure_step(part, case, setting, rounds):
 
 
 def measure_inference(case, setting, rounds):
-    """A row of the encoder alone, beside Hugging Face's."""
+    """A row of the encoder alone, next to Hugging Face's."""
     ours, theirs = encoders(case, setting)
     product, product_flops = matrix_product(setting)
     contestants = {"product": product, "ours": ours, "baseline": theirs}
@@ -384,7 +384,7 @@ def measure_inference(case, setting, rounds):
 
 
 def measure_features(setting, rounds):
-    """A row of the features, beside torchaudio clip by clip on the CPU."""
+    """A row of the features, next to torchaudio clip by clip on the CPU."""
     ours, loop = extractors(setting)
     contestants = {"ours": ours, "baseline": loop}
     # They take a fraction of a second.
@@ -498,7 +498,7 @@ def table(rows):
 
 
 def share_of_features(rows):
-    """What the features cost beside a step, a sentence for each size."""
+    """What the features cost next to a step, a sentence for each size."""
     features = [row for row in rows if row["part"] == "features"]
     steps = [row for row in rows if row["part"] == "joint"]
     return [

@@ -12,7 +12,7 @@ peak of the memory, then again for the median of the time. Memory is what is
 needed beyond model and input: on the CPU the growth of the resident set, on
 CUDA of PyTorch's allocations. A cell that would not fit, or take too long, as
 one expects from the last cell that was measured, is left out, and says so. A
-command that is given again keeps what this machine has measured, and measures
+command that is rerun keeps what this machine has measured, and measures
 what the present options let in.
 """
 

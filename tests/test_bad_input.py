@@ -23,7 +23,7 @@ from classifier_kit import classifier_of
 from ssast_lobes import FrontEnd, Grid
 from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.cli import main
-from ssast_lobes.dataio.scan import folder_rows, prepare
+from ssast_lobes.dataio.scan import folder_rows, scan_and_write
 from ssast_lobes.dataio.tables import ManifestError, index_rows
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
@@ -171,7 +171,7 @@ def bad_file(case, folder):
 
 def train(rows, folder):
     """Prepare rows, and train an epoch on them with a worker."""
-    rows, unreadable = prepare(rows, folder, 0.1, max_unreadable=0.5)
+    rows, unreadable = scan_and_write(rows, folder, 0.1, max_unreadable=0.5)
     rows = index_rows(rows)
     run = build(
         "pretrain",
@@ -287,7 +287,7 @@ def test_inference_reads_two_hours_in_blocks(tmp_path, amounts):
 
 def test_a_crop_of_two_hours_reads_no_more_than_the_crop(tmp_path, amounts):
     bad_file("two hours", tmp_path / "audio")
-    rows, _ = prepare(folder_rows(tmp_path / "audio"), tmp_path / "out")
+    rows, _ = scan_and_write(folder_rows(tmp_path / "audio"), tmp_path / "out")
     run = build("pretrain", {"train": index_rows(rows)}, tmp_path / "out")
     assert len(run.datasets["train"]) == 4
     for number in range(4):
@@ -297,7 +297,7 @@ def test_a_crop_of_two_hours_reads_no_more_than_the_crop(tmp_path, amounts):
 
 def test_a_sample_alone_that_is_not_left_out_trains(tmp_path):
     bad_file("one sample", tmp_path / "audio")
-    rows, _ = prepare(folder_rows(tmp_path / "audio"), tmp_path / "out")
+    rows, _ = scan_and_write(folder_rows(tmp_path / "audio"), tmp_path / "out")
     assert len(rows) == 4
     run = build(
         "pretrain", {"train": index_rows(rows)}, tmp_path / "out", batch_size=2

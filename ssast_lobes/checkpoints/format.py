@@ -1,4 +1,4 @@
-"""The format of exported folders: names of files, errors, contents."""
+"""The format of exported folders: file names, `Weights`, strict loading."""
 
 from contextlib import contextmanager
 from dataclasses import dataclass, field

@@ -1,7 +1,7 @@
 """Read audio of any rate, channel count, sample format and container.
 
 Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
-mono float32 at one sampling rate; other kinds (m4a, webm, ...) do with the
+mono float32 at one sampling rate; other kinds (m4a, webm, ...) need the
 extra `codec`, see `dataio.codec`. A crop reads only its own part of the file.
 Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
 the address of a file inside a tar, see `dataio.addresses`.

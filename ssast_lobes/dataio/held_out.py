@@ -45,8 +45,8 @@ def held_out(row):
 def without_held_out(rows, others=()):
     """Return the rows that no table holds out, each clip once.
 
-    A folder, or shards of it, may hold the files of a table that holds some of
-    them out.
+    A folder, or shards of it, may hold files that a table assigns to valid or
+    test.
 
     Arguments
     ---------

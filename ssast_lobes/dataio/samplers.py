@@ -96,9 +96,9 @@ class LengthBuckets(Sampler):
 
     Takes the clips of a sampler in stretches of so many batches, sorts each
     stretch by length, cuts it into batches and shuffles these. Which clips
-    come together thus changes with the epoch, unless a stretch is all there
-    is; how often each of them comes is up to the sampler. Of several
-    processes all have clips of like length in the same step, and none waits
+    come together thus changes with the epoch, unless one stretch
+    holds the whole epoch. The sampler decides how often each clip comes. All
+    processes have clips of like length in the same step, and none waits
     for another.
 
     Arguments

@@ -232,7 +232,7 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     )
 
 
-def prepare(
+def scan_and_write(
     rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
 ):
     """Scan audio, and write the lists; see `scan_audio`, `AudioScan.write`.

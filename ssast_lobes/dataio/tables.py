@@ -27,11 +27,11 @@ class ManifestError(ValueError):
 def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     """Read and check a manifest.
 
-    The first line names the columns, in any case and order; others than the
-    known ones are passed on, under their names in lower case. Of columns that
+    The first line names the columns, in any case and order; unknown columns
+    are kept, with lower-case names. Of columns that
     differ only in case, the one that is written as it is asked for is taken.
     Columns without a name are left out. A file without that line, with one
-    path a line, will do where no more than the path is needed. All values
+    path a line, is accepted if only paths are needed. All values
     stay text.
 
     Arguments

@@ -288,7 +288,7 @@ class AudioClassifier(Interface):
     def _probabilities(self, encoded):
         scores = self.head(self.lobe.pooling(encoded)).float()
         if self.task is not None:
-            # A linear head has learnt the mean vectors of whole clips, whose
+            # A linear head has learned the mean vectors of whole clips, whose
             # scores are the mean of the windows' scores: softmax comes last.
             return scores
         return scores.sigmoid() if self.multi_label else scores.softmax(-1)

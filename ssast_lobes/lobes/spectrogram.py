@@ -1,8 +1,8 @@
 """Lobes for recipes: waveform in, representation out.
 
 `SSAST` stands where another recipe's YAML has its wav2vec 2.0 lobe: one
-tensor from ``forward(wav, wav_lens)``. `PretrainingLobe` gives the loss of an
-objective instead.
+tensor from ``forward(wav, wav_lens)``. It is a `SpectrogramLobe` by its preset
+or from a checkpoint; `lobe_of` builds one from an exported folder.
 """
 
 import torch

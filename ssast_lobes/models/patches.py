@@ -294,7 +294,7 @@ class PositionTable(nn.Module):
     """Learned positions for a grid, fitted to each clip's own length.
 
     Along time a clip shorter than the table takes its center, a longer one
-    the table interpolated linearly; along frequency the same. This is what
+    interpolates it linearly; along frequency the same. This is what
     the official code does for whole batches of one length.
 
     Arguments

@@ -1,8 +1,13 @@
-"""Pretraining objectives: one file, one class each.
+"""Pretraining objectives: one class a file, next to what they share.
 
 An objective is a module that owns its encoder. ``forward(feats, n_frames,
 mask=None, generator=None, clip_keys=None)`` gives an `ObjectiveOutput`;
-``after_step(step, total_steps)`` runs once per optimizer step.
+``after_step(step, total_steps)`` runs once per optimizer step. `base` has what
+they share, `maskers` and `block_maskers` the masks, `views` and `corruption`
+what is done to clips, `projections` heads and prototypes.
+
+A new objective is a file here, a name below and in ``ssast_lobes.__init__``,
+and a preset in ``hparams/objective/``.
 """
 
 from ruamel.yaml.tag import Tag

@@ -1,6 +1,6 @@
 """Masked patches, and clips told apart: MSPM with a contrast of clips.
 
-Masked spectrogram patch modelling of SSAST says nothing of a clip as a whole.
+Masked spectrogram patch modeling of SSAST says nothing of a clip as a whole.
 Here each clip gives two crops, and the network also has to find the crop of
 the same clip, as in COLA (Saeed et al., "Contrastive
 Learning of General-Purpose Audio Representations", ICASSP 2021). Crops of one
@@ -28,9 +28,9 @@ from ssast_lobes.utils.checks import real
 class ContrastiveMSPM(MSPM):
     """Joint MSPM over two crops of each clip, and InfoNCE between the crops.
 
-    Both losses come from one pass: the mask of a crop makes the contrast
-    harder. So do a background and another channel for each crop; without
-    them, the channel alone tells the clips apart. A crop's vector is mean and
+    Both losses come from one pass: the mask, a background and a random
+    channel of each crop make the contrast harder; without the last two, the
+    channel alone identifies the clip. A crop's vector is mean and
     deviation over time of the tokens after a block in the middle, so that the
     last blocks are left to the patches.
 

@@ -1,4 +1,4 @@
-"""Masked modelling duo: visible tokens predict a teacher's masked ones.
+"""Masked modeling duo: visible tokens predict a teacher's masked ones.
 
 Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging
 Both Networks to Model the Input", ICASSP 2023.

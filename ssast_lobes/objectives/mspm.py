@@ -1,4 +1,4 @@
-"""Masked spectrogram patch modelling, SSAST's objective.
+"""Masked spectrogram patch modeling, SSAST's objective.
 
 Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI
 2022, section 2.3: masked patches are told apart (discriminative, InfoNCE
@@ -25,7 +25,7 @@ SOFTMAX_OVER = ("predictions", "targets")
 
 
 class MSPM(Objective):
-    """Joint discriminative and generative masked patch modelling.
+    """Joint discriminative and generative masked patch modeling.
 
     One forward pass and one mask serve both losses, as in Algorithm 1 of the
     paper: ``loss = nce + generative_weight * mse``. Losses are averaged

@@ -294,8 +294,8 @@ class LogMixup(nn.Module):
     averaged, as released (the scale of the normalization is not undone). The
     memory is first in, first out, and a part of the training state: float16,
     so that it stays small. Where a remembered clip is over, nothing is mixed
-    in. In evaluation nothing is mixed or remembered. Of several processes all
-    mix what the first remembers: DDP sends its buffers to the others, and so
+    in. In evaluation nothing is mixed or remembered. All processes mix
+    from the memory of the first: DDP sends its buffers to the others, and so
     a checkpoint of the first resumes them all.
 
     Arguments

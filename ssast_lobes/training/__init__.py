@@ -15,9 +15,9 @@ from ssast_lobes.training.folds import (
     finished_result,
     report_folds,
 )
+from ssast_lobes.training.initial_weights import load_pretrained, log_source
 from ssast_lobes.training.pretraining import PretrainingBrain
 from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
-from ssast_lobes.training.start import load_pretrained, log_source
 
 __all__ = [
     "ClassificationBrain",

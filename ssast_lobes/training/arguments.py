@@ -238,7 +238,7 @@ def _includes(node):
 
 
 def _check_effect(given, recipe, whole, instead):
-    """Raise where a setting is for objects alone that others replace."""
+    """Raise where a setting serves only objects that others replace."""
     # What a plain key refers to, such as <seed> in a path, is used elsewhere.
     objects = [x for x in recipe.values() if isinstance(x, dict | list)]
     idle = _references(objects) - _references(whole)
@@ -366,7 +366,7 @@ def _plain(node, tree):
 def _try(key, callable_, arguments, settings):
     """Call what the program calls later with these arguments, on a small scale.
 
-    What a YAML only names would otherwise be told its arguments when the
+    Otherwise a wrong argument of a ``!name:`` entry would show only after the
     audio has been read.
     """
     with torch.random.fork_rng(devices=()):

@@ -2,7 +2,7 @@
 
 SpeechBrain's `Brain` clips the first parameter group only, drops the tail of
 an epoch under gradient accumulation, saves amid an accumulation, steps where
-the loss is not finite, and has no schedule by step. This one mends these. Its
+the loss is not finite, and has no schedule by step. This class mends them. Its
 randomness is a function of seed, epoch, step and process, so that a resumed
 run equals an uninterrupted one.
 """
@@ -26,11 +26,14 @@ from torch.nn.parallel import DistributedDataParallel
 from ssast_lobes.dataio.scan import check_unreadable
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
-from ssast_lobes.training.evaluation import gather_sums
 from ssast_lobes.training.loaders import loader_options
 from ssast_lobes.training.logs import EpochLog, draw_curves, read_log
 from ssast_lobes.training.memory import keep_freed_memory
-from ssast_lobes.utils.distributed import gather_in_turn, n_processes
+from ssast_lobes.utils.distributed import (
+    gather_in_turn,
+    gather_sums,
+    n_processes,
+)
 from ssast_lobes.utils.files import append_row
 from ssast_lobes.utils.random import place_seed
 from ssast_lobes.utils.schedules import (

@@ -1,4 +1,4 @@
-"""What an export and a result file say of a training."""
+"""The model card, the window and the result file of a finished training."""
 
 import functools
 import inspect
@@ -90,7 +90,7 @@ def model_card(hparams_file, rows, metrics, **settings):
     hparams_file : str
         The YAML of the recipe.
     rows : dict
-        From `data.splits.read_splits`.
+        From `dataio.splits.read_splits`.
     metrics : dict of str to float
         What was measured.
     **settings
@@ -155,7 +155,7 @@ def write_result(folder, rows, test, result):
     folder : str or os.PathLike
         The output folder.
     rows : dict
-        From `data.splits.read_splits`.
+        From `dataio.splits.read_splits`.
     test : sequence
         The clips that were tested.
     result : dict

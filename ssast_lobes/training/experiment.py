@@ -1,4 +1,4 @@
-"""What keeps two experiments in one output folder apart."""
+"""Guard an output folder: one run at a time, and the same experiment."""
 
 import json
 import os
@@ -49,8 +49,8 @@ _NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 def experiment(hparams_file, overrides, folder):
     """Hold an output folder for one run of one experiment.
 
-    A folder in which something is trained takes the settings of its first
-    start only; `data.splits.write_splits` compares the clips. So prepare the
+    A folder accepts only the settings that it was first started with;
+    `dataio.splits.write_splits` compares the clips. So prepare the
     data, and call SpeechBrain's ``create_experiment_directory``, inside of
     this context, in this order: a refused start then changes nothing. A
     folder to export to that holds something else is refused, too.
@@ -128,8 +128,8 @@ def _keep_or_compare(hparams_file, overrides, folder):
 def _settings(hparams_file, overrides):
     """Return the settings by their place in the YAML, as JSON has them.
 
-    References stay as written: where an output folder is part of other
-    values, a moved one changes nothing.
+    References stay as written: moving the output folder changes no
+    setting.
     """
     tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
     return json.loads(json.dumps(dict(_flat("", tree)), default=str))

@@ -79,8 +79,8 @@ def report_folds(
 ):
     """Print the table of the folds; write it once all folds are there.
 
-    Where the test folds choose the epoch, the results of all folds are those
-    of the one epoch with the best mean, as official scripts report it.
+    Where the test folds choose the epoch, all folds are reported at one epoch,
+    that with the best mean, as official scripts report it.
 
     Arguments
     ---------

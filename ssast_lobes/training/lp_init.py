@@ -1,7 +1,7 @@
 """LP-FT: fine-tuning that begins with the head of a linear probe.
 
 A new head is random, and its first gradients spoil what the encoder has
-learnt. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
+learned. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
 Underperform Out-of-Distribution", ICLR 2022, therefore train the head alone
 first. Here this head is the optimum of a logistic regression, found at once.
 """

@@ -1,4 +1,4 @@
-"""Pretraining: any objective, on unlabelled audio."""
+"""Pretraining: any objective, on unlabeled audio."""
 
 import speechbrain as sb
 import torch
@@ -100,7 +100,7 @@ class PretrainingBrain(SpectrogramBrain):
             self.objective.after_step(self.optimizer_step, self.total_steps)
 
     def on_stage_start(self, stage, epoch=None):
-        """Watch the first clips of each validation anew."""
+        """Count the clips to watch anew for each validation."""
         super().on_stage_start(stage, epoch)
         self._n_watched = 0
         self._picture = None

@@ -39,7 +39,7 @@ from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.dataio.archives import unpack
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.download import ArchiveError
-from ssast_lobes.dataio.scan import prepare
+from ssast_lobes.dataio.scan import scan_and_write
 from ssast_lobes.dataio.tables import ManifestError, read_manifest
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference import AudioClassifier
@@ -213,13 +213,13 @@ def test_manifests_and_lists(tmp_path):
     path.write_text("path,label\na.wav,x\nb.wav,y\nc.wav,x\n")
     fuzz(path, lambda p: read_manifest(p, ["path", "label"]), ManifestError)
     rows = read_manifest(path)
-    prepare(rows, tmp_path / "out")
+    scan_and_write(rows, tmp_path / "out")
     # A list of durations is there to save time: never an error.
     draw, cache = random.Random(0), tmp_path / "out" / "durations.csv"
     good = cache.read_bytes()
     for _ in range(20):
         cache.write_bytes(damaged(good, draw))
-        found, unreadable = prepare(rows, tmp_path / "out", workers=1)
+        found, unreadable = scan_and_write(rows, tmp_path / "out", workers=1)
         assert len(found) == 3 and not unreadable
 
 

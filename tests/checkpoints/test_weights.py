@@ -380,7 +380,7 @@ def test_other_mel_bins_hear_a_constant_spectrogram_alike(n_mels):
 @torch.no_grad()
 def test_pretext_heads_follow_the_patch_size():
     weights = from_official(official(patch=(128, 2)))
-    # A head that predicts a ramp over frequency goes on doing so.
+    # A head that predicts a ramp over frequency still does so.
     ramp = torch.linspace(0, 1, 128)[:, None].expand(128, 2).flatten()
     weights.state["objective.generator_head.2.weight"].zero_()
     weights.state["objective.generator_head.2.bias"].copy_(ramp)

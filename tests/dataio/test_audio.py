@@ -13,7 +13,7 @@ import torch
 from ssast_lobes.dataio.addresses import Address
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader
-from ssast_lobes.dataio.scan import prepare
+from ssast_lobes.dataio.scan import scan_and_write
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference.audio import read_blocks
 
@@ -420,10 +420,10 @@ def test_an_mp3_without_a_length_is_decoded_once_to_measure_it(
 ):
     _, path = mp3s
     rows = [{"id": "a", "path": str(path)}]
-    [row], _ = prepare(rows, tmp_path)
+    [row], _ = scan_and_write(rows, tmp_path)
     assert sum(amounts) / 16000 == row["duration"] > 30
     amounts.clear()
-    assert prepare(rows, tmp_path) == ([row], [])
+    assert scan_and_write(rows, tmp_path) == ([row], [])
     assert amounts == []
     reader = ClipReader(crop_seconds=1.0, random_crop=True)
     for number in range(20):

@@ -11,7 +11,7 @@ import torch
 from ssast_lobes.cli import main
 from ssast_lobes.dataio import codec
 from ssast_lobes.dataio.audio import audio_info, read_audio
-from ssast_lobes.dataio.scan import folder_rows, prepare
+from ssast_lobes.dataio.scan import folder_rows, scan_and_write
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio, to_mono
 from ssast_lobes.inference import AudioEncoder
@@ -58,7 +58,9 @@ def test_without_the_extra_files_are_listed_and_counted(
 ):
     rows = folder_rows(folder)
     assert len(rows) == 6
-    kept, unreadable = prepare(rows, tmp_path / "out", max_unreadable=0.5)
+    kept, unreadable = scan_and_write(
+        rows, tmp_path / "out", max_unreadable=0.5
+    )
     assert [row["id"] for row in kept] == ["0.wav", "1.wav", "2.wav"]
     with open(tmp_path / "out" / "unreadable.csv", newline="") as file:
         listed = [tuple(row) for row in csv.reader(file)][1:]
@@ -69,7 +71,7 @@ def test_without_the_extra_files_are_listed_and_counted(
     for _, reason in listed:
         assert "needs the `codec` extra" in reason and REMEDY in reason
     with pytest.raises(ManifestError) as caught:
-        prepare(rows, tmp_path / "out")
+        scan_and_write(rows, tmp_path / "out")
     assert f"{NEED}; {REMEDY}" in str(caught.value)
 
 
@@ -172,7 +174,7 @@ def test_blocks_are_parts_of_what_decodes(encoder, tmp_path):
 def test_files_are_prepared_and_embedded(encoder, folder, tmp_path):
     encoder(folder / "a.m4a", noise(1, 16000), 16000)
     (folder / "b.M4A").unlink()
-    kept, [(path, reason)] = prepare(
+    kept, [(path, reason)] = scan_and_write(
         folder_rows(folder), tmp_path / "out", max_unreadable=0.5
     )
     assert [row["id"] for row in kept] == ["0.wav", "1.wav", "2.wav", "a.m4a"]

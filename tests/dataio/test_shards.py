@@ -28,7 +28,7 @@ from speechbrain.dataio.dataloader import make_dataloader
 from ssast_lobes.dataio.addresses import parse_address
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader, collate, make_dataset
-from ssast_lobes.dataio.scan import folder_rows, prepare
+from ssast_lobes.dataio.scan import folder_rows, scan_and_write
 from ssast_lobes.dataio.shards import pack, read_from_shards
 from ssast_lobes.dataio.tables import ManifestError, index_rows, read_manifest
 from ssast_lobes.dataio.waveforms import UnreadableAudio
@@ -205,7 +205,7 @@ def test_threads_do_not_mix_samples_up(packed, rows):
 
 
 def batches(rows, folder, **loading):
-    rows, _ = prepare(rows, folder)
+    rows, _ = scan_and_write(rows, folder)
     reader = ClipReader(crop_seconds=0.3, random_crop=True)
     dataset = make_dataset(index_rows(rows), reader)
     loader = make_dataloader(

@@ -17,7 +17,7 @@ from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.linear_heads import bundled_model
 from ssast_lobes.evaluation.harness import hear
 from ssast_lobes.evaluation.harness.s3prl import UpstreamExpert
-from ssast_lobes.evaluation.harness.windows import WindowedModel
+from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 from ssast_lobes.evaluation.harness.xares import XaresEncoder
 from ssast_lobes.inference import AudioEncoder
 

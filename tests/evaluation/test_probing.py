@@ -59,7 +59,7 @@ def fit(train, valid, test_x, n_classes=3, **settings):
     return logistic_regression(*train, *valid, test_x, n_classes, **settings)
 
 
-def test_separable_classes_are_learnt():
+def test_separable_classes_are_learned():
     test_x, test_y = blobs(300, 6.0, seed=2)
     predictions, penalty, valid_score = fit(
         blobs(60, 6.0, seed=0), blobs(60, 6.0, seed=1), test_x

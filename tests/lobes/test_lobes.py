@@ -99,8 +99,8 @@ def test_outputs_are_views_of_the_same_encoding():
 def test_gradients_flow_unless_frozen():
     lobe = small()
     lobe(*waveforms()).square().sum().backward()
-    learnt = [n for n, p in lobe.named_parameters() if p.grad is not None]
-    assert len(learnt) == len(list(lobe.parameters()))
+    learned = [n for n, p in lobe.named_parameters() if p.grad is not None]
+    assert len(learned) == len(list(lobe.parameters()))
     frozen = small(freeze=True)
     out = frozen(*waveforms())
     assert not out.requires_grad

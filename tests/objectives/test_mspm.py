@@ -1,4 +1,4 @@
-"""Masked spectrogram patch modelling against plain Python, clip by clip."""
+"""Masked spectrogram patch modeling against plain Python, clip by clip."""
 
 import random
 from contextlib import nullcontext

@@ -2,5 +2,5 @@
 
 Each harness has a file with what it wants to find: functions of HEAR's common
 API in `hear`, the base of an encoder class in `xares`, an upstream in `s3prl`.
-None of them imports its harness. All stand on `windows.WindowedModel`.
+None of them imports its harness. All stand on `windowed_model.WindowedModel`.
 """

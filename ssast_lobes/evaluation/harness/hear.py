@@ -7,7 +7,7 @@ Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176,
 
 import torch
 
-from ssast_lobes.evaluation.harness.windows import WindowedModel
+from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 
 
 class HearModel(WindowedModel):

@@ -8,7 +8,7 @@ Interspeech 2021. s3prl looks upstreams up by their names in ``s3prl.hub``:
 import torch
 from torch.nn.utils.rnn import pad_sequence
 
-from ssast_lobes.evaluation.harness.windows import WindowedModel
+from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 from ssast_lobes.utils.lengths import length_to_mask
 
 SAMPLE_RATE = 16000

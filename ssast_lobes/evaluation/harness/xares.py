@@ -6,7 +6,7 @@ name that ends in ``Encoder``, builds that class without arguments, and keeps
 embeddings by the name of the class: write a file and a class for each model.
 """
 
-from ssast_lobes.evaluation.harness.windows import WindowedModel
+from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 
 
 class XaresEncoder(WindowedModel):

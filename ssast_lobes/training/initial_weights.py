@@ -1,4 +1,4 @@
-"""What a training starts from."""
+"""Load pretrained weights into an encoder and its objective; log them."""
 
 from speechbrain.utils.logger import get_logger
 
