@@ -58,10 +58,10 @@ class DeployedModel(nn.Module):
     >>> folder = getfixture("tmpdir") / "export"
     >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
     >>> model = DeployedModel(folder)
-    >>> clip, frames, steps = model(
+    >>> clip, frames, n_time = model(
     ...     torch.randn(2, 16000), torch.tensor([16000, 8000])
     ... )
-    >>> clip.shape, frames.shape, steps.tolist()
+    >>> clip.shape, frames.shape, n_time.tolist()
     (torch.Size([2, 32]), torch.Size([2, 7, 32]), [7, 3])
     """
 
@@ -91,8 +91,10 @@ class DeployedModel(nn.Module):
 
     @property
     def outputs(self):
-        """Names of what `forward` gives."""
-        return ("clip", "frames", "steps") if self.head is None else ("scores",)
+        """Names of the tensors that `forward` gives."""
+        if self.head is None:
+            return ("clip", "frames", "n_time")
+        return ("scores",)
 
     def forward(self, wav, lengths):
         """Classify or embed a batch.
@@ -128,8 +130,9 @@ class DeployedModel(nn.Module):
         if self.head is None:
             own = self.lobe.features.fbank.frames_of(lengths)
             # Reference padding cuts what is longer.
-            steps = encoder.grid.n_time(own).clamp(max=encoded.frames.shape[1])
-            return clip, encoded.frames, steps
+            n_time = encoder.grid.n_time(own)
+            n_time = n_time.clamp(max=encoded.frames.shape[1])
+            return clip, encoded.frames, n_time
         scores = self.head(clip)
         if self.metadata["multi_label"]:
             return (scores.sigmoid(),)
@@ -146,9 +149,9 @@ class DeployedModel(nn.Module):
         samples = wav.shape[1]
         n_frames = self.lobe.features.pad_frames
         if n_frames is None:
-            steps = grid.n_time(fbank.frames_of(samples))
-            steps = torch.sym_max(steps, 2)
-            n_frames = (steps - 1) * grid.stride[1] + grid.patch[1]
+            n_time = grid.n_time(fbank.frames_of(samples))
+            n_time = torch.sym_max(n_time, 2)
+            n_frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
         wanted = (n_frames - 1) * fbank.hop_samples + fbank.window_samples
         index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
         return wav.index_select(1, index)
@@ -239,7 +242,7 @@ def write_onnx(source, path):
 
     Inputs and outputs are those of `DeployedModel.forward`, by the names
     ``wav``, ``lengths`` and ``scores``, or ``clip``, ``frames`` and
-    ``steps``. The file's metadata holds kind, sampling rate, window and
+    ``n_time``. The file's metadata holds kind, sampling rate, window and
     labels, each as JSON.
 
     Arguments
@@ -313,8 +316,8 @@ def _compare(model, path):
         inputs = (wav.numpy(), lengths.numpy())
         results = session.run(None, dict(zip(INPUTS, inputs, strict=True)))
         named = dict(zip(model.outputs, results, strict=True))
-        if "steps" in named:
-            assert named["steps"].max() <= named["frames"].shape[1]
+        if "n_time" in named:
+            assert named["n_time"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
             # A comparison with NaN is never true; infinity is a difference.

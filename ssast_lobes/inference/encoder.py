@@ -45,7 +45,7 @@ class AudioEncoder(Interface):
     @property
     def step_seconds(self):
         """Seconds from one frame (time step) to the next."""
-        return self._samples_per_step / self.sample_rate
+        return self._hop_samples / self.sample_rate
 
     def n_time(self, n_samples):
         """Return frames (time steps) of a clip.
@@ -171,7 +171,7 @@ class AudioEncoder(Interface):
             result[: self.n_time(window.length)]
             for window, result in zip(windows, results, strict=True)
         ]
-        starts = [window.start // self._samples_per_step for window in windows]
+        starts = [window.start // self._hop_samples for window in windows]
         ends = [
             start + len(result)
             for start, result in zip(starts, results, strict=True)

@@ -79,7 +79,7 @@ class Interface:
         self.fbank = self.lobe.features.fbank
         self.sample_rate = self.fbank.sample_rate
         grid = self.lobe.encoder.grid
-        self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
+        self._hop_samples = grid.stride[1] * self.fbank.hop_samples
         self.kind = weights.config["kind"]
         self.window_seconds = weights.config["window_seconds"]
         self._windowing = Windowing(self.fbank, grid, self.window_seconds)
@@ -202,8 +202,8 @@ class Interface:
         if len(results) == 1:
             return results[0]
         length = torch.tensor([windows[-1].start + windows[-1].length])
-        [share] = self._windowing.shares(length, len(results))
-        return torch.einsum("w,w...->...", share, torch.stack(results))
+        [weights] = self._windowing.weights(length, len(results))
+        return torch.einsum("w,w...->...", weights, torch.stack(results))
 
     def _files(self, paths, finish, unreadable, progress):
         """Yield path, windows and results of each readable file."""

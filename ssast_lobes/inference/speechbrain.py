@@ -71,8 +71,8 @@ class WindowClassifier(nn.Module):
         """
         if not hasattr(clip, "windows"):
             return self.log(self.head(clip))
-        vectors, shares = clip.windows
-        logs = self.log(self.head(vectors)) + shares.log()[..., None]
+        vectors, weights = clip.windows
+        logs = self.log(self.head(vectors)) + weights.log()[..., None]
         return logs.logsumexp(1, keepdim=True)
 
 
@@ -198,7 +198,7 @@ class WindowedLobe(SpectrogramLobe):
     scores is not the score of that vector, and SpeechBrain hands its classifier
     this one tensor only (``self.mods.classifier(emb)`` in `EncoderClassifier`).
     So the tensor has what `WindowClassifier` needs as an attribute
-    `windows`: vectors (B, W, D) and shares (B, W). A tensor computed
+    `windows`: vectors (B, W, D) and weights (B, W). A tensor computed
     from it has no windows any more.
 
     Arguments
@@ -239,7 +239,7 @@ class WindowedLobe(SpectrogramLobe):
         if self.windowing.count(wav.shape[-1]) == 1:
             return super().forward(wav, wav_lens)
         lengths = sample_counts(wav, wav_lens)
-        vectors, shares = self.windowing.clips(self, wav, lengths)
-        clip = torch.einsum("bw,bwd->bd", shares, vectors)[:, None]
-        clip.windows = vectors, shares
+        vectors, weights = self.windowing.clips(self, wav, lengths)
+        clip = torch.einsum("bw,bwd->bd", weights, vectors)[:, None]
+        clip.windows = vectors, weights
         return clip

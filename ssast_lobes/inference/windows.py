@@ -33,9 +33,9 @@ class Windowing:
         self.samples = round(seconds * fbank.sample_rate)
         # So many samples make no frame more.
         self.reach = self.samples + fbank.hop_samples - 1
-        self.steps = grid.n_time(fbank.frames_of(self.samples))
-        self.hop_steps = max(1, self.steps // 2)
-        self.hop = self.hop_steps * grid.stride[1] * fbank.hop_samples
+        self.n_time = grid.n_time(fbank.frames_of(self.samples))
+        self.hop_time = max(1, self.n_time // 2)
+        self.hop = self.hop_time * grid.stride[1] * fbank.hop_samples
 
     def count(self, n_samples):
         """Count the windows that cover a clip.
@@ -69,8 +69,8 @@ class Windowing:
         for start in range(0, self.count(wav.shape[-1]) * self.hop, self.hop):
             yield start, wav[..., start : start + self.reach]
 
-    def shares(self, lengths, n_windows):
-        """Return the shares of windows in their clips, by duration.
+    def weights(self, lengths, n_windows):
+        """Return the weights of windows in the mean of a clip, by duration.
 
         Arguments
         ---------
@@ -88,7 +88,7 @@ class Windowing:
         -------
         >>> from ssast_lobes import Grid, KaldiFbank
         >>> windowing = Windowing(KaldiFbank(), Grid(128, (16, 16)), 1.0)
-        >>> windowing.shares(torch.tensor([9000, 15680]), n_windows=2)
+        >>> windowing.weights(torch.tensor([9000, 15680]), n_windows=2)
         tensor([[1., 0.],
                 [1., 0.]])
         """
@@ -132,13 +132,13 @@ class Windowing:
         -------
         vectors : torch.Tensor
             Of each window (B, W, D).
-        shares : torch.Tensor
-            See `shares`.
+        weights : torch.Tensor
+            See `weights`.
         """
         pooled = map(lobe.pooling, self.encode(lobe, wav, lengths))
         vectors = torch.stack(list(pooled), dim=1)
-        shares = self.shares(lengths, vectors.shape[1])
-        return vectors, shares.to(vectors.dtype)
+        weights = self.weights(lengths, vectors.shape[1])
+        return vectors, weights.to(vectors.dtype)
 
 
 def count_windows(total, length, hop):
