@@ -6,7 +6,7 @@ from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.utils.presets import hparams_folder
 
-FRAGMENTS = sorted(
+PRESETS = sorted(
     path.stem for path in (hparams_folder() / "objective").glob("*.yaml")
 )
 

@@ -7,7 +7,7 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from objective_kit import FRAGMENTS
+from objective_kit import PRESETS
 from objective_kit import build as build_objective
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -29,7 +29,7 @@ from ssast_lobes.utils.presets import read_preset
 
 # Its official mask generator is a Python loop.
 LOOPED = ["mspm_reference"]
-OBJECTIVES = [name for name in FRAGMENTS if name not in LOOPED]
+OBJECTIVES = [name for name in PRESETS if name not in LOOPED]
 WAITING = (DataDependentOutputException, DynamicOutputShapeException)
 
 

@@ -159,11 +159,11 @@ def test_wheel_holds_the_whole_package(source, wheel):
         links = json.loads(archive.read("ssast_lobes/recipes/links.json"))
     code = files(source / "ssast_lobes", "*.py")
     models = files(source / "ssast_lobes" / "pretrained")
-    fragments = files(source / "hparams", "*.yaml")
+    presets = files(source / "hparams", "*.yaml")
     recipes = files(source / "recipes")
     assert {f"ssast_lobes/{path}" for path in code} <= packed
     assert {f"ssast_lobes/pretrained/{path}" for path in models} <= packed
-    assert {f"ssast_lobes/hparams/{path}" for path in fragments} <= packed
+    assert {f"ssast_lobes/hparams/{path}" for path in presets} <= packed
     assert {name for name in packed if "/recipes/" in name} == {
         *(f"ssast_lobes/recipes/{path}" for path in recipes),
         "ssast_lobes/recipes/links.json",
@@ -243,7 +243,7 @@ import runpy, sys, ssast_lobes
 from pathlib import Path
 print(ssast_lobes.__file__)
 for path in sorted(Path("recipes").rglob("*.py")):
-    # As Python does with a script: what stands beside it where a link leads.
+    # As Python does with a script: what stands next to it where a link leads.
     sys.path.insert(0, str(path.resolve().parent))
     runpy.run_path(str(path.resolve()), run_name="imported")
     del sys.path[0]

@@ -39,7 +39,7 @@ def test_counted_bytes_are_those_of_a_real_step(memory, checkpointing):
 def test_counted_work_is_that_of_the_products(memory):
     row = memory.count("micro", 1024, "patch")
     # Each block: products with 12 D x D weights, and attention; twice the
-    # work backwards. Patches and heads are small beside them.
+    # work backwards. Patches and heads are small next to them.
     tokens, dim, depth = 514, 128, 6
     block = 2 * 12 * tokens * dim**2 + 4 * tokens**2 * dim
     assert row["flops_per_clip"] == pytest.approx(3 * depth * block, rel=0.15)

@@ -1,7 +1,7 @@
 """Which keys of a YAML a script uses; for the recipes that swap a lobe in.
 
 SpeechBrain's own checker is textual and does not follow `!include:`. This one
-walks the YAML trees: an included fragment hangs at the key that includes it,
+walks the YAML trees: an included preset hangs at the key that includes it,
 and its keys are in use when the recipe refers to `<key[subkey]>`, hands
 `<key>` on whole, or when Python code reads them from `hparams`. The recipes
 of this repository have `test_recipe_consistency.py`.

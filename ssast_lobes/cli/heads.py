@@ -48,9 +48,9 @@ def add_parser(commands):
         "side by side (default: best)",
     )
     command.add_argument(
-        "--licences",
+        "--licenses",
         metavar="FILE.md",
-        help="licences of the audio it was trained on, for the model card",
+        help="licenses of the audio it was trained on, for the model card",
     )
     command.add_argument(
         "--cache",
@@ -72,14 +72,14 @@ def run(options):
 
     common.check_device(options.device)
     tasks = [parse_task(text) for text in options.data]
-    licences = options.licences
-    if licences is not None:
-        licences = Path(licences).read_text("utf-8")
+    licenses = options.licenses
+    if licenses is not None:
+        licenses = Path(licenses).read_text("utf-8")
     scores = train_heads(
         options.model,
         tasks,
         options.output,
-        licences,
+        licenses,
         options.cache,
         options.device,
         options.batch_size,

@@ -18,7 +18,7 @@ def add_parser(commands):
         "probe",
         run,
         "choose a checkpoint: linear and k-NN probes of frozen encoders",
-        "Measure how much a linear and a k-nearest-neighbour classifier read\n"
+        "Measure how much a linear and a k-nearest-neighbor classifier read\n"
         "off frozen encoders, next to three baselines: the most frequent\n"
         "class, log-mel statistics, and the encoder before training. Features\n"
         "are standardized on train, settings are chosen on valid, scores are\n"

@@ -3,7 +3,7 @@
 A recipe is a folder of scripts and YAMLs to run and to change, so people take
 a copy. The copy keeps the layout of the repository, ``recipes/`` next to
 ``hparams/``, whose presets the READMEs name, and its links, because Python
-looks for a script's neighbours where the link leads. A wheel has no links:
+looks for a script's neighbors where the link leads. A wheel has no links:
 setup.py writes them down.
 """
 

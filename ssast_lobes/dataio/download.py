@@ -67,7 +67,7 @@ def download(url, path, sha256=None, md5=None):
         if size <= furthest:
             raise ArchiveError(
                 f"{url}: the transfer breaks off after {size} bytes; run "
-                f"again to go on, or fetch it by other means to {path}"
+                f"again to resume, or fetch it by other means to {path}"
             )
         furthest = size
     wrong = _wrong_sum(part, *checksum)

@@ -95,7 +95,7 @@ def pack(
     many of a clip. The folder gets the shards, `manifest.csv` (the columns of
     the rows; `path`, `duration` and `sample_rate` are those of the packed
     clip, `source_path` is the original), `index.json` (shards for the `wids`
-    package), `unreadable.csv`, and what a run that is given again goes by.
+    package), `unreadable.csv`, and what a rerun goes by.
 
     Arguments
     ---------

@@ -68,14 +68,17 @@ class PretrainingLobe(nn.Module):
             (B,) int64: masks become a function of a clip's key alone, for
             validation. Drawn from PyTorch's generator when left out.
         **items
-            Other items of a batch that an objective takes, such as
-            `positive_pairs`, or ``crop_starts`` (B,), in samples, for one
-            that needs audio.
+            Other items of a batch: `positive_pairs`, which only an objective
+            that sets ``uses_positive_pairs`` is given, or ``crop_starts``
+            (B,), in samples, for one that needs audio.
 
         Returns
         -------
         PretrainingOutput
         """
+        pairs = items.pop("positive_pairs", None)
+        if pairs is not None and self.objective.uses_positive_pairs:
+            items["positive_pairs"] = pairs
         feats, n_frames = self.features(wavs, wav_lens)
         if self.objective.needs_audio:
             n_samples = full_lengths(wavs)

@@ -10,17 +10,21 @@ same view, and of the whole clip in the other view.
 import torch
 
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
 from ssast_lobes.objectives.corruption import GroupCorruption
 from ssast_lobes.objectives.projections import (
-    Centre,
+    Center,
     Prototypes,
     gelu_mlp,
     prototype_cross_entropy,
     sizes_of,
     swap_views,
 )
-from ssast_lobes.objectives.tokens import clip_mean, projection_std
 from ssast_lobes.objectives.views import RandomCrop
 from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
@@ -56,8 +60,8 @@ class ASiT(Objective):
         Of the teacher's: at the first step, and after the warm-up.
     temperature_warmup : float
         Fraction of the run in which it rises linearly.
-    centre_momentum : float
-        See `Centre`.
+    center_momentum : float
+        See `Center`.
     momentum : tuple of float
         Of the teacher: at the first step and at the last, cosine between.
     class_weight, patch_weight, reconstruction_weight : float
@@ -94,7 +98,7 @@ class ASiT(Objective):
         student_temperature,
         teacher_temperature,
         temperature_warmup,
-        centre_momentum,
+        center_momentum,
         momentum,
         class_weight,
         patch_weight,
@@ -116,7 +120,7 @@ class ASiT(Objective):
             "student_temperature": student_temperature,
             "teacher_temperature": list(teacher_temperature),
             "temperature_warmup": temperature_warmup,
-            "centre_momentum": centre_momentum,
+            "center_momentum": center_momentum,
             "momentum": list(momentum),
             "class_weight": class_weight,
             "patch_weight": patch_weight,
@@ -131,8 +135,8 @@ class ASiT(Objective):
         self.projector = gelu_mlp([dim, *sizes_of(dim, projector), projection])
         self.class_prototypes = Prototypes(projection, n_class)
         self.patch_prototypes = Prototypes(projection, n_patch)
-        self.class_centre = Centre(n_class, centre_momentum)
-        self.patch_centre = Centre(n_patch, centre_momentum)
+        self.class_center = Center(n_class, center_momentum)
+        self.patch_center = Center(n_patch, center_momentum)
         # The paper's transposed convolution on patches that do not overlap is
         # a linear layer.
         self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
@@ -221,10 +225,10 @@ class ASiT(Objective):
             target = self.teacher.encoder(clean, counts)
             class_raw, patch_raw, _ = self._logits(self.teacher, target)
             within = (weight / weight.sum(1, keepdim=True))[:, :, None]
-            self.class_centre.update(class_raw.mean(0))
-            self.patch_centre.update((patch_raw * within).sum(1).mean(0))
-            class_goal = swap_views(self.class_centre(class_raw))
-            patch_goal = self.patch_centre(patch_raw)
+            self.class_center.update(class_raw.mean(0))
+            self.patch_center.update((patch_raw * within).sum(1).mean(0))
+            class_goal = swap_views(self.class_center(class_raw))
+            patch_goal = self.patch_center(patch_raw)
         class_loss = prototype_cross_entropy(
             class_logits, class_goal, temperatures
         )

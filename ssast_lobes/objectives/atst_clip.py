@@ -8,10 +8,9 @@ class token of the other.
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import ObjectiveOutput, projection_std
 from ssast_lobes.objectives.byol import BYOL
 from ssast_lobes.objectives.projections import cosine_distance, swap_views
-from ssast_lobes.objectives.tokens import projection_std
 from ssast_lobes.objectives.views import RandomCrop, RandomResizedCrop
 
 

@@ -9,15 +9,15 @@ whole view.
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.base import ObjectiveOutput
-from ssast_lobes.objectives.byol import BYOL
-from ssast_lobes.objectives.projections import cosine_distance, swap_views
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     ids_masked,
     projection_std,
 )
+from ssast_lobes.objectives.byol import BYOL
+from ssast_lobes.objectives.projections import cosine_distance, swap_views
 from ssast_lobes.objectives.views import RandomResizedCrop
 
 

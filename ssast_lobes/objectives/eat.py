@@ -12,8 +12,9 @@ from torch import nn
 from ssast_lobes.models.decoders import ConvDecoder, scatter_tokens
 from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.models.encoder import N_CLASS_TOKENS
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     projection_std,

@@ -7,10 +7,13 @@ Both Networks to Model the Input", ICASSP 2023.
 import torch
 
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.projections import cosine_distance
-from ssast_lobes.objectives.tokens import clip_mean, projection_std
 from ssast_lobes.utils.schedules import Linear
 
 # Added to the variance of a target, as in the paper's code.

@@ -7,9 +7,12 @@ Vision Learners", CVPR 2022.
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    clip_mean,
+    gather_tokens,
+)
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
-from ssast_lobes.objectives.tokens import clip_mean, gather_tokens
 from ssast_lobes.utils.lengths import length_to_mask
 
 # Added to the variance of a patch, as in both papers' code.

@@ -6,8 +6,8 @@ The encoder sees visible tokens only, and a light decoder all places.
 from torch import nn
 
 from ssast_lobes.models.decoders import TransformerDecoder
-from ssast_lobes.objectives.base import Objective
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
     gather_tokens,
     refuse_overlap,
     split_tokens,

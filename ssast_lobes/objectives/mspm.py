@@ -8,8 +8,9 @@ within the clip) and reconstructed (generative, mean squared error).
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.base import Objective, ObjectiveOutput
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
     clip_mean,
     gather_tokens,
     ids_masked,

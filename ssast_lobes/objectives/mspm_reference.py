@@ -9,10 +9,13 @@ import random
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    gather_tokens,
+    ids_masked,
+)
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import MSPM
-from ssast_lobes.objectives.tokens import gather_tokens, ids_masked
 
 
 def official_mask(n_freq, n_time, count, rng):

@@ -132,7 +132,7 @@ class Prototypes(nn.Module):
             return nn.functional.linear(unit, directions)
 
 
-class Centre(nn.Module):
+class Center(nn.Module):
     """Running mean of the teacher's logits, taken off before its softmax.
 
     Keeps one prototype from winning everywhere (Caron et al., section 3.1).
@@ -149,10 +149,10 @@ class Centre(nn.Module):
 
     Example
     -------
-    >>> centre = Centre(2, momentum=0.9)
-    >>> centre.update(torch.tensor([1.0, 0.0]))
-    >>> centre.update(torch.tensor([2.0, 0.0]))
-    >>> centre(torch.tensor([[0.5, 0.5]]))
+    >>> center = Center(2, momentum=0.9)
+    >>> center.update(torch.tensor([1.0, 0.0]))
+    >>> center.update(torch.tensor([2.0, 0.0]))
+    >>> center(torch.tensor([[0.5, 0.5]]))
     tensor([[-0.6000,  0.5000]])
     """
 

@@ -5,6 +5,7 @@ from ssast_lobes.training.arguments import (
     plain_settings,
     with_settings,
 )
+from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.card import export_window, model_card, write_result
 from ssast_lobes.training.classification import ClassificationBrain, best_key
 from ssast_lobes.training.errors import exit_on_user_error, yaml_errors
@@ -35,6 +36,7 @@ __all__ = [
     "parse_arguments",
     "plain_settings",
     "report_folds",
+    "unwrap",
     "with_settings",
     "write_result",
     "yaml_errors",

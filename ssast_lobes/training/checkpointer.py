@@ -2,9 +2,9 @@
 
 SpeechBrain's `Checkpointer` writes into the folder that recovery looks at,
 its meta file first: a run killed in mid-save then cannot resume. Here a
-checkpoint grows in a hidden folder beside, reaches the disk, and appears under
-its name by one rename. It holds the checksums of its files: what has been
-damaged since is told, put aside and passed over.
+checkpoint grows in a hidden folder, reaches the disk, and appears under its
+name by one rename. It holds the checksums of its files: what has been
+damaged since is told, put aside and skipped.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _REPLACED_SUFFIX = "+replaced"
 
 # In the format of the command sha256sum: `sha256sum -c SHA256SUMS` checks too.
 _SUMS_FILE = "SHA256SUMS"
-BLOCK_BYTES = 1 << 20
+_BLOCK = 1 << 20
 
 
 class CheckpointError(RuntimeError):
@@ -54,7 +54,7 @@ class AtomicCheckpointer(Checkpointer):
     The arguments are those of `speechbrain.utils.checkpoints.Checkpointer`,
     and it takes its place in any recipe. What a killed save has left is never
     listed, and removed at the next save. A damaged checkpoint is renamed to
-    ``damaged-CKPT+...`` and passed over for the one before; those of
+    ``damaged-CKPT+...`` and skipped for the one before; those of
     SpeechBrain's own checkpointer, without checksums, are taken as they are.
 
     Example
@@ -224,7 +224,7 @@ class AtomicCheckpointer(Checkpointer):
         damaged = sorted(self.checkpoints_dir.glob(f"{_DAMAGED_PREFIX}*"))
         if found is None and damaged:
             raise CheckpointError(
-                "no checkpoint is left to go on from: "
+                "no checkpoint is left to resume from: "
                 + "; ".join(f"{path}: {_damage(path)}" for path in damaged)
                 + ". To start from the beginning, delete these folders or "
                 "choose another output_folder"
@@ -290,7 +290,7 @@ class AtomicCheckpointer(Checkpointer):
             raise CheckpointError(
                 f"{self.checkpoints_dir}: no checkpoint can be written "
                 f"({reason}; {free:.0f} MiB are free there). Make room, if "
-                "that is what lacks, and start again: the run goes on from "
+                "that is what lacks, and start again: the run resumes from "
                 "the checkpoint before"
             ) from error
 
@@ -305,7 +305,7 @@ class AtomicCheckpointer(Checkpointer):
                 os.replace(path, aside)
                 logger.warning(
                     f"The checkpoint {path} is damaged ({damage}). It is "
-                    f"passed over, and kept as {aside.name}"
+                    f"skipped, and kept as {aside.name}"
                 )
 
     def _publish(self, partial):
@@ -359,7 +359,7 @@ def _files(folder):
 def _sum(path):
     digest = hashlib.sha256()
     with open(path, "rb") as file:
-        while block := file.read(BLOCK_BYTES):
+        while block := file.read(_BLOCK):
             digest.update(block)
     return digest.hexdigest()
 

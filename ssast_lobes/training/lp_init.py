@@ -29,7 +29,7 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
     model : SpectrogramClassifier
         Changed in place.
     features : FrontEnd
-        Waveforms to normalised log-mel.
+        Waveforms to normalized log-mel.
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
         Training clips with items ``sig`` and ``target``, see `make_dataset`;
         of a single label each. Clips that cannot be read are skipped.

@@ -2,7 +2,7 @@
 
 import re
 
-BLOCK_BYTES = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
+_BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
 _FIRST = ("patch_embedding", "positions", "class_tokens", "class_positions")
 
 
@@ -46,7 +46,7 @@ def parameter_groups(
     named = [(n, p) for n, p in module.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("nothing to train: every parameter is frozen")
-    blocks = [match for name, _ in named if (match := BLOCK_BYTES.search(name))]
+    blocks = [match for name, _ in named if (match := _BLOCK.search(name))]
     depth = 1 + max((int(match[1]) for match in blocks), default=-1)
     groups = {}
     for name, parameter in named:
@@ -64,7 +64,7 @@ def parameter_groups(
 
 
 def _scale(name, depth, head_lr_scale, layer_decay):
-    block = BLOCK_BYTES.search(name)
+    block = _BLOCK.search(name)
     if block:
         return layer_decay ** (depth - int(block[1]))
     if any(part in name.split(".") for part in _FIRST):

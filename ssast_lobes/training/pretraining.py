@@ -56,7 +56,8 @@ class PretrainingBrain(SpectrogramBrain):
         if stage == sb.Stage.TRAIN:
             # The objective draws a new mask in every step.
             wav_lens = wav_lens if is_padded else None
-            return pretrainer(wavs, wav_lens, **self.more_items(batch))
+            pairs = getattr(batch, "positive_pairs", None)
+            return pretrainer(wavs, wav_lens, positive_pairs=pairs)
         # The mask of a clip is the same in every epoch.
         keys = clip_keys(batch.id).to(self.device)
         self.watch(wavs, wav_lens, keys, batch.id)
@@ -66,23 +67,6 @@ class PretrainingBrain(SpectrogramBrain):
         """Return the loss; average it and the logs over the epoch."""
         self.accumulate({"loss": output.loss, **output.logs}, output.n_clips)
         return output.loss
-
-    def more_items(self, batch):
-        """Return what the objective takes of a batch next to its audio.
-
-        Arguments
-        ---------
-        batch : speechbrain.dataio.batch.PaddedBatch
-            Of a dataset from `make_dataset`.
-
-        Returns
-        -------
-        dict of str to torch.Tensor
-        """
-        wanted = self.objective.uses_positive_pairs
-        if wanted and hasattr(batch, "positive_pairs"):
-            return {"positive_pairs": batch.positive_pairs}
-        return {}
 
     @torch.no_grad()
     def watch(self, wavs, wav_lens, keys, ids):

@@ -101,7 +101,7 @@ class RecognitionBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The recogniser without wrappers."""
+        """The recognizer without wrappers."""
         return unwrap(self.modules.model)
 
     def parameter_groups(self):

@@ -9,7 +9,7 @@ logger = get_logger(__name__)
 
 
 def log_source(lobe):
-    """Log what a lobe has loaded from its source, and what it left aside.
+    """Log what a lobe has loaded from its source, and what it left out.
 
     Arguments
     ---------

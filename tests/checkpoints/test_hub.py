@@ -302,7 +302,7 @@ def test_front_matter_and_use_on_the_hub(place):
         "datasets": ["d"],
     }
     assert 'from_hparams(source="me/barks")' in body
-    assert '"export"' not in body and "beside the folder" not in body
+    assert '"export"' not in body and "next to the folder" not in body
     assert "900 barks" in body and body.endswith("## Thanks\n\nTo all dogs.\n")
     # What stands in the front matter counts; what is given counts more.
     again = hub_card(card, "classifier", "me/woof")
@@ -312,7 +312,7 @@ def test_front_matter_and_use_on_the_hub(place):
     )
 
 
-def test_a_card_without_licence_or_sense_is_refused(place, tmp_path):
+def test_a_card_without_license_or_sense_is_refused(place, tmp_path):
     with pytest.raises(HubError, match="names no license: give one"):
         push_to_hub(place / "export", "me/barks")
     with pytest.raises(HubError, match="names no license"):

@@ -32,7 +32,7 @@ from ssast_lobes.objectives import MSPM
 from ssast_lobes.utils.metrics import accuracy
 
 MEBIBYTE = 2**20
-LICENCES = "- tones: made here, CC0"
+LICENSES = "- tones: made here, CC0"
 
 
 @pytest.fixture(scope="module")
@@ -58,8 +58,8 @@ def tasks(tones):
 @pytest.fixture(scope="module")
 def boxed(pretrained, tasks, tmp_path_factory):
     """What stands in for the bundled model, and its scores."""
-    folder = tmp_path_factory.mktemp("box") / "small"
-    return folder, train_heads(pretrained, tasks, folder, LICENCES)
+    folder = tmp_path_factory.mktemp("bundled") / "small"
+    return folder, train_heads(pretrained, tasks, folder, LICENSES)
 
 
 @pytest.fixture
@@ -162,10 +162,10 @@ def test_weights_of_a_head_are_those_of_the_regression():
         linear_weights(x / 0, y, 3, penalty=0.1)
 
 
-def test_card_tells_of_training_heads_and_licences(boxed):
+def test_card_tells_of_training_heads_and_licenses(boxed):
     folder, scores = boxed
     text = (folder / CARD_FILE).read_text()
-    assert "## Licences of the training audio\n\n- tones: made here" in text
+    assert "## Licenses of the training audio\n\n- tones: made here" in text
     assert "## Data\n\ntones: 12 clips\n" in text
     assert "| lr | 0.1 |" in text
     assert f"| sounds (accuracy) | {scores['sounds']:.6g} |" in text
@@ -274,14 +274,14 @@ def test_without_a_box_the_error_names_the_fix(
 
 
 def test_heads_command(pretrained, tones, tmp_path, capsys):
-    licences = tmp_path / "licences.md"
-    licences.write_text(LICENCES)
+    licenses = tmp_path / "licenses.md"
+    licenses.write_text(LICENSES)
     output = tmp_path / "with_heads"
     words = ["heads", pretrained, "--data", f"sounds={tones.manifest}"]
-    words += ["--output", output, "--licences", licences]
+    words += ["--output", output, "--licenses", licenses]
     assert main(list(map(str, words))) == 0
     assert "sounds: " in capsys.readouterr().out
-    assert LICENCES in (output / CARD_FILE).read_text()
+    assert LICENSES in (output / CARD_FILE).read_text()
     assert head_names(output) == ["sounds"]
     assert json.loads((output / "config.json").read_text())["kind"] == (
         "pretrained"
@@ -297,7 +297,7 @@ def test_shipped_model_is_small_and_says_where_it_is_from(folder, tones):
     sizes = [p.stat().st_size for p in folder.rglob("*") if p.is_file()]
     assert sum(sizes) <= 12 * MEBIBYTE
     text = (folder / CARD_FILE).read_text()
-    assert "## Licences of the training audio\n" in text
+    assert "## Licenses of the training audio\n" in text
     path = tones.folder / "tone_0.wav"
     assert AudioEncoder.from_hparams().encode_file(path).isfinite().all()
     assert head_names(folder)

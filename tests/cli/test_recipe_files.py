@@ -63,7 +63,7 @@ def test_copy_is_complete(tmp_path, name):
                 included = (path.parent / include).resolve(strict=True)
                 assert included.is_relative_to(tmp_path)
         for path in copy.rglob("*.py"):
-            # Python looks for neighbours where a link leads.
+            # Python looks for neighbors where a link leads.
             script = path.resolve(strict=True)
             assert script.is_relative_to(tmp_path)
             for module in local_imports(script):

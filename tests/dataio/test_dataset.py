@@ -64,7 +64,7 @@ def read(reader, rows, name):
 # --- crops
 
 
-def test_whole_and_centre(rows):
+def test_whole_and_center(rows):
     assert len(read(ClipReader(), rows, "long")) == 5 * RATE
     reader = ClipReader(crop_seconds=1.0)
     crop = read(reader, rows, "long")

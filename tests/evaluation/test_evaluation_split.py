@@ -10,7 +10,7 @@ import brain_kit as kit
 import pytest
 import speechbrain as sb
 import torch
-from objective_kit import FRAGMENTS, clips
+from objective_kit import PRESETS, clips
 from objective_kit import build as build_objective
 from processes import run_processes
 from speechbrain.decoders.ctc import ctc_greedy_decode
@@ -232,7 +232,7 @@ class NoCollectives(TorchDispatchMode):
 def evaluate_objectives(rank, folder):
     """Names of the objectives that wait in training, and in evaluation."""
     waiting = {True: [], False: []}
-    for name in FRAGMENTS:
+    for name in PRESETS:
         objective = build_objective(name)
         for training in (True, False):
             objective.train(training)

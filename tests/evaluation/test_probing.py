@@ -21,7 +21,7 @@ from ssast_lobes.evaluation.probing import (
     classifiers,
     logistic_regression,
     markdown,
-    nearest_neighbours,
+    nearest_neighbors,
     parse_task,
     probe,
     read_task,
@@ -174,7 +174,7 @@ def imbalanced(n, seed):
     return torch.randn(n, 3, generator=generator) + 0.8 * y[:, None], y
 
 
-@pytest.mark.parametrize("classify", [logistic_regression, nearest_neighbours])
+@pytest.mark.parametrize("classify", [logistic_regression, nearest_neighbors])
 def test_settings_are_chosen_by_the_metric(classify):
     parts = [*imbalanced(200, 0), *imbalanced(200, 1)]
     test_x, _ = imbalanced(50, 2)
@@ -193,13 +193,13 @@ def test_settings_are_chosen_by_the_metric(classify):
         assert fitted.setting == first.setting
 
 
-def test_nearest_neighbours_vote_as_the_paper_says():
+def test_nearest_neighbors_vote_as_the_paper_says():
     generator = torch.Generator().manual_seed(0)
     train_x = torch.randn(40, 6, generator=generator)
     train_y = torch.arange(40) % 4
     test_x = torch.randn(9, 6, generator=generator)
     k, temperature = 7, 0.2
-    fitted = nearest_neighbours(
+    fitted = nearest_neighbors(
         *(train_x, train_y, train_x, train_y, test_x, 4),
         counts=[k],
         temperature=temperature,
@@ -220,11 +220,11 @@ def test_nearest_neighbours_vote_as_the_paper_says():
         assert votes.index(max(votes)) == predicted
 
 
-def test_nearest_neighbours_of_few_clips():
+def test_nearest_neighbors_of_few_clips():
     x, y = blobs(6, 3.0, seed=0)
-    assert nearest_neighbours(x, y, x, y, x, 3).setting in (1, 5)
+    assert nearest_neighbors(x, y, x, y, x, 3).setting in (1, 5)
     with pytest.raises(ValueError, match="from 1 to 6"):
-        nearest_neighbours(x, y, x, y, x, 3, counts=[7])
+        nearest_neighbors(x, y, x, y, x, 3, counts=[7])
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "uar"])

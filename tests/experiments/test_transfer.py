@@ -30,7 +30,7 @@ MASKED = {"objective": "mspm_small_data"}
 
 @pytest.fixture(scope="session")
 def script():
-    """The module of the recipe, as Python finds its neighbours."""
+    """The module of the recipe, as Python finds its neighbors."""
     sys.path.insert(0, str(RECIPE))
     spec = importlib.util.spec_from_file_location(
         "train_transfer", RECIPE / "train.py"

@@ -148,7 +148,7 @@ def test_long_audio_is_the_mean_of_its_windows(tmp_path, folder):
 
 
 @pytest.mark.parametrize("grid", ["patch", "frame", "overlapping"])
-def test_frames_come_from_the_window_with_the_nearest_centre(tmp_path, grid):
+def test_frames_come_from_the_window_with_the_nearest_center(tmp_path, grid):
     encoder = AudioEncoder.from_hparams(export(tmp_path / "export", grid))
     wav = torch.randn(50000) / 9
     frames = encoder.encode_batch(wav, output="frames")[0]
@@ -276,8 +276,8 @@ def test_integers_are_scaled_as_in_a_file(tmp_path, folder, kind):
     write(path, 0.5, subtype=PCM[kind])
     expected, _ = soundfile.read(path, dtype="float64")
     full = 2.0 ** (8 * kind.itemsize - 1)
-    centre = 128 if kind == np.uint8 else 0
-    samples = (expected * full + centre).astype(kind)
+    center = 128 if kind == np.uint8 else 0
+    samples = (expected * full + center).astype(kind)
     found = to_float(samples)
     assert found.dtype == torch.float32
     assert torch.equal(found, read_audio(path))

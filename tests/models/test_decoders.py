@@ -8,7 +8,7 @@ from ssast_lobes.models.decoders import ConvDecoder, TransformerDecoder
 from ssast_lobes.models.encoder import EncoderOutput
 from ssast_lobes.models.patches import Grid, sincos_positions
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.tokens import gather_tokens, split_tokens
+from ssast_lobes.objectives.base import gather_tokens, split_tokens
 
 DIM = 32
 
@@ -69,7 +69,7 @@ def test_the_convolutional_decoder_has_the_published_size():
 
 
 @torch.no_grad()
-def test_a_decoded_clip_does_not_depend_on_its_neighbours():
+def test_a_decoded_clip_does_not_depend_on_its_neighbors():
     encoded, split, x = scene()
     together = decoder()(encoded, split, n_freq=3)
     conv_together = conv_decoder()(x, split.is_token, n_freq=3)

@@ -59,11 +59,11 @@ def test_teacher_batch_norm_follows_its_setting():
     still = EMATeacher(projector=student.projector)
     moving = EMATeacher(batch_statistics=True, projector=student.projector)
     rows = 3 + torch.randn(16, 32)
-    for teacher, centred in ((still, False), (moving, True)):
+    for teacher, centered in ((still, False), (moving, True)):
         teacher.train()
         with torch.no_grad():
             out = teacher.projector(rows)
-        assert bool(out.mean(0).abs().max() < 1e-5) is centred
+        assert bool(out.mean(0).abs().max() < 1e-5) is centered
     moving.eval()
     running = moving.projector[1].running_mean.clone()
     moving.projector(rows)

@@ -303,7 +303,7 @@ def test_pooling_takes_valid_tokens_only_and_known_names():
         pool(tokens, is_token, classes, "max")
 
 
-def test_dynamics_compare_valid_neighbours_of_a_band():
+def test_dynamics_compare_valid_neighbors_of_a_band():
     grid = torch.randn(2, 2, 4, 3)
     shown = torch.tensor([[True] * 4, [True, True, False, False]])
     shown = shown[:, None].expand(-1, 2, -1)

@@ -98,7 +98,7 @@ def test_equals_kaldi_at_other_rates_and_sizes(sample_rate, n_mels):
     assert_like_kaldi(fbank, clips)
 
 
-def test_a_clip_does_not_depend_on_its_neighbours():
+def test_a_clip_does_not_depend_on_its_neighbors():
     clip, fbank = noise(12345), KaldiFbank()
     alone = fbank(clip[None])[0][0]
     for seed in range(3):
@@ -252,7 +252,7 @@ def test_a_wrong_shape_is_refused():
         KaldiFbank()(torch.zeros(1, 1, 16000))
 
 
-def test_normalisation_by_hand_and_zero_padding():
+def test_normalization_by_hand_and_zero_padding():
     feats = torch.arange(12.0).view(1, 4, 3)
     out = SpectrogramNorm(mean=2.0, std=0.5)(feats, torch.tensor([3]))
     expected = np.arange(12.0).reshape(1, 4, 3) - 2.0
@@ -289,7 +289,7 @@ def test_front_end_is_filterbank_then_norm_and_builds_again():
 
 
 @pytest.mark.parametrize("frames", [30, 98, 128])
-def test_reference_padding_comes_before_the_normalisation(frames):
+def test_reference_padding_comes_before_the_normalization(frames):
     wav, lengths = torch.randn(2, 16000), torch.tensor([1.0, 0.4])
     front = FrontEnd("esc50", pad_frames=frames)
     feats, n_frames = front(wav, lengths)

@@ -114,9 +114,9 @@ def test_unknown_pooling_is_refused(arguments, message):
 
 def test_head_is_norm_and_linear():
     head, clip = ClassificationHead(6, 4), torch.randn(2, 6)
-    centred = clip - clip.mean(1, keepdim=True)
-    spread = (centred.square().mean(1, keepdim=True) + 1e-5).sqrt()
-    expected = centred / spread @ head.linear.weight.t() + head.linear.bias
+    centered = clip - clip.mean(1, keepdim=True)
+    spread = (centered.square().mean(1, keepdim=True) + 1e-5).sqrt()
+    expected = centered / spread @ head.linear.weight.t() + head.linear.bias
     torch.testing.assert_close(head(clip), expected)
 
 
@@ -131,7 +131,7 @@ def test_projection_after_the_mean_is_as_before_it():
 @pytest.mark.parametrize("pooling", ["mean", "class"])
 @pytest.mark.parametrize("layers", ["last", "weighted"])
 @torch.no_grad()
-def test_scores_of_a_clip_do_not_depend_on_its_neighbours(pooling, layers):
+def test_scores_of_a_clip_do_not_depend_on_its_neighbors(pooling, layers):
     model = classifier(pooling=pooling, layers=layers).eval()
     feats, n_frames = batch()
     together = model(feats, n_frames)

@@ -167,7 +167,7 @@ def test_unknown_geometry_and_wrong_mels_are_refused():
 
 
 def fitted(table, n_freq, n_time):
-    """The positions of one clip, axis by axis: centre or interpolation."""
+    """The positions of one clip, axis by axis: center or interpolation."""
     table_freq, table_time, dim = table.shape
     # (F0, T0, D) to (1, D, F0, T0), as interpolate wants it.
     image = table.permute(2, 0, 1)[None]
@@ -263,7 +263,7 @@ def test_fixed_positions_are_not_trained_and_follow_each_clip():
     assert torch.equal(table.table, sincos_positions(2, 6, 8))
     own = table(2, torch.tensor([6, 2]), 6).unflatten(1, (2, 6))
     assert torch.equal(own[0], table.table)
-    # A shorter clip takes the centre, as of learned positions.
+    # A shorter clip takes the center, as of learned positions.
     assert torch.equal(own[1, :, :2], table.table[:, 2:4])
 
 

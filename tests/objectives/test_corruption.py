@@ -95,7 +95,7 @@ def test_a_clip_alone_has_nothing_to_paste():
     assert hidden.float().mean() >= 0.5
 
 
-def test_corruption_does_not_depend_on_the_neighbours():
+def test_corruption_does_not_depend_on_the_neighbors():
     feats = torch.rand(3, 80, 32)
     lengths, keys = torch.tensor([80, 33, 1]), torch.tensor([3, 1, 4])
     _, together = corruption()(feats, lengths, rand_of(feats, keys))

@@ -14,14 +14,9 @@ import torch
 from ssast_lobes.augment import augmentation as augment
 from ssast_lobes.objectives import base, mspm
 from ssast_lobes.objectives import maskers as masking
-from ssast_lobes.objectives.maskers import (
-    ClusterMasker,
-    InverseBlockMasker,
-    Masker,
-    RandomMasker,
-    SpanMasker,
-    make_masker,
-)
+from ssast_lobes.objectives.base import make_masker
+from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
+from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
 from ssast_lobes.utils.random import keyed_uniform, mix_bits
 
 MASKS = 20_000
@@ -86,7 +81,7 @@ def test_random_masks_are_flat():
 
 
 def together(masker, n_freq=8, steps=64, masks=500):
-    """P(right or upper neighbour hidden | token hidden)."""
+    """P(right or upper neighbor hidden | token hidden)."""
     n_time = torch.full((masks,), steps)
     mask = masker(n_time, n_freq, steps, seeded()).float()
     right = (mask[:, :, 1:] * mask[:, :, :-1]).sum() / mask[:, :, :-1].sum()
@@ -95,7 +90,7 @@ def together(masker, n_freq=8, steps=64, masks=500):
 
 
 @pytest.mark.parametrize("count", [50, 250])
-def test_neighbours_are_hidden_together(count):
+def test_neighbors_are_hidden_together(count):
     low, _ = together(ClusterMasker(count=count))
     _, chance = together(RandomMasker(count=count))
     assert chance == pytest.approx(count / 512, abs=0.01)
@@ -303,7 +298,7 @@ def test_inverse_blocks_keep_as_many_as_eat():
 def test_inverse_blocks_are_islands():
     kept = kept_blocks(102).float()
     after = (kept[:, :, 1:] * kept[:, :, :-1]).sum() / kept[:, :, :-1].sum()
-    # One by one, a neighbour would be visible as often as any token.
+    # One by one, a neighbor would be visible as often as any token.
     assert after > 0.6 > 3 * 102 / 512
 
 

@@ -8,13 +8,13 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import MSPM, MSPMReference
+from ssast_lobes.objectives.base import clip_mean, gather_tokens, ids_masked
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import SOFTMAX_OVER, info_nce
 from ssast_lobes.objectives.mspm_reference import (
     official_info_nce,
     official_mask,
 )
-from ssast_lobes.objectives.tokens import clip_mean, gather_tokens, ids_masked
 
 GRIDS = {
     "patch": Grid(),
@@ -219,7 +219,7 @@ def test_weight_of_the_reconstruction():
 
 @pytest.mark.parametrize("geometry", GRIDS)
 @torch.no_grad()
-def test_the_loss_of_a_clip_does_not_depend_on_its_neighbours(geometry):
+def test_the_loss_of_a_clip_does_not_depend_on_its_neighbors(geometry):
     objective = small(geometry, masker=ClusterMasker(ratio=0.6)).eval()
     feats, n_frames = batch(geometry)
     feats[2, 33:] = 11.0

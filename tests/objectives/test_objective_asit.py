@@ -1,4 +1,4 @@
-"""ASiT: its losses against plain Python, its temperatures and centres."""
+"""ASiT: its losses against plain Python, its temperatures and centers."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ import torch
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.projections import (
-    Centre,
+    Center,
     Prototypes,
     prototype_cross_entropy,
 )
@@ -44,8 +44,8 @@ def test_losses_by_hand():
     objective, (feats, n_frames) = build().eval(), batch()
     for parameter in objective.teacher.parameters():
         parameter += 0.05 * torch.randn(parameter.shape, generator=seeded(1))
-    for centre in (objective.class_centre, objective.patch_centre):
-        centre.mean.normal_(generator=seeded(2))
+    for center in (objective.class_center, objective.patch_center):
+        center.mean.normal_(generator=seeded(2))
     keys = torch.tensor([7, 8, 9])
     output = objective(feats, n_frames, clip_keys=keys)
 
@@ -65,7 +65,7 @@ def test_losses_by_hand():
             logits = objective._logits(objective, student)
             goals = objective._logits(objective.teacher, teacher)
             views.append((logits, goals))
-            mean = objective.patch_centre.mean
+            mean = objective.patch_center.mean
             entropies = [
                 cross_entropy(s, t, mean, 0.04)
                 for s, t in zip(logits[1][0], goals[1][0], strict=True)
@@ -77,7 +77,7 @@ def test_losses_by_hand():
             l1.append(error[hidden[only]].mean().item())
         for view, other in ((0, 1), (1, 0)):
             student, teacher = views[view][0][0][0], views[other][1][0][0]
-            mean = objective.class_centre.mean
+            mean = objective.class_center.mean
             clip.append(cross_entropy(student, teacher, mean, 0.04))
     expected = {
         "l1": sum(l1) / 6,
@@ -116,30 +116,30 @@ def test_temperature_rises_and_is_saved():
 
 
 @torch.no_grad()
-def test_centres_are_means_of_raw_logits():
+def test_centers_are_means_of_raw_logits():
     objective, (feats, n_frames) = build(crop=1.0), batch()
     teacher = objective.teacher.encoder(feats, n_frames)
     clip, patch, _ = objective._logits(objective.teacher, teacher)
     objective(feats, n_frames)
     # Patches are averaged within a clip, then over clips.
     means = [p[v].mean(0) for p, v in zip(patch, teacher.is_token, strict=True)]
-    for centre, mean in (
-        (objective.class_centre, clip.mean(0)),
-        (objective.patch_centre, torch.stack(means).mean(0)),
+    for center, mean in (
+        (objective.class_center, clip.mean(0)),
+        (objective.patch_center, torch.stack(means).mean(0)),
     ):
-        assert torch.allclose(centre.mean, mean, atol=1e-6)
+        assert torch.allclose(center.mean, mean, atol=1e-6)
 
 
-def test_a_centre_moves_by_its_share_and_in_training_only():
-    centre = Centre(3, momentum=0.9)
+def test_a_center_moves_by_its_share_and_in_training_only():
+    center = Center(3, momentum=0.9)
     first, second = torch.tensor([[1.0, 2, 3], [4, 5, 6]])
-    centre.update(first)
-    centre.update(second)
-    assert torch.allclose(centre.mean, 0.9 * first + 0.1 * second)
-    before = centre.mean.clone()
-    centre.eval()
-    centre.update(first)
-    assert torch.equal(centre.mean, before)
+    center.update(first)
+    center.update(second)
+    assert torch.allclose(center.mean, 0.9 * first + 0.1 * second)
+    before = center.mean.clone()
+    center.eval()
+    center.update(first)
+    assert torch.equal(center.mean, before)
 
 
 def test_prototypes_are_directions():

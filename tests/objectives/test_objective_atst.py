@@ -5,7 +5,7 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.maskers import SpanMasker
+from ssast_lobes.objectives.block_maskers import SpanMasker
 
 
 def seeded(seed=0):

@@ -6,7 +6,7 @@ Both processes run once for all objectives, on the CPU (gloo). Each preset of
 
 import pytest
 import torch
-from objective_kit import CLIPS, FRAGMENTS, build, clips
+from objective_kit import CLIPS, PRESETS, build, clips
 from torch.nn.parallel import DistributedDataParallel
 
 # Averages over clips alone: two halves of a batch make the whole.
@@ -61,7 +61,7 @@ def work(rank, folder):
         "gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD
     )
     results = {"trained": {}, "gradients": {}}
-    for name in FRAGMENTS:
+    for name in PRESETS:
         try:
             results["trained"][name] = train(name, rank)
         except Exception as error:
@@ -79,7 +79,7 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
-@pytest.mark.parametrize("name", FRAGMENTS)
+@pytest.mark.parametrize("name", PRESETS)
 def test_processes_hold_equal_parameters_after_steps(results, name):
     one, other = (result["trained"][name] for result in results)
     start = dict(build(name).named_parameters())

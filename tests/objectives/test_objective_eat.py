@@ -56,7 +56,7 @@ def targets_by_hand(encoder, clip):
 
 
 @torch.no_grad()
-def test_targets_are_the_normalised_mean_of_the_mlps():
+def test_targets_are_the_normalized_mean_of_the_mlps():
     objective, (feats, n_frames) = small(), batch()
     valid = valid_of(objective, feats, n_frames)
     tokens, clips = objective.targets(feats, n_frames, valid)

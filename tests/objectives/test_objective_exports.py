@@ -9,12 +9,8 @@ from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.objectives import load_objective
-from ssast_lobes.objectives.maskers import (
-    ClusterMasker,
-    InverseBlockMasker,
-    RandomMasker,
-    SpanMasker,
-)
+from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
+from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
 
 TRAINED = ("maskspec", "m2d", "asit", "atst_frame")
 

@@ -5,13 +5,13 @@ import torch
 
 from ssast_lobes.models.decoders import scatter_tokens
 from ssast_lobes.models.patches import Grid
-from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
-from ssast_lobes.objectives.tokens import (
+from ssast_lobes.objectives.base import (
     gather_tokens,
     ids_keep,
     projection_std,
     split_tokens,
 )
+from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
 from ssast_lobes.utils.metrics import mean_deviation
 
 

@@ -117,7 +117,7 @@ def test_config_builds_the_objective_again(name):
 def test_a_validation_loss_is_the_clips_own(name, geometry):
     objective = build(name, geometry)
     feats, n_frames = sounds((96, 57, 30, 88))
-    # Running statistics and centres that are not those of a new model.
+    # Running statistics and centers that are not those of a new model.
     objective(feats, n_frames, generator=seeded())
     objective.eval()
     feats[2, 30:] = 11.0

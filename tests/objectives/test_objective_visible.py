@@ -1,7 +1,7 @@
 """Objectives whose encoder sees the visible tokens of a clip only.
 
 What masked autoencoders, M2D and EAT have in common, for each of their
-fragments; what is special to one stands in a file of its own.
+presets; what is special to one stands in a file of its own.
 """
 
 import json
@@ -240,7 +240,7 @@ def test_clips_of_one_token_have_no_loss(name):
 @names
 @geometries
 @torch.no_grad()
-def test_the_loss_of_a_clip_does_not_depend_on_its_neighbours(name, geometry):
+def test_the_loss_of_a_clip_does_not_depend_on_its_neighbors(name, geometry):
     objective, (feats, n_frames) = small(name, geometry).eval(), batch()
     feats[2, 33:] = 11.0
     keys, total = torch.tensor([3, 1, 4, 1]), 0

@@ -213,7 +213,7 @@ def test_evaluation_neither_mixes_nor_remembers():
     ],
     ids=["crop", "resize"],
 )
-def test_a_view_does_not_depend_on_the_neighbours(view):
+def test_a_view_does_not_depend_on_the_neighbors(view):
     feats, n_frames = batch()
     keys = torch.tensor([3, 1, 4, 1])
     together = view(feats, n_frames, rand_of(feats, keys))

@@ -54,7 +54,7 @@ SpectrogramBrain.evaluate_batch = watched(
 
 
 def start(task, corpus, folder, workers):
-    """Fork a run; what it prints goes to a file beside its folder."""
+    """Fork a run; what it prints goes to a file next to its folder."""
     place[:] = bytes(3)
     child = os.fork()
     if child:

@@ -68,7 +68,7 @@ def test_official_parts(prepare, archive):
 
 
 def test_clips_that_no_protocol_lists_are_left_out(prepare, archive):
-    # The official folders hold enrolment speech beside the trials.
+    # The official folders hold enrolment speech next to the trials.
     flac = archive / "LA" / "ASVspoof2019_LA_dev" / "flac"
     shutil.copy(next(flac.iterdir()), flac / "LA_D_A0000001.flac")
     assert "LA_D_A0000001" not in prepare()["valid"]

@@ -1,4 +1,4 @@
-"""The recipes of datasets, run as the tables beside this file say.
+"""The recipes of datasets, run as the tables next to this file say.
 
 In the flags `{name}` stands for a folder with the miniature archive that
 `miniature_name.make` writes. Each recipe trains two epochs on it, as a process

@@ -96,7 +96,7 @@ def test_loss(task, tones):
         "--compute_cost=!name:my_code.my_loss {power: 2}",
     )
     result = json.loads((out / "test_result.json").read_text())
-    assert result["compute_cost"] == "my_loss(power=2)"
+    assert result["compute_cost"] == "my_code.my_loss(power=2)"
     assert 0 < result["metrics"]["loss"] < 1
     card = (out / "export" / "README.md").read_text()
     assert "my_loss(power=2)" in card

@@ -1,7 +1,7 @@
 """The recipes as people run them: their YAML, command line and exports.
 
 Most runs are made in this process, by the `main` of a recipe, on the corpus of
-the fixture `tones`. In the tables beside this file `{corpus}` stands for its
+the fixture `tones`. In the tables next to this file `{corpus}` stands for its
 folder.
 """
 
@@ -77,7 +77,7 @@ def flags_of(task, corpus, folder, *more):
 
 
 def load_script(task):
-    """The module of a recipe, as Python finds its neighbours when it is run."""
+    """The module of a recipe, as Python finds its neighbors when it is run."""
     sys.path.insert(0, str(RECIPES))
     path = RECIPES / task / "train.py"
     spec = importlib.util.spec_from_file_location(f"train_{task}", path)

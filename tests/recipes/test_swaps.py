@@ -2,7 +2,7 @@
 
 SpeechBrain's recipes are not installed with it. Each has a Brain here, of our
 own, that makes the same calls of the same modules and hyperparameters; `KEYS`
-are what the script reads beside its Brain. A test that fails here says that
+are what the script reads next to its Brain. A test that fails here says that
 the YAML does not fit that contract.
 """
 
@@ -49,10 +49,10 @@ LETTERS = "-abcdef"
 # SpeechBrain's recipes, in small --------------------------------------------
 
 
-class Neighbour(sb.Brain):
+class Neighbor(sb.Brain):
     """What their Brains do alike at the ends of stages."""
 
-    # Shared with the scripts, beside what each adds.
+    # Shared with the scripts, next to what each adds.
     KEYS = {"data_folder", "output_folder", "save_folder", "skip_prep"}
     KEYS |= {"modules", "checkpointer", "epoch_counter"}
     OPT_CLASS = "opt_class"
@@ -100,13 +100,13 @@ class TwoOptimizers:
         update_learning_rate(self.wav2vec2_optimizer, lobe_lr)
 
 
-class Emotion(TwoOptimizers, Neighbour):
+class Emotion(TwoOptimizers, Neighbor):
     """IEMOCAP/emotion_recognition/train_with_wav2vec2.py."""
 
     YAML = "iemocap_emotion.yaml"
     LOBE, FREEZE, MIN_KEY = "wav2vec2", "freeze_wav2vec2", "error_rate"
     LOADERS = ("dataloader_options", "dataloader_options")
-    KEYS = Neighbour.KEYS | {
+    KEYS = Neighbor.KEYS | {
         "train_annotation",
         "valid_annotation",
         "opt_class",
@@ -164,14 +164,14 @@ class WordErrors:
         return {"WER": self.wer_metric.summarize("error_rate"), "CER": cer}
 
 
-class Characters(WordErrors, Neighbour):
+class Characters(WordErrors, Neighbor):
     """LibriSpeech/ASR/CTC/train_with_wav2vec.py."""
 
     YAML = "librispeech_ctc.yaml"
     LOBE, FREEZE, MIN_KEY = "wav2vec2", "freeze_wav2vec", "WER"
     LOADERS = ("train_dataloader_opts", "valid_dataloader_opts")
     OPT_CLASS = None
-    KEYS = Neighbour.KEYS | {"train_splits", "dev_splits", "test_splits"}
+    KEYS = Neighbor.KEYS | {"train_splits", "dev_splits", "test_splits"}
     KEYS |= {"train_csv", "valid_csv", "test_csv", "sorting", "blank_index"}
     KEYS |= {"train_dataloader_opts", "valid_dataloader_opts"}
     KEYS |= {"test_dataloader_opts", "test_beam_search", "output_wer_folder"}
@@ -225,13 +225,13 @@ class Characters(WordErrors, Neighbour):
         update_learning_rate(self.wav2vec_optimizer, lobe_lr)
 
 
-class Meaning(TwoOptimizers, WordErrors, Neighbour):
+class Meaning(TwoOptimizers, WordErrors, Neighbor):
     """SLURP/direct/train_with_wav2vec2.py."""
 
     YAML = "slurp_slu.yaml"
     LOBE, FREEZE, MIN_KEY = "wav2vec2", "freeze_wav2vec2", "WER"
     LOADERS = ("dataloader_opts", "dataloader_opts")
-    KEYS = Neighbour.KEYS | {"csv_train", "csv_valid", "csv_test", "sorting"}
+    KEYS = Neighbor.KEYS | {"csv_train", "csv_valid", "csv_test", "sorting"}
     KEYS |= {"train_splits", "tokenizer", "pretrainer", "bos_index", "wav2vec2"}
     KEYS |= {"eos_index", "freeze_wav2vec2", "freeze_wav2vec2_conv"}
     KEYS |= {"dataloader_opts", "opt_class", "test_wer_file"}
@@ -266,12 +266,12 @@ class Meaning(TwoOptimizers, WordErrors, Neighbour):
         return self.hparams.seq_cost(predictions[0], tokens_eos, length=lens)
 
 
-class Embedding(Neighbour):
+class Embedding(Neighbor):
     """What Speech Commands and VoxCeleb do alike: no lengths for the model."""
 
     LOBE, FREEZE, MIN_KEY = "embedding_model", "freeze", "ErrorRate"
     LOADERS = ("dataloader_options", "dataloader_options")
-    KEYS = Neighbour.KEYS | {"train_annotation", "valid_annotation"}
+    KEYS = Neighbor.KEYS | {"train_annotation", "valid_annotation"}
     KEYS |= {"prepare_noise_data", "prepare_rir_data", "dataloader_options"}
     KEYS |= {"opt_class"}
     SMALL = {"num_workers": 0}
@@ -363,7 +363,7 @@ def clip(number, samples):
 
 
 def dataset(numbers):
-    """Clips of 0.3 to 0.5 s with all that the recipes take beside them."""
+    """Clips of 0.3 to 0.5 s with all that the recipes take next to them."""
     items = {
         f"clip{number}": {
             "number": number,
@@ -458,7 +458,7 @@ def lobe_of(brain):
 
 
 def others_of(brain):
-    """Parameters of a Brain beside those of the lobe."""
+    """Parameters of a Brain next to those of the lobe."""
     lobe = {id(parameter) for parameter in lobe_of(brain).parameters()}
     return [p for p in brain.modules.parameters() if id(p) not in lobe]
 

@@ -239,7 +239,7 @@ def level_db(audio, low, high):
 @pytest.mark.parametrize(
     ("kind", "slope"), [("white", 0), ("pink", -3), ("brown", -6)]
 )
-def test_noise_colours(sounds, kind, slope):
+def test_noise_colors(sounds, kind, slope):
     noise = sounds.make_noise(kind, [], np.random.default_rng(0))
     assert noise.shape == (16000,)
     drop = level_db(noise, 2000, 4000) - level_db(noise, 250, 500)

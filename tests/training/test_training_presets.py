@@ -1,4 +1,4 @@
-"""Every fragment of training settings fits the recipe that it is for."""
+"""Every preset of training settings fits the recipe that it is for."""
 
 import csv
 import shlex
@@ -13,10 +13,10 @@ from ssast_lobes.utils.presets import hparams_folder, read_preset, read_tree
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "CustomData"
-FRAGMENTS = sorted((hparams_folder() / "training").glob("*.yaml"))
+PRESETS = sorted((hparams_folder() / "training").glob("*.yaml"))
 # One that begins with a base is a variant of the recipe of a corpus.
-VARIANTS = [path for path in FRAGMENTS if "base" in read_tree(path)]
-GENERAL = [path for path in FRAGMENTS if path not in VARIANTS]
+VARIANTS = [path for path in PRESETS if "base" in read_tree(path)]
+GENERAL = [path for path in PRESETS if path not in VARIANTS]
 LOSSES = (losses.cross_entropy, losses.binary_cross_entropy)
 
 
@@ -49,13 +49,13 @@ def check(preset, hparams):
         assert isinstance(hparams["augment"], list)
 
 
-@pytest.mark.parametrize("fragment", GENERAL, ids=lambda path: path.stem)
-def test_settings_load_by_their_word(fragment, tmp_path):
-    pretraining = "pretrain" in fragment.stem
+@pytest.mark.parametrize("preset", GENERAL, ids=lambda path: path.stem)
+def test_settings_load_by_their_word(preset, tmp_path):
+    pretraining = "pretrain" in preset.stem
     task = "pretrain" if pretraining else "classify"
     preset, hparams = load(
         RECIPES / task / "hparams" / f"{task}.yaml",
-        fragment.stem,
+        preset.stem,
         f"--{'audio' if pretraining else 'manifest'}=none",
         f"--output_folder={tmp_path}",
     )
@@ -63,16 +63,16 @@ def test_settings_load_by_their_word(fragment, tmp_path):
     check(preset, hparams)
 
 
-@pytest.mark.parametrize("fragment", VARIANTS, ids=lambda path: path.stem)
-def test_variants_load_in_their_recipe(fragment, tmp_path):
-    word = f"--training={fragment.stem}"
+@pytest.mark.parametrize("preset", VARIANTS, ids=lambda path: path.stem)
+def test_variants_load_in_their_recipe(preset, tmp_path):
+    word = f"--training={preset.stem}"
     rows = [
         row
         for row in table_rows()
         if word in shlex.split(row["test_debug_flags"])
     ]
     # It is a variant, or the numbers of a recipe's default.
-    name = f"hparams/training/{fragment.stem}.yaml"
+    name = f"hparams/training/{preset.stem}.yaml"
     assert rows or word.replace("=", " ") in readmes() or name in yamls()
     for row in rows:
         flags = shlex.split(row["test_debug_flags"])
@@ -80,11 +80,11 @@ def test_variants_load_in_their_recipe(fragment, tmp_path):
         data = [flag for flag in flags if flag.endswith("_folder")]
         preset, hparams = load(
             ROOT / row["Hparam_file"],
-            fragment.stem,
+            preset.stem,
             *[f"{flag}={tmp_path}" for flag in data],
         )
         check(preset, hparams)
-        assert Path(hparams["output_folder"]).parent.name == fragment.stem
+        assert Path(hparams["output_folder"]).parent.name == preset.stem
 
 
 def table_rows():

@@ -28,7 +28,7 @@ YAMLS = [
     path
     for path in sorted(RECIPES.glob("*/*/hparams/*.yaml"))
     if not set(path.parts) & set(LEFT_OUT)
-    # Those that still have their settings in fragments.
+    # Those that still have their settings in presets.
     and "!include" not in path.read_text("utf-8")
 ]
 
@@ -334,7 +334,7 @@ def load(yaml, *more):
 
 
 @pytest.fixture(autouse=True)
-def neighbours(monkeypatch):
+def neighbors(monkeypatch):
     """Prepare scripts that a YAML names are next to its recipe."""
     for folder in {path.parents[2] for path in YAMLS}:
         monkeypatch.syspath_prepend(folder)

@@ -4,7 +4,7 @@ The literals marked "scikit-learn" were printed by scikit-learn 1.9.1 for the
 same inputs (``average_precision_score`` class by class, ``accuracy_score``,
 ``balanced_accuracy_score``, ``confusion_matrix``; for the equal error rate
 ``roc_curve(drop_intermediate=False)`` met with the line ``1 - x``). The others
-are worked out by hand beside them.
+are worked out by hand next to them.
 """
 
 import numpy as np
@@ -175,7 +175,7 @@ def test_effective_rank_shows_a_collapse_and_ignores_scale():
     assert effective_rank(100 * spread) == pytest.approx(effective_rank(spread))
     one_direction = spread[:, :1] * torch.randn(1, 16, generator=generator)
     assert effective_rank(one_direction) == pytest.approx(1, abs=1e-4)
-    # Not centred: a common offset counts as one large direction.
+    # Not centered: a common offset counts as one large direction.
     assert effective_rank(spread + 100) < 2
     assert effective_rank(torch.zeros(4, 3)) == 0
 

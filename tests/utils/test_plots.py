@@ -19,7 +19,7 @@ from ssast_lobes.utils.plots import (
 
 
 def confusion(n_classes, clips=40):
-    """A matrix as a fair classifier makes it: a diagonal and its neighbours."""
+    """A matrix as a fair classifier makes it: a diagonal and its neighbors."""
     matrix = torch.diag(torch.full((n_classes,), clips))
     for offset in (1, -1, 2):
         if abs(offset) < n_classes:
@@ -175,7 +175,7 @@ def test_confusion_matrix_can_be_read(n_classes, tmp_path):
     assert imread(path).shape[0] < 5000
 
 
-def test_confusion_matrix_colours_rows_and_writes_counts(tmp_path):
+def test_confusion_matrix_colors_rows_and_writes_counts(tmp_path):
     matrix = [[30, 10, 0], [0, 0, 0], [1, 0, 3]]
     figure = plot_confusion_matrix(
         matrix, ["a", "$b", "c_"], tmp_path / "m.pdf"
@@ -206,7 +206,11 @@ def test_confusion_matrix_that_cannot_be_drawn_raises(tmp_path):
 
 
 def test_comparison_draws_percentages_with_error_bars(tmp_path):
-    rows = [("floor", 0.713, None), ("scratch", 0.6, 0.02), ("best", 1.0, 0.0)]
+    rows = [
+        ("baseline", 0.713, None),
+        ("scratch", 0.6, 0.02),
+        ("best", 1.0, 0.0),
+    ]
     path = tmp_path / "comparison.png"
     figure = plot_comparison(rows, path, label="Test accuracy (%)")
     axis = figure.axes[0]

@@ -32,9 +32,9 @@ class SSASTBrain(training.PretrainingBrain):
         wavs, wav_lens = batch.sig
         pretrainer = self.network("pretrainer", stage)
         if stage == sb.Stage.TRAIN:
-            # The objective draws a new mask in every step.
             wav_lens = wav_lens if is_padded else None
-            return pretrainer(wavs, wav_lens, **self.more_items(batch))
+            pairs = getattr(batch, "positive_pairs", None)
+            return pretrainer(wavs, wav_lens, positive_pairs=pairs)
         # The mask of a clip is the same in every epoch.
         keys = clip_keys(batch.id).to(self.device)
         self.watch(wavs, wav_lens, keys, batch.id)
@@ -44,6 +44,12 @@ class SSASTBrain(training.PretrainingBrain):
         """Return the loss; average it and the logs over the epoch."""
         self.accumulate({"loss": output.loss, **output.logs}, output.n_clips)
         return output.loss
+
+    def on_fit_batch_end(self, batch, outputs, loss, should_step):
+        """Let the objective follow the step (teacher, schedules)."""
+        if should_step:
+            objective = training.unwrap(self.modules.pretrainer).objective
+            objective.after_step(self.optimizer_step, self.total_steps)
 
 
 def dataio_prepare(hparams):

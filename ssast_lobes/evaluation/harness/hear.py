@@ -79,7 +79,7 @@ def get_timestamp_embeddings(audio, model):
         than half is left out, so that timestamps stay evenly spaced and
         within the audio.
     timestamps : torch.Tensor
-        Centres of the time steps in milliseconds, (B, T).
+        Centers of the time steps in milliseconds, (B, T).
 
     Raises
     ------
@@ -105,9 +105,9 @@ def get_timestamp_embeddings(audio, model):
     reach = (size - 1) * fbank.hop_samples + fbank.window_samples
     middle = min(reach, audio.shape[1]) / 2
     time = torch.arange(frames.shape[1], device=audio.device)
-    centres = time.double() * model.samples_per_step + middle
+    centers = time.double() * model.samples_per_step + middle
     within = int((audio.shape[1] - middle) // model.samples_per_step) + 1
-    milliseconds = (1000 * centres / model.sample_rate).float()
+    milliseconds = (1000 * centers / model.sample_rate).float()
     timestamps = milliseconds[:within].expand(len(audio), -1)
     return frames[:, :within], timestamps
 

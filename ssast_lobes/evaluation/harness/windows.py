@@ -148,7 +148,7 @@ class WindowedModel(nn.Module):
     def _stitch(self, parts, lengths, n_time):
         """Join windows (.., B, W, D) to (.., B, T', D); 0 at padding.
 
-        Where two windows overlap, each step comes from the one whose centre
+        Where two windows overlap, each step comes from the one whose center
         is nearer.
         """
         steps, hop = self._windowing.n_time, self._windowing.hop_time

@@ -1,6 +1,6 @@
 """Probes: how much a simple classifier reads off frozen encoders.
 
-An L2-penalized logistic regression and weighted nearest neighbours, next to
+An L2-penalized logistic regression and weighted nearest neighbors, next to
 three baselines that a trained encoder has to beat, with intervals that follow
 the speakers. Use it to choose a checkpoint: see `probe`, and the command
 ``ssast-lobes probe``.
@@ -9,7 +9,7 @@ the speakers. Use it to choose a checkpoint: see `probe`, and the command
 from ssast_lobes.evaluation.probing.classifiers import (
     Fit,
     logistic_regression,
-    nearest_neighbours,
+    nearest_neighbors,
 )
 from ssast_lobes.evaluation.probing.comparison import Result, probe, short_names
 from ssast_lobes.evaluation.probing.fit_heads import train_heads
@@ -22,7 +22,7 @@ __all__ = [
     "Task",
     "logistic_regression",
     "markdown",
-    "nearest_neighbours",
+    "nearest_neighbors",
     "parse_task",
     "probe",
     "read_task",

@@ -1,4 +1,4 @@
-"""Classifiers on fixed features: logistic regression and nearest neighbours.
+"""Classifiers on fixed features: logistic regression and nearest neighbors.
 
 Both standardize every feature on the training part, choose their one setting
 on the validation part and classify the test part. They compute in float64 on
@@ -24,7 +24,7 @@ class Fit(NamedTuple):
     predictions : torch.Tensor
         Class indices (M,), int64.
     setting : float
-        The penalty, or the number of neighbours, that was chosen.
+        The penalty, or the number of neighbors, that was chosen.
     valid_score : float
         The metric on the validation part under this setting.
     """
@@ -108,7 +108,7 @@ def logistic_regression(
     return best
 
 
-def nearest_neighbours(
+def nearest_neighbors(
     train_x,
     train_y,
     valid_x,
@@ -133,7 +133,7 @@ def nearest_neighbours(
     train_x, train_y, valid_x, valid_y, test_x, n_classes, metric
         As in `logistic_regression`.
     counts : iterable of int
-        Numbers of neighbours k to choose from; those above the number of
+        Numbers of neighbors k to choose from; those above the number of
         training clips are skipped.
     temperature : float
         Smaller: the nearest count more.
@@ -152,7 +152,7 @@ def nearest_neighbours(
     >>> x = torch.tensor([[-2.0, 1.0], [-1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
     >>> y = torch.tensor([0, 0, 1, 1])
     >>> test_x = torch.tensor([[-3.0, 1.0], [3.0, 1.0]])
-    >>> nearest_neighbours(x, y, x, y, test_x, 2).predictions.tolist()
+    >>> nearest_neighbors(x, y, x, y, test_x, 2).predictions.tolist()
     [0, 1]
     """
     counts = sorted((k for k in counts if k <= len(train_x)), reverse=True)
@@ -286,15 +286,15 @@ def _fit(x, y, weight, bias, penalty, variances, max_steps=500):
 
 
 def _votes(x, train_x, train_y, counts, n_classes, temperature):
-    """Return classes (M,) by number of neighbours; `counts` descends."""
+    """Return classes (M,) by number of neighbors; `counts` descends."""
     predictions = {k: [] for k in counts}
     for rows in x.split(_CHUNK):
         similarity, index = (rows @ train_x.T).topk(counts[0])
         # Of the weights only the ratios matter: none overflows.
         weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        neighbours = train_y[index]
+        neighbors = train_y[index]
         for k in counts:
             votes = weight.new_zeros(len(rows), n_classes)
-            votes.scatter_add_(1, neighbours[:, :k], weight[:, :k])
+            votes.scatter_add_(1, neighbors[:, :k], weight[:, :k])
             predictions[k].append(votes.argmax(1))
     return {k: torch.cat(parts) for k, parts in predictions.items()}

@@ -14,7 +14,7 @@ from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import (
     Fit,
     logistic_regression,
-    nearest_neighbours,
+    nearest_neighbors,
 )
 from ssast_lobes.evaluation.probing.embeddings import (
     POOLINGS,
@@ -28,7 +28,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
 from ssast_lobes.utils import metrics
 
-PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbours}
+PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
 # A choice left to the validation part.
 BEST = "best"
@@ -63,7 +63,7 @@ class Result(NamedTuple):
     valid_score : float
         On the validation part.
     setting : float or None
-        Penalty or number of neighbours, chosen on the validation part.
+        Penalty or number of neighbors, chosen on the validation part.
     pooling, layers : str or None
         How clips were pooled; None where nothing was.
     """
@@ -107,7 +107,7 @@ def probe(
     """Measure how much a simple classifier reads off frozen encoders.
 
     Nothing of the test part is used but for the scores: features are
-    standardized on train; penalty, number of neighbours and, under
+    standardized on train; penalty, number of neighbors and, under
     ``"best"``, the pooling are chosen on valid. The three baselines are the
     most frequent class, mean and deviation of the log-mel energies over time,
     and each architecture with random weights.
@@ -388,12 +388,12 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
 
     Example
     -------
-    >>> from ssast_lobes.evaluation.probing import Task, nearest_neighbours
+    >>> from ssast_lobes.evaluation.probing import Task, nearest_neighbors
     >>> rows = [{"path": f"{n}.wav", "label": f"{n % 2}"} for n in range(4)]
     >>> task = Task("parity", "accuracy", dict.fromkeys(SPLITS, rows), False)
     >>> x = dict.fromkeys(SPLITS, torch.tensor([[[0.0]], [[1.0]]] * 2))
     >>> y = {split: task.targets(split) for split in SPLITS}
-    >>> fit, variant = best_fit(nearest_neighbours, x, y, task)
+    >>> fit, variant = best_fit(nearest_neighbors, x, y, task)
     >>> fit.predictions.tolist(), variant
     ([0, 1, 0, 1], (None, None))
     """

@@ -43,7 +43,7 @@ def train_heads(
     model,
     tasks,
     folder,
-    licences=None,
+    licenses=None,
     cache_folder=None,
     device="cpu",
     batch_size=16,
@@ -64,8 +64,8 @@ def train_heads(
         From `read_task`; their names are those of the heads.
     folder : str or path
         Where to. An older export there is replaced, and all its heads.
-    licences : str, optional
-        Markdown for the model card: the licences of the training audio.
+    licenses : str, optional
+        Markdown for the model card: the licenses of the training audio.
     cache_folder : str or path, optional
         Where the vectors of the clips are kept for another run.
     device : str
@@ -104,8 +104,8 @@ def train_heads(
     variants = variants_of(pooling, layers)
     clip_pooling = _clip_pooling(weights.config, variants)
     card = _sections(resolved(model) / CARD_FILE)
-    if licences is not None:
-        card["licences_of_the_training_audio"] = licences.strip()
+    if licenses is not None:
+        card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
         rounded = Path(scratch) / folder.name
         _write_encoder(rounded, weights, clip_pooling, card)

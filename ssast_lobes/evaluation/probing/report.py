@@ -12,7 +12,7 @@ from ssast_lobes.utils.plots import plot_intervals
 _METRIC_NAMES = {"accuracy": "accuracy", "uar": "UAR"}
 _PROBE_NAMES = {
     "linear": "Linear probe",
-    "k-NN": "Nearest neighbours",
+    "k-NN": "Nearest neighbors",
 }
 
 # A bootstrap over fewer groups says little.
