@@ -9,14 +9,14 @@ from ssast_lobes.checkpoints.format import CARD_FILE, HubError
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n\s*", re.M | re.S)
 _USES = {
     "pretrained": """
-from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.inference import AudioEncoder
 
 encoder = AudioEncoder.from_hparams("{name}")
 clip = encoder.encode_file("audio.wav")  # one vector
 frames = encoder.encode_file("audio.wav", output="frames")  # (time, D)
 """,
     "classifier": """
-from ssast_lobes.inference.classifier import AudioClassifier
+from ssast_lobes.inference import AudioClassifier
 
 classifier = AudioClassifier.from_hparams("{name}")
 result = classifier.classify_file("audio.wav")
