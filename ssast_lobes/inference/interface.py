@@ -1,4 +1,4 @@
-"""What the interfaces have in common: files to windows to batches."""
+"""The base of the interfaces: from files to windows to batches."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """What all interfaces share: the lobe, and audio in windows through it.
+    """A lobe, and audio that passes through it in windows.
 
     Arguments
     ---------
@@ -95,8 +95,8 @@ class Interface:
         source : str or path, optional
             The folder, written by a recipe or by ``ssast-lobes convert``, or
             one of Hugging Face's AST; or a repository on the hub that holds
-            such a folder, ``user/repo`` or ``user/repo@revision``. The model
-            that comes with the package when left out.
+            such a folder, ``user/repo`` or ``user/repo@revision``. The
+            bundled model when left out.
         device : str
             Where to compute, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
@@ -173,7 +173,7 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Without the waveform, which is not to pile up.
+                # Waveforms of many windows would fill the memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
 
@@ -186,11 +186,11 @@ class Interface:
         ):
             encoded = self.lobe.extract_features(wav, lengths / wav.shape[1])
             results = finish(encoded)
-        # A copy made out here may be used in training, as a head's input.
+        # A copy made outside of inference mode may train a head.
         return [result.float().cpu().clone() for result in results]
 
     def _spans(self, windows):
-        """Start and end of the windows in samples; the last ends the clip."""
+        """Return starts and ends of windows in samples, to the clip's end."""
         full = self._windowing.samples
         ends = [window.start + full for window in windows[:-1]]
         ends.append(windows[-1].start + windows[-1].length)

@@ -1,4 +1,4 @@
-"""What SpeechBrain's interfaces build from an exported folder."""
+"""Modules and hooks that SpeechBrain's interfaces build from an export."""
 
 import torch
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
@@ -13,7 +13,7 @@ from ssast_lobes.utils.lengths import sample_counts
 
 
 class PassThrough(nn.Module):
-    """Gives its first argument back.
+    """Return the first argument.
 
     Stands where SpeechBrain's `EncoderClassifier` wants features and their
     normalization: our lobe takes the waveform.
@@ -25,15 +25,15 @@ class PassThrough(nn.Module):
     """
 
     def forward(self, x, *_):
-        """Give `x` back."""
+        """Return `x`."""
         return x
 
 
 class WindowClassifier(nn.Module):
-    """Clip vectors to log-probabilities, as `AudioClassifier` has them.
+    """Classify clip vectors, by log-probabilities as of `AudioClassifier`.
 
-    Those of a clip of several windows are of the mean of its windows'
-    probabilities, weighted by duration.
+    A clip of several windows has the mean of its windows' probabilities,
+    weighted by duration.
 
     Arguments
     ---------

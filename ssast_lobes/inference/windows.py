@@ -1,8 +1,8 @@
-"""Windows: how audio of any length is cut, computed, and put together.
+"""Cut audio of any length into windows, compute them, and join the results.
 
-What is longer than a model's window is cut into windows that overlap by half,
-the last one as long as what is left. They start on the grid of patches, so
-that their frames fit together. The interfaces, the exported SpeechBrain model
+Longer audio than a model's window is cut into windows that overlap by half;
+the last one may be shorter. They start on the grid of patches, so that their
+frames fit together. The interfaces, the exported SpeechBrain model
 and the harnesses all use this rule.
 """
 
@@ -31,7 +31,7 @@ class Windowing:
 
     def __init__(self, fbank, grid, seconds):
         self.samples = round(seconds * fbank.sample_rate)
-        # So many samples make no frame more.
+        # One sample more would make another frame.
         self.reach = self.samples + fbank.hop_samples - 1
         self.n_time = grid.n_time(fbank.frames_of(self.samples))
         self.hop_time = max(1, self.n_time // 2)
@@ -117,7 +117,7 @@ class Windowing:
         Yields
         ------
         EncoderOutput
-            Of all clips; one that has ended has a meaningless sample and step.
+            Of all clips. Ignore that of a clip that ended before the window.
         """
         for start, piece in self.cut(wav):
             left = (lengths - start).clamp(1, piece.shape[1])
