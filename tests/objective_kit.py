@@ -18,10 +18,15 @@ CLIPS = 2
 
 def build(name, seed=0):
     torch.manual_seed(seed)
+    return build_with(name, **SMALL.get(name, {}))
+
+
+def build_with(name, **arguments):
+    """A preset on a tiny encoder, with other arguments than its own."""
     encoder = SpectrogramEncoder(
         Grid(), dim=32, depth=2, heads=2, table_frames=160
     )
-    return load_objective(name)(encoder, **SMALL.get(name, {}))
+    return load_objective(name)(encoder, **arguments)
 
 
 def clips(seed, count=CLIPS):

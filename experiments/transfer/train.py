@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Does pretraining pay? Pretrain, then measure it on tasks of your own.
+"""Measure whether pretraining pays, on tasks of your own.
 
 > python train.py hparams/transfer.yaml --audio /path/to/audio \
     --tasks "[{name: words, csv_path: /path/to/words.csv}]"
@@ -34,7 +34,7 @@ from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 from ssast_lobes.checkpoints.averaging import export_mean
 from ssast_lobes.checkpoints.format import WEIGHTS_FILE
 from ssast_lobes.checkpoints.loading import load_weights
-from ssast_lobes.dataio.partition import hash_shares
+from ssast_lobes.dataio.partition import hash_fractions
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.evaluation.probing import Task
 from ssast_lobes.evaluation.probing.comparison import (
@@ -117,7 +117,7 @@ class Item(NamedTuple):
         if self.labels_per_class is None:
             return self.task
         train = self.task.rows["train"]
-        places = hash_shares([f"{seed}/{row['id']}" for row in train])
+        places = hash_fractions([f"{seed}/{row['id']}" for row in train])
         order = sorted(range(len(train)), key=places.__getitem__)
         left = dict.fromkeys(self.task.labels, self.labels_per_class)
         chosen = set()
@@ -761,7 +761,7 @@ def write_task(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     return write_splits(
         task.rows,

@@ -1,8 +1,8 @@
-"""What pretraining has gained: scores, gains over baselines, tables, a plot.
+"""Report the gains of pretraining: scores, baselines, tables, a plot.
 
-Predictions come in, of every system on every task by seed. Scores are shares,
-0 to 1, their mean and deviation over seeds; intervals hold 95 % of bootstraps
-over the test part, in which all systems and seeds see the same draws.
+The input is the predictions of every system on every task by seed. Scores are
+fractions, 0 to 1, with mean and deviation over seeds; intervals hold 95 % of
+bootstraps over the test part, in which all systems and seeds share the draws.
 """
 
 import json
@@ -77,7 +77,7 @@ class Gain(NamedTuple):
         Score over the baseline's score, less 1: the figure that SSAST (Gong
         et al., AAAI 2022) gives as 60.9 % on average over tasks.
     error_reduction : float
-        Share of the baseline's errors that are gone.
+        Fraction of the baseline's errors that is gone.
     low, high : float
         Interval of `error_reduction`.
     draws : torch.Tensor
@@ -351,16 +351,16 @@ def _gain_table(items, gains):
             ("", "errors less", *reductions),
         ]
     return [
-        "Relative gain of the score, and share of the baseline's errors that "
-        "are gone, in %, of the means over seeds; in brackets 95 % of paired "
-        "bootstraps over the test part.",
+        "Relative gain of the score, and fraction of the baseline's errors "
+        "that is gone, in %, of the means over seeds; in brackets 95 % of "
+        "paired bootstraps over the test part.",
         "",
         *_table(lines),
     ]
 
 
-def _percent(share):
-    return "-" if share is None else f"{100 * share:+.1f}"
+def _percent(fraction):
+    return "-" if fraction is None else f"{100 * fraction:+.1f}"
 
 
 def tuning_table(tuning):

@@ -1,4 +1,4 @@
-"""Prepares ASVspoof 2019 LA: real speech or synthesised and converted speech.
+"""Prepare ASVspoof 2019 LA: real speech or synthesized and converted speech.
 
 Layout of the official archive of logical access (Wang et al., "ASVspoof 2019:
 A large-scale public database of synthesized, converted and replayed speech",
@@ -59,18 +59,18 @@ def prepare_asvspoof2019(
     data_folder : str
         `LA`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
         Whether to fetch the archive (7.1 GB) if it is not there.
     require_counts : bool
         Whether a part of the archive is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Prepares AudioSet: segments of YouTube videos with 527 kinds of sound.
+"""Prepare AudioSet: segments of YouTube videos with 527 kinds of sound.
 
 AudioSet (Gemmeke et al., "Audio Set: An ontology and human-labeled dataset
 for audio events", ICASSP 2017; https://research.google.com/audioset) has no
@@ -24,10 +24,10 @@ from tqdm import tqdm
 
 from ssast_lobes.dataio.corpus_checks import check_counts
 from ssast_lobes.dataio.download import download
-from ssast_lobes.dataio.partition import hash_shares
+from ssast_lobes.dataio.partition import hold_out_by_hash
 from ssast_lobes.dataio.scan import find_audio
 from ssast_lobes.dataio.splits import write_splits
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import ManifestError, raise_problems
 
 PAGE = "https://research.google.com/audioset/download.html"
 URL = "http://storage.googleapis.com/us_audioset/youtube_corpus/v1/csv"
@@ -47,7 +47,6 @@ N_CLASSES = 527
 # part of the audio is somewhere else.
 MIN_AVAILABLE = 0.75
 VIDEO_ID = 11  # characters of the id of a video
-_SHOWN = 20
 _EXPECTED = (
     f"AudioSet has no archive of audio: {PAGE} has its lists "
     f"({', '.join([*LISTS.values(), CLASS_LIST])}), which belong into "
@@ -74,26 +73,26 @@ def prepare_audioset(
     data_folder : str
         With the lists and the audio, see the top of this file.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     subset : str
         "20K": train on the balanced list; "2M": on the unbalanced one too.
     valid_fraction : float
-        Share of the training segments to hold out, by a hash of their ids.
+        Fraction of the training segments to hold out, by a hash of their ids.
     valid_is_test : bool
-        True: hold none out, watch the training on the evaluation segments,
-        as the official script does.
+        True: hold none out, and validate on the evaluation segments, as the
+        official script does.
     allow_download : bool
         Whether to fetch the lists (not the audio) if they are not there.
     require_counts : bool
-        Whether a part of the lists, or of the audio that may be expected, is
-        an error.
+        Whether incomplete lists, or less audio than may be expected, are an
+        error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -104,32 +103,32 @@ def prepare_audioset(
     train, test = data.train_rows(subset), data.rows("eval")
     valid = test
     if not valid_is_test:
-        train, valid = held_out_by_hash(train, valid_fraction, "id")
+        train, valid = hold_out_by_hash(train, valid_fraction, "id")
     classes = sorted(data.classes.values())
     return write_splits(
         {"train": train, "valid": valid, "test": test},
         output_folder,
         corpus=f"AudioSet-{subset} ({data.available})",
         multi_label=True,
-        # Of a part of AudioSet, those that it has.
+        # A part of AudioSet may lack classes.
         classes=classes if require_counts else None,
         max_unreadable=max_unreadable,
     )
 
 
 class AudioSet:
-    """The segments of which there is audio.
+    """The segments of AudioSet that have audio.
 
     Arguments
     ---------
     data_folder, allow_download, require_counts
         See `prepare_audioset`.
-    labelled : bool
+    labeled : bool
         Whether labels, and the list of classes, are needed.
     """
 
     def __init__(
-        self, data_folder, allow_download, require_counts, labelled=True
+        self, data_folder, allow_download, require_counts, labeled=True
     ):
         self.folder = Path(data_folder).expanduser()
         self.allow_download = allow_download
@@ -137,7 +136,7 @@ class AudioSet:
         self.classes = None
         self._available = {}
         self._clips = None
-        if labelled:
+        if labeled:
             self.classes = read_classes(self._list(CLASS_LIST))
             if require_counts:
                 found = {"classes": len(set(self.classes.values()))}
@@ -145,7 +144,7 @@ class AudioSet:
 
     @property
     def available(self):
-        """Of how many segments of the lists there is audio (str)."""
+        """How many segments of the lists have audio (str)."""
         parts = [
             f"{found:,} of {total:,} {name}"
             for name, (found, total) in self._available.items()
@@ -349,10 +348,11 @@ def read_segments(path, classes=None):
             if problem:
                 problems.append(f"line {lines.line_num}: {problem}")
                 continue
-            segments[cells[0]] = _label_cell(cells[3], classes)
-    if problems:
-        shown = "\n  ".join(problems[:_SHOWN])
-        raise ManifestError(f"{path}: {len(problems)} bad lines\n  {shown}")
+            mids = cells[3].split(",")
+            segments[cells[0]] = (
+                ";".join(classes[mid] for mid in mids) if classes else None
+            )
+    raise_problems(path, problems, "bad line{}")
     if promised not in (None, len(segments)):
         raise ManifestError(
             f"{path}: {len(segments)} of the {promised} segments that its head "
@@ -371,36 +371,3 @@ def _line_problem(cells, segments, classes):
         if unknown:
             return f"{', '.join(unknown)} is not in {CLASS_LIST}"
     return None
-
-
-def _label_cell(cell, classes):
-    if classes is None:
-        return None
-    return ";".join(classes[mid] for mid in cell.split(","))
-
-
-def held_out_by_hash(rows, share, group):
-    """Split rows in two, by a hash that only names decide.
-
-    Arguments
-    ---------
-    rows : list of dict
-    share : float
-        Share to hold out: at least one group, none if it is 0.
-    group : str
-        Key of what must not be in both parts; rows without it are groups of
-        their own.
-
-    Returns
-    -------
-    kept, held : list of dict
-    """
-    if share <= 0 or not rows:
-        return rows, []
-    places = hash_shares([row.get(group, row["id"]) for row in rows])
-    share = max(share, min(places))
-    pairs = list(zip(rows, places, strict=True))
-    return (
-        [row for row, place in pairs if place > share],
-        [row for row, place in pairs if place <= share],
-    )

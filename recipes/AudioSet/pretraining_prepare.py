@@ -1,8 +1,9 @@
-"""Prepares what SSAST is pretrained on: AudioSet, LibriSpeech, or both."""
+"""Prepare the pretraining audio of SSAST: AudioSet, LibriSpeech, or both."""
 
-from audioset_prepare import AudioSet, held_out_by_hash
+from audioset_prepare import AudioSet
 from librispeech_prepare import read_librispeech
 
+from ssast_lobes.dataio.partition import hold_out_by_hash
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
 
@@ -20,7 +21,7 @@ def prepare_pretraining(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Gather the audio, and a part of it to watch the training.
+    """Gather the audio, and hold a part of it out for validation.
 
     Arguments
     ---------
@@ -29,16 +30,16 @@ def prepare_pretraining(
     librispeech_folder : str or None
         LibriSpeech, see `librispeech_prepare`; None leaves it out.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     subset : str
         Of AudioSet: "2M", or "20K" for the balanced list only.
     librispeech_parts : list of str
         Parts of LibriSpeech, such as "train-clean-100".
     valid_fraction : float
-        Share of the audio to hold out, whole speakers of LibriSpeech.
+        Fraction of the audio to hold out, whole speakers of LibriSpeech.
     valid_on_eval : bool
-        True: hold none out, take the evaluation segments of AudioSet, as the
-        official script does.
+        True: hold none out, and validate on the evaluation segments of
+        AudioSet, as the official script does.
     min_seconds : float
         Shorter clips are left out.
     allow_download, require_counts, max_unreadable
@@ -47,7 +48,7 @@ def prepare_pretraining(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -75,12 +76,12 @@ def prepare_pretraining(
         )
         corpora.append(f"LibriSpeech ({', '.join(librispeech_parts)})")
     if not valid_on_eval:
-        train, valid = held_out_by_hash(train, valid_fraction, "speaker")
+        train, valid = hold_out_by_hash(train, valid_fraction, "speaker")
     return write_splits(
         {"train": train, "valid": valid},
         output_folder,
         corpus=" and ".join(corpora),
-        labelled=False,
+        labeled=False,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
     )

@@ -1,4 +1,4 @@
-"""Prepares CREMA-D: acted emotions in English, actors left out by fifths.
+"""Prepare CREMA-D: acted emotions in English, actors left out by fifths.
 
 Layout of the official repository (Cao et al., "CREMA-D: Crowd-sourced
 Emotional Multimodal Actors Dataset", IEEE Transactions on Affective Computing
@@ -50,16 +50,16 @@ def prepare_crema_d(data_folder, output_folder, fold, **settings):
     data_folder : str
         The folder that has `AudioWAV`.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5: the actors 1001, 1006, ... are fold 1.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(data_folder, LAYOUT, f"{PAGE} (git lfs clone)")
     rows = read_rows(folder)

@@ -1,4 +1,4 @@
-"""Prepares anybody's audio: manifests are read, checked and split.
+"""Prepare anybody's audio: read, check and split manifests.
 
 The result is one JSON file of rows by split, which every process reads.
 """
@@ -31,7 +31,7 @@ def read_entry(entry):
     Raises
     ------
     ManifestError, SettingsError
-        If the table cannot be used, or the entry says what nobody knows.
+        If the table cannot be used, or the entry has an unknown key.
     """
     if "csv_path" not in entry:
         raise SettingsError(f"task {entry}: csv_path, its table, is missing")
@@ -51,7 +51,7 @@ def prepare_pretraining(
     max_unreadable,
     held_out_of=None,
 ):
-    """Gather unlabelled audio and hold a part out for watching.
+    """Gather unlabeled audio and hold a part out for validation.
 
     Arguments
     ---------
@@ -66,15 +66,15 @@ def prepare_pretraining(
     min_seconds : float
         Shorter clips are left out.
     max_unreadable : float
-        Fraction of unreadable files that is accepted.
+        Largest accepted fraction of unreadable files.
     held_out_of : str or list of str, optional
-        CSVs that are not trained on. What is valid or test in them is left out
-        of the audio too, where a folder or another CSV has it.
+        CSVs that are not trained on. Their valid and test clips are left out
+        of the audio too, where a folder or another CSV has them.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -98,7 +98,7 @@ def prepare_pretraining(
         {"train": usable},
         output_folder,
         corpus=str(audio),
-        labelled=False,
+        labeled=False,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
         valid_fraction=valid_fraction,
@@ -106,12 +106,12 @@ def prepare_pretraining(
 
 
 def write_held_out(tasks, csv_path):
-    """Write what is held out of some tasks, for `prepare_pretraining`.
+    """Write the held-out clips of some tasks, for `prepare_pretraining`.
 
     Arguments
     ---------
     tasks : list of ssast_lobes.evaluation.probing.Task
-        Whose clips of valid and test are meant.
+        Their valid and test clips are written.
     csv_path : str or path
         Where to write, with the columns `path` and `split`.
 
@@ -128,12 +128,12 @@ def write_held_out(tasks, csv_path):
 
 
 def check_held_out(tasks, output_folder):
-    """Raise if a pretraining was trained on what is held out of some tasks.
+    """Raise if a pretraining was trained on held-out clips of some tasks.
 
     Arguments
     ---------
     tasks : list of ssast_lobes.evaluation.probing.Task
-        Perhaps others than those that the pretraining knew.
+        They need not be the tasks that the pretraining knew.
     output_folder : str or path
         Of the pretraining.
 
@@ -174,7 +174,7 @@ def prepare_classification(
     min_seconds,
     max_unreadable,
 ):
-    """Read a labelled manifest and split it.
+    """Read a labeled manifest and split it.
 
     Arguments
     ---------
@@ -195,7 +195,7 @@ def prepare_classification(
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------

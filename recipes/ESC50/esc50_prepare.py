@@ -1,4 +1,4 @@
-"""Prepares ESC-50 and ESC-10: environmental sounds in five official folds.
+"""Prepare ESC-50 and ESC-10: environmental sounds in five official folds.
 
 Layout of the official archive (Piczak, "ESC: Dataset for environmental sound
 classification", 2015; https://github.com/karolpiczak/ESC-50):
@@ -39,7 +39,7 @@ def prepare_esc50(
     data_folder : str
         `ESC-50-master`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5.
     esc10 : bool
@@ -47,12 +47,12 @@ def prepare_esc50(
     allow_download : bool
         Whether to fetch the archive (600 MB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,
@@ -67,13 +67,16 @@ def prepare_esc50(
     if esc10:
         rows = [row for row in rows if row["esc10"] == "True"]
     classes = 10 if esc10 else 50
+    clips = classes * CLIPS_PER_CLASS
+    published = {"clips": clips, "classes": classes}
+    published |= {f"fold {fold}": clips // len(FOLDS) for fold in FOLDS}
     return prepare_folds(
         rows,
         output_folder,
         fold,
         corpus=f"ESC-{classes}, test fold",
         found=tally(rows, "clips", "fold {fold}", classes="label"),
-        published=published_counts(classes),
+        published=published,
         source=f"the README of {PAGE}",
         group="recording",
         **settings,
@@ -102,20 +105,3 @@ def read_rows(folder):
     table = folder / "meta" / "esc50.csv"
     rows = read_manifest(table, keys, folder / "audio", COLUMNS)
     return [{key: row[key] for key in ("id", *keys)} for row in rows]
-
-
-def published_counts(classes):
-    """Return the counts of ESC-50 or ESC-10: 40 clips a class, 8 a fold.
-
-    Arguments
-    ---------
-    classes : int
-        50 or 10.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    clips = classes * CLIPS_PER_CLASS
-    folds = {f"fold {fold}": clips // len(FOLDS) for fold in FOLDS}
-    return {"clips": clips, "classes": classes, **folds}

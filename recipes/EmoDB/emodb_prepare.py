@@ -1,4 +1,4 @@
-"""Prepares EmoDB: acted emotions in German, leaving one speaker out.
+"""Prepare EmoDB: acted emotions in German, leaving one speaker out.
 
 Layout of the official archive (Burkhardt et al., "A database of German
 emotional speech", Interspeech 2005; http://emodb.bilderbar.info):
@@ -52,18 +52,18 @@ def prepare_emodb(
     data_folder : str
         The folder that has `wav`, or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The speaker to test on: 3, 8, 9, 10, 11, 12, 13, 14, 15 or 16.
     allow_download : bool
         Whether to fetch the archive (40 MB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,

@@ -1,5 +1,4 @@
-"""Prepares FSDD: spoken digits, of speakers that training has not heard, and
-the identification of the speakers.
+"""Prepare FSDD: digits of unheard speakers, and speaker identification.
 
 Layout of the official archive (Jackson et al., "Free Spoken Digit Dataset",
 https://github.com/Jakobovski/free-spoken-digit-dataset), 8 kHz:
@@ -9,12 +8,10 @@ https://github.com/Jakobovski/free-spoken-digit-dataset), 8 kHz:
 that is digit, speaker and take, 0 to 49.
 """
 
-import re
-
 from ssast_lobes.dataio.archives import find_archive
 from ssast_lobes.dataio.corpus_checks import check_counts, tally
+from ssast_lobes.dataio.partition import rows_from_names
 from ssast_lobes.dataio.splits import prepare_folds, write_splits
-from ssast_lobes.dataio.tables import ManifestError
 
 # A speaker each.
 FOLDS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
@@ -25,10 +22,15 @@ URL = f"{PAGE}/archive/refs/tags/v1.0.10.zip"
 NAME = "free-spoken-digit-dataset"
 FOLDERS = (f"{NAME}-1.0.10", NAME, f"{NAME}-master")
 LAYOUT = ["recordings"]
-FILE_NAME = re.compile(r"(\d)_([a-z]+)_(\d+)\.wav")
+FILE_NAME = r"(?P<digit>\d)_(?P<speaker>[a-z]+)_(?P<take>\d+)"
 DIGITS, TAKES = 10, 50  # of each speaker, of each digit: README of v1.0.10
 SOURCE = f"README of {PAGE}"
 COUNTED = ("recordings", "{speaker}", "digit {digit}")
+PUBLISHED = {
+    "recordings": len(FOLDS) * DIGITS * TAKES,
+    **dict.fromkeys(FOLDS, DIGITS * TAKES),
+    **{f"digit {digit}": len(FOLDS) * TAKES for digit in range(DIGITS)},
+}
 # Takes 0 to 4 are the official test, all others the training set; the first
 # five of these choose the epoch.
 TEST_TAKES, VALID_TAKES = range(0, 5), range(5, 10)
@@ -44,18 +46,18 @@ def prepare_digits(
     data_folder : str
         The unpacked archive, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : str
         The speaker to test on, one of `FOLDS`.
     allow_download : bool
         Whether to fetch the archive (16 MB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     rows = read_rows(data_folder, allow_download)
     return prepare_folds(
@@ -64,7 +66,7 @@ def prepare_digits(
         fold,
         corpus="FSDD, digits, test speaker",
         found=tally(rows, *COUNTED),
-        published=published_counts(),
+        published=PUBLISHED,
         source=SOURCE,
         **settings,
     )
@@ -86,12 +88,12 @@ def prepare_speakers(
     require_counts : bool
         Whether a part of the archive is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def prepare_speakers(
     """
     rows = read_rows(data_folder, allow_download)
     if require_counts:
-        check_counts(tally(rows, *COUNTED), published_counts(), SOURCE)
+        check_counts(tally(rows, *COUNTED), PUBLISHED, SOURCE)
     splits = {"train": [], "valid": [], "test": []}
     for row in rows:
         splits[part_of(int(row["take"]))].append(
@@ -159,35 +161,8 @@ def read_rows(data_folder, allow_download):
         file=f"{FOLDERS[0]}.zip",
         allow_download=allow_download,
     )
-    rows = []
-    for path in sorted((folder / "recordings").glob("[!.]*.wav")):
-        parts = FILE_NAME.fullmatch(path.name)
-        if parts is None:
-            raise ManifestError(
-                f"{path}: the name is not digit_speaker_take.wav, as "
-                "7_jackson_32.wav is; rename or remove it"
-            )
-        digit, speaker, take = parts.groups()
-        rows.append(
-            {
-                "id": path.name,
-                "path": str(path),
-                "digit": digit,
-                "speaker": speaker,
-                "take": take,
-            }
-        )
+    paths = sorted((folder / "recordings").glob("[!.]*.wav"))
+    rows = rows_from_names(paths, FILE_NAME, PAGE)
+    for row in rows:
+        row["id"] += ".wav"
     return rows
-
-
-def published_counts():
-    """Return the counts of v1.0.10: fifty takes of ten digits by six speakers.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    of_speaker = dict.fromkeys(FOLDS, DIGITS * TAKES)
-    of_digit = {f"digit {digit}": len(FOLDS) * TAKES for digit in range(DIGITS)}
-    total = len(FOLDS) * DIGITS * TAKES
-    return {"recordings": total, **of_speaker, **of_digit}

@@ -1,4 +1,4 @@
-"""Prepares IEMOCAP: four emotions, one session of five left out.
+"""Prepare IEMOCAP: four emotions, one session of five left out.
 
 Layout of the official archive (Busso et al., "IEMOCAP: interactive emotional
 dyadic motion capture database", Language Resources and Evaluation, 2008;
@@ -63,19 +63,19 @@ def prepare_iemocap(
     data_folder : str
         `IEMOCAP_full_release`, or the folder that has it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The session to test on, 1 to 5.
     valid_group : str
-        What is held out whole to choose the epoch: "session", "speaker",
-        "dialogue", or "id" for single utterances, as SUPERB takes them.
+        Unit that is held out whole for validation: "session", "speaker",
+        "dialogue", or "id" for single utterances, as in SUPERB.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def read_rows(folder):
 
 
 def read_emotions(table):
-    """Return the pairs of an utterance and its emotion, of one dialogue.
+    """Read the pairs of an utterance and its emotion from one dialogue.
 
     Arguments
     ---------

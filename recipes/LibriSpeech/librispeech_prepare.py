@@ -1,4 +1,4 @@
-"""Prepares LibriSpeech: 1,000 hours of read English speech.
+"""Prepare LibriSpeech: 1,000 hours of read English speech.
 
 Layout of the official archives (Panayotov et al., "Librispeech: an ASR corpus
 based on public domain audio books", ICASSP 2015; https://www.openslr.org/12;
@@ -9,8 +9,8 @@ CC BY 4.0):
     LibriSpeech/train-clean-100/103/1240/103-1240.trans.txt
         103-1240-0000 CHAPTER ONE MISSUS RACHEL LYNDE IS SURPRISED ...
 
-`read_librispeech` gives the audio, to pretrain on; `prepare_librispeech` makes
-it ready for speech recognition, with what is said.
+`read_librispeech` returns the audio, to pretrain on; `prepare_librispeech`
+prepares speech recognition, with the transcripts.
 """
 
 from pathlib import Path
@@ -85,15 +85,15 @@ def prepare_librispeech(
 ):
     """Make LibriSpeech ready for speech recognition.
 
-    Next to the JSON file there is `transcripts.txt`: what is said in train, a
-    line for each utterance, from which a tokenizer is trained.
+    Also write `transcripts.txt` next to the JSON file: the words of train, a
+    line for each utterance. A tokenizer is trained on it.
 
     Arguments
     ---------
     data_folder : str
         `LibriSpeech`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     train_parts, valid_parts, test_parts : list of str
         Names of parts, see `PARTS`. Each test part is tested by itself.
     allow_download : bool
@@ -101,14 +101,14 @@ def prepare_librispeech(
     require_counts : bool
         Whether a part that is not whole is an error.
     max_unreadable : float
-        Fraction of unreadable files that is accepted.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`; the parts in it
-        are train, valid and those of the test by their own names, the labels
-        what is said.
+        Path of the JSON file, see `dataio.splits.write_splits`; the parts in it
+        are train, valid and each test part by its own name; the labels are
+        the transcripts.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def prepare_librispeech(
         splits,
         output_folder,
         corpus=f"LibriSpeech, {', '.join(train_parts)}",
-        labelled=False,
+        labeled=False,
         max_unreadable=max_unreadable,
     )
     with atomic_write(Path(path).with_name("transcripts.txt")) as file:
@@ -136,7 +136,7 @@ def prepare_librispeech(
 
 
 def add_transcripts(rows):
-    """Return rows with what is said in them, from files next to the audio.
+    """Add the transcripts to rows, from files next to the audio.
 
     Arguments
     ---------
@@ -173,7 +173,7 @@ def add_transcripts(rows):
 
 
 def _transcripts(folder):
-    """Return what is said in the utterances of a chapter, by their ids."""
+    """Return the transcripts of a chapter by the ids of its utterances."""
     path = folder / f"{folder.parent.name}-{folder.name}.trans.txt"
     if not path.is_file():
         return {}

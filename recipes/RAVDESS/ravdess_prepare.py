@@ -1,4 +1,4 @@
-"""Prepares RAVDESS: acted emotions in English, actors left out by fives.
+"""Prepare RAVDESS: acted emotions in English, actors left out by fives.
 
 Layout of the official archive of speech (Livingstone and Russo, "The Ryerson
 Audio-Visual Database of Emotional Speech and Song", PLoS ONE 2018;
@@ -69,7 +69,7 @@ def prepare_ravdess(
     data_folder : str
         The folder that has `Actor_01` to `Actor_24`, or shall get them.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5; see `ACTORS`.
     allow_download : bool
@@ -77,12 +77,12 @@ def prepare_ravdess(
     require_counts : bool
         Whether a part of the archive is an error.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     rows = read_rows(find_ravdess(data_folder, allow_download, require_counts))
     return prepare_folds(

@@ -1,4 +1,4 @@
-"""Prepares Speech Commands: V2 with 35 words, V1 with SUPERB's 12 classes.
+"""Prepare Speech Commands: V2 with 35 words, V1 with SUPERB's 12 classes.
 
 Layout of the official archives (Warden, "Speech Commands: A Dataset for
 Limited-Vocabulary Speech Recognition", 2018), each in a folder of its name:
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssast_lobes.dataio.archives import unpack
-from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
 from ssast_lobes.dataio.download import download
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
@@ -66,21 +66,21 @@ def prepare_speech_commands(
         Folder that has the unpacked archives, each under its name, or shall
         get them; for "v2-35" also the archive's folder, whatever its name.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     protocol : str
         "v2-35": the 35 words of V2 in the parts of its lists. "superb-12":
         see `superb_splits`.
     allow_download : bool
-        Whether to fetch what is not there (V2 2.4 GB, V1 1.6 GB).
+        Whether to fetch missing archives (V2 2.4 GB, V1 1.6 GB).
     require_counts : bool
         Whether a part of the archives is an error.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -96,7 +96,14 @@ def prepare_speech_commands(
         *(find(data_folder, name, allow_download) for name in chosen.archives)
     )
     if require_counts:
-        check_counts(count(splits), chosen.published, chosen.source)
+        # Silence has many rows of one file.
+        found = {
+            part: len({row["path"] for row in rows})
+            for part, rows in splits.items()
+        }
+        rows = [row for part in splits.values() for row in part]
+        found |= tally(rows, classes="label")
+        check_counts(found, chosen.published, chosen.source)
     return write_splits(
         splits,
         output_folder,
@@ -151,7 +158,10 @@ def list_splits(folder):
         Rows of train, valid and test, with id, path, label and speaker. Files
         that a list names have a row, whether they are there or not.
     """
-    listed = {part: read_list(folder / name) for part, name in LISTS.items()}
+    listed = {}
+    for part, name in LISTS.items():
+        lines = (folder / name).read_text(encoding="utf-8").splitlines()
+        listed[part] = [line.strip() for line in lines if line.strip()]
     held_out = {clip for clips in listed.values() for clip in clips}
     there = (
         f"{path.parent.name}/{path.name}"
@@ -232,22 +242,6 @@ def silence_rows(folder, words, part):
     ]
 
 
-def read_list(path):
-    """Return clips that an official list names, as word/file.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The list, one clip a line.
-
-    Returns
-    -------
-    list of str
-    """
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [line.strip() for line in lines if line.strip()]
-
-
 def make_row(folder, clip):
     """Return the row of a clip.
 
@@ -271,28 +265,8 @@ def make_row(folder, clip):
     }
 
 
-def count(splits):
-    """Return the files of each part, and classes.
-
-    Arguments
-    ---------
-    splits : dict of str to list of dict
-        Rows of the parts.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    classes = {row["label"] for part in splits.values() for row in part}
-    files = {
-        name: len({row["path"] for row in part})
-        for name, part in splits.items()
-    }
-    return {**files, "classes": len(classes)}
-
-
 class Protocol(NamedTuple):
-    """What makes a protocol: its archives, parts, classes and counts."""
+    """A protocol: its archives, parts, classes and counts."""
 
     corpus: str
     archives: tuple

@@ -41,6 +41,7 @@ from espeak import (
     voice_folder,
     voice_variants,
 )
+from processes import BABBLE, n_processors
 from sounds import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -49,13 +50,7 @@ from sounds import (
     trim,
     write_flac,
 )
-from synthetic_commands_prepare import (
-    BABBLE,
-    as_csv,
-    claim,
-    n_processors,
-    write_whole,
-)
+from synthetic_commands_prepare import as_csv, claim, write_whole
 from tqdm import tqdm
 
 logger = logging.getLogger(__name__)

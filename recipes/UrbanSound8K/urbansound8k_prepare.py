@@ -1,4 +1,4 @@
-"""Prepares UrbanSound8K: sounds of the city in ten official folds.
+"""Prepare UrbanSound8K: sounds of the city in ten official folds.
 
 Layout of the official archive (Salamon et al., "A dataset and taxonomy for
 urban sound research", ACM Multimedia 2014;
@@ -68,21 +68,21 @@ def prepare_urbansound8k(
     data_folder : str
         `UrbanSound8K`, or the folder that has it or shall get it.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 10.
     valid_fraction : float
-        Share of the other folds that chooses the epoch: whole recordings,
-        each class alike.
+        Fraction of the other folds that is held out for validation: whole
+        recordings, each class alike.
     allow_download : bool
         Whether to fetch the archive (6 GB) if it is not there.
     **settings
-        See `data.splits.prepare_folds`.
+        See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,

@@ -1,4 +1,4 @@
-"""Prepares VoxCeleb1 for speaker identification, in its official parts.
+"""Prepare VoxCeleb1 for speaker identification, in its official parts.
 
 Layout of the official archives (Nagrani et al., "VoxCeleb: a large-scale
 speaker identification dataset", Interspeech 2017), unpacked into one folder,
@@ -9,21 +9,21 @@ or each into a folder of its own, and the list of the parts next to them:
 or  VoxCeleb1/dev/wav/id10001/1zcIwhmdeo4/00001.wav
     VoxCeleb1/test/wav/id10270/5r0dWxy17C8/00001.wav
 
-The folders dev and test are of another protocol, speaker verification: those
-who are in test are in all three parts here, as all speakers are.
+The folders dev and test belong to another protocol, speaker verification: here
+every speaker of either is in all three parts.
 """
 
 import re
 from pathlib import Path
 
-from ssast_lobes.dataio.corpus_checks import check_counts, check_layout
+from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
 from ssast_lobes.dataio.download import download
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://mm.kaist.ac.kr/datasets/voxceleb"
 SPLIT_LIST = "iden_split.txt"
-# No checksum is published; what is in the list is counted.
+# No checksum is published: the clips in the list are counted instead.
 URL = f"{PAGE}/meta/{SPLIT_LIST}"
 # A line of it: "3 id10001/1zcIwhmdeo4/00001.wav".
 PARTS = {"1": "train", "2": "valid", "3": "test"}
@@ -54,19 +54,19 @@ def prepare_voxceleb(
     data_folder : str
         With the audio and the list, see the top of this file.
     output_folder : str
-        Of the experiment; see `data.splits.write_splits`.
+        Of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
         Whether to fetch the list (5 MB) if it is not there. The audio is given
         on request only.
     require_counts : bool
         Whether it is an error if the list is not the whole one.
     max_unreadable : float
-        Largest share of unreadable files that is let pass.
+        Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `data.splits.write_splits`.
+        Path of the JSON file, see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -76,7 +76,10 @@ def prepare_voxceleb(
     split_list, folders = find_voxceleb(data_folder, allow_download)
     splits = read_split_list(split_list)
     if require_counts:
-        check_counts(count(splits), PUBLISHED, SOURCE)
+        found = {name: len(part) for name, part in splits.items()}
+        rows = [row for part in splits.values() for row in part]
+        found |= tally(rows, speakers="speaker")
+        check_counts(found, PUBLISHED, SOURCE)
     locate(splits, folders)
     return write_splits(
         splits,
@@ -184,20 +187,3 @@ def locate(splits, folders):
         )
     for row in rows:
         row["path"] = str(places[row["speaker"]] / row["path"])
-
-
-def count(splits):
-    """Return speakers in all, and clips of each part.
-
-    Arguments
-    ---------
-    splits : dict of str to list of dict
-        See `read_split_list`.
-
-    Returns
-    -------
-    dict of str to int
-    """
-    speakers = {row["label"] for part in splits.values() for row in part}
-    clips = {name: len(part) for name, part in splits.items()}
-    return {"speakers": len(speakers), **clips}

@@ -1,4 +1,4 @@
-"""Prepares a data set of your own. Adapt it to how your labels are written."""
+"""Prepare a data set of your own. Adapt it to how your labels are written."""
 
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import read_manifest
@@ -15,7 +15,7 @@ def prepare_my_data(table, output_folder, max_unreadable):
     output_folder : str
         Gets ``splits.json``, which train.py reads, and ``manifest.csv``.
     max_unreadable : float
-        Fraction of unreadable files that is accepted.
+        Largest accepted fraction of unreadable files.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def prepare_my_data(table, output_folder, max_unreadable):
                 "id": row["id"],  # anything that is unique
                 "path": row["path"],
                 "label": row["label"],
-                # One is warned of a speaker in both train and test.
+                # `write_splits` warns of a speaker in both train and test.
                 "speaker": row.get("speaker"),
             }
         )

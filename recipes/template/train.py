@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""A template: train a classifier on data of your own.
+"""Train a classifier on data of your own: a template.
 
 > python train.py hparams/train.yaml --table /path/to/labels.csv
 
@@ -31,7 +31,7 @@ class MyBrain(training.ClassificationBrain):
         feats, n_frames = self.modules.features(wavs, wav_lens)
         for augment in self.augment if stage == sb.Stage.TRAIN else ():
             feats = augment(feats, n_frames)
-        # As self.modules.model(...), also where several processes evaluate.
+        # Calls self.modules.model, also where several processes evaluate.
         return self.network("model", stage)(feats, n_frames), targets
 
     def compute_objectives(self, output, batch, stage):
@@ -40,7 +40,7 @@ class MyBrain(training.ClassificationBrain):
         loss = self.compute_cost(scores, targets)
         self.accumulate({"loss": loss}, len(batch.id))  # the mean is logged
         if stage != sb.Stage.TRAIN:
-            self.keep_scores(scores, batch)  # of these come the metrics
+            self.keep_scores(scores, batch)  # for the metrics
         return loss
 
 
@@ -101,7 +101,7 @@ def main(arguments):
             readers=[hparams["train_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
-        # Resumes where a run was stopped, in the middle of an epoch too.
+        # Resumes a stopped run, in the middle of an epoch too.
         brain.fit(
             hparams["epoch_counter"],
             train,

@@ -1,7 +1,8 @@
-"""From files on disk to padded batches of waveforms.
+"""Read files on disk into padded batches of waveforms.
 
-`tables` and `scan` read and check what there is before training starts,
-`splits` keeps which clip is for what, `audio` reads one file of any kind as
-mono, `dataset` crops, labels and batches clips. `shards` packs them into tars;
-`addresses` opens what lies in one.
+`tables` reads manifests, `scan` checks the audio before training starts, and
+`splits` writes the parts of an experiment, as `partition` cuts them. `audio`
+reads one file of any kind as mono; `dataset` crops, labels and batches clips,
+in the order of `samplers`. `shards` packs clips into tars, `addresses` opens
+them there. `download`, `archives` and `corpus_checks` serve prepare scripts.
 """

@@ -1,9 +1,9 @@
-"""Audio inside a tar: an address names its place, and opens like a file.
+"""Open audio inside a tar: an address names its place.
 
-An address is text, `<tar>#<member>@<offset>+<size>`, and stands wherever the
-path of an audio file does. What it names is read in place by `os.pread`, which
-moves no shared file position: threads and forked workers do not get into each
-other's way, and a spawned one starts with nothing open.
+An address is text, `<tar>#<member>@<offset>+<size>`, and may stand wherever the
+path of an audio file does. `os.pread` reads in place and moves no shared file
+position: threads and forked workers do not disturb each other, and a spawned
+one starts with nothing open.
 """
 
 import functools

@@ -1,9 +1,7 @@
-"""Gets the archives of datasets: downloads, unpacks and checks them.
+"""Find or fetch the archives of datasets, and unpack them.
 
-a download resumes where it broke off, is compared with its checksum and
-appears under its name when it is whole. Unpacking writes nothing outside its
-folder, and shows nothing of an archive before it has read all of it. What is
-missing or not as published is told in one `ManifestError`.
+Unpacking writes nothing outside its folder, and shows nothing of an archive
+before it has read all of it. One `ManifestError` lists all missing files.
 """
 
 import errno
@@ -34,7 +32,7 @@ _BROKEN_ARCHIVE = (
 
 
 def unpack(archive, folder):
-    """Unpack a zip or tar archive into a folder, next to what is there.
+    """Unpack a zip or tar archive into a folder, next to its other files.
 
     The members are read into a hidden folder first and moved when all are
     there, so that an interrupted call leaves nothing half done. A second call
@@ -98,7 +96,7 @@ def find_archive(
     md5=None,
     allow_download=False,
 ):
-    """Find the folder of an unpacked archive, or fetch it; checks its layout.
+    """Find the folder of an unpacked archive, or fetch it; check its layout.
 
     Arguments
     ---------
@@ -229,7 +227,7 @@ def _damaged(archive, error):
 
 
 def _move(source, target):
-    """Move all that is in a folder into another one, next to what is there."""
+    """Move the entries of a folder into another one, next to its own."""
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
         place = target / entry.name

@@ -1,10 +1,10 @@
-"""Reads audio of any rate, channel count, sample format and container.
+"""Read audio of any rate, channel count, sample format and container.
 
 Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
 mono float32 at one sampling rate; other kinds (m4a, webm, ...) do with the
-extra `codec`, see `data.codec`. A crop reads only its own part of the file.
+extra `codec`, see `dataio.codec`. A crop reads only its own part of the file.
 Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
-the address of a file inside a tar, see `data.addresses`.
+the address of a file inside a tar, see `dataio.addresses`.
 """
 
 import io
@@ -132,7 +132,7 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
     seconds : float, optional
         How much to read; to the end of the file if not given. The result has
         exactly `round(seconds * sample_rate)` samples where the file holds as
-        much, otherwise what is left after `start`.
+        much, otherwise the rest after `start`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Reads the kinds of audio that libsndfile does not know: m4a, webm and more.
+"""Read the kinds of audio that libsndfile does not know: m4a, webm and more.
 
 That takes the optional extra `codec`: torchcodec, which calls FFmpeg. A file
 is decoded whole, into the memory, since a position in such a file is a time

@@ -1,8 +1,8 @@
-"""What the headers of audio files leave open, for libsndfile to read it all.
+"""Fill in what headers of audio files leave open, so that all of it is read.
 
 Where the length of a file is an estimate, libsndfile reads no further than
-that; where the size of the samples is missing, it reads nothing. What opens
-here like a file has what is missing.
+that; where the size of the samples is missing, it reads nothing. The file
+objects here supply the missing bytes.
 """
 
 import io
@@ -93,7 +93,7 @@ class Overlaid(io.RawIOBase):
 
     @property
     def exhausted(self):
-        """Whether the file has been read to its real end (bool)."""
+        """True once the file has been read to its real end (bool)."""
         return self._position >= self._end
 
     def readable(self):
@@ -239,7 +239,7 @@ def _open_chunk(file, first, width, order, end):
 
 
 def _chunks(file, position, width, order, end):
-    """Name, start and size of each chunk, as long as they have good names."""
+    """Yield name, start and size of each chunk, up to the first bad name."""
     while position < end:
         file.seek(position)
         name, size = file.read(4), file.read(width)

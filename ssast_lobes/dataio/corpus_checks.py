@@ -1,4 +1,4 @@
-"""Compare a corpus on disk with what its publishers say."""
+"""Compare a corpus on disk with its published layout and counts."""
 
 from collections import Counter
 from pathlib import Path
@@ -25,7 +25,7 @@ def check_layout(folder, expected, page):
     Raises
     ------
     ManifestError
-        If any is missing; lists all that are, and names the page.
+        If any is missing; lists all of them, and names the page.
 
     Example
     -------
@@ -44,7 +44,7 @@ def check_layout(folder, expected, page):
 
 
 def tally(rows, *names, **distinct):
-    """Count rows, to compare with what is published.
+    """Count rows, to compare with published counts.
 
     Arguments
     ---------
@@ -54,7 +54,7 @@ def tally(rows, *names, **distinct):
         What to count, with keys of the rows in braces: "clips" counts them
         all, "fold {fold}" those of each fold.
     **distinct : str
-        Key of which to count the values: ``speakers="speaker"``.
+        Key whose different values are counted: ``speakers="speaker"``.
 
     Returns
     -------
@@ -79,7 +79,7 @@ def check_counts(found, published, source):
     Arguments
     ---------
     found, published : dict of str to int
-        What is counted, and how many there are; see `tally`.
+        Counts by name; see `tally`.
     source : str
         Where the numbers were published.
 

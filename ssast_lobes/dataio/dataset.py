@@ -1,4 +1,4 @@
-"""Turns manifest rows into padded batches: reading, cropping, labels.
+"""Make padded batches of manifest rows: read, crop, label.
 
 Everything here is picklable, so that loader workers may be forked or spawned,
 and free of global random state: a crop is a function of seed, epoch and clip.

@@ -1,4 +1,4 @@
-"""Download a file; resume where a download ended."""
+"""Download a file; resume a transfer that broke off, compare the checksum."""
 
 import hashlib
 import http.client
@@ -14,6 +14,10 @@ from ssast_lobes.dataio.tables import ManifestError
 BLOCK_BYTES = 1 << 20
 _AGENT = {"User-Agent": "ssast_lobes"}
 _TIMEOUT_SECONDS = 60
+
+
+class ArchiveError(ManifestError):
+    """A dataset could not be fetched or unpacked; says what to do."""
 
 
 def download(url, path, sha256=None, md5=None):
@@ -121,7 +125,7 @@ def _is_all_there(error, part, start):
 
 
 def _receive(answer, part, start, total, name):
-    """Append to what is there; False if the transfer breaks off."""
+    """Append what arrives; return False if the transfer breaks off."""
     bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True)
     with bar, open(part, "ab" if start else "wb") as file:
         try:
@@ -149,7 +153,7 @@ def _refused(url, part, error):
 
 
 def _wrong_sum(path, kind, expected):
-    """Return what is wrong with the checksum of a file, if one is known."""
+    """Say how the checksum of a file differs, or None; none may be known."""
     if expected is None:
         return None
     digest = hashlib.new(kind)
@@ -167,7 +171,3 @@ def _wrong_sum(path, kind, expected):
     if digest.hexdigest() == expected.lower():
         return None
     return f"{kind} {digest.hexdigest()}, not the published {expected.lower()}"
-
-
-class ArchiveError(ManifestError):
-    """A dataset could not be fetched or unpacked; says what to do."""

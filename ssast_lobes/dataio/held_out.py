@@ -1,4 +1,4 @@
-"""Tell which clips of a table may not be trained on."""
+"""Leave out clips that a table holds out from training."""
 
 from ssast_lobes.dataio.tables import SPLITS, ManifestError
 
@@ -45,8 +45,8 @@ def held_out(row):
 def without_held_out(rows, others=()):
     """Return the rows that no table holds out, each clip once.
 
-    A folder, or shards of it, may hold the files of a table that says what is
-    held out.
+    A folder, or shards of it, may hold the files of a table that holds some of
+    them out.
 
     Arguments
     ---------

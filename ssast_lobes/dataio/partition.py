@@ -1,15 +1,13 @@
-"""Split corpora: by names, by hash, by folds."""
+"""Split the rows of corpora by groups, by hash or by folds."""
 
 import re
 from collections import Counter
 
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import ManifestError, raise_problems
 from ssast_lobes.utils.random import clip_keys
 
-_SHOWN_PROBLEMS = 20
 
-
-def hash_shares(ids):
+def hash_fractions(ids):
     """Return a number from 0 to 1 for each clip, the same in every run.
 
     Arguments
@@ -20,12 +18,12 @@ def hash_shares(ids):
     Returns
     -------
     list of float
-        To hold out the clips with a number up to a share: a clip stays on its
-        side whatever other clips come or go.
+        A fraction is held out by taking the clips with smaller numbers: a
+        clip stays on its side whatever other clips come or go.
 
     Example
     -------
-    >>> one, two, three = hash_shares(["a", "b", "a"])
+    >>> one, two, three = hash_fractions(["a", "b", "a"])
     >>> one == three, 0 <= one < 1, one == two
     (True, True, False)
     """
@@ -33,7 +31,7 @@ def hash_shares(ids):
 
 
 def rows_from_names(paths, pattern, page):
-    """Make rows of files whose names say what they are.
+    """Make rows of files from what their names say.
 
     Arguments
     ---------
@@ -78,18 +76,18 @@ def rows_from_names(paths, pattern, page):
     ]
 
 
-def hold_out(rows, share, group):
+def hold_out(rows, fraction, group):
     """Split rows in two, by whole groups and alike in labels.
 
     Groups are taken in an order that only their names decide, each of them
-    held out if that brings the labels nearer to their share.
+    held out if that brings the labels nearer to what is wanted of them.
 
     Arguments
     ---------
     rows : list of dict
         With the keys `label` and `group`.
-    share : float
-        Share of each label's clips to hold out, 0 to 1.
+    fraction : float
+        Fraction of each label's clips to hold out, 0 to 1.
     group : str
         Key of what must not be in both parts: the speaker or the recording.
 
@@ -106,7 +104,7 @@ def hold_out(rows, share, group):
     Example
     -------
     >>> rows = [{"label": i % 2, "speaker": str(i // 10)} for i in range(40)]
-    >>> kept, held = hold_out(rows, share=0.25, group="speaker")
+    >>> kept, held = hold_out(rows, fraction=0.25, group="speaker")
     >>> len(kept), len({row["speaker"] for row in held})
     (30, 1)
     """
@@ -119,7 +117,7 @@ def hold_out(rows, share, group):
             f"all have the same {group}"
         )
     wanted = Counter(row["label"] for row in rows)
-    wanted = {label: share * count for label, count in wanted.items()}
+    wanted = {label: fraction * count for label, count in wanted.items()}
     held = Counter()
 
     def misfit(name):
@@ -130,7 +128,7 @@ def hold_out(rows, share, group):
             for label, count in members[name].items()
         )
 
-    places = dict(zip(members, hash_shares(list(members)), strict=True))
+    places = dict(zip(members, hash_fractions(list(members)), strict=True))
     chosen = set()
     for name in sorted(members, key=places.get):
         if misfit(name) < 0 and len(chosen) < len(members) - 1:
@@ -144,6 +142,42 @@ def hold_out(rows, share, group):
     )
 
 
+def hold_out_by_hash(rows, fraction, group="id"):
+    """Split rows in two, by a hash that only names decide.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the key `id`.
+    fraction : float
+        Fraction to hold out, 0 to 1: at least one group, none if it is 0.
+    group : str
+        Key of what must not be in both parts; rows without it are groups of
+        their own.
+
+    Returns
+    -------
+    kept, held : list of dict
+        Rows of the two parts, in their order.
+
+    Example
+    -------
+    >>> rows = [{"id": str(i), "speaker": str(i % 9)} for i in range(90)]
+    >>> kept, held = hold_out_by_hash(rows, 0.01, "speaker")
+    >>> len(kept), len({row["speaker"] for row in held})
+    (80, 1)
+    """
+    if fraction <= 0 or not rows:
+        return rows, []
+    places = hash_fractions([row.get(group, row["id"]) for row in rows])
+    fraction = max(fraction, min(places))
+    pairs = list(zip(rows, places, strict=True))
+    return (
+        [row for row, place in pairs if place > fraction],
+        [row for row, place in pairs if place <= fraction],
+    )
+
+
 def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     """Split rows into the parts of one fold of a cross-validation.
 
@@ -154,7 +188,7 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     fold : int or str
         The fold to test on.
     valid_fraction : float
-        Share of the other folds that chooses the epoch, see `hold_out`.
+        Fraction of the other folds that chooses the epoch, see `hold_out`.
     group : str
         Key of what must not be in both train and valid.
     valid_is_test : bool
@@ -193,46 +227,3 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
         return {"train": others, "valid": test, "test": test}
     train, valid = hold_out(others, valid_fraction, group)
     return {"train": train, "valid": valid, "test": test}
-
-
-def hold_out_by_hash(rows, share):
-    """Return train and valid, which has a clip of a small corpus too."""
-    places = hash_shares([row["id"] for row in rows])
-    share = max(share, min(places, default=0))
-    parts = {"train": [], "valid": []}
-    for row, place in zip(rows, places, strict=True):
-        parts["valid" if place <= share else "train"].append(row)
-    return parts
-
-
-def raise_problems(corpus, problems):
-    """Raise if there is any problem with the data; list the first ones.
-
-    Arguments
-    ---------
-    corpus : str
-        What has the problems.
-    problems : list of str
-        A line each.
-
-    Raises
-    ------
-    ManifestError
-        If the list is not empty.
-
-    Example
-    -------
-    >>> raise_problems("tones.csv", ["a.wav is in train and test"])
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...ManifestError: tones.csv: 1 problem with the data
-      a.wav is in train and test
-    """
-    if not problems:
-        return
-    shown = problems[:_SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"... and {len(problems) - len(shown)} more")
-    word = "problem" if len(problems) == 1 else "problems"
-    head = f"{corpus}: {len(problems)} {word} with the data"
-    raise ManifestError("\n  ".join([head, *shown]))

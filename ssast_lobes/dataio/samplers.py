@@ -1,4 +1,4 @@
-"""Which clips an epoch has, and which process has them.
+"""Choose the clips of an epoch, and the process that has each.
 
 The samplers of training are functions of (seed, epoch), so that a run that is
 resumed in mid-epoch continues with the same clips, and SpeechBrain can share
@@ -349,7 +349,7 @@ class ClipOrder:
 class BatchShare(Sampler):
     """The batches that one of several processes evaluates: every n-th.
 
-    Nothing is repeated to make the shares equal, so that each clip counts
+    Nothing is repeated to make the parts equal, so that each clip counts
     once. Batches stay whole: in the same company a clip has the same result,
     bit by bit, as in one process.
 
@@ -382,7 +382,7 @@ class BatchShare(Sampler):
 
 
 def share_loading(dataset, loading, rank, n_processes):
-    """Return the arguments of a loader that evaluates the share of a process.
+    """Return the arguments of a loader that evaluates the part of a process.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Find audio files; check them before a training starts."""
+"""Find audio files; read their headers before a training starts."""
 
 import csv
 import os
@@ -140,12 +140,12 @@ class AudioScan(NamedTuple):
         Arguments
         ---------
         max_unreadable : float
-            Largest share of unreadable files that is let pass, 0 to 1.
+            Largest accepted fraction of unreadable files, 0 to 1.
 
         Raises
         ------
         ManifestError
-            If more of the files are unreadable, or no row is left.
+            If more files than that are unreadable, or no row is left.
         """
         _write_durations(self.folder, self.cache)
         listed = os.path.join(self.folder, "unreadable.csv")
@@ -181,7 +181,7 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     rows : list of dict
         From `read_manifest` or `folder_rows`.
     output_folder : str or os.PathLike
-        Where the lists of an earlier scan are.
+        Folder of the lists of an earlier scan.
     min_seconds : float
         Shorter files are left out.
     workers : int
@@ -274,7 +274,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     n_files : int
         Number of files in all.
     max_unreadable : float
-        Largest share of unreadable files that is let pass, 0 to 1.
+        Largest accepted fraction of unreadable files, 0 to 1.
 
     Returns
     -------
@@ -299,7 +299,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
         need = files_in_need(listed.items())
         raise ManifestError(
             f"{len(listed)} of {n_files} audio files are unreadable, more "
-            f"than the share of {max_unreadable:g} that is let pass: they are "
+            f"than the accepted fraction of {max_unreadable:g}: they are "
             f"listed with reasons in {unreadable_file}; mend or remove them, "
             "or raise max_unreadable" + (f". {need}" if need else "")
         )

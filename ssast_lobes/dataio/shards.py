@@ -1,8 +1,8 @@
-"""Packs audio into few large files, and reads recipes' audio from them.
+"""Pack audio into few large files, and read the audio of recipes from them.
 
 A shard is a tar as WebDataset has it: of each clip `KEY.flac` (or `KEY.wav`,
 int16) and `KEY.json`. A folder of shards has a `manifest.csv` whose paths are
-addresses in the tars (`data.addresses`), so that it can be given wherever a
+addresses in the tars (`dataio.addresses`), so that it can be given wherever a
 manifest can. Packing is a function of the rows and the settings alone: the
 number of workers changes no byte, and a run that was killed resumes at the
 shard that it was making.
@@ -95,7 +95,7 @@ def pack(
     many of a clip. The folder gets the shards, `manifest.csv` (the columns of
     the rows; `path`, `duration` and `sample_rate` are those of the packed
     clip, `source_path` is the original), `index.json` (shards for the `wids`
-    package), `unreadable.csv`, and what a rerun goes by.
+    package), `unreadable.csv`, and the notes by which a rerun resumes.
 
     Arguments
     ---------
@@ -111,7 +111,7 @@ def pack(
     shard_bytes : int
         Largest size of a shard's audio, unless one clip alone is larger.
     max_unreadable : float
-        Largest share of unreadable files that is let pass, 0 to 1.
+        Largest accepted fraction of unreadable files, 0 to 1.
     workers : int, optional
         Processes that decode and encode; one for each core by default.
 
@@ -165,8 +165,8 @@ def pack(
                 )
     except BrokenProcessPool as error:
         raise OSError(
-            "a worker was killed, perhaps for want of memory: give the same "
-            "command again, with fewer workers"
+            "a worker was killed, perhaps for want of memory: rerun the same "
+            "command with fewer workers"
         ) from error
     audit()
     if not any(part["clips"] for part in parts):
@@ -190,7 +190,7 @@ def read_from_shards(parts, folder, manifest):
     Arguments
     ---------
     parts : dict
-        From `data.splits.read_splits`.
+        From `dataio.splits.read_splits`.
     folder : str or os.PathLike
         Of the shards; ids of clips are as in the manifest they were made of.
     manifest : str or os.PathLike
@@ -218,7 +218,7 @@ def read_from_shards(parts, folder, manifest):
     if not os.path.isfile(os.path.join(folder, MANIFEST)):
         raise ManifestError(
             f"{folder}: there are no shards, or not all of them; make them "
-            f"with {command}, then give this command again"
+            f"with {command}, then rerun this command"
         )
     packed = {
         row["id"]: {
@@ -311,7 +311,7 @@ def _part_file(folder, number):
 
 
 def _finished(folder):
-    """Return what is known of the first shards, as far as they are whole."""
+    """Return the index of the first shards, as far as they are whole."""
     parts = []
     while True:
         number = len(parts)
@@ -352,7 +352,7 @@ def _write_index(folder, parts):
 
 
 def _audit(folder, unreadable, n_files, max_unreadable):
-    """List what could not be read; raise if it is too much."""
+    """List the unreadable files; raise if there are too many."""
     path = folder / UNREADABLE
     with atomic_write(path) as file:
         rows = [[_as_utf8(cell) for cell in bad] for bad in unreadable]
@@ -387,7 +387,7 @@ def _noting(clips, bar, unreadable, max_unreadable, audit):
 
 
 def _write_shard(folder, number, clips, codec, sample_rate):
-    """Write a shard and its part of the index; gives the part, less rows."""
+    """Write a shard and its part of the index; return the part, less rows."""
     name = _shard_name(number)
     part = {"next": 0, "clips": 0, "seconds": 0.0, "clipped": 0}
     rows, unreadable = [], []
@@ -415,7 +415,7 @@ def _write_shard(folder, number, clips, codec, sample_rate):
 
 
 def _add(tar, shard, clip, codec, sample_rate):
-    """Add a clip to a shard; gives its row of the manifest."""
+    """Add a clip to a shard; return its row of the manifest."""
     extension, _ = CODECS[codec]
     digest = hashlib.blake2b(clip.data, digest_size=4).hexdigest()
     # With it, the address is that of this audio alone, see `TarMember`.

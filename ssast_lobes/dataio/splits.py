@@ -1,10 +1,10 @@
-"""Turns the rows of a dataset into the parts that experiments train on.
+"""Write the rows of a dataset as the parts that experiments train on.
 
 A prepare script reads the official lists of its dataset into rows (dicts with
-`id`, `path`, `label` and what else is known), puts them into parts and hands
-them to `write_splits`; `prepare_folds` does both where the protocol has folds.
-`write_splits` checks them, sets unreadable audio aside, and writes one JSON
-file for the experiment and one CSV for people.
+`id`, `path`, `label` and whatever else is known), puts them into parts and
+hands these to `write_splits`; `prepare_folds` does both where the protocol has
+folds. `write_splits` checks the parts, sets unreadable audio aside, and writes
+one JSON file for the experiment and one CSV for people.
 """
 
 import csv
@@ -16,11 +16,7 @@ from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.dataio.addresses import file_of
 from ssast_lobes.dataio.corpus_checks import check_counts
-from ssast_lobes.dataio.partition import (
-    fold_splits,
-    hold_out_by_hash,
-    raise_problems,
-)
+from ssast_lobes.dataio.partition import fold_splits, hold_out_by_hash
 from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import read_from_shards
 from ssast_lobes.dataio.tables import (
@@ -29,6 +25,7 @@ from ssast_lobes.dataio.tables import (
     all_alike,
     index_rows,
     label_problem,
+    raise_problems,
     relative_paths,
     split_labels,
 )
@@ -36,19 +33,18 @@ from ssast_lobes.utils.files import atomic_write
 
 logger = get_logger(__name__)
 
+_FIRST_COLUMNS = ("id", "path", "label", "split")
+
 
 class OtherClips(ManifestError):
     """The clips are not those that a model in this folder was trained on."""
-
-
-_FIRST_COLUMNS = ("id", "path", "label", "split")
 
 
 def write_splits(
     splits,
     output_folder,
     corpus,
-    labelled=True,
+    labeled=True,
     multi_label=False,
     classes=None,
     group="speaker",
@@ -60,8 +56,8 @@ def write_splits(
 
     Writes `<output_folder>/splits.json`, which `read_splits` reads, and
     `manifest.csv` next to it, for people and for other recipes (columns id,
-    path, label, split, what else the rows have, duration in seconds); see
-    `data.manifest.scan_audio` for what else. A second call costs little. Where
+    path, label, split, any other keys of the rows, duration in seconds); see
+    `dataio.scan.scan_audio` for what else. A second call costs little. Where
     something was trained in the folder, the clips must be those of its first
     start: the same ids, labels, parts and durations, and the same paths from
     the common folder of all on. That folder may be another one.
@@ -70,26 +66,26 @@ def write_splits(
     ---------
     splits : dict of str to list of dict
         Rows of train, valid and test. A row has `id`, unique; `path`,
-        absolute; `label`; and what else is worth keeping. Where valid and test
-        are one list, that is on purpose.
+        absolute; `label`; and any other keys, which are kept. Valid and test
+        may be one list.
     output_folder : str or os.PathLike
         Of the experiment.
     corpus : str
         What the data is, for messages and model cards: "ESC-50, fold 1".
-    labelled : bool
+    labeled : bool
         False for pretraining: labels do not matter, valid may be empty and
         test left out.
     multi_label : bool
         Whether a label cell holds several labels, separated by semicolons.
     classes : list of str, optional
-        All the labels that there should be; those of train by default.
+        All expected labels; those of train by default.
     group : str
-        Key of what should not be in train and in another part; one is warned
-        of it, unless it is what is told apart.
+        Key of what should not be in both train and another part. A warning
+        names it, unless it is the label.
     min_seconds, max_unreadable : float
-        See `data.manifest.scan_audio`.
+        See `dataio.scan.scan_audio`.
     valid_fraction : float
-        Share of the usable clips of train to move to valid, chosen by a hash
+        Fraction of the usable clips of train to move to valid, chosen by a hash
         of the id; at least one, none if it is 0.
 
     Returns
@@ -102,7 +98,7 @@ def write_splits(
     ManifestError
         If ids occur twice, files are missing, a part or a class is empty,
         labels are unknown or cannot be saved, or all clips of train have the
-        same; tells all of it at once.
+        same; lists all problems at once.
     OtherClips
         If a model was trained in the folder on other clips; names the first
         that differs. The folder is as it was.
@@ -125,7 +121,7 @@ def write_splits(
     >>> rows["labels"], rows["test"]["wind3"]["duration"]
     (['rain', 'wind'], 0.05)
     """
-    multi_label = multi_label and labelled
+    multi_label = multi_label and labeled
     raise_problems(corpus, _repeated(splits) + _missing(splits))
     rows = {row["id"]: row for part in splits.values() for row in part}
     scan = scan_audio(list(rows.values()), output_folder, min_seconds)
@@ -135,11 +131,12 @@ def write_splits(
         for name, part in splits.items()
     }
     if valid_fraction > 0:
-        splits |= hold_out_by_hash(splits["train"], valid_fraction)
-    elif not labelled:
+        parts = hold_out_by_hash(splits["train"], valid_fraction)
+        splits["train"], splits["valid"] = parts
+    elif not labeled:
         splits.setdefault("valid", [])
     content = {"corpus": corpus}
-    if labelled:
+    if labeled:
         labels = {
             name: _labels(splits.get(name, []), multi_label) for name in SPLITS
         }
@@ -149,7 +146,7 @@ def write_splits(
     if has_begun(output_folder) and os.path.isfile(path):
         _require_same_clips(output_folder, read_splits(path), content)
     scan.write(max_unreadable)
-    if labelled:
+    if labeled:
         unfit = _unfit(splits, labels, multi_label)
         raise_problems(corpus, _label_problems(labels, classes) + unfit)
         _warn_of_shared_groups(corpus, splits, group)
@@ -159,6 +156,82 @@ def write_splits(
     with atomic_write(path) as file:
         json.dump(content, file)
     return path
+
+
+def prepare_folds(
+    rows,
+    output_folder,
+    fold,
+    corpus,
+    found,
+    published,
+    source,
+    group="speaker",
+    valid_group=None,
+    valid_fraction=0.2,
+    valid_is_test=False,
+    require_counts=True,
+    **writing,
+):
+    """Count the clips of a corpus, and write the parts of one fold.
+
+    Prepare scripts of protocols with folds share this.
+
+    Arguments
+    ---------
+    rows : list of dict
+        All clips, with the keys `fold`, `label` and `group`.
+    output_folder : str or os.PathLike
+        Of the experiment; see `write_splits`.
+    fold : int or str
+        The fold to test on.
+    corpus : str
+        What the data is, before the number of the fold: "ESC-50, test fold".
+    found, published : dict of str to int
+        See `dataio.corpus_checks.check_counts`.
+    source : str
+        Where the counts were published.
+    group : str
+        Key of what must not be in two parts: the speaker or the recording.
+    valid_group : str, optional
+        Key of the units that validation holds out whole; `group` by default.
+    valid_fraction : float
+        Fraction of the other folds that chooses the epoch, see `hold_out`.
+    valid_is_test : bool
+        True: choose the epoch on the test fold, see `fold_splits`.
+    require_counts : bool
+        Whether a part of the archive is an error.
+    **writing
+        `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
+
+    Returns
+    -------
+    str
+        Path of the JSON file, see `write_splits`.
+
+    Raises
+    ------
+    ManifestError
+        If the data cannot be used; says what to mend.
+
+    Example
+    -------
+    >>> found, published = {"clips": 1}, {"clips": 2}
+    >>> prepare_folds(
+    ...     [{"fold": 1}], "out", 1, "Cats, fold", found, published, "a page"
+    ... )
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ... clips: 1, published 2 ...
+    """
+    if require_counts:
+        check_counts(found, published, source)
+    splits = fold_splits(
+        rows, fold, valid_fraction, valid_group or group, valid_is_test
+    )
+    return write_splits(
+        splits, output_folder, f"{corpus} {fold}", group=group, **writing
+    )
 
 
 def has_begun(folder):
@@ -195,7 +268,7 @@ def read_splits(path, shards=None):
     Returns
     -------
     dict
-        `corpus` (str); `labels` of labelled data (list of str); and of each
+        `corpus` (str); `labels` of labeled data (list of str); and of each
         part the rows by id.
 
     Raises
@@ -235,7 +308,7 @@ def _require_same_clips(folder, then, now):
 
 
 def _clips(content):
-    """Return what is compared of each clip: id -> name -> value."""
+    """Return the compared values of each clip: id -> name -> value."""
     parts = [
         (name, clip, row)
         for name, part in content.items()
@@ -321,7 +394,7 @@ def _unfit(splits, labels, multi_label):
 
 
 def _warn_of_shared_groups(corpus, splits, group):
-    """Warn of a test part that has the voices of train."""
+    """Warn if valid or test has the voices of train."""
     rows = [row for part in splits.values() for row in part]
     if all(row.get(group) == row["label"] for row in rows):
         return
@@ -349,79 +422,3 @@ def _write_table(path, splits):
         table = csv.DictWriter(file, columns, restval="")
         table.writeheader()
         table.writerows(rows.values())
-
-
-def prepare_folds(
-    rows,
-    output_folder,
-    fold,
-    corpus,
-    found,
-    published,
-    source,
-    group="speaker",
-    valid_group=None,
-    valid_fraction=0.2,
-    valid_is_test=False,
-    require_counts=True,
-    **writing,
-):
-    """Count the clips of a corpus, and write the parts of one fold.
-
-    What prepare scripts of protocols with folds have in common.
-
-    Arguments
-    ---------
-    rows : list of dict
-        All clips, with the keys `fold`, `label` and `group`.
-    output_folder : str or os.PathLike
-        Of the experiment; see `write_splits`.
-    fold : int or str
-        The fold to test on.
-    corpus : str
-        What the data is, before the number of the fold: "ESC-50, test fold".
-    found, published : dict of str to int
-        See `data.archives.check_counts`.
-    source : str
-        Where the counts were published.
-    group : str
-        Key of what must not be in two parts: the speaker or the recording.
-    valid_group : str, optional
-        Key of what is held out whole for validation; `group` by default.
-    valid_fraction : float
-        Share of the other folds that chooses the epoch, see `hold_out`.
-    valid_is_test : bool
-        True: choose the epoch on the test fold, see `fold_splits`.
-    require_counts : bool
-        Whether a part of the archive is an error.
-    **writing
-        `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
-
-    Returns
-    -------
-    str
-        Path of the JSON file, see `write_splits`.
-
-    Raises
-    ------
-    ManifestError
-        If the data cannot be used; says what to mend.
-
-    Example
-    -------
-    >>> found, published = {"clips": 1}, {"clips": 2}
-    >>> prepare_folds(
-    ...     [{"fold": 1}], "out", 1, "Cats, fold", found, published, "a page"
-    ... )
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...ManifestError: ... clips: 1, published 2 ...
-    """
-    if require_counts:
-        check_counts(found, published, source)
-    splits = fold_splits(
-        rows, fold, valid_fraction, valid_group or group, valid_is_test
-    )
-    return write_splits(
-        splits, output_folder, f"{corpus} {fold}", group=group, **writing
-    )

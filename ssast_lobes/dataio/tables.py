@@ -1,9 +1,8 @@
-"""Finds the audio, reads manifests and checks both before training starts.
+"""Read manifests, and check them before training starts.
 
 A manifest is a CSV with a column `path` and, where a task needs them,
-`label`, `split` (train, valid or test) and `speaker`. All that is wrong with
-it is told in one `ManifestError`. `scan_audio` reads the header of every file,
-sets aside what cannot be read, and remembers the durations for the next run.
+`label`, `split` (train, valid or test) and `speaker`. One `ManifestError`
+lists all problems with it.
 """
 
 import csv
@@ -91,7 +90,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         problem = _problem(row, len(cells), width, needs, source, seen)
         if problem is None and not os.path.isfile(file_of(row["path"])):
             problem = f"no such file: {row['path']}"
-            # What is not shown is not worth looking for.
+            # Problems that are not shown are not worth a search.
             if len(problems) < _SHOWN_PROBLEMS:
                 problem += _other_spelling(written, root)
         if problem:
@@ -99,13 +98,47 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
             continue
         seen[row["path"]] = seen["id", row["id"]] = line
         rows.append(row)
-    if problems:
-        raise ManifestError(_report(csv_path, problems))
+    raise_problems(csv_path, problems, "bad line{}")
     if "id" not in places and all(os.path.isabs(row["id"]) for row in rows):
         relative = relative_paths([row["path"] for row in rows])
         for row, path in zip(rows, relative, strict=True):
             row["id"] = path
     return rows
+
+
+def raise_problems(source, problems, name="problem{} with the data"):
+    """Raise if there is any problem with the data; list the first ones.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        What has the problems.
+    problems : list of str
+        A line each.
+    name : str
+        What they are; the braces stand for the s of several.
+
+    Raises
+    ------
+    ManifestError
+        If the list is not empty.
+
+    Example
+    -------
+    >>> raise_problems("tones.csv", ["a.wav is in train and test"])
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: tones.csv: 1 problem with the data
+      a.wav is in train and test
+    """
+    if not problems:
+        return
+    shown = problems[:_SHOWN_PROBLEMS]
+    if len(problems) > len(shown):
+        shown.append(f"... and {len(problems) - len(shown)} more")
+    name = name.format("" if len(problems) == 1 else "s")
+    head = f"{source}: {len(problems)} {name}"
+    raise ManifestError("\n  ".join([head, *shown]))
 
 
 def relative_paths(paths):
@@ -201,7 +234,7 @@ def label_problem(label):
 
 
 def all_alike(targets):
-    """Return what is wrong if all training clips have the same labels, or None.
+    """Return the problem if all training clips have the same labels, or None.
 
     Arguments
     ---------
@@ -299,7 +332,7 @@ def _separator(first, missing):
 
 
 def _other_names(first, missing, source):
-    """Say what is near to a missing column but written otherwise."""
+    """Name columns that differ from a missing one in spelling alone."""
     hint = ""
     for name in missing:
         near = [cell for cell in first if _bare(cell) == _bare(name)]
@@ -322,7 +355,7 @@ def _other_names(first, missing, source):
 
 
 def _bare(name):
-    """Strip a name of what is hard to see: case, quotes, blanks, form."""
+    """Strip a name of invisible differences: case, quotes, blanks, form."""
     bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
     return bare.casefold()
 
@@ -371,7 +404,7 @@ def _numbered_lines(csv_path):
 
 
 def _problem(row, n_cells, n_columns, needs, source, seen):
-    """Say what is wrong with a row, apart from its file; or None."""
+    """Return the problem with a row, apart from its file; or None."""
     if n_cells != n_columns:
         return (
             f"{n_cells} cells under {n_columns} columns "
@@ -387,11 +420,3 @@ def _problem(row, n_cells, n_columns, needs, source, seen):
     if ("id", row["id"]) in seen:
         return f"same id as line {seen['id', row['id']]}: {row['id']}"
     return label_problem(row["label"]) if "label" in source else None
-
-
-def _report(csv_path, problems):
-    shown = problems[:_SHOWN_PROBLEMS]
-    if len(problems) > len(shown):
-        shown.append(f"... and {len(problems) - len(shown)} more")
-    bad = "1 bad line" if len(problems) == 1 else f"{len(problems)} bad lines"
-    return "\n  ".join([f"{csv_path}: {bad}", *shown])

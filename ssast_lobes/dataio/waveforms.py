@@ -1,4 +1,4 @@
-"""Waveforms in memory: to mono, to float, to another rate."""
+"""Convert waveforms in memory: to mono, to float, to another rate."""
 
 import functools
 import math

@@ -26,6 +26,7 @@ from ssast_lobes.objectives.projections import (
     swap_views,
 )
 from ssast_lobes.objectives.views import RandomCrop
+from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
 
@@ -105,6 +106,26 @@ class ASiT(Objective):
         reconstruction_weight,
     ):
         super().__init__(encoder)
+        for name, weight in (
+            ("class_weight", class_weight),
+            ("patch_weight", patch_weight),
+            ("reconstruction_weight", reconstruction_weight),
+        ):
+            real(name, weight, 0)
+        reals("projector", projector, 0, count=None)
+        reals("decoder", decoder, 0, count=None)
+        whole("projection", projection)
+        real("class_prototypes", class_prototypes, 0, inside=True)
+        real("patch_prototypes", patch_prototypes, 0, inside=True)
+        real("student_temperature", student_temperature, 0, inside=True)
+        reals("teacher_temperature", teacher_temperature, 0)
+        real("temperature_warmup", temperature_warmup, 0, 1)
+        real("center_momentum", center_momentum, 0, 1)
+        reals("momentum", momentum, 0, 1)
+        self.crop = RandomCrop(crop)
+        self.corrupt = GroupCorruption(
+            drop_area, paste_area, paste_probability, block, align
+        )
         self._config = {
             "crop": crop,
             "drop_area": list(drop_area),
@@ -126,10 +147,6 @@ class ASiT(Objective):
             "patch_weight": patch_weight,
             "reconstruction_weight": reconstruction_weight,
         }
-        self.crop = RandomCrop(crop)
-        self.corrupt = GroupCorruption(
-            drop_area, paste_area, paste_probability, block, align
-        )
         dim, pixels = encoder.dim, encoder.grid.patch_size
         n_class, n_patch = sizes_of(dim, [class_prototypes, patch_prototypes])
         self.projector = gelu_mlp([dim, *sizes_of(dim, projector), projection])

@@ -8,6 +8,7 @@ from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import Objective
 from ssast_lobes.objectives.projections import BatchNormMLP, sizes_of
 from ssast_lobes.objectives.views import LogMixup
+from ssast_lobes.utils.checks import real, reals
 from ssast_lobes.utils.schedules import WarmupCosine
 
 
@@ -39,6 +40,9 @@ class BYOL(Objective):
         self, encoder, masker=None, *, hidden, out, momentum, mixup, memory
     ):
         super().__init__(encoder, masker)
+        real("hidden", hidden, 0, inside=True)
+        real("out", out, 0, inside=True)
+        reals("momentum", momentum, 0, 1)
         self.hidden = hidden
         self.out = out
         self.momentum = WarmupCosine(*momentum)

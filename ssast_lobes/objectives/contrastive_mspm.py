@@ -22,6 +22,7 @@ from ssast_lobes.objectives.views import (
     RandomCrop,
     cut,
 )
+from ssast_lobes.utils.checks import real
 
 
 class ContrastiveMSPM(MSPM):
@@ -103,11 +104,11 @@ class ContrastiveMSPM(MSPM):
         **mspm,
     ):
         super().__init__(encoder, **mspm)
-        if not 0 <= contrast_depth <= 1:
-            raise ValueError(
-                "contrast_depth is a fraction of the blocks, 0 to 1, got "
-                f"{contrast_depth}"
-            )
+        real("contrast_depth", contrast_depth, 0, 1)
+        real("contrast_weight", contrast_weight, 0)
+        real("pair_weight", pair_weight, 0)
+        real("temperature", temperature, 0, inside=True)
+        real("projection", projection, 0, inside=True)
         self.crop = RandomCrop(crop)
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)

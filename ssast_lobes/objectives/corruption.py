@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.objectives.views import draw_whole
+from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
 # Blocks to draw. They cover nine tenths of a clip when the largest is a third
@@ -54,6 +55,12 @@ class GroupCorruption(nn.Module):
 
     def __init__(self, drop_area, paste_area, paste_probability, block, align):
         super().__init__()
+        reals("drop_area", drop_area, 0, 1)
+        real("paste_area", paste_area, 0, 1)
+        real("paste_probability", paste_probability, 0, 1)
+        real("block", block, 0, 1)
+        for size in align:
+            whole("each of align", size)
         self.drop_area = tuple(drop_area)
         self.paste_area = paste_area
         self.paste_probability = paste_probability

@@ -21,6 +21,7 @@ from ssast_lobes.objectives.base import (
     refuse_overlap,
     split_tokens,
 )
+from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.schedules import Linear
 
 # Added to variances by torch's instance and layer norm.
@@ -89,10 +90,11 @@ class EAT(Objective):
         refuse_overlap(encoder.grid)
         super().__init__(encoder, masker)
         encoder.positions.fix_sincos()
-        self.n_masks = n_masks
+        reals("momentum", momentum, 0, 1)
+        self.n_masks = whole("n_masks", n_masks)
         self.momentum = Linear(*momentum, duration=momentum_duration)
-        self.utterance_weight = utterance_weight
-        self.noise_std = noise_std
+        self.utterance_weight = real("utterance_weight", utterance_weight, 0)
+        self.noise_std = real("noise_std", noise_std, 0)
         self.decoder_config = dict(decoder)
         self.decoder = ConvDecoder(encoder, **decoder)
         self.head = nn.Linear(encoder.dim, encoder.dim)

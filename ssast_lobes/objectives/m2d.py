@@ -14,6 +14,7 @@ from ssast_lobes.objectives.base import (
 )
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.objectives.projections import cosine_distance
+from ssast_lobes.utils.checks import reals
 from ssast_lobes.utils.schedules import Linear
 
 # Added to the variance of a target, as in the paper's code.
@@ -54,6 +55,7 @@ class M2D(MaskedPrediction):
 
     def __init__(self, encoder, masker=None, *, momentum, decoder):
         super().__init__(encoder, masker, encoder.dim, decoder)
+        reals("momentum", momentum, 0, 1)
         self.momentum = Linear(*momentum)
         self.teacher = EMATeacher(encoder=encoder)
 

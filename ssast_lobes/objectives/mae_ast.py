@@ -10,6 +10,7 @@ from torch import nn
 from ssast_lobes.objectives.base import ObjectiveOutput
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import info_nce
+from ssast_lobes.utils.checks import real
 
 
 class MAEAST(MaskedAutoencoder):
@@ -45,7 +46,7 @@ class MAEAST(MaskedAutoencoder):
 
     def __init__(self, encoder, masker=None, *, generative_weight, decoder):
         super().__init__(encoder, masker, decoder=decoder)
-        self.generative_weight = generative_weight
+        self.generative_weight = real("generative_weight", generative_weight, 0)
         self.matching_head = nn.Linear(
             self.decoder.dim, encoder.grid.patch_size
         )

@@ -11,6 +11,7 @@ import math
 import torch
 from torch import nn
 
+from ssast_lobes.utils.checks import real, reals, require, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
 # Parameter of the cubic convolution kernel in PyTorch's bicubic resizing.
@@ -71,10 +72,9 @@ class RandomCrop(nn.Module):
         least, greatest = (
             fraction if isinstance(fraction, (list, tuple)) else [fraction] * 2
         )
-        if not 0 < least <= greatest <= 1:
-            raise ValueError(
-                f"a crop is a fraction from 0 to 1, got {fraction}"
-            )
+        right = real("crop", least, 0, 1) <= real("crop", greatest, 0, 1)
+        words = "a fraction above 0, or a range of them"
+        require(right and least > 0, "crop", words, fraction)
         self.fraction = fraction
         self._least, self._greatest = least, greatest
 
@@ -188,9 +188,11 @@ class RandomResizedCrop(nn.Module):
 
     def __init__(self, freq_scale, time_scale=None, time_canvas=1.0):
         super().__init__()
-        self.freq_scale = tuple(freq_scale)
-        self.time_scale = None if time_scale is None else tuple(time_scale)
-        self.time_canvas = time_canvas
+        self.freq_scale = tuple(reals("freq_scale", freq_scale, 0))
+        if time_scale is not None:
+            time_scale = tuple(reals("time_scale", time_scale, 0))
+        self.time_scale = time_scale
+        self.time_canvas = real("time_canvas", time_canvas, 1)
 
     def forward(self, feats, n_frames, rand):
         """Resize.
@@ -322,7 +324,8 @@ class LogMixup(nn.Module):
 
     def __init__(self, ratio, memory, frames, n_mels):
         super().__init__()
-        self.ratio = ratio
+        self.ratio = real("mixup", ratio, 0, 1)
+        whole("memory", memory)
         clips = torch.zeros(memory, frames, n_mels, dtype=torch.float16)
         self.register_buffer("clips", clips)
         self.register_buffer("n_frames", torch.zeros(memory, dtype=torch.int64))
@@ -408,9 +411,9 @@ class Background(nn.Module):
 
     def __init__(self, probability, snr, scale):
         super().__init__()
-        self.probability = probability
-        self.snr = tuple(snr)
-        self.scale = scale
+        self.probability = real("background probability", probability, 0, 1)
+        self.snr = tuple(reals("background snr", snr))
+        self.scale = real("background scale", scale, 0, inside=True)
 
     def forward(self, feats, n_frames, rand):
         """Mix.
@@ -475,9 +478,9 @@ class RandomChannel(nn.Module):
 
     def __init__(self, level, tilt, cosines):
         super().__init__()
-        self.level = level
-        self.tilt = tilt
-        self.cosines = cosines
+        self.level = real("channel level", level, 0)
+        self.tilt = real("channel tilt", tilt, 0)
+        self.cosines = whole("channel cosines", cosines, 0)
 
     def forward(self, feats, n_frames, rand):
         """Filter; arguments and result as in `Background.forward`."""

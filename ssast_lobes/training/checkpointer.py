@@ -278,7 +278,7 @@ class AtomicCheckpointer(Checkpointer):
 
     @contextmanager
     def _writing(self):
-        """Where files are written: says that and why it fails."""
+        """Say where writing fails, and why."""
         try:
             yield
         # PyTorch's writer raises RuntimeError where the disk is full.
@@ -348,7 +348,7 @@ def _discard(path):
 
 
 def _files(folder):
-    """Paths of the files of a checkpoint but the checksums, by name."""
+    """Return the files of a checkpoint by name, without the checksums."""
     return {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
@@ -370,7 +370,7 @@ def _write_sums(folder):
 
 
 def _damage(folder):
-    """What is wrong with the files of a checkpoint; None if nothing is."""
+    """Say what is wrong with the files of a checkpoint, or None."""
     files = _files(folder)
     if METAFNAME not in files:
         return f"{METAFNAME} is missing"

@@ -175,7 +175,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def fit_head(self, clips, penalty, batch_size):
-        """Begin with the head of a linear probe, unless a run is resumed.
+        """Start from the head of a linear probe, unless a run is resumed.
 
         Arguments
         ---------
@@ -383,7 +383,7 @@ class ClassificationBrain(SpectrogramBrain):
                 table.writerows(self._predictions(batch, names))
 
     def _predictions(self, batch, names):
-        """Rows of the predictions of a batch that was kept."""
+        """Return the predictions of a kept batch, a row a clip."""
         shares = self._shares(batch["scores"])
         clips = zip(batch["ids"], batch["labels"], shares, strict=True)
         for clip, label, share in clips:

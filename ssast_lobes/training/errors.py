@@ -100,7 +100,7 @@ def _place(error):
 
 @contextmanager
 def exit_on_user_error():
-    """Context of a script: these errors end it with their message alone.
+    """End a script with the message of a user's error, without a traceback.
 
     Their messages say what to mend; a traceback would bury them. So it is
     where a file cannot be written because the disk is full, and where the

@@ -77,7 +77,7 @@ def finished_result(folder, number_of_epochs):
 def report_folds(
     folder, results, folds, selection, epoch_chosen_on, swa_start_epoch=None
 ):
-    """Print the table of the folds; write it where all of them are there.
+    """Print the table of the folds; write it once all folds are there.
 
     Where the test folds choose the epoch, the results of all folds are those
     of the one epoch with the best mean, as official scripts report it.
@@ -177,7 +177,7 @@ def format_table(results):
 
 
 def _at_common_epoch(folder, results, selection):
-    """Results at the one epoch with the best mean of valid, which is test."""
+    """Return the results at the epoch that is best on the mean of test."""
     logs = {
         fold: {row["epoch"]: row for row in read_log(folder / f"fold_{fold}")}
         for fold in results
@@ -205,7 +205,7 @@ def _at_common_epoch(folder, results, selection):
 
 
 def _summary(results):
-    """Mean and deviation over folds of each statistic."""
+    """Return the mean and the deviation of each statistic over the folds."""
     names = [name for name in next(iter(results.values())) if name != "epoch"]
     values = {n: [one[n] for one in results.values()] for n in names}
     return (

@@ -9,7 +9,7 @@ _FIRST = ("patch_embedding", "positions", "class_tokens", "class_positions")
 def parameter_groups(
     module, head_lr_scale=1.0, layer_decay=1.0, decay_vectors=True
 ):
-    """Trainable parameters in groups with a learning-rate scale each.
+    """Group the trainable parameters; each group has its scale of the rate.
 
     Arguments
     ---------

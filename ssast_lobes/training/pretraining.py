@@ -153,7 +153,7 @@ class PretrainingBrain(SpectrogramBrain):
 
     @torch.no_grad()
     def draw(self):
-        """The curves, and a reconstruction where the objective has one."""
+        """Draw the curves, and a reconstruction where the objective has one."""
         super().draw()
         if self._picture is None or not self.objective.reconstructs:
             return

@@ -191,7 +191,7 @@ def contents(folder):
 
 
 @MAKERS
-def test_unpack_beside_what_is_there(make, name, tmp_path):
+def test_unpack_next_to_other_files(make, name, tmp_path):
     archive, folder = make(tmp_path / name, FILES), tmp_path / "out"
     (folder / "data").mkdir(parents=True)
     (folder / "data" / "mine.txt").write_text("mine")

@@ -157,9 +157,9 @@ def test_odd_names(tmp_path, name):
     assert len(read_audio(path)) == len(read_audio(str(path))) == 1600
 
 
-def truncate(path, share):
+def truncate(path, fraction):
     content = path.read_bytes()
-    path.write_bytes(content[: int(share * len(content))])
+    path.write_bytes(content[: int(fraction * len(content))])
 
 
 def write_no_samples_and_a_chunk(path):
@@ -428,5 +428,5 @@ def test_an_mp3_without_a_length_is_decoded_once_to_measure_it(
     reader = ClipReader(crop_seconds=1.0, random_crop=True)
     for number in range(20):
         assert len(reader(row["path"], row["duration"], f"{number}")) == 16000
-    # What libmpg123 needs before a crop, see `data.audio`.
+    # What libmpg123 needs before a crop, see `dataio.audio`.
     assert max(amounts) <= 11.1 * 16000

@@ -69,12 +69,12 @@ def test_processes_share_an_epoch(kind):
         return balanced_sampler(["a", "b"] * 10, seed=5)
 
     (alone,) = epochs_of(sampler(), [2])
-    shares = []
+    parts = []
     for rank in range(2):
         wrapper = DistributedSamplerWrapper(
             sampler(), num_replicas=2, rank=rank, shuffle=False
         )
-        shares += epochs_of(wrapper, [2])
-    assert [len(share) for share in shares] == [10, 10]
-    assert alone[0::2] == shares[0]
-    assert alone[1::2] == shares[1]
+        parts += epochs_of(wrapper, [2])
+    assert [len(part) for part in parts] == [10, 10]
+    assert alone[0::2] == parts[0]
+    assert alone[1::2] == parts[1]

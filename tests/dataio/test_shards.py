@@ -455,7 +455,7 @@ def test_unreadable_audio_is_listed_up_to_a_limit(bad_rows, tmp_path):
     with pytest.raises(ManifestError, match="2 of 10 audio files are unre"):
         ONE(bad_rows, folder, max_unreadable=0.1, shard_bytes=20_000)
     assert not (folder / "manifest.csv").exists()
-    # The limit is no setting of the shards: with another one it goes on.
+    # The limit is no setting of the shards: with another one the run resumes.
     packed = ONE(bad_rows, folder, max_unreadable=0.5, shard_bytes=20_000)
     assert packed.clips == packed.shards == 8
     with open(folder / "unreadable.csv", newline="") as file:

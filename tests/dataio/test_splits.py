@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssast_lobes.dataio.partition import fold_splits, hash_shares, hold_out
+from ssast_lobes.dataio.partition import fold_splits, hash_fractions, hold_out
 from ssast_lobes.dataio.splits import (
     prepare_folds,
     read_splits,
@@ -41,21 +41,21 @@ def groups(rows, key="recording"):
     return {row[key] for row in rows}
 
 
-def test_hash_shares_are_even():
-    shares = hash_shares([f"clip{number}" for number in range(4000)])
-    counts, _ = np.histogram(shares, bins=10, range=(0, 1))
+def test_hash_fractions_are_even():
+    fractions = hash_fractions([f"clip{number}" for number in range(4000)])
+    counts, _ = np.histogram(fractions, bins=10, range=(0, 1))
     assert counts.min() > 300
 
 
-@pytest.mark.parametrize("share", [0.1, 0.2, 0.5])
-def test_hold_out_is_by_group_and_alike_in_labels(share):
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5])
+def test_hold_out_is_by_group_and_alike_in_labels(fraction):
     rows = many_rows()
-    kept, held = hold_out(rows, share, "recording")
+    kept, held = hold_out(rows, fraction, "recording")
     assert len(kept) + len(held) == len(rows)
     assert not groups(kept) & groups(held)
     labels = Counter(row["label"] for row in rows)
     for label, count in Counter(row["label"] for row in held).items():
-        assert abs(count - share * labels[label]) <= 3
+        assert abs(count - fraction * labels[label]) <= 3
 
 
 def test_hold_out_does_not_depend_on_the_order():
@@ -65,14 +65,16 @@ def test_hold_out_does_not_depend_on_the_order():
     assert held == other[::-1]
 
 
-@pytest.mark.parametrize(("share", "expected"), [(0.2, 1), (0.01, 1), (0.9, 3)])
-def test_hold_out_of_four_speakers(share, expected):
+@pytest.mark.parametrize(
+    ("fraction", "expected"), [(0.2, 1), (0.01, 1), (0.9, 3)]
+)
+def test_hold_out_of_four_speakers(fraction, expected):
     rows = [
         {"label": label, "speaker": speaker}
         for speaker in "abcd"
         for label in "xyz"
     ]
-    kept, held = hold_out(rows, share, "speaker")
+    kept, held = hold_out(rows, fraction, "speaker")
     assert len(groups(held, "speaker")) == expected
     assert kept
 
@@ -255,7 +257,7 @@ def test_training_clips_of_the_same_labels(
     with pytest.raises(ManifestError, match=told):
         write_splits(splits, tmp_path, **given)
     # Pretraining does not look at labels.
-    write_splits(splits, tmp_path, **given, labelled=False)
+    write_splits(splits, tmp_path, **given, labeled=False)
 
 
 def test_unreadable_audio_is_left_out_and_may_empty_a_class(splits, tmp_path):
@@ -284,11 +286,11 @@ def test_audio_without_labels(splits, tmp_path):
     for row in splits["train"]:
         del row["label"]
     parts = {"train": splits["train"], "valid": []}
-    written = read_splits(write_splits(parts, tmp_path, "All", labelled=False))
+    written = read_splits(write_splits(parts, tmp_path, "All", labeled=False))
     assert set(written) == {"corpus", "train", "valid"}
     parts["train"] = []
     with pytest.raises(ManifestError, match="left"):
-        write_splits(parts, tmp_path, "All", labelled=False)
+        write_splits(parts, tmp_path, "All", labeled=False)
 
 
 def test_shared_groups_are_told(splits, tmp_path, caplog):

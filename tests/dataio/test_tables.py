@@ -1,4 +1,4 @@
-"""Manifests: what is accepted, and one clear error for all that is not."""
+"""Manifests: the accepted ones, and one clear error for all others."""
 
 import datetime
 import os

@@ -1,4 +1,4 @@
-"""Kills a recipe again and again; its end must be that of a run left alone.
+"""Kill a recipe again and again; its end must be that of a run left alone.
 
 A script of its own, which `test_killed_anywhere.py` starts:
 
@@ -54,7 +54,7 @@ SpectrogramBrain.evaluate_batch = watched(
 
 
 def start(task, corpus, folder, workers):
-    """Fork a run; what it prints goes to a file next to its folder."""
+    """Fork a run; its output goes to a file next to its folder."""
     place[:] = bytes(3)
     child = os.fork()
     if child:

@@ -102,8 +102,8 @@ def test_speakers_are_left_out(prepare, corpus):
     assert sum(len(parts[n]) for n in ("train", "valid", "test")) == (
         corpus.clips
     )
-    share = len(parts["valid"]) / (len(parts["train"]) + len(parts["valid"]))
-    assert 0.1 < share < 0.3
+    fraction = len(parts["valid"]) / (len(parts["train"]) + len(parts["valid"]))
+    assert 0.1 < fraction < 0.3
     row = parts["test"][Path(corpus.example).stem]
     assert (row["label"], row["speaker"]) == (corpus.label, corpus.speakers[-1])
     for name in ("train", "valid", "test"):

@@ -1,4 +1,4 @@
-"""ASVspoof 2019 LA is prepared by its protocol files; what is wrong is told."""
+"""ASVspoof 2019 LA is prepared by its protocol files; errors name the cause."""
 
 import importlib.util
 import shutil

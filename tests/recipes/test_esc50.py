@@ -1,4 +1,4 @@
-"""ESC-50 is prepared from its archive, and says what is wrong with it."""
+"""ESC-50 is prepared from its archive, and errors name the cause."""
 
 import csv
 import importlib.util

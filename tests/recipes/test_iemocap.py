@@ -1,4 +1,4 @@
-"""IEMOCAP is prepared session by session, and says what is wrong with it."""
+"""IEMOCAP is prepared session by session, and errors name the cause."""
 
 import importlib.util
 import shutil

@@ -1,4 +1,4 @@
-"""LibriSpeech for speech recognition: parts, transcripts, what is wrong."""
+"""LibriSpeech for speech recognition: parts, transcripts, errors."""
 
 import importlib.util
 import shutil

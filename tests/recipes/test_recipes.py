@@ -181,7 +181,7 @@ def test_debug_mode(row, tones, tmp_path):
     interface.from_hparams(tmp_path / "export")
 
 
-def test_clips_of_two_takes_beside_others(train, tones, tmp_path):
+def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
     clips = find_audio(tones.folder)[:12]
     lines = [f"{path},{2 if n % 2 else ''}" for n, path in enumerate(clips)]
     manifest = tmp_path / "takes.csv"
@@ -334,7 +334,7 @@ def test_mean_of_pretrainings(train, pretrained, tmp_path):
         torch.testing.assert_close(mean[key], value + 0.5)
     card = (tmp_path / "mean" / "README.md").read_text()
     assert all(one in card for one in folders) and "valid_loss" not in card
-    # A training goes on from it.
+    # A training continues from it.
     flags = [f"--source={tmp_path / 'mean'}", "--number_of_epochs=1", "--lr=0"]
     again = exported(train("pretrain", *flags, folder=tmp_path / "again"))
     assert same(again, mean)

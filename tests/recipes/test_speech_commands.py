@@ -1,4 +1,4 @@
-"""Speech Commands is prepared from its archives, and says what is wrong."""
+"""Speech Commands is prepared from its archives, and errors name the cause."""
 
 import hashlib
 import importlib.util

@@ -458,7 +458,7 @@ def lobe_of(brain):
 
 
 def others_of(brain):
-    """Parameters of a Brain next to those of the lobe."""
+    """Parameters of a Brain without those of the lobe."""
     lobe = {id(parameter) for parameter in lobe_of(brain).parameters()}
     return [p for p in brain.modules.parameters() if id(p) not in lobe]
 

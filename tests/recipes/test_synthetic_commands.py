@@ -38,6 +38,16 @@ def espeak(prepare):
 
 
 @pytest.fixture(scope="module")
+def plan(prepare):
+    return sys.modules["plan"]
+
+
+@pytest.fixture(scope="module")
+def processes(prepare):
+    return sys.modules["processes"]
+
+
+@pytest.fixture(scope="module")
 def sounds(prepare):
     return sys.modules["sounds"]
 
@@ -63,7 +73,7 @@ def contents(folder):
     }
 
 
-def test_manifests(prepare, corpus):
+def test_manifests(plan, corpus):
     unlabelled, labelled = read(corpus, "unlabelled"), read(corpus, "labelled")
     assert list(unlabelled[0]) == ["path", "speaker"]
     assert list(labelled[0]) == ["path", "label", "split", "speaker"]
@@ -71,7 +81,7 @@ def test_manifests(prepare, corpus):
     for split, per_word in (("train", 1), ("valid", 1), ("test", 2)):
         words = [row["label"] for row in labelled if row["split"] == split]
         assert {word: words.count(word) for word in words} == dict.fromkeys(
-            prepare.WORDS, per_word
+            plan.WORDS, per_word
         )
     paths = [row["path"] for row in unlabelled + labelled]
     assert len(set(paths)) == len(paths)
@@ -91,10 +101,10 @@ def test_clips_are_whole_seconds_without_clipping(corpus):
         assert np.sqrt(np.mean(audio**2)) > 0.001
 
 
-def test_splits_share_no_speaker_and_no_voice(prepare):
-    settings = prepare.Settings(2000, 20, 25, 50, seed=3)
+def test_splits_share_no_speaker_and_no_voice(plan):
+    settings = plan.Settings(2000, 20, 25, 50, seed=3)
     speakers, variants = {}, {}
-    for shard in prepare.plan_corpus(settings):
+    for shard in plan.plan_corpus(settings):
         part = [clip.speaker for clip in shard.clips]
         speakers.setdefault(shard.split, set()).update(part)
         # Babble too is spoken by the part's own voices.
@@ -117,24 +127,26 @@ def test_splits_share_no_speaker_and_no_voice(prepare):
     assert len(pairs) == 120
 
 
-def test_plan_does_not_move_with_the_sizes_of_other_parts(prepare):
+def test_plan_does_not_move_with_the_sizes_of_other_parts(plan):
     def test_part(**sizes):
-        settings = prepare.Settings(**(SIZES | sizes), seed=0)
-        return [s for s in prepare.plan_corpus(settings) if s.split == "test"]
+        settings = plan.Settings(**(SIZES | sizes), seed=0)
+        return [s for s in plan.plan_corpus(settings) if s.split == "test"]
 
     assert test_part() == test_part(n_unlabelled=700, n_train_per_word=9)
 
 
-def test_same_arguments_same_bytes(prepare, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr(prepare, "n_processors", lambda: 1)
+def test_same_arguments_same_bytes(
+    prepare, processes, corpus, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(processes, "n_processors", lambda: 1)
     prepare.prepare_synthetic_commands(tmp_path, **SIZES)
     assert contents(tmp_path) == contents(corpus)
 
 
-def test_another_seed_is_another_corpus(espeak, prepare, tmp_path):
+def test_another_seed_is_another_corpus(plan, espeak, tmp_path):
     def audio(seed):
-        settings = prepare.Settings(0, 0, 0, 1, seed)
-        (shard,) = prepare.plan_corpus(settings)
+        settings = plan.Settings(0, 0, 0, 1, seed)
+        (shard,) = plan.plan_corpus(settings)
         rng = np.random.default_rng(0)
         synthesizer = espeak.Synthesizer()
         return espeak.say_word(synthesizer, shard.clips[0], rng)
@@ -148,7 +160,7 @@ def test_complete_corpus_is_reused(prepare, corpus):
     assert {p: p.stat().st_mtime_ns for p in corpus.rglob("*")} == before
 
 
-def test_half_written_corpus_is_completed(prepare, corpus, tmp_path):
+def test_half_written_corpus_is_completed(prepare, processes, corpus, tmp_path):
     wanted = contents(corpus)
     for name, data in wanted.items():
         path = tmp_path / name
@@ -158,7 +170,7 @@ def test_half_written_corpus_is_completed(prepare, corpus, tmp_path):
     paths = sorted(tmp_path.rglob("*.flac"))
     paths[0].unlink()
     # Left by a run that was killed long ago.
-    leftover = tmp_path / f"{prepare.WORKSHOP}old"
+    leftover = tmp_path / f"{processes.WORKSHOP}old"
     leftover.mkdir()
     os.utime(leftover, (0, 0))
     untouched = paths[-1].stat().st_mtime_ns
@@ -190,10 +202,12 @@ def test_negative_sizes_are_refused(prepare, tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_failure_in_a_process_is_reported(prepare, tmp_path, monkeypatch):
+def test_failure_in_a_process_is_reported(
+    prepare, processes, tmp_path, monkeypatch
+):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no voice today')")
-    monkeypatch.setattr(prepare, "SCRIPT", str(broken))
+    monkeypatch.setattr(processes, "SCRIPT", str(broken))
     with pytest.raises(RuntimeError, match="no voice today"):
         prepare.prepare_synthetic_commands(tmp_path / "new", **SIZES)
     names = {path.name for path in (tmp_path / "new").iterdir()}
@@ -209,13 +223,13 @@ def test_skip_prep_only_names_the_manifests(prepare, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_words_are_not_cut(espeak, prepare):
+def test_words_are_not_cut(plan, espeak):
     """The slowest speakers too finish within the clip."""
     synthesizer = espeak.Synthesizer()
     rng = np.random.default_rng(0)
     for voice in ("en-us+f4", "en+Marco", "en-029+m4"):
         speaker = espeak.Speaker("s", voice, 40, 120, 0.93)
-        for number, word in enumerate(prepare.WORDS):
+        for number, word in enumerate(plan.WORDS):
             clip = espeak.Clip(number, word, speaker)
             audio = espeak.say_word(synthesizer, clip, rng)
             assert 0.15 < len(audio) / 16000 < 0.95
@@ -224,9 +238,9 @@ def test_words_are_not_cut(espeak, prepare):
             assert np.abs(audio[-20:]).max() < 0.05
 
 
-def test_babble_has_none_of_the_words(prepare):
-    spoken = re.findall("[a-z]+", " ".join(prepare.BABBLE).lower())
-    assert not set(spoken) & set(prepare.WORDS)
+def test_babble_has_none_of_the_words(plan, processes):
+    spoken = re.findall("[a-z]+", " ".join(processes.BABBLE).lower())
+    assert not set(spoken) & set(plan.WORDS)
 
 
 def level_db(audio, low, high):
@@ -290,6 +304,6 @@ def test_command_line(tmp_path):
         text=True,
     )
     assert run.returncode == 0, run.stderr
-    assert "Synthesising: 100%" in run.stderr
+    assert "Synthesizing: 100%" in run.stderr
     assert len(read(tmp_path, "unlabelled")) == 3
     assert read(tmp_path, "labelled") == []

@@ -1,4 +1,4 @@
-"""UrbanSound8K is prepared fold by fold, and says what is wrong with it."""
+"""UrbanSound8K is prepared fold by fold, and errors name the cause."""
 
 import csv
 import hashlib

@@ -1,4 +1,4 @@
-"""VoxCeleb1 is prepared in its official parts, and says what is wrong."""
+"""VoxCeleb1 is prepared in its official parts, and errors name the cause."""
 
 import importlib.util
 import json

@@ -31,7 +31,6 @@ from brain_kit import (
     evaluate,
     fit,
     merged,
-    rows,
     same,
     validate,
     weights,
@@ -44,8 +43,6 @@ from ssast_lobes.training import ClassificationBrain
 from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.losses import binary_cross_entropy
 from ssast_lobes.utils.schedules import Constant, WarmupCosine, WarmupPlateau
-
-__all__ = ["rows"]  # a fixture
 
 # Randomness and resuming --------------------------------------------------
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Tell real speech from synthesised and converted speech: ASVspoof 2019 LA.
+"""Tell real speech from synthesized and converted speech: ASVspoof 2019 LA.
 
 > python train.py hparams/asvspoof2019.yaml --data_folder /path/to/LA
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train a classifier of any labelled audio with a spectrogram transformer.
+"""Train a classifier of any labeled audio with a spectrogram transformer.
 
 > python train.py hparams/classify.yaml --manifest /path/to/clips.csv
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Recognise acted emotions of speakers that were left out of training.
+"""Recognize acted emotions of speakers that were left out of training.
 
 > python train.py hparams/emodb.yaml --data_folder /path/to/emodb
 

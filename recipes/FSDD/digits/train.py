@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Recognise spoken digits of unheard speakers: FSDD, a speaker a fold.
+"""Recognize spoken digits of unheard speakers: FSDD, a speaker a fold.
 
 > python train.py hparams/digits.yaml --data_folder /path/to/folder
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Recognise read English speech by CTC: LibriSpeech.
+"""Recognize read English speech by CTC: LibriSpeech.
 
 > python train.py hparams/ctc.yaml --data_folder /path/to/LibriSpeech
 
@@ -62,7 +62,7 @@ def dataio_prepare(hparams):
 
 
 def tokens_of(tokenizer, words):
-    """Return the numbers of the pieces of what is said, (pieces,) int64."""
+    """Return the indices of the pieces of a transcript, (pieces,) int64."""
     return torch.tensor(tokenizer.sp.encode_as_ids(words))
 
 
