@@ -32,9 +32,8 @@ def export_mean(folder, sources):
 
     Example
     -------
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
     >>> from ssast_lobes.checkpoints.folder import export_pretrained
-    >>> from ssast_lobes import SpectrogramEncoder
-    >>> from ssast_lobes import FrontEnd
     >>> from ssast_lobes.objectives import MSPM
     >>> places = [getfixture("tmp_path") / name for name in "abc"]
     >>> for place in places[:2]:

@@ -65,13 +65,13 @@ def convert(
     multi_label : bool
         Whether a clip may have several of the labels.
     pooling : str, optional
-        What the head of an official classifier sees: ``"mean"`` of the tokens
-        (the default) or ``"class"`` tokens.
+        Input of the head of an official classifier: the ``"mean"`` of the
+        tokens (the default), or the ``"class"`` tokens.
 
     Returns
     -------
     Weights
-        As read from the source; `report` says what was changed or left out.
+        As read from the source; `report` lists all changes and omissions.
 
     Raises
     ------
@@ -109,7 +109,8 @@ def convert(
         if to == "official":
             bar.set_description("Translating")
             state = to_official(weights)
-            _begin_writing(bar)
+            bar.update()
+            bar.set_description("Writing")
             Path(dest).parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(dest, "wb") as file:
                 torch.save(state, file)
@@ -131,19 +132,15 @@ def convert(
             card = {"origin": f"`{name}`, {origin}, by `ssast-lobes convert`."}
             own = config.get("labels")
             label_encoder = None if own is None else label_encoder_of(own)
-            _begin_writing(bar)
+            bar.update()
+            bar.set_description("Writing")
             write_export(dest, weights.state, config, card, label_encoder)
         bar.update()
     return weights
 
 
-def _begin_writing(bar):
-    bar.update()
-    bar.set_description("Writing")
-
-
 def _kinds(weights, source, dest, to):
-    """Return what the source is, and what to make of it."""
+    """Return the kind of the source, and that of the result."""
     is_pth = str(dest).endswith(".pth")
     to = to or ("official" if is_pth else "export")
     if is_pth != (to == "official"):

@@ -4,13 +4,11 @@ A folder holds the weights (`model.safetensors`), what builds the model
 (`config.json`, read by `ssast_lobes.inference`, which executes nothing; and
 `hyperparams.yaml` for SpeechBrain's ``from_hparams``), the labels and a model
 card. It refers to itself by file names only, so that it can be moved or put
-on a model hub. It is written whole or not at all.
+on a model hub. It appears when it is complete.
 """
 
-import json
 import os
 import shutil
-from contextlib import contextmanager
 
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -35,7 +33,7 @@ from ssast_lobes.checkpoints.format import (
 from ssast_lobes.checkpoints.hyperparams import hyperparams_text
 from ssast_lobes.checkpoints.model_card import model_card_text
 from ssast_lobes.models.pooling import ClipPooling
-from ssast_lobes.utils.files import atomic_replace_dir, resolved
+from ssast_lobes.utils.files import atomic_replace_dir, resolved, write_json
 
 logger = get_logger(__name__)
 
@@ -71,8 +69,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
 
     Example
     -------
-    >>> from ssast_lobes import SpectrogramEncoder
-    >>> from ssast_lobes import FrontEnd
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
     >>> from ssast_lobes.objectives import MSPM
     >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
     >>> folder = getfixture("tmpdir") / "export"
@@ -134,8 +131,12 @@ def export_classifier(
 
     Example
     -------
-    >>> from ssast_lobes import SpectrogramEncoder
-    >>> from ssast_lobes import FrontEnd, SpectrogramClassifier
+    >>> from ssast_lobes import (
+    ...     FrontEnd,
+    ...     SpectrogramClassifier,
+    ...     SpectrogramEncoder,
+    ... )
+    >>> from ssast_lobes.inference import AudioClassifier
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> model = SpectrogramClassifier(encoder, n_classes=2)
     >>> labels = label_encoder_of(["cat", "dog"])
@@ -143,7 +144,7 @@ def export_classifier(
     >>> written = export_classifier(
     ...     folder, model, FrontEnd(), labels, multi_label=False, card={}
     ... )
-    >>> json.loads((written / "config.json").read_text())["labels"]
+    >>> AudioClassifier.from_hparams(written).labels
     ['cat', 'dog']
     """
     parts = {
@@ -156,13 +157,15 @@ def export_classifier(
         for part, tensors in parts.items()
         for key, value in tensors.items()
     }
+    first = label_encoder.starting_index
+    numbers = range(first, first + len(label_encoder))
     config = {
         "kind": "classifier",
         "encoder": model.encoder.config,
         "features": features.config,
         "pooling": model.pooling.config,
         "head": model.head.config,
-        "labels": _labels_in_order(label_encoder),
+        "labels": [str(label_encoder.ind2lab[number]) for number in numbers],
         "multi_label": bool(multi_label),
     }
     return write_export(
@@ -198,8 +201,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
 
     Example
     -------
-    >>> from ssast_lobes import SpectrogramEncoder
-    >>> from ssast_lobes import FrontEnd
+    >>> from ssast_lobes import FrontEnd, SpectrogramEncoder
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> folder = getfixture("tmpdir") / "export"
     >>> written = export_encoder(folder, encoder, FrontEnd(), card={})
@@ -251,12 +253,6 @@ def label_encoder_of(labels):
     encoder.update_from_iterable(labels)
     encoder.expect_len(len(labels))
     return encoder
-
-
-def _labels_in_order(label_encoder):
-    first = label_encoder.starting_index
-    numbers = range(first, first + len(label_encoder))
-    return [str(label_encoder.ind2lab[number]) for number in numbers]
 
 
 def check_export_folder(folder):
@@ -360,46 +356,38 @@ def write_export(
         "window_seconds": seconds,
         **config,
     }
+    n_parameters = sum(
+        value.numel()
+        for key, value in state.items()
+        if not key.startswith("objective.")
+    )
+    state = {
+        key: value.detach().cpu().contiguous().clone()
+        for key, value in state.items()
+    }
+    if half:
+        state = {
+            key: value.half() if value.is_floating_point() else value
+            for key, value in state.items()
+        }
     # Heads of the older encoder would be wrong next to this one.
     replaced = (*EXPORT_FILES, HEADS_FOLDER)
-    with (
-        atomic_replace_dir(folder, replaced, check_export_folder) as partial,
-        _writing(folder),
-    ):
-        tensors = {key: _stored(value, half) for key, value in state.items()}
-        save_file(tensors, partial / WEIGHTS_FILE, {"format": "pt"})
-        text = json.dumps(config, indent=2) + "\n"
-        (partial / CONFIG_FILE).write_text(text, "utf-8")
-        # safetensors lets only the owner read; the rest is as the user wants.
-        shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
-        text = hyperparams_text(config)
-        (partial / HYPERPARAMS_FILE).write_text(text, "utf-8")
-        count = sum(
-            value.numel()
-            for key, value in state.items()
-            if not key.startswith("objective.")
-        )
-        text = model_card_text(folder, config, card, count)
-        (partial / CARD_FILE).write_text(text, "utf-8")
-        if label_encoder is not None:
-            label_encoder.save(partial / LABELS_FILE)
+    with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
+        try:
+            save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
+            write_json(partial / CONFIG_FILE, config)
+            # safetensors lets only the owner read; the umask shall decide.
+            shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
+            text = hyperparams_text(config)
+            (partial / HYPERPARAMS_FILE).write_text(text, "utf-8")
+            text = model_card_text(folder, config, card, n_parameters)
+            (partial / CARD_FILE).write_text(text, "utf-8")
+            if label_encoder is not None:
+                label_encoder.save(partial / LABELS_FILE)
+        except (OSError, SafetensorError) as error:
+            raise WeightsError(
+                f"{folder}: the export cannot be written ({error}); make room "
+                "there and try again"
+            ) from error
     logger.info(f"Exported to {folder}")
     return folder
-
-
-def _stored(value, half):
-    """Return a tensor as it is written."""
-    value = value.detach().cpu().contiguous().clone()
-    return value.half() if half and value.is_floating_point() else value
-
-
-@contextmanager
-def _writing(folder):
-    """Say which export cannot be written."""
-    try:
-        yield
-    except (OSError, SafetensorError) as error:
-        raise WeightsError(
-            f"{folder}: the export cannot be written ({error}); make room "
-            "there and try again"
-        ) from error

@@ -27,72 +27,12 @@ FORMAT_VERSION = 1
 PARTS = ("encoder", "objective", "pooling", "head")
 
 
-def window_seconds(encoder, features):
-    """Return the shortest window that audio is cut into for a model.
-
-    This is what its position table spans, the pretraining length, or where
-    every clip is padded to, under reference padding. An export may name more.
-
-    Arguments
-    ---------
-    encoder : dict
-        Configuration of the encoder.
-    features : dict
-        Configuration of the front end.
-
-    Returns
-    -------
-    float
-        Seconds of audio that give exactly so many frames.
-
-    Example
-    -------
-    >>> window_seconds(
-    ...     {"table_frames": 1024}, {"sample_rate": 16000, "n_mels": 128}
-    ... )
-    10.255
-    """
-    fbank = KaldiFbank(features["sample_rate"], features["n_mels"])
-    frames = features.get("pad_frames") or encoder["table_frames"]
-    samples = (frames - 1) * fbank.hop_samples
-    return (samples + fbank.window_samples) / fbank.sample_rate
-
-
-def check_weights(weights):
-    """Raise unless the tensors are those of the configured model.
-
-    Arguments
-    ---------
-    weights : Weights
-        With the configuration of an exported folder.
-
-    Raises
-    ------
-    WeightsError
-        Lists the missing, unexpected and misshapen tensors.
-
-    Example
-    -------
-    >>> config = {"encoder": {"depth": 1}, "pooling": {"depth": 1}}
-    >>> check_weights(Weights({}, config))
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...WeightsError: encoder: missing class_tokens, ...
-    """
-    config = weights.config
-    with torch.device("meta"):
-        modules = {
-            "encoder": SpectrogramEncoder(**config["encoder"]),
-            "pooling": ClipPooling(**config["pooling"]),
-        }
-        if "labels" in config:
-            modules["head"] = ClassificationHead(**head_arguments(config))
-    for name, module in modules.items():
-        compare(module.state_dict(), weights.part(name), name)
-
-
 class WeightsError(RuntimeError):
     """A checkpoint does not fit; the message says which tensors and why."""
+
+
+class HubError(WeightsError):
+    """A hub does not give or take a model; the message says why."""
 
 
 @dataclass
@@ -202,9 +142,65 @@ def compare(wanted, state, name):
 
 
 def load_strictly(module, state, name):
-    """Load a state dict that must fit exactly; see `compare`."""
+    """Load a state dict that must fit exactly.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        Loaded in place.
+    state : dict of str to torch.Tensor
+        All tensors of the module, and no others.
+    name : str
+        What to call it in the error.
+
+    Raises
+    ------
+    WeightsError
+        See `compare`.
+
+    Example
+    -------
+    >>> from torch import nn
+    >>> load_strictly(nn.Linear(1, 1), {"weight": torch.zeros(1, 1)}, "layer")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: layer: missing bias
+    """
     compare(module.state_dict(), state, name)
     module.load_state_dict(state)
+
+
+def check_weights(weights):
+    """Raise unless the tensors are those of the configured model.
+
+    Arguments
+    ---------
+    weights : Weights
+        With the configuration of an exported folder.
+
+    Raises
+    ------
+    WeightsError
+        Lists the missing, unexpected and misshapen tensors.
+
+    Example
+    -------
+    >>> config = {"encoder": {"depth": 1}, "pooling": {"depth": 1}}
+    >>> check_weights(Weights({}, config))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: encoder: missing class_tokens, ...
+    """
+    config = weights.config
+    with torch.device("meta"):
+        modules = {
+            "encoder": SpectrogramEncoder(**config["encoder"]),
+            "pooling": ClipPooling(**config["pooling"]),
+        }
+        if "labels" in config:
+            modules["head"] = ClassificationHead(**head_arguments(config))
+    for name, module in modules.items():
+        compare(module.state_dict(), weights.part(name), name)
 
 
 def exported_state(objective):
@@ -220,6 +216,13 @@ def exported_state(objective):
     dict of str to torch.Tensor
         Keys start with ``encoder.`` or ``objective.``; the values are those
         of the module.
+
+    Example
+    -------
+    >>> from ssast_lobes.objectives import MSPM
+    >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
+    >>> sorted({key.split(".")[0] for key in exported_state(objective)})
+    ['encoder', 'objective']
     """
     return {
         key if key.startswith("encoder.") else f"objective.{key}": value
@@ -227,5 +230,32 @@ def exported_state(objective):
     }
 
 
-class HubError(WeightsError):
-    """A hub does not give or take a model; the message says why."""
+def window_seconds(encoder, features):
+    """Return the shortest window that audio is cut into for a model.
+
+    This is what its position table spans, the pretraining length, or where
+    every clip is padded to, under reference padding. An export may name more.
+
+    Arguments
+    ---------
+    encoder : dict
+        Configuration of the encoder.
+    features : dict
+        Configuration of the front end.
+
+    Returns
+    -------
+    float
+        Seconds of audio that give exactly so many frames.
+
+    Example
+    -------
+    >>> window_seconds(
+    ...     {"table_frames": 1024}, {"sample_rate": 16000, "n_mels": 128}
+    ... )
+    10.255
+    """
+    fbank = KaldiFbank(features["sample_rate"], features["n_mels"])
+    frames = features.get("pad_frames") or encoder["table_frames"]
+    samples = (frames - 1) * fbank.hop_samples
+    return (samples + fbank.window_samples) / fbank.sample_rate

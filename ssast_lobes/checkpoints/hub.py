@@ -1,7 +1,7 @@
 """Fetch exported folders from a model hub.
 
-An exported folder is a complete repository: weights, what builds the model,
-labels and model card. `fetch` stands behind every ``source`` of this package,
+An exported folder is a complete repository: weights, configuration, labels and
+model card. `fetch` stands behind every ``source`` of this package,
 so that ``user/repo`` may be given wherever a folder may. Which hub is asked
 (``HF_ENDPOINT``), where files are cached (``HF_HOME``) and as whom
 (``hf auth login``) is as for all of ``huggingface_hub``.
@@ -11,11 +11,7 @@ import os
 import re
 from pathlib import Path
 
-from huggingface_hub import (
-    constants,
-    errors,
-    snapshot_download,
-)
+from huggingface_hub import constants, errors, snapshot_download
 
 from ssast_lobes.checkpoints.format import (
     CONFIG_FILE,
@@ -114,7 +110,7 @@ def hub_refusal(error, name, action, endpoint=None):
     """
     hub = endpoint or constants.ENDPOINT
     if isinstance(error, errors.LocalEntryNotFoundError):
-        # Not in the cache either; the cause is what the hub, or its lack, said.
+        # It is not in the cache either; the cause is the answer of the hub.
         error = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: ask for access at {hub}/{name}, and log in"
@@ -135,7 +131,11 @@ def hub_refusal(error, name, action, endpoint=None):
         return f"{hub} answers: {_first_line(error)}"
     if isinstance(error, errors.HFValidationError):
         return f"{name} is no name of a repository ({_first_line(error)})"
-    if _is_local(error):
+    # The errors of HTTP clients and sockets are kinds of OSError, too.
+    is_ours = isinstance(error, OSError) and (
+        type(error).__module__ == "builtins"
+    )
+    if is_ours and not isinstance(error, (ConnectionError, TimeoutError)):
         return (
             f"a file of this machine fails ({_first_line(error)}); the cache "
             f"is {constants.HF_HUB_CACHE}, HF_HOME names another"
@@ -143,13 +143,6 @@ def hub_refusal(error, name, action, endpoint=None):
     if constants.HF_HUB_OFFLINE:
         return f"HF_HUB_OFFLINE is set, so {hub} is not asked"
     return f"{hub} cannot be reached ({_first_line(error)})"
-
-
-def _is_local(error):
-    """Return whether an error is of a local file, not of a connection."""
-    # The errors of HTTP clients and sockets are kinds of OSError, too.
-    own = isinstance(error, OSError) and type(error).__module__ == "builtins"
-    return own and not isinstance(error, (ConnectionError, TimeoutError))
 
 
 def _first_line(error):

@@ -31,15 +31,15 @@ from ssast_lobes.models.heads import ClassificationHead
 from ssast_lobes.models.patches import Grid, PositionTable
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.models.transformer import NORM_EPS
-from ssast_lobes.utils.files import atomic_replace_dir, resolved
+from ssast_lobes.utils.files import atomic_replace_dir, resolved, write_json
 
 MODEL_TYPE = "audio-spectrogram-transformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# What transformers wrote before safetensors, until 2023.
+# Until 2023, before safetensors, transformers wrote this file.
 PICKLED_FILE = "pytorch_model.bin"
 
-# After the name of the weights, where they are in several files.
+# Follows the name of the weights where several files hold them.
 INDEX_ENDING = ".index.json"
 HF_FILES = (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE, CARD_FILE)
 
@@ -89,28 +89,6 @@ _QKV = ("attn.query", "attn.key", "attn.value")
 _KINDS_OF_TENSOR = ("weight", "bias")
 
 
-def is_huggingface(config):
-    """Return whether a ``config.json`` is that of Hugging Face's AST.
-
-    Arguments
-    ---------
-    config : dict
-        What the file holds.
-
-    Returns
-    -------
-    bool
-
-    Example
-    -------
-    >>> is_huggingface({"model_type": "audio-spectrogram-transformer"})
-    True
-    >>> is_huggingface({"model_type": "bert"})
-    False
-    """
-    return config.get("model_type") == MODEL_TYPE
-
-
 def from_huggingface(folder):
     """Read a folder that ``save_pretrained`` of ``transformers`` has written.
 
@@ -153,8 +131,11 @@ def from_huggingface(folder):
                 f"{CONFIG_FILE} or {PREPROCESSOR_FILE} damaged ({error!r})"
             ) from error
     state = _read_state(folder)
+    eps, report = config["layer_norm_eps"], []
+    if eps != NORM_EPS:
+        report.append(f"norms: epsilon {NORM_EPS}, not {eps}")
     with error_context(folder):
-        return Weights(_our_state(state, ours), ours, _reading_report(config))
+        return Weights(_our_state(state, ours), ours, report)
 
 
 def _read_json(path):
@@ -285,19 +266,14 @@ def _labels(id2label):
     return labels
 
 
-def _reading_report(config):
-    eps = config["layer_norm_eps"]
-    return [] if eps == NORM_EPS else [f"norms: epsilon {NORM_EPS}, not {eps}"]
-
-
 def _our_state(state, config):
-    """Translate their tensors; all of them, and no others."""
+    """Translate their tensors; raise unless these are all, and no others."""
     encoder = config["encoder"]
     classifier = config["kind"] == "classifier"
     newer = any(f"{_BLOCKS_5}.0." in key for key in state)
     prefix = _PREFIX if any(key.startswith(_PREFIX) for key in state) else ""
     names = _encoder_names(encoder["depth"], newer, prefix)
-    heads = _head_names() if classifier else {}
+    heads = _with_kinds(_HEAD_NAMES) if classifier else {}
     extra = [prefix + key for key in (_CLASS_TOKEN, _DISTILLATION_TOKEN)]
     extra.append(prefix + _POSITIONS)
     wanted = [*extra, *names.values(), *heads.values()]
@@ -338,11 +314,8 @@ def _encoder_names(depth, newer=False, prefix=""):
     return _with_kinds(names, prefix)
 
 
-def _head_names():
-    return _with_kinds(_HEAD_NAMES)
-
-
 def _with_kinds(names, prefix=""):
+    """Return the names of the tensors of layers, weights and biases."""
     return {
         f"{ours}.{kind}": f"{prefix}{theirs}.{kind}"
         for ours, theirs in names.items()
@@ -406,10 +379,10 @@ def check_huggingface_folder(folder):
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
     try:
-        found = is_huggingface(_read_json(folder / CONFIG_FILE))
+        found = _read_json(folder / CONFIG_FILE).get("model_type")
     except WeightsError:
-        found = False
-    if not found:
+        found = None
+    if found != MODEL_TYPE:
         raise FileExistsError(
             f"{folder}: there is something else than a Hugging Face model of "
             f"type '{MODEL_TYPE}'; choose another name or remove it"
@@ -420,8 +393,8 @@ def to_huggingface(weights, folder, max_length=None):
     """Write weights as a folder that ``transformers`` loads, 4 or 5.
 
     A classifier becomes an `ASTForAudioClassification`, other weights an
-    `ASTModel`. What belongs to a pretraining objective is left out. What
-    comes of `from_huggingface` goes back exactly.
+    `ASTModel`. The tensors of a pretraining objective are left out. Weights
+    that `from_huggingface` has read go back exactly.
 
     Arguments
     ---------
@@ -444,8 +417,9 @@ def to_huggingface(weights, folder, max_length=None):
     FileExistsError
         If the folder holds something else than Hugging Face's AST.
     WeightsError
-        If Hugging Face cannot hold the model: patches that are not square,
-        a classifier on other than class tokens, blocks without attention.
+        If Hugging Face cannot hold the model: its patches are not square,
+        its classifier does not see the class tokens, or its blocks have no
+        attention.
 
     Example
     -------
@@ -461,23 +435,23 @@ def to_huggingface(weights, folder, max_length=None):
     torch.Size([1, 7, 64])
     """
     _check_holdable(weights.config)
-    report = []
-    frames = max_length or _length(weights.config)
+    report, features = [], weights.config["features"]
+    own_length = weights.config["encoder"]["table_frames"]
+    frames = max_length or features.get("pad_frames", own_length)
     theirs = _their_config(weights, frames)
-    front = _their_front_end(weights.config["features"], frames)
+    front = _their_front_end(features, frames)
     state = _their_state(weights, frames, report)
     _report_padding(weights.config, frames, report)
+    folder = resolved(folder)
     with atomic_replace_dir(
-        resolved(folder), HF_FILES, check_huggingface_folder
+        folder, HF_FILES, check_huggingface_folder
     ) as partial:
-        # First, so that it is written with the usual permissions.
-        for name, content in (
-            (CONFIG_FILE, json.dumps(theirs, indent=2) + "\n"),
-            (PREPROCESSOR_FILE, json.dumps(front, indent=2) + "\n"),
-            (CARD_FILE, _card(resolved(folder).name, weights.config, frames)),
-        ):
-            (partial / name).write_text(content, encoding="utf-8")
+        write_json(partial / CONFIG_FILE, theirs)
+        write_json(partial / PREPROCESSOR_FILE, front)
+        card = _card(folder.name, weights.config, frames)
+        (partial / CARD_FILE).write_text(card, encoding="utf-8")
         save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
+        # safetensors lets only the owner read; the umask shall decide.
         (partial / WEIGHTS_FILE).chmod((partial / CONFIG_FILE).stat().st_mode)
     return report
 
@@ -515,13 +489,6 @@ def _check_holdable(config):
             "the classifier's head has a projection, that of Hugging Face's "
             "AST a layer norm: fine-tune without projection"
         )
-
-
-def _length(config):
-    """Return frames that go with the model's own position table."""
-    return config["features"].get(
-        "pad_frames", config["encoder"]["table_frames"]
-    )
 
 
 def _their_config(weights, frames):
@@ -604,7 +571,7 @@ def _their_state(weights, frames, report):
     state[prefix + _POSITIONS] = positions[None]
     if classifier:
         head = weights.part("head")
-        for name, theirs in _head_names().items():
+        for name, theirs in _with_kinds(_HEAD_NAMES).items():
             state[theirs] = head[name]
     aside = weights.part("objective")
     if aside:

@@ -7,7 +7,7 @@ import yaml
 from ssast_lobes.checkpoints.format import LABELS_FILE, WEIGHTS_FILE
 from ssast_lobes.models.heads import head_arguments
 
-# What SpeechBrain's interfaces find in every export.
+# SpeechBrain's interfaces find these modules in every export.
 _MODULES = """
 modules:
     compute_features: !new:ssast_lobes.PassThrough
@@ -59,38 +59,59 @@ pretrainer: !new:ssast_lobes.ExportPretrainer
 
 
 def hyperparams_text(config):
-    """Write the YAML for SpeechBrain's interfaces."""
+    """Return the YAML from which SpeechBrain's interfaces build a model.
+
+    It names public names of ``ssast_lobes`` only, so that modules may move.
+
+    Arguments
+    ---------
+    config : dict
+        Configuration of an exported folder.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> from ssast_lobes import ClipPooling, FrontEnd, SpectrogramEncoder
+    >>> config = {
+    ...     "kind": "pretrained",
+    ...     "window_seconds": 10.0,
+    ...     "encoder": SpectrogramEncoder(dim=32, depth=1, heads=2).config,
+    ...     "features": FrontEnd().config,
+    ...     "pooling": ClipPooling(1).config,
+    ... }
+    >>> hyperparams_text(config).splitlines()[-1].strip()
+    'model: !name:ssast_lobes.load_modules'
+    """
+    rate = config["features"]["sample_rate"]
+    nodes = {
+        "features": ("FrontEnd", config["features"]),
+        "encoder": ("SpectrogramEncoder", config["encoder"]),
+        "pooling": ("ClipPooling", config["pooling"]),
+    }
+    if config["kind"] == "classifier":
+        nodes["head"] = ("ClassificationHead", head_arguments(config))
     text = (
         "# For SpeechBrain's from_hparams: builds what config.json describes\n"
         "# and loads model.safetensors into it, strictly.\n\n"
-    )
-    rate = config["features"]["sample_rate"]
-    text += (
         "audio_normalizer: !name:ssast_lobes.to_mono\n"
         f"    sample_rate: {rate}\n"
     )
-    text += _new("features", "ssast_lobes.FrontEnd", config["features"])
-    text += _new(
-        "encoder",
-        "ssast_lobes.SpectrogramEncoder",
-        config["encoder"],
-    )
-    text += _new("pooling", "ssast_lobes.ClipPooling", config["pooling"])
+    for key, (name, arguments) in nodes.items():
+        plain = yaml.safe_dump(
+            arguments, sort_keys=False, default_flow_style=None
+        )
+        text += f"{key}: !new:ssast_lobes.{name}\n"
+        text += textwrap.indent(plain, "    ")
     modules = _MODULES.format(window_seconds=config["window_seconds"])
     files = {"weights": WEIGHTS_FILE, "labels": LABELS_FILE}
     if config["kind"] == "pretrained":
         return text + modules + _PRETRAINED.format(**files)
-    head = "ssast_lobes.ClassificationHead"
-    text += _new("head", head, head_arguments(config))
     text += (
         "\nclassifier: !new:ssast_lobes.WindowClassifier\n"
         "    head: !ref <head>\n"
         f"    multi_label: {config['multi_label']}\n"
     )
     return text + modules + _CLASSIFIER.format(**files)
-
-
-def _new(key, name, arguments):
-    """Write a YAML node that builds `name` with plain arguments."""
-    plain = yaml.safe_dump(arguments, sort_keys=False, default_flow_style=None)
-    return f"{key}: !new:{name}\n" + textwrap.indent(plain, "    ")

@@ -3,8 +3,8 @@
 An exported folder may hold a folder `heads/`, with one safetensors file for
 each task: a linear layer from clip vectors to class scores, and in the file's
 metadata the labels and how clips are pooled. `ssast-lobes heads` writes them,
-`ssast_lobes.inference.AudioClassifier` reads them. The package itself may
-carry one such folder, in `pretrained/`: what is used where no model is named.
+`ssast_lobes.inference.AudioClassifier` reads them. The package carries such a
+folder in `pretrained/`: the bundled model, for interfaces without a source.
 """
 
 import json
@@ -50,7 +50,7 @@ class LinearHead(NamedTuple):
 
 
 def write_head(folder, task, head):
-    """Put a head into an exported folder, whole or not at all.
+    """Put a head into an exported folder; the file appears when complete.
 
     Arguments
     ---------
@@ -150,8 +150,8 @@ def head_names(folder):
     >>> head_names(getfixture("tmpdir"))
     []
     """
-    found = _heads(folder).glob("*.safetensors")
-    return sorted(path.stem for path in found)
+    heads = Path(folder, HEADS_FOLDER).expanduser()
+    return sorted(path.stem for path in heads.glob("*.safetensors"))
 
 
 def bundled_model(place=None):
@@ -160,7 +160,7 @@ def bundled_model(place=None):
     Arguments
     ---------
     place : str or path, optional
-        Where it is looked for; ``pretrained/`` in the package when left out.
+        Folder that holds it; ``pretrained/`` in the package when left out.
 
     Returns
     -------
@@ -188,9 +188,5 @@ def bundled_model(place=None):
     return found[0].parent
 
 
-def _heads(folder):
-    return Path(folder, HEADS_FOLDER).expanduser()
-
-
 def _path(folder, task):
-    return _heads(folder) / f"{task}.safetensors"
+    return Path(folder, HEADS_FOLDER, f"{task}.safetensors").expanduser()

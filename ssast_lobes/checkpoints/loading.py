@@ -1,4 +1,4 @@
-"""Load weights from wherever they are: the one place that knows all formats."""
+"""Load weights of every format: the only module that knows them all."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,7 @@ from ssast_lobes.checkpoints.tensors import read_state, read_tensors
 
 
 def load_weights(source, stride=None):
-    """Read a checkpoint: an exported folder or an official ``.pth`` file.
+    """Read a checkpoint of any format; nothing in it is executed.
 
     Arguments
     ---------

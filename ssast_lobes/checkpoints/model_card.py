@@ -9,14 +9,14 @@ from ssast_lobes.checkpoints.format import CARD_FILE, HubError
 _FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n\s*", re.M | re.S)
 _USES = {
     "pretrained": """
-from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.inference import AudioEncoder
 
 encoder = AudioEncoder.from_hparams("{name}")
 clip = encoder.encode_file("audio.wav")  # one vector
 frames = encoder.encode_file("audio.wav", output="frames")  # (time, D)
 """,
     "classifier": """
-from ssast_lobes.inference.classifier import AudioClassifier
+from ssast_lobes.inference import AudioClassifier
 
 classifier = AudioClassifier.from_hparams("{name}")
 result = classifier.classify_file("audio.wav")
@@ -52,7 +52,25 @@ _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
 
 
 def model_card_text(folder, config, card, n_parameters):
-    """Write the model card, with the front matter that model hubs read."""
+    """Return the model card, with the front matter that model hubs read.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        Where the export goes; its name is that of the model, unless `card`
+        has a ``"name"``.
+    config : dict
+        Configuration of the exported folder.
+    card : dict
+        See `ssast_lobes.checkpoints.folder.export_pretrained`.
+    n_parameters : int
+        Of the model, without its objective.
+
+    Returns
+    -------
+    str
+        Markdown.
+    """
     kind, name = config["kind"], folder.name
     data = {
         "library_name": "speechbrain",
@@ -77,7 +95,7 @@ def model_card_text(folder, config, card, n_parameters):
 
 
 def front_matter(data):
-    """Write the front matter of a model card, as model hubs read it.
+    """Return the front matter of a model card, as model hubs read it.
 
     Arguments
     ---------
@@ -99,14 +117,14 @@ def front_matter(data):
 
 
 def use_section(kind, source, place):
-    """Write the section of a model card that tells how to load the model.
+    """Return the section of a model card that tells how to load the model.
 
     Arguments
     ---------
     kind : str
         ``"pretrained"`` or ``"classifier"``.
     source : str
-        What is given to ``from_hparams``.
+        Argument of ``from_hparams``: a folder, or a name on the hub.
     place : str
         A sentence that tells where `source` is found.
 
@@ -137,6 +155,70 @@ def use_section(kind, source, place):
         f"Or `ssast-lobes {command} {source} FOLDER --output {target}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
+    """Return the model card of an export for a hub.
+
+    Arguments
+    ---------
+    text : str
+        The card in the exported folder.
+    kind : str
+        ``"pretrained"`` or ``"classifier"``.
+    repo_id, license, datasets, tags
+        See `ssast_lobes.checkpoints.push.push_to_hub`.
+
+    Returns
+    -------
+    str
+        The card: front matter completed, section ``Use`` as on the hub.
+
+    Raises
+    ------
+    HubError
+        If no license is named, or the front matter is damaged.
+
+    Example
+    -------
+    >>> text = "---\\ntags: [audio]\\n---\\n\\n# export\\n"
+    >>> print(hub_card(text, "classifier", "me/barks", license="mit"))
+    ---
+    license: mit
+    tags:
+    - audio
+    ---
+    <BLANKLINE>
+    # export
+    <BLANKLINE>
+    """
+    head = _FRONT_MATTER.match(text)
+    try:
+        data = dict(yaml.safe_load(head[1])) if head else {}
+    except (yaml.YAMLError, TypeError, ValueError) as error:
+        raise HubError(
+            f"{CARD_FILE}: the front matter is damaged ({error})"
+        ) from error
+    former = data.pop("license", None)
+    if not (license or former):
+        raise HubError(
+            f"{CARD_FILE} names no license: give one, such as "
+            "license='cc-by-4.0'; the data the model was trained on may limit "
+            "the choice"
+        )
+    data = {"license": license or former, **data}
+    if datasets:
+        data["datasets"] = list(datasets)
+    if tags:
+        data["tags"] = list(dict.fromkeys([*data.get("tags", []), *tags]))
+    body = text[head.end() :] if head else text
+    place = (
+        f"`{repo_id}` is fetched from the hub and kept; "
+        f"`{repo_id}@REVISION` is a version of it."
+    )
+    section = use_section(kind, repo_id, place)
+    body = _USE_SECTION.sub(lambda _: section, body)
+    return front_matter(data) + body
 
 
 def _describe(config, n_parameters):
@@ -196,67 +278,3 @@ def _flat(values, above=""):
             yield from _flat(value, f"{above}{key}.")
         else:
             yield f"{above}{key}", value
-
-
-def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
-    """Write the model card of an export for a hub.
-
-    Arguments
-    ---------
-    text : str
-        The card in the exported folder.
-    kind : str
-        ``"pretrained"`` or ``"classifier"``.
-    repo_id, license, datasets, tags
-        See `push_to_hub`.
-
-    Returns
-    -------
-    str
-        The card: front matter completed, section ``Use`` as on the hub.
-
-    Raises
-    ------
-    HubError
-        If no license is named, or the front matter is damaged.
-
-    Example
-    -------
-    >>> text = "---\\ntags: [audio]\\n---\\n\\n# export\\n"
-    >>> print(hub_card(text, "classifier", "me/barks", license="mit"))
-    ---
-    license: mit
-    tags:
-    - audio
-    ---
-    <BLANKLINE>
-    # export
-    <BLANKLINE>
-    """
-    head = _FRONT_MATTER.match(text)
-    try:
-        data = dict(yaml.safe_load(head[1])) if head else {}
-    except (yaml.YAMLError, TypeError, ValueError) as error:
-        raise HubError(
-            f"{CARD_FILE}: the front matter is damaged ({error})"
-        ) from error
-    former = data.pop("license", None)
-    if not (license or former):
-        raise HubError(
-            f"{CARD_FILE} names no license: give one, such as "
-            "license='cc-by-4.0'; the data the model was trained on may limit "
-            "the choice"
-        )
-    data = {"license": license or former, **data}
-    if datasets:
-        data["datasets"] = list(datasets)
-    if tags:
-        data["tags"] = list(dict.fromkeys([*data.get("tags", []), *tags]))
-    body = text[head.end() :] if head else text
-    place = (
-        f"`{repo_id}` is fetched from the hub and kept; "
-        f"`{repo_id}@REVISION` is a version of it."
-    )
-    section = use_section(kind, repo_id, place)
-    body = _USE_SECTION.sub(lambda _: section, body)
-    return front_matter(data) + body

@@ -3,12 +3,14 @@
 import torch
 
 from ssast_lobes.checkpoints.format import Weights, WeightsError, compare
+from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.patches import Grid
 from ssast_lobes.utils.presets import load_preset
 
 HEAD_SIZE = 64
 
-# A fine-tuned checkpoint does not tell: every official recipe has these.
+# A fine-tuned checkpoint does not tell its mel bins; every official recipe has
+# these.
 FINETUNED_MELS = 128
 
 # Official names (after "module.") and ours; one to one.
@@ -36,7 +38,7 @@ _RENAMED_MAMBA = {
 _UNUSED = ("v.head.", "v.head_dist.")
 _SIZES = ("p_input_fdim", "p_input_tdim")
 
-# Parts that are whole or not there, and their layers.
+# Parts that have all of these layers, or none.
 _HEADS = {
     "objective.discriminator": ("0", "2"),
     "objective.generator_head": ("0", "2"),
@@ -62,6 +64,13 @@ def from_official(state, stride=None):
     ------
     WeightsError
         If keys are missing, unknown, or of the wrong shape.
+
+    Example
+    -------
+    >>> from_official({"module.conv1.weight": torch.zeros(1)})
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: not an SSAST layout, missing: [...]
     """
     state = {
         str(key).removeprefix("module."): value for key, value in state.items()
@@ -90,10 +99,77 @@ def from_official(state, stride=None):
             ours.update(
                 _translate(key, value, (n_freq, n_time), names, classes)
             )
-    config = {"encoder": encoder}
-    weights = Weights(ours, config, report)
-    _check_official(weights)
+    found = [ours.pop(name) for name in ("cls", "dist") if name in ours]
+    ours["encoder.class_tokens"] = torch.stack(found)
+    weights = Weights(ours, {"encoder": encoder}, report)
+    with torch.device("meta"):
+        wanted = SpectrogramEncoder(**encoder).state_dict()
+    compare(wanted, weights.part("encoder"), "encoder")
+    for name, layers in _HEADS.items():
+        head = weights.part(name)
+        expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
+        if head and set(head) != expected:
+            raise WeightsError(f"'{name}' is not whole: {sorted(head)}")
     return weights
+
+
+def to_official(weights):
+    """Return our weights in the official layout, ``module.`` prefix included.
+
+    Arguments
+    ---------
+    weights : Weights
+        With an encoder, and pretext heads or a classification head.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        Loads in the official code, except that the unused ImageNet heads are
+        not made up.
+
+    Raises
+    ------
+    WeightsError
+        If a part has no place in the official layout, or the layout would
+        not tell how to build the model again.
+
+    Example
+    -------
+    >>> encoder = SpectrogramEncoder(dim=64, depth=1, heads=1)
+    >>> state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
+    >>> theirs = to_official(Weights(state, {"encoder": encoder.config}))
+    >>> theirs["module.v.pos_embed"].shape
+    torch.Size([1, 514, 64])
+    """
+    config = weights.config["encoder"]
+    names = _official_names(config)
+    _check_grid(weights)
+    patch = config["grid"]["patch"]
+    out = {}
+    for key, value in weights.state.items():
+        if key == "encoder.class_positions":
+            table = weights.state["encoder.positions.table"].flatten(0, 1)
+            out["v.pos_embed"] = torch.cat([value, table])[None]
+        elif key == "encoder.class_tokens":
+            out["v.cls_token"] = value[None, :1]
+            if len(value) > 1:
+                out["v.dist_token"] = value[None, 1:]
+        elif key == "objective.mask_embedding":
+            out["mask_embed"] = value[None, None]
+        elif key == "encoder.patch_embedding.weight":
+            out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
+        elif key != "encoder.positions.table":
+            name = _renamed(key, names)
+            if name is None:
+                raise WeightsError(
+                    f"no place in the official layout for: {key}"
+                )
+            out[name] = value
+    if "mask_embed" in out:
+        out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
+        n_time = weights.state["encoder.positions.table"].shape[1]
+        out["p_input_tdim"] = torch.tensor(n_time * patch[1])
+    return {f"module.{key}": value.contiguous() for key, value in out.items()}
 
 
 def _transformer_sizes(state, dim):
@@ -200,6 +276,7 @@ def _official_table(state, patch, stride, classes):
 
 
 def _translate(key, value, table_size, names, classes):
+    """Return one tensor by our name; the position table becomes two."""
     if key == "v.pos_embed":
         table = value[0, classes:].reshape(*table_size, -1)
         return {
@@ -228,76 +305,8 @@ def _renamed(key, names):
     return None
 
 
-def _check_official(weights):
-    """Join the class tokens and compare with what the model would have."""
-    from ssast_lobes.models.encoder import SpectrogramEncoder
-
-    state = weights.state
-    found = [state.pop(name) for name in ("cls", "dist") if name in state]
-    state["encoder.class_tokens"] = torch.stack(found)
-    with torch.device("meta"):
-        encoder = SpectrogramEncoder(**weights.config["encoder"])
-    compare(encoder.state_dict(), weights.part("encoder"), "encoder")
-    for name, layers in _HEADS.items():
-        head = weights.part(name)
-        expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
-        if head and set(head) != expected:
-            raise WeightsError(f"'{name}' is not whole: {sorted(head)}")
-
-
-def to_official(weights):
-    """Write our weights in the official layout, ``module.`` prefix included.
-
-    Arguments
-    ---------
-    weights : Weights
-        With an encoder, and pretext heads or a classification head.
-
-    Returns
-    -------
-    dict of str to torch.Tensor
-        Loads in the official code, except that the unused ImageNet heads are
-        not made up.
-
-    Raises
-    ------
-    WeightsError
-        If a part has no place in the official layout, or the layout would
-        not tell how to build the model again.
-    """
-    config = weights.config["encoder"]
-    names = _official_names(config)
-    _check_grid(weights)
-    patch = config["grid"]["patch"]
-    out = {}
-    for key, value in weights.state.items():
-        if key == "encoder.class_positions":
-            table = weights.state["encoder.positions.table"].flatten(0, 1)
-            out["v.pos_embed"] = torch.cat([value, table])[None]
-        elif key == "encoder.class_tokens":
-            out["v.cls_token"] = value[None, :1]
-            if len(value) > 1:
-                out["v.dist_token"] = value[None, 1:]
-        elif key == "objective.mask_embedding":
-            out["mask_embed"] = value[None, None]
-        elif key == "encoder.patch_embedding.weight":
-            out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
-        elif key != "encoder.positions.table":
-            name = _renamed(key, names)
-            if name is None:
-                raise WeightsError(
-                    f"no place in the official layout for: {key}"
-                )
-            out[name] = value
-    if "mask_embed" in out:
-        out["p_input_fdim"] = torch.tensor(config["grid"]["n_mels"])
-        n_time = weights.state["encoder.positions.table"].shape[1]
-        out["p_input_tdim"] = torch.tensor(n_time * patch[1])
-    return {f"module.{key}": value.contiguous() for key, value in out.items()}
-
-
 def _check_grid(weights):
-    """Refuse a grid that would come back as another."""
+    """Raise where a grid would come back as another."""
     grid = Grid(**weights.config["encoder"]["grid"])
     rows = weights.state["encoder.positions.table"].shape[0]
     if rows != grid.n_freq:
@@ -314,7 +323,7 @@ def _check_grid(weights):
 
 
 def _official_names(config):
-    """Return our names and the official ones, for a kind of encoder."""
+    """Return official names by ours, for a kind of encoder."""
     blocks = config.get("blocks", "attention")
     if blocks == "mamba":
         raise WeightsError(

@@ -34,8 +34,8 @@ def push_to_hub(
     The repository is made if there is none. The model card goes there with
     license, data sets and tags, and tells how to load the model by its name
     there; the card in the folder stays as it is. The section ``Use`` is
-    written anew, the rest of the card is yours: whatever the export has put
-    there, such as the name of a data file, is published.
+    replaced. The rest of the card is published as it stands, such as the name
+    of a data file that the export has put there.
 
     Arguments
     ---------

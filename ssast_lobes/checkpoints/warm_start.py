@@ -20,9 +20,9 @@ def initialize(encoder, weights, objective=None):
     weights : Weights
         From `load_weights`.
     objective : Objective, optional
-        The objective that owns the encoder, to continue pretraining; its
-        own tensors are loaded where the checkpoint has them, and comes from
-        the same kind of objective. A teacher starts as the student.
+        The objective that owns the encoder, to continue pretraining. Its own
+        tensors are loaded where the checkpoint has them and is of the same
+        kind of objective. A teacher starts as the student.
 
     Returns
     -------
@@ -33,6 +33,17 @@ def initialize(encoder, weights, objective=None):
     ------
     WeightsError
         If the checkpoint does not fit.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.checkpoints.format import Weights
+    >>> former = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> state = {f"encoder.{k}": v for k, v in former.state_dict().items()}
+    >>> weights = Weights(state, {"encoder": former.config})
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> initialize(encoder, weights)
+    ['encoder loaded, positions for 8 x 64 patches, used for 8 bands']
     """
     report = list(weights.report)
     blocks = weights.config["encoder"].get("blocks", "attention")

@@ -20,7 +20,7 @@ def add_parser(commands):
         "neither Python nor this package. Inputs: `wav` (clips, samples),\n"
         "float32 mono, and `lengths` (clips,), int64, the samples of each\n"
         "clip. Outputs: `scores` (clips, labels), the probabilities; of a\n"
-        "pretrained model `clip`, `frames` and `steps`. Any number of clips\n"
+        "pretrained model `clip`, `frames` and `n_time`. Any number of clips\n"
         "of any length; labels and sampling rate are in the file's metadata.\n"
         "An ONNX file is compared with the model in ONNX Runtime first.",
         "ssast-lobes onnx results/export --output model.onnx",

@@ -1,14 +1,14 @@
-"""Pretrained interfaces: exported folders put to use on audio of any kind.
+"""Pretrained interfaces: use exported folders on audio of any kind.
 
 `AudioEncoder` gives embeddings of clips, frames and patches, `AudioClassifier`
 labels and scores, `SpeakerVerifier` the likeness of two voices. They read
 `config.json` and `model.safetensors` and execute nothing. Without a folder
-they take the model that comes with the package.
+they use the bundled model.
 
-Audio is converted to mono at the model's rate. What is longer than the window
-that the export names is cut into windows that overlap by half, the last one
-as long as what is left; they start on the grid of patches, so that their
-frames fit together. Audio shorter than one analysis window of the
+Audio is converted to mono at the model's rate. Longer audio than the window
+that the export names is cut into windows that overlap by half; the last one
+may be shorter. They start on the grid of patches, so that their frames fit
+together. Audio shorter than one analysis window of the
 filterbank (25 ms) is an error. No result depends on its neighbors in a
 batch. All results are on the CPU, in float32.
 

@@ -1,4 +1,4 @@
-"""Labels of files and batches with an exported classifier."""
+"""Classify files and batches with an exported classifier."""
 
 from typing import NamedTuple
 
@@ -31,7 +31,7 @@ class WindowScores(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """What the classifier says of one clip.
+    """The labels and scores of one clip.
 
     Arguments
     ---------
@@ -96,7 +96,7 @@ class Classification(NamedTuple):
 
 
 class AudioClassifier(Interface):
-    """Labels of audio from the export of a classifier, or from a linear head.
+    """Classify audio by the export of a classifier, or by a linear head.
 
     Single-label models give probabilities that sum to 1, multi-label models
     a probability for each label by itself. The probabilities of a clip of
@@ -238,8 +238,8 @@ class AudioClassifier(Interface):
         threshold : float
             See `classify_file`.
         unreadable : list, optional
-            Takes (path, reason) of the files that give no audio, which are
-            left out then; the first is an error when there is no list.
+            Collects (path, reason) of the files that give no audio and are
+            left out. Without a list, the first such file is an error.
 
         Returns
         -------
@@ -288,7 +288,7 @@ class AudioClassifier(Interface):
     def _probabilities(self, encoded):
         scores = self.head(self.lobe.pooling(encoded)).float()
         if self.task is not None:
-            # A linear head has learned the mean vectors of whole clips, whose
+            # A linear head has learned mean vectors of whole clips, and their
             # scores are the mean of the windows' scores: softmax comes last.
             return scores
         return scores.sigmoid() if self.multi_label else scores.softmax(-1)

@@ -1,4 +1,4 @@
-"""Deployment: an exported folder as one graph, waveform in, scores out.
+"""Write an exported folder as one graph: waveform in, scores out.
 
 Front end, encoder and classifier become a ``torch.export`` program or an ONNX
 file that needs neither Python nor this package. Batch size and length stay
@@ -58,10 +58,10 @@ class DeployedModel(nn.Module):
     >>> folder = getfixture("tmpdir") / "export"
     >>> _ = export_pretrained(folder, objective, FrontEnd(), card={})
     >>> model = DeployedModel(folder)
-    >>> clip, frames, steps = model(
+    >>> clip, frames, n_time = model(
     ...     torch.randn(2, 16000), torch.tensor([16000, 8000])
     ... )
-    >>> clip.shape, frames.shape, steps.tolist()
+    >>> clip.shape, frames.shape, n_time.tolist()
     (torch.Size([2, 32]), torch.Size([2, 7, 32]), [7, 3])
     """
 
@@ -91,8 +91,10 @@ class DeployedModel(nn.Module):
 
     @property
     def outputs(self):
-        """Names of what `forward` gives."""
-        return ("clip", "frames", "steps") if self.head is None else ("scores",)
+        """Names of the tensors that `forward` gives."""
+        if self.head is None:
+            return ("clip", "frames", "n_time")
+        return ("scores",)
 
     def forward(self, wav, lengths):
         """Classify or embed a batch.
@@ -111,44 +113,44 @@ class DeployedModel(nn.Module):
             gives them for one window. Of a pretrained model the clip vectors
             (B, D or more), the frames (B, T', D), 0 at padding, and their
             number in each clip (B,), int64, at most T'. With reference
-            padding, what stands behind the first `pad_frames` of a clip is
-            dropped.
+            padding, all after the first `pad_frames` of a clip is dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
         wav = self._fill(wav)
         encoder, pooling = self.lobe.encoder, self.lobe.pooling
-        # Filling cuts what makes no patch more, or has no room in reference
+        # Filling cuts audio after the last patch, or after the reference
         # padding.
-        heard = lengths.clamp(max=wav.shape[1])
-        feats, n_frames = self.lobe.features(wav, heard.double() / wav.shape[1])
+        kept = lengths.clamp(max=wav.shape[1])
+        feats, n_frames = self.lobe.features(wav, kept.double() / wav.shape[1])
         encoded = encoder(
             feats, n_frames, hidden_states=pooling.needs_hidden_states
         )
         clip = pooling(encoded)
         if self.head is None:
             own = self.lobe.features.fbank.frames_of(lengths)
-            # Reference padding cuts what is longer.
-            steps = encoder.grid.n_time(own).clamp(max=encoded.frames.shape[1])
-            return clip, encoded.frames, steps
+            # Reference padding cuts longer clips.
+            n_time = encoder.grid.n_time(own)
+            n_time = n_time.clamp(max=encoded.frames.shape[1])
+            return clip, encoded.frames, n_time
         scores = self.head(clip)
         if self.metadata["multi_label"]:
             return (scores.sigmoid(),)
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """Pad features so that patches cover all frames exactly.
+        """Return waveforms so long that patches cover all frames exactly.
 
-        A graph has no branches: what the encoder does with a partial last
-        patch, and with a single one, must not depend on the length. What is
-        added lies behind every clip's end, and is masked.
+        A graph has no branches, so it cannot treat a partial last patch, or a
+        single one, in another way than the rest. The added samples lie behind
+        every clip's end and are masked.
         """
         fbank, grid = self.lobe.features.fbank, self.lobe.encoder.grid
         samples = wav.shape[1]
         n_frames = self.lobe.features.pad_frames
         if n_frames is None:
-            steps = grid.n_time(fbank.frames_of(samples))
-            steps = torch.sym_max(steps, 2)
-            n_frames = (steps - 1) * grid.stride[1] + grid.patch[1]
+            n_time = grid.n_time(fbank.frames_of(samples))
+            n_time = torch.sym_max(n_time, 2)
+            n_frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
         wanted = (n_frames - 1) * fbank.hop_samples + fbank.window_samples
         index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
         return wav.index_select(1, index)
@@ -165,7 +167,7 @@ def export_program(source):
     Returns
     -------
     torch.export.ExportedProgram
-        Takes and gives what `DeployedModel.forward` does, for batches and
+        With inputs and outputs of `DeployedModel.forward`, for batches and
         clips of any size, on the CPU.
 
     Raises
@@ -216,9 +218,9 @@ def write_program(source, path):
     source : str or path
         Exported folder.
     path : str or path
-        Where to; whole or not at all. ``torch.export.load(path).module()``
-        is called as `DeployedModel`. The extra file ``metadata.json`` holds
-        the labels and the sampling rate.
+        Where to; it appears when complete. Call
+        ``torch.export.load(path).module()`` as `DeployedModel`. The extra file
+        ``metadata.json`` holds the labels and the sampling rate.
 
     Raises
     ------
@@ -239,7 +241,7 @@ def write_onnx(source, path):
 
     Inputs and outputs are those of `DeployedModel.forward`, by the names
     ``wav``, ``lengths`` and ``scores``, or ``clip``, ``frames`` and
-    ``steps``. The file's metadata holds kind, sampling rate, window and
+    ``n_time``. The file's metadata holds kind, sampling rate, window and
     labels, each as JSON.
 
     Arguments
@@ -247,7 +249,7 @@ def write_onnx(source, path):
     source : str or path
         Exported folder.
     path : str or path
-        Where to; whole or not at all.
+        Where to; it appears when complete.
 
     Returns
     -------
@@ -263,7 +265,11 @@ def write_onnx(source, path):
     WeightsError
         See `AudioEncoder.from_hparams`.
     """
-    _require(_ONNX_PACKAGES)
+    missing = [x for x in _ONNX_PACKAGES if not importlib.util.find_spec(x)]
+    if missing:
+        raise DeploymentError(
+            f"{', '.join(missing)} missing: pip install 'ssast_lobes[onnx]'"
+        )
     model = DeployedModel(source)
     with _progress("Tracing", "Translating", "Checking") as step:
         program = _trace(model, source)
@@ -313,8 +319,8 @@ def _compare(model, path):
         inputs = (wav.numpy(), lengths.numpy())
         results = session.run(None, dict(zip(INPUTS, inputs, strict=True)))
         named = dict(zip(model.outputs, results, strict=True))
-        if "steps" in named:
-            assert named["steps"].max() <= named["frames"].shape[1]
+        if "n_time" in named:
+            assert named["n_time"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
             # A comparison with NaN is never true; infinity is a difference.
@@ -327,17 +333,9 @@ def _lengths_to_compare(model):
     rate, features = model.metadata["sample_rate"], model.lobe.features
     batches = [[rate // 4], [rate, rate // 3], [5 * rate // 2]]
     if features.pad_frames is not None:
-        heard = features.pad_frames * features.fbank.hop_samples
-        batches.append([heard + rate, rate // 3])
+        padded = features.pad_frames * features.fbank.hop_samples
+        batches.append([padded + rate, rate // 3])
     return batches
-
-
-def _require(packages):
-    missing = [name for name in packages if not importlib.util.find_spec(name)]
-    if missing:
-        raise DeploymentError(
-            f"{', '.join(missing)} missing: pip install 'ssast_lobes[onnx]'"
-        )
 
 
 @contextmanager

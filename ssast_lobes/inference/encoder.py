@@ -1,4 +1,4 @@
-"""Embeddings of files and batches with an exported folder."""
+"""Embed files and batches with an exported folder."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -8,12 +8,12 @@ from ssast_lobes.lobes.spectrogram import OUTPUTS
 
 
 class AudioEncoder(Interface):
-    """Embeddings of audio from an exported folder of any kind.
+    """Embed audio with an exported folder of any kind.
 
     A clip of several windows is the mean of its windows, weighted by their
-    durations. Frames and patches of several windows are put together in time
-    order: where two windows overlap, each step comes from the window whose
-    center is nearer. Clip vectors are what the classifier of the export sees
+    durations. Frames and patches of several windows are joined in time order:
+    where two windows overlap, each time step comes from the window whose
+    center is nearer. Clip vectors are the input of the export's classifier
     (class tokens or layer weighting included); frames and patches are always
     those of the last layer.
 
@@ -45,7 +45,7 @@ class AudioEncoder(Interface):
     @property
     def step_seconds(self):
         """Seconds from one frame (time step) to the next."""
-        return self._samples_per_step / self.sample_rate
+        return self._hop_samples / self.sample_rate
 
     def n_time(self, n_samples):
         """Return frames (time steps) of a clip.
@@ -96,8 +96,8 @@ class AudioEncoder(Interface):
         output : str
             See `encode_file`.
         unreadable : list, optional
-            Takes (path, reason) of the files that give no audio, which are
-            left out then; the first is an error when there is no list.
+            Collects (path, reason) of the files that give no audio and are
+            left out. Without a list, the first such file is an error.
 
         Yields
         ------
@@ -156,22 +156,22 @@ class AudioEncoder(Interface):
         return getattr(self, f"_{output}"), self._stitch
 
     def _frames(self, encoded):
-        steps = encoded.n_time.tolist()
-        return [x[:n] for x, n in zip(encoded.frames, steps, strict=True)]
+        n_time = encoded.n_time.tolist()
+        return [x[:n] for x, n in zip(encoded.frames, n_time, strict=True)]
 
     def _patches(self, encoded):
-        steps = encoded.n_time.tolist()
+        n_time = encoded.n_time.tolist()
         patches = encoded.patches.transpose(1, 2)
-        return [x[:n] for x, n in zip(patches, steps, strict=True)]
+        return [x[:n] for x, n in zip(patches, n_time, strict=True)]
 
     def _stitch(self, windows, results):
         """Join results over time, cutting in the middle of each overlap."""
-        # Under reference padding a window gives more steps than it has audio.
+        # Under reference padding a window gives frames beyond its audio.
         results = [
             result[: self.n_time(window.length)]
             for window, result in zip(windows, results, strict=True)
         ]
-        starts = [window.start // self._samples_per_step for window in windows]
+        starts = [window.start // self._hop_samples for window in windows]
         ends = [
             start + len(result)
             for start, result in zip(starts, results, strict=True)

@@ -1,4 +1,4 @@
-"""What the interfaces have in common: files to windows to batches."""
+"""The base of the interfaces: from files to windows to batches."""
 
 import itertools
 import os
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """What all interfaces share: the lobe, and audio in windows through it.
+    """A lobe, and audio that passes through it in windows.
 
     Arguments
     ---------
@@ -79,7 +79,7 @@ class Interface:
         self.fbank = self.lobe.features.fbank
         self.sample_rate = self.fbank.sample_rate
         grid = self.lobe.encoder.grid
-        self._samples_per_step = grid.stride[1] * self.fbank.hop_samples
+        self._hop_samples = grid.stride[1] * self.fbank.hop_samples
         self.kind = weights.config["kind"]
         self.window_seconds = weights.config["window_seconds"]
         self._windowing = Windowing(self.fbank, grid, self.window_seconds)
@@ -95,8 +95,8 @@ class Interface:
         source : str or path, optional
             The folder, written by a recipe or by ``ssast-lobes convert``, or
             one of Hugging Face's AST; or a repository on the hub that holds
-            such a folder, ``user/repo`` or ``user/repo@revision``. The model
-            that comes with the package when left out.
+            such a folder, ``user/repo`` or ``user/repo@revision``. The
+            bundled model when left out.
         device : str
             Where to compute, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
@@ -173,7 +173,7 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Without the waveform, which is not to pile up.
+                # Waveforms of many windows would fill the memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
 
@@ -186,11 +186,11 @@ class Interface:
         ):
             encoded = self.lobe.extract_features(wav, lengths / wav.shape[1])
             results = finish(encoded)
-        # A copy made out here may be used in training, as a head's input.
+        # A copy made outside of inference mode may train a head.
         return [result.float().cpu().clone() for result in results]
 
     def _spans(self, windows):
-        """Start and end of the windows in samples; the last ends the clip."""
+        """Return starts and ends of windows in samples, to the clip's end."""
         full = self._windowing.samples
         ends = [window.start + full for window in windows[:-1]]
         ends.append(windows[-1].start + windows[-1].length)
@@ -202,8 +202,8 @@ class Interface:
         if len(results) == 1:
             return results[0]
         length = torch.tensor([windows[-1].start + windows[-1].length])
-        [share] = self._windowing.shares(length, len(results))
-        return torch.einsum("w,w...->...", share, torch.stack(results))
+        [weights] = self._windowing.weights(length, len(results))
+        return torch.einsum("w,w...->...", weights, torch.stack(results))
 
     def _files(self, paths, finish, unreadable, progress):
         """Yield path, windows and results of each readable file."""

@@ -1,4 +1,4 @@
-"""Results of interfaces as files."""
+"""Write results of the interfaces to files."""
 
 import csv
 import json
@@ -8,15 +8,15 @@ from ssast_lobes.utils.files import atomic_write
 
 
 def write_results(results, path, windows=False):
-    """Write results of the interfaces to a file, whole or not at all.
+    """Write results of the interfaces to a file that appears when complete.
 
     Arguments
     ---------
     results : list of Classification or list of Verification
         The results.
     path : str or path
-        ``.json``: everything, windows with their times included. ``.csv``: a
-        row for each clip; see `Classification.rows`.
+        ``.json`` holds everything, also windows with their times. ``.csv``
+        has a row for each clip; see `Classification.rows`.
     windows : bool
         In a CSV, a row for each window instead.
 

@@ -1,4 +1,4 @@
-"""What SpeechBrain's interfaces build from an exported folder."""
+"""Modules and hooks that SpeechBrain's interfaces build from an export."""
 
 import torch
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
@@ -13,7 +13,7 @@ from ssast_lobes.utils.lengths import sample_counts
 
 
 class PassThrough(nn.Module):
-    """Gives its first argument back.
+    """Return the first argument.
 
     Stands where SpeechBrain's `EncoderClassifier` wants features and their
     normalization: our lobe takes the waveform.
@@ -25,15 +25,15 @@ class PassThrough(nn.Module):
     """
 
     def forward(self, x, *_):
-        """Give `x` back."""
+        """Return `x`."""
         return x
 
 
 class WindowClassifier(nn.Module):
-    """Clip vectors to log-probabilities, as `AudioClassifier` has them.
+    """Classify clip vectors, by log-probabilities as of `AudioClassifier`.
 
-    Those of a clip of several windows are of the mean of its windows'
-    probabilities, weighted by duration.
+    A clip of several windows has the mean of its windows' probabilities,
+    weighted by duration.
 
     Arguments
     ---------
@@ -71,8 +71,8 @@ class WindowClassifier(nn.Module):
         """
         if not hasattr(clip, "windows"):
             return self.log(self.head(clip))
-        vectors, shares = clip.windows
-        logs = self.log(self.head(vectors)) + shares.log()[..., None]
+        vectors, weights = clip.windows
+        logs = self.log(self.head(vectors)) + weights.log()[..., None]
         return logs.logsumexp(1, keepdim=True)
 
 
@@ -198,7 +198,7 @@ class WindowedLobe(SpectrogramLobe):
     scores is not the score of that vector, and SpeechBrain hands its classifier
     this one tensor only (``self.mods.classifier(emb)`` in `EncoderClassifier`).
     So the tensor has what `WindowClassifier` needs as an attribute
-    `windows`: vectors (B, W, D) and shares (B, W). A tensor computed
+    `windows`: vectors (B, W, D) and weights (B, W). A tensor computed
     from it has no windows any more.
 
     Arguments
@@ -239,7 +239,7 @@ class WindowedLobe(SpectrogramLobe):
         if self.windowing.count(wav.shape[-1]) == 1:
             return super().forward(wav, wav_lens)
         lengths = sample_counts(wav, wav_lens)
-        vectors, shares = self.windowing.clips(self, wav, lengths)
-        clip = torch.einsum("bw,bwd->bd", shares, vectors)[:, None]
-        clip.windows = vectors, shares
+        vectors, weights = self.windowing.clips(self, wav, lengths)
+        clip = torch.einsum("bw,bwd->bd", weights, vectors)[:, None]
+        clip.windows = vectors, weights
         return clip

@@ -1,8 +1,8 @@
-"""Streams: a recording without end, classified window by window.
+"""Classify a stream, a recording without end, window by window.
 
-Audio comes in pieces of any size, from a microphone, a socket or a long file;
-labels with times go out as soon as a window is full. No more than a window is
-kept.
+Audio comes in pieces of any size, from a microphone, a socket or a long file.
+Labels with times come out as soon as a window is full. Memory holds a window,
+not the recording.
 """
 
 import torch
@@ -12,37 +12,7 @@ from ssast_lobes.inference.classifier import WindowScores
 
 # A piece with so few entries along one axis, and more along the other, has its
 # channels along the short one.
-_MOST_CHANNELS = 8
-
-
-def _mono_pieces(pieces):
-    """Yield the pieces of a stream as float32 (samples,) on the CPU."""
-    # The first piece tells where the channels are: the last may be short.
-    axis = channels = None
-    for number, piece in enumerate(pieces):
-        name = f"piece {number} of the stream"
-        piece = to_float(piece).cpu()
-        if piece.numel() == 0:
-            continue
-        if piece.dim() == 2 and axis is None:
-            axis = int(piece.shape[0] > piece.shape[1])
-            channels = piece.shape[axis]
-            if not channels <= _MOST_CHANNELS < piece.shape[1 - axis]:
-                raise _wrong_shape(name, piece)
-        if piece.dim() == 2 and piece.shape[axis] == channels:
-            piece = piece.mean(axis)
-        if piece.dim() != 1:
-            raise _wrong_shape(name, piece)
-        check_samples(name, piece)
-        yield piece
-
-
-def _wrong_shape(name, piece):
-    return ValueError(
-        f"{name} has the shape {tuple(piece.shape)}: pieces must be mono "
-        "(samples,), or all (samples, channels) or all (channels, samples), "
-        f"of at most {_MOST_CHANNELS} channels and more samples in the first"
-    )
+_MAX_CHANNELS = 8
 
 
 def cut_stream(pieces, window, hop):
@@ -111,8 +81,8 @@ def classify_stream(
         Parts of one waveform at the classifier's rate; see `cut_stream`.
     window_seconds : float, optional
         Length of a window, at least 25 ms: short ones answer sooner, long
-        ones hear more. The classifier's own, what it was trained on, when
-        left out.
+        ones have more context. The classifier's own, that of its training,
+        when left out.
     hop_seconds : float, optional
         From the start of a window to that of the next; half a window when
         left out.
@@ -179,3 +149,33 @@ def classify_stream(
         [result] = classifier.classify_batch(wav, threshold=threshold)
         end = (start + len(wav)) / rate
         yield WindowScores(start / rate, end, result.labels, result.scores)
+
+
+def _mono_pieces(pieces):
+    """Yield the pieces of a stream as float32 (samples,) on the CPU."""
+    # The first piece tells where the channels are: the last may be short.
+    axis = channels = None
+    for number, piece in enumerate(pieces):
+        name = f"piece {number} of the stream"
+        piece = to_float(piece).cpu()
+        if piece.numel() == 0:
+            continue
+        if piece.dim() == 2 and axis is None:
+            axis = int(piece.shape[0] > piece.shape[1])
+            channels = piece.shape[axis]
+            if not channels <= _MAX_CHANNELS < piece.shape[1 - axis]:
+                raise _wrong_shape(name, piece)
+        if piece.dim() == 2 and piece.shape[axis] == channels:
+            piece = piece.mean(axis)
+        if piece.dim() != 1:
+            raise _wrong_shape(name, piece)
+        check_samples(name, piece)
+        yield piece
+
+
+def _wrong_shape(name, piece):
+    return ValueError(
+        f"{name} has the shape {tuple(piece.shape)}: pieces must be mono "
+        "(samples,), or all (samples, channels) or all (channels, samples), "
+        f"of at most {_MAX_CHANNELS} channels and more samples in the first"
+    )

@@ -16,7 +16,7 @@ class Verification(NamedTuple):
     path_a, path_b : str
         The files.
     score : float
-        WarmupCosine of their clip embeddings, -1 to 1.
+        Cosine of their clip embeddings, -1 to 1.
     same_speaker : bool or None
         Whether the score reaches the threshold; None without a threshold.
     """

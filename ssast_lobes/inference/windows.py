@@ -1,8 +1,8 @@
-"""Windows: how audio of any length is cut, computed, and put together.
+"""Cut audio of any length into windows, compute them, and join the results.
 
-What is longer than a model's window is cut into windows that overlap by half,
-the last one as long as what is left. They start on the grid of patches, so
-that their frames fit together. The interfaces, the exported SpeechBrain model
+Longer audio than a model's window is cut into windows that overlap by half;
+the last one may be shorter. They start on the grid of patches, so that their
+frames fit together. The interfaces, the exported SpeechBrain model
 and the harnesses all use this rule.
 """
 
@@ -31,11 +31,11 @@ class Windowing:
 
     def __init__(self, fbank, grid, seconds):
         self.samples = round(seconds * fbank.sample_rate)
-        # So many samples make no frame more.
+        # One sample more would make another frame.
         self.reach = self.samples + fbank.hop_samples - 1
-        self.steps = grid.n_time(fbank.frames_of(self.samples))
-        self.hop_steps = max(1, self.steps // 2)
-        self.hop = self.hop_steps * grid.stride[1] * fbank.hop_samples
+        self.n_time = grid.n_time(fbank.frames_of(self.samples))
+        self.hop_time = max(1, self.n_time // 2)
+        self.hop = self.hop_time * grid.stride[1] * fbank.hop_samples
 
     def count(self, n_samples):
         """Count the windows that cover a clip.
@@ -69,8 +69,8 @@ class Windowing:
         for start in range(0, self.count(wav.shape[-1]) * self.hop, self.hop):
             yield start, wav[..., start : start + self.reach]
 
-    def shares(self, lengths, n_windows):
-        """Return the shares of windows in their clips, by duration.
+    def weights(self, lengths, n_windows):
+        """Return the weights of windows in the mean of a clip, by duration.
 
         Arguments
         ---------
@@ -88,7 +88,7 @@ class Windowing:
         -------
         >>> from ssast_lobes import Grid, KaldiFbank
         >>> windowing = Windowing(KaldiFbank(), Grid(128, (16, 16)), 1.0)
-        >>> windowing.shares(torch.tensor([9000, 15680]), n_windows=2)
+        >>> windowing.weights(torch.tensor([9000, 15680]), n_windows=2)
         tensor([[1., 0.],
                 [1., 0.]])
         """
@@ -117,7 +117,7 @@ class Windowing:
         Yields
         ------
         EncoderOutput
-            Of all clips; one that has ended has a meaningless sample and step.
+            Of all clips. Ignore that of a clip that ended before the window.
         """
         for start, piece in self.cut(wav):
             left = (lengths - start).clamp(1, piece.shape[1])
@@ -132,13 +132,13 @@ class Windowing:
         -------
         vectors : torch.Tensor
             Of each window (B, W, D).
-        shares : torch.Tensor
-            See `shares`.
+        weights : torch.Tensor
+            See `weights`.
         """
         pooled = map(lobe.pooling, self.encode(lobe, wav, lengths))
         vectors = torch.stack(list(pooled), dim=1)
-        shares = self.shares(lengths, vectors.shape[1])
-        return vectors, shares.to(vectors.dtype)
+        weights = self.weights(lengths, vectors.shape[1])
+        return vectors, weights.to(vectors.dtype)
 
 
 def count_windows(total, length, hop):

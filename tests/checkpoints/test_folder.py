@@ -1,4 +1,4 @@
-"""Exported folders: whole, movable, strict, and read by SpeechBrain alone."""
+"""Exported folders: complete, movable, strict, read by SpeechBrain alone."""
 
 import json
 import os
@@ -24,11 +24,8 @@ from speechbrain.inference.encoders import WaveformEncoder
 from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
-from ssast_lobes import (
-    FrontEnd,
-    Grid,
-    SpectrogramLobe,
-)
+import ssast_lobes
+from ssast_lobes import FrontEnd, Grid, SpectrogramLobe
 from ssast_lobes.checkpoints.folder import (
     check_export_folder,
     export_classifier,
@@ -36,6 +33,8 @@ from ssast_lobes.checkpoints.folder import (
     label_encoder_of,
 )
 from ssast_lobes.checkpoints.format import WeightsError
+from ssast_lobes.checkpoints.hyperparams import hyperparams_text
+from ssast_lobes.checkpoints.linear_heads import bundled_model
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.checkpoints.warm_start import initialize
@@ -112,9 +111,9 @@ def test_speechbrain_hears_a_file_of_another_rate_as_we_do(tmp_path):
     theirs = EncoderClassifier.from_hparams(source=str(folder))
     log_probabilities = theirs.classify_file(str(path))[0][0]
     ours = AudioClassifier.from_hparams(folder).classify_file(path)
-    shares = torch.tensor(list(ours.scores.values()))
+    scores = torch.tensor(list(ours.scores.values()))
     torch.testing.assert_close(
-        log_probabilities.exp(), shares, atol=1e-5, rtol=0
+        log_probabilities.exp(), scores, atol=1e-5, rtol=0
     )
 
 
@@ -138,7 +137,7 @@ def changing_noise(length):
 
 
 def padded(lengths):
-    """Clips of some lengths as a batch, with something at the padding."""
+    """Return clips of some lengths as a batch with noise at the padding."""
     wavs = torch.full((len(lengths), max(lengths)), 0.7)
     for wav, length in zip(wavs, lengths, strict=True):
         wav[:length] = changing_noise(length)
@@ -269,22 +268,39 @@ def test_speechbrain_loads_from_a_hub(tmp_path, batch, source, savedir):
     torch.testing.assert_close(logs, expected, atol=1e-5, rtol=0)
 
 
-def test_yaml_only_builds_models(tmp_path):
-    folder = export(tmp_path / "export", make_classifier())
-    text = (folder / "hyperparams.yaml").read_text()
-    tags = set(re.findall(r"!\S+", text))
-    allowed = r"!ref|!name:ssast_lobes\.(load_modules|load_labels|to_mono)"
-    allowed += r"|!new:(ssast_lobes|speechbrain|torch\.nn)\.[\w.]+"
-    assert tags and all(re.fullmatch(allowed, tag) for tag in tags), tags
-    assert str(tmp_path) not in text
-
-
 @pytest.fixture
 def pretrained(tmp_path):
     objective = MSPM(make_encoder()).eval()
     features = FrontEnd(**FEATURES)
     folder = tmp_path / "pretrained"
     return objective, export_pretrained(folder, objective, features, card={})
+
+
+def test_yaml_builds_models_by_public_names(tmp_path, pretrained):
+    classifier = export(tmp_path / "export", make_classifier())
+    public = "|".join(dir(ssast_lobes))
+    allowed = r"!ref|!name:ssast_lobes\.(load_modules|load_labels|to_mono)"
+    allowed += rf"|!new:(ssast_lobes\.({public})|(speechbrain|torch)\.[\w.]+)"
+    for folder in (classifier, pretrained[1], bundled_model()):
+        text = (folder / "hyperparams.yaml").read_text()
+        tags = set(re.findall(r"!\S+", text))
+        wrong = {tag for tag in tags if not re.fullmatch(allowed, tag)}
+        assert tags and not wrong, wrong
+        assert str(tmp_path) not in text
+
+
+def test_bundled_model_is_as_exports_are_written():
+    text = (bundled_model() / "hyperparams.yaml").read_text()
+    config = json.loads((bundled_model() / "config.json").read_text())
+    assert text == hyperparams_text(config)
+
+
+def test_speechbrain_encodes_with_the_bundled_model(batch):
+    ours = AudioEncoder.from_hparams().encode_batch(*batch)
+    for interface in (EncoderClassifier, SpeakerRecognition):
+        theirs = interface.from_hparams(source=str(bundled_model()))
+        clip = theirs.encode_batch(*batch)[:, 0]
+        torch.testing.assert_close(clip, ours, atol=1e-5, rtol=1e-5)
 
 
 def test_pretrained_export_brings_back_the_objective(pretrained):
@@ -440,7 +456,7 @@ def test_export_replaces_an_older_one_and_keeps_the_rest(tmp_path):
 
 
 class Unprintable:
-    """Stands for whatever may go wrong half-way."""
+    """A value whose printing fails half-way."""
 
     def __str__(self):
         raise RuntimeError("half-way")

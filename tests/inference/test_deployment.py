@@ -141,25 +141,25 @@ def test_module_is_as_the_interface(tmp_path, arguments):
 def test_embeddings_are_those_of_the_interface(tmp_path, grid):
     folder = pretrained_export(tmp_path / "export", grid)
     encoder, model = AudioEncoder.from_hparams(folder), DeployedModel(folder)
-    assert model.outputs == ("clip", "frames", "steps")
+    assert model.outputs == ("clip", "frames", "n_time")
     for lengths in BATCHES:
         wav, counts = batch_of(lengths)
         relative = counts.double() / wav.shape[1]
-        clip, frames, steps = model(wav, counts)
+        clip, frames, n_time = model(wav, counts)
         close(clip, encoder.encode_batch(wav, relative))
         expected = encoder.encode_batch(wav, relative, "frames")
         close(frames[:, : expected.shape[1]], expected)
         assert not frames[:, expected.shape[1] :].any()
-        assert steps.tolist() == list(map(encoder.n_time, lengths))
+        assert n_time.tolist() == list(map(encoder.n_time, lengths))
 
 
 def test_steps_end_with_the_reference_padding(tmp_path):
     model = DeployedModel(pretrained_export(tmp_path / "a", "patch", 128))
     wav, counts = batch_of([48000, 9000])
-    clip, frames, steps = model(wav, counts)
+    clip, frames, n_time = model(wav, counts)
     # 298 and 54 frames of audio, of which 128 are heard.
     assert frames.shape == (2, 8, 32)
-    assert steps.tolist() == [8, 4]
+    assert n_time.tolist() == [8, 4]
     heard = 127 * 160 + 400
     close(clip, model(wav[:, :heard], counts.clamp(max=heard))[0])
 
@@ -245,7 +245,7 @@ def test_onnx_of_pretrained_models(tmp_path, arguments):
     assert [x.name for x in session.get_outputs()] == [
         "clip",
         "frames",
-        "steps",
+        "n_time",
     ]
     model, program = DeployedModel(folder), export_program(folder).module()
     for lengths in BATCHES:

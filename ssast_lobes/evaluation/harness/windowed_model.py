@@ -151,7 +151,7 @@ class WindowedModel(nn.Module):
         Where two windows overlap, each step comes from the one whose center
         is nearer.
         """
-        steps, hop = self._windowing.steps, self._windowing.hop_steps
+        steps, hop = self._windowing.n_time, self._windowing.hop_time
         missing = max(0, steps - parts[-1].shape[-2])
         parts[-1] = nn.functional.pad(parts[-1], (0, 0, 0, missing))
         # Under reference padding a window gives more steps than it has audio.
