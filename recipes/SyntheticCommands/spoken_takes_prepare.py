@@ -41,7 +41,6 @@ from espeak import (
     voice_folder,
     voice_variants,
 )
-from processes import BABBLE, n_processors
 from sounds import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -52,6 +51,7 @@ from sounds import (
 )
 from synthetic_commands_prepare import as_csv, claim, write_whole
 from tqdm import tqdm
+from workers import BABBLE, n_processors
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from plan import Settings, plan_corpus
-from processes import make_shards
+from workers import make_shards
 
 logger = logging.getLogger(__name__)
 

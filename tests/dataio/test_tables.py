@@ -15,7 +15,7 @@ from ssast_lobes.dataio.scan import (
     check_unreadable,
     find_audio,
     folder_rows,
-    prepare,
+    scan_and_write,
 )
 from ssast_lobes.dataio.tables import (
     ManifestError,
@@ -456,7 +456,7 @@ def test_prepare_sets_aside_what_cannot_be_used(corpus):
     (corpus / "audio" / "c.wav").write_bytes(b"")
     write_wav(corpus / "audio" / "d.wav", seconds=0.02)
     rows = folder_rows(corpus)
-    kept, unreadable = prepare(
+    kept, unreadable = scan_and_write(
         rows, corpus / "out", min_seconds=0.05, max_unreadable=0.5
     )
     assert [(row["id"], row["duration"]) for row in kept] == [
@@ -474,29 +474,29 @@ def test_too_many_unreadable_files_are_an_error(corpus):
     (corpus / "audio" / "b.wav").write_text("not audio")
     rows = folder_rows(corpus)
     with pytest.raises(ManifestError) as caught:
-        prepare(rows, corpus / "out", max_unreadable=0.24)
+        scan_and_write(rows, corpus / "out", max_unreadable=0.24)
     assert "1 of 4 audio files are unreadable" in str(caught.value)
     assert str(corpus / "out" / "unreadable.csv") in str(caught.value)
     assert len(listed(corpus / "out")) == 1
-    prepare(rows, corpus / "out", max_unreadable=0.25)
+    scan_and_write(rows, corpus / "out", max_unreadable=0.25)
 
 
 def test_nothing_left_is_an_error(corpus):
     with pytest.raises(ManifestError, match="4 are shorter than 9 s"):
-        prepare(folder_rows(corpus), corpus / "out", min_seconds=9)
+        scan_and_write(folder_rows(corpus), corpus / "out", min_seconds=9)
 
 
 def test_second_run_scans_only_what_changed(corpus):
     rows = folder_rows(corpus)
-    first, _ = prepare(rows, corpus / "out")
+    first, _ = scan_and_write(rows, corpus / "out")
     audio = Path(rows[0]["path"])
     before = audio.stat()
     audio.write_bytes(bytes(before.st_size))
     os.utime(audio, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert prepare(rows, corpus / "out") == (first, [])
+    assert scan_and_write(rows, corpus / "out") == (first, [])
 
     os.utime(audio)
-    kept, unreadable = prepare(rows, corpus / "out", max_unreadable=0.5)
+    kept, unreadable = scan_and_write(rows, corpus / "out", max_unreadable=0.5)
     assert kept == first[1:] and len(unreadable) == 1
 
 
@@ -504,17 +504,17 @@ def test_mended_files_come_back(corpus):
     audio = corpus / "audio" / "b.wav"
     audio.write_bytes(b"")
     rows = folder_rows(corpus)
-    kept, _ = prepare(rows, corpus / "out", max_unreadable=0.5)
+    kept, _ = scan_and_write(rows, corpus / "out", max_unreadable=0.5)
     assert len(kept) == 3
     write_wav(audio)
-    kept, unreadable = prepare(rows, corpus / "out")
+    kept, unreadable = scan_and_write(rows, corpus / "out")
     assert len(kept) == 4 and not unreadable and not listed(corpus / "out")
 
 
 def test_scan_keeps_the_order_of_many_files(tmp_path):
     for number in range(60):
         write_wav(tmp_path / f"{number:02}.wav", seconds=0.01 * (number + 1))
-    kept, _ = prepare(folder_rows(tmp_path)[::-1], tmp_path / "out")
+    kept, _ = scan_and_write(folder_rows(tmp_path)[::-1], tmp_path / "out")
     durations = [round(100 * row["duration"]) for row in kept]
     assert durations == list(range(60, 0, -1))
 

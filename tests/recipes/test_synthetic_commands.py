@@ -43,8 +43,8 @@ def plan(prepare):
 
 
 @pytest.fixture(scope="module")
-def processes(prepare):
-    return sys.modules["processes"]
+def workers(prepare):
+    return sys.modules["workers"]
 
 
 @pytest.fixture(scope="module")
@@ -136,9 +136,9 @@ def test_plan_does_not_move_with_the_sizes_of_other_parts(plan):
 
 
 def test_same_arguments_same_bytes(
-    prepare, processes, corpus, tmp_path, monkeypatch
+    prepare, workers, corpus, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(processes, "n_processors", lambda: 1)
+    monkeypatch.setattr(workers, "n_processors", lambda: 1)
     prepare.prepare_synthetic_commands(tmp_path, **SIZES)
     assert contents(tmp_path) == contents(corpus)
 
@@ -160,7 +160,7 @@ def test_complete_corpus_is_reused(prepare, corpus):
     assert {p: p.stat().st_mtime_ns for p in corpus.rglob("*")} == before
 
 
-def test_half_written_corpus_is_completed(prepare, processes, corpus, tmp_path):
+def test_half_written_corpus_is_completed(prepare, workers, corpus, tmp_path):
     wanted = contents(corpus)
     for name, data in wanted.items():
         path = tmp_path / name
@@ -170,7 +170,7 @@ def test_half_written_corpus_is_completed(prepare, processes, corpus, tmp_path):
     paths = sorted(tmp_path.rglob("*.flac"))
     paths[0].unlink()
     # Left by a run that was killed long ago.
-    leftover = tmp_path / f"{processes.WORKSHOP}old"
+    leftover = tmp_path / f"{workers.WORKSHOP}old"
     leftover.mkdir()
     os.utime(leftover, (0, 0))
     untouched = paths[-1].stat().st_mtime_ns
@@ -203,11 +203,11 @@ def test_negative_sizes_are_refused(prepare, tmp_path):
 
 
 def test_failure_in_a_process_is_reported(
-    prepare, processes, tmp_path, monkeypatch
+    prepare, workers, tmp_path, monkeypatch
 ):
     broken = tmp_path / "broken.py"
     broken.write_text("raise SystemExit('no voice today')")
-    monkeypatch.setattr(processes, "SCRIPT", str(broken))
+    monkeypatch.setattr(workers, "SCRIPT", str(broken))
     with pytest.raises(RuntimeError, match="no voice today"):
         prepare.prepare_synthetic_commands(tmp_path / "new", **SIZES)
     names = {path.name for path in (tmp_path / "new").iterdir()}
@@ -238,8 +238,8 @@ def test_words_are_not_cut(plan, espeak):
             assert np.abs(audio[-20:]).max() < 0.05
 
 
-def test_babble_has_none_of_the_words(plan, processes):
-    spoken = re.findall("[a-z]+", " ".join(processes.BABBLE).lower())
+def test_babble_has_none_of_the_words(plan, workers):
+    spoken = re.findall("[a-z]+", " ".join(workers.BABBLE).lower())
     assert not set(spoken) & set(plan.WORDS)
 
 

@@ -49,13 +49,13 @@ def check(preset, hparams):
         assert isinstance(hparams["augment"], list)
 
 
-@pytest.mark.parametrize("preset", GENERAL, ids=lambda path: path.stem)
-def test_settings_load_by_their_word(preset, tmp_path):
-    pretraining = "pretrain" in preset.stem
+@pytest.mark.parametrize("path", GENERAL, ids=lambda path: path.stem)
+def test_settings_load_by_their_word(path, tmp_path):
+    pretraining = "pretrain" in path.stem
     task = "pretrain" if pretraining else "classify"
     preset, hparams = load(
         RECIPES / task / "hparams" / f"{task}.yaml",
-        preset.stem,
+        path.stem,
         f"--{'audio' if pretraining else 'manifest'}=none",
         f"--output_folder={tmp_path}",
     )
@@ -63,16 +63,16 @@ def test_settings_load_by_their_word(preset, tmp_path):
     check(preset, hparams)
 
 
-@pytest.mark.parametrize("preset", VARIANTS, ids=lambda path: path.stem)
-def test_variants_load_in_their_recipe(preset, tmp_path):
-    word = f"--training={preset.stem}"
+@pytest.mark.parametrize("path", VARIANTS, ids=lambda path: path.stem)
+def test_variants_load_in_their_recipe(path, tmp_path):
+    word = f"--training={path.stem}"
     rows = [
         row
         for row in table_rows()
         if word in shlex.split(row["test_debug_flags"])
     ]
     # It is a variant, or the numbers of a recipe's default.
-    name = f"hparams/training/{preset.stem}.yaml"
+    name = f"hparams/training/{path.stem}.yaml"
     assert rows or word.replace("=", " ") in readmes() or name in yamls()
     for row in rows:
         flags = shlex.split(row["test_debug_flags"])
@@ -80,11 +80,11 @@ def test_variants_load_in_their_recipe(preset, tmp_path):
         data = [flag for flag in flags if flag.endswith("_folder")]
         preset, hparams = load(
             ROOT / row["Hparam_file"],
-            preset.stem,
+            path.stem,
             *[f"{flag}={tmp_path}" for flag in data],
         )
         check(preset, hparams)
-        assert Path(hparams["output_folder"]).parent.name == preset.stem
+        assert Path(hparams["output_folder"]).parent.name == path.stem
 
 
 def table_rows():
