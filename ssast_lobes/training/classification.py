@@ -219,8 +219,9 @@ class ClassificationBrain(SpectrogramBrain):
         n_classes = len(self.label_encoder)
         targets = torch.eye(max(2, n_classes), device=self.device)
         targets = targets[:2, :n_classes]
+        devices = [targets.device] if targets.is_cuda else []
         try:
-            with torch.random.fork_rng():
+            with torch.random.fork_rng(devices):
                 loss = self.compute_cost(torch.zeros_like(targets), targets)
         except TypeError as error:
             raise SettingsError(
