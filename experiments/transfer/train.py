@@ -24,7 +24,6 @@ from typing import NamedTuple
 
 import speechbrain as sb
 import torch
-import yaml
 from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from speechbrain.utils.distributed import infer_device
@@ -49,6 +48,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
 )
 from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.training.arguments import flag_value
 from ssast_lobes.training.card import check_window
 from ssast_lobes.training.errors import (
     SettingsError,
@@ -644,7 +644,7 @@ class Transfer:
             "output_folder": str(folder),
             "num_workers": self.hparams["num_workers"],
         }
-        words = [f"--{key}={_as_yaml(value)}" for key, value in own.items()]
+        words = [f"--{key}={flag_value(value)}" for key, value in own.items()]
         return [*words, *self.run_options]
 
     def _probe(self):
@@ -925,13 +925,6 @@ def _check_audio(name, audio):
 
 def _hours(rows):
     return sum(row["duration"] for row in rows) / 3600
-
-
-def _as_yaml(value):
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-    return text.removesuffix("...\n").strip()
 
 
 def main(arguments):

@@ -175,6 +175,29 @@ def plain_settings(hparams_file, overrides):
     return yaml.load(resolved, _PlainLoader)
 
 
+def flag_value(value):
+    """Return a plain value as a command line gives it to `parse_arguments`.
+
+    Arguments
+    ---------
+    value : object
+        A text, which stays as it is, or what YAML can hold.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> flag_value("eat"), flag_value({"ratio": 0.5}), flag_value(None)
+    ('eat', '{ratio: 0.5}', 'null')
+    """
+    if isinstance(value, str):
+        return value
+    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
+    return text.removesuffix("...\n").strip()
+
+
 class _PlainLoader(yaml.SafeLoader):
     """Reads the plain values of a YAML; what builds an object is None."""
 

@@ -15,12 +15,12 @@ import time
 from pathlib import Path
 
 import speechbrain as sb
-import yaml
 from custom_data_prepare import check_held_out, read_entry, write_held_out
 from hyperpyyaml import load_hyperpyyaml
 from tqdm import tqdm
 
 from ssast_lobes.evaluation.probing import probe, write_report
+from ssast_lobes.training.arguments import flag_value
 from ssast_lobes.training.errors import (
     SettingsError,
     exit_on_user_error,
@@ -76,7 +76,7 @@ def pretrain(name, settings, folder, tasks):
     }
     command = [sys.executable, "train.py", "hparams/pretrain.yaml"]
     for key, value in overrides.items():
-        command += [f"--{key}", _as_yaml(value)]
+        command += [f"--{key}", flag_value(value)]
     start, used = time.time(), _cpu_seconds()
     subprocess.run(command, cwd=PRETRAIN, check=True)
     splits = json.loads((folder / "splits.json").read_text("utf-8"))
@@ -89,13 +89,6 @@ def pretrain(name, settings, folder, tasks):
     }
     write_json(done, cost)
     return cost
-
-
-def _as_yaml(value):
-    if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(value, default_flow_style=True, width=float("inf"))
-    return text.removesuffix("...\n").strip()
 
 
 def _cpu_seconds():
