@@ -43,7 +43,7 @@ from tqdm import tqdm
 
 from ssast_lobes import SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.checkpoints.folder import export_pretrained
-from ssast_lobes.checkpoints.huggingface import to_huggingface
+from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.objectives import load_objective

@@ -9,7 +9,7 @@
 #       --precision bf16 --compile
 #
 # The nodes share the folders of data and output. A job that is cut off, by its
-# time limit or by a node that fails, is put into the queue again and goes on
+# time limit or by a node that fails, is put into the queue again and resumes
 # from its last checkpoint.
 #SBATCH --job-name=ssast
 #SBATCH --nodes=1

@@ -14,7 +14,7 @@ To make the corpus from the command line:
 
 With Flite, a package of Debian and others:
 > apt install flite
-> python spoken_takes_prepare.py OUTPUT_FOLDER --flite-share 0.83
+> python spoken_takes_prepare.py OUTPUT_FOLDER --flite-fraction 0.83
 """
 
 import argparse
@@ -55,7 +55,7 @@ from workers import BABBLE, n_processors
 
 logger = logging.getLogger(__name__)
 
-# Shares of the languages, by their names in eSpeak NG and wordfreq.
+# Fractions of the languages, by their names in eSpeak NG and wordfreq.
 LANGUAGES = {
     **{"en": 60, "de": 10, "es": 4, "fr": 4, "it": 3, "pt": 3, "nl": 3},
     **{"pl": 3, "sv": 2, "tr": 2, "ru": 2, "fi": 1, "cs": 1, "hu": 1, "id": 1},
@@ -87,7 +87,7 @@ def prepare_spoken_takes(
     output_folder,
     n_clips=16000,
     words=None,
-    flite_share=0.0,
+    flite_fraction=0.0,
     seed=0,
     skip_prep=False,
 ):
@@ -109,8 +109,8 @@ def prepare_spoken_takes(
         UTF-8 file with a language of eSpeak NG and a word in each line, such
         as "de Haus", drawn evenly; by default the 5,000 most frequent words
         of fifteen languages, of the package `wordfreq`, three fifths English.
-    flite_share : float
-        Share of the clips, 0 to 1, that are an English word which Flite says
+    flite_fraction : float
+        Fraction of the clips, 0 to 1, that are an English word which Flite says
         at least once; the other take is Flite's too, in another voice, or
         eSpeak NG's.
     seed : int
@@ -128,7 +128,7 @@ def prepare_spoken_takes(
     ValueError
         If `output_folder` holds a corpus made with other arguments,
         `words` has a line that is not a language and a word, or Flite is to
-        say a share that there is not, or has no English word to say.
+        say a fraction above 1 or below 0, or has no English word to say.
     FileNotFoundError
         If Flite is to say some, and its program or a voice is missing.
     ModuleNotFoundError
@@ -148,9 +148,11 @@ def prepare_spoken_takes(
     if words is not None:
         words = str(Path(words).absolute())
     languages = _languages(words)
-    if not 0 <= flite_share <= 1:
-        raise ValueError(f"flite_share is a share, 0 to 1, got {flite_share}")
-    if flite_share:
+    if not 0 <= flite_fraction <= 1:
+        raise ValueError(
+            f"flite_fraction must be from 0 to 1, got {flite_fraction}"
+        )
+    if flite_fraction:
         Flite()
         if not _english(languages):
             raise ValueError(
@@ -159,7 +161,7 @@ def prepare_spoken_takes(
     settings = {
         "n_clips": n_clips,
         "words": hashlib.sha1(repr(languages).encode()).hexdigest(),
-        "flite_share": flite_share,
+        "flite_fraction": flite_fraction,
         "seed": seed,
         "version": GENERATOR_VERSION,
     }
@@ -169,7 +171,7 @@ def prepare_spoken_takes(
         for number in range(-(-n_clips // CLIPS_PER_SHARD))
     ]
     missing = [shard for shard in shards if not shard.is_dir()]
-    _make(missing, words, flite_share, seed)
+    _make(missing, words, flite_fraction, seed)
     rows = []
     for shard in shards:
         with open(shard / "takes.csv", encoding="utf-8", newline="") as file:
@@ -180,7 +182,7 @@ def prepare_spoken_takes(
 
 
 def _frequent_words():
-    """Return (share, [(language, word)]) of each language."""
+    """Return (fraction, [(language, word)]) of each language."""
     try:
         from wordfreq import top_n_list
     except ModuleNotFoundError as error:
@@ -250,7 +252,7 @@ class Flite:
         if missing:
             raise FileNotFoundError(
                 f"flite, with the voices {', '.join(missing)}: `apt install "
-                "flite`, or leave out --flite-share"
+                "flite`, or leave out --flite-fraction"
             )
 
     def say(self, word, voice, rng):
@@ -308,7 +310,7 @@ class Flite:
         return audio
 
 
-def _make(shards, words, flite_share, seed):
+def _make(shards, words, flite_fraction, seed):
     """Make shards on all processors, a fresh process each.
 
     What eSpeak NG says depends a little on what it has said before in the
@@ -319,7 +321,7 @@ def _make(shards, words, flite_share, seed):
     def make(shard):
         job = {
             "words": words,
-            "flite_share": flite_share,
+            "flite_fraction": flite_fraction,
             "seed": seed,
             "shard": str(shard),
         }
@@ -341,11 +343,11 @@ def _make(shards, words, flite_share, seed):
             pass
 
 
-def _make_shard(words, flite_share, seed, shard):
+def _make_shard(words, flite_fraction, seed, shard):
     """Synthesize the clips of a shard; it appears when it is whole."""
     languages, shard = _languages(words), Path(shard)
     synthesizer = Synthesizer()
-    flite = Flite() if flite_share else None
+    flite = Flite() if flite_fraction else None
     english = _english(languages)
     rng = np.random.default_rng([seed, int(shard.name)])
     variants = voice_variants()
@@ -363,7 +365,7 @@ def _make_shard(words, flite_share, seed, shard):
     rows, silent = [], 0
     while len(rows) < CLIPS_PER_SHARD:
         by_flite = np.zeros(2, bool)
-        if flite_share and rng.random() < flite_share:
+        if flite_fraction and rng.random() < flite_fraction:
             by_flite = rng.random(2) < FLITE_TAKES
             if not by_flite.any():
                 by_flite[rng.integers(2)] = True
@@ -431,11 +433,11 @@ def main():
         "else frequent ones of the package wordfreq",
     )
     parser.add_argument(
-        "--flite-share",
+        "--flite-fraction",
         type=float,
         default=0.0,
-        help="share of clips that are an English word of Flite's, in one take "
-        "or both; needs the program flite",
+        help="fraction of the clips that are an English word of Flite's, in "
+        "one take or both; needs the program flite",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="another seed, another corpus"

@@ -10,7 +10,7 @@ import torch
 from tqdm import tqdm
 
 from ssast_lobes.checkpoints.folder import label_encoder_of, write_export
-from ssast_lobes.checkpoints.huggingface import to_huggingface
+from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.models.features import FrontEnd

@@ -346,7 +346,7 @@ class ClipOrder:
         return None
 
 
-class BatchShare(Sampler):
+class RankBatchSampler(Sampler):
     """The batches that one of several processes evaluates: every n-th.
 
     Nothing is repeated to make the parts equal, so that each clip counts
@@ -365,7 +365,7 @@ class BatchShare(Sampler):
     Example
     -------
     >>> batches = BatchSampler(range(5), batch_size=2, drop_last=False)
-    >>> [list(BatchShare(batches, rank, 2)) for rank in (0, 1)]
+    >>> [list(RankBatchSampler(batches, rank, 2)) for rank in (0, 1)]
     [[[0, 1], [4]], [[2, 3]]]
     """
 
@@ -381,7 +381,7 @@ class BatchShare(Sampler):
         return itertools.islice(self.batches, self.rank, None, self.n_processes)
 
 
-def share_loading(dataset, loading, rank, n_processes):
+def rank_loading(dataset, loading, rank, n_processes):
     """Return the arguments of a loader that evaluates the part of a process.
 
     Arguments
@@ -391,7 +391,7 @@ def share_loading(dataset, loading, rank, n_processes):
     loading : dict
         Arguments of the loader in one process.
     rank, n_processes
-        See `BatchShare`.
+        See `RankBatchSampler`.
 
     Returns
     -------
@@ -400,7 +400,7 @@ def share_loading(dataset, loading, rank, n_processes):
 
     Example
     -------
-    >>> share_loading(range(5), {"batch_size": 2}, 1, 2).keys()
+    >>> rank_loading(range(5), {"batch_size": 2}, 1, 2).keys()
     dict_keys(['batch_sampler'])
     """
     loading = dict(loading)
@@ -411,7 +411,10 @@ def share_loading(dataset, loading, rank, n_processes):
         loading.pop("drop_last", False),
     )
     batches = loading.pop("batch_sampler", None) or batches
-    return {**loading, "batch_sampler": BatchShare(batches, rank, n_processes)}
+    return {
+        **loading,
+        "batch_sampler": RankBatchSampler(batches, rank, n_processes),
+    }
 
 
 def cuda_loading(loading):

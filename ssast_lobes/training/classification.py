@@ -385,20 +385,17 @@ class ClassificationBrain(SpectrogramBrain):
 
     def _predictions(self, batch, names):
         """Return the predictions of a kept batch, a row a clip."""
-        shares = self._shares(batch["scores"])
-        clips = zip(batch["ids"], batch["labels"], shares, strict=True)
-        for clip, label, share in clips:
-            row = [f"{value:.6f}" for value in share.tolist()]
-            yield clip, label, self._decide(names, share), *row
+        scores, multi = batch["scores"], self.multi_label
+        probabilities = torch.sigmoid(scores) if multi else scores.softmax(-1)
+        clips = zip(batch["ids"], batch["labels"], probabilities, strict=True)
+        for clip, label, of_clip in clips:
+            row = [f"{value:.6f}" for value in of_clip.tolist()]
+            yield clip, label, self._decide(names, of_clip), *row
 
-    def _shares(self, scores):
-        multi = self.multi_label
-        return torch.sigmoid(scores) if multi else scores.softmax(-1)
-
-    def _decide(self, names, share):
+    def _decide(self, names, probabilities):
         if not self.multi_label:
-            return names[int(share.argmax())]
-        likely = (share > 0.5).tolist()
+            return names[int(probabilities.argmax())]
+        likely = (probabilities > 0.5).tolist()
         return ";".join(n for n, yes in zip(names, likely, strict=True) if yes)
 
     def result(self):

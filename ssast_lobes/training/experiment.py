@@ -99,7 +99,10 @@ def _keep_or_compare(hparams_file, overrides, folder):
     export_folder = plain_settings(hparams_file, overrides).get("export_folder")
     if export_folder is not None:
         check_export_folder(export_folder)
-    now = _settings(hparams_file, overrides)
+    # By place in the YAML, as JSON has them. References stay as written, so
+    # that moving the output folder changes no setting.
+    tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
+    now = json.loads(json.dumps(dict(_flat("", tree)), default=str))
     path = folder / SETTINGS_FILE
     if not has_begun(folder) or not path.is_file():
         write_json(path, now)
@@ -123,16 +126,6 @@ def _keep_or_compare(hparams_file, overrides, folder):
             f"{', '.join(changed)}. Choose another --output_folder, or delete "
             "that one to start anew"
         )
-
-
-def _settings(hparams_file, overrides):
-    """Return the settings by their place in the YAML, as JSON has them.
-
-    References stay as written: moving the output folder changes no
-    setting.
-    """
-    tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
-    return json.loads(json.dumps(dict(_flat("", tree)), default=str))
 
 
 def _flat(place, node):

@@ -137,13 +137,13 @@ def format_table(results):
     Arguments
     ---------
     results : dict of dict
-        Of each fold the epoch (int) and statistics (float); shares between 0
+        Of each fold the epoch (int) and statistics (float); fractions between 0
         and 1, but for "loss".
 
     Returns
     -------
     str
-        Lines: shares in percent; the deviation is that of a sample (n - 1).
+        Lines: fractions in percent; the deviation is that of a sample (n - 1).
 
     Example
     -------

@@ -8,7 +8,7 @@ take the same steps, another clip replaces such a batch; elsewhere it is None.
 import torch
 
 from ssast_lobes.dataio.dataset import collate
-from ssast_lobes.dataio.samplers import cuda_loading, share_loading
+from ssast_lobes.dataio.samplers import cuda_loading, rank_loading
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.utils.distributed import n_processes
 
@@ -41,7 +41,7 @@ def loader_options(options, dataset, is_training, device, rank=None):
     ['batch_size', 'collate_fn']
     """
     if not is_training and rank is not None:
-        options = share_loading(dataset, options, rank, n_processes())
+        options = rank_loading(dataset, options, rank, n_processes())
     if torch.device(device).type == "cuda":
         options = cuda_loading(options)
     skipping = SkipUndecodable(

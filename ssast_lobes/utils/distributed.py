@@ -85,7 +85,7 @@ class SharedBatchNorm(nn.Module):
     affine : bool
         Learn a scale and an offset of each column.
     momentum : float
-        Share of a batch in the running statistics, which serve in evaluation.
+        Weight of a batch in the running statistics, which serve in evaluation.
     eps : float
         Added to the variance.
 
@@ -142,10 +142,10 @@ class SharedBatchNorm(nn.Module):
         variance = sum_over_processes(spread) / some
         with torch.no_grad():
             # A batch without rows leaves the running statistics alone.
-            share = self.momentum * (count > 0)
+            weight = self.momentum * (count > 0)
             unbiased = variance * count / (count - 1).clamp(min=1)
-            self.running_mean.lerp_(mean, share)
-            self.running_variance.lerp_(unbiased, share)
+            self.running_mean.lerp_(mean, weight)
+            self.running_variance.lerp_(unbiased, weight)
         return mean, variance
 
 

@@ -1,7 +1,7 @@
 """Metrics: how good a classifier or an embedding is.
 
 Every function takes tensors or arrays of a whole evaluation set, computes on
-the CPU in float64 and returns a share between 0 and 1, never a percentage
+the CPU in float64 and returns a fraction between 0 and 1, never a percentage
 (``effective_rank`` apart, which is a number of dimensions).
 `ClassificationMetrics` collects the batches of an evaluation and hands back
 the numbers that belong to its kind of label. Numbers that cannot be defined

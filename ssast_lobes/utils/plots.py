@@ -221,7 +221,7 @@ def plot_training_curves(log_rows, path):
 def plot_confusion_matrix(matrix, labels, path):
     """Plot a confusion matrix: colors by row, counts in the cells.
 
-    The color is the share of the row's clips, so that rare and frequent
+    The color is the fraction of the row's clips, so that rare and frequent
     classes read alike; cells without clips stay empty, and the row of a
     class that never occurs is grey. The picture grows with the number of
     classes, to beyond a page above about 35; above 150 classes there is room
@@ -267,20 +267,20 @@ def plot_confusion_matrix(matrix, labels, path):
     clips = counts.sum(axis=1)
     # 0 / 0 for a class that never occurs: NaN, drawn in grey.
     with np.errstate(invalid="ignore"):
-        share = 100 * counts / clips[:, None]
+        percent = 100 * counts / clips[:, None]
     with matplotlib.style.context([*_STYLE, {"font.size": max(9.0, side)}]):
         # Axes of a fixed size; saving makes room for labels of any length.
         figure = Figure(figsize=(side, side))
         axis = figure.add_axes((0, 0, 1, 1), facecolor=_GREY)
-        image = axis.imshow(share, cmap="Blues", vmin=0, vmax=100)
+        image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
         axis.set(xlabel="Predicted class", ylabel="True class")
         if n_classes <= _MOST_NAMED_CLASSES:
-            _write_counts(axis, counts, share, font)
+            _write_counts(axis, counts, percent, font)
             _name_classes(axis, labels, cell)
         bar_axis = figure.add_axes((1 + 0.2 / side, 0, 0.18 / side, 1))
         bar = figure.colorbar(image, cax=bar_axis)
-        bar.set_label("Share of true class (%)")
-        recall = np.nanmean(share.diagonal())
+        bar.set_label("Part of true class (%)")
+        recall = np.nanmean(percent.diagonal())
         axis.set_title(
             f"Accuracy {100 * counts.trace() / counts.sum():.1f} %, "
             f"UAR {recall:.1f} %, {counts.sum():.0f} clips",
@@ -296,7 +296,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
     ---------
     rows : list of tuple
         ``(name, mean, spread)`` of each system, drawn from top to bottom.
-        Mean and spread are shares between 0 and 1 and drawn as percentages;
+        Mean and spread are fractions between 0 and 1 and drawn as percentages;
         a spread of None or 0 (a single run) has no error bar.
     path : str or Path
         File to write.
@@ -311,7 +311,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
     Raises
     ------
     ValueError
-        If there are no rows, or a mean is no share.
+        If there are no rows, or a mean is not within 0 to 1.
 
     Example
     -------
@@ -323,7 +323,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
         raise ValueError("no rows to compare")
     for name, mean, _ in rows:
         if not 0 <= mean <= 1:
-            raise ValueError(f"{name}: {mean} is not a share between 0 and 1")
+            raise ValueError(f"{name}: {mean} is not between 0 and 1")
     names, means, spreads = zip(*rows, strict=True)
     means = 100 * np.array(means, dtype=float)
     spreads = 100 * np.array([spread or 0 for spread in spreads], dtype=float)
@@ -362,7 +362,7 @@ def plot_intervals(panels, path, grey=()):
     Arguments
     ---------
     panels : dict
-        Title -> system -> series -> ``(score, low, high)``, all shares
+        Title -> system -> series -> ``(score, low, high)``, all fractions
         between 0 and 1, drawn as percentages. Systems are drawn from top to
         bottom, in the order of the first panel; three series at most.
     path : str or Path
@@ -524,7 +524,7 @@ def _cell_size(n_classes, digits):
     return cell, min(9.0, 72 * cell / (0.64 * (digits + 0.6)))
 
 
-def _write_counts(axis, counts, share, font):
+def _write_counts(axis, counts, percent, font):
     for true, predicted in zip(*counts.nonzero(), strict=True):
         text = axis.text(
             predicted,
@@ -533,7 +533,7 @@ def _write_counts(axis, counts, share, font):
             ha="center",
             va="center",
             fontsize=font,
-            color="white" if share[true, predicted] > 65 else "black",
+            color="white" if percent[true, predicted] > 65 else "black",
         )
         # Inside the axes for certain; measuring thousands takes long.
         text.set_in_layout(False)

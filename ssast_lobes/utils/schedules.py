@@ -19,7 +19,7 @@ def count_steps(duration, total_steps):
     Arguments
     ---------
     duration : int or float
-        An int counts steps; a float from 0 to 1 is a share of the run.
+        An int counts steps; a float from 0 to 1 is a fraction of the run.
     total_steps : int
         Steps of the whole run.
 
@@ -31,7 +31,7 @@ def count_steps(duration, total_steps):
     Raises
     ------
     ValueError
-        If the duration is negative, or a share above 1.
+        If the duration is negative, or a fraction above 1.
 
     Example
     -------
@@ -51,7 +51,7 @@ def _duration(name, value):
     require(
         right or (whole_number and value >= 0),
         name,
-        "a share from 0.0 to 1.0 of the run, or a whole number of steps "
+        "a fraction from 0.0 to 1.0 of the run, or a whole number of steps "
         "(without a point)",
         value,
     )
@@ -130,11 +130,11 @@ class Linear:
     end : float
         Value from the end of `duration` on.
     warmup : int or float
-        Linear rise from 0 to `start` before it, in steps (int) or as a share
+        Linear rise from 0 to `start` before it, in steps (int) or as a fraction
         of the run (float).
     duration : int or float
         Where `end` is reached, counted from step 0, in steps (int) or as a
-        share of the run (float).
+        fraction of the run (float).
 
     Example
     -------
@@ -179,8 +179,8 @@ class Linear:
 class WarmupCosine(Linear):
     """Half a cosine from one value to another (Loshchilov & Hutter, 2017).
 
-    With a warm-up and a floor above 0 as `end`, the learning-rate schedule of
-    this project's own recipes; without a warm-up and with `end` above `start`,
+    With a warm-up and an `end` above 0 it is the learning-rate schedule of
+    this project's own recipes; without a warm-up and with `end` above `start`
     the rising momentum of a teacher or the rising weight decay of DINO.
 
     Arguments
@@ -190,11 +190,11 @@ class WarmupCosine(Linear):
     end : float
         Value from the end of `duration` on.
     warmup : int or float
-        Linear rise from 0 to `start` before it, in steps (int) or as a share
+        Linear rise from 0 to `start` before it, in steps (int) or as a fraction
         of the run (float).
     duration : int or float
         Where `end` is reached, counted from step 0, in steps (int) or as a
-        share of the run (float).
+        fraction of the run (float).
 
     Example
     -------
@@ -228,7 +228,7 @@ class WarmupStepDecay:
     every : int
         Epochs between two decays.
     warmup : int or float
-        Linear rise in steps (int) or as a share of the run (float).
+        Linear rise in steps (int) or as a fraction of the run (float).
 
     Example
     -------
@@ -277,7 +277,7 @@ class WarmupPlateau(nn.Module):
     Arguments
     ---------
     warmup : int or float
-        Linear rise in steps (int) or as a share of the run (float).
+        Linear rise in steps (int) or as a fraction of the run (float).
     factor : float
         Multiplier of each reduction.
     patience : int

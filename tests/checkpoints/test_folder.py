@@ -144,7 +144,7 @@ def padded(lengths):
     return wavs, torch.tensor(lengths) / max(lengths)
 
 
-def shares_of(results):
+def probabilities_of(results):
     return torch.tensor([list(result.scores.values()) for result in results])
 
 
@@ -156,7 +156,7 @@ def test_speechbrain_and_we_agree_at_any_length(tmp_path, lengths, multi_label):
     theirs = EncoderClassifier.from_hparams(source=str(folder))
     log_probabilities, score, index, labels = theirs.classify_batch(*batch)
     ours = AudioClassifier.from_hparams(folder).classify_batch(*batch)
-    expected = shares_of(ours)
+    expected = probabilities_of(ours)
     for found in (log_probabilities, theirs(*batch)[0]):
         torch.testing.assert_close(found.exp(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(
@@ -166,7 +166,7 @@ def test_speechbrain_and_we_agree_at_any_length(tmp_path, lengths, multi_label):
     assert labels == [LABELS[i] for i in expected.argmax(1)]
     for result in ours:
         if len(result.windows) > 1:
-            assert shares_of(result.windows).std(0).max() > 1e-3
+            assert probabilities_of(result.windows).std(0).max() > 1e-3
 
 
 @pytest.mark.parametrize("rate", [8000, 44100])
@@ -180,7 +180,7 @@ def test_speechbrain_and_we_agree_on_files(tmp_path, seconds, rate):
     log_probabilities, _, _, [label] = theirs.classify_file(str(path))
     ours = AudioClassifier.from_hparams(folder).classify_file(path)
     torch.testing.assert_close(
-        log_probabilities.exp(), shares_of([ours]), atol=1e-5, rtol=0
+        log_probabilities.exp(), probabilities_of([ours]), atol=1e-5, rtol=0
     )
     assert label == ours.label
 

@@ -27,7 +27,7 @@ from ssast_lobes.checkpoints.folder import (
     label_encoder_of,
 )
 from ssast_lobes.checkpoints.format import EXPORT_FILES, HubError, WeightsError
-from ssast_lobes.checkpoints.huggingface import to_huggingface
+from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import hub_card
 from ssast_lobes.checkpoints.push import push_to_hub

@@ -25,7 +25,8 @@ from ssast_lobes.checkpoints.folder import (
     label_encoder_of,
 )
 from ssast_lobes.checkpoints.format import Weights, WeightsError
-from ssast_lobes.checkpoints.huggingface import from_huggingface, to_huggingface
+from ssast_lobes.checkpoints.huggingface import from_huggingface
+from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.checkpoints.warm_start import initialize

@@ -56,19 +56,19 @@ def tasks(tones):
 
 
 @pytest.fixture(scope="module")
-def boxed(pretrained, tasks, tmp_path_factory):
+def with_heads(pretrained, tasks, tmp_path_factory):
     """What stands in for the bundled model, and its scores."""
     folder = tmp_path_factory.mktemp("bundled") / "small"
     return folder, train_heads(pretrained, tasks, folder, LICENSES)
 
 
 @pytest.fixture
-def in_the_box(boxed, monkeypatch):
-    monkeypatch.setattr(linear_heads, "BUNDLED", boxed[0].parent)
+def bundled(with_heads, monkeypatch):
+    monkeypatch.setattr(linear_heads, "BUNDLED", with_heads[0].parent)
 
 
-def test_home_folder(boxed, monkeypatch):
-    folder = boxed[0]
+def test_home_folder(with_heads, monkeypatch):
+    folder = with_heads[0]
     monkeypatch.setenv("HOME", str(folder.parent))
     short = f"~/{folder.name}"
     assert head_names(short) == head_names(folder) == ["kinds", "sounds"]
@@ -76,9 +76,9 @@ def test_home_folder(boxed, monkeypatch):
 
 
 def test_encoder_is_stored_in_half_precision_and_read_in_full(
-    pretrained, boxed
+    pretrained, with_heads
 ):
-    folder, _ = boxed
+    folder, _ = with_heads
     before, after = load_weights(pretrained), load_weights(folder)
     stored = load_file(folder / "model.safetensors")
     assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
@@ -92,8 +92,8 @@ def test_encoder_is_stored_in_half_precision_and_read_in_full(
         assert after.config[key] == before.config[key]
 
 
-def test_heads_do_in_use_what_was_measured(boxed, tasks):
-    folder, scores = boxed
+def test_heads_do_in_use_what_was_measured(with_heads, tasks):
+    folder, scores = with_heads
     assert head_names(folder) == ["kinds", "sounds"]
     task = tasks[0]
     classifier = AudioClassifier.from_hparams(folder, task="sounds")
@@ -120,7 +120,7 @@ def test_clips_of_several_windows_are_scored_as_their_mean_vector(
     model = export_pretrained(
         tmp_path / "export", MSPM(encoder), FrontEnd(n_mels=32), {}
     )
-    folder = tmp_path / "boxed"
+    folder = tmp_path / "with_heads"
     pooling = {"pooling": "statistics", "layers": "all"}
     measured = train_heads(model, tasks[:1], folder, **pooling)["sounds"]
     test = tasks[0].paths("test")
@@ -162,8 +162,8 @@ def test_weights_of_a_head_are_those_of_the_regression():
         linear_weights(x / 0, y, 3, penalty=0.1)
 
 
-def test_card_tells_of_training_heads_and_licenses(boxed):
-    folder, scores = boxed
+def test_card_tells_of_training_heads_and_licenses(with_heads):
+    folder, scores = with_heads
     text = (folder / CARD_FILE).read_text()
     assert "## Licenses of the training audio\n\n- tones: made here" in text
     assert "## Data\n\ntones: 12 clips\n" in text
@@ -185,8 +185,10 @@ def test_older_heads_go_and_the_model_itself_stays(pretrained, tasks, tmp_path):
         train_heads(pretrained, [tasks[0], tasks[0]], folder)
 
 
-def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
-    folder, _ = boxed
+def test_heads_of_all_layers_are_pooled_so(
+    pretrained, with_heads, tmp_path, tones
+):
+    folder, _ = with_heads
     [path] = [str(tones.folder / "tone_0.wav")]
     scores = {}
     for pooling in ("mean", "class", "statistics", "dynamics"):
@@ -206,8 +208,8 @@ def test_heads_of_all_layers_are_pooled_so(pretrained, boxed, tmp_path, tones):
     assert len({round(score, 5) for score in scores.values()}) == 12
 
 
-def test_wrong_heads_are_one_clear_error(boxed, tmp_path):
-    folder, _ = boxed
+def test_wrong_heads_are_one_clear_error(with_heads, tmp_path):
+    folder, _ = with_heads
     with pytest.raises(WeightsError, match="there are: kinds, sounds"):
         read_head(folder, "moods")
     with pytest.raises(WeightsError, match="choose a task: kinds, sounds"):
@@ -223,15 +225,15 @@ def test_wrong_heads_are_one_clear_error(boxed, tmp_path):
         read_head(tmp_path, "moods")
 
 
-def test_without_a_model_the_one_in_the_box_is_used(in_the_box, boxed, tones):
+def test_without_a_model_the_bundled_one_is_used(bundled, with_heads, tones):
     path = tones.folder / "tone_0.wav"
-    default, named = AudioEncoder.from_hparams(), AudioEncoder(boxed[0])
+    default, named = AudioEncoder.from_hparams(), AudioEncoder(with_heads[0])
     assert torch.equal(default.encode_file(path), named.encode_file(path))
     classifier = AudioClassifier.from_hparams(task="sounds")
     assert classifier.classify_file(path).label in classifier.labels
 
 
-def test_commands_without_a_model(in_the_box, tones, tmp_path, capsys):
+def test_commands_without_a_model(bundled, tones, tmp_path, capsys):
     path, output = str(tones.folder / "tone_0.wav"), tmp_path / "clips.npz"
     # Inputs on both sides, a folder, a table, and no model among them.
     for inputs in ([path], [str(tones.folder)], [str(tones.manifest), path]):
@@ -246,9 +248,9 @@ def test_commands_without_a_model(in_the_box, tones, tmp_path, capsys):
 
 
 def test_a_model_is_told_from_inputs(
-    boxed, pretrained, tones, tmp_path, capsys
+    with_heads, pretrained, tones, tmp_path, capsys
 ):
-    folder, path = str(boxed[0]), str(tones.folder / "tone_0.wav")
+    folder, path = str(with_heads[0]), str(tones.folder / "tone_0.wav")
     output = str(tmp_path / "clips.npz")
     assert main(["embed", folder, "--output", output, path]) == 0
     assert main(["embed", folder, "--output", output]) == 2

@@ -20,7 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import BatchSampler
 
 from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.dataio.samplers import BatchShare
+from ssast_lobes.dataio.samplers import RankBatchSampler
 from ssast_lobes.models.heads import SpectrogramRecognizer
 from ssast_lobes.training import RecognitionBrain
 from ssast_lobes.training.checkpointer import AtomicCheckpointer
@@ -43,7 +43,8 @@ SETTINGS = {
 def test_each_batch_is_in_one_share(n_clips, n_processes):
     batches = BatchSampler(range(n_clips), BATCH, drop_last=False)
     shares = [
-        BatchShare(batches, rank, n_processes) for rank in range(n_processes)
+        RankBatchSampler(batches, rank, n_processes)
+        for rank in range(n_processes)
     ]
     assert sorted(b for share in shares for b in share) == list(batches)
     lengths = [len(share) for share in shares]

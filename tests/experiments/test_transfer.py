@@ -686,7 +686,7 @@ def test_five_tasks(run, corpora, tmp_path):
 
 
 @pytest.mark.slow
-def test_few_labels_with_the_model_in_the_box(run, corpora, tmp_path):
+def test_few_labels_with_the_bundled_model(run, corpora, tmp_path):
     words = words_of(
         corpora=corpora,
         labels_per_class=2,

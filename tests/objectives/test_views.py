@@ -238,11 +238,11 @@ def test_backgrounds_add_powers_at_the_level_asked_for():
         assert (mixed[number, length:] == 0).all()
         clip = feats[number, :length]
         found = []
-        for other, beside in enumerate(lengths):
+        for other, other_length in enumerate(lengths):
             if other == number:
                 continue
-            shared = min(length, beside)
-            noise = feats[other, :beside]
+            shared = min(length, other_length)
+            noise = feats[other, :other_length]
             # Ten times less power than the clip, as means of logarithms go.
             factor = 3.0 * (clip.mean() - noise.mean()) - math.log(10)
             power = (3.0 * clip).exp()

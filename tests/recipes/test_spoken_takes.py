@@ -111,7 +111,7 @@ HAS_FLITE = pytest.mark.skipif(
 
 @HAS_FLITE
 def test_flite_says_its_share_of_the_english_words(recipe, words, tmp_path):
-    recipe.prepare_spoken_takes(tmp_path, 1, words=words, flite_share=0.8)
+    recipe.prepare_spoken_takes(tmp_path, 1, words=words, flite_fraction=0.8)
     found = rows(tmp_path)
     counts = {}
     for row in found:
@@ -133,7 +133,7 @@ def test_flite_needs_an_english_word(recipe, tmp_path):
     path.write_text("de Haus\n")
     with pytest.raises(ValueError, match="Flite says English words"):
         recipe.prepare_spoken_takes(
-            tmp_path / "takes", words=path, flite_share=0.5
+            tmp_path / "takes", words=path, flite_fraction=0.5
         )
     assert not (tmp_path / "takes").exists()
 
@@ -142,11 +142,11 @@ def test_flite_that_is_not_there(recipe, words, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="apt install flite"):
         recipe.prepare_spoken_takes(
-            tmp_path / "takes", words=words, flite_share=0.5
+            tmp_path / "takes", words=words, flite_fraction=0.5
         )
-    with pytest.raises(ValueError, match="a share, 0 to 1, got 80"):
+    with pytest.raises(ValueError, match="from 0 to 1, got 80"):
         recipe.prepare_spoken_takes(
-            tmp_path / "takes", words=words, flite_share=80
+            tmp_path / "takes", words=words, flite_fraction=80
         )
 
 

@@ -23,8 +23,8 @@ def confusion(n_classes, clips=40):
     matrix = torch.diag(torch.full((n_classes,), clips))
     for offset in (1, -1, 2):
         if abs(offset) < n_classes:
-            beside = torch.full((n_classes - abs(offset),), clips // 5)
-            matrix += torch.diag(beside, offset)
+            neighbors = torch.full((n_classes - abs(offset),), clips // 5)
+            matrix += torch.diag(neighbors, offset)
     return matrix
 
 
@@ -227,7 +227,9 @@ def test_comparison_draws_percentages_with_error_bars(tmp_path):
 
 
 def test_comparison_of_percentages_or_nothing_raises(tmp_path):
-    with pytest.raises(ValueError, match="scratch: 61.0 is not a share"):
+    with pytest.raises(
+        ValueError, match="scratch: 61.0 is not between 0 and 1"
+    ):
         plot_comparison([("scratch", 61.0, 2.0)], tmp_path / "a.png")
     with pytest.raises(ValueError, match="no rows"):
         plot_comparison([], tmp_path / "a.png")

@@ -70,7 +70,7 @@ def test_warmup_longer_than_the_run_is_cut_off():
 
 @pytest.mark.parametrize("warmup", [1000.0, -1, -0.5, math.nan])
 def test_impossible_durations_are_refused(warmup):
-    with pytest.raises(ValueError, match="warmup must be a share"):
+    with pytest.raises(ValueError, match="warmup must be a fraction"):
         WarmupCosine(warmup=warmup)(0, TOTAL)
 
 
