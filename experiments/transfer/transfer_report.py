@@ -186,7 +186,7 @@ def scores(task, predictions, draw_seed=0):
         ]
         metric = SCORES[task.metric]
         found[system] = Score(
-            [metric(predicted, target) for predicted in classes],
+            [metric(target, predicted) for predicted in classes],
             torch.stack(draws).mean(0),
         )
     return found, len(rows)

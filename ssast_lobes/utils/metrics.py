@@ -1,47 +1,27 @@
 """Metrics: how good a classifier or an embedding is.
 
-Every function takes tensors or arrays of a whole evaluation set, computes on
-the CPU in float64 and returns a fraction between 0 and 1, never a percentage
-(``effective_rank`` apart, which is a number of dimensions).
+Classification is measured by scikit-learn. Every function takes tensors or
+arrays of a whole evaluation set and returns a fraction between 0 and 1, never
+a percentage (``effective_rank`` apart, which is a number of dimensions).
 `ClassificationMetrics` collects the batches of an evaluation and hands back
 the numbers that belong to its kind of label. Numbers that cannot be defined
 (no clips, scores that are NaN) raise ``ValueError`` instead of passing for a
 result.
 """
 
+import numpy as np
 import torch
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    confusion_matrix,
+    f1_score,
+    recall_score,
+    roc_curve,
+)
 
 
-def accuracy(predicted, target):
-    """Return the fraction of clips whose predicted class is right.
-
-    Arguments
-    ---------
-    predicted : torch.Tensor
-        Predicted class of each clip, integers of shape (N,).
-    target : torch.Tensor
-        True class of each clip, integers of shape (N,).
-
-    Returns
-    -------
-    float
-        Accuracy, 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, there are no clips, or classes are not integers.
-
-    Example
-    -------
-    >>> accuracy([0, 1, 1, 1], [0, 0, 1, 1])
-    0.75
-    """
-    predicted, target = _class_pair(predicted, target)
-    return (predicted == target).double().mean().item()
-
-
-def unweighted_average_recall(predicted, target):
+def unweighted_average_recall(target, predicted):
     """Return the mean over the classes of each class's recall (UAR).
 
     Also called balanced accuracy. A class that no clip truly belongs to has
@@ -49,10 +29,10 @@ def unweighted_average_recall(predicted, target):
 
     Arguments
     ---------
-    predicted : torch.Tensor
-        Predicted class of each clip, integers of shape (N,).
     target : torch.Tensor
         True class of each clip, integers of shape (N,).
+    predicted : torch.Tensor
+        Predicted class of each clip, integers of shape (N,).
 
     Returns
     -------
@@ -66,89 +46,13 @@ def unweighted_average_recall(predicted, target):
 
     Example
     -------
-    >>> unweighted_average_recall([0, 0, 0, 0, 1], [0, 0, 0, 1, 1])
+    >>> unweighted_average_recall([0, 0, 0, 1, 1], [0, 0, 0, 0, 1])
     0.75
     """
-    predicted, target = _class_pair(predicted, target)
-    n_classes = int(torch.maximum(predicted, target).max()) + 1
-    return _mean_recall(confusion_matrix(predicted, target, n_classes))
-
-
-def macro_f1(predicted, target):
-    """Return the mean over the classes of each class's F1 score.
-
-    A class that no clip belongs to and none is taken for has no score and is
-    left out of the mean, as scikit-learn does.
-
-    Arguments
-    ---------
-    predicted : torch.Tensor
-        Predicted class of each clip, integers of shape (N,).
-    target : torch.Tensor
-        True class of each clip, integers of shape (N,).
-
-    Returns
-    -------
-    float
-        Macro F1, 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, there are no clips, or classes are not integers.
-
-    Example
-    -------
-    >>> round(macro_f1([0, 0, 0, 1], [0, 0, 1, 1]), 4)
-    0.7333
-    """
-    predicted, target = _class_pair(predicted, target)
-    n_classes = int(torch.maximum(predicted, target).max()) + 1
-    return _mean_f1(confusion_matrix(predicted, target, n_classes))
-
-
-def confusion_matrix(predicted, target, n_classes):
-    """Count how often each true class was taken for each class.
-
-    Arguments
-    ---------
-    predicted : torch.Tensor
-        Predicted class of each clip, integers of shape (N,).
-    target : torch.Tensor
-        True class of each clip, integers of shape (N,).
-    n_classes : int
-        Number of classes C.
-
-    Returns
-    -------
-    torch.Tensor
-        Counts, int64 of shape (C, C): rows are the truth, columns the
-        prediction.
-
-    Raises
-    ------
-    ValueError
-        If the shapes differ, there are no clips, or a class is not an integer
-        from 0 to C - 1.
-
-    Example
-    -------
-    >>> confusion_matrix([0, 1, 1], [0, 0, 1], n_classes=2)
-    tensor([[1, 1],
-            [0, 1]])
-    """
-    predicted, target = _class_pair(predicted, target)
-    for name, classes in (("predicted", predicted), ("target", target)):
-        lowest, highest = int(classes.min()), int(classes.max())
-        if lowest < 0 or highest >= n_classes:
-            raise ValueError(
-                f"{name} classes run from {lowest} to {highest}, but "
-                f"n_classes={n_classes} allows 0 to {n_classes - 1}"
-            )
-    cells = torch.bincount(
-        target * n_classes + predicted, minlength=n_classes**2
+    occurring = np.unique(target)
+    return float(
+        recall_score(target, predicted, labels=occurring, average="macro")
     )
-    return cells.view(n_classes, n_classes)
 
 
 def average_precision(scores, targets):
@@ -185,51 +89,18 @@ def average_precision(scores, targets):
     >>> average_precision(scores, [[1, 0], [0, 0], [1, 0]])
     tensor([0.8333,    nan], dtype=torch.float64)
     """
-    scores, targets = _on_cpu(scores).double(), _on_cpu(targets).double()
+    scores, targets = _on_cpu(scores).double(), _on_cpu(targets)
     if scores.dim() != 2:
         raise ValueError(
             f"expected scores of shape (N, C), got {tuple(scores.shape)}"
         )
     _check_binary(scores, targets)
-    order = scores.argsort(dim=0, descending=True)
-    hits = targets.gather(0, order)
-    rank = torch.arange(1, len(scores) + 1, dtype=torch.float64)[:, None]
-    precision = hits.cumsum(0) / rank
-    precision = precision.gather(0, _last_equal(scores.gather(0, order)))
-    # 0 / 0 for a class without positives: the NaN that is promised.
-    return (precision * hits).sum(0) / targets.sum(0)
-
-
-def mean_average_precision(scores, targets):
-    """Return the mean of the classes' average precisions (mAP, macro).
-
-    Classes without a positive clip have no average precision and are left
-    out of the mean; `average_precision` shows which.
-
-    Arguments
-    ---------
-    scores : torch.Tensor
-        Score of each clip for each class, shape (N, C).
-    targets : torch.Tensor
-        1 where the clip has the class, else 0, shape (N, C).
-
-    Returns
-    -------
-    float
-        Mean average precision, 0 to 1.
-
-    Raises
-    ------
-    ValueError
-        As `average_precision`, and if no class has a positive clip.
-
-    Example
-    -------
-    >>> scores = [[0.9, 0.1], [0.8, 0.7], [0.1, 0.3]]
-    >>> mean_average_precision(scores, [[1, 0], [0, 1], [0, 0]])
-    1.0
-    """
-    return _mean_of_scored_classes(average_precision(scores, targets))
+    found = torch.full((scores.shape[1],), torch.nan, dtype=torch.float64)
+    for number in targets.any(0).nonzero()[:, 0].tolist():
+        found[number] = average_precision_score(
+            targets[:, number].int(), scores[:, number]
+        )
+    return found
 
 
 def equal_error_rate(scores, labels):
@@ -274,17 +145,10 @@ def equal_error_rate(scores, labels):
             "the equal error rate needs target and impostor trials, got "
             f"{int(targets)} and {int(impostors)}"
         )
-    order = scores.argsort(descending=True)
-    hits = labels[order]
-    last = _last_equal(scores[order])
-    start = torch.zeros(1, dtype=torch.float64)
-    accepted = torch.cat([start, (1 - hits).cumsum(0)[last] / impostors])
-    rejected = torch.cat([start + 1, 1 - hits.cumsum(0)[last] / targets])
-    # The gap falls from 1 to -1: find the segment on which it passes 0.
-    gap = rejected - accepted
-    after = int((gap > 0).sum())
-    share = gap[after - 1] / (gap[after - 1] - gap[after])
-    return torch.lerp(accepted[after - 1], accepted[after], share).item()
+    false_accepts, hits, _ = roc_curve(labels, scores, drop_intermediate=False)
+    # Both rise with each threshold, and false rejections are 1 - hits: find
+    # where the sum passes 1.
+    return float(np.interp(1.0, false_accepts + hits, false_accepts))
 
 
 def mean_deviation(embeddings):
@@ -370,9 +234,7 @@ def effective_rank(embeddings):
 class ClassificationMetrics:
     """Collects the batches of one evaluation and sums them up.
 
-    Make a new one for every evaluation. Single-label batches are kept as a
-    confusion matrix, of two classes with the scores of the trials, multi-label
-    ones as scores and targets on the CPU.
+    Make a new one for every evaluation.
 
     Arguments
     ---------
@@ -392,7 +254,6 @@ class ClassificationMetrics:
     def __init__(self, multi_label=False):
         self.multi_label = multi_label
         self._batches = []
-        self._confusion = 0
 
     def append(self, scores, targets):
         """Add one batch.
@@ -422,16 +283,13 @@ class ClassificationMetrics:
             )
         if self.multi_label:
             _check_binary(scores, targets)
-            self._batches.append((scores, targets))
         elif scores.isnan().any():
             raise ValueError("scores hold NaN")
-        else:
-            self._confusion = self._confusion + confusion_matrix(
-                scores.argmax(dim=1), targets, scores.shape[1]
+        elif not ((targets >= 0) & (targets < scores.shape[1])).all():
+            raise ValueError(
+                f"targets must be classes from 0 to {scores.shape[1] - 1}"
             )
-            if scores.shape[1] == 2:
-                margin = scores[:, 1].double() - scores[:, 0].double()
-                self._batches.append((margin, targets))
+        self._batches.append((scores, targets))
 
     def summary(self):
         """Return the numbers of everything appended so far.
@@ -453,58 +311,37 @@ class ClassificationMetrics:
         ValueError
             If nothing was appended, or no clip has any label (multi-label).
         """
-        if self.multi_label:
-            return self._multi_label_summary()
-        if isinstance(self._confusion, int):
-            raise ValueError("no batch was appended")
-        correct, total = self._confusion.trace(), self._confusion.sum()
-        return {
-            "accuracy": (correct.double() / total).item(),
-            "uar": _mean_recall(self._confusion),
-            "macro_f1": _mean_f1(self._confusion),
-            **self._two_class_summary(),
-            "confusion_matrix": self._confusion,
-        }
-
-    def _two_class_summary(self):
-        if len(self._confusion) != 2 or (self._confusion.sum(1) == 0).any():
-            return {}
-        margins, targets = zip(*self._batches, strict=True)
-        rate = equal_error_rate(torch.cat(margins), torch.cat(targets))
-        return {"eer": rate}
-
-    def _multi_label_summary(self):
         if not self._batches:
             raise ValueError("no batch was appended")
-        scores, targets = (
-            torch.cat(part) for part in zip(*self._batches, strict=True)
-        )
-        per_class = average_precision(scores, targets)
-        return {
-            "mAP": _mean_of_scored_classes(per_class),
-            "average_precision": per_class,
-            "classes_scored": int((~per_class.isnan()).sum()),
+        scores, targets = map(torch.cat, zip(*self._batches, strict=True))
+        if self.multi_label:
+            per_class = average_precision(scores, targets)
+            if per_class.isnan().all():
+                raise ValueError(
+                    "no class has a positive clip: mean average precision is "
+                    "undefined"
+                )
+            return {
+                "mAP": per_class.nanmean().item(),
+                "average_precision": per_class,
+                "classes_scored": int((~per_class.isnan()).sum()),
+            }
+        predicted, n_classes = scores.argmax(dim=1), scores.shape[1]
+        matrix = confusion_matrix(targets, predicted, labels=range(n_classes))
+        found = {
+            "accuracy": float(accuracy_score(targets, predicted)),
+            "uar": unweighted_average_recall(targets, predicted),
+            "macro_f1": float(f1_score(targets, predicted, average="macro")),
         }
+        if n_classes == 2 and len(targets.unique()) == 2:
+            margin = scores[:, 1].double() - scores[:, 0].double()
+            found["eer"] = equal_error_rate(margin, targets)
+        return {**found, "confusion_matrix": torch.from_numpy(matrix)}
 
 
 def _on_cpu(values):
     """Return anything that can become a tensor, detached, on the CPU."""
     return torch.as_tensor(values).detach().cpu()
-
-
-def _class_pair(predicted, target):
-    """Check both, and return them as int64 (N,) on the CPU."""
-    predicted, target = _on_cpu(predicted), _on_cpu(target)
-    if predicted.dim() != 1 or predicted.shape != target.shape:
-        raise ValueError(
-            "expected predicted and target classes of one shape (N,), got "
-            f"{tuple(predicted.shape)} and {tuple(target.shape)}"
-        )
-    if len(target) == 0:
-        raise ValueError("no clips to evaluate")
-    if predicted.is_floating_point() or target.is_floating_point():
-        raise ValueError("expected classes as integers, got scores")
-    return predicted.long(), target.long()
 
 
 def _check_binary(scores, targets):
@@ -520,36 +357,3 @@ def _check_binary(scores, targets):
         raise ValueError("scores hold NaN")
     if not ((targets == 0) | (targets == 1)).all():
         raise ValueError("targets must be 0 or 1")
-
-
-def _last_equal(ordered):
-    """Return the last index along dim 0 with the same, ordered value."""
-    n = len(ordered)
-    index = torch.arange(n).view(-1, *[1] * (ordered.dim() - 1))
-    is_last = torch.ones_like(ordered, dtype=torch.bool)
-    is_last[:-1] = ordered[1:] != ordered[:-1]
-    last = torch.where(is_last, index, n)
-    return last.flip(0).cummin(0).values.flip(0)
-
-
-def _mean_recall(confusion):
-    """Return the mean recall of the classes that occur in the truth."""
-    clips = confusion.sum(dim=1)
-    recall = confusion.diagonal().double() / clips
-    return recall[clips > 0].mean().item()
-
-
-def _mean_f1(confusion):
-    """Return the mean F1 of the classes that are true or predicted."""
-    clips = confusion.sum(dim=0) + confusion.sum(dim=1)
-    score = 2 * confusion.diagonal().double() / clips
-    return score[clips > 0].mean().item()
-
-
-def _mean_of_scored_classes(per_class):
-    """Return the mean of the average precisions that exist."""
-    if per_class.isnan().all():
-        raise ValueError(
-            "no class has a positive clip: mean average precision is undefined"
-        )
-    return per_class.nanmean().item()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.metrics import accuracy_score
 
 from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
 from ssast_lobes.checkpoints import linear_heads
@@ -29,7 +30,6 @@ from ssast_lobes.evaluation.probing.classifiers import linear_weights
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.objectives import MSPM
-from ssast_lobes.utils.metrics import accuracy
 
 MEBIBYTE = 2**20
 LICENSES = "- tones: made here, CC0"
@@ -100,13 +100,13 @@ def test_heads_do_in_use_what_was_measured(with_heads, tasks):
     assert classifier.labels == task.labels == ["chirp", "noise", "tone"]
     results = classifier.classify_files(task.paths("test"))
     predicted = [task.labels.index(result.label) for result in results]
-    assert accuracy(predicted, task.targets("test")) == scores["sounds"]
+    assert accuracy_score(task.targets("test"), predicted) == scores["sounds"]
     for result in results:
         assert sum(result.scores.values()) == pytest.approx(1, abs=1e-5)
     # On clips that it was trained on a linear head of 32 numbers is better.
     seen = classifier.classify_files(task.paths("train"))
     predicted = [task.labels.index(result.label) for result in seen]
-    assert accuracy(predicted, task.targets("train")) > 0.6
+    assert accuracy_score(task.targets("train"), predicted) > 0.6
 
 
 def test_clips_of_several_windows_are_scored_as_their_mean_vector(
@@ -128,7 +128,7 @@ def test_clips_of_several_windows_are_scored_as_their_mean_vector(
     results = classifier.classify_files(test)
     assert any(len(result.windows) > 1 for result in results)
     predicted = [tasks[0].labels.index(result.label) for result in results]
-    assert accuracy(predicted, tasks[0].targets("test")) == measured
+    assert accuracy_score(tasks[0].targets("test"), predicted) == measured
 
     encoder, head = AudioEncoder(folder), read_head(folder, "sounds")
     write_head(
@@ -155,7 +155,7 @@ def test_weights_of_a_head_are_those_of_the_regression():
     x[:, 7] = 2.0
     weight, bias = linear_weights(x, y, 3, penalty=0.1)
     assert weight.shape == (3, 8) and not weight[:, 7].any()
-    fit = logistic_regression(x, y, x, y, x, 3, penalties=[0.1])
+    fit = logistic_regression(x, y, x, y, x, penalties=[0.1])
     found = (x.double() @ weight.T + bias).argmax(1)
     assert torch.equal(found, fit.predictions)
     with pytest.raises(ValueError, match="not finite"):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from sklearn.metrics import accuracy_score
 
 from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
 from ssast_lobes.checkpoints.folder import export_pretrained, write_export
@@ -18,7 +19,6 @@ from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.evaluation.probing import (
     Result,
-    classifiers,
     logistic_regression,
     markdown,
     nearest_neighbors,
@@ -28,6 +28,7 @@ from ssast_lobes.evaluation.probing import (
     short_names,
     write_report,
 )
+from ssast_lobes.evaluation.probing.classifiers import linear_weights
 from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     LogMelStatistics,
@@ -44,7 +45,7 @@ from ssast_lobes.lobes.spectrogram import SpectrogramLobe
 from ssast_lobes.models.features import KaldiFbank
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.objectives import MSPM
-from ssast_lobes.utils.metrics import accuracy, unweighted_average_recall
+from ssast_lobes.utils.metrics import unweighted_average_recall
 
 
 def blobs(n, distance, seed, n_classes=3, n_features=5):
@@ -55,8 +56,8 @@ def blobs(n, distance, seed, n_classes=3, n_features=5):
     return x + distance * torch.eye(n_classes, n_features)[y], y
 
 
-def fit(train, valid, test_x, n_classes=3, **settings):
-    return logistic_regression(*train, *valid, test_x, n_classes, **settings)
+def fit(train, valid, test_x, **settings):
+    return logistic_regression(*train, *valid, test_x, **settings)
 
 
 def test_separable_classes_are_learned():
@@ -71,25 +72,29 @@ def test_separable_classes_are_learned():
     assert penalty >= 0.1
 
 
-def test_solution_is_the_optimum():
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_solution_is_the_optimum(n_classes):
     """The gradient that the textbook gives vanishes at the fitted weights."""
-    x, y = blobs(90, 1.0, seed=0)
+    x, y = blobs(90, 1.0, seed=0, n_classes=n_classes)
     # Correlated features, and one that is the sum of others.
-    x = torch.cat([x @ torch.randn(5, 5), x.sum(1, keepdim=True)], 1)
-    x, *_ = classifiers._standardize(x, x, x)
-    axes, variances = classifiers._principal_axes(x)
-    assert axes.shape == (6, 5)
+    x = torch.cat([x @ torch.randn(5, 5), x.sum(1, keepdim=True)], 1).double()
     penalty = 0.01
-    zeros = torch.zeros(5, 3, dtype=torch.float64)
-    weight, bias = classifiers._fit(
-        x @ axes, y, zeros, zeros[0], penalty, variances
-    )
-    weight = axes @ weight
-    probabilities = (x @ weight + bias).softmax(-1)
-    surplus = probabilities - torch.nn.functional.one_hot(y, 3)
-    gradient = x.T @ surplus / len(x) + penalty * weight
+    weight, bias = linear_weights(x, y, n_classes, penalty)
+    surplus = (x @ weight.T + bias).softmax(-1)
+    surplus = surplus - torch.nn.functional.one_hot(y, n_classes)
+    # The penalty is on the weights of standardized features.
+    mean, std = x.mean(0), x.std(0, correction=0)
+    gradient = ((x - mean) / std).T @ surplus / len(x)
+    gradient = gradient + penalty * (weight * std).T
     assert gradient.abs().max() < 1e-5
     assert surplus.mean(0).abs().max() < 1e-5
+
+
+def test_class_without_clips_is_never_predicted():
+    x, y = blobs(60, 6.0, seed=0)
+    weight, bias = linear_weights(x, 2 * y, 5, penalty=0.1)
+    assert weight.shape == (5, 5) and bias.isfinite().all()
+    assert torch.equal((x.double() @ weight.T + bias).argmax(1), 2 * y)
 
 
 def few_clips_useless_features(n, seed):
@@ -178,13 +183,13 @@ def imbalanced(n, seed):
 def test_settings_are_chosen_by_the_metric(classify):
     parts = [*imbalanced(200, 0), *imbalanced(200, 1)]
     test_x, _ = imbalanced(50, 2)
-    for metric in (accuracy, unweighted_average_recall):
-        fitted = classify(*parts, test_x, 2, metric=metric)
+    for metric in (accuracy_score, unweighted_average_recall):
+        fitted = classify(*parts, test_x, metric=metric)
         name = {logistic_regression: "penalties"}.get(classify, "counts")
         choices = [10.0**k for k in range(1, -6, -1)]
         choices = choices if name == "penalties" else [100, 50, 20, 10, 5, 1]
         each = [
-            classify(*parts, test_x, 2, metric=metric, **{name: [choice]})
+            classify(*parts, test_x, metric=metric, **{name: [choice]})
             for choice in choices
         ]
         best = max(one.valid_score for one in each)
@@ -200,7 +205,7 @@ def test_nearest_neighbors_vote_as_the_paper_says():
     test_x = torch.randn(9, 6, generator=generator)
     k, temperature = 7, 0.2
     fitted = nearest_neighbors(
-        *(train_x, train_y, train_x, train_y, test_x, 4),
+        *(train_x, train_y, train_x, train_y, test_x),
         counts=[k],
         temperature=temperature,
     )
@@ -222,9 +227,9 @@ def test_nearest_neighbors_vote_as_the_paper_says():
 
 def test_nearest_neighbors_of_few_clips():
     x, y = blobs(6, 3.0, seed=0)
-    assert nearest_neighbors(x, y, x, y, x, 3).setting in (1, 5)
+    assert nearest_neighbors(x, y, x, y, x).setting in (1, 5)
     with pytest.raises(ValueError, match="from 1 to 6"):
-        nearest_neighbors(x, y, x, y, x, 3, counts=[7])
+        nearest_neighbors(x, y, x, y, x, counts=[7])
 
 
 @pytest.mark.parametrize("metric", ["accuracy", "uar"])
@@ -236,13 +241,15 @@ def test_bootstrap_draws_whole_groups(metric):
     groups = torch.arange(50) % 7
     scores = bootstrap(predicted, target, groups, metric, seed=5)
     assert scores.shape == (REPLICATES,)
-    function = {"accuracy": accuracy, "uar": unweighted_average_recall}[metric]
+    function = {"accuracy": accuracy_score, "uar": unweighted_average_recall}[
+        metric
+    ]
     draws = torch.randint(7, (100, 7), generator=torch.manual_seed(5))
     for drawn, score in zip(draws[:20], scores[:20], strict=True):
         clips = torch.cat(
             [(groups == group).nonzero()[:, 0] for group in drawn]
         )
-        expected = function(predicted[clips], target[clips])
+        expected = function(target[clips], predicted[clips])
         assert score.item() == pytest.approx(expected, abs=1e-12)
 
 

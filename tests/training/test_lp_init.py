@@ -67,7 +67,7 @@ def test_scores_are_those_of_the_regression(tones, arguments):
         return torch.stack(found), torch.tensor(targets)
 
     (x, y), (test_x, _) = vectors("train"), vectors("test")
-    fit = logistic_regression(x, y, x, y, test_x, 3, penalties=[0.03])
+    fit = logistic_regression(x, y, x, y, test_x, penalties=[0.03])
     assert torch.equal(model.head.linear(test_x).argmax(1), fit.predictions)
     # The optimum: moving the head on does not help.
     with torch.enable_grad():

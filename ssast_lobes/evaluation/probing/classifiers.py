@@ -1,19 +1,24 @@
 """Classifiers on fixed features: logistic regression and nearest neighbors.
 
-Both standardize every feature on the training part, choose their one setting
-on the validation part and classify the test part. They compute in float64 on
-the CPU, without random numbers.
+Both are scikit-learn's. They standardize every feature on the training part,
+choose their one setting on the validation part and classify the test part.
+They compute in float64 on the CPU, without random numbers.
 """
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from sklearn.decomposition import PCA
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 
-from ssast_lobes.utils.metrics import accuracy
-
-# Rows of similarities at once: all of them would outgrow the memory.
-_CHUNK = 1024
+# With these the predictions are those of a solver that goes on to 1e-12.
+_TOLERANCE = 1e-7
+_MAX_STEPS = 1000
 
 
 class Fit(NamedTuple):
@@ -40,9 +45,8 @@ def logistic_regression(
     valid_x,
     valid_y,
     test_x,
-    n_classes,
     penalties=tuple(10.0**k for k in range(1, -6, -1)),
-    metric=accuracy,
+    metric=accuracy_score,
 ):
     """Fit a multinomial logistic regression and classify the test part.
 
@@ -63,12 +67,11 @@ def logistic_regression(
         Class indices (V,), int64.
     test_x : torch.Tensor
         Features (M, D) to classify.
-    n_classes : int
-        Number of classes.
     penalties : iterable of float
         Penalties to choose from.
     metric : callable
-        Takes predicted and true classes, gives a score to make large.
+        Takes true and predicted classes, as scikit-learn's do; gives a score
+        to make large.
 
     Returns
     -------
@@ -84,26 +87,24 @@ def logistic_regression(
     >>> x = torch.tensor([[-2.0], [-1.0], [1.0], [2.0]])
     >>> y = torch.tensor([0, 0, 1, 1])
     >>> test_x = torch.tensor([[-3.0], [3.0]])
-    >>> logistic_regression(x, y, x, y, test_x, 2).predictions.tolist()
+    >>> logistic_regression(x, y, x, y, test_x).predictions.tolist()
     [0, 1]
     """
     penalties = sorted(penalties, reverse=True)
     if not penalties:
         raise ValueError("penalties is empty: name at least one")
-    train_x, valid_x, test_x = _standardize(train_x, valid_x, test_x)
-    # Along its principal axes the problem is the same and far better
-    # conditioned; directions that the training part lacks get no weight.
-    axes, variances = _principal_axes(train_x)
-    train_x, valid_x, test_x = (x @ axes for x in (train_x, valid_x, test_x))
-    weight = train_x.new_zeros(len(variances), n_classes)
-    bias = train_x.new_zeros(n_classes)
+    parts = {"train_x": train_x, "valid_x": valid_x, "test_x": test_x}
+    train_x, valid_x, test_x = (_array(x, name) for name, x in parts.items())
+    axes = _principal_axes().fit(train_x)
+    train_x, valid_x, test_x = map(axes.transform, (train_x, valid_x, test_x))
+    model = _solver()
     best = None
     # From strong to weak, each fit beginning where the last one ended.
     for penalty in penalties:
-        weight, bias = _fit(train_x, train_y, weight, bias, penalty, variances)
-        score = metric((valid_x @ weight + bias).argmax(-1), valid_y)
+        _fit(model, train_x, train_y, penalty)
+        score = metric(valid_y, model.predict(valid_x))
         if best is None or score > best.valid_score:
-            predictions = (test_x @ weight + bias).argmax(-1)
+            predictions = torch.from_numpy(model.predict(test_x))
             best = Fit(predictions, penalty, score)
     return best
 
@@ -114,10 +115,9 @@ def nearest_neighbors(
     valid_x,
     valid_y,
     test_x,
-    n_classes,
     counts=(1, 5, 10, 20, 50, 100),
     temperature=0.07,
-    metric=accuracy,
+    metric=accuracy_score,
 ):
     """Classify by the most similar training clips.
 
@@ -130,7 +130,7 @@ def nearest_neighbors(
 
     Arguments
     ---------
-    train_x, train_y, valid_x, valid_y, test_x, n_classes, metric
+    train_x, train_y, valid_x, valid_y, test_x, metric
         As in `logistic_regression`.
     counts : iterable of int
         Numbers of neighbors k to choose from; those above the number of
@@ -152,7 +152,7 @@ def nearest_neighbors(
     >>> x = torch.tensor([[-2.0, 1.0], [-1.0, 1.0], [1.0, 1.0], [2.0, 1.0]])
     >>> y = torch.tensor([0, 0, 1, 1])
     >>> test_x = torch.tensor([[-3.0, 1.0], [3.0, 1.0]])
-    >>> nearest_neighbors(x, y, x, y, test_x, 2).predictions.tolist()
+    >>> nearest_neighbors(x, y, x, y, test_x).predictions.tolist()
     [0, 1]
     """
     counts = sorted((k for k in counts if k <= len(train_x)), reverse=True)
@@ -161,15 +161,25 @@ def nearest_neighbors(
             f"counts: name at least one from 1 to {len(train_x)}, the number "
             "of training clips"
         )
-    parts = _standardize(train_x, valid_x, test_x)
-    train_x, valid_x, test_x = (normalize(x, dim=1) for x in parts)
+    parts = {"train_x": train_x, "valid_x": valid_x, "test_x": test_x}
+    train_x, valid_x, test_x = (_array(x, name) for name, x in parts.items())
+
+    def weights(distances):
+        # Of the weights only the ratios matter: none underflows.
+        return np.exp(
+            (distances.min(1, keepdims=True) - distances) / temperature
+        )
+
     best = None
-    valid = _votes(valid_x, train_x, train_y, counts, n_classes, temperature)
-    test = _votes(test_x, train_x, train_y, counts, n_classes, temperature)
     for k in counts:
-        score = metric(valid[k], valid_y)
+        model = make_pipeline(
+            StandardScaler(),
+            KNeighborsClassifier(k, weights=weights, metric="cosine"),
+        )
+        model.fit(train_x, train_y.numpy())
+        score = metric(valid_y, model.predict(valid_x))
         if best is None or score > best.valid_score:
-            best = Fit(test[k], k, score)
+            best = Fit(torch.from_numpy(model.predict(test_x)), k, score)
     return best
 
 
@@ -209,92 +219,48 @@ def linear_weights(x, y, n_classes, penalty):
     >>> (torch.tensor([[-3.0], [3.0]]).double() @ weight.T + bias).argmax(1)
     tensor([0, 1])
     """
-    x = _exact(x, "x")
-    mean, scale = _scaling(x)
-    standard = (x - mean) * scale
-    axes, variances = _principal_axes(standard)
-    weight = standard.new_zeros(len(variances), n_classes)
-    bias = standard.new_zeros(n_classes)
-    weight, bias = _fit(standard @ axes, y, weight, bias, penalty, variances)
-    weight = scale[:, None] * (axes @ weight)
-    return weight.T, bias - mean @ weight
+    axes, model = _principal_axes(), _solver()
+    _fit(model, axes.fit_transform(_array(x, "x")), y, penalty)
+    weight, bias = model.coef_, model.intercept_
+    if len(model.classes_) == 2:
+        # The solver has one row for two classes: the difference of theirs.
+        weight, bias = (np.stack([-v[0], v[0]]) / 2 for v in (weight, bias))
+    scaler, rotation = (step for _, step in axes.steps)
+    weight = weight @ rotation.components_
+    bias = bias - weight @ rotation.mean_
+    weight = weight / scaler.scale_
+    bias = bias - weight @ scaler.mean_
+    # A class without clips is less likely than any other.
+    all_weights = np.zeros((n_classes, weight.shape[1]))
+    all_biases = np.full(n_classes, bias.min() - np.log(len(x)))
+    all_weights[model.classes_], all_biases[model.classes_] = weight, bias
+    return torch.from_numpy(all_weights), torch.from_numpy(all_biases)
 
 
-def _standardize(train_x, valid_x, test_x):
-    """Return all features in float64, by mean and deviation of the first."""
-    parts = {"train_x": train_x, "valid_x": valid_x, "test_x": test_x}
-    parts = [_exact(x, name) for name, x in parts.items()]
-    mean, scale = _scaling(parts[0])
-    return [(x - mean) * scale for x in parts]
-
-
-def _exact(x, name):
-    """Return features in float64, on the CPU."""
+def _array(x, name):
+    """Return features in float64, as scikit-learn takes them."""
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} has values that are not finite")
-    return x.detach().cpu().double()
+    return x.detach().cpu().double().numpy()
 
 
-def _scaling(x):
-    """Return the mean (D,), and the factor for a deviation of 1 (D,)."""
-    mean = x.mean(0)
-    std = x.std(0, correction=0)
-    # A constant feature says nothing: only rounding errors are left of it.
-    constant = std <= 1e-12 * mean.abs()
-    return mean, torch.where(constant, 0.0, 1 / std)
+def _principal_axes():
+    # Along its principal axes the problem is the same, but the solver needs
+    # far fewer steps.
+    return make_pipeline(StandardScaler(), PCA())
 
 
-def _principal_axes(x):
-    """Return the axes (D, R) with any variance, and their variances (R,)."""
-    _, singular, axes = torch.linalg.svd(x, full_matrices=False)
-    variances = singular.square() / len(x)
-    kept = variances > 1e-12 * variances.max()
-    return axes[kept].T, variances[kept]
-
-
-@torch.enable_grad()
-def _fit(x, y, weight, bias, penalty, variances, max_steps=500):
-    """Return the optimal weight (R, C) and bias (C,), from a first guess.
-
-    The features have to be uncorrelated, with these `variances`.
-    """
-    # Steps are taken in units in which the loss at the start is about equally
-    # curved in all directions.
-    likely = (x @ weight + bias).softmax(1)
-    curvature = (likely * (1 - likely)).mean(0).clamp(min=1e-6)
-    unit = (variances[:, None] * curvature + penalty).rsqrt()
-    unit_bias = curvature.rsqrt()
-    scaled = (weight / unit).requires_grad_()
-    scaled_bias = (bias / unit_bias).requires_grad_()
-    optimizer = torch.optim.LBFGS(
-        [scaled, scaled_bias],
-        max_iter=max_steps,
-        tolerance_grad=1e-6,
-        tolerance_change=1e-10,
-        line_search_fn="strong_wolfe",
+def _solver():
+    return LogisticRegression(
+        tol=_TOLERANCE, max_iter=_MAX_STEPS, warm_start=True
     )
 
-    def closure():
-        optimizer.zero_grad()
-        loss = cross_entropy(x @ (unit * scaled) + unit_bias * scaled_bias, y)
-        loss = loss + penalty / 2 * (unit * scaled).square().sum()
-        loss.backward()
-        return loss
 
-    optimizer.step(closure)
-    return (unit * scaled).detach(), (unit_bias * scaled_bias).detach()
-
-
-def _votes(x, train_x, train_y, counts, n_classes, temperature):
-    """Return classes (M,) by number of neighbors; `counts` descends."""
-    predictions = {k: [] for k in counts}
-    for rows in x.split(_CHUNK):
-        similarity, index = (rows @ train_x.T).topk(counts[0])
-        # Of the weights only the ratios matter: none overflows.
-        weight = ((similarity - similarity[:, :1]) / temperature).exp()
-        neighbors = train_y[index]
-        for k in counts:
-            votes = weight.new_zeros(len(rows), n_classes)
-            votes.scatter_add_(1, neighbors[:, :k], weight[:, :k])
-            predictions[k].append(votes.argmax(1))
-    return {k: torch.cat(parts) for k, parts in predictions.items()}
+def _fit(model, x, y, penalty):
+    """Fit; the penalty is that of the mean loss and a weight vector a class."""
+    n_classes = len(y.unique())
+    # scikit-learn has one weight vector for two classes, half of whose square
+    # the two vectors have together.
+    factor = 2 if n_classes == 2 else 1
+    model.C = factor / (penalty * len(x))
+    model.fit(x, y.numpy())

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from sklearn.metrics import accuracy_score
 from tqdm import tqdm
 
 from ssast_lobes.dataio.tables import SPLITS
@@ -26,7 +27,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     pooled,
 )
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
-from ssast_lobes.utils import metrics
+from ssast_lobes.utils.metrics import unweighted_average_recall
 
 PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
@@ -34,8 +35,8 @@ PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 BEST = "best"
 MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
 SCORES = {
-    "accuracy": metrics.accuracy,
-    "uar": metrics.unweighted_average_recall,
+    "accuracy": accuracy_score,
+    "uar": unweighted_average_recall,
 }
 
 
@@ -335,7 +336,7 @@ def _probe_task(task, systems, vectors, variants, bar):
         return _Measured(
             fit,
             variant,
-            metric(fit.predictions, y["test"]),
+            metric(y["test"], fit.predictions),
             bootstrap(fit.predictions, y["test"], groups, task.metric),
         )
 
@@ -359,7 +360,7 @@ def _majority(y, metric):
     """Give every clip the class that most training clips have."""
     label = y["train"].bincount().argmax()
     valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
-    return Fit(test, None, metric(valid, y["valid"]))
+    return Fit(test, None, metric(y["valid"], valid))
 
 
 def best_fit(classify, x, y, task, variants=VARIANTS):
@@ -412,7 +413,6 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
             own["valid"],
             y["valid"],
             own["test"],
-            len(task.labels),
             metric=metric,
         )
         if best is None or fit.valid_score > best[0].valid_score:

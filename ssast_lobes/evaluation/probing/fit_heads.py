@@ -168,7 +168,7 @@ def _head(task, encoder, variants, cache_folder):
         fit.setting,
     )
     scores = x["test"].double() @ weight.T + bias
-    score = SCORES[task.metric](scores.argmax(1), y["test"])
+    score = SCORES[task.metric](y["test"], scores.argmax(1))
     kind = _KINDS[layers]
     return LinearHead(weight, bias, task.labels, pooling, kind), score
 
