@@ -1,5 +1,6 @@
 """Write folders of Hugging Face's audio spectrogram transformer."""
 
+import huggingface_hub
 import torch
 from safetensors.torch import save_file
 
@@ -27,7 +28,7 @@ from ssast_lobes.checkpoints.huggingface import (
     read_json,
     with_kinds,
 )
-from ssast_lobes.checkpoints.model_card import PIPELINE_TAGS, front_matter
+from ssast_lobes.checkpoints.model_card import PIPELINE_TAGS
 from ssast_lobes.models.patches import Grid, PositionTable
 from ssast_lobes.models.transformer import NORM_EPS
 from ssast_lobes.utils.files import atomic_replace_dir, resolved, write_json
@@ -323,19 +324,19 @@ print(classifier(wav, function_to_apply="{function}"))
 def _card(name, config, frames):
     """Return the text of the model card."""
     kind, features = config["kind"], config["features"]
-    data = {
-        "library_name": "transformers",
-        "pipeline_tag": PIPELINE_TAGS[kind],
-        "tags": ["audio", "ssast", MODEL_TYPE],
-    }
+    data = huggingface_hub.ModelCardData(
+        library_name="transformers",
+        pipeline_tag=PIPELINE_TAGS[kind],
+        tags=["audio", "ssast", MODEL_TYPE],
+    )
     multi_label = config.get("multi_label")
     code = _USES[kind].format(
         name=name,
         rate=features["sample_rate"],
         function="sigmoid" if multi_label else "softmax",
     )
-    return front_matter(data) + (
-        f"# {name}\n\n"
+    return (
+        f"---\n{data}\n---\n\n# {name}\n\n"
         "An audio spectrogram transformer, written by `ssast-lobes convert`. "
         f"It takes mono audio at {features['sample_rate']} Hz; what is "
         f"shorter than {_seconds(config, frames):.2f} s is padded, what is "

@@ -2,11 +2,12 @@
 
 import re
 
+# It loads its parts when they are used: an export needs no client of a hub.
+import huggingface_hub
 import yaml
 
 from ssast_lobes.checkpoints.format import CARD_FILE, HubError
 
-_FRONT_MATTER = re.compile(r"\A---\n(.*?)^---\n\s*", re.M | re.S)
 _USES = {
     "pretrained": """
 from ssast_lobes.inference import AudioEncoder
@@ -72,16 +73,15 @@ def model_card_text(folder, config, card, n_parameters):
         Markdown.
     """
     kind, name = config["kind"], folder.name
-    data = {
-        "library_name": "speechbrain",
-        "pipeline_tag": PIPELINE_TAGS[kind],
-        "tags": ["audio", "ssast", "self-supervised", "ssast_lobes"],
-    }
     metrics = card.get("metrics", {}) if kind == "classifier" else {}
-    if names := [name for name, _ in _flat(metrics) if name != "loss"]:
-        data["metrics"] = names
+    data = huggingface_hub.ModelCardData(
+        library_name="speechbrain",
+        pipeline_tag=PIPELINE_TAGS[kind],
+        tags=["audio", "ssast", "self-supervised", "ssast_lobes"],
+        metrics=[key for key, _ in _flat(metrics) if key != "loss"] or None,
+    )
     lines = [
-        front_matter(data) + f"# {card.get('name', name)}",
+        f"---\n{data}\n---\n\n# {card.get('name', name)}",
         "",
         _describe(config, n_parameters),
     ]
@@ -92,28 +92,6 @@ def model_card_text(folder, config, card, n_parameters):
     place = f"The examples run next to the folder `{name}`; or give its path."
     lines += ["", use_section(kind, name, place)]
     return "\n".join(lines)
-
-
-def front_matter(data):
-    """Return the front matter of a model card, as model hubs read it.
-
-    Arguments
-    ---------
-    data : dict
-        Plain values.
-
-    Returns
-    -------
-    str
-        YAML between two lines of dashes, and an empty line.
-
-    Example
-    -------
-    >>> front_matter({"license": "mit", "tags": ["audio"]})
-    '---\\nlicense: mit\\ntags:\\n- audio\\n---\\n\\n'
-    """
-    text = yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
-    return f"---\n{text}---\n\n"
 
 
 def use_section(kind, source, place):
@@ -184,41 +162,37 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     >>> text = "---\\ntags: [audio]\\n---\\n\\n# export\\n"
     >>> print(hub_card(text, "classifier", "me/barks", license="mit"))
     ---
-    license: mit
     tags:
     - audio
+    license: mit
     ---
     <BLANKLINE>
     # export
     <BLANKLINE>
     """
-    head = _FRONT_MATTER.match(text)
     try:
-        data = dict(yaml.safe_load(head[1])) if head else {}
+        card = huggingface_hub.ModelCard(text)
     except (yaml.YAMLError, TypeError, ValueError) as error:
         raise HubError(
             f"{CARD_FILE}: the front matter is damaged ({error})"
         ) from error
-    former = data.pop("license", None)
-    if not (license or former):
+    data = card.data
+    data.license = license or data.license
+    if not data.license:
         raise HubError(
             f"{CARD_FILE} names no license: give one, such as "
             "license='cc-by-4.0'; the data the model was trained on may limit "
             "the choice"
         )
-    data = {"license": license or former, **data}
-    if datasets:
-        data["datasets"] = list(datasets)
-    if tags:
-        data["tags"] = list(dict.fromkeys([*data.get("tags", []), *tags]))
-    body = text[head.end() :] if head else text
+    data.datasets = list(datasets) or data.datasets
+    data.tags = list(dict.fromkeys([*(data.tags or ()), *tags])) or None
     place = (
         f"`{repo_id}` is fetched from the hub and kept; "
         f"`{repo_id}@REVISION` is a version of it."
     )
     section = use_section(kind, repo_id, place)
-    body = _USE_SECTION.sub(lambda _: section, body)
-    return front_matter(data) + body
+    card.text = _USE_SECTION.sub(lambda _: section, card.text)
+    return str(card)
 
 
 def _describe(config, n_parameters):

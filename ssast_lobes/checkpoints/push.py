@@ -94,6 +94,7 @@ def push_to_hub(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
+        # `upload_folder` would take the card as it is in the folder.
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(*content) for content in contents.items()],

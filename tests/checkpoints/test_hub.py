@@ -318,7 +318,7 @@ def test_a_card_without_license_or_sense_is_refused(place, tmp_path):
     with pytest.raises(HubError, match="names no license"):
         hub_card("# My own\n", "classifier", "me/barks")
     card = hub_card("# My own\n", "classifier", "me/barks", "mit")
-    assert card == "---\nlicense: mit\n---\n\n# My own\n"
+    assert card == "---\nlicense: mit\n---\n# My own\n"
     for damaged in ("---\n{\n---\n# x\n", "---\n- a\n---\n# x\n"):
         with pytest.raises(HubError, match="front matter is damaged"):
             hub_card(damaged, "classifier", "me/barks", "mit")

@@ -5,6 +5,7 @@ import itertools
 import math
 from types import SimpleNamespace
 
+import brain_kit as kit
 import pytest
 import torch
 from speechbrain.decoders.ctc import ctc_greedy_decode
@@ -18,6 +19,14 @@ from ssast_lobes.training.errors import SettingsError
 
 BLANK = 2
 TEXTS = ["ONE TWO", "TWO'S COMPANY", "THREE'S A CROWD", "ONE TWO THREE"]
+# Of nine words: right; one replaced; two too many, and a word of no pieces;
+# two not heard.
+HEARD = {
+    "THE CAT SAT": ["THE", "CAT", "SAT"],
+    "THE DOG RAN": ["THE", "FOG", "RAN"],
+    "NO": ["NO", "", "NO", "NO"],
+    "IT RAINS": [],
+}
 
 
 @pytest.fixture
@@ -76,6 +85,39 @@ def test_no_pieces_are_no_words(tokenizer):
     batch = SimpleNamespace(id=["a"], label=["ONE TWO"])
     RecognitionBrain.keep_words(brain, silent, batch)
     assert kept == {"ids": ["a"], "heard": [[]], "said": [["ONE", "TWO"]]}
+
+
+class DictatedBrain(RecognitionBrain):
+    """Hears what `HEARD` tells."""
+
+    def compute_forward(self, batch, stage):
+        return None
+
+    def compute_objectives(self, output, batch, stage):
+        loss = torch.zeros(())
+        self.accumulate({"loss": loss}, len(batch.id))
+        self.keep_words([HEARD[text] for text in batch.label], batch)
+        return loss
+
+
+def test_word_error_rate(tones, tmp_path):
+    rows = kit.corpus_rows(tones.manifest)
+    clips = list(rows["valid"].items())[: len(HEARD)]
+    valid = {
+        clip: {**row, "label": text}
+        for (clip, row), text in zip(clips, HEARD, strict=True)
+    }
+    run = kit.build("classify", rows, tmp_path)
+    run.brain = DictatedBrain(
+        modules={},
+        opt_class=None,
+        hparams=vars(run.brain.hparams),
+        run_opts={"device": "cpu", "noprogressbar": True},
+        schedule=run.brain.schedule,
+        train_logger=run.brain.train_logger,
+        n_files=100,
+    )
+    assert kit.validate(run, valid, batch_size=3)["wer"] == pytest.approx(5 / 9)
 
 
 def test_outputs_do_not_depend_on_the_batch():
