@@ -21,7 +21,7 @@ mark=$venv/.set-up-running
 key=$(
     pwd
     cat requirements/setup.sh "$requirements" requirements/alone.txt \
-        setup.py ssast_lobes/version.txt | cksum
+        pyproject.toml setup.py ssast_lobes/version.txt | cksum
 )
 
 say() { echo "[set-up of $venv] $*" >&2; }

@@ -19,20 +19,27 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).parent.parent
 SETUP = ROOT / "requirements" / "setup.sh"
 # What the import name does not tell.
-DISTRIBUTION_OF = {"ruamel": "ruamel-yaml", "yaml": "pyyaml"}
+DISTRIBUTION_OF = {
+    "ruamel": "ruamel-yaml",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 # Used where they are there; their absence is said, or made up for.
 OPTIONAL = {"mamba-ssm", "onnxruntime", "torchcodec"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 
-def declared(extra=""):
-    """Return the requirements of the installed package, with one extra."""
+def declared(*extras):
+    """Return the requirements of the installed package, with extras."""
     found = map(Requirement, metadata.requires("ssast_lobes"))
-    return {
+    needs = {
         canonicalize_name(need.name): need
         for need in found
-        if not need.marker or need.marker.evaluate({"extra": extra})
+        if not need.marker
+        or any(need.marker.evaluate({"extra": extra}) for extra in extras)
     }
+    own = needs.pop("ssast-lobes", None)
+    return {**declared(*own.extras), **needs} if own else needs
 
 
 def pinned(name, python):
@@ -122,7 +129,7 @@ def files(folder, pattern="*"):
 def source(tmp_path_factory):
     """A source tree whose recipes have been run."""
     folder = tmp_path_factory.mktemp("source")
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
+    for name in ("setup.py", "pyproject.toml", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, folder)
     for name in ("ssast_lobes", "hparams", "recipes"):
         shutil.copytree(ROOT / name, folder / name, symlinks=True)
@@ -156,7 +163,6 @@ def wheel(source, tmp_path_factory):
 def test_wheel_holds_the_whole_package(source, wheel):
     with zipfile.ZipFile(wheel) as archive:
         packed = set(archive.namelist())
-        links = json.loads(archive.read("ssast_lobes/recipes/links.json"))
     code = files(source / "ssast_lobes", "*.py")
     models = files(source / "ssast_lobes" / "pretrained")
     presets = files(source / "hparams", "*.yaml")
@@ -165,13 +171,7 @@ def test_wheel_holds_the_whole_package(source, wheel):
     assert {f"ssast_lobes/pretrained/{path}" for path in models} <= packed
     assert {f"ssast_lobes/hparams/{path}" for path in presets} <= packed
     assert {name for name in packed if "/recipes/" in name} == {
-        *(f"ssast_lobes/recipes/{path}" for path in recipes),
-        "ssast_lobes/recipes/links.json",
-    }
-    assert links == {
-        str(path): os.readlink(source / "recipes" / path)
-        for path in recipes
-        if (source / "recipes" / path).is_symlink()
+        f"ssast_lobes/recipes/{path}" for path in recipes
     }
     assert "ssast_lobes/version.txt" in packed
     assert any(name.endswith("LICENSE") for name in packed)
@@ -237,18 +237,17 @@ def run_installed(installed, folder, *words):
     return done.stdout
 
 
-# Imports each script where it stands, without running it.
+# Imports each script, without running it.
 IMPORT_SCRIPTS = """
 import runpy, sys, ssast_lobes
 from pathlib import Path
 print(ssast_lobes.__file__)
 for path in sorted(Path("recipes").rglob("*.py")):
-    # As Python does with a script: what stands next to it where a link leads.
-    sys.path.insert(0, str(path.resolve().parent))
-    runpy.run_path(str(path.resolve()), run_name="imported")
+    sys.path.insert(0, str(path.parent))
+    runpy.run_path(str(path), run_name="imported")
     del sys.path[0]
     # Modules of recipes may have one name.
-    for other in path.resolve().parent.glob("*.py"):
+    for other in path.parent.glob("*.py"):
         sys.modules.pop(other.stem, None)
     print(path)
 """
@@ -269,7 +268,6 @@ def test_recipes_of_an_installed_wheel_run(installed, source, tones, tmp_path):
         for path in files(source / folder):
             copy, own = tmp_path / folder / path, source / folder / path
             assert copy.read_bytes() == own.read_bytes()
-            assert copy.is_symlink() == own.is_symlink()
 
     package, *scripts = run(
         tmp_path, "python", "-c", IMPORT_SCRIPTS

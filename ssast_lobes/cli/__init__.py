@@ -23,6 +23,7 @@ from ssast_lobes.cli import (
     shard,
     stats,
 )
+from ssast_lobes.utils.dependencies import UnusableTorchaudio, check_torchaudio
 
 # In the order of the help.
 _COMMANDS = (
@@ -60,6 +61,8 @@ def main(arguments=None):
     """
     options = _parse(arguments)
     try:
+        if options.command != "recipes":
+            check_torchaudio()
         options.run(options)
         sys.stdout.flush()
     except BrokenPipeError:
@@ -69,6 +72,9 @@ def main(arguments=None):
     except KeyboardInterrupt:
         print(f"\nstopped; {options.when_stopped}", file=sys.stderr)
         return 130
+    except UnusableTorchaudio as error:
+        print(f"ssast-lobes: {error}", file=sys.stderr)
+        return 2
     except (OSError, ValueError, *_own_errors()) as error:
         print(f"ssast-lobes {options.command}: {error}", file=sys.stderr)
         return 2

@@ -2,13 +2,11 @@
 
 A recipe is a folder of scripts and YAMLs to run and to change, so people take
 a copy. The copy keeps the layout of the repository, ``recipes/`` next to
-``hparams/``, whose presets the READMEs name, and its links, because Python
-looks for a script's neighbors where the link leads. A wheel has no links:
-setup.py writes them down.
+``hparams/``, whose presets the READMEs name. Its links become files, as in a
+wheel: what a script imports stands next to it.
 """
 
 import filecmp
-import json
 import os
 import shutil
 from pathlib import Path
@@ -21,11 +19,8 @@ _PACKAGE = Path(__file__).parents[1]
 # Left by runs and by Python in a recipe's folder.
 _LEFTOVERS = {"results", "__pycache__"}
 
-# Recipes that run the scripts of others without a link to them.
+# Recipes that run the scripts of others.
 _RUNS = {"SyntheticCommands": ["CustomData"]}
-
-# Target by link, relative to the recipes; in a wheel only.
-_LINKS_FILE = "links.json"
 
 
 class Recipe(NamedTuple):
@@ -125,15 +120,25 @@ def copy_recipe(name, folder):
             f"no recipe named '{name}'; there are: {', '.join(known)}"
         )
     folder = Path(folder).expanduser()
-    links = _links()
-    names = _needed(name, links)
-    sources = _sources(names)
+    names = [name, *_RUNS.get(name, [])]
+    roots = {Path("hparams"): hparams_folder()}
+    roots |= {Path("recipes", one): recipes_folder() / one for one in names}
+    sources = {
+        folder / place / path.relative_to(root): path
+        for place, root in roots.items()
+        for path in _files(root)
+    }
     for target, source in sources.items():
-        _check_same_or_none(folder / target, source)
-    links = {Path("recipes", place): links[place] for place in links}
-    # A copy that is stopped has no links to nothing.
-    for target in sorted(sources, key=links.__contains__):
-        _place(sources[target], folder / target, links.get(target))
+        _check_same_or_none(target, source)
+    for target, source in sources.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Whole or not at all.
+        partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+        try:
+            shutil.copyfile(source, partial)
+            os.replace(partial, target)
+        finally:
+            partial.unlink(missing_ok=True)
     return [folder / "recipes" / one for one in names]
 
 
@@ -149,46 +154,6 @@ def _files(folder):
     )
 
 
-def _links():
-    """Return the targets of the links among the recipes, by place."""
-    root = recipes_folder()
-    written = root / _LINKS_FILE
-    if written.is_file():
-        return json.loads(written.read_text("utf-8"))
-    return {
-        path.relative_to(root).as_posix(): os.readlink(path)
-        for path in root.rglob("*")
-        if path.is_symlink()
-    }
-
-
-def _needed(name, links):
-    """Return a recipe, those that it runs or links to, and theirs."""
-    names = [name]
-    for one in names:  # which grows
-        targets = [
-            os.path.normpath(os.path.join(os.path.dirname(place), target))
-            for place, target in links.items()
-            if Path(place).parts[0] == one
-        ]
-        others = {Path(target).parts[0] for target in targets}
-        others.update(_RUNS.get(one, []))
-        names += sorted(others.difference(names))
-    return names
-
-
-def _sources(names):
-    """Return the files of recipes and presets by their places in a copy."""
-    roots = {Path("hparams"): hparams_folder()}
-    for name in names:
-        roots[Path("recipes", name)] = recipes_folder() / name
-    return {
-        place / path.relative_to(root): path
-        for place, root in roots.items()
-        for path in _files(root)
-    }
-
-
 def _check_same_or_none(target, source):
     if not os.path.lexists(target):
         return
@@ -197,29 +162,6 @@ def _check_same_or_none(target, source):
             f"{target} is there already, and not as in the recipe: choose "
             "another folder, or move it away"
         )
-
-
-def _place(source, target, link):
-    """Make a link, or copy a file, whole or not at all."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
-    try:
-        if link is None or not _made_link(partial, link):
-            shutil.copyfile(source, partial)
-        os.replace(partial, target)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-def _made_link(path, target):
-    """Make a link, and return whether it worked; Windows may refuse."""
-    try:
-        path.symlink_to(target)
-    except OSError:
-        return False
-    return True
 
 
 def _title(readme):

@@ -2,7 +2,6 @@
 
 import ast
 import importlib.util
-import os
 import re
 import shutil
 from pathlib import Path
@@ -22,12 +21,10 @@ INCLUDE = re.compile(r"^[^#\"']*!include:(\S+)", re.M)
 
 
 def tree(folder):
-    """What a folder holds: text of files, targets of links."""
+    """What a folder holds, links followed."""
     ignored = ("results", "__pycache__")
     return {
-        str(path.relative_to(folder)): (
-            os.readlink(path) if path.is_symlink() else path.read_bytes()
-        )
+        str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not set(ignored) & set(path.parts)
     }
@@ -63,13 +60,11 @@ def test_copy_is_complete(tmp_path, name):
                 included = (path.parent / include).resolve(strict=True)
                 assert included.is_relative_to(tmp_path)
         for path in copy.rglob("*.py"):
-            # Python looks for neighbors where a link leads.
-            script = path.resolve(strict=True)
-            assert script.is_relative_to(tmp_path)
-            for module in local_imports(script):
-                assert script.with_name(f"{module}.py").exists()
+            assert not path.is_symlink()
+            for module in local_imports(path):
+                assert path.with_name(f"{module}.py").exists()
             # A folder that it names is that of another recipe.
-            nodes = ast.walk(ast.parse(script.read_text("utf-8")))
+            nodes = ast.walk(ast.parse(path.read_text("utf-8")))
             words = {getattr(node, "value", None) for node in nodes}
             for other in set(NAMES) & {w for w in words if type(w) is str}:
                 assert tmp_path / "recipes" / other in copies

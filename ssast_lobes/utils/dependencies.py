@@ -1,0 +1,36 @@
+"""Check that packages which are installed fit each other."""
+
+from importlib import metadata
+
+
+class UnusableTorchaudio(ImportError):
+    """torchaudio is missing, or does not load next to this torch."""
+
+
+def check_torchaudio():
+    """Raise with the wheel to install if torchaudio does not load.
+
+    Raises
+    ------
+    UnusableTorchaudio
+        If it is missing, or was built for another torch.
+
+    Example
+    -------
+    >>> check_torchaudio()
+    """
+    try:
+        import torchaudio  # noqa: F401
+    except (ImportError, OSError) as error:
+        version = metadata.version("torch")
+        release, _, build = version.partition("+")
+        older = tuple(map(int, release.split(".")[:2])) < (2, 11)
+        wheel = f"torchaudio=={release}" if older else "'torchaudio>=2.11.1'"
+        if build:
+            # PyPI has the CUDA build of torchaudio alone.
+            index = f"https://download.pytorch.org/whl/{build}"
+            wheel = f"{wheel} --index-url {index}"
+        raise UnusableTorchaudio(
+            f"torchaudio does not load next to torch {version} ({error}): "
+            f"`pip install --force-reinstall --no-deps {wheel}`"
+        ) from error
