@@ -23,13 +23,13 @@ setup: ## Only set up .venv (all the others do it by themselves)
 quickstart: setup ## Pretrain, fine-tune, compare, export: at most ten minutes
 	$(VENV)/bin/python recipes/SyntheticCommands/quickstart.py
 
-test: setup ## The tests, in under ten minutes on two cores
+test: setup ## The tests, in under six minutes on two cores
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
 
 test-all: setup ## The tests, and those that take longer
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST)
 
-test-floor: ## The tests on the oldest packages that setup.py declares
+test-floor: ## The tests on the oldest packages that are declared
 	@sh requirements/setup.sh $(FLOOR) requirements/floor.txt 3.12 \
 		$(or $(PYTHON),python3.10 python3.11 python3.12 python3)
 	$(FLOOR)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
