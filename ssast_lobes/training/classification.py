@@ -15,7 +15,6 @@ from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.losses import class_weights, needs_one_label
-from ssast_lobes.training.lp_init import fit_head
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
@@ -189,6 +188,9 @@ class ClassificationBrain(SpectrogramBrain):
         SettingsError
             If clips may have several labels.
         """
+        # Few runs need scikit-learn's solvers, which take a second to load.
+        from ssast_lobes.training.lp_init import fit_head
+
         if self.multi_label:
             raise SettingsError("lp_init_penalty is for clips of one label")
         if not self.checkpointer.list_checkpoints():
