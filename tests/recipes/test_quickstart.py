@@ -1,0 +1,29 @@
+"""The quickstart leaves processor time to others."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+QUICKSTART = ROOT / "recipes" / "SyntheticCommands" / "quickstart.py"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs GNU OpenMP")
+@pytest.mark.parametrize(
+    "given, in_force",
+    [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "active"}, "ACTIVE")],
+)
+def test_threads_wait_asleep_unless_told_otherwise(given, in_force):
+    inherited = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    # OpenMP itself says what it has read when PyTorch was imported.
+    done = subprocess.run(
+        [sys.executable, QUICKSTART, "--help"],
+        capture_output=True,
+        text=True,
+        env={**inherited, "OMP_DISPLAY_ENV": "true", **given},
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"OMP_WAIT_POLICY = '{in_force}'" in done.stderr
