@@ -13,10 +13,15 @@ at most on two CPU cores; started again it continues where it stopped.
 import argparse
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import time
 from pathlib import Path
+
+# Threads that wait sleep: by default they spin, and next to another job most
+# of the processor time goes there. PyTorch reads it when it is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from hyperpyyaml import load_hyperpyyaml

@@ -2,9 +2,9 @@
 
 SpeechBrain's `Brain` clips the first parameter group only, drops the tail of
 an epoch under gradient accumulation, saves amid an accumulation, steps where
-the loss is not finite, and has no schedule by step. This class mends them. Its
-randomness is a function of seed, epoch, step and process, so that a resumed
-run equals an uninterrupted one.
+the loss is not finite, and has no schedule by step. This class mends them;
+``docs/upstream.md`` shows each. Its randomness is a function of seed, epoch,
+step and process, so that a resumed run equals an uninterrupted one.
 """
 
 import math
