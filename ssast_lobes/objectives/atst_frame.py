@@ -91,7 +91,8 @@ class ATSTFrame(BYOL):
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            max_masked = self.masker.n_masked(mask.shape[2])
+            n_masked = self.masker.max_masked(*mask.shape[1:])
+            max_masked = min(n_masked, mask.shape[2])
         else:
             max_masked = mask.shape[2]
         rand = self.random_source(feats, generator, clip_keys)

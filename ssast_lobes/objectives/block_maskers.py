@@ -56,7 +56,7 @@ class SpanMasker(Masker):
     """Mask spans over all frequencies: the masks of ATST-Frame.
 
     Unlike `compute_mask_indices` of fairseq, which the official code uses, a
-    a clip masks exactly the ratio asked for: fairseq counts overlaps of spans
+    clip masks exactly the ratio asked for: fairseq counts overlaps of spans
     twice, so that its 0.65 masks half of a clip. The last span is cut
     short where the count does not come out even. Spans wrap at the clip's
     own edges, so that every time is masked equally often. Li et al., "ATST:
@@ -90,6 +90,10 @@ class SpanMasker(Masker):
     def config(self):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "span": self.span}
+
+    def max_masked(self, n_freq, n_time):
+        """Return how many tokens are masked; see `Masker.max_masked`."""
+        return n_freq * self.n_masked(n_time)
 
     def draw(self, rand, n_time, n_freq, max_time):
         """Draw times, and mask all their frequencies; see `Masker.draw`."""

@@ -177,7 +177,7 @@ class ContrastiveMSPM(MSPM):
         views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
         feats, n_frames = (torch.cat(part) for part in zip(*views, strict=True))
         mask = self.draw_mask(feats, n_frames, generator)
-        max_masked = self.masker.n_masked(mask[0].numel())
+        max_masked = self.masker.max_masked(*mask.shape[1:])
         is_pair = is_pair.repeat(2)
         mask = mask & ~is_pair[:, None, None]
         encoded = self.encoder(

@@ -140,7 +140,7 @@ class EAT(Objective):
         rand = self.random_source(feats, generator, clip_keys)
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
         masks = self.draw_masks(rand, n_time, max_time)
-        n_masked = self.masker.n_masked(masks[0, 0].numel())
+        n_masked = self.masker.max_masked(*masks.shape[2:])
         if mask is not None:
             masks, n_masked = mask[:, None], None
         is_token = self.encoder.grid.is_token(n_time, max_time)

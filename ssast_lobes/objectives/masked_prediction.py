@@ -72,7 +72,7 @@ class MaskedPrediction(Objective):
         n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            n_masked = self.masker.n_masked(is_token.shape[1])
+            n_masked = self.masker.max_masked(*mask.shape[1:])
         return split_tokens(mask, is_token, n_masked)
 
     def decode(self, feats, n_frames, split):

@@ -83,6 +83,28 @@ class Masker(nn.Module):
             wanted = (self.ratio * n_tokens.double()).round().long()
         return torch.minimum(wanted.clamp(min=1), n_tokens - 1).clamp(min=0)
 
+    def max_masked(self, n_freq, n_time):
+        """Return how many tokens are masked in a clip, for buffers of losses.
+
+        A masker with a `draw` of its own answers this too: tokens beyond this
+        number would leave the loss.
+
+        Arguments
+        ---------
+        n_freq, n_time : int
+            F' and T' of the clip.
+
+        Returns
+        -------
+        int
+
+        Example
+        -------
+        >>> RandomMasker(ratio=0.75).max_masked(8, 64)
+        384
+        """
+        return self.n_masked(n_freq * n_time)
+
     def forward(self, n_time, n_freq, max_time, generator=None, clip_keys=None):
         """Draw a mask for each clip.
 

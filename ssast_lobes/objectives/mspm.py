@@ -138,7 +138,7 @@ class MSPM(Objective):
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
-            max_masked = self.masker.n_masked(mask[0].numel())
+            max_masked = self.masker.max_masked(*mask.shape[1:])
         else:
             max_masked = mask[0].numel()
         if n_frames is not None:

@@ -1,7 +1,11 @@
 """Splitting, gathering and putting back tokens against plain indexing."""
 
+import copy
+from functools import partial
+
 import pytest
 import torch
+from objective_kit import build_with
 
 from ssast_lobes.models.decoders import scatter_tokens
 from ssast_lobes.models.patches import Grid
@@ -11,6 +15,7 @@ from ssast_lobes.objectives.base import (
     projection_std,
     split_tokens,
 )
+from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
 from ssast_lobes.objectives.maskers import ClusterMasker, RandomMasker
 from ssast_lobes.utils.metrics import mean_deviation
 
@@ -39,18 +44,41 @@ def test_visible_tokens_are_gathered_in_order():
         assert len(index[clip].unique()) == index.shape[1]
 
 
-@pytest.mark.parametrize("masker", [RandomMasker, ClusterMasker])
+SPANS = partial(SpanMasker, span=3)
+BLOCKS = partial(InverseBlockMasker, block_size=2)
+
+
+@pytest.mark.parametrize("masker", [RandomMasker, ClusterMasker, SPANS, BLOCKS])
 @pytest.mark.parametrize("ratio", [0.01, 0.3, 0.7, 0.8, 0.99])
 @pytest.mark.parametrize("n_freq", [1, 3, 8])
 def test_the_number_of_a_whole_clip_fits_all_clips(masker, ratio, n_freq):
     lengths = tuple(range(1, 40))
     masker, mask, is_token = drawn(lengths, n_freq, ratio, masker)
-    split = split_tokens(mask, is_token, masker.n_masked(is_token.shape[1]))
+    n_masked = masker.max_masked(*mask.shape[1:])
+    split = split_tokens(mask, is_token, n_masked)
     assert torch.equal(split.weight.sum(1).long(), mask.sum((1, 2)))
     assert torch.equal(split.keep[1].sum(1), split.visible.sum(1))
     assert split.weight.shape[1] + split.keep[0].shape[1] <= (
         is_token.shape[1] + 1
     )
+
+
+@pytest.mark.parametrize("name", ["mspm", "maskspec", "m2d", "atst_frame"])
+def test_no_token_of_a_span_leaves_the_loss(name):
+    """The loss with a drawn mask is that with the same mask handed over."""
+    torch.manual_seed(0)
+    objective = build_with(name, masker=SPANS(ratio=0.5))
+    # Seven times of eight patches: 32 of 56 are masked, not 28.
+    feats, n_frames = torch.randn(3, 112, 128), torch.tensor([112, 112, 60])
+    keys = torch.arange(3)
+    mask = objective.draw_mask(feats, n_frames, clip_keys=keys)
+    assert mask.sum((1, 2)).max() == 32
+    # ATST-Frame mixes in clips of the batch before.
+    other = copy.deepcopy(objective)
+    with torch.no_grad():
+        drawn = other(feats, n_frames, clip_keys=keys).loss
+        given = objective(feats, n_frames, mask=mask, clip_keys=keys).loss
+    torch.testing.assert_close(drawn, given)
 
 
 def test_hidden_and_visible_tokens_make_the_clip():
