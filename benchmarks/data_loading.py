@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader, collate, make_dataset
-from ssast_lobes.dataio.scan import scan_and_write
+from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import pack
 from ssast_lobes.dataio.tables import index_rows, read_manifest
 
@@ -75,7 +75,7 @@ def _sources(folder, manifest, n_clips):
     }
     found = {}
     for name, path in tables.items():
-        rows, _ = scan_and_write(read_manifest(path), folder / name)
+        rows = scan_audio(read_manifest(path), folder / name).rows
         found[name] = index_rows(rows)
     return found
 

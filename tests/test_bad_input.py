@@ -19,11 +19,12 @@ import soundfile
 import torch
 from brain_kit import build, fit
 from classifier_kit import classifier_of
+from scan_kit import scan_and_write
 
 from ssast_lobes import FrontEnd, Grid
 from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.cli import main
-from ssast_lobes.dataio.scan import folder_rows, scan_and_write
+from ssast_lobes.dataio.scan import folder_rows
 from ssast_lobes.dataio.tables import ManifestError, index_rows
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference import AudioClassifier, AudioEncoder

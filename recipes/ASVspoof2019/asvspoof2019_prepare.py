@@ -75,7 +75,7 @@ def prepare_asvspoof2019(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     folder = find_archive(
         data_folder,

@@ -97,7 +97,7 @@ def prepare_audioset(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     data = AudioSet(data_folder, allow_download, require_counts)
     train, test = data.train_rows(subset), data.rows("eval")

@@ -53,7 +53,7 @@ def prepare_pretraining(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     if data_folder is None and (librispeech_folder is None or valid_on_eval):
         raise ManifestError(

@@ -79,7 +79,7 @@ def prepare_pretraining(
     Raises
     ------
     ManifestError
-        If the audio cannot be used; names the file and what to mend.
+        If the audio cannot be used; names the file and the fix.
     """
     sources = [audio] if isinstance(audio, str) else list(audio)
     rows = []

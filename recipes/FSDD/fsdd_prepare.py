@@ -98,7 +98,7 @@ def prepare_speakers(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     rows = read_rows(data_folder, allow_download)
     if require_counts:

@@ -80,7 +80,7 @@ def prepare_iemocap(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     if valid_group not in GROUPS:
         raise ManifestError(

@@ -113,7 +113,7 @@ def prepare_librispeech(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
 
     def read(parts):

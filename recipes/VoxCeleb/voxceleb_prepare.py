@@ -71,7 +71,7 @@ def prepare_voxceleb(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
     """
     split_list, folders = find_voxceleb(data_folder, allow_download)
     splits = read_split_list(split_list)

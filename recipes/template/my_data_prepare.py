@@ -20,7 +20,7 @@ def prepare_my_data(table, output_folder, max_unreadable):
     Raises
     ------
     ManifestError
-        If files are missing, or a class is not in train; says what to mend.
+        If files are missing, or a class is not in train; says what to fix.
     """
     splits = {"train": [], "valid": [], "test": []}
     for row in read_manifest(table, needs=("path", "label", "split")):

@@ -239,7 +239,7 @@ def label_encoder_of(labels):
     Raises
     ------
     ValueError
-        If a label stands twice in the list.
+        If a label is in the list twice.
 
     Example
     -------

@@ -11,7 +11,7 @@ from collections import Counter
 
 import torch
 from speechbrain.dataio.sampler import ReproducibleWeightedRandomSampler
-from torch.utils.data import BatchSampler, Sampler, SequentialSampler
+from torch.utils.data import Sampler
 
 from ssast_lobes.dataio.tables import split_labels
 from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
@@ -364,7 +364,7 @@ class RankBatchSampler(Sampler):
 
     Example
     -------
-    >>> batches = BatchSampler(range(5), batch_size=2, drop_last=False)
+    >>> batches = [[0, 1], [2, 3], [4]]
     >>> [list(RankBatchSampler(batches, rank, 2)) for rank in (0, 1)]
     [[[0, 1], [4]], [[2, 3]]]
     """
@@ -379,67 +379,3 @@ class RankBatchSampler(Sampler):
 
     def __iter__(self):
         return itertools.islice(self.batches, self.rank, None, self.n_processes)
-
-
-def rank_loading(dataset, loading, rank, n_processes):
-    """Return the arguments of a loader that evaluates the part of a process.
-
-    Arguments
-    ---------
-    dataset : torch.utils.data.Dataset
-        All the clips.
-    loading : dict
-        Arguments of the loader in one process.
-    rank, n_processes
-        See `RankBatchSampler`.
-
-    Returns
-    -------
-    dict
-        The same arguments with a `batch_sampler`.
-
-    Example
-    -------
-    >>> rank_loading(range(5), {"batch_size": 2}, 1, 2).keys()
-    dict_keys(['batch_sampler'])
-    """
-    loading = dict(loading)
-    loading.pop("shuffle", None)
-    batches = BatchSampler(
-        loading.pop("sampler", None) or SequentialSampler(dataset),
-        loading.pop("batch_size", 1),
-        loading.pop("drop_last", False),
-    )
-    batches = loading.pop("batch_sampler", None) or batches
-    return {
-        **loading,
-        "batch_sampler": RankBatchSampler(batches, rank, n_processes),
-    }
-
-
-def cuda_loading(loading):
-    """Return the arguments of a loader whose batches go to a GPU.
-
-    Batches wait in pinned memory, from which they are copied while the GPU
-    computes; workers live as long as the loader, and keep more batches ready.
-
-    Arguments
-    ---------
-    loading : dict
-        Arguments of the loader; what they say already stays.
-
-    Returns
-    -------
-    dict
-
-    Example
-    -------
-    >>> cuda_loading({"num_workers": 0})
-    {'pin_memory': True, 'num_workers': 0}
-    >>> cuda_loading({"num_workers": 8, "prefetch_factor": 2})
-    {'pin_memory': True, 'persistent_workers': True, 'prefetch_factor': 2, ...
-    """
-    defaults = {"pin_memory": True}
-    if loading.get("num_workers", 0) > 0:
-        defaults |= {"persistent_workers": True, "prefetch_factor": 4}
-    return {**defaults, **loading}

@@ -232,36 +232,6 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     )
 
 
-def scan_and_write(
-    rows, output_folder, min_seconds=0.0, max_unreadable=0.01, workers=16
-):
-    """Scan audio, and write the lists; see `scan_audio`, `AudioScan.write`.
-
-    Arguments
-    ---------
-    rows, output_folder, min_seconds, workers
-        As for `scan_audio`.
-    max_unreadable : float
-        As for `AudioScan.write`.
-
-    Returns
-    -------
-    rows : list of dict
-        The usable rows, each with a float `duration` (seconds).
-    unreadable : list of tuple
-        (path, reason) of each file set aside as unreadable.
-
-    Raises
-    ------
-    ManifestError
-        If more than `max_unreadable` of the files are unreadable, or no row
-        is left.
-    """
-    scan = scan_audio(rows, output_folder, min_seconds, workers)
-    scan.write(max_unreadable)
-    return scan.rows, scan.unreadable
-
-
 def check_unreadable(unreadable_file, n_files, max_unreadable):
     """Count the unreadable files; raise if there are too many.
 

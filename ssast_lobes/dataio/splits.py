@@ -212,7 +212,7 @@ def prepare_folds(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to mend.
+        If the data cannot be used; says what to fix.
 
     Example
     -------

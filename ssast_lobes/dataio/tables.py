@@ -21,7 +21,7 @@ _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 
 
 class ManifestError(ValueError):
-    """The data cannot be used as it is; the message says what to mend."""
+    """The data cannot be used as it is; the message says what to fix."""
 
 
 def read_manifest(csv_path, needs=("path",), root=None, columns=None):

@@ -66,7 +66,7 @@ class TransformerDecoder(nn.Module):
         ---------
         encoded : EncoderOutput
             Of the visible tokens.
-        split : Split
+        split : TokenSplit
             Places of the visible tokens.
         n_freq : int
             F'.
@@ -166,7 +166,7 @@ def scatter_tokens(tokens, index, visible, filler):
     tokens : torch.Tensor
         (B, V, D), with V at most N.
     index : torch.Tensor
-        Their places (B, V); no place stands twice in a clip.
+        Their places (B, V); no place is there twice.
     visible : torch.Tensor
         Boolean (B, N), True at the places that `tokens` fill; surplus tokens
         come elsewhere.

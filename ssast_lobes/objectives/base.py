@@ -160,7 +160,7 @@ class Objective(nn.Module):
 
         Returns
         -------
-        hidden : torch.Tensor
+        masked : torch.Tensor
             Boolean (B, T, n_mels).
         filled : torch.Tensor
             (B, T, n_mels).
@@ -168,8 +168,8 @@ class Objective(nn.Module):
         mask = self.draw_mask(feats, n_frames, clip_keys=clip_keys)
         filled = self.reconstruct(feats, n_frames, mask)
         grid = self.encoder.grid
-        hidden = mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size)
-        return grid.fold(hidden.float(), feats.shape[1]) > 0.5, filled
+        masked = mask.flatten(1)[:, :, None].expand(-1, -1, grid.patch_size)
+        return grid.fold(masked.float(), feats.shape[1]) > 0.5, filled
 
     def after_step(self, step, total_steps):
         """Update after an optimizer step; do nothing by default.
@@ -233,7 +233,7 @@ def make_masker(masker):
         raise ValueError(f"masker {name}: {error}") from error
 
 
-class Split(NamedTuple):
+class TokenSplit(NamedTuple):
     """A batch of tokens, split into masked and visible ones.
 
     Arguments
@@ -273,7 +273,7 @@ def split_tokens(mask, is_token, n_masked=None):
 
     Returns
     -------
-    Split
+    TokenSplit
 
     Example
     -------
@@ -286,7 +286,7 @@ def split_tokens(mask, is_token, n_masked=None):
     if n_masked is not None:
         max_masked, max_kept = n_masked, max_kept - n_masked
     masked = mask.flatten(1) & is_token
-    return Split(
+    return TokenSplit(
         *ids_masked(masked, max_masked),
         keep=ids_keep(masked, is_token, max_kept),
         visible=is_token & ~masked,
@@ -431,6 +431,6 @@ def refuse_overlap(grid):
     """
     if grid.stride != grid.patch:
         raise ValueError(
-            "a hidden patch must not show in its neighbors: pretrain "
+            "a masked patch must not show in its neighbors: pretrain "
             f"with stride {grid.patch}, not {grid.stride}"
         )

@@ -186,7 +186,7 @@ class EAT(Objective):
         ---------
         encoded : EncoderOutput
             Of the visible tokens of B * `copies` clips.
-        split : Split
+        split : TokenSplit
             Places of the visible tokens.
         rand : RandomSource
             Draws the decoder's input at masked tokens, for B clips.

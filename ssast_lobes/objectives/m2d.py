@@ -106,7 +106,7 @@ class M2D(MaskedPrediction):
         ---------
         feats, n_frames
             As in `forward`.
-        split : Split
+        split : TokenSplit
             Places of the masked tokens.
 
         Returns

@@ -65,7 +65,7 @@ class MaskedPrediction(Objective):
 
         Returns
         -------
-        Split
+        TokenSplit
         """
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
         is_token = self.encoder.grid.is_token(n_time, max_time)
@@ -82,7 +82,7 @@ class MaskedPrediction(Objective):
         ---------
         feats, n_frames
             As in `split`.
-        split : Split
+        split : TokenSplit
             Places of the tokens that the encoder sees.
 
         Returns

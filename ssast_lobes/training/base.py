@@ -197,7 +197,11 @@ class SpectrogramBrain(sb.Brain):
         return loader
 
     def on_fit_start(self):
-        """Resume; end the epochs if the run has taken all its steps."""
+        """Resume; end the epochs if the run has taken all its steps.
+
+        SpeechBrain's `SaveableDataLoader` skips the batches that a resumed
+        epoch has had; samplers and crops are functions of seed and epoch.
+        """
         if self.compile or self.compile_module_keys:
             # Each length, the last batch and evaluation have their own code;
             # beyond the limit PyTorch runs uncompiled.
@@ -218,7 +222,7 @@ class SpectrogramBrain(sb.Brain):
         if self.step > 0:
             raise SettingsError(
                 f"{self.output_folder} was stopped within an epoch of "
-                f"{before} processes, each of which took its share of it: "
+                f"{before} processes, each with a part of the clips: "
                 f"resume with {before} processes, not {now}"
             )
         logger.info(

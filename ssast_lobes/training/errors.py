@@ -102,7 +102,7 @@ def _place(error):
 def exit_on_user_error():
     """End a script with the message of a user's error, without a traceback.
 
-    Their messages say what to mend; a traceback would bury them. So it is
+    Their messages say what to fix; a traceback would bury them. So it is
     where a file cannot be written because the disk is full, and where the
     user stops the script. The exit status is 2, as for a wrong command line,
     and 130 after Ctrl-C. Of several processes, those that come to the end

@@ -6,9 +6,10 @@ take the same steps, another clip replaces such a batch; elsewhere it is None.
 """
 
 import torch
+from torch.utils.data import BatchSampler, SequentialSampler
 
 from ssast_lobes.dataio.dataset import collate
-from ssast_lobes.dataio.samplers import cuda_loading, rank_loading
+from ssast_lobes.dataio.samplers import RankBatchSampler
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.utils.distributed import n_processes
 
@@ -48,6 +49,70 @@ def loader_options(options, dataset, is_training, device, rank=None):
         options.get("collate_fn", collate), dataset if is_training else None
     )
     return {**options, "collate_fn": skipping}
+
+
+def rank_loading(dataset, loading, rank, n_processes):
+    """Return the arguments of a loader that evaluates the part of a process.
+
+    Arguments
+    ---------
+    dataset : torch.utils.data.Dataset
+        All the clips.
+    loading : dict
+        Arguments of the loader in one process.
+    rank, n_processes
+        See `RankBatchSampler`.
+
+    Returns
+    -------
+    dict
+        The same arguments with a `batch_sampler`.
+
+    Example
+    -------
+    >>> rank_loading(range(5), {"batch_size": 2}, 1, 2).keys()
+    dict_keys(['batch_sampler'])
+    """
+    loading = dict(loading)
+    loading.pop("shuffle", None)
+    batches = BatchSampler(
+        loading.pop("sampler", None) or SequentialSampler(dataset),
+        loading.pop("batch_size", 1),
+        loading.pop("drop_last", False),
+    )
+    batches = loading.pop("batch_sampler", None) or batches
+    return {
+        **loading,
+        "batch_sampler": RankBatchSampler(batches, rank, n_processes),
+    }
+
+
+def cuda_loading(loading):
+    """Return the arguments of a loader whose batches go to a GPU.
+
+    Batches wait in pinned memory, from which they are copied while the GPU
+    computes; workers live as long as the loader, and keep more batches ready.
+
+    Arguments
+    ---------
+    loading : dict
+        Arguments of the loader; what they say already stays.
+
+    Returns
+    -------
+    dict
+
+    Example
+    -------
+    >>> cuda_loading({"num_workers": 0})
+    {'pin_memory': True, 'num_workers': 0}
+    >>> cuda_loading({"num_workers": 8, "prefetch_factor": 2})
+    {'pin_memory': True, 'persistent_workers': True, 'prefetch_factor': 2, ...
+    """
+    defaults = {"pin_memory": True}
+    if loading.get("num_workers", 0) > 0:
+        defaults |= {"persistent_workers": True, "prefetch_factor": 4}
+    return {**defaults, **loading}
 
 
 class SkipUndecodable:

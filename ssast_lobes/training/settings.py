@@ -91,7 +91,7 @@ _from_0 = partial(whole, least=0)
 _amount = partial(real, least=0)
 _LOADER_OPTIONS = tuple(inspect.signature(DataLoader).parameters)[1:]
 _LOADER_KEYS = {"batch_size": whole, "num_workers": _from_0, "shuffle": flag}
-_share = partial(real, least=0, most=1)
+_fraction = partial(real, least=0, most=1)
 _length = partial(real, least=0, inside=True)
 _length_or_null = partial(real, least=0, inside=True, null=True)
 _path_or_null = partial(_path, null=True)
@@ -124,7 +124,7 @@ _CHECKS = {
     "head_lr_scale": _amount,
     "held_out_of": partial(_paths, null=True),
     "label_column": _column,
-    "layer_decay": _share,
+    "layer_decay": _fraction,
     "length_buckets": _count_or_null,
     "librispeech_folder": _path_or_null,
     "librispeech_parts": _texts,
@@ -133,7 +133,7 @@ _CHECKS = {
     "lr": _amount,
     "manifest": _path,
     "max_grad_norm": _limit,
-    "max_unreadable": _share,
+    "max_unreadable": _fraction,
     "min_seconds": _amount,
     "multi_label": flag,
     "nonfinite_patience": _from_0,
@@ -162,7 +162,7 @@ _CHECKS = {
     "train_parts": _texts,
     "use_tensorboard": flag,
     "valid_dataloader_opts": _loader,
-    "valid_fraction": _share,
+    "valid_fraction": _fraction,
     "valid_on_eval": flag,
     "valid_parts": _texts,
     "vocabulary_size": whole,

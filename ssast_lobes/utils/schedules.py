@@ -281,7 +281,7 @@ class WarmupPlateau(nn.Module):
     factor : float
         Multiplier of each reduction.
     patience : int
-        Evaluations without improvement that are borne; the next one reduces.
+        Evaluations without improvement to wait for; the next one reduces.
     threshold : float
         Relative gain that counts as an improvement.
 

@@ -22,6 +22,7 @@ import soundfile
 import torch
 import yaml
 from classifier_kit import classifier_of
+from scan_kit import scan_and_write
 from speechbrain.dataio.encoder import CategoricalEncoder
 from speechbrain.inference.classifiers import EncoderClassifier
 
@@ -39,7 +40,6 @@ from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.dataio.archives import unpack
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.download import ArchiveError
-from ssast_lobes.dataio.scan import scan_and_write
 from ssast_lobes.dataio.tables import ManifestError, read_manifest
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference import AudioClassifier

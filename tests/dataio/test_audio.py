@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scan_kit import scan_and_write
 
 from ssast_lobes.dataio.addresses import Address
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader
-from ssast_lobes.dataio.scan import scan_and_write
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference.audio import read_blocks
 

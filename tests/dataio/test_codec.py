@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from scan_kit import scan_and_write
 
 from ssast_lobes.cli import main
 from ssast_lobes.dataio import codec
 from ssast_lobes.dataio.audio import audio_info, read_audio
-from ssast_lobes.dataio.scan import folder_rows, scan_and_write
+from ssast_lobes.dataio.scan import folder_rows
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio, to_mono
 from ssast_lobes.inference import AudioEncoder

@@ -23,12 +23,13 @@ import soundfile
 import torch
 import webdataset
 import wids
+from scan_kit import scan_and_write
 from speechbrain.dataio.dataloader import make_dataloader
 
 from ssast_lobes.dataio.addresses import parse_address
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader, collate, make_dataset
-from ssast_lobes.dataio.scan import folder_rows, scan_and_write
+from ssast_lobes.dataio.scan import folder_rows
 from ssast_lobes.dataio.shards import pack, read_from_shards
 from ssast_lobes.dataio.tables import ManifestError, index_rows, read_manifest
 from ssast_lobes.dataio.waveforms import UnreadableAudio

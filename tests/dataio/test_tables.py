@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from scan_kit import scan_and_write
 from speechbrain.dataio.encoder import CategoricalEncoder
 
 from ssast_lobes.dataio.held_out import held_out
@@ -15,7 +16,6 @@ from ssast_lobes.dataio.scan import (
     check_unreadable,
     find_audio,
     folder_rows,
-    scan_and_write,
 )
 from ssast_lobes.dataio.tables import (
     ManifestError,

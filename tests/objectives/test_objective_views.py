@@ -94,7 +94,7 @@ def test_every_geometry_trains_all_that_is_trainable(name, geometry):
 
 
 @all_objectives
-def test_clips_of_a_single_frame_are_borne(name):
+def test_clips_of_a_single_frame_are_taken(name):
     objective = build(name)
     output = objective(*sounds((1, 1)))
     output.loss.backward()

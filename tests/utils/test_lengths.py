@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import BatchSampler
 
 from ssast_lobes.dataio.dataset import collate
-from ssast_lobes.dataio.samplers import LengthBuckets, PartSampler, cuda_loading
+from ssast_lobes.dataio.samplers import LengthBuckets, PartSampler
+from ssast_lobes.training.loaders import cuda_loading
 
 # Every third clip is short: in random batches two thirds of it are padding.
 SECONDS = [1.0 + clip % 3 + clip / 1000 for clip in range(50)]
