@@ -62,9 +62,11 @@ _MODULE_OF = {
     "bundled_model": "checkpoints.linear_heads",
     "collate": "dataio.dataset",
     "cross_entropy": "training.losses",
+    "finetune": "cli.recipe_run",
     "focal_loss": "training.losses",
     "load_labels": "inference.speechbrain",
     "load_modules": "inference.speechbrain",
+    "pretrain": "cli.recipe_run",
     "to_float": "dataio.waveforms",
     "to_mono": "dataio.waveforms",
 }

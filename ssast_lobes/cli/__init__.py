@@ -16,8 +16,10 @@ from ssast_lobes.cli import (
     classify,
     convert,
     embed,
+    finetune,
     heads,
     onnx,
+    pretrain,
     probe,
     recipes,
     shard,
@@ -27,6 +29,8 @@ from ssast_lobes.utils.dependencies import UnusableTorchaudio, check_torchaudio
 
 # In the order of the help.
 _COMMANDS = (
+    pretrain,
+    finetune,
     embed,
     classify,
     probe,
@@ -38,6 +42,9 @@ _COMMANDS = (
     onnx,
     recipes,
 )
+
+# These copy files, or start a script.
+_WITHOUT_TORCH = ("finetune", "pretrain", "recipes")
 
 
 def main(arguments=None):
@@ -51,8 +58,8 @@ def main(arguments=None):
     Returns
     -------
     int
-        Exit code: 0, 2 when something is wrong with the input, or 130 after
-        Ctrl-C.
+        Exit code: 0, 2 when something is wrong with the input, 130 after
+        Ctrl-C, or that of the script that was run.
 
     Example
     -------
@@ -61,14 +68,15 @@ def main(arguments=None):
     """
     options = _parse(arguments)
     try:
-        if options.command != "recipes":
+        if options.command not in _WITHOUT_TORCH:
             check_torchaudio()
-        options.run(options)
+        code = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
         # The reader, such as `head`, has seen enough. Without this, Python
         # would complain as it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print(f"\nstopped; {options.when_stopped}", file=sys.stderr)
         return 130
@@ -78,14 +86,15 @@ def main(arguments=None):
     except (OSError, ValueError, *_own_errors()) as error:
         print(f"ssast-lobes {options.command}: {error}", file=sys.stderr)
         return 2
-    return 0
+    return code
 
 
 def _parse(arguments):
     parser = argparse.ArgumentParser(
         prog="ssast-lobes",
         description=(
-            "Self-supervised audio spectrogram transformers: embed and "
+            "Self-supervised audio spectrogram transformers: pretrain, "
+            "fine-tune, embed and "
             "classify audio with an exported folder, compare checkpoints, "
             "measure log-mel statistics, pack audio into shards, convert and "
             "average models, write them as ONNX, copy recipes."

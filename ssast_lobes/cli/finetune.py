@@ -1,0 +1,21 @@
+"""``ssast-lobes finetune``: CustomData's classification from anywhere."""
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    common.add_training(
+        commands,
+        "finetune",
+        "manifest",
+        "fine-tune a classifier on labeled audio",
+        "a CSV with columns path, label and split",
+        "ssast-lobes finetune labels.csv --source results/pretrain/1986/export",
+    )

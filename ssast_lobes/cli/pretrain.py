@@ -1,0 +1,21 @@
+"""``ssast-lobes pretrain``: CustomData's pretraining from anywhere."""
+
+from ssast_lobes.cli import common
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    common.add_training(
+        commands,
+        "pretrain",
+        "audio",
+        "pretrain an encoder on audio without labels",
+        "a folder, or a CSV with a column `path`",
+        "ssast-lobes pretrain recordings/ --model_size micro --objective m2d",
+    )

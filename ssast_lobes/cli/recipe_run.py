@@ -1,0 +1,121 @@
+"""Run the scripts of CustomData from anywhere, as one would by hand."""
+
+import os
+import subprocess
+import sys
+
+from ssast_lobes.cli.recipe_files import recipes_folder
+
+# Folder, and name of the YAML, by command.
+_RECIPES = {"pretrain": "pretrain", "finetune": "classify"}
+
+
+def script_and_yaml(command):
+    """Return the script that a command runs, and its YAML.
+
+    Arguments
+    ---------
+    command : str
+        ``"pretrain"`` or ``"finetune"``.
+
+    Returns
+    -------
+    list of str
+
+    Example
+    -------
+    >>> [os.path.basename(path) for path in script_and_yaml("finetune")]
+    ['train.py', 'classify.yaml']
+    """
+    name = _RECIPES[command]
+    folder = recipes_folder() / "CustomData" / name
+    return [str(folder / "train.py"), str(folder / "hparams" / f"{name}.yaml")]
+
+
+def pretrain(audio, output_folder, *options, **settings):
+    """Pretrain an encoder on audio: run ``CustomData/pretrain/train.py``.
+
+    The script runs in a process of its own, and prints what it does. Called
+    again with the same arguments, it resumes a training that was stopped.
+
+    Arguments
+    ---------
+    audio : str, path or list
+        A folder, a CSV with a column ``path``, or a list of these.
+    output_folder : str or path
+        Where logs, checkpoints and the export go.
+    *options : str
+        Words of SpeechBrain's command line, such as ``"--noprogressbar"``.
+    **settings
+        Keys of ``CustomData/pretrain/hparams/pretrain.yaml``, such as
+        ``model_size="micro"`` or ``masker={"ratio": 0.5}``.
+
+    Returns
+    -------
+    str
+        The exported folder, for `SSAST`, `finetune`, ...
+
+    Raises
+    ------
+    RuntimeError
+        If the script fails; it prints why.
+
+    Example
+    -------
+    >>> pretrain("nowhere", getfixture("tmpdir"))
+    Traceback (most recent call last):
+    ...
+    RuntimeError: .../pretrain/train.py failed; its message is above
+    """
+    return _train("pretrain", "audio", audio, output_folder, options, settings)
+
+
+def finetune(manifest, output_folder, *options, **settings):
+    """Fine-tune a classifier: run ``CustomData/classify/train.py``.
+
+    Arguments
+    ---------
+    manifest : str or path
+        A CSV with columns ``path``, ``label`` and ``split``.
+    output_folder : str or path
+        Where logs, checkpoints, results and the export go.
+    *options : str
+        See `pretrain`.
+    **settings
+        Keys of ``CustomData/classify/hparams/classify.yaml``, such as
+        ``source="run/export"``.
+
+    Returns
+    -------
+    str
+        The exported folder, for `ssast_lobes.inference.AudioClassifier`.
+
+    Raises
+    ------
+    RuntimeError
+        If the script fails; it prints why.
+    """
+    return _train(
+        "finetune", "manifest", manifest, output_folder, options, settings
+    )
+
+
+def _train(command, data_key, data, output_folder, options, settings):
+    from ssast_lobes.training.arguments import flag_value
+
+    if not isinstance(data, list):
+        data = os.fspath(data)
+    settings = {
+        data_key: data,
+        "output_folder": os.fspath(output_folder),
+        **settings,
+    }
+    script, hparams_file = script_and_yaml(command)
+    words = [f"--{key}={flag_value(value)}" for key, value in settings.items()]
+    done = subprocess.run(
+        [sys.executable, script, hparams_file, *options, *words]
+    )
+    if done.returncode:
+        raise RuntimeError(f"{script} failed; its message is above")
+    default = os.path.join(output_folder, "export")
+    return settings.get("export_folder", default)
