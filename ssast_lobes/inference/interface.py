@@ -158,6 +158,16 @@ class Interface:
         for start, piece in self._windowing.cut(wav):
             yield Window(clip, offset + start, len(piece), piece)
 
+    def _clips(self, windows, finish):
+        """Run windows through the model; yield what belongs to one clip.
+
+        `finish` makes a list of one result a window from an `EncoderOutput`.
+        Yields the number of the clip, its windows and their results.
+        """
+        done = self._batches(iter(windows), finish)
+        for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
+            yield clip, *zip(*pairs, strict=True)
+
     def _batches(self, windows, finish):
         while batch := list(itertools.islice(windows, self.batch_size)):
             wavs = [window.wav for window in batch if window.error is None]
@@ -198,9 +208,8 @@ class Interface:
     def _files(self, paths, finish, unreadable, progress):
         """Yield path, windows and results of each readable file."""
         paths = [os.fspath(path) for path in paths]
-        done = self._batches(self._file_windows(paths, progress), finish)
-        for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
-            windows, results = zip(*pairs, strict=True)
+        windows = self._file_windows(paths, progress)
+        for clip, windows, results in self._clips(windows, finish):  # noqa: B020
             error = next((w.error for w in windows if w.error), None)
             if error is None:
                 yield paths[clip], windows, results
