@@ -17,6 +17,8 @@ from ssast_lobes.cli import (
     convert,
     embed,
     heads,
+    manifest,
+    models,
     onnx,
     probe,
     recipes,
@@ -31,11 +33,13 @@ _COMMANDS = (
     classify,
     probe,
     heads,
+    manifest,
     stats,
     shard,
     convert,
     average,
     onnx,
+    models,
     recipes,
 )
 
@@ -87,8 +91,9 @@ def _parse(arguments):
         description=(
             "Self-supervised audio spectrogram transformers: embed and "
             "classify audio with an exported folder, compare checkpoints, "
-            "measure log-mel statistics, pack audio into shards, convert and "
-            "average models, write them as ONNX, copy recipes."
+            "make a table of class folders, measure log-mel statistics, pack "
+            "audio into shards, convert and average models, write them as "
+            "ONNX, list those that come along, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )
