@@ -80,6 +80,7 @@ def run(options):
     from ssast_lobes.dataio.class_folders import class_rows
     from ssast_lobes.dataio.partition import draw_splits
     from ssast_lobes.dataio.scan import scan_audio
+    from ssast_lobes.dataio.tables import raise_problems
     from ssast_lobes.utils.files import absolute, write_csv
 
     output = absolute(options.output or f"{options.folder}/manifest.csv")
@@ -102,6 +103,10 @@ def run(options):
         | {"path": _below(output, row["path"]), "split": split_of[row["id"]]}
         for row in scan.rows
     ]
+    strange = [row["path"] for row in table if not _is_unicode(row["path"])]
+    raise_problems(
+        options.folder, [f"a name that is not UTF-8: {x!a}" for x in strange]
+    )
     write_csv(output, [columns, *([r[c] for c in columns] for r in table)])
     _print_counts(table, list(splits), options.group is not None)
     print(f"{common.count_files(len(table))} in {output}")
@@ -111,6 +116,11 @@ def _below(output, path):
     """Return a path from the folder of the table on, if it lies below."""
     relative = os.path.relpath(path, os.path.dirname(output))
     return path if relative.startswith(os.pardir + os.sep) else relative
+
+
+def _is_unicode(path):
+    """Tell whether a CSV in UTF-8 can hold a path."""
+    return path == path.encode("utf-8", "ignore").decode()
 
 
 def _print_counts(table, splits, grouped):

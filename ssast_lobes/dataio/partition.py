@@ -82,7 +82,7 @@ def rows_from_names(paths, pattern, page):
     ]
 
 
-def hold_out(rows, fraction, group, salt="", every_label=False):
+def hold_out(rows, fraction, group, salt="", keep=0):
     """Split rows in two, by whole groups and alike in labels.
 
     Groups are taken in an order that only their names decide, each of them
@@ -98,14 +98,15 @@ def hold_out(rows, fraction, group, salt="", every_label=False):
         Key of what must not be in both parts: the speaker or the recording.
     salt : str
         Another text is another order of the groups.
-    every_label : bool
-        Of each label with two groups or more hold out one at least, whatever
-        the fraction, and keep one.
+    keep : int
+        Groups of each label that are kept. If it is not 0, one more is held
+        out, whatever the fraction, as far as other labels allow it.
 
     Returns
     -------
     kept, held : list of dict
-        Rows of the two parts, in their order; neither is empty.
+        Rows of the two parts, in their order; neither is empty, unless `keep`
+        keeps all.
 
     Raises
     ------
@@ -129,14 +130,8 @@ def hold_out(rows, fraction, group, salt="", every_label=False):
         )
     wanted = Counter(row["label"] for row in rows)
     wanted = {label: fraction * count for label, count in wanted.items()}
-    held, left = Counter(), Counter()
-    if every_label:
-        smallest = {}
-        for counts in members.values():
-            left.update(counts.keys())
-            for label, count in counts.items():
-                smallest[label] = min(count, smallest.get(label, count))
-        wanted = {key: max(n, smallest[key]) for key, n in wanted.items()}
+    held, chosen = Counter(), set()
+    left = Counter(label for counts in members.values() for label in counts)
 
     def misfit(name):
         """Return how far from the wanted labels this group leads."""
@@ -146,17 +141,32 @@ def hold_out(rows, fraction, group, salt="", every_label=False):
             for label, count in members[name].items()
         )
 
-    order = hash_fractions([salt + name for name in members])
-    places = dict(zip(members, order, strict=True))
-    chosen = set()
-    for name in sorted(members, key=places.get):
-        is_last = any(left[label] == 1 for label in members[name])
-        if misfit(name) < 0 and len(chosen) < len(members) - 1 and not is_last:
-            held += members[name]
-            left.subtract(members[name].keys())
-            chosen.add(name)
-    # Where every group is more than is wanted, the smallest evil.
-    chosen = chosen or {min(sorted(members), key=misfit)}
+    def is_free(name):
+        """Return whether enough is kept without this group."""
+        return len(chosen) < len(members) - 1 and all(
+            left[label] > keep for label in members[name]
+        )
+
+    def take(name):
+        held.update(members[name])
+        left.subtract(members[name].keys())
+        chosen.add(name)
+
+    places = hash_fractions([salt + name for name in members])
+    places = dict(zip(members, places, strict=True))
+    order = sorted(members, key=places.get)
+    for name in order:
+        if misfit(name) < 0 and is_free(name):
+            take(name)
+    if keep:
+        for label in wanted:
+            if not held[label]:
+                able = [n for n in order if label in members[n] and is_free(n)]
+                if able:
+                    take(min(able, key=misfit))
+    elif not chosen:
+        # Where every group is more than is wanted, the smallest evil.
+        take(min(sorted(members), key=misfit))
     return (
         [row for row in rows if row[group] not in chosen],
         [row for row in rows if row[group] in chosen],
@@ -203,8 +213,8 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     """Split labeled rows into train, valid and test, by whole groups.
 
     What rows say of their split stays. The parts that are then empty are drawn
-    from train, see `hold_out`; every label is in every part, as far as its
-    groups suffice. A warning names the labels that are not.
+    from train, see `hold_out`: every label is in every part where its groups
+    allow it, and a warning names those that are not.
 
     Arguments
     ---------
@@ -239,11 +249,12 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
         for name in SPLITS
     }
     shares = dict(zip(SPLITS, fractions, strict=True))
-    drawn = [n for n in ("test", "valid") if shares[n] > 0 and not splits[n]]
+    # The last has the rare labels: better no choice by them than no result.
+    drawn = [n for n in ("valid", "test") if shares[n] > 0 and not splits[n]]
     whole = shares["train"] + sum(shares[name] for name in drawn)
-    for name in drawn:
+    for keep, name in zip(range(len(drawn), 0, -1), drawn, strict=True):
         splits["train"], splits[name] = hold_out(
-            splits["train"], shares[name] / whole, group, f"{seed} ", True
+            splits["train"], shares[name] / whole, group, f"{seed} ", keep
         )
         whole -= shares[name]
     parts, groups = {}, {}
@@ -260,7 +271,7 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     unit = "clip" if group == "id" else "group"
     for name, part in splits.items():
         lacking = sorted(set(groups) - {row["label"] for row in part})
-        if part and lacking:
+        if lacking and (part or name in drawn):
             said = [
                 f"{label} ({len(groups[label])} {unit}"
                 f"{'s' * (len(groups[label]) > 1)})"
