@@ -59,7 +59,7 @@ _MODULE_OF = {
     "WindowedLobe": "inference.speechbrain",
     "aam_softmax": "training.losses",
     "binary_cross_entropy": "training.losses",
-    "bundled_model": "checkpoints.linear_heads",
+    "bundled_model": "checkpoints.bundled",
     "collate": "dataio.dataset",
     "cross_entropy": "training.losses",
     "finetune": "cli.recipe_run",

@@ -31,6 +31,7 @@ from tqdm import tqdm
 from transfer_report import FINE_TUNED, SCRATCH, System, report, tuning_table
 
 from ssast_lobes.checkpoints.averaging import export_mean
+from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import WEIGHTS_FILE
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.dataio.partition import hash_fractions
@@ -428,7 +429,7 @@ class Transfer:
 
     def _check_export(self, name):
         """Raise for an export that would have no fair baseline."""
-        folder = Path(self.hparams["exports"][name])
+        folder = Path(resolve_name(self.hparams["exports"][name]))
         if not (folder / WEIGHTS_FILE).is_file():
             raise SettingsError(
                 f"{folder}: no exported folder; a checkpoint becomes one by "
@@ -475,7 +476,7 @@ class Transfer:
     def _pretrain(self, name):
         """Return the exported folder of a pretraining, or of a stage."""
         if name in self.hparams["exports"]:
-            return Path(self.hparams["exports"][name]).resolve()
+            return Path(resolve_name(self.hparams["exports"][name])).resolve()
         settings = self._pretraining(name)
         given = {
             "audio": _flat(settings.pop("audio")),

@@ -7,7 +7,9 @@ import csv
 import json
 from pathlib import Path
 
+from ssast_lobes.dataio.class_folders import class_rows
 from ssast_lobes.dataio.held_out import without_held_out
+from ssast_lobes.dataio.partition import draw_splits
 from ssast_lobes.dataio.scan import folder_rows
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import SPLITS, ManifestError, read_manifest
@@ -182,7 +184,9 @@ def prepare_classification(
         CSV with a path, a label and a split (train, valid, test) a row, and
         perhaps a speaker, to be warned of speakers in more than one split; rows
         with an empty label or split are left out where the column has
-        another name than "label" and "split".
+        another name than "label" and "split". Or a folder of class folders,
+        split as `ssast-lobes manifest FOLDER` does it, whatever the seed of
+        the training.
     output_folder : str
         Where ``splits.json`` goes, and the list of unreadable audio.
     label_column, split_column : str
@@ -203,22 +207,41 @@ def prepare_classification(
         If rows are bad, a split is empty, labels of valid and test do not
         occur in train, or all clips of train have the same.
     """
-    columns = {"label": label_column, "split": split_column}
-    # A column of another name belongs to a table of more than one task.
-    needs = [name for name, column in columns.items() if name == column]
-    rows = read_manifest(manifest, ["path", *needs], columns=columns)
-    rows = [row for row in rows if row["label"] and row["split"]]
-    splits = {
-        name: [row for row in rows if row["split"] == name] for name in SPLITS
-    }
+    read = _class_folders if Path(manifest).expanduser().is_dir() else _table
     return write_splits(
-        splits,
+        read(manifest, label_column, split_column),
         output_folder,
         corpus=str(manifest),
         multi_label=multi_label,
         min_seconds=min_seconds,
         max_unreadable=max_unreadable,
     )
+
+
+def _table(manifest, label_column, split_column):
+    """Return the splits of a CSV."""
+    columns = {"label": label_column, "split": split_column}
+    # A column of another name belongs to a table of more than one task.
+    needs = [name for name, column in columns.items() if name == column]
+    rows = read_manifest(manifest, ["path", *needs], columns=columns)
+    rows = [row for row in rows if row["label"] and row["split"]]
+    return {
+        name: [row for row in rows if row["split"] == name] for name in SPLITS
+    }
+
+
+def _class_folders(folder, label_column, split_column):
+    """Return the splits of a folder of class folders."""
+    table = Path(folder, "manifest.csv")
+    if table.expanduser().is_file():
+        raise ManifestError(
+            f"{folder} is a folder with a table in it: did you mean {table}?"
+        )
+    if split_column != "split":
+        raise ManifestError(
+            f"{folder}: a folder has no column {split_column}; name a CSV"
+        )
+    return draw_splits(class_rows(folder, label_column))
 
 
 def _rows_of(source):

@@ -2,7 +2,8 @@
 
 `loading.load_weights` reads all of them into `format.Weights`, our names for
 the tensors of any origin. It alone knows every format; `tensors`, `official`,
-`huggingface` and `hub` know one each. `folder` writes exported folders, with
+`huggingface` and `hub` know one each; `bundled` knows the models that come
+with the package, by name. `folder` writes exported folders, with
 the help of `hyperparams` and `model_card`; `linear_heads` keeps heads in them,
 `push` publishes them, `averaging` and `convert` make new ones of old.
 `warm_start` starts a model from weights of another grid.

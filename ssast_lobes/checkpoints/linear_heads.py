@@ -1,10 +1,9 @@
-"""Linear heads next to a frozen encoder, and the bundled model.
+"""Linear heads next to a frozen encoder.
 
 An exported folder may hold a folder `heads/`, with one safetensors file for
 each task: a linear layer from clip vectors to class scores, and in the file's
 metadata the labels and how clips are pooled. `ssast-lobes heads` writes them,
-`ssast_lobes.inference.AudioClassifier` reads them. The package carries such a
-folder in `pretrained/`: the bundled model, for interfaces without a source.
+`ssast_lobes.inference.AudioClassifier` reads them.
 """
 
 import json
@@ -15,15 +14,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save
 
-from ssast_lobes.checkpoints.format import (
-    CONFIG_FILE,
-    HEADS_FOLDER,
-    WeightsError,
-)
+from ssast_lobes.checkpoints.format import HEADS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import weights_errors
 from ssast_lobes.utils.files import atomic_write
-
-BUNDLED = Path(__file__).parents[1] / "pretrained"
 
 
 class LinearHead(NamedTuple):
@@ -152,40 +145,6 @@ def head_names(folder):
     """
     heads = Path(folder, HEADS_FOLDER).expanduser()
     return sorted(path.stem for path in heads.glob("*.safetensors"))
-
-
-def bundled_model(place=None):
-    """Return the exported folder that comes with the package.
-
-    Arguments
-    ---------
-    place : str or path, optional
-        Folder that holds it; ``pretrained/`` in the package when left out.
-
-    Returns
-    -------
-    pathlib.Path
-
-    Raises
-    ------
-    WeightsError
-        If there is none.
-
-    Example
-    -------
-    >>> bundled_model(getfixture("tmpdir"))
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...WeightsError: no pretrained model comes with this ...
-    """
-    found = sorted(Path(place or BUNDLED).glob(f"*/{CONFIG_FILE}"))
-    if not found:
-        raise WeightsError(
-            "no pretrained model comes with this installation of ssast_lobes: "
-            "name one, an exported folder of a recipe or of `ssast-lobes "
-            "convert`"
-        )
-    return found[0].parent
 
 
 def _path(folder, task):

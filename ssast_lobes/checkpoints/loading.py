@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import (
     CONFIG_FILE,
     FORMAT_VERSION,
@@ -26,8 +27,10 @@ def load_weights(source, stride=None):
         Folder written by a recipe or ``ssast-lobes convert``; folder of
         Hugging Face's AST (see `ssast_lobes.checkpoints.huggingface`);
         either of them on the hub, ``user/repo`` or
-        ``user/repo@revision``; or a released SSAST, SSAMBA or AST checkpoint,
-        pretrained or fine-tuned, with or without the ``module.`` prefix.
+        ``user/repo@revision``; a name that ``ssast-lobes models`` lists (see
+        `ssast_lobes.checkpoints.bundled`); or a released SSAST, SSAMBA or AST
+        checkpoint, pretrained or fine-tuned, with or without the ``module.``
+        prefix.
     stride : tuple of int, optional
         Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
         not tell it; needed only where two strides would fit.
@@ -48,6 +51,7 @@ def load_weights(source, stride=None):
     ...
     ssast_lobes...WeightsError: nowhere: no such file or folder
     """
+    source = resolve_name(source)
     path = Path(source).expanduser()
     if path.is_dir():
         return _load_folder(path)
@@ -73,9 +77,11 @@ def _load_folder(path):
             if "model_type" in config:
                 return from_huggingface(path)
         if missing:
+            export = path / "export"
+            hint = f"; did you mean {export}?"
             raise WeightsError(
                 f"{path}: not an exported folder, {' and '.join(missing)} "
-                "missing"
+                f"missing{hint if (export / CONFIG_FILE).is_file() else ''}"
             )
         version = config["format_version"]
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -18,6 +18,8 @@ from ssast_lobes.cli import (
     embed,
     finetune,
     heads,
+    manifest,
+    models,
     onnx,
     pretrain,
     probe,
@@ -35,11 +37,13 @@ _COMMANDS = (
     classify,
     probe,
     heads,
+    manifest,
     stats,
     shard,
     convert,
     average,
     onnx,
+    models,
     recipes,
 )
 
@@ -96,8 +100,9 @@ def _parse(arguments):
             "Self-supervised audio spectrogram transformers: pretrain, "
             "fine-tune, embed and "
             "classify audio with an exported folder, compare checkpoints, "
-            "measure log-mel statistics, pack audio into shards, convert and "
-            "average models, write them as ONNX, copy recipes."
+            "make a table of class folders, measure log-mel statistics, pack "
+            "audio into shards, convert and average models, write them as "
+            "ONNX, list those that come along, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )

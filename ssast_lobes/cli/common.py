@@ -14,7 +14,7 @@ INPUTS_HELP = (
 )
 MODEL_HELP = (
     "exported folder, Hugging Face folder, or user/repo on the hub with one "
-    "of these"
+    "of these; or a name that `ssast-lobes models` lists"
 )
 _SHOWN_UNREADABLE = 20
 
@@ -358,6 +358,8 @@ def find_model(options):
     ------
     ValueError
         If there is a model and no audio.
+    WeightsError
+        If the first word is like a name of a bundled model, and is none.
 
     Example
     -------
@@ -366,6 +368,7 @@ def find_model(options):
     >>> options.model, options.inputs
     ('me/barks', ['day.wav'])
     """
+    from ssast_lobes.checkpoints.bundled import resolve_name
     from ssast_lobes.checkpoints.format import CONFIG_FILE
     from ssast_lobes.dataio.scan import find_audio
     from ssast_lobes.dataio.tables import ManifestError
@@ -373,7 +376,7 @@ def find_model(options):
     first, *others = [
         word for word in (options.model, *options.inputs) if word is not None
     ]
-    path, is_model = os.path.expanduser(first), bool(others)
+    path, is_model = os.path.expanduser(resolve_name(first)), bool(others)
     if os.path.isfile(path):
         is_model = path.endswith(".pth")
     elif os.path.isdir(path):
@@ -479,6 +482,26 @@ def suggest_extra(unreadable):
     need = files_in_need(unreadable)
     if need:
         print(need, file=sys.stderr)
+
+
+def print_columns(rows):
+    """Print rows of text in columns.
+
+    Arguments
+    ---------
+    rows : list of sequence of str
+        The cells; the first row has the names.
+
+    Example
+    -------
+    >>> print_columns([("label", "clips"), ("dog", "7")])
+    label  clips
+    dog    7
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = map(str.ljust, row, widths)
+        print("  ".join(cells).rstrip())
 
 
 def count_files(count):

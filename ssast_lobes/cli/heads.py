@@ -26,9 +26,7 @@ def add_parser(commands):
         "ssast-lobes heads results/export --data words=words.csv\n"
         "    --data emotion=acted.csv,metric=uar --output results/with_heads",
     )
-    command.add_argument(
-        "model", metavar="MODEL", help="exported folder of the encoder"
-    )
+    command.add_argument("model", metavar="MODEL", help=common.MODEL_HELP)
     common.add_tasks(command)
     command.add_argument(
         "--pooling",

@@ -3,8 +3,14 @@
 import re
 from collections import Counter
 
-from ssast_lobes.dataio.tables import ManifestError, raise_problems
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.dataio.tables import SPLITS, ManifestError, raise_problems
 from ssast_lobes.utils.random import clip_keys
+
+logger = get_logger(__name__)
+
+_SHOWN_LABELS = 20
 
 
 def hash_fractions(ids):
@@ -76,7 +82,7 @@ def rows_from_names(paths, pattern, page):
     ]
 
 
-def hold_out(rows, fraction, group):
+def hold_out(rows, fraction, group, salt="", keep=0):
     """Split rows in two, by whole groups and alike in labels.
 
     Groups are taken in an order that only their names decide, each of them
@@ -90,11 +96,17 @@ def hold_out(rows, fraction, group):
         Fraction of each label's clips to hold out, 0 to 1.
     group : str
         Key of what must not be in both parts: the speaker or the recording.
+    salt : str
+        Another text is another order of the groups.
+    keep : int
+        Groups of each label that are kept. If it is not 0, one more is held
+        out, whatever the fraction, as far as other labels allow it.
 
     Returns
     -------
     kept, held : list of dict
-        Rows of the two parts, in their order; neither is empty.
+        Rows of the two parts, in their order; neither is empty, unless `keep`
+        keeps all.
 
     Raises
     ------
@@ -118,7 +130,8 @@ def hold_out(rows, fraction, group):
         )
     wanted = Counter(row["label"] for row in rows)
     wanted = {label: fraction * count for label, count in wanted.items()}
-    held = Counter()
+    held, chosen = Counter(), set()
+    left = Counter(label for counts in members.values() for label in counts)
 
     def misfit(name):
         """Return how far from the wanted labels this group leads."""
@@ -128,14 +141,32 @@ def hold_out(rows, fraction, group):
             for label, count in members[name].items()
         )
 
-    places = dict(zip(members, hash_fractions(list(members)), strict=True))
-    chosen = set()
-    for name in sorted(members, key=places.get):
-        if misfit(name) < 0 and len(chosen) < len(members) - 1:
-            held += members[name]
-            chosen.add(name)
-    # Where every group is more than is wanted, the smallest evil.
-    chosen = chosen or {min(sorted(members), key=misfit)}
+    def is_free(name):
+        """Return whether enough is kept without this group."""
+        return len(chosen) < len(members) - 1 and all(
+            left[label] > keep for label in members[name]
+        )
+
+    def take(name):
+        held.update(members[name])
+        left.subtract(members[name].keys())
+        chosen.add(name)
+
+    places = hash_fractions([salt + name for name in members])
+    places = dict(zip(members, places, strict=True))
+    order = sorted(members, key=places.get)
+    for name in order:
+        if misfit(name) < 0 and is_free(name):
+            take(name)
+    if keep:
+        for label in wanted:
+            if not held[label]:
+                able = [n for n in order if label in members[n] and is_free(n)]
+                if able:
+                    take(min(able, key=misfit))
+    elif not chosen:
+        # Where every group is more than is wanted, the smallest evil.
+        take(min(sorted(members), key=misfit))
     return (
         [row for row in rows if row[group] not in chosen],
         [row for row in rows if row[group] in chosen],
@@ -176,6 +207,82 @@ def hold_out_by_hash(rows, fraction, group="id"):
         [row for row, place in pairs if place > fraction],
         [row for row, place in pairs if place <= fraction],
     )
+
+
+def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
+    """Split labeled rows into train, valid and test, by whole groups.
+
+    What rows say of their split stays. The parts that are then empty are drawn
+    from train, see `hold_out`: every label is in every part where its groups
+    allow it, and a warning names those that are not.
+
+    Arguments
+    ---------
+    rows : list of dict
+        With the keys `label` and `group`, perhaps `split`.
+    fractions : sequence of float
+        Of the clips: train, valid and test, together 1. A part of 0 is not
+        drawn.
+    seed : int
+        Decides, with the names of the groups alone, which are drawn.
+    group : str
+        Key of what must not be in two parts.
+
+    Returns
+    -------
+    dict
+        Rows of `train`, `valid` and `test`.
+
+    Raises
+    ------
+    ManifestError
+        If all rows are of one group, or the splits that are given part one.
+
+    Example
+    -------
+    >>> rows = [{"id": str(n), "label": "ab"[n % 2]} for n in range(20)]
+    >>> {name: len(part) for name, part in draw_splits(rows).items()}
+    {'train': 14, 'valid': 2, 'test': 4}
+    """
+    splits = {
+        name: [row for row in rows if row.get("split", "train") == name]
+        for name in SPLITS
+    }
+    shares = dict(zip(SPLITS, fractions, strict=True))
+    # The last has the rare labels: better no choice by them than no result.
+    drawn = [n for n in ("valid", "test") if shares[n] > 0 and not splits[n]]
+    whole = shares["train"] + sum(shares[name] for name in drawn)
+    for keep, name in zip(range(len(drawn), 0, -1), drawn, strict=True):
+        splits["train"], splits[name] = hold_out(
+            splits["train"], shares[name] / whole, group, f"{seed} ", keep
+        )
+        whole -= shares[name]
+    parts, groups = {}, {}
+    for name, part in splits.items():
+        for row in part:
+            parts.setdefault(row[group], {})[name] = None
+            groups.setdefault(row["label"], set()).add(row[group])
+    shared = [key for key, names in parts.items() if len(names) > 1]
+    if shared:
+        raise ManifestError(
+            f"{len(shared)} groups are in more than one of the given splits, "
+            f"such as {shared[0]}, in {' and '.join(parts[shared[0]])}"
+        )
+    unit = "clip" if group == "id" else "group"
+    for name, part in splits.items():
+        lacking = sorted(set(groups) - {row["label"] for row in part})
+        if lacking and (part or name in drawn):
+            said = [
+                f"{label} ({len(groups[label])} {unit}"
+                f"{'s' * (len(groups[label]) > 1)})"
+                for label in lacking[:_SHOWN_LABELS]
+            ]
+            more = ", ..." if len(lacking) > len(said) else ""
+            logger.warning(
+                f"{name} has no clip of {len(lacking)} of {len(groups)} "
+                f"labels: {', '.join(said)}{more}"
+            )
+    return splits
 
 
 def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):

@@ -9,13 +9,13 @@ from speechbrain.utils.autocast import AMPConfig, TorchAutocast
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
+from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     WeightsError,
     error_context,
 )
-from ssast_lobes.checkpoints.linear_heads import bundled_model
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.dataio.waveforms import (
     UnreadableAudio,
@@ -55,7 +55,7 @@ class Interface:
     ):
         if batch_size < 1:
             raise ValueError(f"batch_size must be positive, got {batch_size}")
-        source = bundled_model() if source is None else source
+        source = resolve_name(source)
         self.source = source
         self.device = torch.device(device)
         self.batch_size = batch_size
@@ -95,8 +95,9 @@ class Interface:
         source : str or path, optional
             The folder, written by a recipe or by ``ssast-lobes convert``, or
             one of Hugging Face's AST; or a repository on the hub that holds
-            such a folder, ``user/repo`` or ``user/repo@revision``. The
-            bundled model when left out.
+            such a folder, ``user/repo`` or ``user/repo@revision``; or a name
+            that ``ssast-lobes models`` lists. The bundled model when left
+            out.
         device : str
             Where to compute, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int

@@ -213,9 +213,9 @@ class SSAST(SpectrogramLobe):
         `source` brings its own.
     source : str or path, optional
         Weights to start from: an exported folder, an official ``.pth``, a
-        folder of Hugging Face's AST, or ``user/repo`` on the hub. Clips keep
-        their own lengths, also where the source was used with reference
-        padding (see `FrontEnd`).
+        folder of Hugging Face's AST, ``user/repo`` on the hub, or a name that
+        ``ssast-lobes models`` lists. Clips keep their own lengths, also where
+        the source was used with reference padding (see `FrontEnd`).
     freeze : bool
         Never train the encoder.
     output : str

@@ -26,6 +26,7 @@ from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
 import ssast_lobes
 from ssast_lobes import FrontEnd, Grid, SpectrogramLobe
+from ssast_lobes.checkpoints.bundled import bundled_model
 from ssast_lobes.checkpoints.folder import (
     check_export_folder,
     export_classifier,
@@ -34,7 +35,6 @@ from ssast_lobes.checkpoints.folder import (
 )
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.hyperparams import hyperparams_text
-from ssast_lobes.checkpoints.linear_heads import bundled_model
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.checkpoints.warm_start import initialize

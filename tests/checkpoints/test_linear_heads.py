@@ -1,6 +1,7 @@
 """Linear heads, and the bundled model: small, found, and as measured."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,12 +9,12 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score
 
-from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
-from ssast_lobes.checkpoints import linear_heads
+from ssast_lobes import SSAST, FrontEnd, Grid, SpectrogramEncoder
+from ssast_lobes.checkpoints import bundled as bundled_models
+from ssast_lobes.checkpoints.bundled import BUNDLED, bundled_model
 from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
 from ssast_lobes.checkpoints.linear_heads import (
-    BUNDLED,
     LinearHead,
     head_names,
     read_head,
@@ -27,9 +28,12 @@ from ssast_lobes.evaluation.probing import (
     train_heads,
 )
 from ssast_lobes.evaluation.probing.classifiers import linear_weights
+from ssast_lobes.evaluation.probing.embeddings import PooledEncoder
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.inference.deployment import DeployedModel
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.training import load_pretrained
 
 MEBIBYTE = 2**20
 LICENSES = "- tones: made here, CC0"
@@ -64,7 +68,7 @@ def with_heads(pretrained, tasks, tmp_path_factory):
 
 @pytest.fixture
 def bundled(with_heads, monkeypatch):
-    monkeypatch.setattr(linear_heads, "BUNDLED", with_heads[0].parent)
+    monkeypatch.setattr(bundled_models, "BUNDLED", with_heads[0].parent)
 
 
 def test_home_folder(with_heads, monkeypatch):
@@ -267,7 +271,7 @@ def test_a_model_is_told_from_inputs(
 def test_without_a_box_the_error_names_the_fix(
     tones, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(linear_heads, "BUNDLED", tmp_path)
+    monkeypatch.setattr(bundled_models, "BUNDLED", tmp_path)
     path = str(tones.folder / "tone_0.wav")
     assert main(["classify", "--task", "sounds", path]) == 2
     error = capsys.readouterr().err
@@ -306,3 +310,117 @@ def test_shipped_model_is_small_and_says_where_it_is_from(folder, tones):
     for task in head_names(folder):
         classifier = AudioClassifier.from_hparams(task=task)
         assert classifier.classify_file(path).label in classifier.labels
+
+
+NAME = "ssast-lobes-micro-1"
+
+
+@pytest.fixture(scope="module")
+def weights():
+    return load_weights(BUNDLED / NAME).state
+
+
+def same(module, weights):
+    state = module.state_dict()
+    return all(
+        torch.equal(state[key.removeprefix("encoder.")], value)
+        for key, value in weights.items()
+        if key.startswith("encoder.")
+    )
+
+
+def test_a_name_stands_for_the_model_in_python(weights):
+    assert weights
+    assert same(SSAST(source=NAME).encoder, weights)
+    assert same(AudioEncoder.from_hparams(NAME).lobe.encoder, weights)
+    classifier = AudioClassifier.from_hparams(NAME, task="keywords")
+    assert "yes" in classifier.labels
+    assert same(PooledEncoder(NAME).lobe.encoder, weights)
+    assert same(DeployedModel(NAME).lobe.encoder, weights)
+    encoder = SSAST(source=BUNDLED / NAME).encoder
+    with torch.no_grad():
+        encoder.class_tokens.zero_()
+    load_pretrained(NAME, encoder, None)
+    assert same(encoder, weights)
+
+
+def test_a_name_stands_for_the_model_in_commands(weights, tones, tmp_path):
+    path = str(tones.folder / "tone_0.wav")
+    for model, output in (
+        (NAME, "name.npz"),
+        (str(BUNDLED / NAME), "path.npz"),
+    ):
+        assert (
+            main(["embed", model, path, "--output", f"{tmp_path}/{output}"])
+            == 0
+        )
+    name, folder = (np.load(tmp_path / f"{x}.npz") for x in ("name", "path"))
+    np.testing.assert_array_equal(name["embeddings"], folder["embeddings"])
+    labels = tmp_path / "labels.json"
+    words = ["classify", NAME, path, "--task", "keywords"]
+    assert main([*words, "--output", str(labels)]) == 0
+    assert json.loads(labels.read_text())[0]["scores"].keys() >= {"yes", "no"}
+    assert main(["convert", NAME, f"{tmp_path}/official.pth"]) == 0
+    found = load_weights(tmp_path / "official.pth").part("encoder")
+    assert torch.equal(found["class_tokens"], weights["encoder.class_tokens"])
+    data = f"sounds={tones.manifest}"
+    report = tmp_path / "probe"
+    words = ["probe", NAME, "--data", data, "--output", str(report)]
+    assert main(words) == 0
+    assert f"| {NAME} |" in (report / "probe.md").read_text()
+    copy = tmp_path / "copy"
+    assert main(["heads", NAME, "--data", data, "--output", str(copy)]) == 0
+    assert load_weights(copy).state.keys() >= weights.keys()
+    # The copy's card has what the model was trained on.
+    assert "12.2 hours of synthetic words" in (copy / CARD_FILE).read_text()
+
+
+def test_a_folder_of_a_name_needs_a_dot(pretrained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(pretrained, NAME)
+    shutil.copytree(pretrained, "ssast-lobes-mine")
+    assert load_weights(NAME).config["encoder"]["dim"] == 128
+    for folder in (f"./{NAME}", tmp_path / NAME, "ssast-lobes-mine"):
+        assert load_weights(folder).config["encoder"]["dim"] == 32
+
+
+def test_models_command_lists_what_the_files_say(capsys, weights):
+    assert main(["models"]) == 0
+    titles, *lines = capsys.readouterr().out.splitlines()
+    assert titles.split() == "name parameters size heads trained on".split()
+    [line] = [line for line in lines if line.startswith(f"{NAME} ")]
+    n_parameters = sum(tensor.numel() for tensor in weights.values())
+    assert f" {n_parameters / 1e6:.1f} M " in line
+    assert all(head in line for head in head_names(bundled_model(NAME)))
+    assert line.endswith("synthetic words")
+    assert len(lines) == 1
+
+
+def test_an_unknown_name_is_told_the_names(capsys, tones, tmp_path):
+    path = str(tones.folder / "tone_0.wav")
+    words = ["embed", "ssast-lobes-micro-2", path, "--output"]
+    assert main([*words, str(tmp_path / "x.npz")]) == 2
+    error = capsys.readouterr().err
+    assert "ssast-lobes-micro-2: no model of this name" in error
+    assert f"the names are: {NAME}\n" in error
+    with pytest.raises(WeightsError, match=f"the names are: {NAME}"):
+        SSAST(source="ssast-lobes-micro")
+    assert main(["embed", NAME, "--output", str(tmp_path / "x.npz")]) == 2
+    assert "name audio too" in capsys.readouterr().err
+
+
+def test_a_folder_of_a_run_is_told_its_export(
+    pretrained, tones, tmp_path, capsys
+):
+    run = tmp_path / "run"
+    shutil.copytree(pretrained, run / "export")
+    (run / "train_log.txt").write_text("epoch 1")
+    with pytest.raises(WeightsError, match=f"did you mean {run}/export.$"):
+        SSAST(source=str(run))
+    path = str(tones.folder / "tone_0.wav")
+    words = ["embed", str(run), path, "--output", str(tmp_path / "x.npz")]
+    assert main(words) == 2
+    assert f"did you mean {run}/export?" in capsys.readouterr().err
+    (run / "export" / "config.json").unlink()
+    with pytest.raises(WeightsError, match="model.safetensors missing$"):
+        SSAST(source=str(run))

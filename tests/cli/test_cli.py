@@ -609,6 +609,15 @@ MISTAKES = {
     "mean of one": ["average", "{pretrained}", "{tmp}/mean"],
     "mean of classifiers": ["average", "{model}", "{model}", "{tmp}/mean"],
     "mean over a model": ["average", *["{pretrained}"] * 2, "{pretrained}"],
+    "like a name": [
+        "embed",
+        "ssast-lobes-9",
+        "{good}",
+        "--output",
+        "{tmp}/x.npz",
+    ],
+    "name alone": ["embed", "ssast-lobes-micro-1", "--output", "{tmp}/x.npz"],
+    "no folder of classes": ["manifest", "{tmp}/none"],
     "no such recipe": ["recipes", "none", "{tmp}/copy"],
     "recipe to nowhere": ["recipes", "CustomData"],
     "no such column": [
@@ -659,6 +668,14 @@ def test_mistakes_are_told_in_a_line(
         + ["--metric", "f1"],
         ["convert", "a", "b", "--stride", "10"],
         ["convert", "a", "b", "--stride", "10,x"],
+        ["manifest", "in", "--group", "speaker"],
+        ["manifest", "in", "--group", "(speaker)(take)"],
+        ["manifest", "in", "--group", "(speaker"],
+        ["manifest", "in", "--splits", "0.7,0.1,0.1"],
+        ["manifest", "in", "--splits", "0.8,0.2"],
+        ["manifest", "in", "--splits", "1.1,-0.1,0"],
+        ["manifest", "in", "--splits", "0,0.5,0.5"],
+        ["manifest", "in", "--splits", "most,few,some"],
         [],
     ],
     ids=" ".join,
@@ -678,13 +695,14 @@ def test_mistake_as_a_process(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "command", ["embed", "classify", "probe", "convert", "onnx"]
+    "command", ["embed", "classify", "probe", "heads", "convert", "onnx"]
 )
 def test_help_names_all_that_a_model_may_be(command, capsys):
     with pytest.raises(SystemExit):
         main([command, "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "exported folder, Hugging Face folder, or user/repo" in text
+    assert "or a name that `ssast-lobes models` lists" in text
 
 
 def test_version(capsys):
@@ -713,9 +731,12 @@ def test_help_is_instant_and_shows_an_example(capsys):
         "convert",
         "average",
         "onnx",
+        "manifest",
+        "models",
         "recipes",
     ):
         with pytest.raises(SystemExit) as stop:
             main([command, "--help"])
         assert stop.value.code == 0
-        assert f"example:\n  ssast-lobes {command} " in capsys.readouterr().out
+        _, example = capsys.readouterr().out.split("example:\n")
+        assert example.split()[:2] == ["ssast-lobes", command]

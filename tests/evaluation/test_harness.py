@@ -12,9 +12,9 @@ from ssast_lobes import (
     SpectrogramClassifier,
     SpectrogramEncoder,
 )
+from ssast_lobes.checkpoints.bundled import bundled_model
 from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.checkpoints.format import WeightsError
-from ssast_lobes.checkpoints.linear_heads import bundled_model
 from ssast_lobes.evaluation.harness import hear
 from ssast_lobes.evaluation.harness.s3prl import UpstreamExpert
 from ssast_lobes.evaluation.harness.windowed_model import WindowedModel

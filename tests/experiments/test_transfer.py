@@ -250,6 +250,14 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ({"pretrainings": {"scratch": {}}}, "none of them"),
         ({"pretrainings": {"a/b": {}}}, "letters"),
         ({"exports": {"pretrained": "none"}}, "no exported"),
+        # The bundled model is found by its name.
+        (
+            {
+                "exports": {"pretrained": "ssast-lobes-micro-1"},
+                "model": {"model_size": "tiny", "geometry": [128, 4]},
+            },
+            "dim 128, not 192",
+        ),
         ({"methods": {"finetuned": {}}}, "finetuned"),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),

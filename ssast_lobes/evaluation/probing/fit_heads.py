@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.folder import check_export_folder, write_export
 from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
 from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
@@ -59,7 +60,8 @@ def train_heads(
     Arguments
     ---------
     model : str or path
-        Exported folder of any kind; of a classifier the encoder is taken.
+        Exported folder of any kind, or a name of a bundled model; of a
+        classifier the encoder is taken.
     tasks : list of Task
         From `read_task`; their names are those of the heads.
     folder : str or path
@@ -96,7 +98,7 @@ def train_heads(
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"tasks need names that differ, got {names}")
-    folder = resolved(folder)
+    folder, model = resolved(folder), resolve_name(model)
     if folder == resolved(model):
         raise WeightsError(f"{folder}: choose another folder for the copy")
     check_export_folder(folder)

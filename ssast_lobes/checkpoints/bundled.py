@@ -1,0 +1,108 @@
+"""Models that come with the package, each under a name.
+
+A name is that of the model's exported folder in `pretrained/`. It ends in a
+version, so that it never changes its weights: new ones get a new name.
+`resolve_name` stands behind every ``source`` of this package.
+"""
+
+import os
+from pathlib import Path
+
+from ssast_lobes.checkpoints.format import CONFIG_FILE, WeightsError
+
+BUNDLED = Path(__file__).parents[1] / "pretrained"
+_START = "ssast-lobes-"
+
+
+def bundled_names():
+    """List the names of the models that come with the package.
+
+    Returns
+    -------
+    list of str
+        Sorted; empty where an installation has none.
+
+    Example
+    -------
+    >>> bundled_names()
+    ['ssast-lobes-micro-1']
+    """
+    return sorted(path.parent.name for path in BUNDLED.glob(f"*/{CONFIG_FILE}"))
+
+
+def bundled_model(name=None):
+    """Return the exported folder of a model that comes with the package.
+
+    Arguments
+    ---------
+    name : str, optional
+        One of `bundled_names`; the first of them when left out.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    WeightsError
+        If there is none of this name; lists those that there are.
+
+    Example
+    -------
+    >>> bundled_model("ssast-lobes-micro-1").is_dir()
+    True
+    >>> bundled_model("ssast-lobes-micro-0")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: ssast-lobes-micro-0: no model of this name ...
+    """
+    names = bundled_names()
+    if not names:
+        raise WeightsError(
+            "no pretrained model comes with this installation of ssast_lobes: "
+            "name one, an exported folder of a recipe or of `ssast-lobes "
+            "convert`"
+        )
+    if name is not None and name not in names:
+        raise WeightsError(
+            f"{name}: no model of this name comes with ssast_lobes, and there "
+            f"is no such file or folder; the names are: {', '.join(names)}"
+        )
+    return BUNDLED / (name or names[0])
+
+
+def resolve_name(source=None):
+    """Return the folder of a name, and any other source as it is.
+
+    Arguments
+    ---------
+    source : str or path, optional
+        Whatever `load_weights` takes; the bundled model when left out. A name
+        goes before a folder of the same name, which needs ``./``, or to be
+        given as a path object.
+
+    Returns
+    -------
+    str or path
+
+    Raises
+    ------
+    WeightsError
+        If it is like a name, and there is neither such a name nor such a file;
+        lists the names.
+
+    Example
+    -------
+    >>> resolve_name("ssast-lobes-micro-1") == resolve_name()
+    True
+    >>> resolve_name("./ssast-lobes-micro-1")
+    './ssast-lobes-micro-1'
+    """
+    if source is None:
+        return bundled_model()
+    if not isinstance(source, str) or os.sep in source:
+        return source
+    unknown = source.startswith(_START) and not os.path.exists(source)
+    if source in bundled_names() or unknown:
+        return bundled_model(source)
+    return source

@@ -1,0 +1,65 @@
+"""``ssast-lobes models``: list the models that come with the package."""
+
+from ssast_lobes.cli import common
+
+_COLUMNS = ("name", "parameters", "size", "heads", "trained on")
+
+
+def add_parser(commands):
+    """Add the command.
+
+    Arguments
+    ---------
+    commands : argparse action
+        See `ssast_lobes.cli.common.add_command`.
+    """
+    common.add_command(
+        commands,
+        "models",
+        run,
+        "list the models that come with the package, by name",
+        "List the models that come with the package. The name of one stands\n"
+        "wherever a model is asked for: as MODEL of a command, --source of a\n"
+        "recipe, in SSAST(source=...) and AudioEncoder.from_hparams(...). A\n"
+        "name never changes its weights. A folder of that name needs ./ in\n"
+        "front. Heads are for `ssast-lobes classify NAME --task HEAD`.",
+        "ssast-lobes models\n"
+        "  ssast-lobes embed ssast-lobes-micro-1 recordings/ "
+        "--output clips.npz",
+    )
+
+
+def run(options):
+    """Print a line for each model.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.checkpoints.bundled import bundled_model, bundled_names
+
+    rows = [_COLUMNS, *(_row(bundled_model(name)) for name in bundled_names())]
+    common.print_columns(rows)
+
+
+def _row(folder):
+    """Return the cells of a model: what its files and its card say."""
+    import math
+
+    from safetensors import safe_open
+
+    from ssast_lobes.checkpoints.format import CARD_FILE, WEIGHTS_FILE
+    from ssast_lobes.checkpoints.linear_heads import head_names
+
+    path = folder / WEIGHTS_FILE
+    with safe_open(path, framework="np") as file:
+        shapes = [file.get_slice(key).get_shape() for key in file.keys()]
+    _, _, data = (folder / CARD_FILE).read_text("utf-8").partition("## Data\n")
+    return (
+        folder.name,
+        f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
+        f"{path.stat().st_size / 1e6:.1f} MB",
+        ", ".join(head_names(folder)),
+        data.strip().partition("\n")[0],
+    )

@@ -1,0 +1,126 @@
+"""Labeled audio in folders: a folder a class, perhaps in a folder a split.
+
+`metadata.csv` of Hugging Face's layout `audiofolder` is read where it is there.
+"""
+
+import os
+from pathlib import Path
+
+from ssast_lobes.dataio.scan import find_audio
+from ssast_lobes.dataio.tables import (
+    ManifestError,
+    label_problem,
+    raise_problems,
+    read_manifest,
+)
+from ssast_lobes.utils.files import absolute
+
+_TABLE = "metadata.csv"
+# What the folders of splits are called, here and by Hugging Face.
+_SPLIT_OF = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+
+
+def class_rows(folder, label_column="label", group=None):
+    """Return rows for the labeled audio of a folder.
+
+    A file's label is the folder under `folder` that it lies in, at any depth.
+    Where all of these folders are called train, valid (validation, val, dev)
+    or test, they are its split, and the folders in them the labels. If there
+    is a `metadata.csv` (in `folder`, or in each folder of a split), its
+    columns file_name and label say what there is; the folders are splits at
+    most. Hidden files and folders are left out.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Where to look.
+    label_column : str
+        Column of `metadata.csv` with the labels.
+    group : re.Pattern, optional
+        Searched for in each path from `folder` on, as with ``re.search``; its
+        parentheses hold what stays together, such as the speaker.
+
+    Returns
+    -------
+    list of dict
+        `id`, the path from `folder` on; `path`, absolute; `label`; and where
+        they are known `split` (train, valid or test) and `group`.
+
+    Raises
+    ------
+    ManifestError
+        If there is no such folder or no audio in it, files have no label or no
+        group, a label cannot be saved, or all have the same; lists them.
+
+    Example
+    -------
+    >>> folder = getfixture("tmpdir")
+    >>> for label in ("cat", "dog"):
+    ...     folder.mkdir(label).join("1.wav").write("")
+    >>> [(row["id"], row["label"]) for row in class_rows(folder)]
+    [('cat/1.wav', 'cat'), ('dog/1.wav', 'dog')]
+    """
+    folder = absolute(folder)
+    label_of = _listed(folder, label_column)
+    if label_of is None and label_column != "label":
+        raise ManifestError(
+            f"{folder}: no {_TABLE} with a column {label_column}"
+        )
+    paths = find_audio(folder) if label_of is None else label_of
+    ids = {path: Path(os.path.relpath(path, folder)) for path in paths}
+    tops = {place.parts[0].lower() for place in ids.values() if place.parts[1:]}
+    are_splits = bool(tops) and tops <= set(_SPLIT_OF)
+    rows, problems = [], []
+    for path, place in ids.items():
+        *folders, _ = place.parts
+        row = {"id": place.as_posix(), "path": path}
+        if are_splits and folders:
+            row["split"] = _SPLIT_OF[folders.pop(0).lower()]
+        if label_of is None and not folders:
+            problems.append(f"in no class folder: {place}")
+            continue
+        row["label"] = folders[0] if label_of is None else label_of[path]
+        found = group and group.search(row["id"])
+        if found and found[1] is not None:
+            row["group"] = found[1]
+        elif group:
+            problems.append(f"{group.pattern} is not found in {row['id']}")
+        rows.append(row)
+    labels = sorted({row["label"] for row in rows})
+    problems += filter(None, map(label_problem, labels))
+    raise_problems(folder, problems)
+    if len(labels) == 1:
+        hint = f"; did you mean {Path(folder, labels[0])}?"
+        raise ManifestError(
+            f"{folder}: there is one label only, {labels[0]}"
+            f"{hint if label_of is None and not are_splits else ''}"
+        )
+    return rows
+
+
+def _listed(folder, label_column):
+    """Return the label of each path of `metadata.csv`; None if it is not there.
+
+    A folder of a split may have its own; then each of them needs one.
+    """
+    table = os.path.join(folder, _TABLE)
+    if os.path.isfile(table):
+        tables = [table]
+    else:
+        tables = [
+            os.path.join(entry.path, _TABLE)
+            for entry in (os.scandir(folder) if os.path.isdir(folder) else ())
+            if entry.is_dir() and entry.name.lower() in _SPLIT_OF
+        ]
+        if not any(map(os.path.isfile, tables)):
+            return None
+    columns = {"path": "file_name", "label": label_column}
+    return {
+        row["path"]: row["label"]
+        for table in sorted(tables)
+        for row in read_manifest(table, ("path", "label"), columns=columns)
+    }
