@@ -16,6 +16,7 @@ def add_parser(commands):
         "finetune",
         "manifest",
         "fine-tune a classifier on labeled audio",
-        "a CSV with columns path, label and split",
+        "a CSV with columns path, label and split, or a folder of class "
+        "folders",
         "ssast-lobes finetune labels.csv --source results/pretrain/1986/export",
     )

@@ -76,7 +76,8 @@ def finetune(manifest, output_folder, *options, **settings):
     Arguments
     ---------
     manifest : str or path
-        A CSV with columns ``path``, ``label`` and ``split``.
+        A CSV with columns ``path``, ``label`` and ``split``, or a folder of
+        class folders.
     output_folder : str or path
         Where logs, checkpoints, results and the export go.
     *options : str
