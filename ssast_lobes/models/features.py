@@ -250,6 +250,13 @@ def _clip_means(wav, n_samples):
     # puts one noise clip in five more than 1e-4 from Kaldi's features. So the
     # B numbers come from the very reduction that a clip alone would use; the
     # work on frames stays batched.
+    if torch.compiler.is_compiling():
+        # Compiled, the loop would be compiled anew for each length.
+        return torch.compiler.disable(_each_mean)(wav, n_samples)
+    return _each_mean(wav, n_samples)
+
+
+def _each_mean(wav, n_samples):
     lengths = n_samples.clamp(min=1).tolist()
     return torch.stack(
         [clip[:n].mean() for clip, n in zip(wav, lengths, strict=True)]

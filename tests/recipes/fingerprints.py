@@ -32,7 +32,7 @@ OBJECTIVE = """--audio={{corpus}} --objective={word} --model_size=micro
     --crop_seconds=0.6 --batch_size=4 --valid_fraction=0.2 --number_of_epochs=2
     --num_workers=0"""
 # What is too large for clips so short.
-MORE = {"mspm_reference": " --masker='{count: 30}'"}
+MORE = {"mspm_reference": " --masker='{{count: 30}}'"}
 
 
 def experiments():
