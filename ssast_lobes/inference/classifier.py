@@ -11,7 +11,6 @@ from ssast_lobes.inference.windows import Windowing
 from ssast_lobes.models.heads import ClassificationHead, head_arguments
 from ssast_lobes.models.pooling import ClipPooling
 
-
 _SHOWN_LABELS = 3
 
 

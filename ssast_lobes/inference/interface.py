@@ -158,6 +158,12 @@ class Interface:
         for start, piece in self._windowing.cut(wav):
             yield Window(clip, offset + start, len(piece), piece)
 
+    def _clips(self, windows, finish):
+        """Yield the number, windows and results of one clip after another."""
+        done = self._batches(windows, finish)
+        for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
+            yield clip, *zip(*pairs, strict=True)
+
     def _batches(self, windows, finish):
         while batch := list(itertools.islice(windows, self.batch_size)):
             wavs = [window.wav for window in batch if window.error is None]
@@ -198,9 +204,8 @@ class Interface:
     def _files(self, paths, finish, unreadable, progress):
         """Yield path, windows and results of each readable file."""
         paths = [os.fspath(path) for path in paths]
-        done = self._batches(self._file_windows(paths, progress), finish)
-        for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
-            windows, results = zip(*pairs, strict=True)
+        clips = self._clips(self._file_windows(paths, progress), finish)
+        for clip, windows, results in clips:
             error = next((w.error for w in windows if w.error), None)
             if error is None:
                 yield paths[clip], windows, results

@@ -1,9 +1,9 @@
 """Cut audio of any length into windows, compute them, and join the results.
 
 Longer audio than a model's window is cut into windows that overlap by half,
-or as one says; the last one may be shorter. They start on the grid of patches, so that their
-frames fit together. The interfaces, the exported SpeechBrain model
-and the harnesses all use this rule.
+or as one says; the last one may be shorter. They start on the grid of
+patches, so that their frames fit together. The interfaces, the exported
+SpeechBrain model and the harnesses all use this rule.
 """
 
 import math
@@ -42,7 +42,7 @@ class Windowing:
         step = grid.stride[1] * fbank.hop_samples
         hop_time = self.n_time // 2
         if hop_seconds is not None:
-            # 0.28 s are 7 patches of 0.04 s, whatever the division rounds to.
+            # A whole number of patches may come out a rounding below it.
             hop_time = math.floor(hop_seconds * fbank.sample_rate / step + 1e-6)
         self.hop_time = max(1, hop_time)
         self.hop = self.hop_time * step
