@@ -2,10 +2,10 @@
 
 An exported folder may hold a folder `heads/`, with one safetensors file for
 each task: a linear layer from clip vectors to class scores, and in the file's
-metadata the labels, how clips are pooled and how long they were. `ssast-lobes
-heads` writes them,
-`ssast_lobes.inference.AudioClassifier` reads them. The package carries such a
-folder in `pretrained/`: the bundled model, for interfaces without a source.
+metadata the labels, how clips are pooled and how long they were.
+`ssast-lobes heads` writes them, `ssast_lobes.inference.AudioClassifier` reads
+them. The package carries such a folder in `pretrained/`: the bundled model,
+for interfaces without a source.
 """
 
 import json
