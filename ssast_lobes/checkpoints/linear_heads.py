@@ -2,8 +2,9 @@
 
 An exported folder may hold a folder `heads/`, with one safetensors file for
 each task: a linear layer from clip vectors to class scores, and in the file's
-metadata the labels and how clips are pooled. `ssast-lobes heads` writes them,
-`ssast_lobes.inference.AudioClassifier` reads them.
+metadata the labels, how clips are pooled and how long they were.
+`ssast-lobes heads` writes them, `ssast_lobes.inference.AudioClassifier` reads
+them.
 """
 
 import json
@@ -33,6 +34,9 @@ class LinearHead(NamedTuple):
     pooling, layers : str
         How clips become vectors, see `ssast_lobes.models.pooling.ClipPooling`;
         layers that are ``"weighted"`` weigh the same.
+    seconds : float or None
+        Duration of the longest clip it was fitted or measured on; None where
+        that is not known.
     """
 
     weight: torch.Tensor
@@ -40,6 +44,7 @@ class LinearHead(NamedTuple):
     labels: list
     pooling: str = "mean"
     layers: str = "last"
+    seconds: float = None
 
 
 def write_head(folder, task, head):
@@ -74,7 +79,11 @@ def write_head(folder, task, head):
         name: getattr(head, name).detach().cpu().float().contiguous()
         for name in ("weight", "bias")
     }
-    plain = {key: getattr(head, key) for key in ("labels", "pooling", "layers")}
+    plain = {
+        key: value
+        for key, value in head._asdict().items()
+        if key not in tensors
+    }
     with atomic_write(path, "wb") as file:
         file.write(save(tensors, {"head": json.dumps(plain)}))
     return path
@@ -120,6 +129,8 @@ def read_head(folder, task):
         head = LinearHead(**tensors, **json.loads(metadata["head"]))
         if len({len(head.weight), len(head.bias), len(head.labels)}) > 1:
             raise ValueError("weight, bias and labels differ in length")
+        if head.seconds is not None and not head.seconds > 0:
+            raise ValueError(f"clips of {head.seconds} s")
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(f"{path}: damaged ({error!r})") from error
     return head

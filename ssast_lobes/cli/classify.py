@@ -1,5 +1,7 @@
 """``ssast-lobes classify``: labels of audio files."""
 
+import sys
+
 from ssast_lobes.cli import common
 
 
@@ -21,7 +23,9 @@ def add_parser(commands):
         "windows that overlap by half; a JSON file holds their times and\n"
         "scores too.",
         "ssast-lobes classify results/export recordings/ --output labels.csv\n"
-        "  ssast-lobes classify --task keywords recordings/",
+        "  ssast-lobes classify --task keywords recordings/\n"
+        "  ssast-lobes classify --task keywords hour.wav --windows "
+        "--min-score 0.9",
     )
     common.add_model(command)
     command.add_argument(
@@ -40,6 +44,27 @@ def add_parser(commands):
         "--windows",
         action="store_true",
         help="table and CSV: a row for each window, not for each file",
+    )
+    command.add_argument(
+        "--window-seconds",
+        type=float,
+        metavar="S",
+        help="length of the windows (default: the longest clip that the head "
+        "was fitted on; of a fine-tuned model, what it takes at once)",
+    )
+    command.add_argument(
+        "--hop-seconds",
+        type=float,
+        metavar="S",
+        help="from one window to the next (default: half a window)",
+    )
+    command.add_argument(
+        "--min-score",
+        type=float,
+        default=0.0,
+        metavar="SCORE",
+        help="table and CSV: leave out rows whose best label has a lower "
+        "score (default: 0)",
     )
     command.add_argument(
         "--threshold",
@@ -62,22 +87,45 @@ def run(options):
     common.find_model(options)
     paths = list(common.read_ids(options.inputs))
     common.make_parent(options.output)
-    classifier = common.load_model(AudioClassifier, options, task=options.task)
+    classifier = common.load_model(
+        AudioClassifier,
+        options,
+        task=options.task,
+        window_seconds=options.window_seconds,
+        hop_seconds=options.hop_seconds,
+    )
     unreadable = []
     results = classifier.classify_files(paths, options.threshold, unreadable)
     common.report_unreadable(unreadable, len(paths), options.output)
+    _warn_of_long(results, classifier)
     if options.output is None:
-        _print_table(results, options.windows)
+        _print_table(results, options.windows, options.min_score)
         return
-    write_results(results, options.output, options.windows)
+    write_results(results, options.output, options.windows, options.min_score)
     print(f"{common.count_files(len(results))} classified in {options.output}")
 
 
-def _print_table(results, windows):
+def _warn_of_long(results, classifier):
+    """Say that files are longer than what the classifier was made for."""
+    fitted = classifier.fitted_seconds
+    n_long = sum(result.seconds > fitted for result in results)
+    if n_long:
+        print(
+            f"{n_long} of {common.count_files(len(results))} longer than the "
+            f"{fitted:g} s that this classifier was fitted for: cut into "
+            f"windows of {classifier.window_seconds:g} s, whose mean is the "
+            "score of a file (--windows: a row for each)",
+            file=sys.stderr,
+        )
+
+
+def _print_table(results, windows, min_score):
     """Print a row for each result, or each of its windows, in columns."""
     lines = [("labels", "score", "start", "end", "path")]
     for result in results:
         for row in result.rows(windows):
+            if row["score"] < min_score:
+                continue
             numbers = (f"{row['score']:.4f}", f"{row['start']:.2f}")
             numbers += (f"{row['end']:.2f}",)
             # A name that is not UTF-8 cannot be printed.

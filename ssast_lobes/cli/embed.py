@@ -86,6 +86,9 @@ def run(options):
         embeddings = np.memmap(
             raw, np.float32, "r", shape=(sum(lengths), *shape)
         )
+        arrays = {"embeddings": embeddings, **others}
         with atomic_write(options.output, "wb") as file:
-            np.savez(file, embeddings=embeddings, **others)
+            np.savez(file, **arrays)
     print(f"{common.count_files(len(paths))} embedded in {options.output}")
+    for name, array in arrays.items():
+        print(f"  {name:<12}  {np.shape(array)}")

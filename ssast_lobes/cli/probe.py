@@ -69,18 +69,18 @@ def add_parser(commands):
     command.add_argument(
         "--pooling",
         choices=["mean", "class", "statistics", "dynamics", "best"],
-        default="mean",
+        default="best",
         help="a clip is the mean of its tokens, the class tokens, mean and "
         "deviation of its tokens, these and how they change from step to "
-        "step, or the best of these on valid (default: mean)",
+        "step, or the best of these on valid (default: best)",
     )
     command.add_argument(
         "--layers",
         choices=["last", "all-mean", "all", "best"],
-        default="last",
+        default="best",
         help="tokens of the last layer, the mean of all layers, all layers "
         "side by side (statistics, dynamics), or the best of these on "
-        "valid (default: last)",
+        "valid (default: best)",
     )
     command.add_argument(
         "--cache",
@@ -133,8 +133,8 @@ def run(options):
     common.report_unreadable(unreadable, n_files, report)
     missing = {path for path, _ in unreadable}
     tasks = [task.without(missing) for task in tasks]
-    print(write_report(results, tasks, options.output))
-    print(f"{len(results)} results in {options.output}")
+    text = write_report(results, tasks, options.output)
+    print(f"{len(results)} results in {options.output}\n\n{text}", end="")
 
 
 def name_models(words):

@@ -7,8 +7,18 @@ import torch
 from ssast_lobes.checkpoints.format import WeightsError, load_strictly
 from ssast_lobes.checkpoints.linear_heads import head_names, read_head
 from ssast_lobes.inference.interface import Interface
+from ssast_lobes.inference.windows import Windowing
 from ssast_lobes.models.heads import ClassificationHead, head_arguments
 from ssast_lobes.models.pooling import ClipPooling
+
+_SHOWN_LABELS = 3
+
+
+def _best(scores):
+    """Return the best labels and their scores in a few words."""
+    ranked = sorted(scores, key=scores.get, reverse=True)
+    shown = [f"{name} {scores[name]:.2f}" for name in ranked[:_SHOWN_LABELS]]
+    return ", ".join(shown + ["..."] * (len(ranked) > _SHOWN_LABELS))
 
 
 class WindowScores(NamedTuple):
@@ -28,6 +38,9 @@ class WindowScores(NamedTuple):
     end: float
     labels: list
     scores: dict
+
+    def __repr__(self):
+        return f"<{self.start:.2f} to {self.end:.2f} s: {_best(self.scores)}>"
 
 
 class Classification(NamedTuple):
@@ -51,6 +64,13 @@ class Classification(NamedTuple):
     labels: list
     scores: dict
     windows: list
+
+    def __repr__(self):
+        count = len(self.windows)
+        return (
+            f"<{self.path or 'a clip'}, {self.seconds:.2f} s in {count} "
+            f"window{'s' * (count > 1)}: {_best(self.scores)}>"
+        )
 
     @property
     def label(self):
@@ -102,6 +122,10 @@ class AudioClassifier(Interface):
     a probability for each label by itself. The probabilities of a clip of
     several windows are the mean of its windows, weighted by their durations.
 
+    `fitted_seconds` is the longest clip that the classifier is made for: of a
+    linear head, the longest it was fitted or measured on; else what the model
+    takes at once.
+
     Example
     -------
     >>> from ssast_lobes import (
@@ -136,9 +160,12 @@ class AudioClassifier(Interface):
         batch_size=16,
         precision="fp32",
         task=None,
+        window_seconds=None,
+        hop_seconds=None,
     ):
         self.task = task
         super().__init__(source, device, batch_size, precision)
+        self._set_windows(window_seconds, hop_seconds)
 
     @classmethod
     def from_hparams(
@@ -148,6 +175,8 @@ class AudioClassifier(Interface):
         batch_size=16,
         precision="fp32",
         task=None,
+        window_seconds=None,
+        hop_seconds=None,
     ):
         """Load an exported folder.
 
@@ -158,6 +187,13 @@ class AudioClassifier(Interface):
         task : str, optional
             Classify by a linear head of the folder on its frozen encoder, see
             `ssast_lobes.checkpoints.linear_heads.head_names`.
+        window_seconds : float, optional
+            Length of the windows that longer audio is cut into;
+            `fitted_seconds` when left out, or what the model takes at once
+            where that is less.
+        hop_seconds : float, optional
+            From the start of a window to that of the next, rounded down to
+            whole patches; half a window when left out.
 
         Returns
         -------
@@ -165,12 +201,39 @@ class AudioClassifier(Interface):
 
         Raises
         ------
+        ValueError
+            If the window is shorter than a patch or longer than what the
+            model takes at once, or the hop not within the window.
         WeightsError
             As of `AudioEncoder.from_hparams`, or if there is no such head.
         """
-        return cls(source, device, batch_size, precision, task)
+        return cls(
+            *(source, device, batch_size, precision, task),
+            *(window_seconds, hop_seconds),
+        )
+
+    def _set_windows(self, window, hop):
+        """Cut audio by other windows than an encoder would."""
+        shortest = max(self.fbank.window_samples, self._hop_samples)
+        shortest, longest = shortest / self.sample_rate, self.window_seconds
+        if window is None:
+            window = min(max(self.fitted_seconds, shortest), longest)
+        if not shortest <= window <= longest:
+            raise ValueError(
+                f"a window of {window:g} s: this model takes {shortest:g} to "
+                f"{longest:g} s at once"
+            )
+        if hop is not None and not 0 < hop <= window:
+            raise ValueError(
+                f"a hop of {hop:g} s: it should be within the window, 0 to "
+                f"{window:g} s"
+            )
+        grid = self.lobe.encoder.grid
+        self._windowing = Windowing(self.fbank, grid, window, hop)
+        self.window_seconds = window
 
     def _build(self, weights):
+        self.fitted_seconds = weights.config["window_seconds"]
         if self.task is not None:
             self._build_linear(weights)
             return
@@ -194,6 +257,7 @@ class AudioClassifier(Interface):
     def _build_linear(self, weights):
         """Build a linear head on the frozen encoder."""
         head = read_head(self.source, self.task)
+        self.fitted_seconds = head.seconds or self.fitted_seconds
         super()._build(weights)
         pooling = ClipPooling(
             self.lobe.encoder.depth, head.pooling, head.layers

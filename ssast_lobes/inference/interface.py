@@ -160,11 +160,7 @@ class Interface:
             yield Window(clip, offset + start, len(piece), piece)
 
     def _clips(self, windows, finish):
-        """Run windows through the model; yield what belongs to one clip.
-
-        `finish` makes a list of one result a window from an `EncoderOutput`.
-        Yields the number of the clip, its windows and their results.
-        """
+        """Yield the number, windows and results of one clip after another."""
         done = self._batches(iter(windows), finish)
         for clip, pairs in itertools.groupby(done, lambda pair: pair[0].clip):
             yield clip, *zip(*pairs, strict=True)
@@ -209,8 +205,8 @@ class Interface:
     def _files(self, paths, finish, unreadable, progress):
         """Yield path, windows and results of each readable file."""
         paths = [os.fspath(path) for path in paths]
-        windows = self._file_windows(paths, progress)
-        for clip, windows, results in self._clips(windows, finish):  # noqa: B020
+        clips = self._clips(self._file_windows(paths, progress), finish)
+        for clip, windows, results in clips:
             error = next((w.error for w in windows if w.error), None)
             if error is None:
                 yield paths[clip], windows, results

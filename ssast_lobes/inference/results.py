@@ -2,12 +2,13 @@
 
 import csv
 import json
+import math
 import os
 
 from ssast_lobes.utils.files import atomic_write
 
 
-def write_results(results, path, windows=False):
+def write_results(results, path, windows=False, min_score=-math.inf):
     """Write results of the interfaces to a file that appears when complete.
 
     Arguments
@@ -19,6 +20,8 @@ def write_results(results, path, windows=False):
         has a row for each clip; see `Classification.rows`.
     windows : bool
         In a CSV, a row for each window instead.
+    min_score : float
+        In a CSV, rows with a lower score are left out.
 
     Raises
     ------
@@ -54,7 +57,7 @@ def write_results(results, path, windows=False):
                 file, rows[0] if rows else [], lineterminator="\n"
             )
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(row for row in rows if row["score"] >= min_score)
 
 
 def _rounded(value):

@@ -1,10 +1,12 @@
 """Cut audio of any length into windows, compute them, and join the results.
 
-Longer audio than a model's window is cut into windows that overlap by half;
-the last one may be shorter. They start on the grid of patches, so that their
-frames fit together. The interfaces, the exported SpeechBrain model
-and the harnesses all use this rule.
+Longer audio than a model's window is cut into windows that overlap by half,
+or as one says; the last one may be shorter. They start on the grid of
+patches, so that their frames fit together. The interfaces, the exported
+SpeechBrain model and the harnesses all use this rule.
 """
+
+import math
 
 import torch
 
@@ -20,6 +22,9 @@ class Windowing:
         The grid of its patches.
     seconds : float
         Length of a window.
+    hop_seconds : float, optional
+        From the start of a window to that of the next, rounded down to whole
+        patches, at least one; half a window when left out.
 
     Example
     -------
@@ -29,13 +34,18 @@ class Windowing:
     [(0, 16159), (7680, 16159), (15360, 16159), (23040, 16159), (30720, 9280)]
     """
 
-    def __init__(self, fbank, grid, seconds):
+    def __init__(self, fbank, grid, seconds, hop_seconds=None):
         self.samples = round(seconds * fbank.sample_rate)
         # One sample more would make another frame.
         self.reach = self.samples + fbank.hop_samples - 1
         self.n_time = grid.n_time(fbank.frames_of(self.samples))
-        self.hop_time = max(1, self.n_time // 2)
-        self.hop = self.hop_time * grid.stride[1] * fbank.hop_samples
+        step = grid.stride[1] * fbank.hop_samples
+        hop_time = self.n_time // 2
+        if hop_seconds is not None:
+            # A whole number of patches may come out a rounding below it.
+            hop_time = math.floor(hop_seconds * fbank.sample_rate / step + 1e-6)
+        self.hop_time = max(1, hop_time)
+        self.hop = self.hop_time * step
 
     def count(self, n_samples):
         """Count the windows that cover a clip.

@@ -5,8 +5,9 @@ import shutil
 
 import numpy as np
 import pytest
+import soundfile
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from sklearn.metrics import accuracy_score
 
 from ssast_lobes import SSAST, FrontEnd, Grid, SpectrogramEncoder
@@ -149,6 +150,72 @@ def test_clips_of_several_windows_are_scored_as_their_mean_vector(
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
         for window in result.windows:
             assert sum(window.scores.values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_heads_know_the_length_of_their_clips(with_heads, tasks):
+    folder, _ = with_heads
+    longest = max(soundfile.info(path).duration for path in tasks[0].paths())
+    head = read_head(folder, "sounds")
+    assert longest <= head.seconds < longest + 0.0101
+    classifier = AudioClassifier.from_hparams(folder, task="sounds")
+    assert classifier.fitted_seconds == head.seconds
+    # None of its clips is long.
+    results = classifier.classify_files(tasks[0].paths())
+    assert all(len(result.windows) == 1 for result in results)
+    assert max(r.seconds for r in results) <= classifier.fitted_seconds
+
+
+def test_long_recordings_are_cut_as_the_head_was_fitted(
+    with_heads, tmp_path, capsys
+):
+    folder, words = with_heads[0], ["classify", "--task", "sounds"]
+    seconds = read_head(folder, "sounds").seconds
+    path = tmp_path / "long.wav"
+    noise = np.random.default_rng(0).standard_normal(16000 * 5) / 9
+    soundfile.write(path, noise, 16000)
+    soundfile.write(tmp_path / "short.wav", noise[:16000], 16000)
+    words += [str(folder), str(path), str(tmp_path / "short.wav")]
+    assert main([*words, "--windows"]) == 0
+    shown = capsys.readouterr()
+    assert f"1 of 2 files longer than the {seconds:g} s that" in shown.err
+    assert f"cut into windows of {seconds:g} s" in shown.err
+    [_, *lines] = [line.split() for line in shown.out.splitlines()]
+    spans = [tuple(map(float, line[2:4])) for line in lines[:-1]]
+    assert len(spans) > 5 and spans[-1][1] == 5.0
+    for start, end in spans[:-1]:
+        assert end - start == pytest.approx(seconds, abs=0.011)
+    # Whoever knows better says so.
+    words += ["--window-seconds", "0.5", "--hop-seconds", "0.5"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "cut into windows of 0.5 s" in shown.err
+    assert len(shown.out.splitlines()) == 3
+    _, *lines = shown.out.splitlines()
+    least = sum(float(line.split()[1]) for line in lines) / 2
+    assert main([*words, "--min-score", str(least)]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+    assert main([*words[:4], str(tmp_path / "short.wav")]) == 0
+    assert "longer" not in capsys.readouterr().err
+
+
+def test_a_head_that_does_not_know_its_clips_takes_all_the_model_does(
+    with_heads, tmp_path
+):
+    shutil.copytree(with_heads[0], tmp_path / "older")
+    head = read_head(tmp_path / "older", "sounds")
+    path = tmp_path / "older" / "heads" / "sounds.safetensors"
+    plain = {"labels": head.labels, "pooling": head.pooling}
+    tensors = {"weight": head.weight, "bias": head.bias}
+    # As it was written before heads had `seconds`.
+    metadata = {"head": json.dumps({**plain, "layers": head.layers})}
+    save_file(tensors, path, metadata)
+    assert read_head(tmp_path / "older", "sounds").seconds is None
+    classifier = AudioClassifier(tmp_path / "older", task="sounds")
+    window = load_weights(tmp_path / "older").config["window_seconds"]
+    assert classifier.window_seconds == classifier.fitted_seconds == window
+    write_head(tmp_path / "older", "sounds", head._replace(seconds=-1.0))
+    with pytest.raises(WeightsError, match="damaged.*clips of -1.0 s"):
+        read_head(tmp_path / "older", "sounds")
 
 
 def test_weights_of_a_head_are_those_of_the_regression():

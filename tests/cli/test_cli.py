@@ -93,6 +93,10 @@ def test_embed_as_a_process(tmp_path, model, corpus):
     assert "7/7" in result.stderr  # the progress bar
     assert "Traceback" not in result.stderr
     found = np.load(output)
+    *_, title, first, second, third = result.stdout.splitlines()
+    assert title == f"5 files embedded in {output}"
+    for line, name in zip((first, second, third), found, strict=True):
+        assert line.split(maxsplit=1) == [name, str(found[name].shape)]
     assert found["ids"].tolist() == GOOD
     assert found["paths"].tolist() == [str(corpus / name) for name in GOOD]
     encoder = AudioEncoder.from_hparams(model)

@@ -19,6 +19,7 @@ from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.evaluation.probing import (
     Result,
+    Task,
     logistic_regression,
     markdown,
     nearest_neighbors,
@@ -29,6 +30,7 @@ from ssast_lobes.evaluation.probing import (
     write_report,
 )
 from ssast_lobes.evaluation.probing.classifiers import linear_weights
+from ssast_lobes.evaluation.probing.comparison import best_fit
 from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     LogMelStatistics,
@@ -62,14 +64,10 @@ def fit(train, valid, test_x, **settings):
 
 def test_separable_classes_are_learned():
     test_x, test_y = blobs(300, 6.0, seed=2)
-    predictions, penalty, valid_score = fit(
-        blobs(60, 6.0, seed=0), blobs(60, 6.0, seed=1), test_x
-    )
-    assert valid_score > 0.97
-    assert predictions.dtype == torch.int64
-    assert (predictions == test_y).float().mean() > 0.97
-    # All penalties that do equally well: the strongest of them.
-    assert penalty >= 0.1
+    fitted = fit(blobs(60, 6.0, seed=0), blobs(60, 6.0, seed=1), test_x)
+    assert fitted.valid_score > 0.97
+    assert fitted.predictions.dtype == torch.int64
+    assert (fitted.predictions == test_y).float().mean() > 0.97
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
@@ -124,10 +122,62 @@ def test_penalty_is_chosen_on_valid(part, best):
     for penalty in (1.0, 1e-5):
         predictions, *_ = fit(train, valid, test_x, penalties=(penalty,))
         accuracy[penalty] = (predictions == test_y).float().mean().item()
-    predictions, chosen, _ = fit(train, valid, test_x, penalties=(1e-5, 1.0))
+    predictions, chosen, *_ = fit(train, valid, test_x, penalties=(1e-5, 1.0))
     assert chosen == best
     assert (predictions == test_y).float().mean() == accuracy[best]
     assert accuracy[best] > min(accuracy.values()) + 0.03
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_valid_loss_is_the_cross_entropy(n_classes):
+    train, valid = (blobs(90, 1.0, seed, n_classes) for seed in (0, 1))
+    weight, bias = linear_weights(*train, n_classes, penalty=0.1)
+    logits = valid[0].double() @ weight.T + bias
+    expected = torch.nn.functional.cross_entropy(logits, valid[1]).item()
+    fitted = fit(train, valid, valid[0], penalties=(0.1,))
+    assert fitted.valid_loss == pytest.approx(expected, abs=1e-6)
+
+
+def test_equal_scores_are_told_apart_by_the_cross_entropy():
+    train, test = (many_clips_shared_noise(30, seed) for seed in (0, 2))
+    # Three clips, on which both penalties are right.
+    valid = [part[:3] for part in many_clips_shared_noise(3, seed=1)]
+    strong, weak = (
+        fit(train, valid, test[0], penalties=[penalty])
+        for penalty in (0.01, 0.001)
+    )
+    assert strong.valid_score == weak.valid_score == 1
+    assert strong.valid_loss > weak.valid_loss
+    chosen = fit(train, valid, test[0], penalties=[0.01, 0.001])
+    assert chosen.setting == 0.001
+    accuracy = [
+        (one.predictions == test[1]).float().mean() for one in (strong, chosen)
+    ]
+    assert accuracy[1] > accuracy[0] + 0.03
+
+
+@pytest.mark.parametrize(
+    ("classify", "near"), [(logistic_regression, 1.0), (nearest_neighbors, 2.0)]
+)
+def test_equal_poolings_are_told_apart_by_the_cross_entropy(classify, near):
+    """Class tokens tell classes apart far better than the mean of the tokens,
+    and validation clips at the middle of their classes do not show it."""
+    x = {split: torch.zeros(60, 15, 5) for split in ("train", "valid", "test")}
+    for place, distance in ((0, near), (4, 6.0)):
+        x["train"][:, place], y = blobs(60, distance, 0)
+        x["test"][:, place], _ = blobs(60, distance, 1)
+        x["valid"][:, place] = distance * torch.eye(3, 5)[y]
+    rows = [{"label": str(label)} for label in y.tolist()]
+    task = Task("blobs", "accuracy", dict.fromkeys(x, rows), grouped=False)
+    targets = dict.fromkeys(x, y)
+    variants = [("mean", "last"), ("class", "last")]
+    each = [best_fit(classify, x, targets, task, [one])[0] for one in variants]
+    assert [one.valid_score for one in each] == [1, 1]
+    found, variant = best_fit(classify, x, targets, task, variants)
+    assert variant == ("class", "last")
+    accuracy = [(one.predictions == y).float().mean() for one in each]
+    assert accuracy[1] > accuracy[0] + 0.05
+    assert torch.equal(found.predictions, each[1].predictions)
 
 
 def test_scale_and_shift_of_features_do_not_matter():
@@ -194,7 +244,8 @@ def test_settings_are_chosen_by_the_metric(classify):
         ]
         best = max(one.valid_score for one in each)
         assert fitted.valid_score == pytest.approx(best, abs=1e-12)
-        first = next(one for one in each if one.valid_score >= best - 1e-12)
+        equals = [one for one in each if one.valid_score >= best - 1e-12]
+        first = min(equals, key=lambda one: one.valid_loss)
         assert fitted.setting == first.setting
 
 
@@ -202,10 +253,10 @@ def test_nearest_neighbors_vote_as_the_paper_says():
     generator = torch.Generator().manual_seed(0)
     train_x = torch.randn(40, 6, generator=generator)
     train_y = torch.arange(40) % 4
-    test_x = torch.randn(9, 6, generator=generator)
+    test_x, test_y = torch.randn(9, 6, generator=generator), torch.arange(9) % 4
     k, temperature = 7, 0.2
     fitted = nearest_neighbors(
-        *(train_x, train_y, train_x, train_y, test_x),
+        *(train_x, train_y, test_x, test_y, test_x),
         counts=[k],
         temperature=temperature,
     )
@@ -214,15 +265,22 @@ def test_nearest_neighbors_vote_as_the_paper_says():
         torch.nn.functional.normalize((x - train_x.mean(0)) / scale, dim=1)
         for x in (train_x, test_x)
     ]
-    for clip, predicted in zip(unit[1], fitted.predictions, strict=True):
+    losses = []
+    for clip, predicted, label in zip(
+        unit[1], fitted.predictions, test_y, strict=True
+    ):
         ranked = sorted(
             zip((unit[0] @ clip).tolist(), train_y.tolist(), strict=True),
             reverse=True,
         )
         votes = [0.0] * 4
-        for similarity, label in ranked[:k]:
-            votes[label] += math.exp(similarity / temperature)
+        for similarity, own in ranked[:k]:
+            votes[own] += math.exp(similarity / temperature)
         assert votes.index(max(votes)) == predicted
+        # One vote more is split among the four classes.
+        share = (k * votes[label] / sum(votes) + 1 / 4) / (k + 1)
+        losses.append(-math.log(share))
+    assert fitted.valid_loss == pytest.approx(sum(losses) / len(losses))
 
 
 def test_nearest_neighbors_of_few_clips():
@@ -540,7 +598,8 @@ def test_probe_measures_models_and_baselines(probed):
         twin = found[row.task, "untrained", row.probe]
         assert row.gain == pytest.approx(row.score - twin.score)
         assert row.gain_low <= row.gain_high
-        assert (row.pooling, row.layers) == ("mean", "last")
+        # Each has the readout that is best for it.
+        assert (row.pooling, row.layers) in VARIANTS
     # Three kinds of sound that mean spectra tell apart.
     assert found["sounds", "log-mel", "linear"].score > 0.6
 
@@ -587,6 +646,7 @@ def test_best_pooling_is_chosen_on_valid(probed, models):
             assert row.score == same[chosen].score
             assert row.valid_score == same[chosen].valid_score
     assert len({row.pooling for row in each[0]}) == 2
+    assert best == probe(models[:1], tasks[:1], cache)
     with pytest.raises(ValueError, match="pooling"):
         probe(models, tasks, cache, pooling="max")
     with pytest.raises(ValueError, match="nothing pools 'class' of 'all'"):
@@ -658,5 +718,48 @@ def test_report(probed, tmp_path):
     line = next(x for x in text.splitlines() if x.startswith("| a "))
     assert f"{100 * row.score:.1f}" in line
     assert f"[{100 * row.low:.1f}, {100 * row.high:.1f}]" in line
+    valid = [f"{100 * own.valid_score:.1f}" for own in results[6::10]]
+    assert [cell.strip() for cell in line.split("|")[3:-1:2]] == valid
     # Two speakers in test, and three labels: few.
     assert "sounds, uar say little" in text
+
+
+def results_of(task, systems):
+    """Results of both probes; a system is (name, baseline, valid, test)."""
+    return [
+        Result(
+            *(task, "accuracy", name, baseline, probe, test, 0.0, 1.0),
+            *([None] * 3 if baseline else [test, 0.0, 1.0]),
+            *(valid, 0.1, "mean", "last"),
+        )
+        for name, baseline, valid, test in systems
+        for probe in ("linear", "k-NN")
+    ]
+
+
+def test_report_orders_models_by_valid_and_says_which_to_take(probed):
+    tasks = probed[1]
+    first = [
+        ("log-mel", True, 0.6, 0.5),
+        ("untrained", True, 0.3, 0.9),
+        ("a", False, 0.4, 0.9),
+        ("b", False, 0.8, 0.7),
+        ("c", False, 0.5, 0.8),
+    ]
+    # The mean over the tasks decides.
+    second = [(*row[:2], 0.5, row[3]) for row in first]
+    results = results_of("sounds", first) + results_of("uar", second)
+    lines = markdown(results, tasks).splitlines()
+    shown = [line.split("|")[1].strip() for line in lines if "[" in line]
+    scores = ["log-mel", "untrained", "b", "c", "a"]
+    found = [name for name in shown if name in scores]
+    assert found == 2 * [*scores, *scores[2:]]
+    assert lines[-1] == (
+        "Take b: 65.0 % on valid (70.0 on test) by the linear probe, mean of "
+        "2 tasks, +15.0 (-10.0) over c, +10.0 (+20.0) over log-mel."
+    )
+    alone = results_of("sounds", first[:3])
+    assert markdown(alone, tasks[:1]).splitlines()[-1] == (
+        "Take the baseline log-mel: 60.0 % on valid (50.0 on test) by the "
+        "linear probe, +20.0 (-40.0) over a, +30.0 (-40.0) over untrained."
+    )

@@ -33,6 +33,7 @@ from ssast_lobes.inference import (
     write_results,
 )
 from ssast_lobes.inference.audio import read_blocks
+from ssast_lobes.inference.classifier import Classification, WindowScores
 from ssast_lobes.objectives import MSPM
 
 LABELS = ["cat", "dog", "rain"]
@@ -506,6 +507,71 @@ def test_results_as_csv_and_json(tmp_path, folder):
     assert len(rows) == sum(len(result.windows) for result in results) == 5
     with pytest.raises(ValueError, match="all.txt"):
         write_results(results, tmp_path / "all.txt")
+
+    scores = sorted(max(result.scores.values()) for result in results)
+    write_results(results, tmp_path / "some.csv", min_score=sum(scores) / 2)
+    write_results(results, tmp_path / "none.csv", min_score=1.1)
+    some, none = (
+        list(csv.reader(open(tmp_path / f"{name}.csv", encoding="utf-8")))
+        for name in ("some", "none")
+    )
+    assert len(some) == 2 and none == some[:1]
+    assert float(some[1][4]) == pytest.approx(scores[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("multi_label", [False, True])
+def test_windows_of_a_chosen_length_are_clips_of_their_own(
+    tmp_path, multi_label
+):
+    folder = export(tmp_path / "export", multi_label=multi_label)
+    path = write(tmp_path / "long.wav", 2.0)
+    step = 8 * 160
+    classifier = AudioClassifier.from_hparams(
+        folder, window_seconds=0.4, hop_seconds=0.25
+    )
+    result = classifier.classify_file(path)
+    # 0.25 s are three patches of 0.08 s, and a part of one.
+    starts = range(0, 2 * 16000 - 6400 + 3 * step, 3 * step)
+    times = [(s / 16000, min(s + 6400, 32000) / 16000) for s in starts]
+    assert [(w.start, w.end) for w in result.windows] == times
+    wav, plain = read_audio(path), AudioClassifier.from_hparams(folder)
+    for window, start in zip(result.windows, starts, strict=True):
+        [alone] = plain.classify_batch(wav[start : start + 6400 + 159])
+        assert alone.scores == pytest.approx(window.scores, abs=1e-5)
+    lengths = torch.tensor([end - start for start, end in times])
+    mean = (lengths @ stacked(result.windows)) / lengths.sum()
+    close(stacked([result])[0], mean)
+    assert plain.window_seconds == plain.fitted_seconds == WINDOW / 16000
+
+
+@pytest.mark.parametrize(
+    ("window", "hop", "told"),
+    [
+        (0.07, None, "0.07 s: this model takes 0.08 to 0.655 s"),
+        (0.7, None, "0.7 s: this model takes 0.08 to 0.655 s"),
+        (0.4, 0.5, "hop of 0.5 s.* 0 to 0.4 s"),
+        (None, 0.0, "hop of 0 s.* 0 to 0.655 s"),
+    ],
+)
+def test_wrong_windows_are_clear_errors(folder, window, hop, told):
+    with pytest.raises(ValueError, match=told):
+        AudioClassifier(folder, window_seconds=window, hop_seconds=hop)
+
+
+def test_results_of_many_labels_and_windows_fit_a_line(tmp_path):
+    names = [f"label_{number}" for number in range(109)]
+    scores = {name: 1 / (number + 2) for number, name in enumerate(names)}
+    window = WindowScores(0.0, 1.0, names[:1], scores)
+    shown = "label_0 0.50, label_1 0.33, label_2 0.25, ..."
+    assert repr(window) == f"<0.00 to 1.00 s: {shown}>"
+    windows = [window._replace(end=60.0)] * 100
+    result = Classification("a.wav", names[:1], scores, windows)
+    assert repr(result) == f"<a.wav, 60.00 s in 100 windows: {shown}>"
+    two = dict(list(scores.items())[:2])
+    result = Classification(None, [], two, [window])
+    assert repr(result) == (
+        "<a clip, 1.00 s in 1 window: label_0 0.50, label_1 0.33>"
+    )
 
 
 def test_bf16_is_close_and_leaves_features_alone(folder):

@@ -99,8 +99,8 @@ def probe(
     models,
     tasks,
     cache_folder,
-    pooling="mean",
-    layers="last",
+    pooling="best",
+    layers="best",
     device="cpu",
     batch_size=16,
     unreadable=None,
@@ -109,7 +109,8 @@ def probe(
 
     Nothing of the test part is used but for the scores: features are
     standardized on train; penalty, number of neighbors and, under
-    ``"best"``, the pooling are chosen on valid. The three baselines are the
+    ``"best"``, the pooling are chosen on valid: by the metric, then by the
+    cross-entropy. The three baselines are the
     most frequent class, mean and deviation of the log-mel energies over time,
     and each architecture with random weights.
 
@@ -125,7 +126,8 @@ def probe(
     pooling : str
         ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
         and deviation of the tokens), ``"dynamics"`` (these, and how much the
-        tokens change over one and two steps of time) or ``"best"``.
+        tokens change over one and two steps of time) or ``"best"``: each
+        model by what is best for it. One pooling for all may reverse an order.
     layers : str
         ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
         ``"all"`` (side by side, for statistics and dynamics) or ``"best"``.
@@ -360,11 +362,11 @@ def _majority(y, metric):
     """Give every clip the class that most training clips have."""
     label = y["train"].bincount().argmax()
     valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
-    return Fit(test, None, metric(y["valid"], valid))
+    return Fit(test, None, metric(y["valid"], valid), None)
 
 
 def best_fit(classify, x, y, task, variants=VARIANTS):
-    """Return the fit with the best validation score, and its pooling.
+    """Return the fit that ranks first on validation, and its pooling.
 
     Arguments
     ---------
@@ -415,7 +417,7 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
             own["test"],
             metric=metric,
         )
-        if best is None or fit.valid_score > best[0].valid_score:
+        if best is None or fit.rank > best[0].rank:
             best = fit, variant
     return best
 

@@ -4,6 +4,7 @@ The copy of an encoder that `train_heads` writes is small: half precision, no
 pretext heads, and a linear layer for each task.
 """
 
+import math
 import re
 import tempfile
 from pathlib import Path
@@ -16,6 +17,7 @@ from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
 from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import USE_HEADING
+from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import (
     linear_weights,
@@ -171,8 +173,11 @@ def _head(task, encoder, variants, cache_folder):
     )
     scores = x["test"].double() @ weight.T + bias
     score = SCORES[task.metric](y["test"], scores.argmax(1))
-    kind = _KINDS[layers]
-    return LinearHead(weight, bias, task.labels, pooling, kind), score
+    # The rate of the model may add a sample: rounded up to 10 ms.
+    longest = max(audio_info(path).seconds for path in task.paths())
+    seconds = math.ceil(100 * longest) / 100
+    plain = task.labels, pooling, _KINDS[layers], seconds
+    return LinearHead(weight, bias, *plain), score
 
 
 def _sections(path):

@@ -3,6 +3,7 @@
 import csv
 import os
 from pathlib import Path
+from statistics import mean
 
 from ssast_lobes.evaluation.probing.comparison import Result
 from ssast_lobes.evaluation.probing.intervals import REPLICATES
@@ -33,7 +34,8 @@ def markdown(results, tasks):
     -------
     str
         Markdown: what the tasks are, and for each kind of probe the scores
-        and the gains over the untrained encoder, in percent.
+        and the gains over the untrained encoder, in percent, models by their
+        mean validation score; the last line names the one to take.
 
     Example
     -------
@@ -64,6 +66,8 @@ def markdown(results, tasks):
             lines += ["", f"{title}, gain over the untrained encoder:", ""]
             names = ("gain", "gain_low", "gain_high")
             lines += _score_table(rows, tasks, *names, sign="+")
+    if results:
+        lines += ["", _verdict(results)]
     return "\n".join(lines) + "\n"
 
 
@@ -84,10 +88,46 @@ def _task_row(task):
     return [task.name, metric, *map(str, cells)]
 
 
+def _means(rows, value):
+    """Return the mean over tasks of each system, the largest first."""
+    scores = {}
+    for row in rows:
+        scores.setdefault(row.system, []).append(getattr(row, value))
+    means = {system: mean(own) for system, own in scores.items()}
+    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
+
+
+def _verdict(results):
+    """Return which system is first on valid, and by how many points."""
+    probe, title = next(iter(_PROBE_NAMES.items()))
+    rows = [row for row in results if row.probe == probe]
+    valid, test = _means(rows, "valid_score"), _means(rows, "score")
+    baselines = {row.system for row in rows if row.baseline}
+    first, *others = valid
+    models = [system for system in others if system not in baselines]
+    others = [system for system in others if system in baselines]
+    leads = [
+        f"{100 * (valid[first] - valid[system]):+.1f} "
+        f"({100 * (test[first] - test[system]):+.1f}) over {system}"
+        for system in [*models[:1], *others[:1]]
+    ]
+    kind = "the baseline " if first in baselines else ""
+    n_tasks = len({row.task for row in rows})
+    over = f", mean of {n_tasks} tasks" if n_tasks > 1 else ""
+    return (
+        f"Take {kind}{first}: {100 * valid[first]:.1f} % on valid "
+        f"({100 * test[first]:.1f} on test) by the {title.lower()}{over}, "
+        f"{', '.join(leads)}."
+    )
+
+
 def _score_table(rows, tasks, value, low, high, sign=""):
     """Return the lines of a table; the best of several models is bold."""
-    header = [f"{task.name} ({_METRIC_NAMES[task.metric]})" for task in tasks]
-    lines = [["system", *header]]
+    with_valid = value == "score"
+    lines = [["system"]]
+    for task in tasks:
+        lines[0].append(f"{task.name} ({_METRIC_NAMES[task.metric]})")
+        lines[0] += ["valid"] * with_valid
     cells = {(row.system, row.task): row for row in rows}
     best = {}
     several = len({row.system for row in rows if not row.baseline}) > 1
@@ -95,7 +135,9 @@ def _score_table(rows, tasks, value, low, high, sign=""):
         if not row.baseline:
             score = getattr(row, value)
             best[row.task] = max(score, best.get(row.task, score))
-    for system in dict.fromkeys(row.system for row in rows):
+    baselines = dict.fromkeys(row.system for row in rows if row.baseline)
+    by_valid = _means([row for row in rows if not row.baseline], "valid_score")
+    for system in [*baselines, *by_valid]:
         line = [system]
         for task in tasks:
             row = cells[system, task.name]
@@ -107,6 +149,7 @@ def _score_table(rows, tasks, value, low, high, sign=""):
             if several and leads:
                 number = f"**{number}**"
             line.append(f"{number} [{', '.join(edges)}]")
+            line += [f"{100 * row.valid_score:.1f}"] * with_valid
         lines.append(line)
     return _table(lines)
 
