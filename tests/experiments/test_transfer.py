@@ -313,7 +313,8 @@ def test_export_of_another_architecture_is_refused(
         run(flags)
 
 
-def test_a_pretraining_goes_on_from_its_stage(run, tones, tmp_path):
+@pytest.mark.slow
+def test_a_pretraining_resumes_from_its_stage(run, tones, tmp_path):
     out = tmp_path / "out"
     text = (RECIPE / "hparams/ablation.yaml").read_text()
     settings = yaml.safe_load(text.replace("!PLACEHOLDER", "null"))

@@ -161,7 +161,14 @@ class Case:
         )
 
 
-@pytest.fixture(scope="module", params=FILES, ids=lambda path: path.stem)
+def parameters(files):
+    """Those of the size base take ten times as long as the others."""
+    for path in files:
+        marks = [pytest.mark.slow] if "base" in path.stem else []
+        yield pytest.param(path, id=path.stem, marks=marks)
+
+
+@pytest.fixture(scope="module", params=list(parameters(FILES)))
 def case(request):
     torch.set_grad_enabled(False)
     yield Case(request.param)
@@ -237,7 +244,7 @@ def test_golden_finetuning(case):
             case.close(model(feats), f"ft{number}_logits_{name}")
 
 
-@pytest.mark.parametrize("path", MAMBA_FILES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", parameters(MAMBA_FILES))
 @torch.no_grad()
 def test_golden_ssamba(path):
     data = np.load(path)

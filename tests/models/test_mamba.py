@@ -307,6 +307,7 @@ print(memory("VmHWM") - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="peak memory of Linux")
 def test_memory_of_training_grows_linearly():
     """Twice the tokens take at most 2.2 times the memory, back and forth."""

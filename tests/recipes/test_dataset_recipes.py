@@ -19,12 +19,10 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # These have tests of their own.
 OTHERS = ("CustomData.csv", "SyntheticCommands.csv")
-# Those that are not marked as slow: pretraining, official lists, folds.
+# Those that are not marked as slow: pretraining, and folds.
 QUICK = {
     "AudioSet: Pretraining (both corpora; patch)",
-    "SpeechCommands: Keyword spotting (V2-35; frame)",
     "ESC50: Audio events (patch)",
-    "template: Classification of your own data",
 }
 
 

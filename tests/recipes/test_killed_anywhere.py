@@ -29,10 +29,11 @@ pytestmark = pytest.mark.skipif(
     "task, kills, saves, workers",
     [
         ("pretrain", 3, 1, 0),
-        pytest.param("pretrain", 20, 6, 1, marks=pytest.mark.slow),
-        pytest.param("classify", 10, 3, 1, marks=pytest.mark.slow),
+        ("pretrain", 20, 6, 1),
+        ("classify", 10, 3, 1),
     ],
 )
+@pytest.mark.slow
 def test_run_killed_at_random_moments(
     task, kills, saves, workers, tones, tmp_path
 ):

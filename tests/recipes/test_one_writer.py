@@ -3,9 +3,8 @@
 import os
 import sys
 
-import pytest
 from processes import run_processes
-from test_recipes import TASKS, flags_of, load_script, yaml_of
+from test_recipes import ONE_OF_BOTH, flags_of, load_script, yaml_of
 
 PATHS = ("os.mkdir", "os.remove", "os.rename", "os.rmdir", "os.truncate")
 
@@ -32,7 +31,7 @@ def record(rank, folder, task, corpus):
     return sorted(touched)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@ONE_OF_BOTH
 def test_only_the_first_process_writes(task, tones, tmp_path):
     first, other = run_processes(record, 2, tmp_path, task, tones, join=False)
     written = {path.rpartition("/")[2] for path in first}

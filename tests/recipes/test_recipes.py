@@ -223,8 +223,9 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 """
 
 
-@ONE_OF_BOTH
-def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+def test_killed_run_resumes_where_it_was(task, train, tones, tmp_path):
     # The head that training begins with must not come again.
     own = {"classify": ["--lp_init_penalty=0.1", "--layers=all"]}.get(task, [])
     whole = train(task, *own, folder=tmp_path / "whole")
@@ -249,7 +250,8 @@ def test_killed_run_goes_on_where_it_was(task, train, tones, tmp_path):
         assert (folder / name).read_text() == (whole / name).read_text()
 
 
-@ONE_OF_BOTH
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
 def test_two_processes(task, tones, train, tmp_path):
     folder = tmp_path / "two"
     result = command(
@@ -320,6 +322,7 @@ def test_export_says_what_it_was_trained_on(pretrained):
     assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
 
 
+@pytest.mark.slow
 def test_mean_of_pretrainings(train, pretrained, tmp_path):
     export = pretrained / "export"
     # It ends where it starts from, but for a loss of other masks.

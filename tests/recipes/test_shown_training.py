@@ -7,6 +7,7 @@ import sys
 import pytest
 from hyperpyyaml import load_hyperpyyaml
 from test_recipes import (
+    ONE_OF_BOTH,
     RECIPES,
     TASKS,
     exported,
@@ -33,7 +34,7 @@ BRAINS = {
 # The script's own Brain ---------------------------------------------------
 
 
-@pytest.mark.parametrize("task", TASKS)
+@ONE_OF_BOTH
 def test_the_package_s_brain_does_the_same(task, train, scripts, monkeypatch):
     """What a script overrides, to show it, is what the package does."""
     own = scripts[task].SSASTBrain
@@ -49,7 +50,7 @@ def test_the_package_s_brain_does_the_same(task, train, scripts, monkeypatch):
     assert log_of(folder) == log
 
 
-@pytest.mark.parametrize("task", TASKS)
+@ONE_OF_BOTH
 def test_a_copied_recipe_runs_elsewhere_and_can_be_changed(
     task, tones, tmp_path
 ):

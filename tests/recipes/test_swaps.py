@@ -754,6 +754,7 @@ def distributed(brain, folder, rank):
     assert same(before, copy_of(lobe_of(still)))
 
 
+@pytest.mark.slow
 def test_two_processes(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED)
