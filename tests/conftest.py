@@ -5,6 +5,7 @@ and the recipes that tests start as processes of their own inherit it.
 """
 
 import csv
+import functools
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -21,6 +22,18 @@ os.environ["SB_DISABLE_QUIRKS"] = "allow_tf32"
 os.environ["MPLBACKEND"] = "Agg"
 # Whatever would reach for the network fails at once.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def environment_described_once():
+    """Ask pip for the list of packages once, not in each experiment folder."""
+    from speechbrain.utils import logger
+
+    with pytest.MonkeyPatch.context() as patch:
+        once = functools.cache(logger.get_environment_description)
+        patch.setattr(logger, "get_environment_description", once)
+        yield
+
 
 SPLIT_OF = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
 

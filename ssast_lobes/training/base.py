@@ -155,7 +155,8 @@ class SpectrogramBrain(sb.Brain):
         # In the run whose checkpoint was loaded.
         self._n_processes_before = None
         self._clips = {}
-        self._last_picture = 0.0
+        # All runs draw at their end.
+        self._last_picture = time.time()
         # From the command line it comes as text.
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)

@@ -84,6 +84,7 @@ def unreadable_of(output):
         return [(row["path"], row["reason"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.slow
 def test_embed_as_a_process(tmp_path, model, corpus):
     output = tmp_path / "new" / "clips.npz"
     result = run("embed", model, corpus, "--output", output)
@@ -214,6 +215,7 @@ def test_the_list_of_an_earlier_run_is_removed(
     ]
 
 
+@pytest.mark.slow
 def test_probe_as_a_process(tmp_path, tones):
     torch.manual_seed(1)
     for name in ("first", "second"):

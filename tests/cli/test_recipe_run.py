@@ -71,6 +71,7 @@ def test_words_arrive_as_on_the_command_line(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_the_scripts(capfd, tmp_path):
     missing = str(tmp_path / "nowhere")
     folder = f"--output_folder={tmp_path / 'out'}"

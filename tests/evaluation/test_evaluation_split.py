@@ -172,11 +172,11 @@ def alone(task, rows, folder, state):
     "task, count",
     [
         ("pretrain", 2),
-        ("pretrain", 3),
+        pytest.param("pretrain", 3, marks=pytest.mark.slow),
         ("classify", 2),
-        ("classify", 3),
+        pytest.param("classify", 3, marks=pytest.mark.slow),
         ("several", 2),
-        ("recognize", 3),
+        pytest.param("recognize", 3, marks=pytest.mark.slow),
     ],
 )
 def test_results_are_those_of_one_process(task, count, tones, tmp_path):

@@ -79,6 +79,7 @@ def results(tmp_path_factory):
     return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
 def test_processes_hold_equal_parameters_after_steps(results, name):
     one, other = (result["trained"][name] for result in results)

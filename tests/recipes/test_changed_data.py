@@ -121,6 +121,7 @@ def test_a_folder_in_use_is_refused(trained):
     assert state_of(folder) == before
 
 
+@pytest.mark.slow
 def test_other_number_of_processes(tones, tmp_path, monkeypatch):
     def stop(brain, batch, should_step):
         if brain.epoch == 2 and brain.step == 3:

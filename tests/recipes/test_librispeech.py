@@ -124,6 +124,7 @@ def test_transcripts_of_train_alone(prepare, tmp_path):
     assert lines == [row["label"] for row in rows]
 
 
+@pytest.mark.slow
 def test_vocabulary_that_is_too_large(archive, tmp_path):
     task = RECIPE / "ASR-CTC"
     result = subprocess.run(

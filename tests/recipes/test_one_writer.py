@@ -3,6 +3,7 @@
 import os
 import sys
 
+import pytest
 from processes import run_processes
 from test_recipes import ONE_OF_BOTH, flags_of, load_script, yaml_of
 
@@ -31,6 +32,7 @@ def record(rank, folder, task, corpus):
     return sorted(touched)
 
 
+@pytest.mark.slow
 @ONE_OF_BOTH
 def test_only_the_first_process_writes(task, tones, tmp_path):
     first, other = run_processes(record, 2, tmp_path, task, tones, join=False)

@@ -89,6 +89,7 @@ def test_objective_and_mask(task, tones):
     assert config["objective"]["masker"]["ratio"] == 0.25
 
 
+@pytest.mark.slow
 def test_loss(task, tones):
     out = run(
         task("classify"),

@@ -161,6 +161,7 @@ def same(one, other):
 # As a process of its own --------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", table_rows(), ids=lambda row: row["Task"])
 def test_debug_mode(row, tones, tmp_path):
     task = Path(row["Script_file"]).parent.name

@@ -93,6 +93,7 @@ def test_killed_run_goes_on_with_the_next_clip(
     assert log_of(folder) == log_of(whole)
 
 
+@pytest.mark.slow
 def test_dataset_recipe_reads_the_shards_of_its_manifest(
     voxceleb,  # noqa: F811
     tmp_path,

@@ -50,6 +50,7 @@ def test_the_package_s_brain_does_the_same(task, train, scripts, monkeypatch):
     assert log_of(folder) == log
 
 
+@pytest.mark.slow
 @ONE_OF_BOTH
 def test_a_copied_recipe_runs_elsewhere_and_can_be_changed(
     task, tones, tmp_path

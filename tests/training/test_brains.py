@@ -389,6 +389,7 @@ def test_head_scale_and_layer_decay_set_the_rates(rows, tmp_path):
     assert {k: rates[k] for k in expected} == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_head_scale_survives_wrappers(rows, tmp_path):
     # --compile and torchrun prefix the names of the parameters.
     run = build("classify", rows, tmp_path, head_lr_scale=10.0)

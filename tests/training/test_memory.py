@@ -38,6 +38,7 @@ def page_faults(kept):
     return int(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's allocator")
 def test_memory_of_a_step_serves_the_next():
     # Tensors of more than 32 MiB: without it all their pages are new. With it

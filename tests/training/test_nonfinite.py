@@ -238,6 +238,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_processes_skip_and_stop_together(rows, tones, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(DISTRIBUTED)

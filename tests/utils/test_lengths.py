@@ -188,6 +188,7 @@ def compiled_frames(monkeypatch, rows, folder, pad_seconds):
     return compiled
 
 
+@pytest.mark.slow
 def test_compiled_code_meets_few_lengths(tones, tmp_path, monkeypatch):
     rows = kit.corpus_rows(tones.manifest)
     counts = compiled_frames(monkeypatch, rows, tmp_path, pad_seconds=1.25)
