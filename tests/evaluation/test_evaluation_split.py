@@ -40,15 +40,15 @@ SETTINGS = {
 
 @pytest.mark.parametrize("n_clips", [1, 6, 7, 10])
 @pytest.mark.parametrize("n_processes", [1, 2, 3, 5])
-def test_each_batch_is_in_one_share(n_clips, n_processes):
+def test_each_batch_is_of_one_process(n_clips, n_processes):
     batches = BatchSampler(range(n_clips), BATCH, drop_last=False)
-    shares = [
+    parts = [
         RankBatchSampler(batches, rank, n_processes)
         for rank in range(n_processes)
     ]
-    assert sorted(b for share in shares for b in share) == list(batches)
-    lengths = [len(share) for share in shares]
-    assert lengths == [len(list(share)) for share in shares]
+    assert sorted(b for share in parts for b in share) == list(batches)
+    lengths = [len(share) for share in parts]
+    assert lengths == [len(list(share)) for share in parts]
     assert max(lengths) - min(lengths) <= 1
 
 

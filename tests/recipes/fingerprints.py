@@ -31,8 +31,8 @@ PRETRAIN = "recipes/CustomData/pretrain"
 OBJECTIVE = """--audio={{corpus}} --objective={word} --model_size=micro
     --crop_seconds=0.6 --batch_size=4 --valid_fraction=0.2 --number_of_epochs=2
     --num_workers=0"""
-# What is too large for clips so short.
-MORE = {"mspm_reference": " --masker='{{count: 30}}'"}
+# Its 400 patches do not fit into clips so short.
+LEFT_OUT = "mspm_reference"
 
 
 def experiments():
@@ -45,11 +45,13 @@ def experiments():
                     name = f"{row['Dataset']}: {row['Task']}"
                     yield name, script, row["Hparam_file"], flags
     for path in sorted((ROOT / "hparams" / "objective").glob("*.yaml")):
+        if path.stem == LEFT_OUT:
+            continue
         yield (
             f"objective: {path.stem}",
             f"{PRETRAIN}/train.py",
             f"{PRETRAIN}/hparams/pretrain.yaml",
-            OBJECTIVE.format(word=path.stem) + MORE.get(path.stem, ""),
+            OBJECTIVE.format(word=path.stem),
         )
 
 
