@@ -260,6 +260,7 @@ found["other"] = told(AudioClassifier.from_hparams, "me/other")
     assert "http://127.0.0.1:9 cannot be reached" in message
 
 
+@pytest.mark.slow
 def test_a_cache_that_cannot_be_written_is_told(session, tmp_path):
     (tmp_path / "home").write_text("no folder")
     code = """

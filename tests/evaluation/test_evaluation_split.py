@@ -171,11 +171,11 @@ def alone(task, rows, folder, state):
 @pytest.mark.parametrize(
     "task, count",
     [
-        ("pretrain", 2),
+        pytest.param("pretrain", 2, marks=pytest.mark.slow),
         pytest.param("pretrain", 3, marks=pytest.mark.slow),
         ("classify", 2),
         pytest.param("classify", 3, marks=pytest.mark.slow),
-        ("several", 2),
+        pytest.param("several", 2, marks=pytest.mark.slow),
         pytest.param("recognize", 3, marks=pytest.mark.slow),
     ],
 )

@@ -287,6 +287,7 @@ def test_a_changed_table_is_noticed_in_finished_folds(run, whole, data):
     assert predictions(folder, 1) == before
 
 
+@pytest.mark.slow
 def test_a_missing_training_is_named_with_those_there_are(tmp_path):
     done = subprocess.run(
         [sys.executable, "train.py", "hparams/esc50.yaml", "--data_folder=x"]

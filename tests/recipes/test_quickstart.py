@@ -14,7 +14,14 @@ QUICKSTART = ROOT / "recipes" / "SyntheticCommands" / "quickstart.py"
 @pytest.mark.skipif(sys.platform != "linux", reason="needs GNU OpenMP")
 @pytest.mark.parametrize(
     "given, spins",
-    [({}, "0"), ({"OMP_WAIT_POLICY": "active"}, "30000000000")],
+    [
+        ({}, "0"),
+        pytest.param(
+            {"OMP_WAIT_POLICY": "active"},
+            "30000000000",
+            marks=pytest.mark.slow,
+        ),
+    ],
     ids=["default", "active"],
 )
 def test_threads_wait_asleep_unless_told_otherwise(given, spins):

@@ -180,6 +180,7 @@ def test_half_written_corpus_is_completed(prepare, workers, corpus, tmp_path):
     assert paths[-1].stat().st_mtime_ns == untouched
 
 
+@pytest.mark.slow
 def test_two_runs_on_one_folder(prepare, corpus, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         runs = [

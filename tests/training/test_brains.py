@@ -65,7 +65,7 @@ def test_seeds_reproduce(task, rows, tmp_path):
     [
         ("pretrain", 0, 1, False),
         ("pretrain", 2, 2, True),
-        ("classify", 2, 1, False),
+        pytest.param("classify", 2, 1, False, marks=pytest.mark.slow),
         ("classify", 0, 2, False),
     ],
 )

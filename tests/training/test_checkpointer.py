@@ -173,6 +173,7 @@ def _linear(value):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
 def test_a_run_killed_anywhere_in_a_save_resumes(tmp_path):
     process = _start(KILL_EVERYWHERE, tmp_path)
@@ -180,6 +181,7 @@ def test_a_run_killed_anywhere_in_a_save_resumes(tmp_path):
     assert process.returncode == 0, output
 
 
+@pytest.mark.slow
 def test_processes_share_one_checkpoint(tmp_path):
     processes = [
         _start(DISTRIBUTED, tmp_path, RANK=str(rank), LOCAL_RANK=str(rank))
