@@ -12,8 +12,6 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from ssast_lobes.utils.presets import hparams_folder
-
 _PACKAGE = Path(__file__).parents[1]
 
 # Left by runs and by Python in a recipe's folder.
@@ -114,6 +112,9 @@ def copy_recipe(name, folder):
     >>> (copy / "pretrain" / "train.py").exists()
     True
     """
+    # Only copies need the YAML reader that this brings.
+    from ssast_lobes.utils.presets import hparams_folder
+
     known = [recipe.name for recipe in list_recipes()]
     if name not in known:
         raise ValueError(

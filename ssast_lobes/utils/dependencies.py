@@ -1,7 +1,5 @@
 """Check that packages which are installed fit each other."""
 
-from importlib import metadata
-
 
 class UnusableTorchaudio(ImportError):
     """torchaudio is missing, or does not load next to this torch."""
@@ -22,6 +20,8 @@ def check_torchaudio():
     try:
         import torchaudio  # noqa: F401
     except (ImportError, OSError) as error:
+        from importlib import metadata
+
         version = metadata.version("torch")
         release, _, build = version.partition("+")
         older = tuple(map(int, release.split(".")[:2])) < (2, 11)
