@@ -510,7 +510,7 @@ def test_what_is_chosen_for_all_tasks_was_trained_for_each(
     methods = {
         "scratch": {"settings": {"number_of_epochs": 1}, "candidates": [{}]},
         "fine_tuned": {
-            "settings": {"number_of_epochs": 3},
+            "settings": {"number_of_epochs": 12},
             "candidates": candidates,
             "one_for_all": True,
         },
