@@ -1,6 +1,6 @@
 """``ssast-lobes pretrain``: CustomData's pretraining from anywhere."""
 
-from ssast_lobes.cli import common
+from ssast_lobes.cli.recipe_run import add_training
 
 
 def add_parser(commands):
@@ -11,7 +11,7 @@ def add_parser(commands):
     commands : argparse action
         See `ssast_lobes.cli.common.add_command`.
     """
-    common.add_training(
+    add_training(
         commands,
         "pretrain",
         "audio",

@@ -1,9 +1,11 @@
 """Run the scripts of CustomData from anywhere, as one would by hand."""
 
+import argparse
 import os
 import subprocess
 import sys
 
+from ssast_lobes.cli.common import add_command
 from ssast_lobes.cli.recipe_files import recipes_folder
 
 # Folder, and name of the YAML, by command.
@@ -120,3 +122,60 @@ def _train(command, data_key, data, output_folder, options, settings):
         raise RuntimeError(f"{script} failed; its message is above")
     default = os.path.join(output_folder, "export")
     return settings.get("export_folder", default)
+
+
+def add_training(commands, name, key, summary, data_help, example):
+    """Add a command that runs a script of CustomData.
+
+    Arguments
+    ---------
+    commands, name, summary, example
+        See `ssast_lobes.cli.common.add_command`.
+    key : str
+        Key of the YAML that takes the data.
+    data_help : str
+        What the data are.
+    """
+    script, hparams_file = script_and_yaml(name)
+    command = add_command(
+        commands,
+        name,
+        run_training,
+        summary,
+        f"Run a recipe's script as it stands:\n  {script} \\\n"
+        f"    {hparams_file}\nThe data come first. Every key of the YAML is an "
+        "option, such as --output_folder FOLDER,\nand so is every option of "
+        "SpeechBrain, such as --device cuda.",
+        example,
+    )
+    command.add_argument(key, metavar=key.upper(), help=data_help)
+    command.add_argument(
+        "words",
+        nargs=argparse.REMAINDER,
+        metavar="--KEY VALUE",
+        help="settings of the YAML, options of SpeechBrain",
+    )
+    command.set_defaults(
+        when_stopped="the same command resumes from the last checkpoint",
+        data_key=key,
+    )
+
+
+def run_training(options):
+    """Run a script of CustomData.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_training`.
+
+    Returns
+    -------
+    int
+        The exit code of the script.
+    """
+    data = getattr(options, options.data_key)
+    words = [f"--{options.data_key}", data, *options.words]
+    return subprocess.call(
+        [sys.executable, *script_and_yaml(options.command), *words]
+    )
