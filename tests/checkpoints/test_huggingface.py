@@ -227,7 +227,9 @@ def test_out_and_in_is_exact(tmp_path, kind):
 def test_in_and_out_is_exact(tmp_path, names, classifier):
     first, second = tmp_path / "first", tmp_path / "second"
     save_theirs(first, classifier)
+    # Copied: older safetensors look into the file, which is written again.
     wanted = load_file(first / "model.safetensors")
+    wanted = {name: value.clone() for name, value in wanted.items()}
     if names == "5":
         change_tensors(
             first,
