@@ -132,6 +132,8 @@ def copy_recipe(name, folder):
     for target, source in sources.items():
         _check_same_or_none(target, source)
     for target, source in sources.items():
+        if target.exists():
+            continue
         target.parent.mkdir(parents=True, exist_ok=True)
         # Whole or not at all.
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")

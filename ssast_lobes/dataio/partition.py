@@ -248,15 +248,17 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
         name: [row for row in rows if row.get("split", "train") == name]
         for name in SPLITS
     }
-    shares = dict(zip(SPLITS, fractions, strict=True))
+    fraction_of = dict(zip(SPLITS, fractions, strict=True))
     # The last has the rare labels: better no choice by them than no result.
-    drawn = [n for n in ("valid", "test") if shares[n] > 0 and not splits[n]]
-    whole = shares["train"] + sum(shares[name] for name in drawn)
+    drawn = [
+        n for n in ("valid", "test") if fraction_of[n] > 0 and not splits[n]
+    ]
+    whole = fraction_of["train"] + sum(fraction_of[name] for name in drawn)
     for keep, name in zip(range(len(drawn), 0, -1), drawn, strict=True):
         splits["train"], splits[name] = hold_out(
-            splits["train"], shares[name] / whole, group, f"{seed} ", keep
+            splits["train"], fraction_of[name] / whole, group, f"{seed} ", keep
         )
-        whole -= shares[name]
+        whole -= fraction_of[name]
     parts, groups = {}, {}
     for name, part in splits.items():
         for row in part:
