@@ -26,11 +26,13 @@ from ssast_lobes.cli import (
     recipes,
     shard,
     stats,
+    suggest,
 )
 from ssast_lobes.utils.dependencies import UnusableTorchaudio, check_torchaudio
 
 # In the order of the help.
 _COMMANDS = (
+    suggest,
     pretrain,
     finetune,
     embed,
@@ -97,12 +99,12 @@ def _parse(arguments):
     parser = argparse.ArgumentParser(
         prog="ssast-lobes",
         description=(
-            "Self-supervised audio spectrogram transformers: pretrain, "
-            "fine-tune, embed and "
-            "classify audio with an exported folder, compare checkpoints, "
-            "make a table of class folders, measure log-mel statistics, pack "
-            "audio into shards, convert and average models, write them as "
-            "ONNX, list those that come along, copy recipes."
+            "Self-supervised audio spectrogram transformers: suggest what "
+            "to begin with, pretrain, fine-tune, embed and classify audio "
+            "with an exported folder, compare checkpoints, make a table "
+            "of class folders, measure log-mel statistics, pack audio "
+            "into shards, convert and average models, write them as ONNX, "
+            "list those that come along, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )
