@@ -35,6 +35,22 @@ def environment_described_once():
         yield
 
 
+@pytest.fixture(autouse=True)
+def pictures(request, monkeypatch):
+    """Write empty pictures, but in tests that look at them, and all tests.
+
+    Runs of recipes would draw for half of their time.
+    """
+    quick = request.config.option.markexpr == "not slow"
+    if quick and request.node.get_closest_marker("draws") is None:
+        from matplotlib.figure import Figure
+
+        def write_empty(self, path, **options):
+            Path(path).write_bytes(b"")
+
+        monkeypatch.setattr(Figure, "savefig", write_empty)
+
+
 SPLIT_OF = ["train"] * 4 + ["valid"] * 2 + ["test"] * 2
 
 

@@ -695,6 +695,7 @@ def test_mistakes_are_told_before_the_work(models, tones, tmp_path):
     assert not any(tmp_path.iterdir())
 
 
+@pytest.mark.draws
 def test_report(probed, tmp_path):
     results, tasks, _ = probed
     text = write_report(results, tasks, tmp_path)

@@ -1,12 +1,13 @@
 """All objectives in two processes: equal models, and joined gradients.
 
-Both processes run once for all objectives, on the CPU (gloo). Each preset of
+The processes run once for all objectives, on the CPU (gloo). Each preset of
 ``hparams/objective/`` is trained, so a new one is tested without a line here.
 """
 
 import pytest
 import torch
 from objective_kit import CLIPS, PRESETS, build, clips
+from processes import run_processes
 from torch.nn.parallel import DistributedDataParallel
 
 # Averages over clips alone: two halves of a batch make the whole.
@@ -54,35 +55,36 @@ def gradients(name, rank=None):
     }
 
 
-def work(rank, folder):
-    """What each of the processes does."""
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", f"file://{folder}/meeting", rank=rank, world_size=WORLD
-    )
-    results = {"trained": {}, "gradients": {}}
+def train_all(rank, folder):
+    """Parameters of all objectives, trained in each of the processes."""
+    results = {}
     for name in PRESETS:
         try:
-            results["trained"][name] = train(name, rank)
+            results[name] = train(name, rank)
         except Exception as error:
             raise RuntimeError(f"{name} fails in processes") from error
-    for name in ADDITIVE:
-        results["gradients"][name] = gradients(name, rank)
-    torch.save(results, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return results
+
+
+def all_gradients(rank, folder):
+    """Gradients in each of the processes."""
+    return {name: gradients(name, rank) for name in ADDITIVE}
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("processes")
-    torch.multiprocessing.spawn(work, (str(folder),), nprocs=WORLD)
-    return [torch.load(folder / f"{rank}.pt") for rank in range(WORLD)]
+def trained(tmp_path_factory):
+    return run_processes(train_all, WORLD, tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    return run_processes(all_gradients, WORLD, tmp_path_factory.mktemp("parts"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PRESETS)
-def test_processes_hold_equal_parameters_after_steps(results, name):
-    one, other = (result["trained"][name] for result in results)
+def test_processes_hold_equal_parameters_after_steps(trained, name):
+    one, other = (result[name] for result in trained)
     start = dict(build(name).named_parameters())
     assert one.keys() == other.keys() == start.keys()
     for key in one:
@@ -94,10 +96,10 @@ def test_processes_hold_equal_parameters_after_steps(results, name):
 
 
 @pytest.mark.parametrize("name", ADDITIVE)
-def test_gradients_are_those_of_one_process_on_the_joined_batch(results, name):
+def test_gradients_are_those_of_one_process_on_the_joined_batch(parts, name):
     expected = gradients(name)
-    for result in results:
-        own = result["gradients"][name]
+    for part in parts:
+        own = part[name]
         assert own.keys() == expected.keys()
         for key, value in expected.items():
             assert (own[key] - value).abs().max() < 1e-6, key

@@ -10,8 +10,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +25,7 @@ from brain_kit import (
     broken_clip,
     build,
     changed,
+    corpus_rows,
     dying,
     evaluate,
     fit,
@@ -35,6 +34,7 @@ from brain_kit import (
     validate,
     weights,
 )
+from processes import run_processes
 
 from ssast_lobes.augment.augmentation import Mixup
 from ssast_lobes.dataio.tables import ManifestError
@@ -560,6 +560,7 @@ def test_best_epoch_is_chosen_on_valid_not_on_test(rows, tmp_path):
     assert same(other.module.state_dict(), kept[best])
 
 
+@pytest.mark.draws
 def test_pretraining_goes_back_to_its_best_epoch(rows, tmp_path):
     class Wild(Constant):
         def __call__(self, step, total_steps):
@@ -590,6 +591,7 @@ def test_half_the_objective_trains_alone(task, rows, tmp_path):
     assert pictured == (task == "generative")
 
 
+@pytest.mark.draws
 def test_test_predictions_are_those_of_the_metrics(rows, tmp_path):
     run = fit(build("classify", rows, tmp_path))
     stats = evaluate(run)
@@ -831,80 +833,61 @@ def test_an_epoch_logged_twice_counts_once(rows, tmp_path):
 
 # Many processes, compiled modules -----------------------------------------
 
-DISTRIBUTED = """
-import json, os, sys
-from pathlib import Path
-import torch
-from speechbrain.utils.distributed import ddp_init_group
-sys.path.insert(0, sys.argv[1])
-import brain_kit as kit
 
-ddp_init_group({"distributed_backend": "gloo"})
-manifest, folder = sys.argv[2], Path(sys.argv[3])
-rank, rows = int(os.environ["RANK"]), kit.corpus_rows(manifest)
-broken = kit.broken_clip(folder, f"broken{rank}.wav")
-torch.distributed.barrier()
-broken = {"broken0.wav": {**broken[f"broken{rank}.wav"]}}
-broken["broken0.wav"]["path"] = str(folder / "broken0.wav")
-opts = {"distributed_backend": "gloo", "ckpt_interval_steps": 2}
+def train_both_tasks(rank, folder, manifest):
+    """What each of two processes does: whole, resumed, with a bad clip."""
+    folder, rows = Path(folder), corpus_rows(manifest)
+    own = broken_clip(folder, f"broken{rank}.wav")
+    torch.distributed.barrier()
+    broken = {"broken0.wav": {**own[f"broken{rank}.wav"]}}
+    broken["broken0.wav"]["path"] = str(folder / "broken0.wav")
+    opts = {"distributed_backend": "gloo", "ckpt_interval_steps": 2}
 
-def run(task, name, **more):
-    part = dict(rows)
-    if name == "empty":
-        part["train"] = broken | dict(list(rows["train"].items())[:5])
-    return kit.build(
-        task, part, folder / name / task, run_opts=opts, batch_size=1,
-        grad_accumulation_factor=2, max_unreadable=1.0,
-        **{**kit.RANDOM[task], **more},
-    )
+    def run(task, name, **more):
+        part = dict(rows)
+        if name == "empty":
+            part["train"] = broken | dict(list(rows["train"].items())[:5])
+        return build(
+            task,
+            part,
+            folder / name / task,
+            run_opts=opts,
+            batch_size=1,
+            grad_accumulation_factor=2,
+            max_unreadable=1.0,
+            **{**RANDOM[task], **more},
+        )
 
-for task in ("pretrain", "classify"):
-    whole = kit.fit(run(task, "whole"))
-    try:
-        dying = kit.dying(kit.BRAINS[task], epoch=2, batch=6)
-        kit.fit(run(task, "broken", brain_class=dying))
-    except kit.Killed:
-        torch.distributed.barrier()
-    resumed = run(task, "broken")
-    kit.fit(resumed)
-    assert kit.same(kit.weights(whole), kit.weights(resumed))
-    empty = kit.fit(run(task, "empty"))
-    report = {
-        "steps": whole.brain.optimizer_step,
-        "train": whole.brain._train_stats,
-        "rows": whole.brain.log_rows(),
-        "resumed": resumed.brain.log_rows(),
-        "empty": empty.brain.optimizer_step,
-    }
-    (folder / f"{task}{rank}.json").write_text(json.dumps(report))
-    torch.save(kit.weights(whole), folder / f"{task}{rank}.pt")
-    torch.save(kit.weights(empty), folder / f"{task}{rank}.empty.pt")
-torch.distributed.destroy_process_group()
-"""
+    reports = {}
+    for task in ("pretrain", "classify"):
+        whole = fit(run(task, "whole"))
+        try:
+            fit(run(task, "broken", brain_class=dying(BRAINS[task], 2, 6)))
+        except Killed:
+            torch.distributed.barrier()
+        resumed = run(task, "broken")
+        fit(resumed)
+        assert same(weights(whole), weights(resumed))
+        empty = fit(run(task, "empty"))
+        reports[task] = {
+            "steps": whole.brain.optimizer_step,
+            "train": whole.brain._train_stats,
+            "rows": whole.brain.log_rows(),
+            "resumed": resumed.brain.log_rows(),
+            "empty": empty.brain.optimizer_step,
+            "weights": weights(whole),
+            "weights_empty": weights(empty),
+        }
+    return reports
 
 
 def test_two_processes(rows, tones, tmp_path):
-    script = tmp_path / "script.py"
-    script.write_text(DISTRIBUTED)
-    result = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        + ["--nproc_per_node=2", script]
-        + [Path(__file__).parents[1], tones.manifest, tmp_path],
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
+    results = run_processes(train_both_tasks, 2, tmp_path, tones.manifest)
     for task in ("pretrain", "classify"):
-        for kind in ("pt", "empty.pt"):
-            both = [
-                torch.load(tmp_path / f"{task}{rank}.{kind}") for rank in (0, 1)
-            ]
-            assert same(*both)
-        report, other = (
-            json.loads((tmp_path / f"{task}{rank}.json").read_text())
-            for rank in (0, 1)
-        )
+        report, other = (result[task] for result in results)
+        trained = report.pop("weights")
+        assert same(trained, other.pop("weights"))
+        assert same(report.pop("weights_empty"), other.pop("weights_empty"))
         assert report == other
         # 12 clips, 6 a process, two of them a step.
         assert report["steps"] == 6
@@ -917,7 +900,7 @@ def test_two_processes(rows, tones, tmp_path):
             key: logged[f"train_{key}"] for key in report["train"]
         }
         single = build(task, rows, tmp_path / "single" / task, **RANDOM[task])
-        single.module.load_state_dict(torch.load(tmp_path / f"{task}0.pt"))
+        single.module.load_state_dict(trained)
         stats = validate(single)
         assert stats == pytest.approx(
             {key: logged[f"valid_{key}"] for key in stats}, rel=1e-5, abs=1e-5

@@ -17,6 +17,8 @@ from ssast_lobes.utils.plots import (
     plot_training_curves,
 )
 
+pytestmark = pytest.mark.draws
+
 
 def confusion(n_classes, clips=40):
     """A matrix as a fair classifier makes it: a diagonal and its neighbors."""
