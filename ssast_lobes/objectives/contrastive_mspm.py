@@ -84,6 +84,12 @@ class ContrastiveMSPM(MSPM):
     ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        "masked spectrogram patch modeling (SSAST: Gong et al., AAAI 2022), "
+        "and crops of a clip told from those of others (Saeed et al., "
+        '"Contrastive Learning of General-Purpose Audio Representations", '
+        "ICASSP 2021)"
+    )
     training_only = ("projector", "pair_projector")
     uses_positive_pairs = True
     # Crops differ in length.

@@ -42,6 +42,11 @@ class MAEAST(MaskedAutoencoder):
     ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        "masked patches told apart and filled in from the visible ones "
+        '(Baade et al., "MAE-AST: Masked Autoencoding Audio Spectrogram '
+        'Transformer", Interspeech 2022)'
+    )
     preset = "mae_ast"
 
     def __init__(self, encoder, masker=None, *, generative_weight, decoder):

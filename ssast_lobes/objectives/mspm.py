@@ -67,6 +67,10 @@ class MSPM(Objective):
     ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        'masked spectrogram patch modeling (Gong et al., "SSAST: '
+        'Self-Supervised Audio Spectrogram Transformer", AAAI 2022)'
+    )
     preset = "mspm"
     n_frames_optional = True
 

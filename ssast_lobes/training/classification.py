@@ -436,6 +436,11 @@ class ClassificationBrain(SpectrogramBrain):
             known = {
                 "compute_cost": self._told_cost,
                 "class_weights": self.class_weights,
+                "freeze_encoder": self.model.freeze_encoder,
+                "frozen_blocks": self.model.frozen_blocks or None,
+                "lora_rank": self.model.lora_rank or None,
+                "epochs": self.told_epochs(),
+                "steps": self.optimizer_step,
                 "swa_start_epoch": self.swa_start_epoch,
                 "seed": self.hparams.seed,
             }

@@ -4,7 +4,9 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
 
+from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.card import model_card
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.utils.metrics import effective_rank, mean_deviation
 from ssast_lobes.utils.plots import plot_reconstruction
@@ -150,6 +152,44 @@ class PretrainingBrain(SpectrogramBrain):
         epoch = self.hparams.epoch_counter.current
         rows = [row for row in self.log_rows() if row["epoch"] == epoch]
         return rows[0] if rows else {}
+
+    def export(self, folder, hparams_file, rows, metrics, window, **settings):
+        """Write the encoder and its objective to a folder, on the main process.
+
+        Arguments
+        ---------
+        folder : str or os.PathLike
+            Where to; see `export_pretrained`.
+        hparams_file, rows
+            For the model card; see `model_card`.
+        metrics : dict of str to float
+            From `finish`; the card tells those of validation, if there are
+            any.
+        window : float
+            Seconds that the export takes at once; see `export_window`.
+        **settings
+            What the card tells next to what the Brain knows.
+        """
+        if if_main_process():
+            part = "valid_" if self.has_valid else "train_"
+            masker = self.objective.config.get("masker", {})
+            masker = ", ".join(
+                value if key == "name" else f"{key} {value}"
+                for key, value in masker.items()
+                if value is not None
+            )
+            card = model_card(
+                hparams_file,
+                rows,
+                {k: v for k, v in metrics.items() if k.startswith(part)},
+                **settings,
+                masker=masker or None,
+                epochs=self.told_epochs(),
+                steps=self.optimizer_step,
+                seed=self.hparams.seed,
+            )
+            features = unwrap(self.modules.pretrainer).features
+            export_pretrained(folder, self.objective, features, card, window)
 
     @torch.no_grad()
     def draw(self):

@@ -5,7 +5,6 @@ pretext heads, and a linear layer for each task.
 """
 
 import math
-import re
 import tempfile
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import torch
 
 from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.folder import check_export_folder, write_export
-from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
+from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
-from ssast_lobes.checkpoints.model_card import USE_HEADING
+from ssast_lobes.checkpoints.model_card import read_card
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import (
@@ -39,7 +38,6 @@ from ssast_lobes.utils.files import resolved
 
 # The words of `ClipPooling` for layers. "weighted": equal without training.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
-_SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 
 
 def train_heads(
@@ -107,7 +105,7 @@ def train_heads(
     weights = load_weights(model)
     variants = variants_of(pooling, layers)
     clip_pooling = _clip_pooling(weights.config, variants)
-    card = _sections(resolved(model) / CARD_FILE)
+    card = read_card(resolved(model))
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
@@ -178,12 +176,3 @@ def _head(task, encoder, variants, cache_folder):
     seconds = math.ceil(100 * longest) / 100
     plain = task.labels, pooling, _KINDS[layers], seconds
     return LinearHead(weight, bias, *plain), score
-
-
-def _sections(path):
-    """Read the sections of a model card about the training, by heading."""
-    if not path.is_file():
-        return {}
-    found = _SECTION.findall(path.read_text("utf-8"))
-    skipped = USE_HEADING.removeprefix("## ")
-    return {title: text.strip() for title, text in found if title != skipped}
