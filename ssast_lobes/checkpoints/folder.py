@@ -79,7 +79,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     """
     encoder = objective.encoder
     # Its own, not that of weights it began from.
-    own = {"objective": objective_text(type(objective))}
+    own = {"pretraining": objective_text(type(objective))}
     card = {**own, **card, **own}
     state = exported_state(objective)
     config = {

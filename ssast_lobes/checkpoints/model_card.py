@@ -158,7 +158,7 @@ def read_card(folder):
     -------
     >>> from ssast_lobes.checkpoints.bundled import bundled_model
     >>> card = read_card(bundled_model("ssast-lobes-micro-1"))
-    >>> card["license"], card["Objective"].split(":")[0]
+    >>> card["license"], card["Pretraining"].split(":")[0]
     ('apache-2.0', 'ContrastiveMSPM')
     """
     path = folder / CARD_FILE

@@ -26,7 +26,8 @@ class ObjectiveOutput(NamedTuple):
         Scalar to minimise.
     logs : dict of str to torch.Tensor
         Detached scalars. Next to a log of which it is known, the log
-        ``NAME_chance`` tells what a guess gives; see `matching_logs`.
+        ``NAME_chance`` tells what a guess gives; see `matching_logs`. An
+        ``accuracy``, at the end of a name, is better above it, others below.
     """
 
     loss: torch.Tensor

@@ -115,26 +115,25 @@ def model_card(hparams_file, rows, metrics, **settings):
     >>> rows = {"corpus": "Cats", "train": {"a": {"duration": 1800}}}
     >>> card = model_card("recipes/Cats/classify/a.yaml", rows, {}, lr=0.1)
     >>> card["recipe"], card["data"], card["settings"]
-    ('Cats/classify/a.yaml', 'Cats: 1 training clips, 0.5 hours', {'lr': 0.1})
+    ('Cats/classify/a.yaml', 'Cats: 1 training clips (30 min)', {'lr': 0.1})
     """
     parts = Path(hparams_file).resolve().parts
     first = parts.index("recipes") + 1 if "recipes" in parts else -2
     recipe = "/".join(parts[first:])
     if hparams_file in sys.argv[1:]:
         recipe += f"\n\n```\npython {shlex.join(sys.argv)}\n```"
-    hours = sum(clip["duration"] for clip in rows["train"].values()) / 3600
     known = {}
     if settings.get("source") is not None:
         known = _origin(settings["source"])
+        if "license" in known:
+            source = f"{settings['source']} ({known['license']})"
+            settings = settings | {"source": source}
     elif "source" in settings:
         settings = settings | {"source": "none: random weights"}
     return {
         **known,
         "recipe": recipe,
-        "data": (
-            f"{rows['corpus']}: {len(rows['train'])} training clips, "
-            f"{hours:.1f} hours"
-        ),
+        "data": f"{rows['corpus']}: {_amounts(rows)}",
         "settings": {
             key: told(value)
             for key, value in settings.items()
@@ -142,6 +141,19 @@ def model_card(hparams_file, rows, metrics, **settings):
         },
         "metrics": metrics,
     }
+
+
+def _amounts(rows):
+    """Tell how many clips each part has, and how long the training ones are."""
+    minutes = sum(clip["duration"] for clip in rows["train"].values()) / 60
+    length = (
+        f"{minutes / 60:.1f} hours" if minutes > 99 else f"{minutes:.0f} min"
+    )
+    text = f"{len(rows['train'])} training clips ({length})"
+    for part, name in (("valid", "validation"), ("test", "test")):
+        if rows.get(part):
+            text += f", {len(rows[part])} {name} clips"
+    return text
 
 
 def _origin(source):
@@ -154,13 +166,13 @@ def _origin(source):
     if "license" in told_there:
         found["license"] = told_there["license"]
     weights = load_weights(source)
-    if "Objective" in told_there:
-        found["objective"] = told_there["Objective"]
+    if "Pretraining" in told_there:
+        found["pretraining"] = told_there["Pretraining"]
     elif weights.part("objective"):
         # Released checkpoints of SSAST have no configuration.
         name = weights.config.get("objective", {}).get("name", "MSPM")
         cls = getattr(objectives, name, None)
-        found["objective"] = name if cls is None else objective_text(cls)
+        found["pretraining"] = name if cls is None else objective_text(cls)
     return found
 
 
