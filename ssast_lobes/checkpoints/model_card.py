@@ -56,7 +56,7 @@ _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 _FRONT = ("license", "base_model")
 # An absolute path of more than one part, not within an address of the web.
 _PATH = re.compile(
-    r"""(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\][^\s/\\"'`,;|(){}\[\]]+){2,}/?"""
+    r"""(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\]+[^\s/\\"'`,;|(){}\[\]]+){2,}/?"""
 )
 
 
@@ -130,10 +130,12 @@ def without_private_paths(text):
     """
 
     def name(match):
-        *above, last = re.split(r"[/\\]", match[0].rstrip("/\\"))
+        *above, last = re.split(r"[/\\]+", match[0].rstrip("/\\"))
         # All runs call theirs so; the folder of a person tells who it is.
         run = above[-1] if len(above) > 2 else ""
         private = not run or above[-2] in ("home", "Users")
+        if above[-1] in ("home", "Users"):
+            return "~"
         return last if last != "export" or private else f"{run}/{last}"
 
     return _PATH.sub(name, text)

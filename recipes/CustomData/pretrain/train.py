@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Pretrain a spectrogram transformer on any audio, without labels.
 
-> python train.py hparams/pretrain.yaml --audio /path/to/audio
+> python train.py hparams/pretrain.yaml --audio /path/to/audio \
+      --objective mspm_small_data
 
-The objective is SSAST's, or another one by its name: --objective eat. The
-README in the folder above shows the settings.
+The objective is SSAST's, here for hours of audio, or another one by its name:
+--objective eat. The README in the folder above shows the settings.
 """
 
 import sys
