@@ -123,7 +123,7 @@ def without_private_paths(text):
 
     Example
     -------
-    >>> without_private_paths("--audio='/home/me/My dogs/barks.csv' --lr=1/2")
+    >>> without_private_paths("--audio='/data/me/My dogs/barks.csv' --lr=1/2")
     "--audio='My dogs/barks.csv' --lr=1/2"
     >>> without_private_paths("~/models/1986/export, https://x.org/a/b")
     '1986/export, https://x.org/a/b'
