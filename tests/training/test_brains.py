@@ -812,6 +812,7 @@ def test_tensorboard_counts_epochs_through_a_resume(rows, tmp_path):
     events.Reload()
     names = {"lr", "loss/train"}
     names |= {f"{name}/valid" for name in ("loss", "accuracy", "uar")}
+    names |= {f"{name}_chance/valid" for name in ("loss", "accuracy", "uar")}
     names |= {"macro_f1/valid"}
     assert set(events.Tags()["scalars"]) == names
     assert [event.step for event in events.Scalars("loss/valid")] == [1, 2, 3]
