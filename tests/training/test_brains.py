@@ -579,7 +579,8 @@ def test_pretraining_goes_back_to_its_best_epoch(rows, tmp_path):
 def test_half_the_objective_trains_alone(task, rows, tmp_path):
     run = fit(build("pretrain", rows, tmp_path, model={"task": task}))
     row = run.brain.finish()
-    names = {"valid_nce", "valid_accuracy"}
+    names = {f"valid_{name}" for name in ("nce", "accuracy")}
+    names |= {f"{name}_chance" for name in names}
     names = names if task == "discriminative" else {"valid_mse"}
     assert {k for k in row if k.startswith("valid_")} == names | {
         "valid_loss",

@@ -34,6 +34,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     pooled,
 )
 from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
 
 # The words of `ClipPooling` for layers. "weighted": equal without training.
@@ -116,9 +117,10 @@ def train_heads(
         trained = {
             task.name: _head(task, encoder, variants, cache) for task in tasks
         }
-    metrics = {
-        f"{task.name} ({task.metric})": trained[task.name][1] for task in tasks
-    }
+    metrics = {}
+    for task in tasks:
+        name = f"{task.name} ({task.metric})"
+        metrics |= {name: trained[task.name][1], name + CHANCE: _chance(task)}
     card["linear_heads_on_test"] = metrics
     _write_encoder(folder, weights, clip_pooling, card)
     for name, (head, _) in trained.items():
@@ -149,6 +151,14 @@ def _clip_pooling(config, variants):
     """Return the pooling of the only variant, or that of plain exports."""
     [(pooling, layers)] = variants if len(variants) == 1 else VARIANTS[:1]
     return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
+
+
+def _chance(task):
+    """Return the best test score of one answer for all clips."""
+    counts = torch.bincount(task.targets("test"))
+    if task.metric == "uar":
+        return 1 / int((counts > 0).sum())
+    return int(counts.max()) / int(counts.sum())
 
 
 def _head(task, encoder, variants, cache_folder):
