@@ -507,6 +507,11 @@ class SpectrogramBrain(sb.Brain):
                 self.draw()
                 self._last_picture = time.time()
 
+    def told_epochs(self):
+        """Return the epoch of the weights and their number, as cards tell."""
+        counter = self.hparams.epoch_counter
+        return f"{counter.current} of {counter.limit}"
+
     def log_rows(self):
         """Return the logged epochs; see `read_log`."""
         return read_log(self.output_folder)

@@ -14,8 +14,13 @@ from ssast_lobes.dataio.tables import split_labels
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.training.losses import class_weights, needs_one_label
+from ssast_lobes.training.losses import (
+    class_weights,
+    loss_at_chance,
+    needs_one_label,
+)
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
 
@@ -322,6 +327,10 @@ class ClassificationBrain(SpectrogramBrain):
         metrics = ClassificationMetrics(self.multi_label)
         for batch in kept:
             metrics.append(batch["scores"], batch["targets"])
+        targets = torch.cat([batch["targets"] for batch in kept])
+        chance = loss_at_chance(self.compute_cost, self.soft_targets(targets))
+        if chance is not None:
+            stats[f"loss{CHANCE}"] = chance
         summary = metrics.summary()
         stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
         if stage == sb.Stage.VALID:
@@ -436,6 +445,11 @@ class ClassificationBrain(SpectrogramBrain):
             known = {
                 "compute_cost": self._told_cost,
                 "class_weights": self.class_weights,
+                "freeze_encoder": self.model.freeze_encoder,
+                "frozen_blocks": self.model.frozen_blocks or None,
+                "lora_rank": self.model.lora_rank or None,
+                "epochs": self.told_epochs(),
+                "steps": self.optimizer_step,
                 "swa_start_epoch": self.swa_start_epoch,
                 "seed": self.hparams.seed,
             }

@@ -8,6 +8,7 @@ from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.logs import read_log
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.plots import plot_comparison
 
@@ -138,7 +139,7 @@ def format_table(results):
     ---------
     results : dict of dict
         Of each fold the epoch (int) and statistics (float); fractions between 0
-        and 1, but for "loss".
+        and 1, but for "loss". What chance gives is left out.
 
     Returns
     -------
@@ -158,7 +159,11 @@ def format_table(results):
     mean            0.6000     85.00
     sd              0.1414      7.07
     """
-    names = [name for name in next(iter(results.values())) if name != "epoch"]
+    names = [
+        name
+        for name in next(iter(results.values()))
+        if name != "epoch" and not name.endswith(CHANCE)
+    ]
     width = max(6, *(len(f"{fold}") + 2 for fold in results))
     lines = [f"{'fold':<{width}} epoch" + "".join(f"{n:>10}" for n in names)]
 
