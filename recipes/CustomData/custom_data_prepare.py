@@ -144,7 +144,7 @@ def check_held_out(tasks, output_folder):
     SettingsError
         Names a clip, and how many there are.
     """
-    text = (Path(output_folder) / "splits.json").read_text("utf-8")
+    text = (Path(output_folder) / "save/splits.json").read_text("utf-8")
     rows = list(json.loads(text)["train"].values())
     right = {row["path"] for row in without_held_out(rows, _held_out(tasks))}
     wrong = [row["path"] for row in rows if row["path"] not in right]

@@ -7,6 +7,7 @@ import inspect
 import io
 import pydoc
 import re
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -33,6 +34,8 @@ from ssast_lobes.utils.presets import (
     tag_of,
 )
 
+# Comment of overrides that names a file of the user's, which they come from.
+FROM = "# from "
 # Folders of hparams/ whose files a word chooses: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
 # Tag of a node that takes the place of what it overrides.
@@ -56,6 +59,10 @@ def parse_arguments(arguments):
     settings of the command line are put over them: a plain mapping changes
     what is there (``--masker '{ratio: 0.5}'``), one that names a class takes
     its place (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``).
+
+    Where no ``--output_folder`` is given, that of the recipe gets the words and
+    the seed of the command line (``results/pretrain_m2d_seed2``): the same
+    command resumes its run, and another word or seed has a folder of its own.
 
     Arguments
     ---------
@@ -114,12 +121,20 @@ def parse_arguments(arguments):
         whole = merge(whole, copy.deepcopy(given))
         _check_effect(given, recipe, whole, instead)
         merge(tree, given)
+        if "output_folder" in whole and "output_folder" not in given:
+            tree["output_folder"] = _own_folder(
+                whole["output_folder"], presets, given.get("seed")
+            )
         for key in tree:
             _check_calls(key, whole[key])
         check_settings({k: run_opts[k] for k in run_opts.overridden_args})
     with yaml_errors(hparams_file):
         _check_values(recipe, whole)
-    return hparams_file, run_opts, as_text(_replacing(_in_lines(tree)))
+    text = as_text(_replacing(_in_lines(tree)))
+    # `experiment` copies these files into the folder of the run.
+    words = [word.split(maxsplit=1)[1] for word in presets]
+    own = [absolute(word) for word in words if word.endswith(".yaml")]
+    return hparams_file, run_opts, "".join(f"{FROM}{x}\n" for x in own) + text
 
 
 def with_settings(overrides, **settings):
@@ -254,6 +269,23 @@ def _pop_words(given, recipe):
                 "path that ends in .yaml, without !include:"
             )
     return presets
+
+
+def _own_folder(folder, presets, seed):
+    """Return an output folder, told from those of other words and seeds."""
+    words = [
+        Path(word.split(maxsplit=1)[1]).stem
+        for word, preset in presets.items()
+        if "output_folder" not in preset
+    ]
+    words += [] if seed is None else [f"seed{seed}"]
+    path = getattr(folder, "value", folder)
+    path = "_".join([str(path), *words])
+    if tag_of(folder):
+        folder = copy.copy(folder)
+        folder.value = path
+        return folder
+    return path
 
 
 def _includes(node):
