@@ -25,6 +25,7 @@ from ssast_lobes.training import losses
 from ssast_lobes.training.errors import SettingsError, yaml_errors
 from ssast_lobes.training.settings import check_settings
 from ssast_lobes.utils.checks import ArgumentError
+from ssast_lobes.utils.files import absolute
 from ssast_lobes.utils.presets import (
     as_text,
     load_preset,

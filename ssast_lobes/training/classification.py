@@ -377,9 +377,7 @@ class ClassificationBrain(SpectrogramBrain):
             last = self.hparams.epoch_counter.current
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         # On all processes: it has a broadcast in it.
-        self.train_logger.log_stats(
-            stats_meta=meta, test_stats=readable(stats)
-        )
+        self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
         if not if_main_process():
             return

@@ -13,7 +13,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.checkpoints.format import CONFIG_FILE, LABELS_FILE
+from ssast_lobes.checkpoints.format import LABELS_FILE
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.logs import read_log
@@ -143,7 +143,7 @@ class Progress:
         self.first_step = brain.optimizer_step
         total, counter = brain.total_steps, brain.hparams.epoch_counter
         steps = (
-            f"{total:,}, in {counter.limit} epochs of "
+            f"{total:,} in {counter.limit} epochs of "
             f"{brain.batches_per_epoch:,} batches"
         )
         if self.first_step:
