@@ -450,7 +450,7 @@ class SpectrogramBrain(sb.Brain):
             self._sums = {}
         if stage == sb.Stage.TRAIN and self.step == 0:
             self._skipped = 0
-        if stage == sb.Stage.TRAIN and self.progress is not None:
+        if stage == sb.Stage.TRAIN:
             self.progress.start_epoch()
 
     def accumulate(self, logs, count):

@@ -161,7 +161,7 @@ class AtomicCheckpointer(Checkpointer):
         max_keys=None,
         importance_keys=(ckpt_recency,),
         ckpt_predicate=None,
-        verbosity=logging.DEBUG,
+        verbosity=logging.INFO,
     ):
         """Delete all but the most important checkpoints, each at once.
 
