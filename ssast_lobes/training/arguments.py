@@ -123,9 +123,7 @@ def parse_arguments(arguments):
         _check_effect(given, recipe, whole, instead)
         merge(tree, given)
         if "output_folder" in whole and "output_folder" not in given:
-            tree["output_folder"] = _own_folder(
-                whole["output_folder"], presets, given.get("seed")
-            )
+            _name_folder(tree, whole["output_folder"], presets)
         for key in tree:
             _check_calls(key, whole[key])
         check_settings({k: run_opts[k] for k in run_opts.overridden_args})
@@ -272,21 +270,20 @@ def _pop_words(given, recipe):
     return presets
 
 
-def _own_folder(folder, presets, seed):
-    """Return an output folder, told from those of other words and seeds."""
+def _name_folder(tree, folder, presets):
+    """Add words and seed of the command line to a default output folder."""
     words = [
         Path(word.split(maxsplit=1)[1]).stem
         for word, preset in presets.items()
         if "output_folder" not in preset
     ]
-    words += [] if seed is None else [f"seed{seed}"]
-    path = getattr(folder, "value", folder)
-    path = "_".join([str(path), *words])
-    if tag_of(folder):
-        folder = copy.copy(folder)
-        folder.value = path
-        return folder
-    return path
+    if "seed" in tree:
+        words.append(f"seed{tree['seed']}")
+    if words and isinstance(folder, str):
+        tree["output_folder"] = "_".join([folder, *words])
+    elif words and tag_of(folder) == "!ref":
+        tree["output_folder"] = named = copy.copy(folder)
+        named.value = "_".join([folder.value, *words])
 
 
 def _includes(node):

@@ -87,7 +87,7 @@ def duration(seconds):
     Example
     -------
     >>> duration(8.2), duration(200), duration(7500), duration(200000)
-    ('8 s', '3 min', '2 h 5 min', '2 d 8 h')
+    ('8 s', '3 min', '2 h 5 min', '2 d 7 h')
     """
     minutes = round(seconds / 60)
     if minutes < 2:
@@ -235,6 +235,8 @@ def log_end(folder, export_folder):
 def _next(folder, export):
     """Return commands to use next, as a shell takes them."""
     table = folder / "save" / "manifest.csv"
+    if not table.is_file():
+        return {}
     if (export / LABELS_FILE).is_file():
         with open(table, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
@@ -258,11 +260,10 @@ def _result(folder):
     path = folder / RESULT_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
-        metrics = found["metrics"]
+        parts = found["metrics"]
         # Several parts are tested each by itself.
-        parts = {"test": metrics}
-        if all(isinstance(value, dict) for value in metrics.values()):
-            parts = metrics
+        if not all(isinstance(value, dict) for value in parts.values()):
+            parts = {"test": parts}
         told = [f"{part}: {_told(one)}" for part, one in parts.items()]
         return f"{'; '.join(told)} (epoch {found['epoch']})"
     rows = read_log(folder)
