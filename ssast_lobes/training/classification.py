@@ -20,6 +20,7 @@ from ssast_lobes.training.losses import (
     needs_one_label,
 )
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.training.report import readable
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
@@ -168,6 +169,15 @@ class ClassificationBrain(SpectrogramBrain):
     def model(self):
         """The classifier without wrappers."""
         return unwrap(self.modules.model)
+
+    def task(self):
+        """Return the number of classes, the loss, and what is selected by."""
+        many = ", several a clip" if self.multi_label else ""
+        return {
+            "task": f"{len(self.label_encoder)} classes{many}",
+            "loss": self._told_cost,
+            "epoch by": f"{self.selection} on valid",
+        }
 
     def parameter_groups(self):
         """Return groups whose rates fall from the head to the first block."""
@@ -376,7 +386,7 @@ class ClassificationBrain(SpectrogramBrain):
             last = self.hparams.epoch_counter.current
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         # On all processes: it has a broadcast in it.
-        self.train_logger.log_stats(stats_meta=meta, test_stats=stats)
+        self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
         if not if_main_process():
             return

@@ -8,6 +8,7 @@ from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.logs import read_log
+from ssast_lobes.training.report import block
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.plots import plot_comparison
@@ -110,7 +111,7 @@ def report_folds(
     if on_test and all_there:
         results = _at_common_epoch(Path(folder), results, selection)
     caveat = ", epoch chosen on test" if on_test else ""
-    print(f"\nTest results{caveat}")
+    print(f"\nTest results in %{caveat}")
     print(format_table(results), flush=True)
     if not all_there:
         return results
@@ -122,13 +123,15 @@ def report_folds(
         "mean": mean,
         "sd": spread,
     }
-    write_json(Path(folder) / "results.json", content)
+    table, picture = Path(folder, "results.json"), Path(folder, "results.png")
+    write_json(table, content)
     bars = [(f"fold {fold}", r[selection], 0) for fold, r in results.items()]
     plot_comparison(
         [*bars, ("mean", mean[selection], spread[selection])],
-        Path(folder) / "results.png",
+        picture,
         label=f"Test {selection} (%), mean and sd over folds{caveat}",
     )
+    print(block("All folds", {"table": table, "picture": picture}), flush=True)
     return results
 
 

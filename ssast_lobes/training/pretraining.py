@@ -46,6 +46,10 @@ class PretrainingBrain(SpectrogramBrain):
         """The objective without wrappers."""
         return unwrap(self.modules.pretrainer).objective
 
+    def task(self):
+        """Return the name of the objective."""
+        return {"objective": type(self.objective).__name__}
+
     def parameter_groups(self):
         """Return all trainable parameters, at one rate."""
         decay = not self.remove_vector_weight_decay

@@ -266,6 +266,9 @@ def test_two_processes(task, tones, train, tmp_path):
         result.stdout.count("Exported to") + result.stderr.count("Exported to")
         == 1
     )
+    # The main process alone prints.
+    for line in ("- This run", "- Epoch 2 of 2", "- Finished"):
+        assert (result.stdout + result.stderr).count(line) == 1
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     if task == "classify":
         # One process finds the same numbers for the same weights.
