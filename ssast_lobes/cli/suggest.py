@@ -54,7 +54,7 @@ BY_LABELS = (
     Advice(
         1,
         "a linear head on the frozen bundled model",
-        "frozen, with 2 labels a class 51.9 % (untrained 39.7 %), with 5 "
+        "frozen, with 2 labels a class 51.9 % (untrained 39.5 %), with 5 "
         "68.3 % (49.1 %); fine-tuning was not measured with so few",
         (_PROBE, _HEADS),
     ),
