@@ -22,6 +22,7 @@ _MODULE_OF = {
     "ClipReader": "dataio.dataset",
     "Clipping": "augment.degradation",
     "ClusterMasker": "objectives.maskers",
+    "Codes": "objectives",
     "Companding": "augment.degradation",
     "Constant": "utils.schedules",
     "ContrastiveMSPM": "objectives",

@@ -36,6 +36,7 @@ WRONG = {
         "momentum": [[0.9, 2]],
     },
     "atst_frame": {"freq_scale": [[2, 1]], "hidden": [0]},
+    "beats": {"label_smoothing": [2, "x"]},
     "contrastive_mspm": {
         "crop": [[0.5, 2]],
         "contrast_depth": [1.5],
