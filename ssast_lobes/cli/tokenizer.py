@@ -23,8 +23,8 @@ def add_parser(commands):
         "Fit k-means to the tokens of audio, for a pretraining that predicts\n"
         "codes (docs/objectives.md). Geometry, mel bins and statistics have\n"
         "to be those of the encoder. Of each file the first ten seconds are\n"
-        "read, and at most 200,000 tokens in all. Valid and test files of a CSV\n"
-        "are left out.",
+        "read, and at most 200,000 tokens in all. Valid and test files of a\n"
+        "CSV are left out.",
         "ssast-lobes tokenizer train.csv --output codes.safetensors "
         "--features cepstra --codes 300",
     )

@@ -46,6 +46,14 @@ def test_random_codes_are_the_nearest_of_their_patch(grid, norm):
             assert ids[place][book] == distance.argmin()
 
 
+def test_centered_codes_do_not_know_how_loud_a_patch_is():
+    tokenizer = RandomProjection(Grid(), 64, 16, center=True)
+    feats = noise(2, 48, 128)
+    assert torch.equal(tokenizer(feats), tokenizer(feats + 3.0))
+    plain = RandomProjection(Grid(), 64, 16)
+    assert not torch.equal(plain(feats), plain(feats + 3.0))
+
+
 def test_a_seed_gives_the_same_codes_whatever_was_drawn_before():
     one = RandomProjection(Grid(), seed=3)
     torch.rand(7)
