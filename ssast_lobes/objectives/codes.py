@@ -39,10 +39,9 @@ class Codes(Objective):
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
         Draws the masks; tokens one by one, 75 %, when left out.
-    tokenizer : dict or torch.nn.Module
-        Name and arguments of `RandomProjection` or `KMeans`, or a tokenizer of
-        your own; see `ssast_lobes.objectives.tokenizers`. It is not exported: a
-        training that continues names it again.
+    tokenizer : callable or dict or torch.nn.Module
+        `RandomProjectionTokenizer`, `KMeansTokenizer`, or one of your own; see
+        `make_tokenizer`. Its tensors are not exported.
     decoder : dict or None
         Arguments of `TransformerDecoder`; None: masked tokens are replaced.
     label_smoothing : float

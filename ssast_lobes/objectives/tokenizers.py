@@ -6,6 +6,7 @@ tensors are buffers: what an optimizer or a change of precision does to
 parameters must not move a code.
 """
 
+import functools
 import json
 import math
 from itertools import pairwise
@@ -28,7 +29,7 @@ _TENSORS = ("centers", "mean", "std")
 _CEPSTRA = 20
 
 
-class RandomProjection(nn.Module):
+class RandomProjectionTokenizer(nn.Module):
     """Nearest random code of a random projection of each patch.
 
     Nothing is fitted. With ``norm="layer"`` as in the first iteration of BEATs
@@ -65,7 +66,9 @@ class RandomProjection(nn.Module):
     Example
     -------
     >>> from ssast_lobes import Grid
-    >>> tokenizer = RandomProjection(Grid(), n_codes=64, dim=16, n_books=2)
+    >>> tokenizer = RandomProjectionTokenizer(
+    ...     Grid(), n_codes=64, dim=16, n_books=2
+    ... )
     >>> tokenizer(torch.randn(3, 32, 128)).shape
     torch.Size([3, 16, 2])
     """
@@ -112,7 +115,7 @@ class RandomProjection(nn.Module):
     def config(self):
         """The arguments, without the grid, that rebuild this."""
         return {
-            "name": "RandomProjection",
+            "name": "RandomProjectionTokenizer",
             "n_codes": self.n_codes,
             "dim": self.dim,
             "n_books": self.n_books,
@@ -149,7 +152,7 @@ class RandomProjection(nn.Module):
             return nearest(x, self.codes).transpose(1, 2)
 
 
-class KMeans(nn.Module):
+class KMeansTokenizer(nn.Module):
     """Nearest center of features that k-means has fitted offline.
 
     As the labels of HuBERT's first iteration (Hsu et al., TASLP 2021).
@@ -173,7 +176,7 @@ class KMeans(nn.Module):
     >>> x = describe(Grid(), torch.randn(8, 64, 128), "cepstra").flatten(0, 1)
     >>> fit_kmeans(Grid(), x, file, n_codes=8, features="cepstra")[0]
     1.0
-    >>> KMeans(Grid(), file)(torch.randn(3, 32, 128)).shape
+    >>> KMeansTokenizer(Grid(), file)(torch.randn(3, 32, 128)).shape
     torch.Size([3, 16, 1])
     """
 
@@ -204,27 +207,31 @@ class KMeans(nn.Module):
     @property
     def config(self):
         """The arguments, without the grid, that rebuild this."""
-        return {"name": "KMeans", "file": self.file}
+        return {"name": "KMeansTokenizer", "file": self.file}
 
     @torch.no_grad()
     def forward(self, feats):
-        """Return the ids of all tokens; see `RandomProjection.forward`."""
+        """Return ids; see `RandomProjectionTokenizer.forward`."""
         with torch.autocast(feats.device.type, enabled=False):
             x = describe(self.grid, feats.float(), self.features)
             x = (x - self.mean) / self.std
             return nearest(x[:, None], self.centers[None]).transpose(1, 2)
 
 
-_TOKENIZERS = {kind.__name__: kind for kind in (RandomProjection, KMeans)}
+_TOKENIZERS = {
+    kind.__name__: kind for kind in (RandomProjectionTokenizer, KMeansTokenizer)
+}
 
 
 def make_tokenizer(tokenizer, grid):
-    """Return a tokenizer, built from its `config` where that is given.
+    """Return a tokenizer for a grid.
 
     Arguments
     ---------
-    tokenizer : torch.nn.Module or dict
-        A tokenizer, which is returned as it is, or its name and arguments.
+    tokenizer : callable or dict or torch.nn.Module
+        What makes one of the grid, such as a class, or ``!name:`` with
+        arguments in a YAML; the `config` of one of this package; or a
+        tokenizer, which is returned as it is.
     grid : Grid
         Of the encoder.
 
@@ -235,28 +242,30 @@ def make_tokenizer(tokenizer, grid):
     Raises
     ------
     ValueError
-        If it is neither, or the arguments do not fit.
+        If it is none of these, or the arguments do not fit.
 
     Example
     -------
     >>> from ssast_lobes import Grid
-    >>> config = {"name": "RandomProjection", "n_codes": 16}
+    >>> config = {"name": "RandomProjectionTokenizer", "n_codes": 16}
     >>> make_tokenizer(config, Grid()).n_codes
     16
     """
     if isinstance(tokenizer, nn.Module):
         return tokenizer
-    arguments = dict(tokenizer) if isinstance(tokenizer, dict) else {}
-    name = arguments.pop("name", None)
-    if name not in _TOKENIZERS:
+    if isinstance(tokenizer, dict) and tokenizer.get("name") in _TOKENIZERS:
+        arguments = dict(tokenizer)
+        kind = _TOKENIZERS[arguments.pop("name")]
+        tokenizer = functools.partial(kind, **arguments)
+    if not callable(tokenizer):
         raise ValueError(
-            "tokenizer must be a module, or a dict with a name out of "
-            f"{', '.join(_TOKENIZERS)} and its arguments, got {tokenizer!r}"
+            "tokenizer must be a class, !name:CLASS {...} in a YAML, or a "
+            f"module, got {tokenizer!r}"
         )
     try:
-        return _TOKENIZERS[name](grid, **arguments)
+        return tokenizer(grid)
     except TypeError as error:
-        raise ValueError(f"tokenizer {name}: {error}") from error
+        raise ValueError(f"tokenizer: {error}") from error
 
 
 def nearest(x, codes):
@@ -323,7 +332,7 @@ def describe(grid, feats, features):
 
 
 def fit_kmeans(grid, x, file, n_codes, features, seed=0):
-    """Fit k-means to tokens, and save it for `KMeans`.
+    """Fit k-means to tokens, and save it for `KMeansTokenizer`.
 
     Arguments
     ---------

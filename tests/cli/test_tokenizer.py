@@ -26,7 +26,7 @@ def test_codes_are_fitted_and_predicted(tones, tmp_path, capsys):
 
     torch.manual_seed(0)
     encoder = SpectrogramEncoder.from_size("micro", geometry=(128, 4))
-    tokenizer = {"name": "KMeans", "file": str(codes)}
+    tokenizer = {"name": "KMeansTokenizer", "file": str(codes)}
     objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
     output = objective(torch.randn(2, 64, 128), torch.tensor([64, 50]))
     assert torch.isfinite(output.loss)

@@ -8,8 +8,8 @@ import torch
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
-    KMeans,
-    RandomProjection,
+    KMeansTokenizer,
+    RandomProjectionTokenizer,
     code_usage,
     describe,
     fit_kmeans,
@@ -27,7 +27,7 @@ def noise(*size, seed=0):
 @pytest.mark.parametrize("grid", GRIDS.values(), ids=GRIDS)
 def test_random_codes_are_the_nearest_of_their_patch(grid, norm):
     """The definition, token by token, in float64."""
-    tokenizer = RandomProjection(grid, 32, 8, n_books=2, norm=norm)
+    tokenizer = RandomProjectionTokenizer(grid, 32, 8, n_books=2, norm=norm)
     feats = noise(2, 40, 128)
     ids = tokenizer(feats)
     assert ids.dtype == torch.int64
@@ -47,20 +47,20 @@ def test_random_codes_are_the_nearest_of_their_patch(grid, norm):
 
 
 def test_centered_codes_do_not_know_how_loud_a_patch_is():
-    tokenizer = RandomProjection(Grid(), 64, 16, center=True)
+    tokenizer = RandomProjectionTokenizer(Grid(), 64, 16, center=True)
     feats = noise(2, 48, 128)
     assert torch.equal(tokenizer(feats), tokenizer(feats + 3.0))
-    plain = RandomProjection(Grid(), 64, 16)
+    plain = RandomProjectionTokenizer(Grid(), 64, 16)
     assert not torch.equal(plain(feats), plain(feats + 3.0))
 
 
 def test_a_seed_gives_the_same_codes_whatever_was_drawn_before():
-    one = RandomProjection(Grid(), seed=3)
+    one = RandomProjectionTokenizer(Grid(), seed=3)
     torch.rand(7)
     other = make_tokenizer(one.config, Grid())
     for key, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[key])
-    another = RandomProjection(Grid(), seed=4)
+    another = RandomProjectionTokenizer(Grid(), seed=4)
     assert not torch.equal(one.codes, another.codes)
     assert not list(one.parameters())
 
@@ -95,10 +95,10 @@ def test_kmeans_finds_kinds_of_sound(features, tmp_path):
     x = describe(grid, clips, features).flatten(0, 1)
     used, entropy = fit_kmeans(grid, x, file, 4, features)
     assert (used, entropy) == (1.0, 1.0)
-    ids = KMeans(grid, file)(clip(9))[0, :, 0]
+    ids = KMeansTokenizer(grid, file)(clip(9))[0, :, 0]
     assert len({*zip(kinds.tolist(), ids.tolist(), strict=True)}) == 4
     with pytest.raises(ValueError, match="was fitted for .* the encoder has"):
-        KMeans(GRIDS["patch"], file)
+        KMeansTokenizer(GRIDS["patch"], file)
 
 
 def test_collapsed_codes_are_refused(tmp_path):
@@ -114,11 +114,24 @@ def test_collapsed_codes_are_refused(tmp_path):
 @pytest.mark.parametrize(
     "tokenizer, message",
     [
-        ("beats", "must be a module, or a dict with a name out of"),
-        ({"name": "KMeans", "file": "nowhere"}, "nowhere is no file of"),
-        ({"name": "RandomProjection", "codes": 3}, "unexpected keyword"),
-        ({"name": "RandomProjection", "n_codes": 1}, "n_codes must be"),
-        ({"name": "RandomProjection", "norm": "batch"}, "norm must be"),
+        ("beats", "must be a class, !name:CLASS"),
+        ({"name": "Own"}, "must be a class, !name:CLASS"),
+        (
+            {"name": "KMeansTokenizer", "file": "nowhere"},
+            "nowhere is no file of",
+        ),
+        (
+            {"name": "RandomProjectionTokenizer", "codes": 3},
+            "unexpected keyword",
+        ),
+        (
+            {"name": "RandomProjectionTokenizer", "n_codes": 1},
+            "n_codes must be",
+        ),
+        (
+            {"name": "RandomProjectionTokenizer", "norm": "batch"},
+            "norm must be",
+        ),
     ],
 )
 def test_wrong_tokenizers_are_told(tokenizer, message):
@@ -138,7 +151,7 @@ def test_the_loss_is_that_of_torch():
     """Label smoothing, books and clips of unlike numbers of masked tokens."""
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
-    tokenizer = RandomProjection(encoder.grid, 16, 8, n_books=2)
+    tokenizer = RandomProjectionTokenizer(encoder.grid, 16, 8, n_books=2)
     objective = load_objective("beats")(encoder, tokenizer=tokenizer)
     outputs = noise(2, 5, objective.decoder.dim)
     ids = torch.randint(0, 16, (2, 5, 2))
