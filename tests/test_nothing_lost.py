@@ -127,6 +127,7 @@ def test_log_goes_on_after_a_line_that_was_cut_short(rows, tmp_path, capsys):
     assert train_log.stat().st_size < room
     run = build("pretrain", rows, folder)
     with pytest.raises(SystemExit), exit_on_user_error():
+        run.brain.batches_per_epoch = 4
         run.brain.on_fit_start()
         with full_disk(room):
             run.brain.log_epoch(2, {"loss": 1.0}, {"loss": 1.0})

@@ -288,7 +288,7 @@ def test_recipes_of_an_installed_wheel_run(installed, source, tones, tmp_path):
     run(
         *(recipe / "classify", "python", "train.py", "hparams/classify.yaml"),
         *("--manifest", tones.manifest, *small, "--source"),
-        "../pretrain/results/pretrain/1986/export",
+        "../pretrain/results/pretrain_m2d/export",
     )
     results = recipe / "classify" / "results"
     (result,) = results.rglob("test_result.json")

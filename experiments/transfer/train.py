@@ -509,7 +509,7 @@ class Transfer:
             load_recipe("pretrain").main([str(YAMLS["pretrain"]), *words])
             if others:
                 export_mean(folder / "export", [own["export_folder"], *others])
-            rows = json.loads((folder / "splits.json").read_text("utf-8"))
+            rows = json.loads((folder / "save/splits.json").read_text("utf-8"))
             return {
                 "steps": read_log(folder)[-1]["step"],
                 "clips": len(rows["train"]),

@@ -61,7 +61,7 @@ def prepare_pretraining(
         Folders and CSVs. Clips of a CSV that are valid or test in any column
         whose name starts with "split" are left out.
     output_folder : str
-        Where ``splits.json`` goes, and the list of unreadable audio.
+        Where ``save/splits.json`` goes, and the list of unreadable audio.
     valid_fraction : float
         Fraction of the clips to hold out, chosen by a hash of the clip's id; at
         least one, none if it is 0.
@@ -144,7 +144,7 @@ def check_held_out(tasks, output_folder):
     SettingsError
         Names a clip, and how many there are.
     """
-    text = (Path(output_folder) / "splits.json").read_text("utf-8")
+    text = (Path(output_folder) / "save/splits.json").read_text("utf-8")
     rows = list(json.loads(text)["train"].values())
     right = {row["path"] for row in without_held_out(rows, _held_out(tasks))}
     wrong = [row["path"] for row in rows if row["path"] not in right]
@@ -188,7 +188,7 @@ def prepare_classification(
         split as `ssast-lobes manifest FOLDER` does it, whatever the seed of
         the training.
     output_folder : str
-        Where ``splits.json`` goes, and the list of unreadable audio.
+        Where ``save/splits.json`` goes, and the list of unreadable audio.
     label_column, split_column : str
         Names of the two columns.
     multi_label : bool

@@ -13,7 +13,7 @@ def prepare_my_data(table, output_folder, max_unreadable):
         CSV with the columns path (from its folder on), label, split (train,
         valid or test) and perhaps speaker.
     output_folder : str
-        Gets ``splits.json``, which train.py reads, and ``manifest.csv``.
+        Gets ``save/splits.json``, which train.py reads, and a table.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 

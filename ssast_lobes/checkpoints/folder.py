@@ -78,6 +78,9 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     ['README.md', 'config.json', 'hyperparams.yaml', 'model.safetensors']
     """
     encoder = objective.encoder
+    # Its own, not that of weights it began from.
+    own = {"pretraining": objective_text(type(objective))}
+    card = {**own, **card, **own}
     state = exported_state(objective)
     config = {
         "kind": "pretrained",
@@ -87,6 +90,31 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
         "objective": {"name": type(objective).__name__, **objective.config},
     }
     return write_export(folder, state, config, card, least_window=least_window)
+
+
+def objective_text(cls):
+    """Return what a model card says of an objective.
+
+    Arguments
+    ---------
+    cls : type
+        The class of the objective; its `paper` is told, where it has one.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> from ssast_lobes.objectives import M2D
+    >>> objective_text(M2D)
+    'M2D: masked modeling duo (Niizumi et al., "Masked Modeling Duo: ...'
+    """
+    name = cls.__name__
+    if not cls.__module__.startswith("ssast_lobes."):
+        name = f"{cls.__module__}.{name}"
+    paper = getattr(cls, "paper", None)
+    return name if paper is None else f"{name}: {paper}"
 
 
 def export_classifier(

@@ -7,6 +7,7 @@ import huggingface_hub
 import yaml
 
 from ssast_lobes.checkpoints.format import CARD_FILE, HubError
+from ssast_lobes.utils.chance import CHANCE
 
 _USES = {
     "pretrained": """
@@ -50,6 +51,13 @@ PIPELINE_TAGS = {
 }
 USE_HEADING = "## Use"
 _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
+_SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
+# Entries of a card that stand in the front matter.
+_FRONT = ("license", "base_model")
+# An absolute path of more than one part, not within an address of the web.
+_PATH = re.compile(
+    r"""(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\]+[^\s/\\"'`,;|(){}\[\]]+){2,}/?"""
+)
 
 
 def model_card_text(folder, config, card, n_parameters):
@@ -70,28 +78,102 @@ def model_card_text(folder, config, card, n_parameters):
     Returns
     -------
     str
-        Markdown.
+        Markdown. Absolute paths, which tell of a person's computer, have
+        become names; see `without_private_paths`.
     """
     kind, name = config["kind"], folder.name
     metrics = card.get("metrics", {}) if kind == "classifier" else {}
+    names = [key for key, _ in _flat(metrics)]
     data = huggingface_hub.ModelCardData(
         library_name="speechbrain",
         pipeline_tag=PIPELINE_TAGS[kind],
-        tags=["audio", "ssast", "self-supervised", "ssast_lobes"],
-        metrics=[key for key, _ in _flat(metrics) if key != "loss"] or None,
+        tags=["audio", "self-supervised", "ssast_lobes"],
+        metrics=[
+            key for key in names if key != "loss" and not key.endswith(CHANCE)
+        ]
+        or None,
+        **{key: card.get(key) for key in _FRONT},
     )
+    title = card.get("name", name if name != "export" else _title(config))
     lines = [
-        f"---\n{data}\n---\n\n# {card.get('name', name)}",
+        f"---\n{data}\n---\n\n# {title}",
         "",
         _describe(config, n_parameters),
     ]
     for key, value in card.items():
-        if key != "name":
+        if key not in ("name", *_FRONT):
             lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
             lines += _table(value) if isinstance(value, dict) else [str(value)]
     place = f"The examples run next to the folder `{name}`; or give its path."
-    lines += ["", use_section(kind, name, place)]
-    return "\n".join(lines)
+    text = without_private_paths("\n".join(lines))
+    return f"{text}\n\n{use_section(kind, name, place)}"
+
+
+def without_private_paths(text):
+    """Return a text in which absolute paths are names of files and folders.
+
+    Arguments
+    ---------
+    text : str
+        Any text.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> without_private_paths("--audio='/data/me/My dogs/barks.csv' --lr=1/2")
+    "--audio='My dogs/barks.csv' --lr=1/2"
+    >>> without_private_paths("~/models/1986/export, https://x.org/a/b")
+    '1986/export, https://x.org/a/b'
+    """
+
+    def name(match):
+        *above, last = re.split(r"[/\\]+", match[0].rstrip("/\\"))
+        # All runs call theirs so; the folder of a person tells who it is.
+        run = above[-1] if len(above) > 2 else ""
+        private = not run or above[-2] in ("home", "Users")
+        if above[-1] in ("home", "Users"):
+            return "~"
+        return last if last != "export" or private else f"{run}/{last}"
+
+    return _PATH.sub(name, text)
+
+
+def read_card(folder):
+    """Read what the model card of an exported folder says of the training.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The folder, with a card or without.
+
+    Returns
+    -------
+    dict of str to str
+        Sections by their headings, but for ``Use``; ``license`` and
+        ``base_model`` of the front matter, where they are told. Such a dict
+        is the `card` of another export.
+
+    Example
+    -------
+    >>> from ssast_lobes.checkpoints.bundled import bundled_model
+    >>> card = read_card(bundled_model("ssast-lobes-micro-1"))
+    >>> card["license"], card["Pretraining"].split(":")[0]
+    ('apache-2.0', 'ContrastiveMSPM')
+    """
+    path = folder / CARD_FILE
+    if not path.is_file():
+        return {}
+    text = path.read_text("utf-8")
+    sections = {key: part.strip() for key, part in _SECTION.findall(text)}
+    sections.pop(USE_HEADING.removeprefix("## "), None)
+    try:
+        data = huggingface_hub.ModelCard(text).data.to_dict()
+    except (yaml.YAMLError, TypeError, ValueError):
+        data = {}
+    return sections | {key: data[key] for key in _FRONT if key in data}
 
 
 def use_section(kind, source, place):
@@ -200,7 +282,7 @@ def _describe(config, n_parameters):
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
     kind = (
-        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022)"
+        "An audio spectrogram transformer (AST, Gong et al., Interspeech 2021)"
         if encoder.get("blocks", "attention") == "attention"
         else "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
     )
@@ -226,24 +308,67 @@ def _describe(config, n_parameters):
             how = (
                 f"Pretrained without labels by {config['objective']['name']}. "
             )
-        return text + f"{how}It gives embeddings of clips, frames and patches."
+        return text + (
+            f"{how}It gives embeddings of clips, frames and patches; that of a "
+            f"clip is {_pooled(config['pooling'])}."
+        )
     several = "any number" if config["multi_label"] else "one"
     labels = ", ".join(config["labels"][:20])
     more = ", ..." if len(config["labels"]) > 20 else ""
     return text + (
-        f"Fine-tuned to give a clip {several} of {len(config['labels'])} "
-        f"labels: {labels}{more}."
+        f"It reads {_pooled(config['pooling'])}, and was trained to give a "
+        f"clip {several} of {len(config['labels'])} labels: {labels}{more}."
     )
 
 
+def _title(config):
+    if config["kind"] == "classifier":
+        return f"Audio classifier of {len(config['labels'])} labels"
+    objective = config.get("objective")
+    return "Audio encoder" + (f", {objective['name']}" if objective else "")
+
+
+def _pooled(config):
+    """Tell how a clip becomes one vector, from the configuration of it."""
+    what = {
+        "mean": "the mean of its tokens",
+        "class": "the mean of its class tokens",
+        "statistics": "mean and deviation of its tokens",
+        "dynamics": "mean, deviation and change over time of its tokens",
+    }
+    where = {
+        "last": "after the last layer",
+        "weighted": "in a learned mix of all layers",
+        "all": "after every layer",
+    }
+    pooling, layers = (
+        config.get("pooling", "mean"),
+        config.get("layers", "last"),
+    )
+    return f"{what[pooling]} {where[layers]} (`{pooling}`, `{layers}`)"
+
+
 def _table(values):
-    """Return the lines of a table; nested names are joined with dots."""
+    """Return the lines of a table; nested names are joined with dots.
+
+    What chance gives of a value stands next to it.
+    """
+    cells = {name: _cell(value) for name, value in _flat(values)}
+    chances = {key for key in cells if key.endswith(CHANCE)}
     lines = ["| name | value |", "|---|---|"]
-    for name, value in _flat(values):
-        cell = f"{value:.6g}" if isinstance(value, float) else str(value)
-        cell = " ".join(cell.split()).replace("|", "\\|")
-        lines.append(f"| {name} | {cell} |")
+    if chances:
+        lines = ["| name | value | chance |", "|---|---|---|"]
+    for name in [key for key in cells if key not in chances]:
+        row = [name, cells[name]]
+        if chances:
+            row.append(cells.get(f"{name}{CHANCE}", ""))
+        lines.append(f"| {' | '.join(row)} |")
     return lines
+
+
+def _cell(value):
+    text = f"{value:.6g}" if isinstance(value, float) else str(value)
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def _flat(values, above=""):

@@ -18,5 +18,5 @@ def add_parser(commands):
         "fine-tune a classifier on labeled audio",
         "a CSV with columns path, label and split, or a folder of class "
         "folders",
-        "ssast-lobes finetune labels.csv --source results/pretrain/1986/export",
+        "ssast-lobes finetune labels.csv --source results/pretrain/export",
     )

@@ -17,5 +17,6 @@ def add_parser(commands):
         "audio",
         "pretrain an encoder on audio without labels",
         "a folder, or a CSV with a column `path`",
-        "ssast-lobes pretrain recordings/ --model_size micro --objective m2d",
+        "ssast-lobes pretrain recordings/ --model_size micro \\\n"
+        "    --objective mspm_small_data",
     )

@@ -144,8 +144,10 @@ def add_training(commands, name, key, summary, data_help, example):
         summary,
         f"Run a recipe's script as it stands:\n  {script} \\\n"
         f"    {hparams_file}\nThe data come first. Every key of the YAML is an "
-        "option, such as --output_folder FOLDER,\nand so is every option of "
-        "SpeechBrain, such as --device cuda.",
+        "option, such as --output_folder FOLDER\n(default: "
+        f"results/{_RECIPES[name]}, with the words and the seed given: "
+        "_m2d_seed2),\nand so is every option of SpeechBrain, such as --device "
+        "cuda. The same command resumes.",
         example,
     )
     command.add_argument(key, metavar=key.upper(), help=data_help)

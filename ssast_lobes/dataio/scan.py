@@ -21,7 +21,7 @@ AUDIO_EXTENSIONS = CODEC_EXTENSIONS.union(
     ".wav .wave .flac .ogg .oga .opus .mp2 .mp3 .aif .aiff .aifc .au .snd "
     ".caf .w64 .rf64 .sph .nist .voc".split()
 )
-_DURATIONS = "durations.csv"
+_DURATIONS = os.path.join("save", "durations.csv")
 
 
 def find_audio(folder):
@@ -134,8 +134,8 @@ class AudioScan(NamedTuple):
         """Write what was found, and raise if it is not enough to train on.
 
         Unreadable files are listed in `<folder>/unreadable.csv` (path,
-        reason), durations are kept in `<folder>/durations.csv` for the next
-        scan.
+        reason), durations are kept in `<folder>/save/durations.csv` for the
+        next scan.
 
         Arguments
         ---------
@@ -162,10 +162,17 @@ class AudioScan(NamedTuple):
         if need:
             logger.warning(f"left out {need}")
         hours = sum(row["duration"] for row in self.rows) / 3600
+        left_out = []
+        if self.n_short:
+            limit = f"{self.min_seconds:g} s"
+            left_out.append(f"{self.n_short} shorter than {limit}")
+        if self.unreadable:
+            n = len(self.unreadable)
+            left_out.append(f"{n} unreadable ones (listed in {listed})")
         logger.info(
-            f"{len(self.rows)} files, {hours:.2f} hours; left out "
-            f"{self.n_short} shorter than {self.min_seconds:g} s and "
-            f"{len(self.unreadable)} unreadable ones (listed in {listed})"
+            f"{len(self.rows)} files, {hours:.2f} hours"
+            + ("; left out " if left_out else "")
+            + " and ".join(left_out)
         )
 
 
@@ -173,8 +180,8 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     """Read every header; set aside what is unreadable or too short.
 
     Call it once with the rows of all splits. Only files are read whose path,
-    size or time of change is not in `<output_folder>/durations.csv`. Nothing
-    is written, unless the scan is interrupted: a rerun then resumes it.
+    size or time of change is not in `<output_folder>/save/durations.csv`.
+    Nothing is written, unless the scan is interrupted: a rerun then resumes it.
 
     Arguments
     ---------
@@ -204,10 +211,10 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     ['b.wav']
     >>> scan.write(max_unreadable=0.5)
     >>> sorted(os.listdir(folder.join("out")))
-    ['durations.csv', 'unreadable.csv']
+    ['save', 'unreadable.csv']
     """
     output_folder = absolute(output_folder)
-    os.makedirs(output_folder, exist_ok=True)
+    os.makedirs(os.path.join(output_folder, "save"), exist_ok=True)
     cache = _read_durations(output_folder)
     paths = [row["path"] for row in rows]
     try:

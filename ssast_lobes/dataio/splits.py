@@ -54,7 +54,7 @@ def write_splits(
 ):
     """Check the parts of a dataset and write them down for the experiment.
 
-    Writes `<output_folder>/splits.json`, which `read_splits` reads, and
+    Writes `<output_folder>/save/splits.json`, which `read_splits` reads, and
     `manifest.csv` next to it, for people and for other recipes (columns id,
     path, label, split, any other keys of the rows, duration in seconds); see
     `dataio.scan.scan_audio` for what else. A second call costs little. Where
@@ -142,7 +142,7 @@ def write_splits(
         }
         content["labels"] = sorted(labels["train"])
     content |= {name: index_rows(part) for name, part in splits.items()}
-    path = os.path.join(output_folder, "splits.json")
+    path = os.path.join(output_folder, "save", "splits.json")
     if has_begun(output_folder) and os.path.isfile(path):
         _require_same_clips(output_folder, read_splits(path), content)
     scan.write(max_unreadable)
@@ -152,7 +152,7 @@ def write_splits(
         _warn_of_shared_groups(corpus, splits, group)
     elif not splits["train"]:
         raise ManifestError(f"{corpus}: no clip is left to train on")
-    _write_table(os.path.join(output_folder, "manifest.csv"), splits)
+    _write_table(Path(path).with_name("manifest.csv"), splits)
     with atomic_write(path) as file:
         json.dump(content, file)
     return path
@@ -251,7 +251,8 @@ def has_begun(folder):
     >>> has_begun(getfixture("tmpdir"))
     False
     """
-    return any(Path(folder, "save").glob("*"))
+    # One that is half written or damaged counts too.
+    return any(Path(folder, "save").glob("*CKPT+*"))
 
 
 def read_splits(path, shards=None):

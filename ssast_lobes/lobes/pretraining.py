@@ -45,8 +45,8 @@ class PretrainingLobe(nn.Module):
     >>> pretrainer = PretrainingLobe(MSPM(lobe.encoder), lobe.features)
     >>> output = pretrainer(torch.randn(2, 16000), torch.tensor([1.0, 0.4]))
     >>> output.loss.backward()
-    >>> sorted(output.logs)
-    ['accuracy', 'mse', 'nce']
+    >>> list(output.logs)
+    ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
     def __init__(self, objective, features):

@@ -170,6 +170,8 @@ class SpectrogramClassifier(nn.Module):
             size, n_classes, projection, cosine_scale
         )
         self.freeze_encoder = freeze_encoder
+        self.frozen_blocks = frozen_blocks
+        self.lora_rank = lora_rank
         self.encoder = encoder
         if freeze_encoder:
             encoder.requires_grad_(False)

@@ -79,6 +79,11 @@ class ASiT(Objective):
     ['class_loss', 'l1', 'patch_loss', 'projection_std']
     """
 
+    paper = (
+        "reconstruction, and self-distillation of clips and patches (Atito "
+        'et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer '
+        'for Event Classification", TASLP 2024)'
+    )
     training_only = ("teacher", "teacher_temperature")
 
     def __init__(

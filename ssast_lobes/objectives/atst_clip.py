@@ -43,6 +43,12 @@ class ATSTClip(BYOL):
     ['projection_std']
     """
 
+    paper = (
+        "a teacher's vector of another crop predicted (Li and Li, \"ATST: "
+        'Audio Representation Learning with Teacher-Student Transformer", '
+        "Interspeech 2022)"
+    )
+
     def __init__(
         self, encoder, *, crop, freq_scale, time_scale, time_canvas, **shared
     ):

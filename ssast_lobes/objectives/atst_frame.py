@@ -53,6 +53,12 @@ class ATSTFrame(BYOL):
     ['projection_std']
     """
 
+    paper = (
+        "a teacher's vectors of another view predicted at masked times (Li, "
+        'Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for '
+        'Both Clip-Level and Frame-Level Tasks", TASLP 2024)'
+    )
+
     preset = "atst_frame"
 
     def __init__(self, encoder, masker=None, *, freq_scale, **shared):

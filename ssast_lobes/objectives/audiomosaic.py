@@ -13,6 +13,7 @@ from ssast_lobes.objectives.base import (
     Objective,
     ObjectiveOutput,
     make_masker,
+    matching_logs,
     projection_std,
     split_tokens,
 )
@@ -67,9 +68,10 @@ class AudioMosaic(Objective):
     >>> objective = load_objective("audiomosaic_small_data")(encoder)
     >>> output = objective(torch.randn(4, 128, 128), torch.tensor([128] * 4))
     >>> sorted(output.logs)
-    ['accuracy', 'projection_std']
+    ['accuracy', 'accuracy_chance', 'nce', 'nce_chance', 'projection_std']
     """
 
+    paper = "a contrast of views with dropped tokens (AudioMosaic, ICML 2026)"
     training_only = ("projector", "memory", "n_remembered")
 
     def __init__(
@@ -140,9 +142,9 @@ class AudioMosaic(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``accuracy``, the fraction of the views whose nearest is the
-            other of the same clip, and ``projection_std``, which falls
-            towards 0 in a collapse.
+            Logs: ``nce``, the loss; ``accuracy``, the fraction of the views
+            whose nearest is the other of the same clip; the chance levels of
+            both; and ``projection_std``, which falls towards 0 in a collapse.
         """
         rand = self.random_source(feats, generator, clip_keys)
         vectors = torch.cat(
@@ -153,10 +155,12 @@ class AudioMosaic(Objective):
         )
         with torch.autocast(vectors.device.type, enabled=False):
             unit = normalize(self.projector(vectors.float()))
-            losses, right = self._compare(unit)
-        std = projection_std(unit[None], unit.new_ones(1, len(unit)))
-        logs = {"accuracy": right.float().mean(), "projection_std": std}
-        return ObjectiveOutput(losses.mean(), logs)
+            losses, right, n_candidates = self._compare(unit)
+        loss = losses.mean()
+        logs = matching_logs(loss, right.float().mean(), n_candidates)
+        counted = unit.new_ones(1, len(unit))
+        logs["projection_std"] = projection_std(unit[None], counted)
+        return ObjectiveOutput(loss, logs)
 
     def _embed(self, feats, n_frames, drop, rand):
         """Return the mean of the kept tokens of a view, (B, D)."""
@@ -179,7 +183,7 @@ class AudioMosaic(Objective):
         return total / count[:, None]
 
     def _compare(self, unit):
-        """Return the loss of each view, and whether it finds its partner."""
+        """Return losses of views, hits, and the number of candidates."""
         n_clips = len(unit) // 2
         if not self.training:
             own = (unit * unit.roll(n_clips, 0)).sum(1, keepdim=True)
@@ -190,7 +194,8 @@ class AudioMosaic(Objective):
             scores = torch.cat([own, others], dim=1) / self.temperature
             partner = torch.zeros_like(empty).new_zeros(len(unit))
             losses = cross_entropy(scores, partner, reduction="none")
-            return losses.detach(), scores.argmax(1) == partner
+            n_candidates = 1 + self.n_remembered[None]
+            return losses.detach(), scores.argmax(1) == partner, n_candidates
         every, first = gather_rows(unit)
         place = torch.arange(len(unit), device=unit.device)
         scores = unit @ every.T / self.temperature
@@ -203,7 +208,9 @@ class AudioMosaic(Objective):
         losses = cross_entropy(scores, partner, reduction="none")
         # The mean over processes is then that over all clips.
         share = len(unit) * n_processes() / len(every)
-        return losses * share, scores.detach().argmax(1) == partner
+        n_candidates = itself.new_full((1,), len(every) - 1)
+        right = scores.detach().argmax(1) == partner
+        return losses * share, right, n_candidates
 
     def _remember(self, vectors):
         """Put vectors in front of the memory, and drop the oldest."""

@@ -31,7 +31,9 @@ class ObjectiveOutput(NamedTuple):
     loss : torch.Tensor
         Scalar to minimise.
     logs : dict of str to torch.Tensor
-        Detached scalars.
+        Detached scalars. Next to a log of which it is known, the log
+        ``NAME_chance`` tells what a guess gives; see `matching_logs`. An
+        ``accuracy``, at the end of a name, is better above it, others below.
     """
 
     loss: torch.Tensor
@@ -396,6 +398,42 @@ def clip_mean(values, weight):
     count = weight.sum(1)
     per_clip = (values * weight).sum(1) / count.clamp(min=1)
     return per_clip.sum() / (count > 0).sum().clamp(min=1)
+
+
+@torch.no_grad()
+def matching_logs(nce, accuracy, n_candidates):
+    """Return the logs of an InfoNCE loss, each next to its chance level.
+
+    A guess among K candidates has a loss of ln K, and is right in one of K
+    cases. Both are means over the clips that have candidates.
+
+    Arguments
+    ---------
+    nce, accuracy : torch.Tensor
+        Scalars.
+    n_candidates : torch.Tensor
+        K of each clip, (B,); not above 0 where a clip has nothing to match.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+        ``nce``, ``nce_chance``, ``accuracy`` and ``accuracy_chance``.
+
+    Example
+    -------
+    >>> logs = matching_logs(*torch.tensor([3.0, 0.2]), torch.tensor([4, 8, 0]))
+    >>> [f"{name} {value.item():.3f}" for name, value in logs.items()]
+    ['nce 3.000', 'nce_chance 1.733', 'accuracy 0.200', 'accuracy_chance 0.188']
+    """
+    has_any = (n_candidates > 0).float()
+    count = n_candidates.clamp(min=1).float()
+    n_clips = has_any.sum().clamp(min=1)
+    return {
+        "nce": nce.detach(),
+        "nce_chance": count.log().sum() / n_clips,
+        "accuracy": accuracy.detach(),
+        "accuracy_chance": (has_any / count).sum() / n_clips,
+    }
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.models.pooling import pool
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import ObjectiveOutput, matching_logs
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.projections import gelu_mlp, sizes_of
 from ssast_lobes.objectives.views import (
@@ -75,15 +75,21 @@ class ContrastiveMSPM(MSPM):
     >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
     >>> objective = load_objective("contrastive_mspm")(encoder)
     >>> feats, n_frames = torch.randn(2, 128, 128), torch.tensor([128, 90])
-    >>> sorted(objective(feats, n_frames).logs)
-    ['accuracy', 'clip_accuracy', 'clip_nce', 'mse', 'nce']
+    >>> list(objective(feats, n_frames).logs)[5:]
+    ['clip_nce', 'clip_nce_chance', 'clip_accuracy', 'clip_accuracy_chance']
     >>> pairs = torch.tensor([False, True])
-    >>> sorted(objective(feats, n_frames, positive_pairs=pairs).logs)[-2:]
-    ['pair_accuracy', 'pair_nce']
-    >>> sorted(objective.eval()(feats, n_frames).logs)
-    ['accuracy', 'mse', 'nce']
+    >>> list(objective(feats, n_frames, positive_pairs=pairs).logs)[9:11]
+    ['pair_nce', 'pair_nce_chance']
+    >>> list(objective.eval()(feats, n_frames).logs)
+    ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        "masked spectrogram patch modeling (SSAST: Gong et al., AAAI 2022), "
+        "and crops of a clip told from those of others (Saeed et al., "
+        '"Contrastive Learning of General-Purpose Audio Representations", '
+        "ICASSP 2021)"
+    )
     training_only = ("projector", "pair_projector")
     uses_positive_pairs = True
     # Crops differ in length.
@@ -165,7 +171,8 @@ class ContrastiveMSPM(MSPM):
         ObjectiveOutput
             Logs: those of `MSPM`; in training ``clip_nce`` and
             ``clip_accuracy`` (fraction of the crops whose nearest crop is of
-            the same clip), and with `positive_pairs` the same of them.
+            the same clip), what chance gives of both, and with
+            `positive_pairs` the same of them.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
@@ -195,8 +202,10 @@ class ContrastiveMSPM(MSPM):
             nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
             if name == "clip" or positive_pairs is not None:
-                logs[f"{name}_nce"] = nce.detach()
-                logs[f"{name}_accuracy"] = accuracy
+                # A crop is compared with all the others.
+                others = chosen.sum(0, keepdim=True) - 1
+                matching = matching_logs(nce, accuracy, others)
+                logs |= {f"{name}_{key}": matching[key] for key in matching}
         return ObjectiveOutput(loss, logs)
 
     def _view(self, feats, n_frames, is_pair, number, rand):

@@ -73,6 +73,11 @@ class EAT(Objective):
     ['projection_std', 'regression', 'target_std', 'utterance']
     """
 
+    paper = (
+        "a teacher's view of the clip predicted from few blocks of it (Chen "
+        'et al., "EAT: Self-Supervised Pre-Training with Efficient Audio '
+        'Transformer", IJCAI 2024)'
+    )
     preset = "eat"
 
     def __init__(

@@ -51,6 +51,11 @@ class M2D(MaskedPrediction):
     ['projection_std', 'target_std']
     """
 
+    paper = (
+        'masked modeling duo (Niizumi et al., "Masked Modeling Duo: Learning '
+        'Representations by Encouraging Both Networks to Model the Input", '
+        "ICASSP 2023)"
+    )
     preset = "m2d"
 
     def __init__(self, encoder, masker=None, *, momentum, decoder):

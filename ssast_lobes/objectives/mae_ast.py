@@ -7,7 +7,7 @@ Interspeech 2022.
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.base import ObjectiveOutput
+from ssast_lobes.objectives.base import ObjectiveOutput, matching_logs
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import info_nce
 from ssast_lobes.utils.checks import real
@@ -38,10 +38,15 @@ class MAEAST(MaskedAutoencoder):
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> objective = load_objective("mae_ast")(encoder)
     >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
-    >>> sorted(output.logs)
-    ['accuracy', 'mse', 'nce']
+    >>> list(output.logs)
+    ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        "masked patches told apart and filled in from the visible ones "
+        '(Baade et al., "MAE-AST: Masked Autoencoding Audio Spectrogram '
+        'Transformer", Interspeech 2022)'
+    )
     preset = "mae_ast"
 
     def __init__(self, encoder, masker=None, *, generative_weight, decoder):
@@ -60,19 +65,16 @@ class MAEAST(MaskedAutoencoder):
         """Return both losses; see `MaskedAutoencoder.losses`.
 
         Logs are ``nce``, ``accuracy`` (fraction of masked patches whose
-        prediction fits best to its own target) and ``mse``.
+        prediction fits best to its own target), what chance gives of both,
+        and ``mse``.
         """
         reconstruction = super().losses(decoded, patches, weight)
         nce, accuracy = info_nce(
             self.matching_head(decoded), patches, weight, "targets"
         )
-        logs = {
-            "nce": nce.detach(),
-            "accuracy": accuracy,
-            **reconstruction.logs,
-        }
+        logs = matching_logs(nce, accuracy, weight.sum(1))
         loss = nce + self.generative_weight * reconstruction.loss
-        return ObjectiveOutput(loss, logs)
+        return ObjectiveOutput(loss, logs | reconstruction.logs)
 
     @staticmethod
     def scale(patches):

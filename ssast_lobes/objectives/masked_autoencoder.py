@@ -45,6 +45,11 @@ class MaskedAutoencoder(MaskedPrediction):
     ['mse']
     """
 
+    paper = (
+        "masked patches filled in from the visible ones (Chong et al., "
+        '"Masked Spectrogram Prediction for Self-Supervised Audio '
+        'Pre-Training", ICASSP 2023)'
+    )
     preset = "maskspec"
 
     def __init__(self, encoder, masker=None, *, decoder):

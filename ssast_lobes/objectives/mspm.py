@@ -14,6 +14,7 @@ from ssast_lobes.objectives.base import (
     clip_mean,
     gather_tokens,
     ids_masked,
+    matching_logs,
     refuse_overlap,
 )
 from ssast_lobes.utils.checks import flag, one_of, real
@@ -62,10 +63,14 @@ class MSPM(Objective):
     >>> from ssast_lobes import SpectrogramEncoder
     >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
     >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
-    >>> sorted(output.logs)
-    ['accuracy', 'mse', 'nce']
+    >>> list(output.logs)
+    ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
+    paper = (
+        'masked spectrogram patch modeling (Gong et al., "SSAST: '
+        'Self-Supervised Audio Spectrogram Transformer", AAAI 2022)'
+    )
     preset = "mspm"
     n_frames_optional = True
 
@@ -133,8 +138,8 @@ class MSPM(Objective):
         -------
         ObjectiveOutput
             Logs: ``nce``, ``accuracy`` (fraction of masked patches whose
-            prediction fits best to its own target) and ``mse``, as far as
-            the task has them.
+            prediction fits best to its own target), what chance gives of
+            both, and ``mse``, as far as the task has them.
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
@@ -193,7 +198,7 @@ class MSPM(Objective):
                 self.discriminator(tokens), targets, weight, self.softmax_over
             )
             loss = loss + nce
-            logs.update(nce=nce.detach(), accuracy=accuracy)
+            logs.update(matching_logs(nce, accuracy, weight.sum(1)))
         if self.task != "discriminative":
             difference = self.generator_head(tokens).float() - targets
             mse = clip_mean(difference.square().mean(2), weight)

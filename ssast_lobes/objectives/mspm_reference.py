@@ -13,6 +13,7 @@ from ssast_lobes.objectives.base import (
     ObjectiveOutput,
     gather_tokens,
     ids_masked,
+    matching_logs,
 )
 from ssast_lobes.objectives.maskers import ClusterMasker
 from ssast_lobes.objectives.mspm import MSPM
@@ -88,8 +89,8 @@ class MSPMReference(MSPM):
     >>> from ssast_lobes import SpectrogramEncoder
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> output = MSPMReference(encoder, count=40)(torch.randn(1, 128, 128))
-    >>> sorted(output.logs)
-    ['accuracy', 'mse', 'nce']
+    >>> list(output.logs)
+    ['nce', 'nce_chance', 'accuracy', 'accuracy_chance', 'mse']
     """
 
     def __init__(self, encoder, count=400):
@@ -115,8 +116,9 @@ class MSPMReference(MSPM):
         tokens, targets = self._masked(feats, mask, generator)
         mse = (self.generator_head(tokens) - targets).square().mean()
         loss = nce + self.generative_weight * mse
-        logs = {"nce": nce.detach(), "accuracy": accuracy, "mse": mse.detach()}
-        return ObjectiveOutput(loss, logs)
+        n_masked = targets.new_full((1,), targets.shape[1])
+        logs = matching_logs(nce, accuracy, n_masked)
+        return ObjectiveOutput(loss, {**logs, "mse": mse.detach()})
 
     def draw_mask(self, feats, n_frames, generator=None, clip_keys=None):
         """Draw the official masks of a batch; see `Objective.draw_mask`."""

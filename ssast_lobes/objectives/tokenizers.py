@@ -375,7 +375,10 @@ def fit_kmeans(grid, x, file, n_codes, features, seed=0):
     mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
     model = MiniBatchKMeans(n_codes, random_state=seed, n_init=3)
     ids = model.fit_predict(((x - mean) / std).double().numpy())
-    used, entropy = code_usage(torch.from_numpy(ids).long(), n_codes)
+    ids = torch.from_numpy(ids).long()
+    frequency = code_frequency(ids, n_codes, torch.ones(len(ids)))
+    used = (frequency > 0).float().mean().item()
+    entropy = torch.special.entr(frequency).sum().item() / math.log(n_codes)
     if used < _LEAST_USED:
         raise ValueError(
             f"the codes have collapsed: {100 * used:.0f} % of {n_codes} are "
@@ -389,8 +392,8 @@ def fit_kmeans(grid, x, file, n_codes, features, seed=0):
     return used, entropy
 
 
-def code_usage(ids, n_codes, weight=None):
-    """Return how many codes are used, and how evenly.
+def code_frequency(ids, n_codes, weight):
+    """Return how frequent each code is.
 
     Arguments
     ---------
@@ -398,30 +401,19 @@ def code_usage(ids, n_codes, weight=None):
         int64 (..).
     n_codes : int
         Codes that there are.
-    weight : torch.Tensor, optional
+    weight : torch.Tensor
         (..), 0 where an id does not count.
 
     Returns
     -------
-    used : float or torch.Tensor
-        Fraction of the codes; a tensor, for which nothing waits, with
-        `weight`.
-    entropy : float or torch.Tensor
-        Over log(n_codes).
+    torch.Tensor
+        float32 (n_codes,), with a sum of 1.
 
     Example
     -------
-    >>> code_usage(torch.tensor([0, 1, 1, 0]), 4)
-    (0.5, 0.5)
+    >>> code_frequency(torch.tensor([0, 1, 1, 0]), 3, torch.ones(4))
+    tensor([0.5000, 0.5000, 0.0000])
     """
-    flat = ids.flatten()
-    counts = torch.ones_like(flat, dtype=torch.float32)
-    if weight is not None:
-        counts = weight.flatten().float()
-    total = counts.new_zeros(n_codes).index_add_(0, flat, counts)
-    p = total / total.sum().clamp(min=1)
-    entropy = -(p * p.clamp(min=1e-12).log()).sum() / math.log(n_codes)
-    used = (total > 0).float().mean()
-    if weight is None:
-        return used.item(), round(entropy.item(), 6)
-    return used, entropy
+    total = torch.zeros(n_codes, device=ids.device)
+    total.index_add_(0, ids.flatten(), weight.flatten().float())
+    return total / total.sum().clamp(min=1)

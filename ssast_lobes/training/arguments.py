@@ -7,6 +7,7 @@ import inspect
 import io
 import pydoc
 import re
+from pathlib import Path
 
 import speechbrain as sb
 import torch
@@ -24,6 +25,7 @@ from ssast_lobes.training import losses
 from ssast_lobes.training.errors import SettingsError, yaml_errors
 from ssast_lobes.training.settings import check_settings
 from ssast_lobes.utils.checks import ArgumentError
+from ssast_lobes.utils.files import absolute
 from ssast_lobes.utils.presets import (
     as_text,
     load_preset,
@@ -33,6 +35,8 @@ from ssast_lobes.utils.presets import (
     tag_of,
 )
 
+# Comment of overrides that names a file of the user's, which they come from.
+FROM = "# from "
 # Folders of hparams/ whose files a word chooses: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
 # Tag of a node that takes the place of what it overrides.
@@ -56,6 +60,10 @@ def parse_arguments(arguments):
     settings of the command line are put over them: a plain mapping changes
     what is there (``--masker '{ratio: 0.5}'``), one that names a class takes
     its place (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``).
+
+    Where no ``--output_folder`` is given, that of the recipe gets the words and
+    the seed of the command line (``results/pretrain_m2d_seed2``): the same
+    command resumes its run, and another word or seed has a folder of its own.
 
     Arguments
     ---------
@@ -114,12 +122,18 @@ def parse_arguments(arguments):
         whole = merge(whole, copy.deepcopy(given))
         _check_effect(given, recipe, whole, instead)
         merge(tree, given)
+        if "output_folder" in whole and "output_folder" not in given:
+            _name_folder(tree, whole["output_folder"], presets)
         for key in tree:
             _check_calls(key, whole[key])
         check_settings({k: run_opts[k] for k in run_opts.overridden_args})
     with yaml_errors(hparams_file):
         _check_values(recipe, whole)
-    return hparams_file, run_opts, as_text(_replacing(_in_lines(tree)))
+    text = as_text(_replacing(_in_lines(tree)))
+    # `experiment` copies these files into the folder of the run.
+    words = [word.split(maxsplit=1)[1] for word in presets]
+    own = [absolute(word) for word in words if word.endswith(".yaml")]
+    return hparams_file, run_opts, "".join(f"{FROM}{x}\n" for x in own) + text
 
 
 def with_settings(overrides, **settings):
@@ -254,6 +268,22 @@ def _pop_words(given, recipe):
                 "path that ends in .yaml, without !include:"
             )
     return presets
+
+
+def _name_folder(tree, folder, presets):
+    """Add words and seed of the command line to a default output folder."""
+    words = [
+        Path(word.split(maxsplit=1)[1]).stem
+        for word, preset in presets.items()
+        if "output_folder" not in preset
+    ]
+    if "seed" in tree:
+        words.append(f"seed{tree['seed']}")
+    if words and isinstance(folder, str):
+        tree["output_folder"] = "_".join([folder, *words])
+    elif words and tag_of(folder) == "!ref":
+        tree["output_folder"] = named = copy.copy(folder)
+        named.value = "_".join([folder.value, *words])
 
 
 def _includes(node):

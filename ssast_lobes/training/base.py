@@ -29,6 +29,7 @@ from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
 from ssast_lobes.training.loaders import loader_options
 from ssast_lobes.training.logs import EpochLog, draw_curves, read_log
 from ssast_lobes.training.memory import keep_freed_memory
+from ssast_lobes.training.report import Progress, readable
 from ssast_lobes.utils.distributed import (
     gather_in_turn,
     gather_sums,
@@ -154,7 +155,8 @@ class SpectrogramBrain(sb.Brain):
         self._skipped = 0
         # In the run whose checkpoint was loaded.
         self._n_processes_before = None
-        self._clips = {}
+        self.clips = {}  # rows by id, of each stage
+        self.progress = None
         # All runs draw at their end.
         self._last_picture = time.time()
         # From the command line it comes as text.
@@ -177,7 +179,7 @@ class SpectrogramBrain(sb.Brain):
     def make_dataloader(self, dataset, stage, *args, **kwargs):
         """Make a loader; the training loader sets the length of an epoch."""
         training = stage == sb.Stage.TRAIN
-        self._clips[stage] = getattr(dataset, "data", {})
+        self.clips[stage] = getattr(dataset, "data", {})
         rank = self.rank if self.distributed_launch else None
         kwargs = loader_options(kwargs, dataset, training, self.device, rank)
         loader = super().make_dataloader(dataset, stage, *args, **kwargs)
@@ -214,6 +216,7 @@ class SpectrogramBrain(sb.Brain):
         if self._optimizer_step_limit_exceeded and self.step == 0:
             counter = self.hparams.epoch_counter
             counter.limit = counter.current
+        self.progress = Progress(self, self.task())
 
     def _check_processes(self):
         """Raise if the rest of a resumed epoch would have other clips."""
@@ -252,6 +255,10 @@ class SpectrogramBrain(sb.Brain):
     def parameter_groups(self):
         """Return groups for the optimizer, each with ``lr_scale``."""
         raise NotImplementedError
+
+    def task(self):
+        """Return what the start of a run says of its task, text by name."""
+        return {}
 
     def fit_batch(self, batch):
         """Train on a batch.
@@ -355,7 +362,7 @@ class SpectrogramBrain(sb.Brain):
 
     def _list_nonfinite(self, batches, stage):
         """Write the clips of batches, each (ids, loss), to the list."""
-        clips = self._clips.get(stage, {})
+        clips = self.clips.get(stage, {})
         for ids, loss in batches:
             for clip in ids:
                 path = clips.get(clip, {}).get("path", "")
@@ -443,6 +450,8 @@ class SpectrogramBrain(sb.Brain):
             self._sums = {}
         if stage == sb.Stage.TRAIN and self.step == 0:
             self._skipped = 0
+        if stage == sb.Stage.TRAIN:
+            self.progress.start_epoch()
 
     def accumulate(self, logs, count):
         """Add a batch to the averages of the stage, without a device sync.
@@ -499,13 +508,20 @@ class SpectrogramBrain(sb.Brain):
         }
         # All processes call it, since it broadcasts.
         self.train_logger.log_stats(
-            stats_meta=meta, train_stats=train, valid_stats=valid or None
+            stats_meta=meta,
+            train_stats=readable(train),
+            valid_stats=readable(valid) or None,
         )
         if if_main_process():
             self.epoch_log.write(meta, train, valid)
             if time.time() - self._last_picture > SECONDS_BETWEEN_PICTURES:
                 self.draw()
                 self._last_picture = time.time()
+
+    def told_epochs(self):
+        """Return the epoch of the weights and their number, as cards tell."""
+        counter = self.hparams.epoch_counter
+        return f"{counter.current} of {counter.limit}"
 
     def log_rows(self):
         """Return the logged epochs; see `read_log`."""

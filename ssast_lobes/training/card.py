@@ -1,13 +1,20 @@
 """The model card, the window and the result file of a finished training."""
 
 import functools
-import inspect
 import math
+import os
+import shlex
+import sys
 from pathlib import Path
 
 from speechbrain.utils.distributed import if_main_process
 
+from ssast_lobes import objectives
+from ssast_lobes.checkpoints.bundled import bundled_names, resolve_name
+from ssast_lobes.checkpoints.folder import objective_text
 from ssast_lobes.checkpoints.format import window_seconds as table_seconds
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.model_card import read_card
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import write_json
 
@@ -95,7 +102,8 @@ def model_card(hparams_file, rows, metrics, **settings):
         What was measured.
     **settings
         By name; functions are told by their names and arguments. What is
-        None or False is left out.
+        None or False is left out, but for a `source` of None. Of a source the
+        card also tells the objective and the license.
 
     Returns
     -------
@@ -104,15 +112,28 @@ def model_card(hparams_file, rows, metrics, **settings):
 
     Example
     -------
-    >>> rows = {"corpus": "Cats", "train": {"a": {}}}
+    >>> rows = {"corpus": "Cats", "train": {"a": {"duration": 1800}}}
     >>> card = model_card("recipes/Cats/classify/a.yaml", rows, {}, lr=0.1)
-    >>> card["data"], card["settings"]
-    ('Cats: 1 training clips', {'lr': 0.1})
+    >>> card["recipe"], card["data"], card["settings"]
+    ('Cats/classify/a.yaml', 'Cats: 1 training clips (30 min)', {'lr': 0.1})
     """
-    recipe = Path(hparams_file).resolve().parts[-4:]
+    parts = Path(hparams_file).resolve().parts
+    first = parts.index("recipes") + 1 if "recipes" in parts else -2
+    recipe = "/".join(parts[first:])
+    if hparams_file in sys.argv[1:]:
+        recipe += f"\n\n```\npython {shlex.join(sys.argv)}\n```"
+    known = {}
+    if settings.get("source") is not None:
+        known = _origin(settings["source"])
+        if "license" in known:
+            source = f"{settings['source']} ({known['license']})"
+            settings = settings | {"source": source}
+    elif "source" in settings:
+        settings = settings | {"source": "none: random weights"}
     return {
-        "recipe": "/".join(recipe),
-        "data": f"{rows['corpus']}: {len(rows['train'])} training clips",
+        **known,
+        "recipe": recipe,
+        "data": f"{rows['corpus']}: {_amounts(rows)}",
         "settings": {
             key: told(value)
             for key, value in settings.items()
@@ -120,6 +141,39 @@ def model_card(hparams_file, rows, metrics, **settings):
         },
         "metrics": metrics,
     }
+
+
+def _amounts(rows):
+    """Tell how many clips each part has, and how long the training ones are."""
+    minutes = sum(clip["duration"] for clip in rows["train"].values()) / 60
+    length = (
+        f"{minutes / 60:.1f} hours" if minutes > 99 else f"{minutes:.0f} min"
+    )
+    text = f"{len(rows['train'])} training clips ({length})"
+    for part, name in (("valid", "validation"), ("test", "test")):
+        if rows.get(part):
+            text += f", {len(rows[part])} {name} clips"
+    return text
+
+
+def _origin(source):
+    """Return what is known of the weights that a training began from."""
+    place = Path(resolve_name(source)).expanduser()
+    told_there, found = read_card(place), {}
+    if source in bundled_names() or not place.exists():
+        # The name of a bundled model, or one on the hub.
+        found["base_model"] = os.fspath(source).partition("@")[0]
+    if "license" in told_there:
+        found["license"] = told_there["license"]
+    weights = load_weights(source)
+    if "Pretraining" in told_there:
+        found["pretraining"] = told_there["Pretraining"]
+    elif weights.part("objective"):
+        # Released checkpoints of SSAST have no configuration.
+        name = weights.config.get("objective", {}).get("name", "MSPM")
+        cls = getattr(objectives, name, None)
+        found["pretraining"] = name if cls is None else objective_text(cls)
+    return found
 
 
 def told(value):
@@ -136,15 +190,19 @@ def told(value):
 
     Example
     -------
-    >>> told(functools.partial(math.log, base=2)), told(0.5)
-    ('log(base=2)', 0.5)
+    >>> told(functools.partial(math.log, base=2)), told(print), told(1)
+    ('math.log(base=2)', 'builtins.print', 1)
     """
     if isinstance(value, functools.partial):
         given = (f"{k}={told(v)}" for k, v in value.keywords.items())
         return f"{told(value.func)}({', '.join(given)})"
-    if inspect.isfunction(value) and not value.__module__.startswith(_KNOWN):
-        return f"{value.__module__}.{value.__name__}"
-    return getattr(value, "__name__", value)
+    if not callable(value):
+        return value
+    named = value if hasattr(value, "__name__") else type(value)
+    is_known = named.__module__.startswith(_KNOWN)
+    return (
+        named.__name__ if is_known else f"{named.__module__}.{named.__name__}"
+    )
 
 
 def write_result(folder, rows, test, result):

@@ -14,8 +14,14 @@ from ssast_lobes.dataio.tables import split_labels
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
-from ssast_lobes.training.losses import class_weights, needs_one_label
+from ssast_lobes.training.losses import (
+    class_weights,
+    loss_at_chance,
+    needs_one_label,
+)
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.training.report import readable
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
 
@@ -163,6 +169,15 @@ class ClassificationBrain(SpectrogramBrain):
     def model(self):
         """The classifier without wrappers."""
         return unwrap(self.modules.model)
+
+    def task(self):
+        """Return the number of classes, the loss, and what is selected by."""
+        many = ", several a clip" if self.multi_label else ""
+        return {
+            "task": f"{len(self.label_encoder)} classes{many}",
+            "loss": self._told_cost,
+            "epoch by": f"{self.selection} on valid",
+        }
 
     def parameter_groups(self):
         """Return groups whose rates fall from the head to the first block."""
@@ -322,6 +337,10 @@ class ClassificationBrain(SpectrogramBrain):
         metrics = ClassificationMetrics(self.multi_label)
         for batch in kept:
             metrics.append(batch["scores"], batch["targets"])
+        targets = torch.cat([batch["targets"] for batch in kept])
+        chance = loss_at_chance(self.compute_cost, self.soft_targets(targets))
+        if chance is not None:
+            stats[f"loss{CHANCE}"] = chance
         summary = metrics.summary()
         stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
         if stage == sb.Stage.VALID:
@@ -367,7 +386,7 @@ class ClassificationBrain(SpectrogramBrain):
             last = self.hparams.epoch_counter.current
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         # On all processes: it has a broadcast in it.
-        self.train_logger.log_stats(stats_meta=meta, test_stats=stats)
+        self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
         if not if_main_process():
             return
@@ -436,6 +455,11 @@ class ClassificationBrain(SpectrogramBrain):
             known = {
                 "compute_cost": self._told_cost,
                 "class_weights": self.class_weights,
+                "freeze_encoder": self.model.freeze_encoder,
+                "frozen_blocks": self.model.frozen_blocks or None,
+                "lora_rank": self.model.lora_rank or None,
+                "epochs": self.told_epochs(),
+                "steps": self.optimizer_step,
                 "swa_start_epoch": self.swa_start_epoch,
                 "seed": self.hparams.seed,
             }

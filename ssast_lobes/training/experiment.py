@@ -2,6 +2,9 @@
 
 import json
 import os
+import pydoc
+import shutil
+import sys
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -11,14 +14,16 @@ from speechbrain.utils.distributed import if_main_process, run_on_main
 from speechbrain.utils.logger import setup_logging
 
 from ssast_lobes.checkpoints.folder import check_export_folder
+from ssast_lobes.checkpoints.format import CONFIG_FILE
 from ssast_lobes.dataio.splits import has_begun
-from ssast_lobes.training.arguments import REPLACE, plain_settings
+from ssast_lobes.training.arguments import FROM, REPLACE, plain_settings
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.lock import folder_lock
+from ssast_lobes.training.report import log_end, quiet
 from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.presets import merge, read_tree, tag_of
 
-SETTINGS_FILE = "settings.json"
+SETTINGS_FILE = "save/settings.json"
 # What may change between two starts of one experiment: how it is run, and
 # where its data lie (the clips themselves are compared).
 _FREE = {
@@ -42,6 +47,8 @@ _FREE = {
     "use_tensorboard",
     "window_seconds",
 }
+# What no user has written.
+_PACKAGES = {"ssast_lobes", "speechbrain", "torch", *sys.stdlib_module_names}
 _NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 
 
@@ -54,6 +61,10 @@ def experiment(hparams_file, overrides, folder):
     data, and call SpeechBrain's ``create_experiment_directory``, inside of
     this context, in this order: a refused start then changes nothing. A
     folder to export to that holds something else is refused, too.
+
+    The first start copies the user's own files, YAMLs that a word names and
+    modules of classes, to ``code`` in the folder. At the end of the context
+    the screen shows what came of the run.
 
     Arguments
     ---------
@@ -91,7 +102,19 @@ def experiment(hparams_file, overrides, folder):
         run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
         # Messages show before the folder has its log file.
         setup_logging(DEFAULT_LOG_CONFIG, _NO_LOG_FILE)
-        yield
+        with quiet():
+            yield
+        if if_main_process():
+            _finish(Path(folder), plain_settings(hparams_file, overrides))
+
+
+def _finish(folder, settings):
+    # SpeechBrain's description of the machine.
+    if (folder / "env.log").is_file():
+        os.replace(folder / "env.log", folder / "save" / "env.log")
+    export = settings.get("export_folder")
+    if export is not None and Path(export, CONFIG_FILE).is_file():
+        log_end(folder, export)
 
 
 def _keep_or_compare(hparams_file, overrides, folder):
@@ -106,6 +129,9 @@ def _keep_or_compare(hparams_file, overrides, folder):
     path = folder / SETTINGS_FILE
     if not has_begun(folder) or not path.is_file():
         write_json(path, now)
+        for file in _own_files(overrides, tree):
+            (folder / "code").mkdir(exist_ok=True)
+            shutil.copy(file, folder / "code")
         return
     try:
         then = dict(json.loads(path.read_text(encoding="utf-8")))
@@ -126,6 +152,33 @@ def _keep_or_compare(hparams_file, overrides, folder):
             f"{', '.join(changed)}. Choose another --output_folder, or delete "
             "that one to start anew"
         )
+
+
+def _own_files(overrides, tree):
+    """Return the files of the user's own that settings come from."""
+    yamls = [
+        Path(line.removeprefix(FROM))
+        for line in overrides.splitlines()
+        if line.startswith(FROM)
+    ]
+    for path in yamls:
+        base = str(read_tree(path).get("base"))
+        if base.endswith(".yaml"):
+            yamls.append(path.parent / Path(base).expanduser())
+    modules = {_module(tag) for _, tag in _flat("", tree)}
+    return [*yamls, *filter(None, modules)]
+
+
+def _module(tag):
+    """Return the file of a module, unless it belongs to a package."""
+    _, _, name = str(tag).partition(":")
+    found = pydoc.locate(name) if str(tag).startswith("!") else None
+    module = sys.modules.get(getattr(found, "__module__", None))
+    file = getattr(module, "__file__", None)
+    if file is None or module.__name__.partition(".")[0] in _PACKAGES:
+        return None
+    installed = {"site-packages", "dist-packages"} & {*Path(file).parts}
+    return None if installed else file
 
 
 def _flat(place, node):

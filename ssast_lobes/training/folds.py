@@ -8,6 +8,8 @@ from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.classification import LOWER_IS_BETTER
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.logs import read_log
+from ssast_lobes.training.report import block
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.plots import plot_comparison
 
@@ -109,7 +111,7 @@ def report_folds(
     if on_test and all_there:
         results = _at_common_epoch(Path(folder), results, selection)
     caveat = ", epoch chosen on test" if on_test else ""
-    print(f"\nTest results{caveat}")
+    print(f"\nTest results in %{caveat}")
     print(format_table(results), flush=True)
     if not all_there:
         return results
@@ -121,13 +123,15 @@ def report_folds(
         "mean": mean,
         "sd": spread,
     }
-    write_json(Path(folder) / "results.json", content)
+    table, picture = Path(folder, "results.json"), Path(folder, "results.png")
+    write_json(table, content)
     bars = [(f"fold {fold}", r[selection], 0) for fold, r in results.items()]
     plot_comparison(
         [*bars, ("mean", mean[selection], spread[selection])],
-        Path(folder) / "results.png",
+        picture,
         label=f"Test {selection} (%), mean and sd over folds{caveat}",
     )
+    print(block("All folds", {"table": table, "picture": picture}), flush=True)
     return results
 
 
@@ -138,7 +142,7 @@ def format_table(results):
     ---------
     results : dict of dict
         Of each fold the epoch (int) and statistics (float); fractions between 0
-        and 1, but for "loss".
+        and 1, but for "loss". What chance gives is left out.
 
     Returns
     -------
@@ -158,7 +162,11 @@ def format_table(results):
     mean            0.6000     85.00
     sd              0.1414      7.07
     """
-    names = [name for name in next(iter(results.values())) if name != "epoch"]
+    names = [
+        name
+        for name in next(iter(results.values()))
+        if name != "epoch" and not name.endswith(CHANCE)
+    ]
     width = max(6, *(len(f"{fold}") + 2 for fold in results))
     lines = [f"{'fold':<{width}} epoch" + "".join(f"{n:>10}" for n in names)]
 

@@ -19,9 +19,9 @@ logger = get_logger(__name__)
 # Logs of recipes take all levels, and it tells of each attempt.
 logging.getLogger("filelock").setLevel(logging.INFO)
 
-LOCK_FILE = ".lock"
+LOCK_FILE = "save/.lock"
 # Names the process that holds the lock, for the message to a second run.
-OWNER_FILE = ".lock-owner.json"
+OWNER_FILE = "save/.lock-owner.json"
 _NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
 
@@ -54,7 +54,7 @@ def folder_lock(folder):
     ssast_lobes...SettingsError: ... is in use by process ...
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "save").mkdir(parents=True, exist_ok=True)
     owner_file = folder / OWNER_FILE
     lock = FileLock(folder / LOCK_FILE)
     try:

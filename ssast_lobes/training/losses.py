@@ -169,6 +169,38 @@ def needs_one_label(compute_cost):
     return function in known
 
 
+def loss_at_chance(compute_cost, targets):
+    """Return the loss of scores that tell the frequencies of classes only.
+
+    Arguments
+    ---------
+    compute_cost : callable
+        A loss, perhaps with arguments.
+    targets : torch.Tensor
+        (N, C): one-hot, or multi-hot for `binary_cross_entropy`.
+
+    Returns
+    -------
+    float or None
+        None of a loss other than the two cross-entropies.
+
+    Example
+    -------
+    >>> targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+    >>> round(loss_at_chance(cross_entropy, targets), 4)
+    0.6931
+    """
+    function = getattr(compute_cost, "func", compute_cost)
+    frequencies = targets.double().mean(0)
+    if function is cross_entropy:
+        scores = frequencies.clamp(min=1e-9).log()
+    elif function is binary_cross_entropy:
+        scores = frequencies.logit(eps=1e-9)
+    else:
+        return None
+    return compute_cost(scores.expand_as(targets), targets.float()).item()
+
+
 def _on(scores, weight):
     return None if weight is None else weight.to(scores.device)
 

@@ -3,16 +3,26 @@
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 
+from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
+from ssast_lobes.training.card import model_card
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.utils.chance import CHANCE, is_at_chance
 from ssast_lobes.utils.metrics import effective_rank, mean_deviation
 from ssast_lobes.utils.plots import plot_reconstruction
 from ssast_lobes.utils.random import clip_keys
-from ssast_lobes.utils.schedules import WarmupPlateau
+from ssast_lobes.utils.schedules import WarmupPlateau, count_steps
+
+logger = get_logger(__name__)
 
 # Clips whose embeddings tell the effective rank.
 RANK_CLIPS = 1000
+
+# A run that is at chance after so many steps is told so: the slowest that
+# learned began after 1,100 (hparams/objective/mspm_small_data.yaml).
+STEPS_TO_BEGIN = 1200
 
 
 class PretrainingBrain(SpectrogramBrain):
@@ -35,6 +45,10 @@ class PretrainingBrain(SpectrogramBrain):
     def objective(self):
         """The objective without wrappers."""
         return unwrap(self.modules.pretrainer).objective
+
+    def task(self):
+        """Return the name of the objective."""
+        return {"objective": type(self.objective).__name__}
 
     def parameter_groups(self):
         """Return all trainable parameters, at one rate."""
@@ -117,11 +131,45 @@ class PretrainingBrain(SpectrogramBrain):
         else:
             stats |= self._watched()
             self.log_epoch(epoch, self._train_stats, stats)
+        if if_main_process():
+            self._warn_at_chance([self._train_stats, stats])
         if isinstance(self.schedule, WarmupPlateau):
             self.schedule.update(stats.get("accuracy", -stats["loss"]))
         self.checkpointer.save_and_keep_only(
             meta={"epoch": epoch, "loss": stats["loss"]},
             min_keys=["loss"] if self.has_valid else [],
+        )
+
+    def _warn_at_chance(self, stages):
+        """Warn of a run that has not begun to learn, after one epoch only.
+
+        That is the first to end after the warm-up and `STEPS_TO_BEGIN`, or
+        the last of a shorter run.
+
+        Arguments
+        ---------
+        stages : list of dict of str to float
+            Averages of the training, and of the validation if there is any.
+        """
+        if not all(map(is_at_chance, stages)):
+            return
+        total = self.total_steps
+        warmup = count_steps(getattr(self.schedule, "warmup", 0), total)
+        due = min(max(STEPS_TO_BEGIN, warmup), total)
+        *before, row = [0, *(row["step"] for row in self.log_rows())]
+        if not before[-1] < due <= row:
+            return
+        name = next(n for n in stages[0] if f"{n}{CHANCE}" in stages[0])
+        # Learned positions are slow to tell masked patches apart.
+        told_apart = getattr(self.objective, "sincos_positions", True)
+        logger.warning(
+            f"After {row} steps the model is no better than chance "
+            f"({name} {stages[0][name]:.4g}, chance "
+            f"{stages[0][f'{name}{CHANCE}']:.4g}): it has not begun to learn. "
+            f"Change lr ({self.optimizer.defaults['lr']:g}), its warm-up "
+            f"({warmup} steps) or batch_size, mask fewer or other patches "
+            "(mask_ratio or geometry), give more hours of audio or epochs"
+            + ("" if told_apart else ", or take --objective mspm_small_data")
         )
 
     def _watched(self):
@@ -150,6 +198,44 @@ class PretrainingBrain(SpectrogramBrain):
         epoch = self.hparams.epoch_counter.current
         rows = [row for row in self.log_rows() if row["epoch"] == epoch]
         return rows[0] if rows else {}
+
+    def export(self, folder, hparams_file, rows, metrics, window, **settings):
+        """Write the encoder and its objective to a folder, on the main process.
+
+        Arguments
+        ---------
+        folder : str or os.PathLike
+            Where to; see `export_pretrained`.
+        hparams_file, rows
+            For the model card; see `model_card`.
+        metrics : dict of str to float
+            From `finish`; the card tells those of validation, if there are
+            any.
+        window : float
+            Seconds that the export takes at once; see `export_window`.
+        **settings
+            What the card tells next to what the Brain knows.
+        """
+        if if_main_process():
+            part = "valid_" if self.has_valid else "train_"
+            masker = self.objective.config.get("masker", {})
+            masker = ", ".join(
+                value if key == "name" else f"{key} {value}"
+                for key, value in masker.items()
+                if value is not None
+            )
+            card = model_card(
+                hparams_file,
+                rows,
+                {k: v for k, v in metrics.items() if k.startswith(part)},
+                **settings,
+                masker=masker or None,
+                epochs=self.told_epochs(),
+                steps=self.optimizer_step,
+                seed=self.hparams.seed,
+            )
+            features = unwrap(self.modules.pretrainer).features
+            export_pretrained(folder, self.objective, features, card, window)
 
     @torch.no_grad()
     def draw(self):

@@ -11,6 +11,7 @@ from speechbrain.utils.metric_stats import ErrorRateStats
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.optimizers import parameter_groups
+from ssast_lobes.training.report import readable
 
 
 def load_tokenizer(tokenizer_class):
@@ -169,7 +170,7 @@ class RecognitionBrain(SpectrogramBrain):
                 "best epoch": self.hparams.epoch_counter.current,
                 "part": self.part,
             },
-            test_stats=stats,
+            test_stats=readable(stats),
         )
         self.draw()
         if if_main_process():

@@ -20,6 +20,8 @@ from sklearn.metrics import (
     roc_curve,
 )
 
+from ssast_lobes.utils.chance import CHANCE
+
 
 def unweighted_average_recall(target, predicted):
     """Return the mean over the classes of each class's recall (UAR).
@@ -297,6 +299,8 @@ class ClassificationMetrics:
         Returns
         -------
         dict
+            What chance gives stands next to a number: ``accuracy_chance``, the
+            best that one answer for all clips can reach.
             Single-label: ``accuracy``, ``uar`` and ``macro_f1`` (float), and
             ``confusion_matrix`` (int64 (C, C), rows are the truth). Where
             there are two classes, and clips of both: ``eer`` (float), the
@@ -321,21 +325,27 @@ class ClassificationMetrics:
                     "no class has a positive clip: mean average precision is "
                     "undefined"
                 )
+            is_scored = ~per_class.isnan()
             return {
                 "mAP": per_class.nanmean().item(),
+                f"mAP{CHANCE}": targets[:, is_scored].double().mean().item(),
                 "average_precision": per_class,
-                "classes_scored": int((~per_class.isnan()).sum()),
+                "classes_scored": int(is_scored.sum()),
             }
         predicted, n_classes = scores.argmax(dim=1), scores.shape[1]
         matrix = confusion_matrix(targets, predicted, labels=range(n_classes))
+        counts = matrix.sum(1)
         found = {
             "accuracy": float(accuracy_score(targets, predicted)),
+            f"accuracy{CHANCE}": float(counts.max() / counts.sum()),
             "uar": unweighted_average_recall(targets, predicted),
+            f"uar{CHANCE}": float(1 / (counts > 0).sum()),
             "macro_f1": float(f1_score(targets, predicted, average="macro")),
         }
         if n_classes == 2 and len(targets.unique()) == 2:
             margin = scores[:, 1].double() - scores[:, 0].double()
             found["eer"] = equal_error_rate(margin, targets)
+            found[f"eer{CHANCE}"] = 0.5
         return {**found, "confusion_matrix": torch.from_numpy(matrix)}
 
 

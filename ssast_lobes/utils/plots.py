@@ -16,6 +16,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from ssast_lobes.utils.chance import CHANCE
+
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _SKY, _GREY = "#56B4E9", "0.8"
 
@@ -156,8 +158,9 @@ def plot_training_curves(log_rows, path):
 
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
     part of the data; train, valid and test share the panel of their metric.
-    A key without such a first word (``lr``) has a panel of its own. Values
-    that are missing or not finite are left out.
+    A key without such a first word (``lr``) has a panel of its own. What
+    chance gives, ``train_accuracy_chance``, is a thin line, dashed, in the
+    panel of its metric. Values that are missing or not finite are left out.
 
     Arguments
     ---------
@@ -199,7 +202,10 @@ def plot_training_curves(log_rows, path):
         shown = {}
         for axis, (metric, curves) in zip(axes, panels.items(), strict=False):
             for split, points in curves.items():
-                shown[split] = _draw_curve(axis, split, points)
+                if str(split).endswith(CHANCE):
+                    shown["chance"] = _draw_chance(axis, points)
+                else:
+                    shown[split] = _draw_curve(axis, split, points)
             axis.set(xlabel=unit.capitalize(), ylabel=_metric_name(metric))
             axis.xaxis.get_major_locator().set_params(
                 integer=True, nbins=6, min_n_ticks=1
@@ -207,11 +213,13 @@ def plot_training_curves(log_rows, path):
             axis.grid(alpha=0.3)
         for axis in axes[len(panels) :]:
             axis.remove()
-        named = [split for split in _SPLITS if split in shown]
+        names = {split: look[0] for split, look in _SPLITS.items()}
+        names["chance"] = "Chance"
+        named = [split for split in names if split in shown]
         if named:
             figure.legend(
                 [shown[split] for split in named],
-                [_SPLITS[split][0] for split in named],
+                [names[split] for split in named],
                 loc="outside upper center",
                 ncols=len(named),
             )
@@ -447,6 +455,9 @@ def _curves_by_metric(log_rows, unit):
             if key in ("step", "epoch") or not _is_number(value):
                 continue
             split, metric = _split_and_metric(key)
+            if metric.endswith(CHANCE):
+                metric = metric.removesuffix(CHANCE)
+                split = f"{split}{CHANCE}"
             curves = panels.setdefault(metric, {})
             curves.setdefault(split, []).append((row[unit], float(value)))
     if not panels:
@@ -476,6 +487,16 @@ def _draw_curve(axis, split, points):
     else:
         style = {"linestyle": line}
     return axis.plot(steps, values, color=color, linewidth=1.2, **style)[0]
+
+
+def _draw_chance(axis, points):
+    """Draw what chance gives, and return its handle for the legend."""
+    steps, values = zip(*points, strict=True)
+    # A single epoch has a point, which no line shows.
+    marker = "_" if len(points) == 1 else None
+    return axis.plot(
+        steps, values, color="0.4", linewidth=0.9, linestyle="--", marker=marker
+    )[0]
 
 
 def _draw_intervals(axis, systems, scores):

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
+import yaml
 from export_kit import (
     FEATURES,
     LABELS,
@@ -25,7 +26,7 @@ from speechbrain.inference.speaker import SpeakerRecognition
 from speechbrain.utils.fetching import FetchConfig, FetchFrom, FetchSource
 
 import ssast_lobes
-from ssast_lobes import FrontEnd, Grid, SpectrogramLobe
+from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder, SpectrogramLobe
 from ssast_lobes.checkpoints.bundled import bundled_model
 from ssast_lobes.checkpoints.folder import (
     check_export_folder,
@@ -36,10 +37,11 @@ from ssast_lobes.checkpoints.folder import (
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.hyperparams import hyperparams_text
 from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.model_card import read_card
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
-from ssast_lobes.objectives import MSPM
+from ssast_lobes.objectives import MSPM, load_objective
 
 FRAME = Grid(32, (32, 2))
 
@@ -576,5 +578,72 @@ def test_model_card_tells_what_it_is(tmp_path):
         "| accuracy | 0.875 |",
     ):
         assert line in text.splitlines()
+    assert "AAAI" not in text
+    assert "the mean of its tokens after the last layer" in text
     assert "one of 3 labels: it's, a=b" in text
     assert Path(folder).name in text
+
+
+def test_model_card_tells_what_chance_gives(tmp_path):
+    metrics = {"uar": 0.75, "accuracy": 0.875, "accuracy_chance": 0.5}
+    front = {"license": "mit", "base_model": "me/barks"}
+    card = {**CARD, **front, "metrics": metrics}
+    text = export(tmp_path / "my_model", make_classifier(), card=card)
+    text = (text / "README.md").read_text()
+    rows = "| name | value | chance |", "| uar | 0.75 |  |"
+    for line in (*rows, "| accuracy | 0.875 | 0.5 |"):
+        assert line in text.splitlines()
+    head = yaml.safe_load(text.split("---\n")[1])
+    assert head.items() >= {**front, "metrics": ["uar", "accuracy"]}.items()
+    assert "## License" not in text
+
+
+def test_model_card_names_the_objective_and_its_paper(tmp_path):
+    class Mine(MSPM):
+        paper = None
+
+    encoder = {"grid": {"n_mels": 32}, "dim": 32, "depth": 1, "heads": 2}
+    told = {}
+    for build in (load_objective("m2d"), Mine):
+        objective = build(SpectrogramEncoder(**encoder))
+        # What it began from does not count.
+        card = {"pretraining": "another one"}
+        folder = tmp_path / "export"
+        export_pretrained(folder, objective, FrontEnd(n_mels=32), card)
+        text = (folder / "README.md").read_text()
+        told[build] = read_card(folder)["Pretraining"]
+        assert "another one" not in text and "AAAI" not in text
+    m2d, mine = told.values()
+    assert m2d.startswith("M2D: masked modeling duo (Niizumi et al., ")
+    assert mine == f"{__name__}.Mine"
+
+
+# No line of the project names a folder of a person.
+HOMES = Path("/", "home")
+
+
+@pytest.mark.parametrize(
+    "path, name",
+    [
+        (f"{HOMES}/ann/My data/barks.csv", "barks.csv"),
+        ("/tmp/tmpx1/runs/first/export", "first/export"),
+        (f"{HOMES}/ann/export/", "export"),
+        (f"{HOMES}/ann", "~"),
+        ("~/runs/first/export", "first/export"),
+        ("C:\\Users\\ann\\clips", "clips"),
+        ("../shared/barks.csv", "../shared/barks.csv"),
+        ("https://example.org/a/b.csv", "https://example.org/a/b.csv"),
+    ],
+)
+def test_model_card_tells_no_private_path(tmp_path, path, name):
+    card = {
+        "data": f"{path}: 3 training clips",
+        "recipe": f"python train.py --audio='[{path}, {path}]' --a={path}",
+        "settings": {"source": path, "several": [path], "half": "1/2 a / b"},
+    }
+    folder = export(tmp_path / "my_model", make_classifier(), card=card)
+    text = (folder / "README.md").read_text().partition("## Use")[0]
+    assert "ann" not in text.replace("channel", "") and "tmp" not in text
+    assert f"| source | {name} |" in text or "My data" in path
+    assert "| half | 1/2 a / b |" in text
+    assert str(tmp_path) not in text

@@ -298,7 +298,7 @@ def test_front_matter_and_use_on_the_hub(place):
         "license": "mit",
         "library_name": "speechbrain",
         "pipeline_tag": "audio-classification",
-        "tags": ["audio", "ssast", "self-supervised", "ssast_lobes", "x"],
+        "tags": ["audio", "self-supervised", "ssast_lobes", "x"],
         "metrics": ["accuracy", "uar"],
         "datasets": ["d"],
     }

@@ -239,7 +239,8 @@ def test_card_tells_of_training_heads_and_licenses(with_heads):
     assert "## Licenses of the training audio\n\n- tones: made here" in text
     assert "## Data\n\ntones: 12 clips\n" in text
     assert "| lr | 0.1 |" in text
-    assert f"| sounds (accuracy) | {scores['sounds']:.6g} |" in text
+    assert "| name | value | chance |" in text
+    assert f"| sounds (accuracy) | {scores['sounds']:.6g} | 0." in text
     assert text.count("## Use\n") == text.count("## Settings\n") == 1
 
 

@@ -197,7 +197,7 @@ def test_state_of_an_experiment(tmp_path):
 
     start(folder)
     (folder / "save" / "CKPT+1").mkdir(parents=True)
-    fuzz(folder / "settings.json", start, SettingsError)
+    fuzz(folder / "save/settings.json", start, SettingsError)
 
 
 def test_statistics(tmp_path):
@@ -215,7 +215,7 @@ def test_manifests_and_lists(tmp_path):
     rows = read_manifest(path)
     scan_and_write(rows, tmp_path / "out")
     # A list of durations is there to save time: never an error.
-    draw, cache = random.Random(0), tmp_path / "out" / "durations.csv"
+    draw, cache = random.Random(0), tmp_path / "out/save/durations.csv"
     good = cache.read_bytes()
     for _ in range(20):
         cache.write_bytes(damaged(good, draw))

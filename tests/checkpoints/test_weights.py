@@ -1,6 +1,7 @@
 """Weights in and out: strict, lossless, and clear about what is wrong."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -492,7 +493,7 @@ def test_mean_of_several_weights(alike, tmp_path):
     assert all(v.mean() == pytest.approx(8 / 3) for v in mean.state.values())
     assert mean.config == models[0].config
     card = (tmp_path / "mean" / "README.md").read_text()
-    names = ", ".join(f"`{folder}`" for folder in alike)
+    names = ", ".join(f"`{Path(folder).name}`" for folder in alike)
     assert f"The mean of the weights of {names}." in card
 
 

@@ -45,6 +45,16 @@ def test_numbers_by_labels_are_those_measured(report, advice):
     assert words[better] in advice.why
 
 
+def test_numbers_of_fewer_labels_are_those_measured():
+    told = [float(x) for x in re.findall(r"(\d+\.\d) %", BY_LABELS[1].why)]
+    expected = [
+        mean(scores(f"fewer_labels_{n}")[system, "linear"])
+        for n in (2, 5)
+        for system in ("pretrained", "untrained")
+    ]
+    assert told == pytest.approx(expected, abs=0.05)
+
+
 def test_numbers_by_hours_are_those_measured():
     ablation = scores("ablation")
     told = [float(x) for x in re.findall(r"(\d+\.\d) %", BY_HOURS[0].why)]

@@ -135,7 +135,9 @@ def test_written_splits_are_read_and_make_a_manifest(splits, tmp_path):
     assert (row["label"], row["speaker"]) == ("tone", "speaker0")
     assert 0.3 <= row["duration"] <= 1.2
     # People, and other recipes, read it as any manifest.
-    rows = read_manifest(tmp_path / "manifest.csv", ("path", "label", "split"))
+    rows = read_manifest(
+        tmp_path / "save/manifest.csv", ("path", "label", "split")
+    )
     assert len(rows) == 24
     with open(path, "rb") as file:
         before = file.read()
@@ -187,14 +189,14 @@ def test_all_problems_are_told_at_once(splits, tmp_path):
         f"  more than one clip has the id {last}: in test and test\n"
         "  no such file: /gone.wav"
     )
-    assert not (tmp_path / "splits.json").exists()
+    assert not (tmp_path / "save/splits.json").exists()
 
 
 def test_valid_that_is_test_is_no_problem(splits, tmp_path):
     splits["valid"] = splits["test"]
     written = read_splits(write_splits(splits, tmp_path, "Tones"))
     assert written["valid"] == written["test"]
-    with open(tmp_path / "manifest.csv", newline="") as file:
+    with open(tmp_path / "save/manifest.csv", newline="") as file:
         kinds = Counter(row["split"] for row in csv.DictReader(file))
     assert kinds == {"train": 12, "test": 6}
 
@@ -227,7 +229,7 @@ def test_labels_that_cannot_be_saved_are_told_with_a_clip(splits, tmp_path):
         f'Tones: 1 problem with the data\n  {first["id"]}: label "a => tone" '
         'cannot be saved: replace the " => " in it'
     )
-    assert not (tmp_path / "splits.json").exists()
+    assert not (tmp_path / "save/splits.json").exists()
     first["label"] = "noise; b => c"
     with pytest.raises(ManifestError, match=f'{first["id"]}: label "b => c"'):
         write_splits(splits, tmp_path, "Tones", multi_label=True)

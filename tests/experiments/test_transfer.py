@@ -354,7 +354,7 @@ def test_a_pretraining_resumes_from_its_stage(run, tones, tmp_path):
     assert costs["second"]["asked"]["audio"] == [str(tones.manifest)]
     # Clips that are valid or test are left out, of their folder too.
     for name in costs:
-        text = (out / "pretrain" / name / "splits.json").read_text()
+        text = (out / "pretrain" / name / "save/splits.json").read_text()
         rows = [*json.loads(text)["train"].values()]
         assert len(rows) == costs[name]["clips"] > 0
         assert not tones.held_out & {Path(row["path"]).name for row in rows}
@@ -386,7 +386,8 @@ def test_pretraining_on_what_is_held_out_is_noticed(script, tones, tmp_path):
     task = script.read_item(name="tones", csv_path=str(tones.manifest)).task
     [one, *_] = task.paths("valid")
     rows = {"train": {"a": {"path": one}}, "valid": {}}
-    (tmp_path / "splits.json").write_text(json.dumps(rows))
+    (tmp_path / "save").mkdir()
+    (tmp_path / "save/splits.json").write_text(json.dumps(rows))
     with pytest.raises(SettingsError, match=f"trained on 1 clips.*{one}"):
         script.check_held_out([task], tmp_path)
 

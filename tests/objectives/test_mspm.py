@@ -1,5 +1,6 @@
 """Masked spectrogram patch modeling against plain Python, clip by clip."""
 
+import math
 import random
 from contextlib import nullcontext
 
@@ -147,6 +148,7 @@ def test_hidden_tokens_are_gathered_in_order():
 def by_hand(objective, feats, n_frames, mask, task):
     """Losses clip by clip: each clip alone, its hidden tokens picked out."""
     grid, nces, mses, hits = objective.encoder.grid, [], [], []
+    counts = []
     for clip, count, chosen in zip(feats, n_frames.tolist(), mask, strict=True):
         steps = grid.n_time(count)
         own = chosen[:, :steps][None]
@@ -163,14 +165,18 @@ def by_hand(objective, feats, n_frames, mask, task):
             )
             nces.append(nce)
             hits.append(hit)
+            counts.append(len(targets))
         if task != "discriminative":
             error = objective.generator_head(tokens) - targets
             mses.append(error.square().mean().item())
-    return {
-        name: sum(values) / len(values)
-        for name, values in (("nce", nces), ("accuracy", hits), ("mse", mses))
-        if values
+    values = {
+        "nce": nces,
+        "nce_chance": [math.log(count) for count in counts],
+        "accuracy": hits,
+        "accuracy_chance": [1 / count for count in counts],
+        "mse": mses,
     }
+    return {name: sum(v) / len(v) for name, v in values.items() if v}
 
 
 @softmax_axes

@@ -107,7 +107,7 @@ def test_views_of_a_clip_lose_times_and_frequencies():
 def gradients(rank=None, world=2):
     """Of a batch of eight clips, or of a process's half of it."""
     # With gradients near 1, float32 is exact to 1e-6.
-    objective = build(temperature=1.0, **QUIET)
+    objective = build(temperature=1.0, memory=16, **QUIET)
     feats, n_frames = batch(8)
     keys, module = torch.arange(8), objective
     if rank is not None:

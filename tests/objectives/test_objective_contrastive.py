@@ -89,6 +89,12 @@ def test_the_contrasts_by_hand():
         nce = output.logs[f"{name}_nce"]
         assert nce.item() == pytest.approx(loss, abs=1e-4)
         assert output.logs[f"{name}_accuracy"].item() == pytest.approx(accuracy)
+        # Three clips give six crops: five others to choose from.
+        chances = (
+            output.logs[f"{name}_nce_chance"].exp(),
+            1 / output.logs[f"{name}_accuracy_chance"],
+        )
+        assert torch.stack(chances).tolist() == pytest.approx([5, 5])
         total += weight * nce
     assert output.loss.item() == pytest.approx(total.item(), rel=1e-5)
 

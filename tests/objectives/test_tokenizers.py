@@ -10,7 +10,6 @@ from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
     KMeansTokenizer,
     RandomProjectionTokenizer,
-    code_usage,
     describe,
     fit_kmeans,
     make_tokenizer,
@@ -94,7 +93,7 @@ def test_kmeans_finds_kinds_of_sound(features, tmp_path):
     clips = torch.cat([clip(seed) for seed in range(4)])
     x = describe(grid, clips, features).flatten(0, 1)
     used, entropy = fit_kmeans(grid, x, file, 4, features)
-    assert (used, entropy) == (1.0, 1.0)
+    assert (used, entropy) == (1.0, pytest.approx(1.0))
     ids = KMeansTokenizer(grid, file)(clip(9))[0, :, 0]
     assert len({*zip(kinds.tolist(), ids.tolist(), strict=True)}) == 4
     with pytest.raises(ValueError, match="was fitted for .* the encoder has"):
@@ -139,14 +138,6 @@ def test_wrong_tokenizers_are_told(tokenizer, message):
         make_tokenizer(tokenizer, Grid())
 
 
-def test_usage():
-    ids = torch.tensor([[[0], [1]], [[1], [3]]])
-    used, entropy = code_usage(ids, 4, torch.ones(2, 2, 1))
-    assert (used, entropy) == (0.75, pytest.approx(0.75))
-    used, _ = code_usage(ids, 4, torch.tensor([[[0], [1]], [[1], [0]]]))
-    assert used == 0.25
-
-
 def test_the_loss_is_that_of_torch():
     """Label smoothing, books and clips of unlike numbers of masked tokens."""
     torch.manual_seed(0)
@@ -167,7 +158,15 @@ def test_the_loss_is_that_of_torch():
     each = each.unflatten(0, (2, 5, 2)).sum(2)
     expected = (each[0].mean() + each[1, :2].mean()) / 2
     torch.testing.assert_close(output.loss, expected)
-    assert 0 <= output.logs["accuracy"] <= 1
+    # What is guessed by one who knows how frequent the codes are.
+    counts = torch.bincount(
+        torch.cat([ids[0].flatten(), ids[1, :2].flatten()]), minlength=16
+    )
+    frequency = counts / counts.sum()
+    assert output.logs["accuracy_chance"] == frequency.max()
+    assert output.logs["codes_used"] == (counts > 0).float().mean()
+    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum()
+    torch.testing.assert_close(output.logs["cross_entropy_chance"], chance)
 
 
 def test_replaced_tokens_do_not_show():

@@ -107,7 +107,7 @@ def test_the_same_clips_in_another_place_are_resumed(trained, tmp_path):
     train(task, elsewhere, folder)
     assert exported(folder).keys() == weights.keys()
     assert all(exported(folder)[k].equal(w) for k, w in weights.items())
-    assert str(moved) in (folder / "splits.json").read_text()
+    assert str(moved) in (folder / "save/splits.json").read_text()
     train(task, elsewhere, folder, epochs=2)
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
 

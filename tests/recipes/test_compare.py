@@ -40,7 +40,9 @@ def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
     assert cost["settings"]["lr"] == 0.001 and cost["steps"] > 0
 
     # The folder of the audio has the clips of valid and test too.
-    splits = json.loads((tmp_path / "m2d_small_data/splits.json").read_text())
+    splits = json.loads(
+        (tmp_path / "m2d_small_data/save/splits.json").read_text()
+    )
     seen = {Path(row["path"]).name for row in splits["train"].values()}
     assert seen and tones.held_out and not seen & tones.held_out
 

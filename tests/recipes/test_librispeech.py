@@ -120,7 +120,7 @@ def test_truncated_audio(prepare, archive):
 
 def test_transcripts_of_train_alone(prepare, tmp_path):
     rows = prepare()["train"].values()
-    lines = (tmp_path / "out" / "transcripts.txt").read_text().splitlines()
+    lines = (tmp_path / "out" / "save/transcripts.txt").read_text().splitlines()
     assert lines == [row["label"] for row in rows]
 
 

@@ -100,4 +100,7 @@ def test_loss(task, tones):
     assert result["compute_cost"] == "my_code.my_loss(power=2)"
     assert 0 < result["metrics"]["loss"] < 1
     card = (out / "export" / "README.md").read_text()
-    assert "my_loss(power=2)" in card
+    assert "| compute_cost | my_code.my_loss(power=2) |" in card
+    assert "python train.py hparams/classify.yaml --output_folder=out" in card
+    assert f"--manifest={tones.manifest.name} " in card
+    assert str(tones.folder) not in card

@@ -266,6 +266,9 @@ def test_two_processes(task, tones, train, tmp_path):
         result.stdout.count("Exported to") + result.stderr.count("Exported to")
         == 1
     )
+    # The main process alone prints.
+    for line in ("- This run", "- Epoch 2 of 2", "- Finished"):
+        assert (result.stdout + result.stderr).count(line) == 1
     assert len((folder / "metrics.jsonl").read_text().splitlines()) == 2
     if task == "classify":
         # One process finds the same numbers for the same weights.
@@ -317,11 +320,20 @@ def test_export_of_pretraining(pretrained, tones):
     assert "objective.mask_embedding" in state
 
 
-def test_export_says_what_it_was_trained_on(pretrained):
+def test_export_says_what_it_was_trained_on(pretrained, tones):
     rows = log_of(pretrained)
     best = min(rows, key=lambda row: row["valid_loss"])
     card = (pretrained / "export" / "README.md").read_text()
+    own, chance = best["valid_accuracy"], best["valid_accuracy_chance"]
+    assert f"| valid_accuracy | {own:.6g} | {chance:.6g} |" in card
     assert f"| valid_loss | {best['valid_loss']:.6g} |" in card
+    assert f"| epochs | {best['epoch']} of {len(rows)} |" in card
+    assert f"| steps | {best['step']} |" in card
+    assert "| source | none: random weights |" in card
+    assert "MSPM: masked spectrogram patch modeling (Gong et al., " in card
+    # Names, but nothing of where things lie.
+    assert f"{tones.folder.name}: " in card and str(tones.folder) not in card
+    assert str(pretrained.parent) not in card
 
 
 @pytest.mark.slow
@@ -338,7 +350,8 @@ def test_mean_of_pretrainings(train, pretrained, tmp_path):
     for key, value in exported(pretrained).items():
         torch.testing.assert_close(mean[key], value + 0.5)
     card = (tmp_path / "mean" / "README.md").read_text()
-    assert all(one in card for one in folders) and "valid_loss" not in card
+    names = [f"{Path(one).parent.name}/export" for one in folders]
+    assert all(one in card for one in names) and "valid_loss" not in card
     # A training continues from it.
     flags = [f"--source={tmp_path / 'mean'}", "--number_of_epochs=1", "--lr=0"]
     again = exported(train("pretrain", *flags, folder=tmp_path / "again"))

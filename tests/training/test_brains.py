@@ -580,7 +580,8 @@ def test_pretraining_goes_back_to_its_best_epoch(rows, tmp_path):
 def test_half_the_objective_trains_alone(task, rows, tmp_path):
     run = fit(build("pretrain", rows, tmp_path, model={"task": task}))
     row = run.brain.finish()
-    names = {"valid_nce", "valid_accuracy"}
+    names = {f"valid_{name}" for name in ("nce", "accuracy")}
+    names |= {f"{name}_chance" for name in names}
     names = names if task == "discriminative" else {"valid_mse"}
     assert {k for k in row if k.startswith("valid_")} == names | {
         "valid_loss",
@@ -814,6 +815,7 @@ def test_tensorboard_counts_epochs_through_a_resume(rows, tmp_path):
     events.Reload()
     names = {"lr", "loss/train"}
     names |= {f"{name}/valid" for name in ("loss", "accuracy", "uar")}
+    names |= {f"{name}_chance/valid" for name in ("loss", "accuracy", "uar")}
     names |= {"macro_f1/valid"}
     assert set(events.Tags()["scalars"]) == names
     assert [event.step for event in events.Scalars("loss/valid")] == [1, 2, 3]
@@ -980,3 +982,39 @@ def test_weight_decay_follows_its_schedule(rows, tmp_path):
     seen = {group["weight_decay"] for group in brain.optimizer.param_groups}
     last = schedule(brain.optimizer_step - 1, brain.total_steps)
     assert last > 0.3 and seen == {0.0, last}
+
+
+# Chance -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lr", [0.0, 0.01])
+def test_a_pretraining_at_chance_says_so_once(lr, rows, tmp_path, caplog):
+    run = build("pretrain", rows, tmp_path, lr=lr, epochs=3)
+    fit(run)
+    said = [m for m in caplog.messages if "not begun to learn" in m]
+    if lr > 0:
+        assert said == []
+        return
+    [line] = said
+    assert line.startswith("After 12 steps the model is no better than chance")
+    for word in ("lr (0)", "warm-up", "batch_size", "mask_ratio", "geometry"):
+        assert word in line
+    # The last of the epochs, of a run as short as this one.
+    log = [row["train_nce_chance"] for row in run.brain.log_rows()]
+    assert len(log) == 3 and f"chance {log[-1]:.4g})" in line
+    assert "train nce_chance: " in (tmp_path / "train_log.txt").read_text()
+
+
+def test_chance_stands_next_to_what_a_classifier_reaches(rows, tmp_path):
+    run = fit(build("classify", rows, tmp_path, lr=0.0, epochs=1))
+    stats = evaluate(run)
+    # Three classes of as many clips.
+    assert stats["accuracy_chance"] == pytest.approx(1 / 3)
+    assert stats["loss_chance"] == pytest.approx(math.log(3))
+    own = build("classify", rows, tmp_path / "own", compute_cost=own_cost)
+    fit(own)
+    assert "loss_chance" not in evaluate(own)
+
+
+def own_cost(scores, targets):
+    return (scores - targets).square().mean()

@@ -273,11 +273,11 @@ def test_nothing_is_trained_yet(tmp_path):
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"lr"'])
 def test_damaged_settings_are_told(text, first):
     task, folder = first
-    (folder / "settings.json").write_text(text)
+    (folder / "save/settings.json").write_text(text)
     with pytest.raises(SettingsError, match="settings.json is damaged") as info:
         start(task, folder)
     assert "delete it; else choose another" in str(info.value)
-    (folder / "settings.json").unlink()
+    (folder / "save/settings.json").unlink()
     start(task, folder)
     with pytest.raises(SettingsError, match=r"seed \(1986, now 2\)"):
         start(task, folder, "--seed=2")

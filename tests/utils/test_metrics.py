@@ -58,6 +58,11 @@ def test_single_label_batches_sum_to_the_whole():
     summary = summary_of(PREDICTED, TARGET)
     assert summary["accuracy"] == pytest.approx(0.6666666666666666)
     assert summary["uar"] == pytest.approx(0.7083333333333333)
+    # Chance: the best that the same class for all clips can reach.
+    same = [summary_of([n] * len(TARGET), TARGET) for n in range(5)]
+    for name in ("accuracy", "uar"):
+        best = max(one[name] for one in same)
+        assert summary[f"{name}_chance"] == pytest.approx(best)
     # Hits 2, 2, 2, 2; predicted 3, 3, 3, 3; true 4, 3, 3, 2.
     expected = (4 / 7 + 4 / 6 + 4 / 6 + 4 / 5) / 4
     assert summary["macro_f1"] == pytest.approx(expected)
@@ -119,6 +124,8 @@ def test_multi_label_batches_sum_to_the_whole():
     per_class = summary["average_precision"].tolist()
     assert per_class == pytest.approx(AVERAGE_PRECISION, abs=1e-12)
     assert summary["classes_scored"] == 3
+    same = multi_label_summary(torch.zeros(8, 3), torch.tensor(LABELS))
+    assert summary["mAP_chance"] == pytest.approx(same["mAP"])
 
 
 def test_classes_without_positives_are_left_out_of_the_mean():

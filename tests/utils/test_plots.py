@@ -252,3 +252,19 @@ assert "matplotlib.pyplot" not in sys.modules
     subprocess.run([sys.executable, "-c", program, path], check=True)
     plot_comparison([("a", 0.5, 0.1)], tmp_path / "own.png")
     assert np.array_equal(imread(path), imread(tmp_path / "own.png"))
+
+
+def test_chance_is_a_dashed_line_in_the_panel_of_its_metric(tmp_path):
+    rows = [
+        {"epoch": e, "valid_nce": 4 - e, "valid_nce_chance": 4.1, "lr": 0.1}
+        for e in (1, 2)
+    ]
+    figure = plot_training_curves(rows, tmp_path / "curves.png")
+    panels = {axis.get_ylabel(): axis for axis in figure.axes}
+    assert panels.keys() == {"InfoNCE", "Learning rate"}
+    curve, chance = panels["InfoNCE"].lines
+    assert list(curve.get_ydata()) == [3, 2]
+    assert list(chance.get_ydata()) == [4.1, 4.1]
+    assert chance.get_linestyle() == "--"
+    [legend] = figure.legends
+    assert [t.get_text() for t in legend.texts] == ["Validation", "Chance"]

@@ -12,10 +12,9 @@ import sys
 import speechbrain as sb
 from hyperpyyaml import load_hyperpyyaml
 from pretraining_prepare import prepare_pretraining
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from ssast_lobes import training
-from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.dataio.dataset import make_dataset
 from ssast_lobes.dataio.splits import read_splits
 
@@ -88,18 +87,17 @@ def main(arguments):
             valid_loader_kwargs=hparams["valid_dataloader_opts"],
         )
         best = brain.finish()
-        if if_main_process():
-            card = training.model_card(
-                hparams_file,
-                rows,
-                best,
-                crop_seconds=hparams["crop_seconds"],
-                batch_size=hparams["batch_size"],
-                lr=hparams["lr"],
-                seed=hparams["seed"],
-            )
-            folder = hparams["export_folder"]
-            export_pretrained(folder, objective, lobe.features, card, window)
+        brain.export(
+            hparams["export_folder"],
+            hparams_file,
+            rows,
+            best,
+            window,
+            source=hparams["source"],
+            crop_seconds=hparams["crop_seconds"],
+            batch_size=hparams["batch_size"],
+            lr=hparams["lr"],
+        )
     return best
 
 

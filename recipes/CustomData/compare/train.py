@@ -79,7 +79,7 @@ def pretrain(name, settings, folder, tasks):
         command += [f"--{key}", flag_value(value)]
     start, used = time.time(), _cpu_seconds()
     subprocess.run(command, cwd=PRETRAIN, check=True)
-    splits = json.loads((folder / "splits.json").read_text("utf-8"))
+    splits = json.loads((folder / "save/splits.json").read_text("utf-8"))
     cost = {
         "settings": settings,
         "steps": read_log(folder)[-1]["step"],

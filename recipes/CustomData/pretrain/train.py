@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Pretrain a spectrogram transformer on any audio, without labels.
 
-> python train.py hparams/pretrain.yaml --audio /path/to/audio
+> python train.py hparams/pretrain.yaml --audio /path/to/audio \
+      --objective mspm_small_data
 
-The objective is SSAST's, or another one by its name: --objective eat. The
-README in the folder above shows the settings.
+The objective is SSAST's, here for hours of audio, or another one by its name:
+--objective eat. The README in the folder above shows the settings.
 """
 
 import sys
@@ -12,10 +13,9 @@ import sys
 import speechbrain as sb
 from custom_data_prepare import prepare_pretraining
 from hyperpyyaml import load_hyperpyyaml
-from speechbrain.utils.distributed import if_main_process, run_on_main
+from speechbrain.utils.distributed import run_on_main
 
 from ssast_lobes import training
-from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.dataio.dataset import make_dataset, repeat_long
 from ssast_lobes.dataio.splits import read_splits
 from ssast_lobes.utils.random import clip_keys
@@ -116,18 +116,17 @@ def main(arguments):
             valid_loader_kwargs=hparams["valid_dataloader_opts"],
         )
         best = brain.finish()
-        if if_main_process():
-            card = training.model_card(
-                hparams_file,
-                rows,
-                best,
-                crop_seconds=hparams["crop_seconds"],
-                batch_size=hparams["batch_size"],
-                lr=hparams["lr"],
-                seed=hparams["seed"],
-            )
-            folder = hparams["export_folder"]
-            export_pretrained(folder, objective, lobe.features, card, window)
+        brain.export(
+            hparams["export_folder"],
+            hparams_file,
+            rows,
+            best,
+            window,
+            source=hparams["source"],
+            crop_seconds=hparams["crop_seconds"],
+            batch_size=hparams["batch_size"],
+            lr=hparams["lr"],
+        )
     return best
 
 

@@ -5,7 +5,6 @@ pretext heads, and a linear layer for each task.
 """
 
 import math
-import re
 import tempfile
 from pathlib import Path
 
@@ -13,10 +12,10 @@ import torch
 
 from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.folder import check_export_folder, write_export
-from ssast_lobes.checkpoints.format import CARD_FILE, WeightsError
+from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
-from ssast_lobes.checkpoints.model_card import USE_HEADING
+from ssast_lobes.checkpoints.model_card import read_card
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import (
@@ -35,11 +34,11 @@ from ssast_lobes.evaluation.probing.embeddings import (
     pooled,
 )
 from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
 
 # The words of `ClipPooling` for layers. "weighted": equal without training.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
-_SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
 
 
 def train_heads(
@@ -107,7 +106,7 @@ def train_heads(
     weights = load_weights(model)
     variants = variants_of(pooling, layers)
     clip_pooling = _clip_pooling(weights.config, variants)
-    card = _sections(resolved(model) / CARD_FILE)
+    card = read_card(resolved(model))
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
@@ -118,9 +117,10 @@ def train_heads(
         trained = {
             task.name: _head(task, encoder, variants, cache) for task in tasks
         }
-    metrics = {
-        f"{task.name} ({task.metric})": trained[task.name][1] for task in tasks
-    }
+    metrics = {}
+    for task in tasks:
+        name = f"{task.name} ({task.metric})"
+        metrics |= {name: trained[task.name][1], name + CHANCE: _chance(task)}
     card["linear_heads_on_test"] = metrics
     _write_encoder(folder, weights, clip_pooling, card)
     for name, (head, _) in trained.items():
@@ -153,6 +153,14 @@ def _clip_pooling(config, variants):
     return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
 
 
+def _chance(task):
+    """Return the best test score of one answer for all clips."""
+    counts = torch.bincount(task.targets("test"))
+    if task.metric == "uar":
+        return 1 / int((counts > 0).sum())
+    return int(counts.max()) / int(counts.sum())
+
+
 def _head(task, encoder, variants, cache_folder):
     """Return the head of a task, and its test score."""
     unreadable = []
@@ -178,12 +186,3 @@ def _head(task, encoder, variants, cache_folder):
     seconds = math.ceil(100 * longest) / 100
     plain = task.labels, pooling, _KINDS[layers], seconds
     return LinearHead(weight, bias, *plain), score
-
-
-def _sections(path):
-    """Read the sections of a model card about the training, by heading."""
-    if not path.is_file():
-        return {}
-    found = _SECTION.findall(path.read_text("utf-8"))
-    skipped = USE_HEADING.removeprefix("## ")
-    return {title: text.strip() for title, text in found if title != skipped}

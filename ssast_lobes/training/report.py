@@ -1,0 +1,330 @@
+"""What a run prints: what it will do, the time left, and what came of it."""
+
+import csv
+import json
+import logging
+import os
+import shlex
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import speechbrain as sb
+import torch
+from speechbrain.utils.logger import get_logger
+
+from ssast_lobes.checkpoints.format import LABELS_FILE
+from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.training.card import RESULT_FILE
+from ssast_lobes.training.logs import read_log
+from ssast_lobes.utils.chance import CHANCE
+from ssast_lobes.utils.distributed import n_processes
+
+logger = get_logger(__name__)
+
+# SpeechBrain's messages of each start and epoch: in log.txt, not on the screen.
+_DETAILS = ("core", "utils.quirks", "utils.checkpoints", "utils.epoch_loop")
+# Last words of the names of metrics that are fractions.
+_FRACTIONS = ("accuracy", "eer", "f1", "mAP", "uar", "wer")
+# Its module says that it cannot save figures, which no run here asks it to.
+logging.getLogger("speechbrain.utils.train_logger").addFilter(
+    lambda record: "torchvision" not in record.getMessage()
+)
+
+
+class Percentage(float):
+    """A fraction that prints as a percentage, whatever the format.
+
+    So SpeechBrain's loggers keep the number, and print it as people read it.
+
+    Example
+    -------
+    >>> f"{Percentage(0.83):.2e}", Percentage(0.83) + 0
+    ('83.0 %', 0.83)
+    """
+
+    def __format__(self, spec):
+        """Return the percentage with one decimal."""
+        return f"{100 * self:.1f} %"
+
+
+def readable(stats):
+    """Return statistics whose fractions print as percentages.
+
+    Arguments
+    ---------
+    stats : dict of str to float
+        By name, such as ``"accuracy"`` or ``"valid_accuracy"``.
+
+    Returns
+    -------
+    dict of str to float
+
+    Example
+    -------
+    >>> told = readable({"loss": 0.5, "accuracy": 0.83, "uar_chance": 0.25})
+    >>> [f"{name} {value:.3g}" for name, value in told.items()]
+    ['loss 0.5', 'accuracy 83.0 %', 'uar_chance 25.0 %']
+    """
+    return {
+        name: Percentage(value)
+        if name.removesuffix(CHANCE).rpartition("_")[2] in _FRACTIONS
+        else value
+        for name, value in stats.items()
+    }
+
+
+def duration(seconds):
+    """Return a time as people say it.
+
+    Arguments
+    ---------
+    seconds : float
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> duration(8.2), duration(200), duration(7500), duration(200000)
+    ('8 s', '3 min', '2 h 5 min', '2 d 7 h')
+    """
+    minutes = round(seconds / 60)
+    if minutes < 2:
+        return f"{seconds:.0f} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 24:
+        return f"{hours} h {minutes} min"
+    return f"{hours // 24} d {hours % 24} h"
+
+
+def block(title, rows):
+    """Return aligned lines under a title; leave out what is not known.
+
+    Arguments
+    ---------
+    title : str
+    rows : dict of str to str
+        By name; None is not known.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> print(block("Run", {"steps": "12", "device": "cpu", "more": None}))
+    Run
+      steps   12
+      device  cpu
+    """
+    known = {name: value for name, value in rows.items() if value is not None}
+    width = max(map(len, known), default=0)
+    lines = [f"  {name:<{width}}  {value}" for name, value in known.items()]
+    return "\n".join([title, *lines])
+
+
+class Progress:
+    """Tell what a Brain starts with, and the time that is left.
+
+    Arguments
+    ---------
+    brain : SpectrogramBrain
+        Ready to train; resumed, if it is.
+    rows : dict of str to str
+        What the Brain says of its task.
+    """
+
+    def __init__(self, brain, rows):
+        self.brain = brain
+        self.started = time.time()
+        self.first_step = brain.optimizer_step
+        total, counter = brain.total_steps, brain.hparams.epoch_counter
+        steps = (
+            f"{total:,} in {counter.limit} epochs of "
+            f"{brain.batches_per_epoch:,} batches"
+        )
+        if self.first_step:
+            steps += f"; resumes after step {self.first_step:,}"
+        rows = {
+            **rows,
+            "model": _model(brain),
+            "data": _data(brain.clips),
+            "steps": steps,
+            "device": _device(torch.device(brain.device)),
+            "precision": brain.precision,
+            "results": brain.output_folder,
+        }
+        logger.info(block("This run", rows))
+
+    def seconds_left(self):
+        """Return the seconds of the steps to come, at the pace of this start.
+
+        Returns
+        -------
+        float or None
+            None before the first step of this start.
+        """
+        done = self.brain.optimizer_step - self.first_step
+        if done == 0:
+            return None
+        pace = (time.time() - self.started) / done
+        return pace * (self.brain.total_steps - self.brain.optimizer_step)
+
+    def start_epoch(self):
+        """Say which epoch it is, and how long the training will take yet."""
+        brain, left = self.brain, self.seconds_left()
+        limit = brain.hparams.epoch_counter.limit
+        place = f"Epoch {brain.epoch} of {limit}"
+        if brain.step:
+            place += f", from batch {brain.step + 1}"
+        if left is not None:
+            place += f"; about {duration(left)} left"
+        logger.info(place)
+
+
+@contextmanager
+def quiet():
+    """Log what SpeechBrain says of each start and epoch at debug level.
+
+    Example
+    -------
+    >>> with quiet():
+    ...     logging.getLogger("speechbrain.core").info("in log.txt only")
+    """
+
+    def lower(record):
+        if record.levelno == logging.INFO:
+            record.levelno, record.levelname = logging.DEBUG, "DEBUG"
+        return True
+
+    loggers = [logging.getLogger(f"speechbrain.{name}") for name in _DETAILS]
+    for one in loggers:
+        one.addFilter(lower)
+    try:
+        yield
+    finally:
+        for one in loggers:
+            one.removeFilter(lower)
+
+
+def log_end(folder, export_folder):
+    """Say what came of a run, what to open, and what to do next.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+        Its output folder.
+    export_folder : str or os.PathLike
+        Its export.
+    """
+    folder, export = Path(folder), Path(export_folder)
+    paths = {
+        "log": folder / "log.txt",
+        "curves": folder / "curves.png",
+        "confusions": folder / "confusion_matrix.png",
+        "model": export,
+    }
+    rows = {"result": _result(folder)}
+    rows |= {name: path for name, path in paths.items() if path.exists()}
+    logger.info(block("Finished", {**rows, **_next(folder, export)}))
+
+
+def _next(folder, export):
+    """Return commands to use next, as a shell takes them."""
+    table = folder / "save" / "manifest.csv"
+    if not table.is_file():
+        return {}
+    if (export / LABELS_FILE).is_file():
+        with open(table, encoding="utf-8", newline="") as file:
+            rows = csv.DictReader(file)
+            clips = (row["path"] for row in rows if row["split"] == "test")
+            # Of shards only the table has the places.
+            clip = next(filter(os.path.isfile, clips), table)
+        return {"next": _command("classify", export, clip)}
+    output = folder / "embeddings.npz"
+    return {
+        "next": _command("embed", export, table, "--output", output),
+        "or": _command("finetune", "LABELS.csv", "--source", export),
+    }
+
+
+def _command(*words):
+    return shlex.join(["ssast-lobes", *map(str, words)])
+
+
+def _result(folder):
+    """Return in a line what was measured of the exported weights."""
+    path = folder / RESULT_FILE
+    if path.is_file():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        parts = found["metrics"]
+        # Several parts are tested each by itself.
+        if not all(isinstance(value, dict) for value in parts.values()):
+            parts = {"test": parts}
+        told = [f"{part}: {_told(one)}" for part, one in parts.items()]
+        return f"{'; '.join(told)} (epoch {found['epoch']})"
+    rows = read_log(folder)
+    if not rows:
+        return None
+    best = rows[-1]
+    if "valid_loss" in best:
+        best = min(rows, key=lambda row: row["valid_loss"])
+    stage = "valid" if "valid_loss" in best else "train"
+    stats = {
+        name.removeprefix(f"{stage}_"): value
+        for name, value in best.items()
+        if name.startswith(f"{stage}_")
+    }
+    return f"{stage}: {_told(stats)} (epoch {best['epoch']})"
+
+
+def _told(stats):
+    told = readable(stats).items()
+    return ", ".join(f"{name} {value:.3g}" for name, value in told)
+
+
+def _model(brain):
+    """Return the size of the encoder, and the number of parameters."""
+    parameters = list(brain.modules.parameters())
+    n = sum(p.numel() for p in parameters)
+    trained = sum(p.numel() for p in parameters if p.requires_grad)
+    told = f"{n / 1e6:.1f} M parameters"
+    if trained < n:
+        told += f", {trained / 1e6:.1f} M of them trained"
+    modules = brain.modules.modules()
+    encoders = (m for m in modules if isinstance(m, SpectrogramEncoder))
+    encoder = next(encoders, None)
+    if encoder is None:
+        return told
+    config = encoder.config
+    patch = " x ".join(map(str, config["grid"]["patch"]))
+    kind = "" if config["blocks"] == "attention" else " Mamba"
+    return (
+        f"{config['depth']}{kind} blocks of {config['dim']}, patches {patch}; "
+        f"{told}"
+    )
+
+
+def _data(clips):
+    """Return the clips and hours of the stages."""
+    told = []
+    for stage, rows in clips.items():
+        if rows and stage != sb.Stage.TEST:
+            # A long clip may stand there for each of its crops.
+            seconds = {r["path"]: r["duration"] for r in rows.values()}
+            seconds = sum(seconds.values())
+            hours = f"{seconds / 3600:,.1f} h"
+            length = hours if seconds >= 3600 else duration(seconds)
+            told.append(f"{stage.name.lower()} {len(rows):,} clips, {length}")
+    return "; ".join(told) or None
+
+
+def _device(device):
+    name = str(device)
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    return f"{n_processes()} x {name}" if n_processes() > 1 else name
