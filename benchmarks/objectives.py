@@ -30,6 +30,9 @@ OBJECTIVES = {
     "m2d": ("patch", 128),
     "eat": ("patch", 128),
     "asit": ("patch", 128),
+    "audiomosaic": ("patch", 128),
+    "beats": ("patch", 128),
+    "best_rq": ("patch", 128),
     "atst_clip": ((64, 4), 64),
     "atst_frame": ((64, 4), 64),
 }

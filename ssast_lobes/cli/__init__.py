@@ -27,6 +27,7 @@ from ssast_lobes.cli import (
     shard,
     stats,
     suggest,
+    tokenizer,
 )
 from ssast_lobes.utils.dependencies import UnusableTorchaudio, check_torchaudio
 
@@ -42,6 +43,7 @@ _COMMANDS = (
     manifest,
     stats,
     shard,
+    tokenizer,
     convert,
     average,
     onnx,
@@ -103,8 +105,9 @@ def _parse(arguments):
             "to begin with, pretrain, fine-tune, embed and classify audio "
             "with an exported folder, compare checkpoints, make a table "
             "of class folders, measure log-mel statistics, pack audio "
-            "into shards, convert and average models, write them as ONNX, "
-            "list those that come along, copy recipes."
+            "into shards, fit codes to predict, convert and average "
+            "models, write them as ONNX, list those that come along, copy "
+            "recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )

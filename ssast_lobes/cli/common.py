@@ -240,6 +240,41 @@ def read_ids(inputs):
     return ids
 
 
+def training_paths(inputs):
+    """Return the files that none of the inputs holds out.
+
+    Arguments
+    ---------
+    inputs : list of str
+        Audio files, folders and CSVs.
+
+    Returns
+    -------
+    list of str
+
+    Raises
+    ------
+    ValueError
+        If all of them are valid or test.
+    """
+    from ssast_lobes.dataio.held_out import without_held_out
+
+    found = list(read_rows(inputs))
+    paths = [row["path"] for row in without_held_out(found)]
+    left_out = len({row["path"] for row in found}) - len(paths)
+    if not paths:
+        raise ValueError(
+            f"all {left_out} files are valid or test; to use them, give "
+            "their folder, not the CSV"
+        )
+    if left_out:
+        print(
+            f"{count_files(left_out)} left out: valid or test",
+            file=sys.stderr,
+        )
+    return paths
+
+
 def make_parent(output):
     """Make the folder of a file before the work, so that errors come early.
 

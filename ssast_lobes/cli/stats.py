@@ -1,7 +1,5 @@
 """``ssast-lobes stats``: log-mel statistics of audio."""
 
-import sys
-
 from ssast_lobes.cli import common
 
 
@@ -60,7 +58,7 @@ def run(options):
     from ssast_lobes.evaluation.statistics import measure_statistics
     from ssast_lobes.utils.files import atomic_write
 
-    paths = _training_paths(options.inputs)
+    paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
     unreadable = []
     statistics, hours = measure_statistics(
@@ -79,23 +77,3 @@ def run(options):
     with atomic_write(options.output) as file:
         file.write(text)
     print(text + f"# {options.output}")
-
-
-def _training_paths(inputs):
-    """Return the files that none of the inputs holds out."""
-    from ssast_lobes.dataio.held_out import without_held_out
-
-    found = list(common.read_rows(inputs))
-    paths = [row["path"] for row in without_held_out(found)]
-    left_out = len({row["path"] for row in found}) - len(paths)
-    if not paths:
-        raise ValueError(
-            f"all {left_out} files are valid or test; to measure them, give "
-            "their folder, not the CSV"
-        )
-    if left_out:
-        print(
-            f"{common.count_files(left_out)} left out: valid or test",
-            file=sys.stderr,
-        )
-    return paths

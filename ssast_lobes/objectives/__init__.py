@@ -15,7 +15,9 @@ from ruamel.yaml.tag import Tag
 from ssast_lobes.objectives.asit import ASiT
 from ssast_lobes.objectives.atst_clip import ATSTClip
 from ssast_lobes.objectives.atst_frame import ATSTFrame
+from ssast_lobes.objectives.audiomosaic import AudioMosaic
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
+from ssast_lobes.objectives.codes import Codes
 from ssast_lobes.objectives.contrastive_mspm import ContrastiveMSPM
 from ssast_lobes.objectives.eat import EAT
 from ssast_lobes.objectives.m2d import M2D
@@ -29,6 +31,8 @@ __all__ = [
     "ASiT",
     "ATSTClip",
     "ATSTFrame",
+    "AudioMosaic",
+    "Codes",
     "ContrastiveMSPM",
     "EAT",
     "M2D",

@@ -10,7 +10,13 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ssast_lobes.objectives.block_maskers import InverseBlockMasker, SpanMasker
+from ssast_lobes.objectives.block_maskers import (
+    ChunkMasker,
+    InverseBlockMasker,
+    PeriodicMasker,
+    RowMasker,
+    SpanMasker,
+)
 from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
 from ssast_lobes.utils.lengths import full_lengths
 from ssast_lobes.utils.presets import build, read_preset
@@ -187,7 +193,15 @@ class Objective(nn.Module):
 
 _MASKERS = {
     masker.__name__: masker
-    for masker in (RandomMasker, ClusterMasker, InverseBlockMasker, SpanMasker)
+    for masker in (
+        RandomMasker,
+        ClusterMasker,
+        InverseBlockMasker,
+        SpanMasker,
+        RowMasker,
+        ChunkMasker,
+        PeriodicMasker,
+    )
 }
 
 

@@ -110,3 +110,126 @@ class SpanMasker(Masker):
         # span that is cut short stays in one piece.
         within = torch.arange(self.span, device=seeds.device)
         return (spans + 1e-6 * within).amin(3)
+
+
+class RowMasker(Masker):
+    """Mask whole frequency rows: the drops of AudioMosaic, as it is written.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`, but of rows: all times of a row are masked.
+
+    Example
+    -------
+    >>> mask = RowMasker(ratio=0.5)(torch.tensor([6, 3]), n_freq=4, max_time=6)
+    >>> mask.sum(2).sort(1).values.tolist()
+    [[0, 0, 6, 6], [0, 0, 3, 3]]
+    """
+
+    def max_masked(self, n_freq, n_time):
+        """Return how many tokens are masked; see `Masker.max_masked`."""
+        return n_time * self.n_masked(n_freq)
+
+    def draw(self, rand, n_time, n_freq, max_time):
+        """Draw rows, and mask all their times; see `Masker.draw`."""
+        rows = super().draw(rand, torch.ones_like(n_time), n_freq, 1)
+        time = torch.arange(max_time, device=n_time.device)
+        return rows & (time < n_time[:, None])[:, None]
+
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return independent draws; see `Masker.scores`."""
+        return rand(n_freq, max_time)
+
+
+class ChunkMasker(Masker):
+    """Mask chunks of time: the first drops of AudioMosaic, as released.
+
+    A clip is cut into chunks of equal length, of which some are masked whole;
+    the last one to be masked is cut short where the count does not come out
+    even.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`, but of times: all frequencies of a time are masked.
+    size : int
+        Tokens of a chunk along time.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> masker = ChunkMasker(ratio=0.5, size=2)
+    >>> mask = masker(torch.tensor([8]), n_freq=1, max_time=8)
+    >>> mask.view(4, 2).sum(1).sort().values
+    tensor([0, 0, 2, 2])
+    """
+
+    def __init__(self, ratio=None, count=None, *, size):
+        super().__init__(ratio, count)
+        self.size = whole("size", size)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "size": self.size}
+
+    def max_masked(self, n_freq, n_time):
+        """Return how many tokens are masked; see `Masker.max_masked`."""
+        return n_freq * self.n_masked(n_time)
+
+    def draw(self, rand, n_time, n_freq, max_time):
+        """Draw times, and mask all their frequencies; see `Masker.draw`."""
+        masked = super().draw(rand, n_time, 1, max_time)
+        return masked.expand(-1, n_freq, -1)
+
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return the draw of each time's chunk; see `Masker.scores`."""
+        chunks = rand(1, -(-max_time // self.size))
+        return chunks.repeat_interleave(self.size, dim=2)[:, :, :max_time]
+
+
+class PeriodicMasker(Masker):
+    """Mask cells that recur: the second drops of AudioMosaic, as released.
+
+    The mask of a chunk of time, frequencies by times, is that of all chunks.
+    (The released code means frequencies, and takes a grid of 64 x 8 for one
+    of 8 x 64.)
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`.
+    period : int
+        Tokens along time after which the mask recurs.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> masker = PeriodicMasker(ratio=0.5, period=2)
+    >>> mask = masker(torch.tensor([8]), n_freq=2, max_time=8)
+    >>> mask.unflatten(2, (4, 2)).sum(2).flatten().sort().values
+    tensor([0, 0, 4, 4])
+    """
+
+    def __init__(self, ratio=None, count=None, *, period):
+        super().__init__(ratio, count)
+        self.period = whole("period", period)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {**super().config, "period": self.period}
+
+    def scores(self, rand, n_time, n_freq, max_time):
+        """Return the draw of each token's cell; see `Masker.scores`."""
+        cells = rand(n_freq, self.period)
+        return cells.repeat(1, 1, -(-max_time // self.period))[:, :, :max_time]

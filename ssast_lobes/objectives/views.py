@@ -158,6 +158,36 @@ def cut(feats, first, counts, longest):
     return stretches * length_to_mask(counts, longest)[:, :, None]
 
 
+def roll(feats, n_frames, offset):
+    """Turn clips around along time, each within its own length.
+
+    Arguments
+    ---------
+    feats : torch.Tensor
+        (B, T, n_mels).
+    n_frames : torch.Tensor
+        Valid frames (B,) int64.
+    offset : torch.Tensor
+        (B,), over the clip's length, from 0 to 1.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T, n_mels), padding as it came.
+
+    Example
+    -------
+    >>> feats = torch.tensor([[[1.0], [2.0], [3.0], [0.0]]])
+    >>> roll(feats, torch.tensor([3]), torch.tensor([0.4])).flatten()
+    tensor([2., 3., 1., 0.])
+    """
+    time = torch.arange(feats.shape[1], device=feats.device)
+    counts = n_frames.clamp(min=1)[:, None]
+    turned = (time + (offset[:, None] * counts).long()) % counts
+    place = torch.where(time < counts, turned, time)
+    return feats.gather(1, place[:, :, None].expand_as(feats))
+
+
 class RandomResizedCrop(nn.Module):
     """Resize a random part of each spectrogram to the size of the whole.
 

@@ -72,6 +72,43 @@ def sum_over_processes(x):
     return _SumOverProcesses.apply(x)
 
 
+def gather_rows(x):
+    """Return the rows of all processes, with gradient.
+
+    Waits for the device where there are processes: their numbers of rows may
+    differ, as unreadable clips are skipped.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (N, D) of this process.
+
+    Returns
+    -------
+    rows : torch.Tensor
+        (M, D), in the order of the processes.
+    first : int
+        Place of the first row of `x` among them.
+
+    Example
+    -------
+    >>> gather_rows(torch.tensor([[1.0], [2.0]]))
+    (tensor([[1.],
+            [2.]]), 0)
+    """
+    if not is_distributed_initialized():
+        return x, 0
+    rank = torch.distributed.get_rank()
+    counts = torch.zeros(n_processes(), dtype=torch.long, device=x.device)
+    counts[rank] = len(x)
+    torch.distributed.all_reduce(counts)
+    counts = counts.tolist()
+    first = sum(counts[:rank])
+    after = sum(counts) - first - len(x)
+    # Rows of others are zero here, so that the sum holds all of them.
+    return sum_over_processes(nn.functional.pad(x, (0, 0, first, after))), first
+
+
 class SharedBatchNorm(nn.Module):
     """Batch norm over the rows of all processes, on any backend.
 

@@ -11,7 +11,15 @@ from processes import run_processes
 from torch.nn.parallel import DistributedDataParallel
 
 # Averages over clips alone: two halves of a batch make the whole.
-ADDITIVE = ["mspm", "maskspec", "audiomae", "mae_ast", "m2d"]
+ADDITIVE = [
+    "mspm",
+    "maskspec",
+    "audiomae",
+    "mae_ast",
+    "m2d",
+    "beats",
+    "best_rq",
+]
 WORLD = 2
 STEPS = 3
 

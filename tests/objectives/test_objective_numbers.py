@@ -36,6 +36,13 @@ WRONG = {
         "momentum": [[0.9, 2]],
     },
     "atst_frame": {"freq_scale": [[2, 1]], "hidden": [0]},
+    "audiomosaic": {
+        "temperature": [0],
+        "hidden": [0],
+        "out": ["x"],
+        "memory": [0, 1.5],
+    },
+    "beats": {"label_smoothing": [2, "x"]},
     "contrastive_mspm": {
         "crop": [[0.5, 2]],
         "contrast_depth": [1.5],

@@ -15,7 +15,7 @@ from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import EAT, load_objective
 from ssast_lobes.utils.metrics import effective_rank
 
-NAMES = ["maskspec", "audiomae", "mae_ast", "m2d", "eat"]
+NAMES = ["maskspec", "audiomae", "mae_ast", "m2d", "eat", "beats"]
 LATENT = ["m2d", "eat"]
 RATIOS = {
     "maskspec": 0.75,
@@ -23,6 +23,7 @@ RATIOS = {
     "mae_ast": 0.75,
     "m2d": 0.7,
     "eat": 0.8,
+    "beats": 0.75,
 }
 GRIDS = {
     "patch": Grid(),

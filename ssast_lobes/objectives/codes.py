@@ -1,0 +1,181 @@
+"""Predict discrete codes of masked tokens, as BEST-RQ, HuBERT and BEATs do.
+
+Chiu et al., "Self-supervised Learning with Random-projection Quantizer for
+Speech Recognition", ICML 2022; Hsu et al., "HuBERT", TASLP 2021; Chen et al.,
+"BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023.
+"""
+
+import torch
+from torch import nn
+
+from ssast_lobes.models.decoders import TransformerDecoder
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    clip_mean,
+    gather_tokens,
+    refuse_overlap,
+    split_tokens,
+)
+from ssast_lobes.objectives.tokenizers import code_frequency, make_tokenizer
+from ssast_lobes.utils.checks import real
+from ssast_lobes.utils.lengths import length_to_mask
+
+
+class Codes(Objective):
+    """Tell the codes of masked tokens from the visible ones.
+
+    With a `decoder` the encoder sees the visible tokens alone, as in BEATs;
+    without one a learned vector replaces the masked tokens, as in BEST-RQ and
+    HuBERT. The loss is the cross-entropy of the codes of masked tokens,
+    averaged within a clip, then over clips; those of several books are added.
+    The encoder gets fixed sin-cos positions: learned ones begin so small that
+    masked tokens stay alike for hundreds of steps. (BEATs has convolutional
+    and relative positions in their place.)
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder to train; its patches must not overlap.
+    masker : Masker or dict, optional
+        Draws the masks; tokens one by one, 75 %, when left out.
+    tokenizer : callable or dict or torch.nn.Module
+        `RandomProjectionTokenizer`, `KMeansTokenizer`, or one of your own; see
+        `make_tokenizer`. Its tensors are not exported.
+    decoder : dict or None
+        Arguments of `TransformerDecoder`; None: masked tokens are replaced.
+    label_smoothing : float
+        Of the cross-entropy; 0.1 in BEATs.
+
+    Raises
+    ------
+    ValueError
+        If patches overlap, or an argument is out of range.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> objective = load_objective("beats")(encoder)
+    >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
+    >>> "cross_entropy" in output.logs, "codes_used" in output.logs
+    (True, True)
+    """
+
+    preset = "beats"
+    paper = (
+        "prediction of discrete codes (Chiu et al., BEST-RQ, ICML 2022; Hsu "
+        "et al., HuBERT, TASLP 2021; Chen et al., BEATs, ICML 2023)"
+    )
+    training_only = ("tokenizer",)
+
+    def __init__(
+        self, encoder, masker=None, *, tokenizer, decoder, label_smoothing=0.0
+    ):
+        refuse_overlap(encoder.grid)
+        super().__init__(encoder, masker)
+        self.label_smoothing = real("label_smoothing", label_smoothing, 0, 1)
+        encoder.positions.fix_sincos()
+        self.tokenizer = make_tokenizer(tokenizer, encoder.grid)
+        self.tokenizer.requires_grad_(False)
+        self.decoder_config = None if decoder is None else dict(decoder)
+        width = encoder.dim
+        if decoder is None:
+            self.mask_embedding = nn.Parameter(torch.empty(width))
+            nn.init.trunc_normal_(self.mask_embedding, std=0.02)
+        else:
+            self.decoder = TransformerDecoder(encoder, **decoder)
+            width = self.decoder.dim
+        n_books, n_codes = self.tokenizer.n_books, self.tokenizer.n_codes
+        self.head = nn.Linear(width, n_books * n_codes)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that rebuild this."""
+        return {
+            **super().config,
+            "tokenizer": self.tokenizer.config,
+            "decoder": self.decoder_config,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def forward(
+        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+    ):
+        """Return the loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask : torch.Tensor, optional
+            Boolean (B, F', T'), True where masked; drawn when left out.
+        generator, clip_keys
+            Source of the mask; see `Objective.random_source`.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``cross_entropy`` in nats, without label smoothing, and
+            ``accuracy``, with the chance levels of an answer that knows how
+            frequent the codes of the batch are; ``codes_used``, the fraction
+            of the codes that masked tokens of the batch have.
+        """
+        n_masked = None
+        if mask is None:
+            mask = self.draw_mask(feats, n_frames, generator, clip_keys)
+            n_masked = self.masker.max_masked(*mask.shape[1:])
+        n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
+        is_token = self.encoder.grid.is_token(n_time, max_time)
+        split = split_tokens(mask, is_token, n_masked)
+        # Codes show what the encoder sees: nothing beyond a clip's end.
+        feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        if self.decoder_config is None:
+            encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
+            outputs = encoded.tokens
+        else:
+            encoded = self.encoder(feats, n_frames, keep=split.keep)
+            n_freq = self.encoder.grid.n_freq
+            outputs = self.decoder(encoded, split, n_freq)
+        outputs = gather_tokens(outputs, split.ids_masked)
+        ids = gather_tokens(self.tokenizer(feats), split.ids_masked)
+        return self.losses(outputs, ids, split.weight)
+
+    def losses(self, outputs, ids, weight):
+        """Return the loss on masked tokens.
+
+        Arguments
+        ---------
+        outputs : torch.Tensor
+            Of encoder or decoder (B, K, D).
+        ids : torch.Tensor
+            Codes (B, K, n_books) int64.
+        weight : torch.Tensor
+            (B, K), 1 at masked tokens, 0 at surplus entries.
+
+        Returns
+        -------
+        ObjectiveOutput
+        """
+        n_codes = self.tokenizer.n_codes
+        logits = self.head(outputs).float().unflatten(2, (-1, n_codes))
+        log_prob = logits.log_softmax(3)
+        own = -log_prob.gather(3, ids[..., None])[..., 0]
+        smooth = self.label_smoothing
+        smoothed = (1 - smooth) * own - smooth * log_prob.mean(3)
+        loss = clip_mean(smoothed.sum(2), weight)
+        with torch.no_grad():
+            right = (logits.argmax(3) == ids).float().mean(2)
+            every_book = weight[..., None].expand_as(ids)
+            frequency = code_frequency(ids, n_codes, every_book)
+            logs = {
+                "cross_entropy": clip_mean(own.mean(2), weight),
+                "cross_entropy_chance": torch.special.entr(frequency).sum(),
+                "accuracy": clip_mean(right, weight),
+                "accuracy_chance": frequency.max(),
+                "codes_used": (frequency > 0).float().mean(),
+            }
+        return ObjectiveOutput(loss, logs)
