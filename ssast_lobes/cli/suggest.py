@@ -55,7 +55,7 @@ BY_LABELS = (
         1,
         "a linear head on the frozen bundled model",
         "frozen, with 2 labels a class 51.9 % (untrained 39.5 %), with 5 "
-        "68.3 % (49.1 %); fine-tuning was not measured with so few",
+        "68.3 % (49.0 %); fine-tuning was not measured with so few",
         (_PROBE, _HEADS),
     ),
     Advice(
