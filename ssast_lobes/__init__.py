@@ -15,6 +15,7 @@ _MODULE_OF = {
     "ATSTFrame": "objectives",
     "AddedNoise": "augment.degradation",
     "AtomicCheckpointer": "training.checkpointer",
+    "BEATsEncoder": "models.beats",
     "BandLimit": "augment.degradation",
     "ClassificationHead": "models.heads",
     "ClipOrder": "dataio.samplers",

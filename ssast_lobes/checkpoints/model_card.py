@@ -48,6 +48,14 @@ PIPELINE_TAGS = {
     "pretrained": "feature-extraction",
     "classifier": "audio-classification",
 }
+_MAMBA = "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
+_KINDS = {
+    "attention": (
+        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022)"
+    ),
+    "attention_post_norm": "A post-norm transformer of spectrograms",
+    "beats": "BEATs (Chen et al., ICML 2023)",
+}
 USE_HEADING = "## Use"
 _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
 
@@ -79,6 +87,7 @@ def model_card_text(folder, config, card, n_parameters):
         pipeline_tag=PIPELINE_TAGS[kind],
         tags=["audio", "ssast", "self-supervised", "ssast_lobes"],
         metrics=[key for key, _ in _flat(metrics) if key != "loss"] or None,
+        license=card.get("license_id"),
     )
     lines = [
         f"---\n{data}\n---\n\n# {card.get('name', name)}",
@@ -86,7 +95,7 @@ def model_card_text(folder, config, card, n_parameters):
         _describe(config, n_parameters),
     ]
     for key, value in card.items():
-        if key != "name":
+        if key not in ("name", "license_id"):
             lines += ["", f"## {key.replace('_', ' ').capitalize()}", ""]
             lines += _table(value) if isinstance(value, dict) else [str(value)]
     place = f"The examples run next to the folder `{name}`; or give its path."
@@ -199,19 +208,22 @@ def _describe(config, n_parameters):
     """Describe the model in a paragraph."""
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
-    kind = (
-        "An audio spectrogram transformer (SSAST, Gong et al., AAAI 2022)"
-        if encoder.get("blocks", "attention") == "attention"
-        else "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
-    )
+    kind = _KINDS.get(encoder.get("blocks", "attention"), _MAMBA)
+    if "family" in config:
+        kind = "A vision transformer of spectrograms"
+    mean, std = statistics["mean"], statistics["std"]
+    normalized = "normalized bin by bin"
+    if not isinstance(mean, list):
+        normalized = (
+            f"normalized with mean {mean:.4f} and standard deviation {std:.4f}"
+        )
     text = (
         f"{kind} with {n_parameters / 1e6:.1f} million parameters: "
         f"{encoder['depth']} blocks of size {encoder['dim']} over patches of "
         f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
         f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
         f"{features['sample_rate']} Hz ({features['n_mels']} mel bins, "
-        f"normalized with mean {statistics['mean']:.4f} and standard "
-        f"deviation {statistics['std']:.4f}); our interfaces convert other "
+        f"{normalized}); our interfaces convert other "
         "audio, and cut what is longer than "
         f"{config['window_seconds']:.2f} s into windows of that length. "
     )

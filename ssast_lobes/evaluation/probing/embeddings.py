@@ -27,7 +27,7 @@ from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.statistics import frame_blocks
 from ssast_lobes.inference.encoder import AudioEncoder
-from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.models.pooling import POOLINGS
 from ssast_lobes.utils.files import atomic_write
@@ -108,7 +108,7 @@ class PooledEncoder(AudioEncoder):
         other.lobe = copy.deepcopy(self.lobe)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = SpectrogramEncoder(**self.architecture["encoder"])
+            encoder = make_encoder(self.architecture["encoder"])
         other.lobe.encoder = encoder.requires_grad_(False).eval()
         other.lobe.to(self.device)
         return other
