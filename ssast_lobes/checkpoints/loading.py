@@ -119,6 +119,8 @@ def _load_folder(path, family=None):
 
 def _may_be_peer(path, config):
     """Return whether a folder holds weights that are neither ours nor AST's."""
-    ours = "format_version" in config or config.get("model_type") == MODEL_TYPE
+    if not isinstance(config, dict) or "format_version" in config:
+        return False
     names = (WEIGHTS_FILE, PICKLED_FILE)
-    return not ours and any((path / name).is_file() for name in names)
+    there = any((path / name).is_file() for name in names)
+    return there and config.get("model_type") != MODEL_TYPE

@@ -19,10 +19,10 @@ def add_parser(commands):
         run,
         "convert from and to official and Hugging Face models",
         "Make an exported folder of an official SSAST or AST checkpoint, or\n"
-        "of a released checkpoint of EAT, M2D, ATST, AudioMAE, MaskSpec,\n"
-        "Dasheng, ASiT, AudioMosaic or BEATs, or of a Hugging Face folder with\n"
-        "an ASTModel or an\n"
-        "ASTForAudioClassification. Or the other way round: an official\n"
+        "of a released one of EAT, M2D, ATST, AudioMAE, MaskSpec, Dasheng,\n"
+        "ASiT, AudioMosaic or BEATs, or of a Hugging Face folder with an\n"
+        "ASTModel or an ASTForAudioClassification.\n"
+        "Or the other way round: an official\n"
         "checkpoint, if DEST ends in .pth, or a Hugging Face folder, with\n"
         "--to huggingface. The command lists the tensors that it leaves out.",
         "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny\n"

@@ -71,9 +71,9 @@ class DeployedModel(nn.Module):
         interface = AudioEncoder.from_hparams(source)
         if interface.lobe.encoder.scans:
             raise DeploymentError(
-                f"{source}: its {interface.lobe.encoder.kind} blocks scan tokens one by one, which "
-                "no graph for all lengths holds; only attention blocks can be "
-                "exported"
+                f"{source}: its {interface.lobe.encoder.kind} blocks scan "
+                "tokens one by one, which no graph for all lengths holds; only "
+                "attention blocks can be exported"
             )
         self.metadata = {
             "kind": interface.kind,

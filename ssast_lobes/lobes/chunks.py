@@ -131,24 +131,28 @@ class Chunks:
             elif feats.shape[1] - start < least:
                 return
             piece = feats[:, start : start + self.frames][:, :whole_patches]
-            seen = left
+            max_time, seen = grid.n_time(piece.shape[1]), left
             if self.rule == "zeros" and feats.shape[1] > self.frames:
                 missing = whole_patches - piece.shape[1]
                 piece = torch.nn.functional.pad(piece, (0, 0, 0, missing))
                 seen = torch.where(several, whole_patches, left)
             seen = seen.clamp(max=piece.shape[1])
             output = encoder(piece, seen, hidden_states=hidden_states)
-            yield self._without(output, alive, left, grid), alive
+            n_time = grid.n_time(left).clamp(max=max_time) * alive
+            is_token = grid.is_token(n_time, max_time)
+            yield _cut(output, is_token, max_time), alive
 
-    def _without(self, output, alive, left, grid):
-        """Return an output without tokens of clips that ended before."""
-        max_time = output.patches.shape[2]
-        n_time = grid.n_time(left).clamp(max=max_time) * alive
-        is_token = output.is_token & grid.is_token(n_time, max_time)
-        shown = is_token[:, :, None]
-        states = output.hidden_states
-        return output._replace(
-            tokens=output.tokens * shown,
-            is_token=is_token,
-            hidden_states=None if states is None else states * shown,
-        )
+
+def _cut(output, is_token, max_time):
+    """Return an output of so many times, and of some of its tokens only."""
+    states, shown = output.hidden_states, is_token[:, :, None]
+
+    def cut(x, dim):
+        x = x.unflatten(dim, (output.n_freq, -1))
+        return x.narrow(dim + 1, 0, max_time).flatten(dim, dim + 1) * shown
+
+    return output._replace(
+        tokens=cut(output.tokens, 1),
+        is_token=is_token,
+        hidden_states=None if states is None else cut(states, 2),
+    )

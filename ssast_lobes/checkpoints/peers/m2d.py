@@ -24,9 +24,7 @@ class M2D(Family):
         "Niizumi et al., Masked Modeling Duo: Towards a Universal Audio "
         "Pre-training Framework, TASLP 2024"
     )
-    license = (
-        "NTT's evaluation license: for evaluation only, not to be passed on"
-    )
+    license = "NTT's evaluation license"
     license_id = "other"
     source = "https://github.com/nttcslab/m2d/releases"
     marks = ("norm_stats", "cls_token", "patch_embed.proj.weight")
