@@ -24,7 +24,9 @@ class Chunks:
         ``"join"``: pool all tokens. ``"zeros"``: the same, but attention sees
         zeros behind the last piece of several. ``"mean"``: a clip is the mean
         of its pieces, a short one counting as much. ``"mean_of_long"``: the
-        same, without later pieces of which no more than half is audio.
+        same as ATST-Clip has it, without later pieces of which no more than
+        half is audio, and the mean of a piece the sum of its tokens over the
+        number of all from there to the clip's end.
 
     Raises
     ------
@@ -109,9 +111,16 @@ class Chunks:
         total = count = 0
         pieces = self._encode(encoder, feats, n_frames, states)
         for number, (output, counts) in enumerate(pieces):
-            if self.rule == "mean_of_long" and number > 0:
-                left = n_frames - number * self.frames
-                counts = counts & (left > self.frames // 2)
+            if self.rule == "mean_of_long":
+                left = (n_frames - number * self.frames).clamp(min=0)
+                if number > 0:
+                    counts = counts & (left > self.frames // 2)
+                # The official code divides the sum of a piece by the tokens
+                # of all that is left of the clip.
+                n_time = encoder.grid.n_time(left)
+                max_time = encoder.grid.n_time(feats.shape[1])
+                is_token = encoder.grid.is_token(n_time, max_time)
+                output = output._replace(is_token=is_token)
             counts = counts[:, None].float()
             total, count = total + counts * pooling(output), count + counts
         return total / count

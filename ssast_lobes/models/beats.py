@@ -226,6 +226,9 @@ class BEATsEncoder(nn.Module):
         """Names of the linear layers that low-rank adapters can sit on."""
         return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
 
+    def fix_positions(self):
+        """Do nothing: there is no table of positions."""
+
     def token_lengths(self, n_frames, max_frames):
         """See `SpectrogramEncoder.token_lengths`."""
         max_time = self.grid.n_time(max_frames)

@@ -344,6 +344,10 @@ class SpectrogramEncoder(nn.Module):
             return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
         return ["blocks.*.in_proj", "blocks.*.out_proj"]
 
+    def fix_positions(self):
+        """Train no positions; see `PositionTable.fix_sincos`."""
+        self.positions.fix_sincos()
+
     def forward(
         self,
         feats,

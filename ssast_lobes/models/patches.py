@@ -331,11 +331,17 @@ class PositionTable(nn.Module):
         self.crop = one_of("crop", crop, CROPS)
         self.table = nn.Parameter(torch.empty(n_freq, n_time, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
+        self.is_loaded = False
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self.is_loaded = True
 
     def fix_sincos(self):
         """Hold fixed sin-cos positions from now on, as masked autoencoders.
 
-        See `sincos_positions`. A table that is loaded later stays fixed too.
+        See `sincos_positions`. A table that was loaded is kept, and one that is
+        loaded later stays fixed too.
 
         Raises
         ------
@@ -349,8 +355,9 @@ class PositionTable(nn.Module):
         >>> table.table[0, 0].tolist(), table.table.requires_grad
         ([0.0, 1.0, 0.0, 1.0], False)
         """
-        with torch.no_grad():
-            self.table.copy_(sincos_positions(*self.table.shape))
+        if not self.is_loaded:
+            with torch.no_grad():
+                self.table.copy_(sincos_positions(*self.table.shape))
         self.table.requires_grad_(False)
 
     def forward(self, n_freq, n_time, max_time):

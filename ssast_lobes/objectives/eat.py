@@ -88,7 +88,7 @@ class EAT(Objective):
     ):
         refuse_overlap(encoder.grid)
         super().__init__(encoder, masker)
-        encoder.positions.fix_sincos()
+        encoder.fix_positions()
         reals("momentum", momentum, 0, 1)
         self.n_masks = whole("n_masks", n_masks)
         self.momentum = Linear(*momentum, duration=momentum_duration)

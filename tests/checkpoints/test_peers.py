@@ -8,7 +8,6 @@ import json
 import os
 from decimal import Decimal
 
-import numpy as np
 import pytest
 import soundfile
 import torch
@@ -35,7 +34,7 @@ from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.inference.deployment import DeployedModel, write_onnx
 from ssast_lobes.inference.streaming import classify_stream
 from ssast_lobes.models.encoders import make_encoder
-from ssast_lobes.objectives import MAEAST
+from ssast_lobes.objectives import load_objective
 from ssast_lobes.training.optimizers import parameter_groups
 
 # Those whose keys are other families' too.
@@ -255,7 +254,7 @@ def test_fine_tuning_trains_every_part(family, exports, tmp_path):
     classifier = AudioClassifier.from_hparams(folder)
     rate = classifier.sample_rate
     [result] = classifier.classify_batch(wave(1, rate)[None])
-    assert abs(sum(result.scores) - 1) < 1e-5 or len(result.scores) < 3
+    assert sum(result.scores.values()) == pytest.approx(1, abs=1e-5)
     pieces = wave(3, rate).split(rate // 10)
     found = list(classify_stream(classifier, pieces, window_seconds=1.0))
     assert [(r.start, r.end) for r in found][:2] == [(0.0, 1.0), (0.5, 1.5)]
@@ -341,10 +340,9 @@ def test_a_fine_tuned_file_becomes_a_classifier(family, tmp_path):
     )
     scores = head @ state["head.weight"].T + state["head.bias"]
     [result] = classifier.classify_batch(audio, threshold=0.0)
-    found = dict(zip(result.labels, result.scores, strict=True))
     wanted = scores.sigmoid()[0].tolist()
     for label, score in zip(classifier.labels, wanted, strict=True):
-        assert found[label] == pytest.approx(score, abs=1e-5)
+        assert result.scores[label] == pytest.approx(score, abs=1e-5)
 
 
 def test_heads_of_m2d_and_beats_are_linear(tmp_path):
@@ -394,14 +392,15 @@ def test_reference_padding_is_the_official_length(tmp_path):
     encoder = AudioEncoder.from_hparams(tmp_path / "out")
     short, silent = wave(1), torch.cat([wave(1), torch.zeros(1600)])
     vectors = [encoder.encode_batch(x[None]) for x in (short, silent)]
-    assert np.isfinite(vectors[0]).all()
     assert not torch.equal(*vectors)
 
 
 @families
 def test_pretraining_continues_from_a_converted_encoder(family, exports):
     lobe = SSAST(source=exports / family)
-    pretrainer = PretrainingLobe(MAEAST(lobe.encoder), lobe.features)
+    pretrainer = PretrainingLobe(
+        load_objective("mae_ast")(lobe.encoder), lobe.features
+    )
     rate = lobe.features.fbank.sample_rate
     audio = torch.stack([wave(1.2, rate), wave(1.2, rate, 1)])
     output = pretrainer(audio, torch.tensor([1.0, 0.7]))
