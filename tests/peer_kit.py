@@ -215,18 +215,29 @@ def finetuned(family, state, n_classes=3):
     return state
 
 
+def mae_decoder(family, dim=64, width=32, depth=1):
+    """A decoder as published; of AudioMAE in name only."""
+    outputs = dim if family == "m2d" else 256
+    shapes = {
+        "mask_token": (1, 1, width),
+        "decoder_pos_embed": (1, 5, width),
+        **_layer("decoder_embed", width, dim),
+        **{f"decoder_{k}": v for k, v in _blocks(width, depth).items()},
+        **_layer("decoder_norm", width),
+        **_layer("decoder_pred", outputs, width),
+    }
+    return {
+        key: weight("decoder", key, shape, kind_of(key, shape))
+        for key, shape in shapes.items()
+    }
+
+
 def wrapped(family, state, variant=0):
     """A state dict in a file's other contents, as the owner publishes it."""
     settings = argparse.Namespace(lr=1e-4, mask=[1, 2], name=family)
     training = {"args": settings, "epoch": 32, "optimizer": {"state": {}}}
     other = torch.ones(3)
-    decoder = {
-        "mask_token": torch.zeros(1, 1, 8),
-        "decoder_pos_embed": torch.zeros(1, 5, 8),
-        "decoder_embed.weight": torch.zeros(8, 8),
-        "decoder_blocks.0.attn.qkv.weight": other,
-        "decoder_pred.bias": other,
-    }
+    decoder = mae_decoder(family)
     if family == "eat" and variant == 1:
         # Hugging Face's names.
         image = "modality_encoders.IMAGE."
@@ -239,11 +250,14 @@ def wrapped(family, state, variant=0):
         return {f"model.{names[key]}": value for key, value in state.items()}
     if family == "eat":
         image = "modality_encoders.IMAGE.decoder."
+        dim = state["blocks.0.norm1.bias"].shape[0]
+        shapes = _layer(f"{image}blocks.0.0", dim, dim // 16, 3, 3)
+        shapes |= _layer(f"{image}proj", dim, dim)
         extra = {
-            f"{image}blocks.0.0.weight": other,
-            f"{image}proj.bias": other,
-            "_ema": {"blocks.0.norm1.weight": other},
+            key: weight("decoder", key, shape, kind_of(key, shape))
+            for key, shape in shapes.items()
         }
+        extra["_ema"] = {"blocks.0.norm1.weight": other}
         return {"model": {**state, **extra}, "cfg": {"seed": 1}, **training}
     if family == "m2d" and variant == 1:
         start = "module.ar.runtime.backbone."

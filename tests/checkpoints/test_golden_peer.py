@@ -216,7 +216,7 @@ def test_golden_peer_features(path):
 
 
 def kaldi_here(case, wave):
-    """Features by the function that the official code calls, on this machine."""
+    """Features by the function that the official code calls."""
     settings = {"num_mel_bins": 128, "dither": 0.0, "frame_shift": 10}
     settings["sample_frequency"] = 16000
     if case.family == "beats":

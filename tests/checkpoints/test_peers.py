@@ -11,7 +11,7 @@ from decimal import Decimal
 import pytest
 import soundfile
 import torch
-from peer_kit import FAMILIES, finetuned, tiny, wrapped
+from peer_kit import FAMILIES, finetuned, mae_decoder, tiny, wrapped
 
 from ssast_lobes import (
     SSAST,
@@ -24,6 +24,7 @@ from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.peers import FAMILIES as REGISTRY
+from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.cli import main
 from ssast_lobes.evaluation.harness.hear import (
     get_timestamp_embeddings,
@@ -34,6 +35,8 @@ from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.inference.deployment import DeployedModel, write_onnx
 from ssast_lobes.inference.streaming import classify_stream
 from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.models.patches import sincos_positions
+from ssast_lobes.models.transformer import TransformerBlock
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.training.optimizers import parameter_groups
 
@@ -380,7 +383,7 @@ def test_the_command_prints_what_it_did(tmp_path, capsys):
     main(["convert", str(path), str(tmp_path / "out"), "--family", "audiomae"])
     printed = capsys.readouterr().out
     assert "license of the weights: not stated apart" in printed
-    assert "left out: decoder_* (4)" in printed
+    assert "left out: decoder_* (19)" in printed
 
 
 def test_reference_padding_is_the_official_length(tmp_path):
@@ -409,6 +412,78 @@ def test_pretraining_continues_from_a_converted_encoder(family, exports):
     grads = [p.grad for n, p in lobe.encoder.named_parameters() if p.numel()]
     assert all(g is None or torch.isfinite(g).all() for g in grads)
     assert sum(g is not None for g in grads) > 20
+
+
+OBJECTIVES = {"m2d": "m2d", "maskspec": "maskspec", "eat": "eat"}
+
+
+@pytest.mark.parametrize("family", OBJECTIVES)
+def test_pretraining_continues_with_the_decoder_of_the_file(family, exports):
+    lobe = SSAST(source=exports / family)
+    objective = load_objective(OBJECTIVES[family])(lobe.encoder)
+    weights = load_weights(exports / family)
+    report = initialize(lobe.encoder, weights, objective)
+    assert report[-1] == "pretext heads loaded"
+    assert not any("started anew" in line for line in report)
+    state = objective.state_dict()
+    for key, value in weights.part("objective").items():
+        assert torch.equal(state[key], value), key
+    feats = torch.randn(2, 96, lobe.encoder.grid.n_mels)
+    assert torch.isfinite(objective(feats, torch.tensor([96, 60])).loss)
+
+
+def official_mae_decoder(state, tokens, ids_keep, table):
+    """A masked autoencoder's decoder, written anew from its description."""
+    width = state["mask_token"].shape[-1]
+    x = torch.nn.functional.linear(
+        tokens, state["decoder_embed.weight"], state["decoder_embed.bias"]
+    )
+    full = state["mask_token"].expand(1, len(table) - 1, width).clone()
+    full[0, ids_keep] = x[0, 1:]
+    x = torch.cat([x[:, :1], full], 1) + table
+    block = TransformerBlock(width, 1)
+    block.load_state_dict(
+        {
+            key.removeprefix("decoder_blocks.0."): value
+            for key, value in state.items()
+            if key.startswith("decoder_blocks.0.")
+        }
+    )
+    norm = torch.nn.functional.layer_norm(
+        block(x),
+        (width,),
+        state["decoder_norm.weight"],
+        state["decoder_norm.bias"],
+        1e-6,
+    )
+    return torch.nn.functional.linear(
+        norm, state["decoder_pred.weight"], state["decoder_pred.bias"]
+    )[:, 1:]
+
+
+@torch.no_grad()
+def test_a_decoder_computes_what_the_official_one_does(exports):
+    lobe = SSAST(source=exports / "m2d")
+    objective = load_objective("m2d")(lobe.encoder).eval()
+    initialize(lobe.encoder, load_weights(exports / "m2d"), objective)
+    feats, n_frames = torch.randn(1, 96, 80), torch.tensor([96])
+    mask = torch.rand(1, 5, 6) < 0.5
+    split = objective.split(feats, n_frames, mask)
+    encoded = lobe.encoder(feats, n_frames, keep=split.keep)
+    ours = objective.head(objective.decoder(encoded, split, 5))
+    ids_keep = (~mask.flatten()).nonzero().flatten()
+    tokens = lobe.encoder(
+        feats, keep=(ids_keep[None], torch.ones(1, len(ids_keep)).bool())
+    )
+    # Its first half tells the step, the second half the band.
+    table = sincos_positions(6, 5, 32).transpose(0, 1).flatten(0, 1)
+    wanted = official_mae_decoder(
+        mae_decoder("m2d"),
+        torch.cat([tokens.class_tokens, tokens.tokens], 1),
+        ids_keep,
+        torch.cat([torch.zeros(1, 32), table]),
+    )
+    assert torch.allclose(ours, wanted, atol=1e-5)
 
 
 def test_a_hugging_face_folder_of_another_lab(tmp_path):

@@ -1,7 +1,10 @@
 """EAT: https://github.com/cwx-worst-one/EAT (06c1c34); SSLAM has its graph."""
 
+import re
+
 from ssast_lobes.checkpoints.peers.family import HEAD, Family
 
+_LAYER = re.compile(r"(layers\.\d+)\.0\.")
 _IMAGE = "modality_encoders.IMAGE."
 
 
@@ -31,9 +34,11 @@ class EAT(Family):
         "fixed_positional_encoder.positions": "positions",
         "context_encoder.norm.": "encoder.first_norm.",
         "pre_norm.": "encoder.first_norm.",
+        "decoder.blocks.": "objective.decoder.layers.",
+        "decoder.proj.": "objective.head.",
         **HEAD,
     }
-    left_out = ("decoder.", "_ema")
+    left_out = ("_ema",)
     position_rows = 0
     encoder = {
         "blocks": "attention_post_norm",
@@ -47,6 +52,7 @@ class EAT(Family):
 
     def build(self, ours, config, content, path, report):
         """See `Family.build`; trained on 10 s, however long the table."""
+        config["objective"] = self.take_decoder(ours, report)
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
         encoder["table_frames"] = min(1024, encoder["table_frames"])
@@ -55,3 +61,16 @@ class EAT(Family):
                 "a head is there: a pretrained file of Hugging Face may hold "
                 "one that was never trained"
             )
+
+    def take_decoder(self, ours, report):
+        """Turn the decoder into ours; return the objective's config or None."""
+        found = {key: ours.pop(key) for key in list(ours) if "objective" in key}
+        if "objective.head.weight" not in found:
+            return None
+        for key, value in found.items():
+            # A block's convolution is its module 0; kernels are (time, bands).
+            name = _LAYER.sub(r"\1.", key)
+            ours[name] = value.transpose(2, 3) if value.dim() == 4 else value
+        depth = sum(value.dim() == 4 for value in found.values())
+        report.append(f"pretext heads: a decoder of {depth} convolutions")
+        return {"name": "EAT"}

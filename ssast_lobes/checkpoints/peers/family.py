@@ -145,6 +145,10 @@ class Family:
         config["window_seconds"] = window_seconds(
             config["encoder"], config["features"]
         )
+        if config.get("objective", 0) is None:
+            del config["objective"]
+        # safetensors wants each tensor in one piece.
+        ours = {key: value.contiguous() for key, value in ours.items()}
         weights = Weights(ours, config, report)
         check_weights(weights)
         return weights

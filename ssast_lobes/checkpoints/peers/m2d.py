@@ -3,7 +3,11 @@
 import re
 
 from ssast_lobes.checkpoints.format import WeightsError
-from ssast_lobes.checkpoints.peers.family import MAE_DECODER, VIT, Family
+from ssast_lobes.checkpoints.peers.decoders import (
+    MAE_NAMES,
+    take_mae_decoder,
+)
+from ssast_lobes.checkpoints.peers.family import VIT, Family
 
 _FOLDER = re.compile(r"-(\d+)x(\d+)p(\d+)x(\d+)(p32k)?(?=-|$)")
 _BN = "module.head.norm."
@@ -31,12 +35,13 @@ class M2D(Family):
     prefixes = ("module.ar.runtime.backbone.", "backbone.")
     names = {
         **VIT,
+        **MAE_NAMES,
         "norm_stats": "norm_stats",
         "module.head.mlp.mlp.0.": "head.linear.",
         _BN: "head.bn.",
     }
     left_out = (
-        *MAE_DECODER,
+        "decoder_pos_embed",
         "target_blocks.",
         "target_norm.",
         "offline_predictor.",
@@ -71,6 +76,7 @@ class M2D(Family):
             ours["head.linear.bias"] = (
                 ours["head.linear.bias"] - weight @ mean_of
             )
+        config["objective"] = take_mae_decoder(ours, "M2D", report)
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
         grid, steps = encoder["grid"], encoder["table"][1]

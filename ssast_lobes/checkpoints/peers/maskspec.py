@@ -1,6 +1,11 @@
 """MaskSpec: https://github.com/WangHelin1997/MaskSpec (6fb50a1)."""
 
 from ssast_lobes.checkpoints.peers.audiomae import AudioMAE
+from ssast_lobes.checkpoints.peers.decoders import (
+    MAE_NAMES,
+    take_mae_decoder,
+)
+from ssast_lobes.checkpoints.peers.family import HEAD, VIT
 
 
 class MaskSpec(AudioMAE):
@@ -18,6 +23,8 @@ class MaskSpec(AudioMAE):
     )
     license = "not stated apart; code Apache-2.0"
     source = "https://github.com/WangHelin1997/MaskSpec"
+    names = {**VIT, **HEAD, **MAE_NAMES}
+    left_out = ("decoder_pos_embed",)
     time_major = False
     features = {
         # The file of the repository, which no checkpoint holds.
@@ -36,3 +43,9 @@ class MaskSpec(AudioMAE):
             "pre_emphasis": 0.97,
         },
     }
+
+    def build(self, ours, config, content, path, report):
+        """See `Family.build`; a pretrained file has its decoder."""
+        objective = take_mae_decoder(ours, "MaskedAutoencoder", report)
+        config["objective"] = objective
+        super().build(ours, config, content, path, report)
