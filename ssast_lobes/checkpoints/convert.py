@@ -10,7 +10,11 @@ import torch
 from tqdm import tqdm
 
 from ssast_lobes.checkpoints.folder import label_encoder_of, write_export
-from ssast_lobes.checkpoints.format import window_seconds
+from ssast_lobes.checkpoints.format import (
+    WeightsError,
+    version_of,
+    window_seconds,
+)
 from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
@@ -165,12 +169,13 @@ def _kinds(weights, source, dest, to):
                 f"convert that --to {to}"
             )
         return "checkpoint", to
+    if to != "export" and version_of(weights.config) > 1:
+        raise WeightsError(
+            f"{source} has parts that SSAST's encoder lacks (class tokens, "
+            f"norms, front end): the form {to} cannot hold it"
+        )
     kind = "export" if "format_version" in weights.config else "huggingface"
     if kind == "huggingface" and "family" in weights.config:
-        if to != "export":
-            raise ValueError(
-                f"{source} is {_KINDS['peer']}: the form {to} cannot hold it"
-            )
         return "peer", to
     if kind == to == "export":
         raise ValueError(

@@ -378,6 +378,14 @@ def test_heads_of_m2d_and_beats_are_linear(tmp_path):
     assert weights.config["head"]["norm_eps"] is None
 
 
+@families
+def test_other_forms_cannot_hold_it(family, exports, tmp_path):
+    with pytest.raises(WeightsError, match="official cannot hold it"):
+        convert(exports / family, tmp_path / "theirs.pth")
+    with pytest.raises(WeightsError, match="huggingface cannot hold it"):
+        convert(exports / family, tmp_path / "theirs", "huggingface")
+
+
 def test_the_command_prints_what_it_did(tmp_path, capsys):
     path = released(tmp_path, "audiomae")
     main(["convert", str(path), str(tmp_path / "out"), "--family", "audiomae"])
