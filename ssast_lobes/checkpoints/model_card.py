@@ -209,7 +209,7 @@ def _describe(config, n_parameters):
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
     kind = _KINDS.get(encoder.get("blocks", "attention"), _MAMBA)
-    if "family" in config:
+    if {"n_class_tokens", "norms", "crop"} & encoder.keys():
         kind = "A vision transformer of spectrograms"
     mean, std = statistics["mean"], statistics["std"]
     normalized = "normalized bin by bin"

@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import torch
 from peer_kit import FAMILIES, finetuned, mae_decoder, tiny, wrapped
+from speechbrain.inference.speaker import SpeakerRecognition
 
 from ssast_lobes import (
     SSAST,
@@ -296,6 +297,17 @@ def test_harness_and_probe_take_a_folder(family, exports, tmp_path):
     if encoder.lobe.encoder.n_class_tokens == 0:
         with pytest.raises(ValueError, match="no class tokens, choose mean"):
             encoder.check_variants([("class", "last")])
+
+
+@families
+def test_speechbrain_loads_a_folder(family, exports, tmp_path):
+    there = SpeakerRecognition.from_hparams(
+        source=str(exports / family), savedir=tmp_path / "saved"
+    )
+    encoder = AudioEncoder.from_hparams(exports / family)
+    audio = wave(1.5, encoder.sample_rate)[None]
+    clip = there.encode_batch(audio)[:, 0]
+    assert torch.allclose(clip, encoder.encode_batch(audio), atol=1e-5)
 
 
 @families

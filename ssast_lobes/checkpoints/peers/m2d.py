@@ -42,6 +42,8 @@ class M2D(Family):
     }
     left_out = (
         "decoder_pos_embed",
+        # Whatever else a fine-tuned model wraps, such as its front end.
+        "module.ar.",
         "target_blocks.",
         "target_norm.",
         "offline_predictor.",
