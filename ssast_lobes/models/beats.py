@@ -270,16 +270,15 @@ class BEATsEncoder(nn.Module):
             kept = counts.scatter_add(1, keep[0], keep[1].long()) > 0
             kept = kept & is_token
         x = self._add_positions(x * kept[:, :, None], n_freq)
-        # The place of each token in the order of time.
-        place = torch.arange(n_freq * max_time, device=x.device)[None]
+        # The place of each token in the order of time, (1 or B, N).
+        time = torch.arange(max_time, device=x.device)
+        band = torch.arange(n_freq, device=x.device)[:, None]
+        place = (time * n_freq + band).flatten()[None]
         if keep is not None:
-            place = keep[0]
-            index = place[:, :, None].expand(-1, -1, self.dim)
-            x, is_token = (
-                x.gather(1, index),
-                is_token.gather(1, place) & keep[1],
-            )
-        place = place % max_time * n_freq + place // max_time
+            index = keep[0]
+            place = place.expand(len(index), -1).gather(1, index)
+            x = x.gather(1, index[:, :, None].expand(-1, -1, self.dim))
+            is_token = is_token.gather(1, index) & keep[1]
         bias = self._bias(place)
         attend = is_token[:, None, None, :] if padded else None
         x = self.first_norm(x)
