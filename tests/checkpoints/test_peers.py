@@ -7,6 +7,7 @@ what the official codes compute is in test_golden_peer.py.
 import json
 import os
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -25,6 +26,7 @@ from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.peers import FAMILIES as REGISTRY
+from ssast_lobes.checkpoints.peers import from_peer
 from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.cli import main
 from ssast_lobes.evaluation.harness.hear import (
@@ -139,6 +141,28 @@ def test_loading_is_strict(family, tmp_path):
     path = released(tmp_path, family, {**state, block: torch.ones(7)})
     with pytest.raises(WeightsError, match=r"fc1\.bias is \(7,\)"):
         load_weights(path, family=named(family))
+
+
+@families
+def test_a_tensor_of_a_wrong_shape_is_one_error(family):
+    state = tiny(family)
+    # Not used: windows, filters, counters, mask embeddings, projectors.
+    unused = ("front_end.", "mask_embed", "projector.", "init_bn.1.num")
+    unused += ("fc_norm.", "blocks.1.", "encoder.layers.1.")
+    for key in state:
+        if key.startswith(unused):
+            continue
+        wrong = {**state, key: torch.ones(7, 3)}
+        with pytest.raises(WeightsError) as caught:
+            from_peer(wrapped(family, wrong), Path("x/y.pth"), family)
+        assert str(caught.value).strip()
+
+
+@families
+@pytest.mark.parametrize("content", [[], {}, {"model": []}, {"model": {}}])
+def test_what_is_no_checkpoint_is_one_error(family, content):
+    with pytest.raises(WeightsError, match="not a checkpoint of"):
+        from_peer(content, Path("x/y.pth"), family)
 
 
 def test_a_class_that_is_not_allowed_is_named_and_not_built(tmp_path):

@@ -61,13 +61,24 @@ class Dasheng(Family):
     def build(self, ours, config, content, path, report):
         """See `Family.build`; the head count is in the file's config."""
         time, frequency = ours.pop("time"), ours.pop("frequency")
-        # (1, D, bands or 1, steps or 1).
-        table = (time + frequency).permute(0, 2, 3, 1)
-        ours["positions"] = table.flatten(1, 2)
         norm = {
             part: ours.pop(_BN + part).double()
             for part in ("weight", "bias", "running_mean", "running_var")
         }
+        shapes = {"freq_pos_embed": (frequency, (1, time.shape[1], 1, 1))}
+        shapes["time_pos_embed"] = (
+            time,
+            (1, frequency.shape[1], 1, time.shape[-1]),
+        )
+        for part, value in norm.items():
+            shapes[f"init_bn.1.{part}"] = (value, (self.n_mels,))
+        for key, (value, shape) in shapes.items():
+            if value.shape != shape:
+                raise WeightsError(
+                    f"{key} is {tuple(value.shape)}, not {shape}"
+                )
+        # (1, D, 1, steps), one band.
+        ours["positions"] = (time + frequency)[:, :, 0].transpose(1, 2)
         # (x - mean) / (2 std) is what the batch norm gives.
         scale = norm["weight"] / (norm["running_var"] + _EPS).sqrt()
         if not scale.all():

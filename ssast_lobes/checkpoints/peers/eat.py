@@ -52,7 +52,9 @@ class EAT(Family):
 
     def build(self, ours, config, content, path, report):
         """See `Family.build`; trained on 10 s, however long the table."""
-        config["objective"] = self.take_decoder(ours, report)
+        objective = self.take_decoder(ours, report)
+        if objective is not None:
+            config["objective"] = objective
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
         encoder["table_frames"] = min(1024, encoder["table_frames"])

@@ -138,19 +138,26 @@ class Family:
         try:
             self.build(ours, config, content, path, report)
             config["features"] = FrontEnd(**config["features"]).config
+            config["window_seconds"] = window_seconds(
+                config["encoder"], config["features"]
+            )
+            # safetensors wants each tensor in one piece.
+            ours = {key: value.contiguous() for key, value in ours.items()}
+            weights = Weights(ours, config, report)
+            check_weights(weights)
+        except WeightsError:
+            raise
         except KeyError as error:
             raise WeightsError(
                 f"not a checkpoint of {self.title}: {error.args[0]} missing"
             ) from error
-        config["window_seconds"] = window_seconds(
-            config["encoder"], config["features"]
-        )
-        if config.get("objective", 0) is None:
-            del config["objective"]
-        # safetensors wants each tensor in one piece.
-        ours = {key: value.contiguous() for key, value in ours.items()}
-        weights = Weights(ours, config, report)
-        check_weights(weights)
+        except (
+            *(ArithmeticError, AttributeError, IndexError, RuntimeError),
+            *(TypeError, ValueError),
+        ) as error:
+            raise WeightsError(
+                f"not a checkpoint of {self.title}, or damaged ({error})"
+            ) from error
         return weights
 
     def rename(self, state, report):

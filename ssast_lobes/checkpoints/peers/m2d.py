@@ -78,7 +78,9 @@ class M2D(Family):
             ours["head.linear.bias"] = (
                 ours["head.linear.bias"] - weight @ mean_of
             )
-        config["objective"] = take_mae_decoder(ours, "M2D", report)
+        objective = take_mae_decoder(ours, "M2D", report)
+        if objective is not None:
+            config["objective"] = objective
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
         grid, steps = encoder["grid"], encoder["table"][1]

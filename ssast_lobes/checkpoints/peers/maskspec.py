@@ -47,5 +47,6 @@ class MaskSpec(AudioMAE):
     def build(self, ours, config, content, path, report):
         """See `Family.build`; a pretrained file has its decoder."""
         objective = take_mae_decoder(ours, "MaskedAutoencoder", report)
-        config["objective"] = objective
+        if objective is not None:
+            config["objective"] = objective
         super().build(ours, config, content, path, report)
