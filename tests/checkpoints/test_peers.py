@@ -433,6 +433,13 @@ def test_the_command_prints_what_it_did(tmp_path, capsys):
     assert "left out: decoder_* (19)" in printed
 
 
+def test_the_command_knows_all_families(capsys):
+    with pytest.raises(SystemExit):
+        main(["convert", "--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    assert "--family{" + ",".join(REGISTRY) + "}" in shown
+
+
 def test_reference_padding_is_the_official_length(tmp_path):
     path = released(tmp_path, "audiomosaic")
     convert(path, tmp_path / "out", pad_frames=512)

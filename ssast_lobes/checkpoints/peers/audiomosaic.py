@@ -34,14 +34,6 @@ class AudioMosaic(Family):
     }
     pooling = {"pooling": "tokens", "layers": "last"}
 
-    def complete_head(self, ours, config, report):
-        """See `Family.complete_head`; a pretrained file has its norm, too."""
-        super().complete_head(ours, config, report)
-        if config["kind"] == "pretrained":
-            for part in ("weight", "bias"):
-                ours.pop(f"head.norm.{part}", None)
-            report.append("left out: fc_norm.*, which the projector sees")
-
     def at_length(self, weights, frames):
         """Resize the table as the official fine-tuning does.
 

@@ -285,6 +285,11 @@ class Family:
     def complete_head(self, ours, config, report):
         """Configure the head of a fine-tuned checkpoint, if it is one."""
         if "head.linear.weight" not in ours:
+            norm = [ours.pop(key) for key in list(ours) if "head.norm" in key]
+            if norm:
+                report.append(
+                    "left out: a norm of clip vectors without classes"
+                )
             return
         n_classes = len(ours["head.linear.weight"])
         config.update(kind="classifier", multi_label=False)

@@ -84,7 +84,7 @@ class M2D(Family):
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
         grid, steps = encoder["grid"], encoder["table"][1]
-        found = _FOLDER.search(path.resolve().parent.name)
+        found = _FOLDER.search(path.absolute().parent.name)
         frames, wide = encoder["table_frames"], False
         if found is None:
             report.append(
@@ -98,7 +98,7 @@ class M2D(Family):
             told = [mels, [bins, width], frames // width]
             if told != [grid["n_mels"], grid["patch"], steps]:
                 raise WeightsError(
-                    f"the folder is called {path.resolve().parent.name}, but "
+                    f"the folder is called {path.absolute().parent.name}, but "
                     f"the tensors are of {grid['patch']} patches and {steps} "
                     "steps"
                 )
