@@ -190,7 +190,8 @@ class BEATsEncoder(nn.Module):
             dim, dim, kernel, padding=kernel // 2, groups=groups
         )
         self.first_norm = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.distance_bias = nn.Embedding(buckets, heads)
+        self.distance_bias = nn.Parameter(torch.empty(buckets, heads))
+        nn.init.trunc_normal_(self.distance_bias, std=0.02)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         self.blocks = nn.ModuleList(
             BEATsBlock(dim, heads, mlp_ratio, rate, depth) for rate in rates
@@ -216,7 +217,7 @@ class BEATsEncoder(nn.Module):
             "patch_dim": self.projection.in_features,
             "kernel": self.convolution.kernel_size[0],
             "groups": self.convolution.groups,
-            "buckets": self.distance_bias.num_embeddings,
+            "buckets": len(self.distance_bias),
             "max_distance": self.max_distance,
             "blocks": self.kind,
         }
@@ -317,7 +318,7 @@ class BEATsEncoder(nn.Module):
     def _bias(self, place):
         """Return the bias (1 or B, H, N, N) of tokens at places (1 or B, N)."""
         distance = place[:, None, :] - place[:, :, None]
-        side = self.distance_bias.num_embeddings // 2
+        side = len(self.distance_bias) // 2
         exact = side // 2
         size = distance.abs()
         # Further away, buckets grow with the logarithm of the distance.
@@ -326,4 +327,5 @@ class BEATsEncoder(nn.Module):
         far = exact + (ratio * (side - exact)).long()
         bucket = torch.where(size < exact, size, far.clamp(max=side - 1))
         bucket = bucket + (distance > 0) * side
-        return self.distance_bias(bucket).permute(0, 3, 1, 2)
+        bias = nn.functional.embedding(bucket, self.distance_bias)
+        return bias.permute(0, 3, 1, 2)

@@ -182,7 +182,7 @@ def test_golden_peer_first_blocks(path):
 
 @torch.no_grad()
 def test_golden_peer_features(path):
-    case = Case(path)
+    case = Case(path, FIRST)
     family = FAMILIES[case.family]
     if case.family in ("dasheng", "m2d"):
         # Their statistics are in the checkpoint.

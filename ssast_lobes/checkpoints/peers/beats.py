@@ -16,7 +16,7 @@ _BLOCK = {
     "fc1.": "mlp.fc1.",
     "fc2.": "mlp.fc2.",
     "final_layer_norm.": "norm2.",
-    "self_attn.relative_attention_bias.": "distance_bias.",
+    "self_attn.relative_attention_bias.weight": "distance_bias",
 }
 _LAYERS = "encoder.layers."
 
@@ -76,7 +76,7 @@ class BEATs(Family):
             if start is None:
                 raise WeightsError(f"unexpected {_LAYERS}{number}.{rest}")
             value, name = ours.pop(key), _BLOCK[start] + rest[len(start) :]
-            if name == "distance_bias.weight":
+            if name == "distance_bias":
                 tables.append(value)
             else:
                 ours[f"encoder.blocks.{number}.{name}"] = value
@@ -84,7 +84,7 @@ class BEATs(Family):
             raise WeightsError(
                 "relative_attention_bias differs from layer to layer"
             )
-        ours["encoder.distance_bias.weight"] = tables[0].clone()
+        ours["encoder.distance_bias"] = tables[0].clone()
         for number in range(given["encoder_layers"]):
             block = f"encoder.blocks.{number}.attn."
             for part in ("weight", "bias"):
