@@ -35,8 +35,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         (B, N, D), 0 at padding.
     is_token : torch.Tensor
         Boolean (B, N).
-    class_tokens : torch.Tensor
-        (B, C, D), with C from 0 to 2.
+    class_tokens : torch.Tensor or None
+        (B, C, D), with C from 0 to 2; None where `pooling` needs none.
     pooling : str
         ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
         deviation; ``"dynamics"``: these, then the root of the mean square
@@ -76,8 +76,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         raise ValueError(
             f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
         )
-    n_classes = class_tokens.shape[1]
-    if pooling in ("class", "class_mean") and n_classes == 0:
+    # Others may come without class tokens.
+    if pooling in ("class", "class_mean") and class_tokens.shape[1] == 0:
         raise ValueError(
             f"pooling '{pooling}': this encoder has no class tokens, take the "
             "mean"
@@ -92,7 +92,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     count = is_token.sum(1, keepdim=True).clamp(min=1)
     total = tokens.sum(1)
     if pooling == "tokens":
-        return (total + class_tokens.sum(1)) / (count + n_classes)
+        both = total + class_tokens.sum(1)
+        return both / (count + class_tokens.shape[1])
     if pooling == "bands":
         bands = tokens.unflatten(1, (n_freq, -1)).sum(2).flatten(1)
         return bands * (n_freq / count)
