@@ -256,6 +256,7 @@ def exported_state(objective):
 
     Example
     -------
+    >>> from ssast_lobes import SpectrogramEncoder
     >>> from ssast_lobes.objectives import MSPM
     >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
     >>> sorted({key.split(".")[0] for key in exported_state(objective)})
