@@ -66,7 +66,7 @@ class Chunks:
         pieces = self._encode(encoder, feats, n_frames, hidden_states)
         outputs, alive = zip(*pieces, strict=True)
         n_freq = outputs[0].n_freq
-        weights = torch.stack(alive).float()
+        weights = torch.stack(alive).to(outputs[0].tokens.dtype)
         weights = weights / weights.sum(0)
 
         def joined(tensors, dim):
@@ -121,8 +121,9 @@ class Chunks:
                 max_time = encoder.grid.n_time(feats.shape[1])
                 is_token = encoder.grid.is_token(n_time, max_time)
                 output = output._replace(is_token=is_token)
-            counts = counts[:, None].float()
-            total, count = total + counts * pooling(output), count + counts
+            vectors = pooling(output)
+            counts = counts[:, None].to(vectors.dtype)
+            total, count = total + counts * vectors, count + counts
         return total / count
 
     def _encode(self, encoder, feats, n_frames, hidden_states):

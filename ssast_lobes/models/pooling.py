@@ -96,7 +96,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         return both / (count + class_tokens.shape[1])
     if pooling == "bands":
         bands = tokens.unflatten(1, (n_freq, -1)).sum(2).flatten(1)
-        return bands * (n_freq / count)
+        return bands * n_freq / count
     mean = total / count
     if pooling == "mean":
         return mean
