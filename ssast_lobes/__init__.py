@@ -16,6 +16,7 @@ _MODULE_OF = {
     "AddedNoise": "augment.degradation",
     "AtomicCheckpointer": "training.checkpointer",
     "AudioMosaic": "objectives",
+    "BEATsEncoder": "models.beats",
     "BandLimit": "augment.degradation",
     "ChunkMasker": "objectives.block_maskers",
     "ClassificationHead": "models.heads",

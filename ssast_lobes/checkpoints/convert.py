@@ -10,9 +10,15 @@ import torch
 from tqdm import tqdm
 
 from ssast_lobes.checkpoints.folder import label_encoder_of, write_export
+from ssast_lobes.checkpoints.format import (
+    WeightsError,
+    version_of,
+    window_seconds,
+)
 from ssast_lobes.checkpoints.huggingface_export import to_huggingface
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
+from ssast_lobes.checkpoints.peers import FAMILIES
 from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.utils.files import atomic_write
 
@@ -20,6 +26,7 @@ _KINDS = {
     "checkpoint": "a checkpoint without classes",
     "export": "an exported folder",
     "huggingface": "a Hugging Face folder",
+    "peer": "a checkpoint of another lab",
 }
 _TASKS = {
     frozenset({"discriminator"}): "discriminative",
@@ -38,6 +45,7 @@ def convert(
     labels=None,
     multi_label=False,
     pooling=None,
+    family=None,
 ):
     """Convert a model from one form to another.
 
@@ -45,7 +53,7 @@ def convert(
     ---------
     source : str or path
         See `load_weights`: an exported folder, an official SSAST or AST
-        ``.pth`` file, or a Hugging Face folder.
+        ``.pth`` file, a Hugging Face folder, or a checkpoint of another lab.
     dest : str or path
         Where to: a folder, or a ``.pth`` file.
     to : str, optional
@@ -67,6 +75,8 @@ def convert(
     pooling : str, optional
         Input of the head of an official classifier: the ``"mean"`` of the
         tokens (the default), or the ``"class"`` tokens.
+    family : str, optional
+        Whose checkpoint it is, where the keys do not tell it.
 
     Returns
     -------
@@ -100,9 +110,10 @@ def convert(
         "multi_label": multi_label,
         "pooling": pooling,
         "pad_frames": pad_frames,
+        "family": family,
     }
     with tqdm(desc="Reading", total=3, unit="step", leave=False) as bar:
-        weights = load_weights(source, stride)
+        weights = load_weights(source, stride, family)
         kind, to = _kinds(weights, source, dest, to)
         _refuse_idle(options, weights, source, kind, to)
         bar.update()
@@ -125,11 +136,16 @@ def convert(
                 config = dict(weights.config)
                 if multi_label:
                     config["multi_label"] = True
+            elif kind == "peer":
+                origin = "a released checkpoint"
+                config = _peer_config(weights, options)
             else:
                 origin = "an official checkpoint"
                 config = _export_config(weights, options)
             name = os.path.basename(source)
             card = {"origin": f"`{name}`, {origin}, by `ssast-lobes convert`."}
+            if kind == "peer":
+                card |= FAMILIES[weights.config["family"]].card
             own = config.get("labels")
             label_encoder = None if own is None else label_encoder_of(own)
             bar.update()
@@ -153,7 +169,14 @@ def _kinds(weights, source, dest, to):
                 f"convert that --to {to}"
             )
         return "checkpoint", to
+    if to != "export" and version_of(weights.config) > 1:
+        raise WeightsError(
+            f"{source} has parts that SSAST's encoder lacks (class tokens, "
+            f"norms, front end): the form {to} cannot hold it"
+        )
     kind = "export" if "format_version" in weights.config else "huggingface"
+    if kind == "huggingface" and "family" in weights.config:
+        return "peer", to
     if kind == to == "export":
         raise ValueError(
             f"{source} is an exported folder already; to make an official "
@@ -170,7 +193,11 @@ def _refuse_idle(options, weights, source, kind, to):
     if kind == "checkpoint":
         used = {"stride", "statistics", "pad_frames"}
         if weights.part("head"):
-            used = set(options)
+            used = set(options) - {"family"}
+    elif kind == "peer":
+        used = {"family", "pad_frames"}
+        if weights.part("head"):
+            used |= {"labels", "multi_label"}
     elif to == "huggingface":
         used = {"pad_frames"}
     elif to == "export" and weights.config.get("labels") is not None:
@@ -220,6 +247,28 @@ def _export_config(weights, options):
         heads = {key.split(".")[0] for key in weights.part("objective")}
         task = _TASKS.get(frozenset(heads - {"mask_embedding"}))
         config["objective"] = {"name": "MSPM", "task": task} if task else None
+    return config
+
+
+def _peer_config(weights, options):
+    """Return the configuration of an export of another lab's checkpoint."""
+    frames = options["pad_frames"]
+    if frames is not None:
+        FAMILIES[weights.config["family"]].at_length(weights, frames)
+    config = dict(weights.config)
+    if frames is not None:
+        features = {**config["features"], "pad_frames": frames}
+        config["features"] = features
+        config["window_seconds"] = window_seconds(config["encoder"], features)
+        # Every clip has this length; what it leaves of a patch is dropped.
+        grid = {**config["encoder"]["grid"], "keep_partial": False}
+        config["encoder"] = {**config["encoder"], "grid": grid}
+        config.pop("chunks", None)
+    if config["kind"] == "classifier":
+        labels = _labels(
+            options["labels"], len(config["labels"]), weights.report
+        )
+        config.update(labels=labels, multi_label=options["multi_label"])
     return config
 
 

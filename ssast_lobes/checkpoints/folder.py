@@ -19,7 +19,6 @@ from ssast_lobes.checkpoints.format import (
     CARD_FILE,
     CONFIG_FILE,
     EXPORT_FILES,
-    FORMAT_VERSION,
     HEADS_FOLDER,
     HYPERPARAMS_FILE,
     LABELS_FILE,
@@ -28,6 +27,7 @@ from ssast_lobes.checkpoints.format import (
     WeightsError,
     check_weights,
     exported_state,
+    version_of,
     window_seconds,
 )
 from ssast_lobes.checkpoints.hyperparams import hyperparams_text
@@ -380,7 +380,7 @@ def write_export(
     if "pad_frames" not in config["features"]:
         seconds = max(seconds, least_window)
     config = {
-        "format_version": FORMAT_VERSION,
+        "format_version": version_of(config),
         "window_seconds": seconds,
         **config,
     }

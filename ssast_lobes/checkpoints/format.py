@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from ssast_lobes.models.encoder import SpectrogramEncoder
-from ssast_lobes.models.features import KaldiFbank
+from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.models.features import make_filterbank
 from ssast_lobes.models.heads import ClassificationHead, head_arguments
 from ssast_lobes.models.pooling import ClipPooling
 
@@ -23,7 +23,15 @@ EXPORT_FILES = (
     LABELS_FILE,
     CARD_FILE,
 )
-FORMAT_VERSION = 1
+# What this package reads. Version 1 knew SSAST's and SSAMBA's models; a folder
+# has the lowest version that can hold it.
+FORMAT_VERSION = 2
+_SINCE_2 = {
+    "encoder": {"n_class_tokens", "norms", "crop", "qkv_bias", "patch_dim"},
+    "features": {"fbank"},
+    "pooling": {"n_freq"},
+    "head": {"norm_eps"},
+}
 PARTS = ("encoder", "objective", "pooling", "head")
 
 
@@ -194,13 +202,42 @@ def check_weights(weights):
     config = weights.config
     with torch.device("meta"):
         modules = {
-            "encoder": SpectrogramEncoder(**config["encoder"]),
+            "encoder": make_encoder(config["encoder"]),
             "pooling": ClipPooling(**config["pooling"]),
         }
         if "labels" in config:
             modules["head"] = ClassificationHead(**head_arguments(config))
     for name, module in modules.items():
         compare(module.state_dict(), weights.part(name), name)
+
+
+def version_of(config):
+    """Return the lowest format version that can hold a configuration.
+
+    Arguments
+    ---------
+    config : dict
+        Of an exported folder.
+
+    Returns
+    -------
+    int
+
+    Example
+    -------
+    >>> version_of({"encoder": {"dim": 192}})
+    1
+    >>> version_of({"encoder": {"dim": 192, "crop": "start"}})
+    2
+    """
+    later = any(
+        names & set(config.get(part, {})) for part, names in _SINCE_2.items()
+    )
+    pooling = config.get("pooling", {})
+    later = later or "chunks" in config or pooling.get("layers") == "normed"
+    later = later or pooling.get("pooling") in ("tokens", "class_mean")
+    blocks = config["encoder"].get("blocks")
+    return 2 if later or blocks == "attention_post_norm" else 1
 
 
 def exported_state(objective):
@@ -219,6 +256,7 @@ def exported_state(objective):
 
     Example
     -------
+    >>> from ssast_lobes import SpectrogramEncoder
     >>> from ssast_lobes.objectives import MSPM
     >>> objective = MSPM(SpectrogramEncoder(dim=32, depth=1, heads=2))
     >>> sorted({key.split(".")[0] for key in exported_state(objective)})
@@ -255,7 +293,8 @@ def window_seconds(encoder, features):
     ... )
     10.255
     """
-    fbank = KaldiFbank(features["sample_rate"], features["n_mels"])
+    fbank = make_filterbank(
+        features["sample_rate"], features["n_mels"], features.get("fbank")
+    )
     frames = features.get("pad_frames") or encoder["table_frames"]
-    samples = (frames - 1) * fbank.hop_samples
-    return (samples + fbank.window_samples) / fbank.sample_rate
+    return fbank.samples_of(frames) / fbank.sample_rate

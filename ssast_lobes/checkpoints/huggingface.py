@@ -128,7 +128,7 @@ def from_huggingface(folder):
             raise WeightsError(
                 f"{CONFIG_FILE} or {PREPROCESSOR_FILE} damaged ({error!r})"
             ) from error
-    state = _read_state(folder)
+    state = read_folder_tensors(folder)
     eps, report = config["layer_norm_eps"], []
     if eps != NORM_EPS:
         report.append(f"norms: epsilon {NORM_EPS}, not {eps}")
@@ -169,8 +169,30 @@ def read_json(path):
     return content
 
 
-def _read_state(folder):
-    """Return the tensors of a folder, from one file or several."""
+def read_folder_tensors(folder):
+    """Return the tensors of a folder, from one file or several.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        As ``save_pretrained`` writes it.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    WeightsError
+        If a file is missing or damaged.
+
+    Example
+    -------
+    >>> read_folder_tensors(Path("nowhere"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere: model.safetensors missing, and ...
+    """
     for name in (WEIGHTS_FILE, PICKLED_FILE):
         index = folder / f"{name}{INDEX_ENDING}"
         if (folder / name).is_file():

@@ -1,10 +1,12 @@
 """The ``hyperparams.yaml`` of an export, for SpeechBrain's interfaces."""
 
+import json
 import textwrap
 
 import yaml
 
 from ssast_lobes.checkpoints.format import LABELS_FILE, WEIGHTS_FILE
+from ssast_lobes.models.encoders import encoder_class
 from ssast_lobes.models.heads import head_arguments
 
 # SpeechBrain's interfaces find these modules in every export.
@@ -22,6 +24,7 @@ modules:
         features: !ref <features>
         output: frames
 """
+_CHUNKS = "        chunks: {}\n"
 _PRETRAINED = """
 parts: !new:torch.nn.ModuleDict
     - encoder: !ref <encoder>
@@ -85,10 +88,10 @@ def hyperparams_text(config):
     >>> hyperparams_text(config).splitlines()[-1].strip()
     'model: !name:ssast_lobes.load_modules'
     """
-    rate = config["features"]["sample_rate"]
+    rate, encoder = config["features"]["sample_rate"], config["encoder"]
     nodes = {
         "features": ("FrontEnd", config["features"]),
-        "encoder": ("SpectrogramEncoder", config["encoder"]),
+        "encoder": (encoder_class(encoder).__name__, encoder),
         "pooling": ("ClipPooling", config["pooling"]),
     }
     if config["kind"] == "classifier":
@@ -106,6 +109,8 @@ def hyperparams_text(config):
         text += f"{key}: !new:ssast_lobes.{name}\n"
         text += textwrap.indent(plain, "    ")
     modules = _MODULES.format(window_seconds=config["window_seconds"])
+    if "chunks" in config:
+        modules += _CHUNKS.format(json.dumps(config["chunks"]))
     files = {"weights": WEIGHTS_FILE, "labels": LABELS_FILE}
     if config["kind"] == "pretrained":
         return text + modules + _PRETRAINED.format(**files)

@@ -13,12 +13,22 @@ from ssast_lobes.checkpoints.format import (
     error_context,
 )
 from ssast_lobes.checkpoints.hub import fetch
-from ssast_lobes.checkpoints.huggingface import from_huggingface
+from ssast_lobes.checkpoints.huggingface import (
+    MODEL_TYPE,
+    PICKLED_FILE,
+    from_huggingface,
+    read_folder_tensors,
+)
 from ssast_lobes.checkpoints.official import from_official
-from ssast_lobes.checkpoints.tensors import read_state, read_tensors
+from ssast_lobes.checkpoints.peers import family_of, from_peer, is_plain_vit
+from ssast_lobes.checkpoints.tensors import (
+    read_checkpoint,
+    read_state,
+    require_tensors,
+)
 
 
-def load_weights(source, stride=None):
+def load_weights(source, stride=None, family=None):
     """Read a checkpoint of any format; nothing in it is executed.
 
     Arguments
@@ -28,12 +38,14 @@ def load_weights(source, stride=None):
         Hugging Face's AST (see `ssast_lobes.checkpoints.huggingface`);
         either of them on the hub, ``user/repo`` or
         ``user/repo@revision``; a name that ``ssast-lobes models`` lists (see
-        `ssast_lobes.checkpoints.bundled`); or a released SSAST, SSAMBA or AST
+        `ssast_lobes.checkpoints.bundled`); a released SSAST, SSAMBA or AST
         checkpoint, pretrained or fine-tuned, with or without the ``module.``
-        prefix.
+        prefix; or one of another lab, see `ssast_lobes.checkpoints.peers`.
     stride : tuple of int, optional
         Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
         not tell it; needed only where two strides would fit.
+    family : str, optional
+        Whose checkpoint it is, where the keys do not tell it.
 
     Returns
     -------
@@ -54,17 +66,21 @@ def load_weights(source, stride=None):
     source = resolve_name(source)
     path = Path(source).expanduser()
     if path.is_dir():
-        return _load_folder(path)
+        return _load_folder(path, family)
     if not path.is_file():
         fetched = fetch(source)
         with error_context(source):
-            return _load_folder(fetched)
-    state = read_tensors(path)
+            return _load_folder(fetched, family)
+    content = read_checkpoint(path)
+    with error_context(path):
+        if family or family_of(content) or is_plain_vit(content):
+            return from_peer(content, path, family)
+    state = require_tensors(content, path)
     with error_context(path):
         return from_official(state, stride)
 
 
-def _load_folder(path):
+def _load_folder(path, family=None):
     missing = [
         name
         for name in (CONFIG_FILE, WEIGHTS_FILE)
@@ -74,6 +90,11 @@ def _load_folder(path):
         if CONFIG_FILE not in missing:
             text = (path / CONFIG_FILE).read_text(encoding="utf-8")
             config = json.loads(text)
+            if _may_be_peer(path, config):
+                content = read_folder_tensors(path)
+                if family or family_of(content):
+                    with error_context(path):
+                        return from_peer(content, path / WEIGHTS_FILE, family)
             if "model_type" in config:
                 return from_huggingface(path)
         if missing:
@@ -88,9 +109,18 @@ def _load_folder(path):
         raise WeightsError(
             f"{path / CONFIG_FILE}: damaged ({error!r})"
         ) from error
-    if version != FORMAT_VERSION:
+    if version not in range(1, FORMAT_VERSION + 1):
         raise WeightsError(
-            f"{path}: format version {version}, this ssast_lobes reads "
+            f"{path}: format version {version}, this ssast_lobes reads 1 to "
             f"{FORMAT_VERSION}; use the version that wrote it or export again"
         )
     return Weights(read_state(path / WEIGHTS_FILE), config)
+
+
+def _may_be_peer(path, config):
+    """Return whether a folder holds weights that are neither ours nor AST's."""
+    if not isinstance(config, dict) or "format_version" in config:
+        return False
+    names = (WEIGHTS_FILE, PICKLED_FILE)
+    there = any((path / name).is_file() for name in names)
+    return there and config.get("model_type") != MODEL_TYPE

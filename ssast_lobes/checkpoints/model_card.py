@@ -49,6 +49,14 @@ PIPELINE_TAGS = {
     "pretrained": "feature-extraction",
     "classifier": "audio-classification",
 }
+_MAMBA = "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
+_KINDS = {
+    "attention": (
+        "An audio spectrogram transformer (AST, Gong et al., Interspeech 2021)"
+    ),
+    "attention_post_norm": "A post-norm transformer of spectrograms",
+    "beats": "BEATs (Chen et al., ICML 2023)",
+}
 USE_HEADING = "## Use"
 _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
@@ -281,19 +289,22 @@ def _describe(config, n_parameters):
     """Describe the model in a paragraph."""
     encoder, features = config["encoder"], config["features"]
     grid, statistics = encoder["grid"], features["statistics"]
-    kind = (
-        "An audio spectrogram transformer (AST, Gong et al., Interspeech 2021)"
-        if encoder.get("blocks", "attention") == "attention"
-        else "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
-    )
+    kind = _KINDS.get(encoder.get("blocks", "attention"), _MAMBA)
+    if {"n_class_tokens", "norms", "crop"} & encoder.keys():
+        kind = "A vision transformer of spectrograms"
+    mean, std = statistics["mean"], statistics["std"]
+    normalized = "normalized bin by bin"
+    if not isinstance(mean, list):
+        normalized = (
+            f"normalized with mean {mean:.4f} and standard deviation {std:.4f}"
+        )
     text = (
         f"{kind} with {n_parameters / 1e6:.1f} million parameters: "
         f"{encoder['depth']} blocks of size {encoder['dim']} over patches of "
         f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
         f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
         f"{features['sample_rate']} Hz ({features['n_mels']} mel bins, "
-        f"normalized with mean {statistics['mean']:.4f} and standard "
-        f"deviation {statistics['std']:.4f}); our interfaces convert other "
+        f"{normalized}); our interfaces convert other "
         "audio, and cut what is longer than "
         f"{config['window_seconds']:.2f} s into windows of that length. "
     )

@@ -1,5 +1,6 @@
 """Read files of tensors; nothing in them is executed."""
 
+import argparse
 import re
 from contextlib import contextmanager
 
@@ -70,10 +71,71 @@ def read_tensors(path):
     ...
     ssast_lobes...WeightsError: nowhere.bin: missing or damaged (...)
     """
+    return require_tensors(read_checkpoint(path), path)
+
+
+def read_checkpoint(path):
+    """Read whatever a file of weights holds; nothing is executed.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        A file of ``torch.save``, or a safetensors file by its ending.
+
+    Returns
+    -------
+    object
+        Tensors, and plain values next to them. Settings of a training, as
+        ``argparse`` reads them, are plain values too.
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, damaged, or holds any other object.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> path = Path(getfixture("tmpdir")) / "model.pth"
+    >>> settings = argparse.Namespace(epochs=7)
+    >>> torch.save({"model": {}, "args": settings}, path)
+    >>> read_checkpoint(path)
+    {'model': {}, 'args': Namespace(epochs=7)}
+    """
     with weights_errors(path):
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        # Building it runs no code of the file.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def require_tensors(state, path):
+    """Return what was read if it is named tensors; raise otherwise.
+
+    Arguments
+    ---------
+    state : object
+        Of `read_checkpoint`.
+    path : pathlib.Path
+        What to call it in the error.
+
+    Returns
+    -------
+    dict of str to torch.Tensor
+
+    Raises
+    ------
+    WeightsError
+        If it is anything else.
+
+    Example
+    -------
+    >>> require_tensors([], "model.pth")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: model.pth: holds a list, not named tensors
+    """
     if not isinstance(state, dict):
         kind = type(state).__name__
         raise WeightsError(f"{path}: holds a {kind}, not named tensors")

@@ -3,6 +3,7 @@
 from torch import nn
 
 from ssast_lobes.checkpoints.format import WeightsError, load_strictly
+from ssast_lobes.models.beats import BEATsEncoder
 from ssast_lobes.models.patches import Grid
 
 
@@ -56,6 +57,12 @@ def initialize(encoder, weights, objective=None):
     state = _resample_all(
         weights.part("encoder"), source, encoder.grid, report, "patch_embedding"
     )
+    if blocks == BEATsEncoder.kind:
+        load_strictly(encoder, state, "encoder")
+        report.append("encoder loaded")
+        if objective is not None:
+            _initialize_objective(objective, weights, source, report)
+        return report
     if "positions.table" not in state:
         raise WeightsError("encoder: missing positions.table")
     table = state["positions.table"]

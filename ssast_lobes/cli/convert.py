@@ -19,8 +19,10 @@ def add_parser(commands):
         run,
         "convert from and to official and Hugging Face models",
         "Make an exported folder of an official SSAST or AST checkpoint, or\n"
-        "of a Hugging Face folder with an ASTModel or an\n"
-        "ASTForAudioClassification. Or the other way round: an official\n"
+        "of a released one of EAT, M2D, ATST, AudioMAE, MaskSpec, Dasheng,\n"
+        "ASiT, AudioMosaic or BEATs, or of a Hugging Face folder with an\n"
+        "ASTModel or an ASTForAudioClassification.\n"
+        "Or the other way round: an official\n"
         "checkpoint, if DEST ends in .pth, or a Hugging Face folder, with\n"
         "--to huggingface. The command lists the tensors that it leaves out.",
         "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny\n"
@@ -49,6 +51,15 @@ def add_parser(commands):
         "(10 ms each), all of which count as audio, as the official recipes "
         "do (AST: 1024); Hugging Face always pads: to how many frames "
         "(default: those of the export, else the length of its pretraining)",
+    )
+    command.add_argument(
+        "--family",
+        choices=[
+            *("eat", "m2d", "atst_frame", "atst_clip", "audiomae", "maskspec"),
+            *("dasheng", "asit", "audiomosaic", "beats"),
+        ],
+        help="whose checkpoint it is, where several have the same keys: "
+        "AudioMAE, MaskSpec, ASiT, and M2D of 2022",
     )
     command.add_argument(
         "--stride",
@@ -103,6 +114,7 @@ def run(options):
         options.labels,
         options.multi_label,
         options.pooling,
+        options.family,
     )
     for line in weights.report:
         print(line)

@@ -43,7 +43,7 @@ def frame_blocks(path, fbank):
     [480240, 160000]
     """
     hop = BLOCK_FRAMES * fbank.hop_samples
-    length = hop - fbank.hop_samples + fbank.window_samples
+    length = fbank.samples_of(BLOCK_FRAMES)
     for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
         require_length(path, start + len(wav), fbank)
         yield wav

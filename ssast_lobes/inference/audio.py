@@ -85,9 +85,9 @@ def require_length(name, n_samples, fbank):
     ...
     ssast_lobes...UnreadableAudio: a.wav: 12.5 ms of audio, ...
     """
-    if n_samples < fbank.window_samples:
+    if n_samples < fbank.least_samples:
         raise UnreadableAudio(
             f"{name}: {1000 * n_samples / fbank.sample_rate:.3g} ms of audio, "
-            f"at least {1000 * fbank.window_samples / fbank.sample_rate:.3g} "
+            f"at least {1000 * fbank.least_samples / fbank.sample_rate:.3g} "
             "ms are needed"
         )

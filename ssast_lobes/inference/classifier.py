@@ -214,7 +214,7 @@ class AudioClassifier(Interface):
 
     def _set_windows(self, window, hop):
         """Cut audio by other windows than an encoder would."""
-        shortest = max(self.fbank.window_samples, self._hop_samples)
+        shortest = max(self.fbank.least_samples, self._hop_samples)
         shortest, longest = shortest / self.sample_rate, self.window_seconds
         if window is None:
             window = min(max(self.fitted_seconds, shortest), longest)

@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from ssast_lobes.inference.classifier import AudioClassifier
 from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.models.mel_spectrogram import MelSpectrogram
 
 INPUTS = ("wav", "lengths")
 
@@ -68,12 +69,11 @@ class DeployedModel(nn.Module):
     def __init__(self, source):
         super().__init__()
         interface = AudioEncoder.from_hparams(source)
-        blocks = interface.lobe.encoder.kind
-        if blocks != "attention":
+        if interface.lobe.encoder.scans:
             raise DeploymentError(
-                f"{source}: its {blocks} blocks scan tokens one by one, which "
-                "no graph for all lengths holds; only attention blocks can be "
-                "exported"
+                f"{source}: its {interface.lobe.encoder.kind} blocks scan "
+                "tokens one by one, which no graph for all lengths holds; only "
+                "attention blocks can be exported"
             )
         self.metadata = {
             "kind": interface.kind,
@@ -116,14 +116,16 @@ class DeployedModel(nn.Module):
             padding, all after the first `pad_frames` of a clip is dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
-        wav = self._fill(wav)
+        wav, max_frames = self._fill(wav)
         encoder, pooling = self.lobe.encoder, self.lobe.pooling
         # Filling cuts audio after the last patch, or after the reference
         # padding.
         kept = lengths.clamp(max=wav.shape[1])
         feats, n_frames = self.lobe.features(wav, kept.double() / wav.shape[1])
         encoded = encoder(
-            feats, n_frames, hidden_states=pooling.needs_hidden_states
+            feats[:, :max_frames],
+            n_frames.clamp(max=max_frames),
+            hidden_states=pooling.needs_hidden_states,
         )
         clip = pooling(encoded)
         if self.head is None:
@@ -138,7 +140,7 @@ class DeployedModel(nn.Module):
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """Return waveforms so long that patches cover all frames exactly.
+        """Return waveforms, and frames of them that patches cover exactly.
 
         A graph has no branches, so it cannot treat a partial last patch, or a
         single one, in another way than the rest. The added samples lie behind
@@ -151,9 +153,12 @@ class DeployedModel(nn.Module):
             n_time = grid.n_time(fbank.frames_of(samples))
             n_time = torch.sym_max(n_time, 2)
             n_frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
-        wanted = (n_frames - 1) * fbank.hop_samples + fbank.window_samples
+        wanted = fbank.samples_of(n_frames)
+        if isinstance(fbank, MelSpectrogram):
+            # The last frames look at samples behind them.
+            wanted = torch.sym_max(wanted, samples)
         index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
-        return wav.index_select(1, index)
+        return wav.index_select(1, index), n_frames
 
 
 def export_program(source):
@@ -190,7 +195,7 @@ def _trace(model, source):
     rate = model.metadata["sample_rate"]
     example = (torch.zeros(2, rate), torch.tensor([rate, rate // 2]))
     batch = torch.export.Dim("batch")
-    shortest = model.lobe.features.fbank.window_samples
+    shortest = model.lobe.features.fbank.least_samples
     samples = torch.export.Dim("samples", min=shortest)
     try:
         return torch.export.export(

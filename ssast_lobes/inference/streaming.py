@@ -137,7 +137,7 @@ def classify_stream(
     hop = max(1, window // 2)
     if hop_seconds is not None:
         hop = round(hop_seconds * rate)
-    shortest = classifier.fbank.window_samples
+    shortest = classifier.fbank.least_samples
     if window < shortest:
         raise ValueError(
             f"a window of {window / rate:g} s is too short, at least "

@@ -11,7 +11,9 @@ from torch import nn
 from ssast_lobes.checkpoints.format import error_context, load_strictly
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.warm_start import initialize
+from ssast_lobes.lobes.chunks import Chunks
 from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.checks import ArgumentError, flag, one_of, require, whole
@@ -35,6 +37,9 @@ class SpectrogramLobe(nn.Module):
         How a clip vector is made; the mean of the valid tokens when left out.
     freeze : bool
         Never train the encoder: no gradients, always evaluation mode.
+    chunks : dict, optional
+        Cut longer clips: arguments of `ssast_lobes.lobes.chunks.Chunks`. When
+        left out, their positions are interpolated.
 
     Raises
     ------
@@ -56,9 +61,11 @@ class SpectrogramLobe(nn.Module):
         output="frames",
         pooling=None,
         freeze=False,
+        chunks=None,
     ):
         super().__init__()
         one_of("output", output, OUTPUTS)
+        self.chunks = None if chunks is None else Chunks(**chunks)
         flag("freeze", freeze)
         n_mels = encoder.grid.n_mels
         self.features = features or FrontEnd(n_mels=n_mels)
@@ -74,7 +81,7 @@ class SpectrogramLobe(nn.Module):
         # Not on the way out; DDP would wait for its gradient.
         if output != "clip":
             self.pooling.requires_grad_(False)
-        elif self.pooling.needs_hidden_states:
+        elif self.pooling.needs_hidden_states is True:
             encoder.norm.requires_grad_(False)
         if freeze:
             self.requires_grad_(False)
@@ -117,9 +124,16 @@ class SpectrogramLobe(nn.Module):
         ValueError
             See `KaldiFbank.forward`.
         """
-        if self.output == "clip":
-            return self.pooling(self.extract_features(wav, wav_lens))[:, None]
-        return getattr(self.extract_features(wav, wav_lens), self.output)
+        if self.output != "clip":
+            return getattr(self.extract_features(wav, wav_lens), self.output)
+        with self._gradients():
+            feats, n_frames = self.features(wav, wav_lens)
+            if self._in_chunks(feats):
+                clips = self.chunks.clips(
+                    self.encoder, feats, n_frames, self.pooling
+                )
+                return clips[:, None]
+        return self.pooling(self._encode(feats, n_frames))[:, None]
 
     def extract_features(self, wav, wav_lens=None, hidden_states=False):
         """Return all outputs of the encoder for a batch of waveforms.
@@ -135,12 +149,24 @@ class SpectrogramLobe(nn.Module):
         -------
         EncoderOutput
         """
-        wanted = hidden_states or self.pooling.needs_hidden_states
-        with torch.set_grad_enabled(
-            torch.is_grad_enabled() and not self.freeze
-        ):
+        with self._gradients():
             feats, n_frames = self.features(wav, wav_lens)
-            return self.encoder(feats, n_frames, hidden_states=wanted)
+            return self._encode(feats, n_frames, hidden_states)
+
+    def _gradients(self):
+        """Compute gradients where they are on, unless the lobe is frozen."""
+        return torch.set_grad_enabled(
+            torch.is_grad_enabled() and not self.freeze
+        )
+
+    def _in_chunks(self, feats):
+        return self.chunks is not None and feats.shape[1] > self.chunks.frames
+
+    def _encode(self, feats, n_frames, hidden_states=False):
+        wanted = hidden_states or self.pooling.needs_hidden_states
+        if self._in_chunks(feats):
+            return self.chunks.joined(self.encoder, feats, n_frames, wanted)
+        return self.encoder(feats, n_frames, hidden_states=wanted)
 
     @classmethod
     def from_export(cls, folder, output="frames", freeze=False):
@@ -182,13 +208,14 @@ def lobe_of(weights, output="frames", freeze=False):
     SpectrogramLobe
     """
     config = weights.config
-    encoder = SpectrogramEncoder(**config["encoder"])
+    encoder = make_encoder(config["encoder"])
     features = FrontEnd(
         **config.get("features", {"n_mels": encoder.grid.n_mels})
     )
     load_strictly(encoder, weights.part("encoder"), "encoder")
     pooling = _pooling_of(weights, encoder.depth)
-    return SpectrogramLobe(encoder, features, output, pooling, freeze)
+    chunks = config.get("chunks")
+    return SpectrogramLobe(encoder, features, output, pooling, freeze, chunks)
 
 
 def _pooling_of(weights, depth):
@@ -213,7 +240,8 @@ class SSAST(SpectrogramLobe):
         `source` brings its own.
     source : str or path, optional
         Weights to start from: an exported folder, an official ``.pth``, a
-        folder of Hugging Face's AST, ``user/repo`` on the hub, or a name that
+        released checkpoint of another lab (docs/checkpoints.md), a folder of
+        Hugging Face's AST, ``user/repo`` on the hub, or a name that
         ``ssast-lobes models`` lists. Clips keep their own lengths, also where
         the source was used with reference padding (see `FrontEnd`).
     freeze : bool
@@ -235,6 +263,9 @@ class SSAST(SpectrogramLobe):
     checkpointing : bool, optional
         See `SpectrogramEncoder`; when left out only the size ``"large"`` has
         it.
+    family : str, optional
+        Whose checkpoint `source` is, where several labs have the same keys;
+        see docs/checkpoints.md.
 
     Raises
     ------
@@ -261,6 +292,7 @@ class SSAST(SpectrogramLobe):
         table_frames=1024,
         drop_path=0.0,
         checkpointing=None,
+        family=None,
     ):
         # Check the settings before anything is loaded.
         whole("n_mels", n_mels, null=True)
@@ -269,6 +301,7 @@ class SSAST(SpectrogramLobe):
         if checkpointing is not None:
             training["checkpointing"] = checkpointing
         report = []
+        chunks = None
         if source is None:
             features, pooling = {}, None
             encoder = SpectrogramEncoder.from_size(
@@ -280,7 +313,8 @@ class SSAST(SpectrogramLobe):
                 **training,
             )
         else:
-            weights = load_weights(source, stride)
+            weights = load_weights(source, stride, family)
+            chunks = weights.config.get("chunks")
             features = dict(weights.config.get("features", {}))
             config = weights.config["encoder"]
             grid = _adapted_grid(config["grid"], n_mels, stride)
@@ -290,7 +324,7 @@ class SSAST(SpectrogramLobe):
                     "clips keep their own lengths: the reference padding of "
                     "the source is left out"
                 )
-            encoder = SpectrogramEncoder(**{**config, "grid": grid, **training})
+            encoder = make_encoder({**config, "grid": grid, **training})
             with error_context(source):
                 report = initialize(encoder, weights)
                 # Unused parameters would stop distributed training.
@@ -300,7 +334,9 @@ class SSAST(SpectrogramLobe):
         features["n_mels"] = encoder.grid.n_mels
         if statistics is not None:
             features["statistics"] = statistics
-        super().__init__(encoder, FrontEnd(**features), output, pooling, freeze)
+        super().__init__(
+            encoder, FrontEnd(**features), output, pooling, freeze, chunks
+        )
         # A line for each tensor that was loaded, adapted or skipped.
         self.report = report
 

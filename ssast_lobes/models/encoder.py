@@ -15,16 +15,26 @@ from ssast_lobes.models.patches import Grid, PatchEmbedding, PositionTable
 from ssast_lobes.models.pooling import pool
 from ssast_lobes.models.transformer import (
     NORM_EPS,
+    PostNormBlock,
     TransformerBlock,
     init_transformer,
 )
-from ssast_lobes.utils.checks import flag, one_of, real, whole
+from ssast_lobes.utils.checks import (
+    ArgumentError,
+    flag,
+    one_of,
+    real,
+    require,
+    whole,
+)
 from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 from ssast_lobes.utils.presets import load_preset
 
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
-BLOCKS = ("attention", "mamba", "mamba_reference")
+BLOCKS = ("attention", "attention_post_norm", "mamba", "mamba_reference")
+# Places of layer norms outside of the blocks.
+NORMS = ("patches", "first", "last")
 
 
 class EncoderOutput(NamedTuple):
@@ -37,14 +47,14 @@ class EncoderOutput(NamedTuple):
     is_token : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     class_tokens : torch.Tensor
-        (B, 2, D), after the final norm; (B, 1, D) of ``mamba_reference``.
+        (B, C, D), after the final norm; C is 2, or `n_class_tokens`.
     n_freq : int or None
         F', and N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
         Patch tokens (L + 1, B, N, D) before the final norm: what enters the
         first block, then the output of each block.
     class_hidden_states : torch.Tensor or None
-        The same of the class tokens, (L + 1, B, 2, D) or (L + 1, B, 1, D).
+        The same of the class tokens, (L + 1, B, C, D).
     """
 
     tokens: torch.Tensor
@@ -81,12 +91,12 @@ class EncoderOutput(NamedTuple):
         ---------
         pooling : str
             ``"mean"`` of the valid tokens, ``"class"``, the mean of the class
-            tokens, ``"statistics"`` or ``"dynamics"``; see `pool`.
+            tokens, ``"statistics"`` and others; see `pool`.
 
         Returns
         -------
         torch.Tensor
-            (B, D); statistics (B, 2 D), dynamics (B, 4 D).
+            (B, D), or wider; see `pool`.
         """
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
@@ -117,10 +127,12 @@ class SpectrogramEncoder(nn.Module):
     depends on the clips it is batched with: attention masks padding, scans
     skip it, and positions follow each clip's own length.
 
-    There are three kinds of blocks. ``"attention"``: those of a transformer.
-    ``"mamba"``: each a bidirectional Mamba mixer, which scans the tokens in
-    order of time, and of frequency at each time, from one class token at the
-    clip's beginning to the other at its end. ``"mamba_reference"``: the graph
+    There are four kinds of blocks. ``"attention"``: those of a transformer.
+    ``"attention_post_norm"``: the same with the norms after the sums, as EAT
+    has them (see `PostNormBlock`). ``"mamba"``: each a bidirectional Mamba
+    mixer, which scans the tokens in order of time, and of frequency at each
+    time, from one class token at the clip's beginning to the other at its end.
+    ``"mamba_reference"``: the graph
     of the released SSAMBA models, with two such mixers a block (see
     `PairedMambaBlock`), scans over all times of the lowest frequency first, one
     class token in front, and the final norm applied twice.
@@ -147,7 +159,18 @@ class SpectrogramEncoder(nn.Module):
         `table_frames` when left out. Differs where weights were trained with
         another stride or another number of mel bins.
     blocks : str
-        ``"attention"``, ``"mamba"`` or ``"mamba_reference"``.
+        ``"attention"``, ``"attention_post_norm"``, ``"mamba"`` or
+        ``"mamba_reference"``.
+    n_class_tokens : int, optional
+        Class tokens C, 0 to 2, of an encoder with attention; 2 when left out.
+    norms : list of str
+        Layer norms outside of the blocks: of the ``"patches"`` before they
+        get positions, of all tokens before the ``"first"`` block, and after
+        the ``"last"``. Most encoders have only the last.
+    crop : str
+        See `PositionTable`.
+    qkv_bias : bool
+        See `Attention`.
     checkpointing : bool
         Keep only what enters each block in training, and compute what is
         within once more in the backward pass: about a third more time for a
@@ -157,7 +180,7 @@ class SpectrogramEncoder(nn.Module):
     Raises
     ------
     ValueError
-        If `blocks` is unknown.
+        If `blocks` is unknown, or an argument does not go with it.
 
     Example
     -------
@@ -180,6 +203,10 @@ class SpectrogramEncoder(nn.Module):
         table=None,
         blocks="attention",
         checkpointing=False,
+        n_class_tokens=None,
+        norms=("last",),
+        crop="center",
+        qkv_bias=True,
     ):
         super().__init__()
         self.kind = one_of("blocks", blocks, BLOCKS)
@@ -196,25 +223,45 @@ class SpectrogramEncoder(nn.Module):
         self.table_frames = round(table_frames)
         self.patch_embedding = PatchEmbedding(self.grid, dim)
         own = (self.grid.n_freq, self.grid.n_time(self.table_frames))
-        self.positions = PositionTable(*(table or own), dim)
-        classes = 1 if blocks == "mamba_reference" else N_CLASS_TOKENS
-        self.class_tokens = nn.Parameter(torch.empty(classes, dim))
-        self.class_positions = nn.Parameter(torch.empty(classes, dim))
-        nn.init.trunc_normal_(self.class_tokens, std=0.02)
-        nn.init.trunc_normal_(self.class_positions, std=0.02)
+        self.positions = PositionTable(*(table or own), dim, crop)
+        right = isinstance(norms, list | tuple) and set(norms) <= set(NORMS)
+        require(right, "norms", f"a list, each of {', '.join(NORMS)}", norms)
+        self.norms = list(norms)
+        whole("n_class_tokens", n_class_tokens, 0, 2, null=True)
+        self.qkv_bias = flag("qkv_bias", qkv_bias)
+        usual = 1 if blocks == "mamba_reference" else N_CLASS_TOKENS
+        self.n_class_tokens = (
+            usual if n_class_tokens is None else n_class_tokens
+        )
+        if self.scans and (self.n_class_tokens != usual or not qkv_bias):
+            raise ArgumentError(
+                f"blocks '{blocks}' have {usual} class tokens and no qkv_bias "
+                "to leave out"
+            )
+        self.class_tokens = nn.Parameter(torch.empty(self.n_class_tokens, dim))
+        self.class_positions = nn.Parameter(
+            torch.empty(self.n_class_tokens, dim)
+        )
+        if self.n_class_tokens:
+            nn.init.trunc_normal_(self.class_tokens, std=0.02)
+            nn.init.trunc_normal_(self.class_positions, std=0.02)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
-        if blocks == "attention":
+        eps = mamba.NORM_EPS if self.scans else NORM_EPS
+        if not self.scans:
+            block = TransformerBlock if blocks == "attention" else PostNormBlock
             self.blocks = nn.ModuleList(
-                TransformerBlock(dim, heads, mlp_ratio, rate) for rate in rates
+                block(dim, heads, mlp_ratio, rate, qkv_bias) for rate in rates
             )
             self.blocks.apply(init_transformer)
-            self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         else:
             paired = blocks == "mamba_reference"
             block = mamba.PairedMambaBlock if paired else mamba.MambaBlock
             self.blocks = nn.ModuleList(block(dim, rate) for rate in rates)
             mamba.init_mamba(self.blocks)
-            self.norm = nn.LayerNorm(dim, eps=mamba.NORM_EPS)
+        self.patch_norm, self.first_norm, self.norm = (
+            nn.LayerNorm(dim, eps=eps) if place in norms else nn.Identity()
+            for place in NORMS
+        )
 
     @classmethod
     def from_size(
@@ -271,16 +318,35 @@ class SpectrogramEncoder(nn.Module):
             "table": list(self.positions.table.shape[:2]),
             "blocks": self.kind,
         }
-        if self.kind == "attention":
+        if not self.scans:
             config.update(heads=self.heads, mlp_ratio=self.mlp_ratio)
+        # Only what differs, so that encoders of SSAST are written as ever.
+        usual = 1 if self.kind == "mamba_reference" else N_CLASS_TOKENS
+        if self.n_class_tokens != usual:
+            config["n_class_tokens"] = self.n_class_tokens
+        if self.norms != ["last"]:
+            config["norms"] = self.norms
+        if self.positions.crop != "center":
+            config["crop"] = self.positions.crop
+        if not self.qkv_bias:
+            config["qkv_bias"] = False
         return config
+
+    @property
+    def scans(self):
+        """Whether the blocks are Mamba's."""
+        return self.kind.startswith("mamba")
 
     @property
     def adaptable_layers(self):
         """Names of the linear layers that low-rank adapters can sit on."""
-        if self.kind == "attention":
+        if not self.scans:
             return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
         return ["blocks.*.in_proj", "blocks.*.out_proj"]
+
+    def fix_positions(self):
+        """Train no positions; see `PositionTable.fix_sincos`."""
+        self.positions.fix_sincos()
 
     def forward(
         self,
@@ -313,8 +379,9 @@ class SpectrogramEncoder(nn.Module):
         keep : tuple of torch.Tensor, optional
             Indices (B, K) of the tokens to encode, and boolean (B, K), False
             at surplus entries.
-        hidden_states : bool
-            Return the output of every block too.
+        hidden_states : bool or str
+            Return the output of every block too; ``"normed"``: after the
+            final norm, which is then put on each.
 
         Returns
         -------
@@ -343,6 +410,7 @@ class SpectrogramEncoder(nn.Module):
         order, context = self._arrangement(
             keep, visible, is_token, feats.shape[1]
         )
+        x = self.first_norm(x)
         if order is not None:
             x = order.arrange(x)
         states = [x]
@@ -353,10 +421,12 @@ class SpectrogramEncoder(nn.Module):
         normed = self.norm(x)
         if self.kind == "mamba_reference":
             normed = self.norm(normed)
+        if hidden_states == "normed":
+            states = [self.norm(x) for x in states]
         if order is not None:
             normed = order.restore(normed)
             states = [order.restore(x) for x in states]
-        split = len(self.class_tokens)
+        split = self.n_class_tokens
         is_audio = is_token[:, :, None]
         stack = torch.stack(states) if hidden_states else None
         return EncoderOutput(
@@ -386,7 +456,7 @@ class SpectrogramEncoder(nn.Module):
         patches = self.grid.unfold(feats)
         n_time, max_time = self.token_lengths(n_frames, max_frames)
         is_token = self.grid.is_token(n_time, max_time)
-        tokens = self.patch_embedding(patches)
+        tokens = self.patch_norm(self.patch_embedding(patches))
         if mask is not None:
             if mask_embedding is None:
                 raise ValueError("mask needs mask_embedding")
@@ -414,7 +484,7 @@ class SpectrogramEncoder(nn.Module):
         return self.grid.n_time(n_frames).clamp(max=max_time), max_time
 
     def _visible(self, is_token, padded):
-        """Return is_token with the class tokens (B, 2 + N); None if all are."""
+        """Return is_token with the class tokens (B, C + N); None if all are."""
         if not padded:
             return None
         # Attention is faster without a mask. Only on the CPU can the values be
@@ -422,12 +492,11 @@ class SpectrogramEncoder(nn.Module):
         if is_token.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(is_token.all()):
                 return None
-        classes = len(self.class_tokens)
-        return nn.functional.pad(is_token, (classes, 0), value=True)
+        return nn.functional.pad(is_token, (self.n_class_tokens, 0), value=True)
 
     def _arrangement(self, keep, visible, is_token, max_frames):
         """Return the `ScanOrder` of the tokens or None, and their mask."""
-        if self.kind == "attention":
+        if not self.scans:
             return None, None if visible is None else visible[:, None, None, :]
         n_freq, n_time = self.grid.n_freq, self.grid.n_time(max_frames)
         if keep is None:

@@ -5,14 +5,21 @@ normalization ``(x - mean) / (2 * std)``, and the statistics it needs.
 """
 
 import torch
-from speechbrain.utils.autocast import fwd_default_precision
 from speechbrain.utils.logger import get_logger
 from torch import nn
 from torchaudio.compliance.kaldi import get_mel_banks
 
+from ssast_lobes.models.filterbank import Filterbank
+from ssast_lobes.models.mel_spectrogram import MelSpectrogram
 from ssast_lobes.models.normalization import SpectrogramNorm, read_statistics
-from ssast_lobes.utils.checks import require, whole
-from ssast_lobes.utils.lengths import length_to_mask, sample_counts
+from ssast_lobes.utils.checks import (
+    ArgumentError,
+    one_of,
+    real,
+    require,
+    whole,
+)
+from ssast_lobes.utils.lengths import length_to_mask
 
 logger = get_logger(__name__)
 
@@ -21,9 +28,8 @@ PRE_EMPHASIS = 0.97
 # Kaldi's least energy before the logarithm.
 EPSILON = torch.finfo(torch.float32).eps
 
-# The CPU works on so many frames at once: their intermediate results stay in
-# the cache, and need no new pages of memory at each operation.
-_FRAMES_AT_ONCE = 1000
+# Kaldi's windows as powers of Hann's.
+_WINDOW_POWERS = {"hanning": 1, "povey": 0.85}
 
 # Neighboring mel filters that are summed together.
 _FILTERS_AT_ONCE = 16
@@ -33,7 +39,7 @@ _FILTERS_AT_ONCE = 16
 _PUBLISHED = (16000, 128)
 
 
-class KaldiFbank(nn.Module):
+class KaldiFbank(Filterbank):
     """Log-mel filterbank of a batch, equal to Kaldi's for each clip alone.
 
     Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
@@ -51,6 +57,10 @@ class KaldiFbank(nn.Module):
         Number of mel bins, from 20 Hz to half the sampling rate. A warning
         tells if there are more than the Fourier transform resolves: bins that
         no frequency reaches are constant.
+    window : str
+        ``"hanning"``, or Kaldi's own ``"povey"``, as BEATs has it.
+    gain : float
+        Factor of the waveform; 32768 gives the samples Kaldi's own scale.
 
     Example
     -------
@@ -60,14 +70,20 @@ class KaldiFbank(nn.Module):
     (torch.Size([2, 98, 128]), [98, 48])
     """
 
-    def __init__(self, sample_rate=16000, n_mels=128):
-        super().__init__()
-        self.sample_rate = whole("sample_rate", sample_rate, 100)
-        self.n_mels = whole("n_mels", n_mels)
+    def __init__(
+        self, sample_rate=16000, n_mels=128, window="hanning", gain=1.0
+    ):
+        super().__init__(sample_rate, n_mels)
         self.window_samples = int(sample_rate * 0.025)
         self.hop_samples = int(sample_rate * 0.010)
+        self.least_samples = self.window_samples
+        self.first_center = self.window_samples / 2
         self.fft_size = 1 << (self.window_samples - 1).bit_length()
+        self.kind = one_of("window", window, _WINDOW_POWERS)
+        self.gain = real("gain", gain, 0, inside=True)
         window = torch.hann_window(self.window_samples, periodic=False)
+        if _WINDOW_POWERS[self.kind] != 1:
+            window = window.pow(_WINDOW_POWERS[self.kind])
         filters = self._mel_filters(n_mels)
         self._warn_of_dead_filters(filters)
         # Kaldi's filters leave out the Nyquist bin.
@@ -107,15 +123,16 @@ class KaldiFbank(nn.Module):
             "number without such bins"
         )
 
-    def _apply(self, fn, recurse=True):
-        # half() and double() are for weights: features need float32.
-        exact = dict(self.named_buffers(recurse=False))
-        super()._apply(fn, recurse)
-        for name, buffer in exact.items():
-            moved = getattr(self, name)
-            if moved.dtype != buffer.dtype:
-                setattr(self, name, buffer.to(moved.device))
-        return self
+    @property
+    def settings(self):
+        """The arguments beside rate and mel bins that differ from SSAST's."""
+        settings = {"window": self.kind, "gain": self.gain}
+        usual = {"window": "hanning", "gain": 1.0}
+        return {k: v for k, v in settings.items() if v != usual[k]}
+
+    def samples_of(self, n_frames):
+        """Return the fewest samples that give so many frames."""
+        return (n_frames - 1) * self.hop_samples + self.window_samples
 
     def frames_of(self, n_samples):
         """Return the number of frames Kaldi makes of so many samples.
@@ -141,55 +158,6 @@ class KaldiFbank(nn.Module):
             return torch.where(reach < 0, torch.zeros_like(count), count)
         return 0 if reach < 0 else count
 
-    @fwd_default_precision(cast_inputs=torch.float32)
-    def forward(self, wav, wav_lens=None):
-        """Compute the log-mel spectrogram of each clip.
-
-        Arguments
-        ---------
-        wav : torch.Tensor
-            Waveforms (B, S), floating point with full scale 1, any padding.
-        wav_lens : torch.Tensor, optional
-            Relative lengths (B,) in (0, 1]; all clips are full when left out.
-
-        Returns
-        -------
-        feats : torch.Tensor
-            Log-mel energies (B, T, n_mels), 0 at padding. T is at least 1.
-        n_frames : torch.Tensor
-            Valid frames (B,), int64, exactly as Kaldi counts them.
-
-        Raises
-        ------
-        ValueError
-            If `wav` is not (B, S) or not floating point, or `wav_lens` are
-            not relative; see `sample_counts`.
-        """
-        if wav.dim() != 2:
-            raise ValueError(
-                f"wav must be (batch, samples), got {tuple(wav.shape)}"
-            )
-        if not wav.is_floating_point():
-            raise ValueError(
-                f"wav must be floating point with full scale 1, got "
-                f"{wav.dtype}: convert it with ssast_lobes.to_float"
-            )
-        wav = wav.float()
-        n_samples = sample_counts(wav, wav_lens)
-        max_frames = max(1, self.frames_of(wav.shape[1]))
-        n_frames = self.frames_of(n_samples).clamp(max=max_frames)
-
-        if wav.device.type != "cpu" or torch.compiler.is_exporting():
-            return self._log_mel(wav, n_samples, n_frames), n_frames
-        clips = max(1, _FRAMES_AT_ONCE // max_frames)
-        feats = wav.new_empty(len(wav), max_frames, self.n_mels)
-        for first in range(0, len(wav), clips):
-            part = slice(first, first + clips)
-            feats[part] = self._log_mel(
-                wav[part], n_samples[part], n_frames[part]
-            )
-        return feats, n_frames
-
     def _log_mel(self, wav, n_samples, n_frames):
         """Return the log-mel (B, T, n_mels) of waveforms (B, S)."""
         frames = self._frames(wav - _clip_means(wav, n_samples)[:, None])
@@ -207,6 +175,8 @@ class KaldiFbank(nn.Module):
         missing = self.window_samples - wav.shape[1]
         if missing > 0:
             wav = nn.functional.pad(wav, (0, missing))
+        if self.gain != 1:
+            wav = wav * self.gain
         frames = wav.unfold(1, self.window_samples, self.hop_samples)
         frames = frames - frames.mean(2, keepdim=True)
         # Hann's window is 0 at the first sample, which has no previous one.
@@ -263,15 +233,50 @@ def _each_mean(wav, n_samples):
     )
 
 
+_FILTERBANKS = {"kaldi": KaldiFbank, "centered": MelSpectrogram}
+
+
+def make_filterbank(sample_rate, n_mels, settings=None):
+    """Build a filterbank.
+
+    Arguments
+    ---------
+    sample_rate, n_mels : int
+        See `KaldiFbank`.
+    settings : dict, optional
+        See `fbank` of `FrontEnd`.
+
+    Returns
+    -------
+    Filterbank
+
+    Raises
+    ------
+    ValueError
+        If the kind is unknown, or an argument is none of its class.
+
+    Example
+    -------
+    >>> make_filterbank(16000, 128, {"kind": "kaldi", "window": "povey"}).kind
+    'povey'
+    """
+    settings = dict(settings or {"kind": "kaldi"})
+    kind = one_of("kind of fbank", settings.pop("kind", None), _FILTERBANKS)
+    try:
+        return _FILTERBANKS[kind](sample_rate, n_mels, **settings)
+    except TypeError as error:
+        raise ArgumentError(f"fbank of kind {kind}: {error}") from error
+
+
 class FrontEnd(nn.Module):
-    """Waveforms to normalized log-mel: `KaldiFbank`, then `SpectrogramNorm`.
+    """Waveforms to normalized log-mel: a filterbank, then `SpectrogramNorm`.
 
     Arguments
     ---------
     statistics : str or dict
         Name of a preset in ``hparams/features/``, a YAML file such as
         ``ssast-lobes stats`` writes for own audio, or ``{"mean": ..,
-        "std": ..}``.
+        "std": ..}``, numbers or one for each mel bin.
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
@@ -281,6 +286,10 @@ class FrontEnd(nn.Module):
         there, before the normalization, and all of them count as audio; so
         do the official recipes and Hugging Face. Clips keep their own
         lengths when left out.
+    fbank : dict, optional
+        Filterbank of other models: ``kind``, ``"kaldi"`` (`KaldiFbank`) or
+        ``"centered"`` (`MelSpectrogram`), and further arguments of that
+        class. SSAST's when left out.
 
     Raises
     ------
@@ -304,6 +313,7 @@ class FrontEnd(nn.Module):
         sample_rate=16000,
         n_mels=128,
         pad_frames=None,
+        fbank=None,
     ):
         super().__init__()
         if isinstance(statistics, str):
@@ -315,8 +325,14 @@ class FrontEnd(nn.Module):
             statistics,
         )
         self.pad_frames = whole("pad_frames", pad_frames, null=True)
-        self.fbank = KaldiFbank(sample_rate, n_mels)
+        self.fbank = make_filterbank(sample_rate, n_mels, fbank)
         self.norm = SpectrogramNorm(**statistics)
+        per_bin = isinstance(self.norm.mean, list)
+        if per_bin and len(self.norm.mean) != n_mels:
+            raise ArgumentError(
+                f"statistics of {len(self.norm.mean)} mel bins, the features "
+                f"have {n_mels}"
+            )
 
     @property
     def config(self):
@@ -328,12 +344,15 @@ class FrontEnd(nn.Module):
         }
         if self.pad_frames is not None:
             config["pad_frames"] = self.pad_frames
+        kind = "kaldi" if isinstance(self.fbank, KaldiFbank) else "centered"
+        if kind != "kaldi" or self.fbank.settings:
+            config["fbank"] = {"kind": kind, **self.fbank.settings}
         return config
 
     def forward(self, wav, wav_lens=None):
         """Return features (B, T, M) and frame counts (B,) of waveforms (B, S).
 
-        See `KaldiFbank.forward` for the arguments.
+        See `Filterbank.forward` for the arguments.
         """
         feats, n_frames = self.fbank(wav, wav_lens)
         if self.pad_frames is None:

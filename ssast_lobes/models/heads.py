@@ -12,6 +12,9 @@ from torch.nn import functional
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
 
+# That of SSAST's head, torch's own.
+NORM_EPS = 1e-5
+
 
 class ClassificationHead(nn.Module):
     """Layer norm and a linear layer: SSAST's fine-tuning head.
@@ -29,6 +32,8 @@ class ClassificationHead(nn.Module):
     cosine_scale : float, optional
         Scores are cosines of the vector and of each class's weights, times
         so much, as margin losses want them; linear when left out.
+    norm_eps : float, optional
+        Epsilon of the norm; no norm at all where it is null.
 
     Raises
     ------
@@ -42,14 +47,24 @@ class ClassificationHead(nn.Module):
     torch.Size([2, 1, 5])
     """
 
-    def __init__(self, dim, n_classes, projection=None, cosine_scale=None):
+    def __init__(
+        self,
+        dim,
+        n_classes,
+        projection=None,
+        cosine_scale=None,
+        norm_eps=NORM_EPS,
+    ):
         super().__init__()
+        self.norm_eps = real("norm_eps", norm_eps, 0, null=True)
         whole("projection", projection, null=True)
         real("cosine_scale", cosine_scale, 0, inside=True, null=True)
         self.projection = projection
         self.cosine_scale = cosine_scale
-        if projection is None:
-            self.norm = nn.LayerNorm(dim)
+        if projection is None and norm_eps is None:
+            self.norm = nn.Identity()
+        elif projection is None:
+            self.norm = nn.LayerNorm(dim, eps=norm_eps)
         else:
             self.projector = nn.Linear(dim, projection)
         self.linear = nn.Linear(
@@ -62,6 +77,8 @@ class ClassificationHead(nn.Module):
         config = {"projection": self.projection}
         if self.cosine_scale is not None:
             config["cosine_scale"] = self.cosine_scale
+        if self.norm_eps != NORM_EPS:
+            config["norm_eps"] = self.norm_eps
         return config
 
     def forward(self, clip):
@@ -164,7 +181,8 @@ class SpectrogramClassifier(nn.Module):
             raise ArgumentError(
                 "choose one of freeze_encoder, frozen_blocks and lora_rank"
             )
-        self.pooling = ClipPooling(encoder.depth, pooling, layers)
+        n_freq = encoder.grid.n_freq
+        self.pooling = ClipPooling(encoder.depth, pooling, layers, n_freq)
         size = self.pooling.output_size(encoder.dim)
         self.head = ClassificationHead(
             size, n_classes, projection, cosine_scale
@@ -184,7 +202,7 @@ class SpectrogramClassifier(nn.Module):
             )
         elif frozen_blocks > 0:
             _freeze_first(encoder, frozen_blocks)
-        if self.pooling.needs_hidden_states:
+        if self.pooling.needs_hidden_states is True:
             # Not on the way to the loss; DDP would wait for its gradient.
             encoder.norm.requires_grad_(False)
 
@@ -247,10 +265,10 @@ class SpectrogramClassifier(nn.Module):
 
 
 def _freeze_first(encoder, count):
-    for part in (encoder.patch_embedding, encoder.positions):
-        part.requires_grad_(False)
-    encoder.class_tokens.requires_grad_(False)
-    encoder.class_positions.requires_grad_(False)
+    for name, parameter in encoder.named_parameters():
+        # All that comes before the blocks, too.
+        if not name.startswith(("blocks.", "norm.")):
+            parameter.requires_grad_(False)
     for block in encoder.blocks[:count]:
         block.requires_grad_(False)
 

@@ -4,27 +4,29 @@ from pathlib import Path
 
 import torch
 import yaml
-from torch import nn
 
-from ssast_lobes.utils.checks import real
+from ssast_lobes.models.filterbank import ExactBuffers
+from ssast_lobes.utils.checks import real, reals, require
 from ssast_lobes.utils.lengths import length_to_mask
 from ssast_lobes.utils.presets import load_preset
 
 
-class SpectrogramNorm(nn.Module):
+class SpectrogramNorm(ExactBuffers):
     """Fixed normalization ``(x - mean) / (2 * std)`` with padding kept at 0.
 
     Arguments
     ---------
-    mean : float
-        Mean of the log-mel energies over the valid frames of a data set.
-    std : float
-        Their standard deviation.
+    mean : float or list of float
+        Mean of the log-mel energies over the valid frames of a data set, or
+        the mean of each mel bin.
+    std : float or list of float
+        Their standard deviation. Of each mel bin it may be negative, where it
+        stands for a batch norm with such a weight.
 
     Raises
     ------
     ValueError
-        If `std` is not positive.
+        If `std` is not positive, or 0 for a mel bin.
 
     Example
     -------
@@ -35,8 +37,16 @@ class SpectrogramNorm(nn.Module):
 
     def __init__(self, mean, std):
         super().__init__()
+        if isinstance(mean, list | tuple):
+            self.mean = list(reals("mean", mean, count=None))
+            self.std = list(reals("std", std, count=len(mean)))
+            require(0 not in self.std, "std", "a list without 0", std)
+            self.register_buffer("means", torch.tensor(mean), persistent=False)
+            self.register_buffer("stds", torch.tensor(std), persistent=False)
+            return
         self.mean = float(real("mean", mean))
         self.std = float(real("std", std, 0, inside=True))
+        self.means, self.stds = self.mean, self.std
 
     @classmethod
     def from_preset(cls, name):
@@ -63,7 +73,7 @@ class SpectrogramNorm(nn.Module):
     def silence(self):
         """The value that a raw log-mel energy of 0 gets: the padding of the
         official code, which pads before it normalizes."""
-        return -self.mean / (2 * self.std)
+        return -self.means / (2 * self.stds)
 
     def forward(self, feats, n_frames=None):
         """Normalize a batch.
@@ -80,7 +90,7 @@ class SpectrogramNorm(nn.Module):
         torch.Tensor
             Normalized (B, T, M), 0 at padding.
         """
-        feats = (feats - self.mean) / (2 * self.std)
+        feats = (feats - self.means) / (2 * self.stds)
         if n_frames is None:
             return feats
         return feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]

@@ -9,11 +9,20 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
-from ssast_lobes.utils.checks import ArgumentError, flag, require, whole
+from ssast_lobes.utils.checks import (
+    ArgumentError,
+    flag,
+    one_of,
+    require,
+    whole,
+)
 from ssast_lobes.utils.lengths import length_to_mask
 
 # SSAST section 2.1: square patches, or "frames" that span all mel bins.
 _PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
+
+# Parts of a position table that a short clip may take.
+CROPS = ("center", "start")
 
 
 @dataclass(frozen=True)
@@ -293,9 +302,10 @@ class PatchEmbedding(nn.Linear):
 class PositionTable(nn.Module):
     """Learned positions for a grid, fitted to each clip's own length.
 
-    Along time a clip shorter than the table takes its center, a longer one
-    interpolates it linearly; along frequency the same. This is what
-    the official code does for whole batches of one length.
+    Along time a clip shorter than the table takes its center, or its start; a
+    longer one interpolates it linearly. Along frequency fewer bands take the
+    center, more interpolate. This is what the official code does for whole
+    batches of one length.
 
     Arguments
     ---------
@@ -305,6 +315,9 @@ class PositionTable(nn.Module):
         T0, columns of the table.
     dim : int
         Token size D.
+    crop : str
+        What a short clip takes: the ``"center"`` of the table along time, as
+        SSAST, or its ``"start"``, as most others.
 
     Example
     -------
@@ -313,15 +326,22 @@ class PositionTable(nn.Module):
     torch.Size([2, 512, 4])
     """
 
-    def __init__(self, n_freq, n_time, dim):
+    def __init__(self, n_freq, n_time, dim, crop="center"):
         super().__init__()
+        self.crop = one_of("crop", crop, CROPS)
         self.table = nn.Parameter(torch.empty(n_freq, n_time, dim))
         nn.init.trunc_normal_(self.table, std=0.02)
+        self.is_loaded = False
+
+    def _load_from_state_dict(self, *arguments):
+        super()._load_from_state_dict(*arguments)
+        self.is_loaded = True
 
     def fix_sincos(self):
         """Hold fixed sin-cos positions from now on, as masked autoencoders.
 
-        See `sincos_positions`. A table that is loaded later stays fixed too.
+        See `sincos_positions`. A table that was loaded is kept, and one that is
+        loaded later stays fixed too.
 
         Raises
         ------
@@ -335,8 +355,9 @@ class PositionTable(nn.Module):
         >>> table.table[0, 0].tolist(), table.table.requires_grad
         ([0.0, 1.0, 0.0, 1.0], False)
         """
-        with torch.no_grad():
-            self.table.copy_(sincos_positions(*self.table.shape))
+        if not self.is_loaded:
+            with torch.no_grad():
+                self.table.copy_(sincos_positions(*self.table.shape))
         self.table.requires_grad_(False)
 
     def forward(self, n_freq, n_time, max_time):
@@ -368,7 +389,9 @@ class PositionTable(nn.Module):
             weight[:, None, None].to(self.table.dtype),
         )
         time = torch.arange(max_time, device=n_time.device)
-        low, high, weight = _resample(time, n_time[:, None], table_time)
+        low, high, weight = _resample(
+            time, n_time[:, None], table_time, self.crop
+        )
         positions = torch.lerp(
             _taken(table, 1, low),
             _taken(table, 1, high),
@@ -433,14 +456,15 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     return torch.cat([of_freq, of_time], dim=2)
 
 
-def _resample(index, size, full):
+def _resample(index, size, full, crop="center"):
     """Where entry `index` of an axis of `size` lies on a table of `full`.
 
     Returns the two neighboring entries and the weight of the second.
     """
-    crop = (full // 2 - size // 2 + index).float()
+    first = full // 2 - size // 2 if crop == "center" else 0
     stretch = (index + 0.5) * (full / size) - 0.5
-    place = torch.where(size < full, crop, stretch).clamp(0, full - 1)
+    place = torch.where(size < full, (first + index).float(), stretch)
+    place = place.clamp(0, full - 1)
     low = place.floor()
     high = (low + 1).clamp(max=full - 1)
     return low.long(), high.long(), place - low

@@ -3,10 +3,18 @@
 import torch
 from torch import nn
 
-from ssast_lobes.utils.checks import one_of
+from ssast_lobes.utils.checks import one_of, whole
 
-# Vectors of size D that each way of pooling gives.
-POOLINGS = {"mean": 1, "class": 1, "statistics": 2, "dynamics": 4}
+# Vectors of size D that each way of pooling gives; None: one a band.
+POOLINGS = {
+    "mean": 1,
+    "class": 1,
+    "statistics": 2,
+    "dynamics": 4,
+    "tokens": 1,
+    "class_mean": 2,
+    "bands": None,
+}
 
 # Time steps over which dynamics compare tokens.
 _STEPS = (1, 2)
@@ -15,7 +23,7 @@ _STEPS = (1, 2)
 _LEAST_VARIANCE = 1e-6
 
 # Layers that a clip vector is read from.
-READOUTS = ("last", "weighted", "all")
+READOUTS = ("last", "weighted", "all", "normed")
 
 
 def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
@@ -27,25 +35,31 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         (B, N, D), 0 at padding.
     is_token : torch.Tensor
         Boolean (B, N).
-    class_tokens : torch.Tensor
-        (B, 2, D) or (B, 1, D).
+    class_tokens : torch.Tensor or None
+        (B, C, D), with C from 0 to 2; None where `pooling` needs none.
     pooling : str
         ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
-        deviation; or ``"dynamics"``: these, then the root of the mean square
+        deviation; ``"dynamics"``: these, then the root of the mean square
         of a token's change to the next time, and to the one after (0.001 of
-        a clip that has no two tokens so far apart).
+        a clip that has no two tokens so far apart); ``"tokens"``: mean of
+        patch and class tokens alike, as AudioMosaic; ``"class_mean"``: class,
+        then mean, as ATST-Clip; or ``"bands"``: the mean over time of each
+        frequency, side by side, as M2D.
     n_freq : int, optional
-        F', and N = F' * T': for dynamics, which compare within a frequency.
+        F', and N = F' * T': for dynamics, which compare within a frequency,
+        and bands.
 
     Returns
     -------
     torch.Tensor
-        (B, D); statistics (B, 2 D), dynamics (B, 4 D).
+        (B, D); statistics and class_mean (B, 2 D), dynamics (B, 4 D), bands
+        (B, F' * D).
 
     Raises
     ------
     ValueError
-        If `pooling` is unknown, or dynamics are asked for without `n_freq`.
+        If `pooling` is unknown, or asks for class tokens where there are
+        none, or for `n_freq` where it is left out.
 
     Example
     -------
@@ -58,26 +72,41 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     ... ).round().tolist()
     [[3.0, 1.0, 2.0, 0.0]]
     """
-    if pooling == "class":
-        return class_tokens.mean(1)
     if pooling not in POOLINGS:
         raise ValueError(
             f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
         )
+    # Others may come without class tokens.
+    if pooling in ("class", "class_mean") and class_tokens.shape[1] == 0:
+        raise ValueError(
+            f"pooling '{pooling}': this encoder has no class tokens, take the "
+            "mean"
+        )
+    if pooling == "class":
+        return class_tokens.mean(1)
+    if pooling in ("dynamics", "bands") and n_freq is None:
+        raise ValueError(
+            f"{pooling} need n_freq; where tokens were dropped there is no "
+            "grid: pool their statistics"
+        )
     count = is_token.sum(1, keepdim=True).clamp(min=1)
-    mean = tokens.sum(1) / count
+    total = tokens.sum(1)
+    if pooling == "tokens":
+        both = total + class_tokens.sum(1)
+        return both / (count + class_tokens.shape[1])
+    if pooling == "bands":
+        bands = tokens.unflatten(1, (n_freq, -1)).sum(2).flatten(1)
+        return bands * n_freq / count
+    mean = total / count
     if pooling == "mean":
         return mean
+    if pooling == "class_mean":
+        return torch.cat([class_tokens.mean(1), mean], dim=1)
     # In float32 under bf16 too: squares of small differences.
     away = (tokens - mean[:, None]).float() * is_token[:, :, None]
     variance = away.square().sum(1) / count
     variances = [variance]
     if pooling == "dynamics":
-        if n_freq is None:
-            raise ValueError(
-                "dynamics need n_freq; where tokens were dropped there is no "
-                "grid: pool their statistics"
-            )
         on_grid = away.unflatten(1, (n_freq, -1))
         is_token = is_token.unflatten(1, (n_freq, -1))
         for step in _STEPS:
@@ -100,18 +129,23 @@ class ClipPooling(nn.Module):
     pooling : str
         ``"mean"`` of the valid tokens, ``"class"`` tokens,
         ``"statistics"``: mean and standard deviation of the valid tokens, as
-        x-vectors pool (Snyder et al., ICASSP 2018), or ``"dynamics"``: these
-        and how much tokens change to the next time and the one after.
+        x-vectors pool (Snyder et al., ICASSP 2018), ``"dynamics"``: these
+        and how much tokens change to the next time and the one after, or
+        ``"tokens"``, ``"class_mean"`` or ``"bands"``; see `pool`.
     layers : str
         ``"last"``: after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before it, as SUPERB
         probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
         first block and the L block outputs, pooled and concatenated.
+        ``"normed"``: the final norm of each of the L block outputs, pooled
+        and concatenated, as ATST; of class_mean the L classes first.
+    n_freq : int, optional
+        F' of the encoder, for bands.
 
     Raises
     ------
     ValueError
-        If a name is unknown.
+        If a name is unknown, or bands are asked for without `n_freq`.
 
     Example
     -------
@@ -123,10 +157,11 @@ class ClipPooling(nn.Module):
     torch.Size([3, 32])
     """
 
-    def __init__(self, depth, pooling="mean", layers="last"):
+    def __init__(self, depth, pooling="mean", layers="last", n_freq=None):
         super().__init__()
         one_of("layers", layers, READOUTS)
         one_of("pooling", pooling, POOLINGS)
+        self.n_freq = whole("n_freq", n_freq, null=pooling != "bands")
         self.depth = depth
         self.pooling = pooling
         self.layers = layers
@@ -136,16 +171,19 @@ class ClipPooling(nn.Module):
     @property
     def config(self):
         """The arguments that rebuild this."""
-        return {
+        config = {
             "depth": self.depth,
             "pooling": self.pooling,
             "layers": self.layers,
         }
+        if self.pooling == "bands":
+            config["n_freq"] = self.n_freq
+        return config
 
     @property
     def needs_hidden_states(self):
-        """Whether the encoder must return its hidden states."""
-        return self.layers != "last"
+        """Whether the encoder must return its hidden states, or which."""
+        return "normed" if self.layers == "normed" else self.layers != "last"
 
     def output_size(self, dim):
         """Return the size of the clip vector.
@@ -158,22 +196,24 @@ class ClipPooling(nn.Module):
         Returns
         -------
         int
-            D, twice as much for statistics, four times for dynamics, and
-            L + 1 times as much for all layers.
+            D, twice as much for statistics and class_mean, four times for
+            dynamics, F' times for bands; and L + 1 times as much for all
+            layers, L times for normed ones.
 
         Example
         -------
         >>> ClipPooling(12, "statistics", "all").output_size(192)
         4992
         """
-        parts = POOLINGS[self.pooling]
-        return dim * parts * (self.depth + 1 if self.layers == "all" else 1)
+        parts = POOLINGS[self.pooling] or self.n_freq
+        layers = {"all": self.depth + 1, "normed": self.depth}
+        return dim * parts * layers.get(self.layers, 1)
 
     def forward(self, encoded):
         """Pool an `EncoderOutput` to (B, `output_size`)."""
         if self.layers == "last":
             return encoded.clip(self.pooling)
-        if self.layers == "all":
+        if self.layers in ("all", "normed"):
             pooled = [
                 encoded.pool_tokens(tokens, classes, self.pooling)
                 for tokens, classes in zip(
@@ -182,7 +222,12 @@ class ClipPooling(nn.Module):
                     strict=True,
                 )
             ]
-            return torch.cat(pooled, dim=1)
+            if self.layers == "all":
+                return torch.cat(pooled, dim=1)
+            # What enters the first block is left out; parts come first.
+            dim = encoded.tokens.shape[-1]
+            stack = torch.stack(pooled[1:], dim=1).unflatten(2, (-1, dim))
+            return stack.transpose(1, 2).flatten(1)
         weights = self.layer_scores.softmax(0)
         tokens = torch.einsum("l,lbnd->bnd", weights, encoded.hidden_states[1:])
         classes = encoded.class_hidden_states[1:]

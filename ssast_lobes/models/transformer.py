@@ -1,4 +1,4 @@
-"""Transformer blocks of the audio spectrogram transformer (pre-norm ViT)."""
+"""Transformer blocks: pre-norm, of SSAST and most others, and post-norm."""
 
 import torch
 from torch import nn
@@ -16,6 +16,8 @@ class Attention(nn.Module):
         Token size D.
     heads : int
         Number of heads; D must be a multiple.
+    qkv_bias : bool
+        Whether queries, keys and values have a bias.
 
     Example
     -------
@@ -23,12 +25,12 @@ class Attention(nn.Module):
     torch.Size([1, 5, 64])
     """
 
-    def __init__(self, dim, heads):
+    def __init__(self, dim, heads, qkv_bias=True):
         super().__init__()
         if dim % heads:
             raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
         self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, x, attend=None):
@@ -95,6 +97,8 @@ class TransformerBlock(nn.Module):
     drop_path : float
         Fraction of clips that skip a branch in training
         (stochastic depth); 0 in SSAST.
+    qkv_bias : bool
+        See `Attention`.
 
     Example
     -------
@@ -102,11 +106,11 @@ class TransformerBlock(nn.Module):
     torch.Size([1, 5, 64])
     """
 
-    def __init__(self, dim, heads, mlp_ratio=4, drop_path=0.0):
+    def __init__(self, dim, heads, mlp_ratio=4, drop_path=0.0, qkv_bias=True):
         super().__init__()
         self.drop_path = drop_path
         self.norm1 = nn.LayerNorm(dim, eps=NORM_EPS)
-        self.attn = Attention(dim, heads)
+        self.attn = Attention(dim, heads, qkv_bias)
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = MLP(dim, int(dim * mlp_ratio))
 
@@ -116,6 +120,27 @@ class TransformerBlock(nn.Module):
         x = x + drop_path(mixed, self.drop_path, self.training)
         changed = self.mlp(self.norm2(x))
         return x + drop_path(changed, self.drop_path, self.training)
+
+
+class PostNormBlock(TransformerBlock):
+    """Post-norm block: each sum of stream and branch is normalized.
+
+    The order of Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
+    which data2vec 2.0 and EAT have kept. Arguments as of `TransformerBlock`.
+
+    Example
+    -------
+    >>> x = PostNormBlock(64, 2)(torch.randn(1, 5, 64))
+    >>> x.mean(-1).abs().max() < 1e-6
+    tensor(True)
+    """
+
+    def forward(self, x, attend=None):
+        """Transform tokens (B, N, D); `attend` as in `Attention`."""
+        mixed = self.attn(x, attend)
+        x = self.norm1(x + drop_path(mixed, self.drop_path, self.training))
+        changed = self.mlp(x)
+        return self.norm2(x + drop_path(changed, self.drop_path, self.training))
 
 
 def drop_path(branch, rate, training):
@@ -159,4 +184,5 @@ def init_transformer(module):
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -11,7 +11,6 @@ from torch import nn
 
 from ssast_lobes.models.decoders import ConvDecoder, scatter_tokens
 from ssast_lobes.models.ema_teacher import EMATeacher
-from ssast_lobes.models.encoder import N_CLASS_TOKENS
 from ssast_lobes.objectives.base import (
     Objective,
     ObjectiveOutput,
@@ -94,7 +93,7 @@ class EAT(Objective):
     ):
         refuse_overlap(encoder.grid)
         super().__init__(encoder, masker)
-        encoder.positions.fix_sincos()
+        encoder.fix_positions()
         reals("momentum", momentum, 0, 1)
         self.n_masks = whole("n_masks", n_masks)
         self.momentum = Linear(*momentum, duration=momentum_duration)
@@ -258,11 +257,11 @@ def _layer_outputs(encoder, feats, n_frames):
     if not all(hasattr(block, "mlp") for block in encoder.blocks):
         states = encoder(feats, n_frames, hidden_states=True).hidden_states
         return list(states[1:])
-    layers = []
+    layers, first = [], encoder.n_class_tokens
     with contextlib.ExitStack() as hooks:
         for block in encoder.blocks:
             hook = block.mlp.register_forward_hook(
-                lambda _, __, output: layers.append(output[:, N_CLASS_TOKENS:])
+                lambda _, __, output: layers.append(output[:, first:])
             )
             hooks.callback(hook.remove)
         encoder(feats, n_frames)

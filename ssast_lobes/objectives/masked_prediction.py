@@ -39,7 +39,7 @@ class MaskedPrediction(Objective):
     def __init__(self, encoder, masker, output_size, decoder):
         refuse_overlap(encoder.grid)
         super().__init__(encoder, masker)
-        encoder.positions.fix_sincos()
+        encoder.fix_positions()
         self.decoder_config = dict(decoder)
         self.decoder = TransformerDecoder(encoder, **decoder)
         self.head = nn.Linear(self.decoder.dim, output_size)

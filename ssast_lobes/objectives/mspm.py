@@ -97,7 +97,7 @@ class MSPM(Objective):
         self.softmax_over = softmax_over
         self.sincos_positions = sincos_positions
         if sincos_positions:
-            encoder.positions.fix_sincos()
+            encoder.fix_positions()
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
         # Xavier's spread for the official (1, 1, D) tensor.
         nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)

@@ -3,7 +3,12 @@
 import re
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-_FIRST = ("patch_embedding", "positions", "class_tokens", "class_positions")
+# All that comes before the first block.
+_FIRST = (
+    *("patch_embedding", "patch_norm", "projection", "positions"),
+    *("convolution", "distance_bias", "class_tokens", "class_positions"),
+    "first_norm",
+)
 
 
 def parameter_groups(

@@ -453,8 +453,8 @@ def test_a_spoilt_folder_is_refused(spoil, message, tmp_path):
 
 
 def test_a_folder_of_another_version_is_refused(tmp_path):
-    exported(tmp_path, small(), format_version=2)
-    with pytest.raises(WeightsError, match="format version 2.*reads 1"):
+    exported(tmp_path, small(), format_version=3)
+    with pytest.raises(WeightsError, match="format version 3.*reads 1 to 2"):
         load_weights(tmp_path)
 
 

@@ -430,7 +430,7 @@ CONFIGS = {
     "bad statistics": lambda c: c["features"]["statistics"].update(std=0),
     "no window": lambda config: config.pop("window_seconds"),
     "fewer labels": lambda config: config["labels"].pop(),
-    "other version": lambda config: config.update(format_version=2),
+    "other version": lambda config: config.update(format_version=3),
     "no version": lambda config: config.pop("format_version"),
 }
 

@@ -6,7 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from peer_kit import tiny, wrapped
+
+from ssast_lobes.checkpoints.convert import convert
 
 RECIPE = Path(__file__).parents[2] / "recipes/CustomData/compare"
 
@@ -52,6 +56,14 @@ def test_objectives_are_compared_and_finished_ones_stay(tones, tmp_path):
     assert again.returncode == 0, again.stderr
     assert weights.stat().st_mtime_ns == before
     assert (tmp_path / "comparison.md").read_text() == text
+
+    path = tmp_path / "beats.pth"
+    torch.save(wrapped("beats", tiny("beats")), path)
+    convert(path, tmp_path / "peer")
+    models = f"--models={{BEATs: {tmp_path / 'peer'}}}"
+    further = compare(tmp_path, tones, settings % 2, models)
+    assert further.returncode == 0, further.stderr
+    assert "| BEATs " in (tmp_path / "comparison.md").read_text()
 
     other = compare(tmp_path, tones, settings % 3)
     assert other.returncode != 0

@@ -143,6 +143,9 @@ def main(arguments):
         **hparams["pretraining"],
     }
     runs = {name: dict(common) for name in hparams["objectives"]}
+    twice = sorted(runs.keys() & hparams["models"].keys())
+    if twice:
+        raise SettingsError(f"models: {twice[0]} is an objective, rename it")
     for name, own in hparams["own"].items():
         runs.get(name, {}).update(own)
     costs = {}
@@ -151,6 +154,7 @@ def main(arguments):
         # A run of an earlier start may not have known all tasks.
         check_held_out(tasks, folder / name)
     exports = {name: str(folder / name / "export") for name in costs}
+    exports |= hparams["models"]
     results = probe(
         exports,
         tasks,

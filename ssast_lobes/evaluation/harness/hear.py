@@ -102,8 +102,8 @@ def get_timestamp_embeddings(audio, model):
     audio = audio.to(model.fbank.window.device)
     frames = model.frames(audio)
     fbank, size = model.fbank, model.grid.patch[1]
-    reach = (size - 1) * fbank.hop_samples + fbank.window_samples
-    middle = min(reach, audio.shape[1]) / 2
+    middle = (size - 1) * fbank.hop_samples / 2 + fbank.first_center
+    middle = min(middle, audio.shape[1] / 2)
     time = torch.arange(frames.shape[1], device=audio.device)
     centers = time.double() * model.samples_per_step + middle
     within = int((audio.shape[1] - middle) // model.samples_per_step) + 1

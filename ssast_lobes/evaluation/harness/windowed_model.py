@@ -135,10 +135,10 @@ class WindowedModel(nn.Module):
         return states[-1], states[:-1]
 
     def _lengths(self, wav, lengths):
-        if wav.dim() != 2 or wav.shape[1] < self.fbank.window_samples:
+        if wav.dim() != 2 or wav.shape[1] < self.fbank.least_samples:
             raise ValueError(
                 "wav must be (batch, samples), with at least "
-                f"{self.fbank.window_samples} samples at {self.sample_rate} "
+                f"{self.fbank.least_samples} samples at {self.sample_rate} "
                 f"Hz, got {tuple(wav.shape)}"
             )
         if lengths is None:

@@ -162,7 +162,7 @@ def probe(
     if not isinstance(models, dict):
         models = short_names(models)
     _check_names(models, tasks)
-    systems = _systems(models, device, batch_size)
+    systems = _systems(models, variants, device, batch_size)
     vectors, missing = _all_vectors(systems, tasks, cache_folder)
     if missing and unreadable is None:
         raise UnreadableAudio("{}: {}".format(*next(iter(missing.items()))))
@@ -277,13 +277,15 @@ def _check_names(models, tasks):
         raise ValueError(f"'{taken[0]}' is a baseline: rename the model")
 
 
-def _systems(models, device, batch_size):
+def _systems(models, variants, device, batch_size):
     """Return baselines, then models; load every model once."""
     twins, systems = {}, []
     fbank = {}
     for name, source in models.items():
         open_model = partial(PooledEncoder, source, device, batch_size)
-        architecture = open_model().architecture
+        opened = open_model()
+        opened.check_variants(variants)
+        architecture = opened.architecture
         fbank = fbank or architecture["features"]
         twin = twins.setdefault(json.dumps(architecture), (name, open_model))
         systems.append((name, open_model, twin[0]))

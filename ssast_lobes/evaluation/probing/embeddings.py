@@ -27,7 +27,7 @@ from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.statistics import frame_blocks
 from ssast_lobes.inference.encoder import AudioEncoder
-from ssast_lobes.models.encoder import SpectrogramEncoder
+from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.models.pooling import POOLINGS
 from ssast_lobes.utils.files import atomic_write
@@ -78,6 +78,7 @@ class PooledEncoder(AudioEncoder):
 
     def __init__(self, source, device="cpu", batch_size=16):
         # An official checkpoint has no configuration for the parent to read.
+        self.source = source
         self.device = torch.device(device)
         self.batch_size = batch_size
         self.precision = torch.float32
@@ -108,10 +109,30 @@ class PooledEncoder(AudioEncoder):
         other.lobe = copy.deepcopy(self.lobe)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            encoder = SpectrogramEncoder(**self.architecture["encoder"])
+            encoder = make_encoder(self.architecture["encoder"])
         other.lobe.encoder = encoder.requires_grad_(False).eval()
         other.lobe.to(self.device)
         return other
+
+    def check_variants(self, variants):
+        """Raise if this encoder has none of the vectors to choose from.
+
+        Arguments
+        ---------
+        variants : list of tuple
+            Of the `VARIANTS`.
+
+        Raises
+        ------
+        ValueError
+            If all are of class tokens, and it has no class tokens.
+        """
+        asked = {pooling for pooling, _ in variants}
+        if asked == {"class"} and self.lobe.encoder.n_class_tokens == 0:
+            raise ValueError(
+                f"{self.source}: pooling 'class': this encoder has no class "
+                "tokens, choose mean or best"
+            )
 
     @property
     def key(self):
@@ -173,7 +194,10 @@ class _AllLayers(nn.Module):
         for tokens, classes in parts:
             of_tokens = encoded.pool_tokens(tokens, classes, "dynamics")
             vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
-            vectors.append(encoded.pool_tokens(tokens, classes, "class"))
+            # Where there are no class tokens, a further mean changes nothing:
+            # of equal choices the first is taken. See `check_variants`.
+            pooling = "class" if classes.shape[1] else "mean"
+            vectors.append(encoded.pool_tokens(tokens, classes, pooling))
         return torch.stack(vectors, dim=1)
 
 

@@ -113,6 +113,7 @@ def train_heads(
         rounded = Path(scratch) / folder.name
         _write_encoder(rounded, weights, clip_pooling, card)
         encoder = PooledEncoder(rounded, device, batch_size)
+        encoder.check_variants(variants)
         cache = cache_folder or Path(scratch) / "embeddings"
         trained = {
             task.name: _head(task, encoder, variants, cache) for task in tasks

@@ -1,0 +1,113 @@
+"""Released checkpoints of other labs: one module a family, one converter.
+
+A module says what is special to a family: names of its tensors, geometry,
+front end, pooling, license and paper. `family.Family` does what all share, and
+accounts for every tensor of a file. Own words and code; no code of the
+families was copied.
+"""
+
+from ssast_lobes.checkpoints.format import WeightsError
+from ssast_lobes.checkpoints.peers.asit import ASiT
+from ssast_lobes.checkpoints.peers.atst import ATSTClip, ATSTFrame
+from ssast_lobes.checkpoints.peers.audiomae import AudioMAE
+from ssast_lobes.checkpoints.peers.audiomosaic import AudioMosaic
+from ssast_lobes.checkpoints.peers.beats import BEATs
+from ssast_lobes.checkpoints.peers.dasheng import Dasheng
+from ssast_lobes.checkpoints.peers.eat import EAT
+from ssast_lobes.checkpoints.peers.family import unwrap
+from ssast_lobes.checkpoints.peers.m2d import M2D
+from ssast_lobes.checkpoints.peers.maskspec import MaskSpec
+from ssast_lobes.utils.checks import one_of
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        *(EAT(), M2D(), ATSTFrame(), ATSTClip(), AudioMAE(), MaskSpec()),
+        *(Dasheng(), ASiT(), AudioMosaic(), BEATs()),
+    )
+}
+
+
+def family_of(content):
+    """Return the family that the keys of a checkpoint tell.
+
+    Arguments
+    ---------
+    content : object
+        As ``torch.load`` gives it.
+
+    Returns
+    -------
+    Family or None
+        None if it is of none, or could be of several.
+
+    Example
+    -------
+    >>> family_of({"model": {"time_pos_embed": 0, "freq_pos_embed": 0}}).name
+    'dasheng'
+    """
+    state, _ = unwrap(content)
+    found = [family for family in FAMILIES.values() if family.fits(state)]
+    return found[0] if len(found) == 1 else None
+
+
+def is_plain_vit(content):
+    """Return whether a checkpoint has the keys that several families share.
+
+    Arguments
+    ---------
+    content : object
+        As ``torch.load`` gives it.
+
+    Returns
+    -------
+    bool
+    """
+    state, _ = unwrap(content)
+    names = {key.rpartition("backbone.")[2] for key in state}
+    return {"cls_token", "pos_embed", "patch_embed.proj.weight"} <= names
+
+
+def from_peer(content, path, family=None):
+    """Translate a checkpoint of another lab.
+
+    Arguments
+    ---------
+    content : object
+        As ``torch.load`` gives it.
+    path : pathlib.Path
+        The file; the name of its folder tells the geometry of M2D.
+    family : str, optional
+        One of `FAMILIES`; needed where several have the same keys.
+
+    Returns
+    -------
+    Weights
+        With the configuration of an exported folder.
+
+    Raises
+    ------
+    ValueError
+        If `family` is unknown.
+    WeightsError
+        If no family is named and the keys do not tell it, or a tensor is
+        missing, unknown or of the wrong shape.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> vit = ("cls_token", "pos_embed", "patch_embed.proj.weight")
+    >>> from_peer({"model": dict.fromkeys(vit)}, Path("model.pth"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: the keys are those of several families: ...
+    """
+    one_of("family", family, FAMILIES, null=True)
+    known = FAMILIES[family] if family else family_of(content)
+    if known is None:
+        shared = [name for name, f in FAMILIES.items() if not f.marks]
+        raise WeightsError(
+            "the keys are those of several families: name the one it is of, "
+            f"by family=... or --family; {', '.join(shared)}, or m2d of 2022"
+        )
+    return known.translate(content, path)

@@ -1,0 +1,32 @@
+"""AudioMAE: https://github.com/facebookresearch/AudioMAE (bd60e29)."""
+
+from ssast_lobes.checkpoints.peers.family import (
+    HEAD,
+    MAE_DECODER,
+    VIT,
+    Family,
+)
+
+
+class AudioMAE(Family):
+    """A masked autoencoder, pretrained or fine-tuned.
+
+    Its position table was made for a grid of 8 x 64, but tokens come as
+    64 x 8: row n belongs to token n, and is not the sin-cos of that token's
+    place. So the table is read, never computed. Only 1024 frames work in the
+    official code; shorter clips take the first steps of the table here.
+    """
+
+    name = "audiomae"
+    title = "AudioMAE"
+    paper = "Huang et al., Masked Autoencoders that Listen, NeurIPS 2022"
+    license = "not stated apart; code CC BY-NC 4.0 (the README says CC BY 4.0)"
+    source = "https://github.com/facebookresearch/AudioMAE"
+    names = {**VIT, **HEAD}
+    left_out = MAE_DECODER
+
+    def build(self, ours, config, content, path, report):
+        """See `Family.build`; fine-tuned, the norm follows the pooling."""
+        super().build(ours, config, content, path, report)
+        if config["kind"] == "classifier":
+            config["encoder"]["norms"] = []

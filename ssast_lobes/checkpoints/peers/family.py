@@ -1,0 +1,329 @@
+"""What all families share: unwrap a file, rename, check, account for all."""
+
+import re
+
+import torch
+
+from ssast_lobes.checkpoints.format import (
+    Weights,
+    WeightsError,
+    check_weights,
+    window_seconds,
+)
+from ssast_lobes.models.features import FrontEnd
+
+# Entries that hold the tensors, where a file is more than a state dict.
+_CONTAINERS = ("model", "state_dict", "teacher")
+
+# Names of timm's vision transformer, theirs and ours; one to one.
+VIT = {
+    "blocks.": "encoder.blocks.",
+    "norm.": "encoder.norm.",
+    "patch_embed.proj.": "encoder.patch_embedding.",
+    "cls_token": "encoder.class_tokens",
+    "pos_embed": "positions",
+}
+
+# Decoders of masked autoencoders.
+MAE_DECODER = ("decoder_", "mask_token")
+
+# A fine-tuned masked autoencoder: a norm of the clip vector, and classes.
+HEAD = {"fc_norm.": "head.norm.", "head.": "head.linear."}
+
+# The front end of SSAST, which several others took over.
+AUDIOSET = {"statistics": {"mean": -4.2677393, "std": 4.5689974}}
+
+
+def unwrap(content):
+    """Return the tensors of a checkpoint, and the entries next to them.
+
+    Arguments
+    ---------
+    content : object
+        As ``torch.load`` gives it.
+
+    Returns
+    -------
+    state : dict
+        Empty if there is nothing that has names.
+    beside : list of str
+        Names of the other entries of the file.
+
+    Example
+    -------
+    >>> unwrap({"model": {"pos_embed": 0}, "epoch": 7})
+    ({'pos_embed': 0}, ['epoch'])
+    """
+    if not isinstance(content, dict):
+        return {}, []
+    for name in _CONTAINERS:
+        if isinstance(content.get(name), dict):
+            beside = [str(key) for key in content if key != name]
+            return {str(k): v for k, v in content[name].items()}, beside
+    return {str(key): value for key, value in content.items()}, []
+
+
+class Family:
+    """One lab's released layout; derived classes say what is special.
+
+    Their attributes and methods are all that a new family has to give.
+    """
+
+    # The word of ``--family``, and the name in texts.
+    name = title = ""
+    paper = license = source = ""
+    # Identifier of the license on the hub.
+    license_id = None
+    # Keys that no other family has; none where several share theirs.
+    marks = ()
+    # Taken off the keys, as often as there is one.
+    prefixes = ()
+    names = VIT
+    # Beginnings of keys that are left out, and reported.
+    left_out = ()
+    n_mels = 128
+    keep_partial = False
+    # Patches and kernels with time first; positions in the same order.
+    time_major = True
+    # Rows of the position table before those of patches.
+    position_rows = 1
+    # Arguments of encoder, front end and pooling in all files of the family.
+    encoder = {"n_class_tokens": 1, "crop": "start"}
+    features = AUDIOSET
+    pooling = {"pooling": "mean", "layers": "last"}
+    # How long clips are cut, see `ssast_lobes.lobes.chunks`.
+    chunks = None
+    # Token size and number of blocks of the released models.
+    sizes = {384: 12, 768: 12}
+    head_size = 64
+
+    def fits(self, state):
+        """Return whether keys are those of this family alone."""
+        keys = {self.short(key) for key in state}
+        return bool(self.marks) and set(self.marks) <= keys
+
+    def short(self, key):
+        """Return a key without prefixes."""
+        for prefix in self.prefixes:
+            if key.startswith(prefix):
+                return self.short(key[len(prefix) :])
+        return key
+
+    def translate(self, content, path):
+        """Translate a checkpoint of this family.
+
+        Arguments
+        ---------
+        content : object
+            As ``torch.load`` gives it.
+        path : pathlib.Path
+            The file.
+
+        Returns
+        -------
+        Weights
+            With the configuration of an exported folder.
+
+        Raises
+        ------
+        WeightsError
+            If a tensor is missing, unknown or of the wrong shape.
+        """
+        state, beside = unwrap(content)
+        report = [f"{self.title}; license of the weights: {self.license}"]
+        if beside:
+            report.append(f"left out of the file: {', '.join(beside)}")
+        ours = self.rename(state, report)
+        config = {"kind": "pretrained", "family": self.name}
+        try:
+            self.build(ours, config, content, path, report)
+            config["features"] = FrontEnd(**config["features"]).config
+            config["window_seconds"] = window_seconds(
+                config["encoder"], config["features"]
+            )
+            # safetensors wants each tensor in one piece.
+            ours = {key: value.contiguous() for key, value in ours.items()}
+            weights = Weights(ours, config, report)
+            check_weights(weights)
+        except WeightsError:
+            raise
+        except KeyError as error:
+            raise WeightsError(
+                f"not a checkpoint of {self.title}: {error.args[0]} missing"
+            ) from error
+        except (
+            *(ArithmeticError, AttributeError, IndexError, RuntimeError),
+            *(TypeError, ValueError),
+        ) as error:
+            raise WeightsError(
+                f"not a checkpoint of {self.title}, or damaged ({error})"
+            ) from error
+        return weights
+
+    def rename(self, state, report):
+        """Return the tensors by our names; report what is left out."""
+        ours, left_out, unknown = {}, {}, []
+        for key, value in state.items():
+            short = self.short(key)
+            start = next(
+                (s for s in self.left_out if short.startswith(s)), None
+            )
+            name = _renamed(short, self.names)
+            if start is not None:
+                left_out[start] = left_out.get(start, 0) + 1
+            elif name is None or not isinstance(value, torch.Tensor):
+                unknown.append(key)
+            elif name in ours:
+                raise WeightsError(f"{short} is there twice")
+            else:
+                ours[name] = (
+                    value.float() if value.is_floating_point() else value
+                )
+        if unknown:
+            raise WeightsError(
+                f"not a checkpoint of {self.title}: unexpected "
+                f"{', '.join(unknown)}"
+            )
+        report += [f"left out: {start}* ({n})" for start, n in left_out.items()]
+        return ours
+
+    def build(self, ours, config, content, path, report):
+        """Turn tensors into ours, and complete the configuration.
+
+        Arguments
+        ---------
+        ours : dict of str to torch.Tensor
+            By our names; changed in place.
+        config : dict
+            Of an exported folder; completed in place.
+        content, path
+            See `translate`.
+        report : list of str
+            Takes what was adapted.
+        """
+        kernel = ours["encoder.patch_embedding.weight"]
+        if kernel.dim() == 4:
+            kernel = (
+                kernel[:, 0].transpose(1, 2)
+                if self.time_major
+                else kernel[:, 0]
+            )
+            patch = list(kernel.shape[1:])
+        else:
+            patch = [self.n_mels, kernel.shape[1] // self.n_mels]
+        ours["encoder.patch_embedding.weight"] = kernel.flatten(1).contiguous()
+        self.place_positions(ours, self.n_mels // patch[0])
+        grid = {"n_mels": self.n_mels, "patch": patch, "stride": patch}
+        grid["keep_partial"] = self.keep_partial
+        steps = ours["encoder.positions.table"].shape[1]
+        config["encoder"] = {
+            "grid": grid,
+            **self.size_of(ours),
+            "table_frames": steps * patch[1],
+            "table": list(ours["encoder.positions.table"].shape[:2]),
+            "blocks": "attention",
+            **self.encoder,
+        }
+        config["features"] = {"n_mels": self.n_mels, **self.features}
+        config["pooling"] = {
+            "depth": config["encoder"]["depth"],
+            **self.pooling,
+        }
+        if self.chunks is not None:
+            config["chunks"] = dict(self.chunks)
+        self.complete_head(ours, config, report)
+
+    def size_of(self, ours):
+        """Return the sizes of the encoder; raise if blocks are missing."""
+        numbers = [re.match(r"encoder\.blocks\.(\d+)\.", key) for key in ours]
+        depth = 1 + max((int(m[1]) for m in numbers if m), default=-1)
+        hidden, dim = ours["encoder.blocks.0.mlp.fc1.weight"].shape
+        wanted = self.sizes.get(dim, depth)
+        if depth != wanted:
+            raise WeightsError(
+                f"{depth} blocks of size {dim}: {self.title} has {wanted}"
+            )
+        if dim % self.head_size:
+            raise WeightsError(
+                f"tokens of size {dim}, not a multiple of the heads' "
+                f"{self.head_size}"
+            )
+        return {
+            "dim": dim,
+            "depth": depth,
+            "heads": dim // self.head_size,
+            "mlp_ratio": hidden / dim if hidden % dim else hidden // dim,
+        }
+
+    def place_positions(self, ours, n_freq):
+        """Turn the rows of positions into our table, and the class token's."""
+        rows = ours.pop("positions")[0]
+        dim, first = rows.shape[1], self.position_rows
+        n_classes = self.encoder["n_class_tokens"]
+        if n_classes:
+            ours["encoder.class_tokens"] = ours["encoder.class_tokens"][
+                0
+            ].clone()
+        else:
+            ours["encoder.class_tokens"] = rows.new_zeros(0, dim)
+        # A class token without a row has no position.
+        own = rows.new_zeros(n_classes, dim)
+        own[:first] = rows[:first][:n_classes]
+        ours["encoder.class_positions"] = own
+        rows = rows[first:]
+        if len(rows) % n_freq:
+            raise WeightsError(
+                f"{len(rows)} positions of patches are no multiple of the "
+                f"{n_freq} bands of {self.title}"
+            )
+        if self.time_major:
+            table = rows.unflatten(0, (-1, n_freq)).transpose(0, 1)
+        else:
+            table = rows.unflatten(0, (n_freq, -1))
+        ours["encoder.positions.table"] = table.contiguous()
+
+    def complete_head(self, ours, config, report):
+        """Configure the head of a fine-tuned checkpoint, if it is one."""
+        if "head.linear.weight" not in ours:
+            norm = [ours.pop(key) for key in list(ours) if "head.norm" in key]
+            if norm:
+                report.append(
+                    "left out: a norm of clip vectors without classes"
+                )
+            return
+        n_classes = len(ours["head.linear.weight"])
+        config.update(kind="classifier", multi_label=False)
+        config["labels"] = [str(number) for number in range(n_classes)]
+        config["head"] = {"projection": None, "norm_eps": 1e-6}
+        if "head.norm.weight" not in ours:
+            config["head"]["norm_eps"] = None
+
+    @property
+    def card(self):
+        """What the model card of an export tells."""
+        text = f"Weights of {self.title}: {self.license}; {self.source}."
+        if self.license_id == "other":
+            text += " Do not pass this folder on."
+        card = {"license": text, "paper": f"{self.paper}."}
+        if self.license_id is not None:
+            card["license"] = self.license_id
+        return card
+
+    def at_length(self, weights, frames):
+        """Change weights as the official code does for another length.
+
+        Arguments
+        ---------
+        weights : Weights
+            Of `translate`; changed in place.
+        frames : int
+            To which all clips are padded.
+        """
+
+
+def _renamed(key, names):
+    """Return our name of a tensor: its own, or that of its module."""
+    for theirs, ours in names.items():
+        if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
+            return ours + key[len(theirs) :]
+    return None
