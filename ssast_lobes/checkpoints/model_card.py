@@ -346,11 +346,15 @@ def _pooled(config):
         "class": "the mean of its class tokens",
         "statistics": "mean and deviation of its tokens",
         "dynamics": "mean, deviation and change over time of its tokens",
+        "tokens": "the mean of its patch and class tokens",
+        "class_mean": "its class token and the mean of its tokens",
+        "bands": "the mean over time of each of its frequencies",
     }
     where = {
         "last": "after the last layer",
         "weighted": "in a learned mix of all layers",
         "all": "after every layer",
+        "normed": "after every layer, normalized",
     }
     pooling, layers = (
         config.get("pooling", "mean"),

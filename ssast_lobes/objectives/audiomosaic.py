@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize
 
+from ssast_lobes.models.pooling import pool
 from ssast_lobes.objectives.base import (
     Objective,
     ObjectiveOutput,
@@ -178,9 +179,9 @@ class AudioMosaic(Objective):
             drop.max_masked(grid.n_freq, max_time),
         )
         encoded = self.encoder(view, n_frames, keep=split.keep)
-        total = encoded.tokens.sum(1) + encoded.class_tokens.sum(1)
-        count = encoded.is_token.sum(1) + encoded.class_tokens.shape[1]
-        return total / count[:, None]
+        return pool(
+            encoded.tokens, encoded.is_token, encoded.class_tokens, "tokens"
+        )
 
     def _compare(self, unit):
         """Return losses of views, hits, and the number of candidates."""

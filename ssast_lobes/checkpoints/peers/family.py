@@ -304,7 +304,7 @@ class Family:
         text = f"Weights of {self.title}: {self.license}; {self.source}."
         if self.license_id == "other":
             text += " Do not pass this folder on."
-        card = {"license": text, "paper": f"{self.paper}."}
+        card = {"weights": text, "paper": f"{self.paper}."}
         if self.license_id is not None:
             card["license"] = self.license_id
         return card
