@@ -29,7 +29,6 @@ _MODULE_OF = {
     "EAT": "objectives",
     "ExportPretrainer": "inference.speechbrain",
     "FrameClassifier": "models.event_head",
-    "FrameTiming": "models.event_head",
     "FrontEnd": "models.features",
     "Grid": "models.patches",
     "InverseBlockMasker": "objectives.block_maskers",

@@ -41,7 +41,8 @@ def make_event_dataset(rows, reader, label_encoder, timing):
     Example
     -------
     >>> import numpy, soundfile
-    >>> from ssast_lobes import ClipReader, FrameTiming, Grid, KaldiFbank
+    >>> from ssast_lobes import ClipReader, Grid, KaldiFbank
+    >>> from ssast_lobes.models.event_head import FrameTiming
     >>> from ssast_lobes.checkpoints.folder import label_encoder_of
     >>> path = str(getfixture("tmp_path") / "a.wav")
     >>> soundfile.write(path, numpy.zeros(3200), 16000)

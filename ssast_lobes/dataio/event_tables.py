@@ -73,15 +73,15 @@ def read_event_table(table, audio_folder=None, extension=""):
     -------
     list of dict
         A row a clip, in the order of the table: `id` (the name as written),
-        `path` (absolute), `events` (list of `Event`) and the other columns,
-        of which all lines of a clip must say the same.
+        `path` (absolute), `events` (list of `Event`) and those of the other
+        columns in which all lines of every clip agree: others tell of events.
 
     Raises
     ------
     ManifestError
         If a column is missing, or lines are bad: no number, a negative time,
         an offset before its onset, one time without the other, lines of a
-        clip that differ in other columns. Lists all of them with line numbers.
+        clip that differ in `id` or `split`. Lists all with line numbers.
 
     Example
     -------
@@ -116,7 +116,7 @@ def read_event_table(table, audio_folder=None, extension=""):
     mark = "," if head[places["label"]] == "event_labels" else ";"
     others = {n: name for n, name in enumerate(head) if name}
     others = {n: name for n, name in others.items() if n not in places.values()}
-    rows, problems = {}, []
+    rows, problems, of_events = {}, [], set()
     for number, cells in lines[1:]:
         cells = cells + [""] * (len(head) - len(cells))
         value = {k: "" if n is None else cells[n] for k, n in places.items()}
@@ -131,7 +131,9 @@ def read_event_table(table, audio_folder=None, extension=""):
                 {"path": absolute(name, root), "events": [], **more},
             )
             for key, text in more.items():
-                if first[key] != text:
+                if first[key] != text and key not in ("id", "split"):
+                    of_events.add(key)
+                elif first[key] != text:
                     raise ValueError(
                         f'{name} has the {key} "{text}" here and '
                         f'"{first[key]}" above'
@@ -140,7 +142,13 @@ def read_event_table(table, audio_folder=None, extension=""):
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     raise_problems(table, problems, "bad line{}")
-    return [{**row, "id": row.get("id") or name} for name, row in rows.items()]
+    return [
+        {
+            "id": row.get("id") or name,
+            **{k: v for k, v in row.items() if k not in {"id", *of_events}},
+        }
+        for name, row in rows.items()
+    ]
 
 
 def read_label_track(track):

@@ -23,7 +23,6 @@ from ssast_lobes.inference.events import (
 )
 from ssast_lobes.inference.interface import Interface, Window
 from ssast_lobes.inference.streaming import cut_stream
-from ssast_lobes.models.event_head import FrameTiming
 
 
 class Detection(NamedTuple):
@@ -150,7 +149,7 @@ class EventDetector(Interface):
         load_strictly(self.head, weights.part("head"), "head")
         self.head.requires_grad_(False).to(self.device).eval()
         self.rules = read_rules(self.labels, config["rules"])
-        self.timing = FrameTiming(self.lobe.encoder.grid, self.fbank)
+        self.timing = self.lobe.timing
         make_tracker(self.rules, self.timing)
 
     def _with_head(self, weights):

@@ -234,7 +234,8 @@ class EventTracker:
 
     Example
     -------
-    >>> from ssast_lobes import FrameTiming, Grid, KaldiFbank
+    >>> from ssast_lobes import Grid, KaldiFbank
+    >>> from ssast_lobes.models.event_head import FrameTiming
     >>> timing = FrameTiming(Grid(128, (128, 4)), KaldiFbank())
     >>> tracker = EventTracker({"dog": EventRule(0.5)}, timing)
     >>> tracker.add(np.array([[0.1], [0.9]])), tracker.add(np.array([[0.7]]))
@@ -469,7 +470,8 @@ def find_events(scores, seconds, rules, timing):
 
     Example
     -------
-    >>> from ssast_lobes import FrameTiming, Grid, KaldiFbank
+    >>> from ssast_lobes import Grid, KaldiFbank
+    >>> from ssast_lobes.models.event_head import FrameTiming
     >>> timing = FrameTiming(Grid(128, (128, 4)), KaldiFbank())
     >>> scores = np.array([[0.9], [0.1], [0.7]])
     >>> rules = {"dog": EventRule(0.5, gap_seconds=0.04)}

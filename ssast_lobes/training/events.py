@@ -167,8 +167,10 @@ class EventBrain(SpectrogramBrain):
         probabilities = scores.frames.detach().float().sigmoid()
         self.keep(
             ids=batch.id,
-            scores=[x[:n].cpu() for x, n in zip(probabilities, counts)],
-            targets=[x[:n].cpu() for x, n in zip(targets, counts)],
+            scores=[
+                x[:n].cpu() for x, n in zip(probabilities, counts, strict=True)
+            ],
+            targets=[x[:n].cpu() for x, n in zip(targets, counts, strict=True)],
         )
 
     def fit(self, epoch_counter, train_set, valid_set=None, **kwargs):
@@ -199,7 +201,14 @@ class EventBrain(SpectrogramBrain):
         ---------
         rows, test_set, **kwargs
             As of `tune`, of the test part.
+
+        Raises
+        ------
+        SettingsError
+            If `tune` was not called: test must not choose the rules.
         """
+        if self.rules is None:
+            raise SettingsError("call tune, with the valid part, before test")
         _require_strong("test", test_set)
         self._rows = rows
         super().evaluate(test_set, max_key="frame_mAP", **kwargs)
