@@ -124,7 +124,6 @@ def read_event_table(table, audio_folder=None, extension=""):
         try:
             if not value["path"]:
                 raise ValueError("no file")
-            events = _events_of(value, mark)
             name = value["path"] + extension
             first = rows.setdefault(
                 name,
@@ -138,7 +137,7 @@ def read_event_table(table, audio_folder=None, extension=""):
                         f'{name} has the {key} "{text}" here and '
                         f'"{first[key]}" above'
                     )
-            first["events"] += events
+            first["events"] += _events_of(value, mark)
         except ValueError as error:
             problems.append(f"line {number}: {error}")
     raise_problems(table, problems, "bad line{}")

@@ -106,8 +106,9 @@ def _best_thresholds(frames, truth):
     from sed_scores_eval import collar_based
 
     f1, _, _, threshold, _ = collar_based.best_fscore(frames, truth, **COLLAR)
+    # Where nothing is found at any threshold, it is infinite.
     return {
-        label: (float(f1[label]), float(np.clip(value, 0.0, 1.0)))
+        label: (float(f1[label]), float(value) if 0 <= value <= 1 else 0.5)
         for label, value in threshold.items()
         if not label.endswith("_average")
     }

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.checks import flag, one_of, require, whole
@@ -93,6 +94,8 @@ class FrameClassifier(nn.Module):
                 dim, hidden, context, padding=context // 2
             )
         self.linear = nn.Linear(hidden or dim, n_classes)
+        # Weak labels push down what starts much below the rest of a clip.
+        nn.init.normal_(self.linear.weight, std=0.01)
         if weak_pooling == "attention":
             self.attention = nn.Linear(hidden or dim, n_classes)
 
@@ -120,16 +123,18 @@ class FrameClassifier(nn.Module):
         if self.hidden is not None:
             # What stands at padding would reach into the clip.
             x = (x * is_frame).transpose(1, 2)
-            x = nn.functional.gelu(self.convolution(x)).transpose(1, 2)
+            x = functional.gelu(self.convolution(x)).transpose(1, 2)
         scores = self.linear(x).float() * is_frame
-        probability = scores.sigmoid() * is_frame
+        # Logarithms of the probability, of its complement and of the weight:
+        # the gradient stays where probabilities come close to 0 or 1.
+        yes = functional.logsigmoid(scores)
+        no = functional.logsigmoid(-scores)
+        weight = yes
         if self.weak_pooling == "attention":
             weight = self.attention(x).float()
-            weight = weight.masked_fill(~is_frame, -math.inf).softmax(1)
-        else:
-            weight = probability / probability.sum(1, keepdim=True)
-        clip = (weight * probability).sum(1)
-        return EventScores(scores, torch.logit(clip, 1e-6), n_time)
+        weight = weight.masked_fill(~is_frame, -math.inf)
+        clip = (weight + yes).logsumexp(1) - (weight + no).logsumexp(1)
+        return EventScores(scores, clip, n_time)
 
 
 class SpectrogramDetector(nn.Module):
