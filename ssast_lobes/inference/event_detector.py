@@ -283,8 +283,13 @@ class EventDetector(Interface):
         UnreadableAudio
             If the file gives no audio, or less than 25 ms.
         """
-        [(_, pairs)] = self._by_clip(self._file_windows([path], None))
-        return np.concatenate([part for part, _ in self._merged(pairs)])
+        windows, errors = self._file_windows([os.fspath(path)], None), []
+        _, pairs = next(self._by_clip(windows))
+        merged = self._merged(_without_errors(pairs, errors))
+        parts = [scores for scores, _ in merged]
+        if errors:
+            raise errors[0]
+        return np.concatenate(parts)
 
     def _probabilities(self, encoded):
         frames = self.lobe.pooling.frames(encoded)
@@ -301,14 +306,14 @@ class EventDetector(Interface):
         paths = [os.fspath(path) for path in paths]
         windows = self._file_windows(paths, progress)
         for clip, pairs in self._by_clip(windows):
-            error, path = [], paths[clip]
-            detection = self._detection(path, _without_errors(pairs, error))
-            if not error:
+            errors, path = [], paths[clip]
+            detection = self._detection(path, _without_errors(pairs, errors))
+            if not errors:
                 yield detection
             elif unreadable is None:
-                raise error[0]
+                raise errors[0]
             else:
-                reason = str(error[0]).removeprefix(f"{path}: ")
+                reason = str(errors[0]).removeprefix(f"{path}: ")
                 unreadable.append((path, reason))
 
     def _detection(self, path, pairs):

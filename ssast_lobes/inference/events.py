@@ -150,7 +150,9 @@ def median_filter(scores, widths):
 def _filter_inside(scores, widths, reach):
     """Filter all but the first and last `reach` frames."""
     count = len(scores) - 2 * reach
-    filtered = np.empty((max(count, 0), scores.shape[1]), scores.dtype)
+    if count <= 0:
+        return scores[:0]
+    filtered = np.empty((count, scores.shape[1]), scores.dtype)
     widths = np.asarray(widths)
     for width in np.unique(widths):
         start = reach - width // 2
