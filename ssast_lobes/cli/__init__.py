@@ -16,6 +16,7 @@ from ssast_lobes.cli import (
     classify,
     convert,
     embed,
+    events,
     finetune,
     heads,
     manifest,
@@ -35,6 +36,7 @@ _COMMANDS = (
     finetune,
     embed,
     classify,
+    events,
     probe,
     heads,
     manifest,
@@ -99,7 +101,8 @@ def _parse(arguments):
         description=(
             "Self-supervised audio spectrogram transformers: pretrain, "
             "fine-tune, embed and "
-            "classify audio with an exported folder, compare checkpoints, "
+            "classify audio with an exported folder, find events in it, "
+            "compare checkpoints, "
             "make a table of class folders, measure log-mel statistics, pack "
             "audio into shards, convert and average models, write them as "
             "ONNX, list those that come along, copy recipes."

@@ -265,13 +265,13 @@ class EventDetector(Interface):
         )
         yield from self._events(pairs, [])
 
-    def file_scores(self, path):
-        """Return the scores behind the events of one file, for pictures.
+    def clip_scores(self, wav):
+        """Return the scores behind the events of a waveform, for pictures.
 
         Arguments
         ---------
-        path : str or path
-            See `detect_file`.
+        wav : torch.Tensor or numpy.ndarray
+            Mono waveform (S,) at the model's rate.
 
         Returns
         -------
@@ -280,16 +280,11 @@ class EventDetector(Interface):
 
         Raises
         ------
-        UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+        UnreadableAudio, ValueError
+            See `detect_batch`.
         """
-        windows, errors = self._file_windows([os.fspath(path)], None), []
-        _, pairs = next(self._by_clip(windows))
-        merged = self._merged(_without_errors(pairs, errors))
-        parts = [scores for scores, _ in merged]
-        if errors:
-            raise errors[0]
-        return np.concatenate(parts)
+        _, pairs = next(self._by_clip(self._batch_windows(wav, None)))
+        return np.concatenate([scores for scores, _ in self._merged(pairs)])
 
     def _probabilities(self, encoded):
         frames = self.lobe.pooling.frames(encoded)

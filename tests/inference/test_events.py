@@ -21,6 +21,8 @@ from ssast_lobes.checkpoints.folder import (
 )
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.frame_heads import FrameHead, write_frame_head
+from ssast_lobes.cli import main
+from ssast_lobes.dataio.event_tables import read_event_table, read_label_track
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference import (
     AudioClassifier,
@@ -214,8 +216,8 @@ def test_files_batches_and_streams_agree(folder, recording, tmp_path):
     [alone] = detector.detect_batch(wav[:48000])
     assert times(short.events) == times(alone.events)
     assert (short.seconds, len(short.events)) == (3.0, 1)
-    # The scores behind it are those of the whole file.
-    scores = detector.file_scores(recording)
+    # The scores behind it are those of the whole clip.
+    scores = detector.clip_scores(wav)
     assert len(scores) == detector.timing.n_time(len(wav))
     found = find_events(scores, 13.0, detector.rules, detector.timing)
     assert times(found) == times(result.events)
@@ -308,3 +310,38 @@ def test_a_head_next_to_a_frozen_encoder(model, folder, recording, tmp_path):
         )
     with pytest.raises(WeightsError, match="named 'cats'; there are: tones"):
         EventDetector.from_hparams(tmp_path / "encoder", task="cats")
+
+
+# The command --------------------------------------------------------------
+
+
+def test_command_writes_all_formats_and_pictures(
+    folder, recording, tmp_path, capsys
+):
+    short = str(tmp_path / "short.wav")
+    soundfile.write(short, sound((0.5, 1.5, 500), seconds=2).numpy(), 16000)
+    table, pictures = tmp_path / "events.csv", tmp_path / "pictures"
+    files = [recording, short]
+    assert main(["events", str(folder), *files, "--output", str(table)]) == 0
+    assert "4 events of 2 files" in capsys.readouterr().out
+    rows = {row["path"]: row["events"] for row in read_event_table(table)}
+    assert [e.label for e in rows[recording]] == ["low", "high", "high"]
+    assert main(["events", str(folder), short]) == 0
+    line = capsys.readouterr().out.splitlines()[1].split()
+    assert line[2] == "low" and float(line[0]) == pytest.approx(0.5, abs=0.1)
+    tracks = ["--format", "audacity", "--output", str(tmp_path / "tracks")]
+    plots = ["--plot", str(pictures), "--truth", str(table)]
+    assert main(["events", str(folder), *files, *tracks, *plots]) == 0
+    [track] = (tmp_path / "tracks").glob("*short.txt")
+    assert read_label_track(track) == rows[short]
+    assert len(list(pictures.glob("*.png"))) == 2
+    assert main(["events", str(folder), short, "--truth", str(table)]) == 2
+    assert "--truth is for pictures" in capsys.readouterr().err
+
+
+def test_command_names_what_finds_no_events(recording, tmp_path, capsys):
+    encoder = SpectrogramEncoder(GRID, dim=32, depth=1, heads=2)
+    features = FrontEnd(**FEATURES)
+    export_encoder(tmp_path / "encoder", encoder, features, {})
+    assert main(["events", str(tmp_path / "encoder"), recording]) == 2
+    assert "finds no events: train a detector" in capsys.readouterr().err
