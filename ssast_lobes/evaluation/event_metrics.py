@@ -69,6 +69,8 @@ def decided_metrics(events, truth, seconds):
 
     Example
     -------
+    >>> import pytest
+    >>> _ = pytest.importorskip("sed_scores_eval")
     >>> truth = {"a": [(1.0, 3.0, "dog")]}
     >>> found = {"a": [(1.1, 2.7, "dog"), (5.0, 6.0, "dog")]}
     >>> f1 = decided_metrics(found, truth, {"a": 10.0})

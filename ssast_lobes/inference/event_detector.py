@@ -131,10 +131,9 @@ class EventDetector(Interface):
 
         Raises
         ------
-        ImportError
-            If the rules are those of `sebbs`, which is not installed.
         WeightsError
-            As of `AudioEncoder.from_hparams`, or if there is no such head.
+            As of `AudioEncoder.from_hparams`, or if there is no such head, or
+            the rules are those of `sebbs`, which is not installed.
         """
         return cls(source, device, batch_size, precision, task)
 
@@ -150,7 +149,10 @@ class EventDetector(Interface):
         self.head.requires_grad_(False).to(self.device).eval()
         self.rules = read_rules(self.labels, config["rules"])
         self.timing = self.lobe.timing
-        make_tracker(self.rules, self.timing)
+        try:
+            make_tracker(self.rules, self.timing)
+        except ImportError as error:
+            raise WeightsError(str(error)) from error
 
     def _with_head(self, weights):
         """Return the weights of an encoder with a head of events."""

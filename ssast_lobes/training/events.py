@@ -54,10 +54,9 @@ class EventBrain(SpectrogramBrain):
 
     Raises
     ------
-    ImportError
-        If a package that measures or decides is not installed.
     SettingsError
-        If `rule_kind` is unknown.
+        If `rule_kind` is unknown, or a package that measures or decides is
+        not installed.
     """
 
     def __init__(
@@ -74,13 +73,16 @@ class EventBrain(SpectrogramBrain):
         **kwargs,
     ):
         # Not to be told after the training.
-        require_metrics()
         if rule_kind not in KINDS:
             raise SettingsError(
                 f"rule_kind must be one of {KINDS}, got '{rule_kind}'"
             )
-        if rule_kind == "sebbs":
-            require_sebbs()
+        try:
+            require_metrics()
+            if rule_kind == "sebbs":
+                require_sebbs()
+        except ImportError as error:
+            raise SettingsError(str(error)) from error
         super().__init__(*args, **kwargs)
         label_encoder.expect_len(len(label_encoder))
         self.label_encoder = label_encoder

@@ -1,11 +1,15 @@
 """Metrics of events, worked by hand, and the rules that they choose."""
 
+import importlib.util
+import sys
+
 import numpy as np
 import pytest
 
 from ssast_lobes import Grid, KaldiFbank
 from ssast_lobes.evaluation.event_metrics import (
     decided_metrics,
+    require_metrics,
     score_metrics,
 )
 from ssast_lobes.evaluation.event_tuning import evaluate_events, tune_rules
@@ -14,11 +18,13 @@ from ssast_lobes.inference.events import (
     DetectedEvent,
     EventRule,
     find_events,
+    require_sebbs,
 )
 from ssast_lobes.models.event_head import FrameTiming
 
-pytest.importorskip(
-    "sed_scores_eval", reason="metrics of events need the extra `events`"
+measured = pytest.mark.skipif(
+    importlib.util.find_spec("sed_scores_eval") is None,
+    reason="metrics of events need the extra `events`",
 )
 
 TIMING = FrameTiming(Grid(128, (128, 4)), KaldiFbank())
@@ -30,6 +36,7 @@ TRUTH = {
 }
 
 
+@measured
 def test_f1_by_hand():
     found = {
         # dog: onset within 0.2 s, offset within 20 % of 2 s; then a false
@@ -56,6 +63,7 @@ def scores_of(events, seconds=10.0, labels=("dog", "cat")):
     return 0.1 + 0.8 * target.numpy()[:count]
 
 
+@measured
 def test_psds_by_hand():
     labels = ["dog", "cat"]
     scores = {clip: scores_of(events) for clip, events in TRUTH.items()}
@@ -70,6 +78,7 @@ def test_psds_by_hand():
     assert one["psds1"]["mean"] == pytest.approx(0.75 - 0.25)
 
 
+@measured
 def test_no_events_at_all_is_an_error():
     with pytest.raises(ValueError, match="no clip has an event"):
         decided_metrics({"a": []}, {"a": []}, {"a": 1.0})
@@ -95,6 +104,7 @@ def noisy():
     return scores, truth, dict.fromkeys(truth, 10.0)
 
 
+@measured
 def test_rules_are_chosen_by_class(noisy):
     scores, truth, seconds = noisy
     labels = ["dog", "cat"]
@@ -114,6 +124,7 @@ def test_rules_are_chosen_by_class(noisy):
     assert rules["cow"] == EventRule()
 
 
+@measured
 def test_change_points(noisy):
     pytest.importorskip("sebbs", reason="needs the extra `sebbs`")
     scores, truth, seconds = noisy
@@ -126,3 +137,16 @@ def test_change_points(noisy):
     assert found == events["0"]
     assert isinstance(found[0], DetectedEvent)
     assert found[0].onset == pytest.approx(truth["0"][0][0], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    "module, extra, ask",
+    [
+        ("sed_scores_eval", "events", require_metrics),
+        ("sebbs", "sebbs", require_sebbs),
+    ],
+)
+def test_missing_packages_are_named(module, extra, ask, monkeypatch):
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(ImportError, match=rf"ssast_lobes\[{extra}\]"):
+        ask()

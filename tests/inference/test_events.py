@@ -1,6 +1,8 @@
 """Events from scores: rules by hand, parts and windows that do not show."""
 
+import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -282,6 +284,18 @@ def test_damaged_rules_are_named(folder, tmp_path, change, message):
     (copy / "config.json").write_text(text.replace(change, other[change]))
     with pytest.raises(WeightsError, match=message):
         EventDetector.from_hparams(copy)
+
+
+def test_change_points_need_their_package(folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sebbs", None)
+    shutil.copytree(folder, tmp_path / "export")
+    path = tmp_path / "export" / "config.json"
+    config = json.loads(path.read_text())
+    rule = {"threshold": 0.5, "step_seconds": 0.48, "merge_relative": 2.0}
+    config["rules"] = {"low": rule, "high": rule}
+    path.write_text(json.dumps(config))
+    with pytest.raises(WeightsError, match=r"ssast_lobes\[sebbs\]"):
+        EventDetector.from_hparams(path.parent)
 
 
 def test_a_head_next_to_a_frozen_encoder(model, folder, recording, tmp_path):
