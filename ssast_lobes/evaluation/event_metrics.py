@@ -77,21 +77,42 @@ def decided_metrics(events, truth, seconds):
     >>> round(f1["event_f1"]["dog"], 3), round(f1["segment_f1"]["dog"], 3)
     (0.667, 0.8)
     """
-    from sed_scores_eval import collar_based, segment_based
+    from sed_scores_eval import segment_based
 
-    truth, labels = _triples(truth)
-    scores = {
-        clip: _step_scores(found, seconds[clip], labels)
-        for clip, found in events.items()
-    }
+    triples, labels = _triples(truth)
     segment = segment_based.fscore(
-        scores, truth, seconds, 0.5, segment_length=SEGMENT_SECONDS
+        _step_scores(events, seconds, labels),
+        triples,
+        seconds,
+        0.5,
+        segment_length=SEGMENT_SECONDS,
     )
-    event = collar_based.fscore(scores, truth, 0.5, **COLLAR)
     return {
         "segment_f1": _by_class(segment[0], labels),
-        "event_f1": _by_class(event[0], labels),
+        "event_f1": event_based_f1(events, truth, seconds),
     }
+
+
+def event_based_f1(events, truth, seconds):
+    """Return the event-based F1 of decided events alone.
+
+    Arguments
+    ---------
+    events, truth, seconds
+        As of `decided_metrics`.
+
+    Returns
+    -------
+    dict of str to float
+        Class -> F1, and ``mean``.
+    """
+    from sed_scores_eval import collar_based
+
+    truth, labels = _triples(truth)
+    scores = _step_scores(events, seconds, labels)
+    return _by_class(
+        collar_based.fscore(scores, truth, 0.5, **COLLAR)[0], labels
+    )
 
 
 def score_metrics(scores, truth, seconds, labels, timing):
@@ -192,17 +213,20 @@ def _triples(truth):
 
 
 def _step_scores(events, seconds, labels):
-    """Return scores that are 1 where an event is, and 0 elsewhere."""
+    """Return scores of clips that are 1 where an event is, and 0 elsewhere."""
     from sed_scores_eval.base_modules.scores import create_score_dataframe
 
-    events = [event for event in events if event[2] in labels]
-    times = {time for event in events for time in event[:2]}
-    edges = np.array(sorted({0.0, seconds, *times}))
-    scores = np.zeros((len(edges) - 1, len(labels)))
-    for onset, offset, label, *_ in events:
-        first, last = np.searchsorted(edges, [onset, offset])
-        scores[first:last, labels.index(label)] = 1.0
-    return create_score_dataframe(scores, edges, labels)
+    frames = {}
+    for clip, found in events.items():
+        found = [event for event in found if event[2] in labels]
+        times = {time for event in found for time in event[:2]}
+        edges = np.array(sorted({0.0, seconds[clip], *times}))
+        scores = np.zeros((len(edges) - 1, len(labels)))
+        for onset, offset, label, *_ in found:
+            first, last = np.searchsorted(edges, [onset, offset])
+            scores[first:last, labels.index(label)] = 1.0
+        frames[clip] = create_score_dataframe(scores, edges, labels)
+    return frames
 
 
 def _by_class(values, labels):

@@ -8,6 +8,7 @@ from tqdm import tqdm
 from ssast_lobes.evaluation.event_metrics import (
     COLLAR,
     decided_metrics,
+    event_based_f1,
     psds_of_frames,
     score_frame,
     score_metrics,
@@ -129,7 +130,7 @@ def _gaps(scores, rules, truth, seconds, labels, timing, chosen):
             clip: find_events(x, seconds[clip], tried, timing)
             for clip, x in scores.items()
         }
-        f1 = decided_metrics(found, truth, seconds)["event_f1"]
+        f1 = event_based_f1(found, truth, seconds)
         for label in chosen:
             if label not in best or f1[label] > best[label][0] + 1e-9:
                 best[label] = f1[label], tried[label]
