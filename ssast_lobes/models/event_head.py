@@ -256,7 +256,8 @@ class FrameTiming:
 
     def edge(self, number):
         """Return where frame `number` begins, in seconds."""
-        return 0.0 if number == 0 else self.start + number * self.step
+        # Without the noise of binary fractions.
+        return 0.0 if number == 0 else round(self.start + number * self.step, 9)
 
     def edges(self, n_time, seconds):
         """Return where frames begin, and where the last one ends.

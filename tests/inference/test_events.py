@@ -359,3 +359,19 @@ def test_command_names_what_finds_no_events(recording, tmp_path, capsys):
     export_encoder(tmp_path / "encoder", encoder, features, {})
     assert main(["events", str(tmp_path / "encoder"), recording]) == 2
     assert "finds no events: train a detector" in capsys.readouterr().err
+
+
+def test_the_bundled_model_finds_rain(capsys):
+    """White noise is the rain of most generators, and of this head."""
+    detector = EventDetector.from_hparams()
+    assert len(detector.labels) == 10
+    wav = sound(seconds=12)
+    wav[48000:144000] *= 30
+    wav[:48000] = wav[144000:] = 0.0
+    [clip] = detector.detect_batch(wav)
+    rain = [event for event in clip.events if event.label == "rain"]
+    longest = max(rain, key=lambda event: event.offset - event.onset)
+    assert longest.onset == pytest.approx(3.0, abs=0.3)
+    assert longest.offset == pytest.approx(9.0, abs=0.3)
+    assert main(["models"]) == 0
+    assert "sounds" in capsys.readouterr().out
