@@ -113,8 +113,8 @@ def active_parts(wav, active_range=30.0):
     views = np.lib.stride_tricks.sliding_window_view(wav, LEVEL_WINDOW)
     power = np.square(views[::LEVEL_HOP], dtype=np.float64).mean(1)
     level = 10 * np.log10(power + 1e-12)
-    floor = max(level.max() - active_range, LEAST_LEVEL)
-    on = np.diff(np.r_[False, level >= floor, False].astype(int))
+    lowest = max(level.max() - active_range, LEAST_LEVEL)
+    on = np.diff(np.r_[False, level >= lowest, False].astype(int))
     starts, stops = np.flatnonzero(on == 1), np.flatnonzero(on == -1)
     # A window of 20 ms is active where its middle half is.
     margin = (LEVEL_WINDOW - LEVEL_HOP) // 2
