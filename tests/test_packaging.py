@@ -22,10 +22,12 @@ SETUP = ROOT / "requirements" / "setup.sh"
 DISTRIBUTION_OF = {
     "ruamel": "ruamel-yaml",
     "sklearn": "scikit-learn",
+    "sed_scores_eval": "sed-scores-eval-np2",
     "yaml": "pyyaml",
 }
 # Used where they are there; their absence is said, or made up for.
 OPTIONAL = {"mamba-ssm", "onnxruntime", "torchcodec"}
+OPTIONAL |= {"sebbs", "sed-scores-eval-np2"}
 PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
 
 

@@ -19,6 +19,7 @@ from ssast_lobes.checkpoints.format import (
     CARD_FILE,
     CONFIG_FILE,
     EXPORT_FILES,
+    FRAME_HEADS_FOLDER,
     HEADS_FOLDER,
     HYPERPARAMS_FILE,
     LABELS_FILE,
@@ -175,30 +176,106 @@ def export_classifier(
     >>> AudioClassifier.from_hparams(written).labels
     ['cat', 'dog']
     """
-    parts = {
-        "encoder": model.merged_encoder_state(),
-        "pooling": model.pooling.state_dict(),
-        "head": model.head.state_dict(),
-    }
-    state = {
-        f"{part}.{key}": value
-        for part, tensors in parts.items()
-        for key, value in tensors.items()
-    }
-    first = label_encoder.starting_index
-    numbers = range(first, first + len(label_encoder))
+    state = _state_of(model, model.merged_encoder_state())
     config = {
         "kind": "classifier",
         "encoder": model.encoder.config,
         "features": features.config,
         "pooling": model.pooling.config,
         "head": model.head.config,
-        "labels": [str(label_encoder.ind2lab[number]) for number in numbers],
+        "labels": _labels_of(label_encoder),
         "multi_label": bool(multi_label),
     }
     return write_export(
         folder, state, config, card, label_encoder, least_window
     )
+
+
+def export_detector(
+    folder, model, features, label_encoder, rules, card, least_window=0.0
+):
+    """Write a detector of sound events to a folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        Where to; an older export there is replaced, other files in it stay.
+    model : SpectrogramDetector
+        The detector; not wrapped for distributed training.
+    features : FrontEnd
+        The front end it was trained with.
+    label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
+        Label of each class index.
+    rules : dict of str to dict
+        How the scores of each class become events: arguments of
+        `ssast_lobes.inference.events.EventRule` or `ChangePointRule`.
+    card : dict
+        See `export_pretrained`.
+    least_window : float
+        See `export_pretrained`.
+
+    Returns
+    -------
+    pathlib.Path
+        The folder.
+
+    Raises
+    ------
+    FileExistsError
+        If the folder holds something else than an export.
+
+    Example
+    -------
+    >>> from ssast_lobes import (
+    ...     FrontEnd,
+    ...     SpectrogramDetector,
+    ...     SpectrogramEncoder,
+    ... )
+    >>> from ssast_lobes.inference import EventDetector
+    >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    >>> model = SpectrogramDetector(encoder, n_classes=2)
+    >>> labels = label_encoder_of(["cat", "dog"])
+    >>> rules = {"cat": {"threshold": 0.4}, "dog": {"threshold": 0.6}}
+    >>> folder = getfixture("tmpdir") / "export"
+    >>> written = export_detector(
+    ...     folder, model, FrontEnd(), labels, rules, card={}
+    ... )
+    >>> EventDetector.from_hparams(written).rules["dog"].threshold
+    0.6
+    """
+    state = _state_of(model, model.encoder.state_dict())
+    config = {
+        "kind": "detector",
+        "encoder": model.encoder.config,
+        "features": features.config,
+        "pooling": model.pooling.config,
+        "head": model.head.config,
+        "labels": _labels_of(label_encoder),
+        "rules": rules,
+    }
+    return write_export(
+        folder, state, config, card, label_encoder, least_window
+    )
+
+
+def _state_of(model, encoder_state):
+    """Return the tensors of a model with a pooling and a head."""
+    parts = {
+        "encoder": encoder_state,
+        "pooling": model.pooling.state_dict(),
+        "head": model.head.state_dict(),
+    }
+    return {
+        f"{part}.{key}": value
+        for part, tensors in parts.items()
+        for key, value in tensors.items()
+    }
+
+
+def _labels_of(label_encoder):
+    first = label_encoder.starting_index
+    numbers = range(first, first + len(label_encoder))
+    return [str(label_encoder.ind2lab[number]) for number in numbers]
 
 
 def export_encoder(folder, encoder, features, card, least_window=0.0):
@@ -338,11 +415,11 @@ def write_export(
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
         The entries ``kind``, ``encoder``, ``features``, ``pooling`` and, of a
-        classifier, ``labels`` and ``multi_label``; see `export_classifier`.
+        classifier or a detector, more; see `export_classifier`.
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
-        Of a classifier.
+        Of a classifier or a detector.
     least_window : float
         See `export_pretrained`.
     half : bool
@@ -399,7 +476,7 @@ def write_export(
             for key, value in state.items()
         }
     # Heads of the older encoder would be wrong next to this one.
-    replaced = (*EXPORT_FILES, HEADS_FOLDER)
+    replaced = (*EXPORT_FILES, HEADS_FOLDER, FRAME_HEADS_FOLDER)
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:
             save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})

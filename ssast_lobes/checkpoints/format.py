@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.models.event_head import FrameClassifier
 from ssast_lobes.models.features import make_filterbank
 from ssast_lobes.models.heads import ClassificationHead, head_arguments
 from ssast_lobes.models.pooling import ClipPooling
@@ -14,6 +15,7 @@ HYPERPARAMS_FILE = "hyperparams.yaml"
 LABELS_FILE = "label_encoder.txt"
 CARD_FILE = "README.md"
 HEADS_FOLDER = "heads"
+FRAME_HEADS_FOLDER = "frame_heads"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EXPORT_FILES = (
@@ -178,6 +180,29 @@ def load_strictly(module, state, name):
     module.load_state_dict(state)
 
 
+def make_head(config):
+    """Return the head of a classifier or a detector, with random weights.
+
+    Arguments
+    ---------
+    config : dict
+        Configuration of the exported folder.
+
+    Returns
+    -------
+    ClassificationHead or FrameClassifier
+
+    Example
+    -------
+    >>> config = {"encoder": {"dim": 32}, "labels": ["cat"]}
+    >>> type(make_head({"kind": "detector", **config})).__name__
+    'FrameClassifier'
+    """
+    kind = config.get("kind")
+    head = FrameClassifier if kind == "detector" else ClassificationHead
+    return head(**head_arguments(config))
+
+
 def check_weights(weights):
     """Raise unless the tensors are those of the configured model.
 
@@ -206,7 +231,7 @@ def check_weights(weights):
             "pooling": ClipPooling(**config["pooling"]),
         }
         if "labels" in config:
-            modules["head"] = ClassificationHead(**head_arguments(config))
+            modules["head"] = make_head(config)
     for name, module in modules.items():
         compare(module.state_dict(), weights.part(name), name)
 

@@ -145,6 +145,10 @@ def _check_holdable(config):
             "an official checkpoint does not tell its features: make an "
             "exported folder of it first (`ssast-lobes convert`)"
         )
+    if config["kind"] == "detector":
+        raise WeightsError(
+            "a detector of events: Hugging Face's AST classifies clips only"
+        )
     encoder = config["encoder"]
     if encoder.get("blocks", "attention") != "attention":
         raise WeightsError(

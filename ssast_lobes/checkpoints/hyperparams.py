@@ -38,9 +38,7 @@ pretrainer: !new:ssast_lobes.ExportPretrainer
     custom_hooks:
         model: !name:ssast_lobes.load_modules
 """
-_CLASSIFIER = """\
-    classifier: !ref <classifier>
-
+_LABELED = """
 label_encoder: !new:speechbrain.dataio.encoder.CategoricalEncoder
 
 parts: !new:torch.nn.ModuleDict
@@ -94,8 +92,9 @@ def hyperparams_text(config):
         "encoder": (encoder_class(encoder).__name__, encoder),
         "pooling": ("ClipPooling", config["pooling"]),
     }
-    if config["kind"] == "classifier":
-        nodes["head"] = ("ClassificationHead", head_arguments(config))
+    heads = {"classifier": "ClassificationHead", "detector": "FrameClassifier"}
+    if config["kind"] in heads:
+        nodes["head"] = (heads[config["kind"]], head_arguments(config))
     text = (
         "# For SpeechBrain's from_hparams: builds what config.json describes\n"
         "# and loads model.safetensors into it, strictly.\n\n"
@@ -114,9 +113,13 @@ def hyperparams_text(config):
     files = {"weights": WEIGHTS_FILE, "labels": LABELS_FILE}
     if config["kind"] == "pretrained":
         return text + modules + _PRETRAINED.format(**files)
+    if config["kind"] == "detector":
+        modules += "    frame_classifier: !ref <head>\n"
+        return text + modules + _LABELED.format(**files)
     text += (
         "\nclassifier: !new:ssast_lobes.WindowClassifier\n"
         "    head: !ref <head>\n"
         f"    multi_label: {config['multi_label']}\n"
     )
-    return text + modules + _CLASSIFIER.format(**files)
+    modules += "    classifier: !ref <classifier>\n"
+    return text + modules + _LABELED.format(**files)

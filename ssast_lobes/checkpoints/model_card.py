@@ -24,6 +24,13 @@ classifier = AudioClassifier.from_hparams("{name}")
 result = classifier.classify_file("audio.wav")
 print(result.labels, result.scores)
 """,
+    "detector": """
+from ssast_lobes.inference import EventDetector
+
+detector = EventDetector.from_hparams("{name}")
+for event in detector.detect_file("audio.wav").events:
+    print(event.onset, event.offset, event.label, event.score)
+""",
 }
 _SPEECHBRAIN_USES = {
     "pretrained": """
@@ -39,6 +46,7 @@ classifier = EncoderClassifier.from_hparams(source="{name}")
 log_probabilities, score, index, label = classifier.classify_file("audio.wav")
 """,
 }
+_SPEECHBRAIN_USES["detector"] = _SPEECHBRAIN_USES["pretrained"]
 _YAML_USE = """
 ssl_model: !new:ssast_lobes.SSAST
     source: {name}
@@ -48,6 +56,12 @@ ssl_model: !new:ssast_lobes.SSAST
 PIPELINE_TAGS = {
     "pretrained": "feature-extraction",
     "classifier": "audio-classification",
+    "detector": "audio-classification",
+}
+_COMMANDS = {
+    "pretrained": ("embed", "embeddings.npz"),
+    "classifier": ("classify", "results.csv"),
+    "detector": ("events", "events.csv"),
 }
 _MAMBA = "An audio spectrogram Mamba (SSAMBA, Shams et al., SLT 2024)"
 _KINDS = {
@@ -90,7 +104,7 @@ def model_card_text(folder, config, card, n_parameters):
         become names; see `without_private_paths`.
     """
     kind, name = config["kind"], folder.name
-    metrics = card.get("metrics", {}) if kind == "classifier" else {}
+    metrics = {} if kind == "pretrained" else card.get("metrics", {})
     names = [key for key, _ in _flat(metrics)]
     data = huggingface_hub.ModelCardData(
         library_name="speechbrain",
@@ -190,7 +204,7 @@ def use_section(kind, source, place):
     Arguments
     ---------
     kind : str
-        ``"pretrained"`` or ``"classifier"``.
+        ``"pretrained"``, ``"classifier"`` or ``"detector"``.
     source : str
         Argument of ``from_hparams``: a folder, or a name on the hub.
     place : str
@@ -216,8 +230,7 @@ def use_section(kind, source, place):
     for title, language, text in uses:
         code = text.format(name=source).strip("\n")
         lines += ["", f"{title}:", "", f"```{language}", code, "```"]
-    command = "classify" if kind == "classifier" else "embed"
-    target = "results.csv" if kind == "classifier" else "embeddings.npz"
+    command, target = _COMMANDS[kind]
     lines += [
         "",
         f"Or `ssast-lobes {command} {source} FOLDER --output {target}`.",
@@ -233,7 +246,7 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     text : str
         The card in the exported folder.
     kind : str
-        ``"pretrained"`` or ``"classifier"``.
+        ``"pretrained"``, ``"classifier"`` or ``"detector"``.
     repo_id, license, datasets, tags
         See `ssast_lobes.checkpoints.push.push_to_hub`.
 
@@ -323,12 +336,19 @@ def _describe(config, n_parameters):
             f"{how}It gives embeddings of clips, frames and patches; that of a "
             f"clip is {_pooled(config['pooling'])}."
         )
-    several = "any number" if config["multi_label"] else "one"
     labels = ", ".join(config["labels"][:20])
-    more = ", ..." if len(config["labels"]) > 20 else ""
+    labels += ", ..." if len(config["labels"]) > 20 else ""
+    count = len(config["labels"])
+    if config["kind"] == "detector":
+        step = grid["stride"][1] * 10
+        return text + (
+            f"It finds events of {count} classes, with onset and offset, from "
+            f"scores every {step} ms: {labels}."
+        )
+    several = "any number" if config["multi_label"] else "one"
     return text + (
         f"It reads {_pooled(config['pooling'])}, and was trained to give a "
-        f"clip {several} of {len(config['labels'])} labels: {labels}{more}."
+        f"clip {several} of {count} labels: {labels}."
     )
 
 

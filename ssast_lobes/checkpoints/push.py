@@ -117,7 +117,7 @@ def _check_export(folder):
     with error_context(folder):
         check_weights(weights)
         wanted = set(EXPORT_FILES)
-        if config["kind"] != "classifier":
+        if config["kind"] == "pretrained":
             wanted.remove(LABELS_FILE)
         missing = [
             name for name in sorted(wanted) if not (folder / name).is_file()

@@ -16,6 +16,7 @@ from ssast_lobes.cli import (
     classify,
     convert,
     embed,
+    events,
     finetune,
     heads,
     manifest,
@@ -38,6 +39,7 @@ _COMMANDS = (
     finetune,
     embed,
     classify,
+    events,
     probe,
     heads,
     manifest,
@@ -103,11 +105,11 @@ def _parse(arguments):
         description=(
             "Self-supervised audio spectrogram transformers: suggest what "
             "to begin with, pretrain, fine-tune, embed and classify audio "
-            "with an exported folder, compare checkpoints, make a table "
-            "of class folders, measure log-mel statistics, pack audio "
-            "into shards, fit codes to predict, convert and average "
-            "models, write them as ONNX, list those that come along, copy "
-            "recipes."
+            "with an exported folder, find events in it, compare "
+            "checkpoints, make a table of class folders, measure log-mel "
+            "statistics, pack audio into shards, fit codes to predict, "
+            "convert and average models, write them as ONNX, list those "
+            "that come along, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )

@@ -114,7 +114,8 @@ def _warn_of_long(results, classifier):
             f"{n_long} of {common.count_files(len(results))} longer than the "
             f"{fitted:g} s that this classifier was fitted for: cut into "
             f"windows of {classifier.window_seconds:g} s, whose mean is the "
-            "score of a file (--windows: a row for each)",
+            "score of a file (--windows: a row for each). For sounds with "
+            "onset and offset: ssast-lobes events",
             file=sys.stderr,
         )
 

@@ -22,7 +22,8 @@ def add_parser(commands):
         "wherever a model is asked for: as MODEL of a command, --source of a\n"
         "recipe, in SSAST(source=...) and AudioEncoder.from_hparams(...). A\n"
         "name never changes its weights. A folder of that name needs ./ in\n"
-        "front. Heads are for `ssast-lobes classify NAME --task HEAD`.",
+        "front. Heads are for `ssast-lobes classify NAME --task HEAD`, and\n"
+        "`sounds` for `ssast-lobes events`.",
         "ssast-lobes models\n"
         "  ssast-lobes embed ssast-lobes-micro-1 recordings/ "
         "--output clips.npz",
@@ -50,6 +51,7 @@ def _row(folder):
     from safetensors import safe_open
 
     from ssast_lobes.checkpoints.format import CARD_FILE, WEIGHTS_FILE
+    from ssast_lobes.checkpoints.frame_heads import frame_head_names
     from ssast_lobes.checkpoints.linear_heads import head_names
 
     path = folder / WEIGHTS_FILE
@@ -60,6 +62,6 @@ def _row(folder):
         folder.name,
         f"{sum(map(math.prod, shapes)) / 1e6:.1f} M",
         f"{path.stat().st_size / 1e6:.1f} MB",
-        ", ".join(head_names(folder)),
+        ", ".join([*head_names(folder), *frame_head_names(folder)]),
         data.strip().partition("\n")[0],
     )

@@ -104,10 +104,7 @@ class ClipReader:
         torch.Tensor or None
             Waveform (samples,), float32; None if the file fails to decode.
         """
-        start, seconds = 0.0, None
-        if self.crop_seconds is not None and duration > self.crop_seconds:
-            seconds = self.crop_seconds
-            start = self._place(clip_id) * (duration - seconds)
+        start, seconds = self.crop(duration, clip_id)
         try:
             return read_audio(path, self.sample_rate, start, seconds)
         except UnreadableAudio as error:
@@ -115,6 +112,26 @@ class ClipReader:
                 reason = str(error).removeprefix(f"{path}: ")
                 append_row(self.unreadable_file, (path, reason))
             return None
+
+    def crop(self, duration, clip_id):
+        """Return where the crop of a clip begins, and how long it is.
+
+        Arguments
+        ---------
+        duration, clip_id
+            As of a call.
+
+        Returns
+        -------
+        start : float
+            In seconds.
+        seconds : float or None
+            None: the whole clip.
+        """
+        if self.crop_seconds is None or duration <= self.crop_seconds:
+            return 0.0, None
+        spare = duration - self.crop_seconds
+        return self._place(clip_id) * spare, self.crop_seconds
 
     def _place(self, clip_id):
         """Return where in the clip to crop, 0 (start) to 1 (end)."""

@@ -16,6 +16,7 @@ from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.dataio.addresses import file_of
 from ssast_lobes.dataio.corpus_checks import check_counts
+from ssast_lobes.dataio.event_tables import fit_events
 from ssast_lobes.dataio.partition import fold_splits, hold_out_by_hash
 from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import read_from_shards
@@ -66,8 +67,9 @@ def write_splits(
     ---------
     splits : dict of str to list of dict
         Rows of train, valid and test. A row has `id`, unique; `path`,
-        absolute; `label`; and any other keys, which are kept. Valid and test
-        may be one list.
+        absolute; `label`, or `events` (list of `Event`), which then say the
+        labels; and any other keys, which are kept. Valid and test may be one
+        list.
     output_folder : str or os.PathLike
         Of the experiment.
     corpus : str
@@ -125,7 +127,7 @@ def write_splits(
     raise_problems(corpus, _repeated(splits) + _missing(splits))
     rows = {row["id"]: row for part in splits.values() for row in part}
     scan = scan_audio(list(rows.values()), output_folder, min_seconds)
-    usable = {row["id"]: row for row in scan.rows}
+    usable = {row["id"]: row for row in fit_events(corpus, scan.rows)}
     splits = {
         name: [usable[row["id"]] for row in part if row["id"] in usable]
         for name, part in splits.items()
@@ -325,6 +327,7 @@ def _clips(content):
         if "labels" in content:
             own["label"] = row.get("label", "")
         own["takes"] = row.get("takes", "")
+        own["events"] = row.get("events", "")
         own["seconds"] = row["duration"]
         own["path"] = path
     return clips

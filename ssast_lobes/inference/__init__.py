@@ -1,7 +1,8 @@
 """Pretrained interfaces: use exported folders on audio of any kind.
 
 `AudioEncoder` gives embeddings of clips, frames and patches, `AudioClassifier`
-labels and scores, `SpeakerVerifier` the likeness of two voices. They read
+labels and scores, `EventDetector` sounds with onset and offset,
+`SpeakerVerifier` the likeness of two voices. They read
 `config.json` and `model.safetensors` and execute nothing. Without a folder
 they use the bundled model.
 
@@ -23,6 +24,8 @@ from ssast_lobes.inference.classifier import (
     WindowScores,
 )
 from ssast_lobes.inference.encoder import AudioEncoder
+from ssast_lobes.inference.event_detector import Detection, EventDetector
+from ssast_lobes.inference.events import DetectedEvent, EventRule
 from ssast_lobes.inference.results import write_results
 from ssast_lobes.inference.verification import SpeakerVerifier, Verification
 
@@ -30,6 +33,10 @@ __all__ = [
     "AudioClassifier",
     "AudioEncoder",
     "Classification",
+    "DetectedEvent",
+    "Detection",
+    "EventDetector",
+    "EventRule",
     "SpeakerVerifier",
     "Verification",
     "WindowScores",

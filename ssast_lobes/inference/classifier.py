@@ -237,6 +237,11 @@ class AudioClassifier(Interface):
         if self.task is not None:
             self._build_linear(weights)
             return
+        if weights.config["kind"] == "detector":
+            raise WeightsError(
+                "a detector of events gives no labels of clips: use "
+                "EventDetector, or `ssast-lobes events`"
+            )
         if weights.config["kind"] != "classifier":
             tasks = head_names(self.source)
             also = ""

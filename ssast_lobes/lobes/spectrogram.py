@@ -14,6 +14,7 @@ from ssast_lobes.checkpoints.warm_start import initialize
 from ssast_lobes.lobes.chunks import Chunks
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.checks import ArgumentError, flag, one_of, require, whole
@@ -96,6 +97,11 @@ class SpectrogramLobe(nn.Module):
     def clip_size(self):
         """Size of a clip's vector: D, or more as the pooling has it."""
         return self.pooling.output_size(self.encoder.dim)
+
+    @property
+    def timing(self):
+        """Which part of the audio each frame stands for: a `FrameTiming`."""
+        return FrameTiming(self.encoder.grid, self.features.fbank)
 
     def train(self, mode=True):
         """Switch the mode; a frozen lobe stays in evaluation mode."""

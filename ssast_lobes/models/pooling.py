@@ -233,3 +233,26 @@ class ClipPooling(nn.Module):
         classes = encoded.class_hidden_states[1:]
         classes = torch.einsum("l,lbnd->bnd", weights, classes)
         return encoded.pool_tokens(tokens, classes, self.pooling)
+
+    def frames(self, encoded):
+        """Return the vectors of time steps, from the same layers.
+
+        Arguments
+        ---------
+        encoded : EncoderOutput
+            With its hidden states where `needs_hidden_states`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, T', D), the mean over frequency; (B, T', (L + 1) D) for all
+            layers. 0 at padding.
+        """
+        if self.layers == "last":
+            return encoded.frames
+        states = encoded.hidden_states
+        frames = states.unflatten(2, (encoded.n_freq, -1)).mean(2)
+        if self.layers == "all":
+            return frames.permute(1, 2, 0, 3).flatten(2)
+        weights = self.layer_scores.softmax(0)
+        return torch.einsum("l,lbtd->btd", weights, frames[1:])

@@ -9,6 +9,7 @@ from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.card import export_window, model_card, write_result
 from ssast_lobes.training.classification import ClassificationBrain, best_key
 from ssast_lobes.training.errors import exit_on_user_error, yaml_errors
+from ssast_lobes.training.events import EventBrain
 from ssast_lobes.training.experiment import experiment
 from ssast_lobes.training.folds import (
     chosen_folds,
@@ -21,6 +22,7 @@ from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
 
 __all__ = [
     "ClassificationBrain",
+    "EventBrain",
     "PretrainingBrain",
     "RecognitionBrain",
     "best_key",

@@ -13,7 +13,7 @@ import speechbrain as sb
 import torch
 from speechbrain.utils.logger import get_logger
 
-from ssast_lobes.checkpoints.format import LABELS_FILE
+from ssast_lobes.checkpoints.format import CONFIG_FILE
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.training.card import RESULT_FILE
 from ssast_lobes.training.logs import read_log
@@ -238,13 +238,15 @@ def _next(folder, export):
     table = folder / "save" / "manifest.csv"
     if not table.is_file():
         return {}
-    if (export / LABELS_FILE).is_file():
+    kind = json.loads((export / CONFIG_FILE).read_text("utf-8"))["kind"]
+    if kind != "pretrained":
         with open(table, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             clips = (row["path"] for row in rows if row["split"] == "test")
             # Of shards only the table has the places.
             clip = next(filter(os.path.isfile, clips), table)
-        return {"next": _command("classify", export, clip)}
+        command = "events" if kind == "detector" else "classify"
+        return {"next": _command(command, export, clip)}
     output = folder / "embeddings.npz"
     return {
         "next": _command("embed", export, table, "--output", output),

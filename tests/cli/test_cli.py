@@ -731,6 +731,7 @@ def test_help_is_instant_and_shows_an_example(capsys):
     for command in (
         "embed",
         "classify",
+        "events",
         "probe",
         "stats",
         "shard",

@@ -34,6 +34,9 @@ TAKE_ALL = re.compile(r"\w*Brain|dataio_prepare")
 # Their trainings are nobody else's, so that there is no preset.
 OWN_TRAINING = (
     "LibriSpeech/ASR-CTC/hparams/ctc.yaml",
+    "AudioSet-Strong/detect/hparams/audioset_strong.yaml",
+    "DESED/detect/hparams/desed.yaml",
+    "Soundscapes/detect/hparams/soundscapes.yaml",
     "template/hparams/train.yaml",
 )
 # What SpeechBrain's checker takes for the end of a name of a module.

@@ -1,0 +1,1 @@
+../AudioSet/audioset_prepare.py

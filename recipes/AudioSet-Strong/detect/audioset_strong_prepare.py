@@ -1,0 +1,1 @@
+../audioset_strong_prepare.py

@@ -1,0 +1,1 @@
+../soundscapes_prepare.py

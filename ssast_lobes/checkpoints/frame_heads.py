@@ -1,0 +1,143 @@
+"""Heads of events next to a frozen encoder.
+
+An exported folder may hold a folder `frame_heads/`, with one safetensors file
+for each: the tensors of a `FrameClassifier` and of the weighting of layers,
+and in the file's metadata what builds them, the labels, and how scores become
+events. `ssast_lobes.inference.EventDetector` reads them.
+"""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors import safe_open
+from safetensors.torch import save
+
+from ssast_lobes.checkpoints.format import FRAME_HEADS_FOLDER, WeightsError
+from ssast_lobes.checkpoints.tensors import weights_errors
+from ssast_lobes.utils.files import atomic_write
+
+
+class FrameHead(NamedTuple):
+    """A detector without its encoder.
+
+    Arguments
+    ---------
+    state : dict of str to torch.Tensor
+        Keys start with ``pooling.`` or ``head.``.
+    config : dict
+        ``pooling``, ``head``, ``labels`` and ``rules`` of the
+        ``config.json`` of a detector.
+    """
+
+    state: dict
+    config: dict
+
+
+def write_frame_head(folder, name, head):
+    """Put a head into an exported folder; the file appears when complete.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+    name : str
+        Name of the head; an older one of this name is replaced.
+    head : FrameHead
+        Its tensors are stored in float32.
+
+    Returns
+    -------
+    pathlib.Path
+        The file.
+
+    Example
+    -------
+    >>> import torch
+    >>> folder = getfixture("tmpdir")
+    >>> head = FrameHead({"head.x": torch.ones(2)}, {"labels": ["cat"]})
+    >>> _ = write_frame_head(folder, "pets", head)
+    >>> frame_head_names(folder), read_frame_head(folder, "pets").config
+    (['pets'], {'labels': ['cat']})
+    """
+    path = _path(folder, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tensors = {
+        key: value.detach().cpu().float().contiguous()
+        for key, value in head.state.items()
+    }
+    with atomic_write(path, "wb") as file:
+        file.write(save(tensors, {"head": json.dumps(head.config)}))
+    return path
+
+
+def read_frame_head(folder, name=None):
+    """Read a head of events.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+    name : str, optional
+        Name of the head; may be left out where there is one only.
+
+    Returns
+    -------
+    FrameHead
+
+    Raises
+    ------
+    WeightsError
+        If there is no such head, several and no name, or the file is damaged.
+
+    Example
+    -------
+    >>> read_frame_head(getfixture("tmpdir"), "pets")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: no head of events named 'pets'; there ...
+    """
+    names = frame_head_names(folder)
+    if name is None and len(names) == 1:
+        [name] = names
+    if name not in names:
+        asked = (
+            "no head of events"
+            if name is None
+            else (f"no head of events named '{name}'")
+        )
+        raise WeightsError(f"{asked}; there are: {', '.join(names) or 'none'}")
+    path = _path(folder, name)
+    with weights_errors(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    try:
+        return FrameHead(tensors, json.loads(metadata["head"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged ({error!r})") from error
+
+
+def frame_head_names(folder):
+    """List the heads of events in an exported folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+
+    Returns
+    -------
+    list of str
+        Sorted; empty where there are none.
+
+    Example
+    -------
+    >>> frame_head_names(getfixture("tmpdir"))
+    []
+    """
+    heads = Path(folder, FRAME_HEADS_FOLDER).expanduser()
+    return sorted(path.stem for path in heads.glob("*.safetensors"))
+
+
+def _path(folder, name):
+    return Path(folder, FRAME_HEADS_FOLDER, f"{name}.safetensors").expanduser()

@@ -1,0 +1,322 @@
+"""Sound event detection: scores of every class at every time step.
+
+`FrameClassifier` turns frames into scores, `SpectrogramDetector` joins it to an
+encoder, and `FrameTiming` says which part of the audio a frame stands for.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.utils.checks import flag, one_of, require, whole
+from ssast_lobes.utils.lengths import length_to_mask
+
+WEAK_POOLINGS = ("linear_softmax", "attention")
+
+
+class EventScores(NamedTuple):
+    """Scores of events, logits; those of frames are 0 at padding.
+
+    Arguments
+    ---------
+    frames : torch.Tensor
+        (B, T', C), each class by itself.
+    clip : torch.Tensor
+        (B, C): whether the class is anywhere in the clip.
+    n_time : torch.Tensor
+        Frames of each clip, (B,) int64.
+    """
+
+    frames: torch.Tensor
+    clip: torch.Tensor
+    n_time: torch.Tensor
+
+
+class FrameClassifier(nn.Module):
+    """Score every class at every time step, and in the clip as a whole.
+
+    Arguments
+    ---------
+    dim : int
+        Size D of a frame.
+    n_classes : int
+        Number of classes C.
+    weak_pooling : str
+        How the probabilities of frames make that of the clip:
+        ``"linear_softmax"``, the mean weighted by the probabilities
+        themselves (Wang et al., "A comparison of five multiple instance
+        learning pooling functions for sound event detection with weak
+        labeling", ICASSP 2019), or ``"attention"``, weighted by learned
+        scores of each class.
+    hidden : int, optional
+        Size of a convolution over time before the scores; none when left out.
+    context : int
+        Frames that the convolution sees, odd.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not as said.
+
+    Example
+    -------
+    >>> head = FrameClassifier(32, 5)
+    >>> scores = head(torch.randn(2, 8, 32), torch.tensor([8, 3]))
+    >>> scores.frames.shape, scores.clip.shape
+    (torch.Size([2, 8, 5]), torch.Size([2, 5]))
+    """
+
+    def __init__(
+        self,
+        dim,
+        n_classes,
+        weak_pooling="linear_softmax",
+        hidden=None,
+        context=1,
+    ):
+        super().__init__()
+        one_of("weak_pooling", weak_pooling, WEAK_POOLINGS)
+        whole("hidden", hidden, null=True)
+        whole("context", context)
+        require(context % 2 == 1, "context", "an odd number", context)
+        if hidden is None:
+            require(context == 1, "context", "1 where hidden is null", context)
+        self.weak_pooling = weak_pooling
+        self.hidden = hidden
+        self.context = context
+        self.norm = nn.LayerNorm(dim)
+        if hidden is not None:
+            self.convolution = nn.Conv1d(
+                dim, hidden, context, padding=context // 2
+            )
+        self.linear = nn.Linear(hidden or dim, n_classes)
+        # Weak labels push down what starts much below the rest of a clip.
+        nn.init.normal_(self.linear.weight, std=0.01)
+        if weak_pooling == "attention":
+            self.attention = nn.Linear(hidden or dim, n_classes)
+
+    @property
+    def config(self):
+        """The arguments that rebuild this, next to the sizes."""
+        return {
+            "weak_pooling": self.weak_pooling,
+            "hidden": self.hidden,
+            "context": self.context,
+        }
+
+    def forward(self, frames, n_time):
+        """Return `EventScores`.
+
+        Arguments
+        ---------
+        frames : torch.Tensor
+            (B, T', D).
+        n_time : torch.Tensor
+            Frames of each clip without padding, (B,) int64.
+        """
+        is_frame = length_to_mask(n_time, frames.shape[1])[:, :, None]
+        x = self.norm(frames)
+        if self.hidden is not None:
+            # What stands at padding would reach into the clip.
+            x = (x * is_frame).transpose(1, 2)
+            x = functional.gelu(self.convolution(x)).transpose(1, 2)
+        scores = self.linear(x).float() * is_frame
+        # Logarithms of the probability, of its complement and of the weight:
+        # the gradient stays where probabilities come close to 0 or 1.
+        yes = functional.logsigmoid(scores)
+        no = functional.logsigmoid(-scores)
+        weight = yes
+        if self.weak_pooling == "attention":
+            weight = self.attention(x).float()
+        weight = weight.masked_fill(~is_frame, -math.inf)
+        clip = (weight + yes).logsumexp(1) - (weight + no).logsumexp(1)
+        return EventScores(scores, clip, n_time)
+
+
+class SpectrogramDetector(nn.Module):
+    """Encoder and frame classifier in one module: features in, scores out.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The encoder, usually pretrained.
+    n_classes : int
+        Number of classes C.
+    layers : str
+        What frames are made of: ``"last"``, ``"weighted"`` or ``"all"``; see
+        `ClipPooling`.
+    weak_pooling, hidden, context
+        See `FrameClassifier`.
+    freeze_encoder : bool
+        Train the head, and the weights of layers, only.
+
+    Raises
+    ------
+    ValueError
+        If an argument is not as said.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder
+    >>> grid = {"patch": (128, 2)}
+    >>> encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
+    >>> model = SpectrogramDetector(encoder, n_classes=5)
+    >>> scores = model(torch.randn(2, 50, 128), torch.tensor([50, 20]))
+    >>> scores.frames.shape, scores.n_time
+    (torch.Size([2, 25, 5]), tensor([25, 10]))
+    """
+
+    def __init__(
+        self,
+        encoder,
+        n_classes,
+        layers="last",
+        weak_pooling="linear_softmax",
+        hidden=None,
+        context=1,
+        freeze_encoder=False,
+    ):
+        super().__init__()
+        self.freeze_encoder = flag("freeze_encoder", freeze_encoder)
+        self.pooling = ClipPooling(encoder.depth, "mean", layers)
+        size = self.pooling.output_size(encoder.dim)
+        self.head = FrameClassifier(
+            size, n_classes, weak_pooling, hidden, context
+        )
+        self.encoder = encoder
+        if freeze_encoder:
+            encoder.requires_grad_(False)
+        if self.pooling.needs_hidden_states:
+            # Not on the way to the loss; DDP would wait for its gradient.
+            encoder.norm.requires_grad_(False)
+
+    def train(self, mode=True):
+        """Switch the mode; a frozen encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freeze_encoder:
+            self.encoder.eval()
+        return self
+
+    def forward(self, feats, n_frames=None):
+        """Return the `EventScores` of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); see `SpectrogramEncoder.forward`.
+        """
+        encoded = self.encoder(
+            feats, n_frames, hidden_states=self.pooling.needs_hidden_states
+        )
+        return self.head(self.pooling.frames(encoded), encoded.n_time)
+
+
+class FrameTiming:
+    """Say which part of the audio each frame (time step) stands for.
+
+    A frame stands for one step around the middle of what its patch hears. The
+    first one begins with the clip, the last one ends with it.
+
+    Arguments
+    ---------
+    grid : Grid
+        The grid of patches.
+    fbank : KaldiFbank
+        The filterbank.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid, KaldiFbank
+    >>> timing = FrameTiming(Grid(128, (128, 4)), KaldiFbank())
+    >>> timing.step, timing.n_time(16000)
+    (0.04, 25)
+    >>> timing.edges(3, 0.12)
+    [0.0, 0.0475, 0.0875, 0.12]
+    """
+
+    def __init__(self, grid, fbank):
+        rate, hop = fbank.sample_rate, fbank.hop_samples
+        heard = (grid.patch[1] - 1) * hop + fbank.window_samples
+        self.grid = grid
+        self.fbank = fbank
+        self.sample_rate = rate
+        # In seconds: from frame to frame, and where the first would begin.
+        self.step = grid.stride[1] * hop / rate
+        self.start = (heard - grid.stride[1] * hop) / 2 / rate
+
+    def n_time(self, n_samples):
+        """Return the frames (int) of a clip of so many samples."""
+        return self.grid.n_time(self.fbank.frames_of(n_samples))
+
+    def edge(self, number):
+        """Return where frame `number` begins, in seconds."""
+        # Without the noise of binary fractions.
+        return 0.0 if number == 0 else round(self.start + number * self.step, 9)
+
+    def edges(self, n_time, seconds):
+        """Return where frames begin, and where the last one ends.
+
+        Arguments
+        ---------
+        n_time : int
+            Number of frames T'.
+        seconds : float
+            Duration of the clip.
+
+        Returns
+        -------
+        list of float
+            T' + 1 times in seconds.
+        """
+        inner = [self.edge(number) for number in range(n_time)]
+        return [*inner, seconds]
+
+    def targets(self, events, n_samples, n_classes):
+        """Return the targets of the frames of a clip.
+
+        A frame is positive where an event covers its middle. An event that
+        covers no middle marks the one frame in which its own middle lies.
+
+        Arguments
+        ---------
+        events : list of tuple
+            Onset, offset (seconds from the start of the clip) and index of
+            the class; what lies outside of the clip does not count.
+        n_samples : int
+            Length of the clip.
+        n_classes : int
+            Number of classes C.
+
+        Returns
+        -------
+        torch.Tensor
+            (T', C) float32, 0 or 1.
+
+        Example
+        -------
+        >>> from ssast_lobes import Grid, KaldiFbank
+        >>> timing = FrameTiming(Grid(128, (128, 4)), KaldiFbank())
+        >>> timing.targets([(0.05, 0.14, 1)], 3200, 2).T.int().tolist()
+        [[0, 0, 0, 0, 0], [0, 1, 1, 0, 0]]
+        """
+        n_time, seconds = self.n_time(n_samples), n_samples / self.sample_rate
+        target = torch.zeros(n_time, n_classes)
+        for onset, offset, number in events:
+            onset, offset = max(onset, 0.0), min(offset, seconds)
+            if onset >= offset:
+                continue
+            first = math.ceil((onset - self.start) / self.step - 0.5)
+            stop = math.ceil((offset - self.start) / self.step - 0.5)
+            if stop <= first:
+                middle = (onset + offset) / 2 - self.start
+                first = math.floor(middle / self.step)
+                stop = first + 1
+            first = min(max(first, 0), n_time - 1)
+            target[first : max(stop, first + 1), number] = 1.0
+        return target
