@@ -36,6 +36,7 @@ def test_counted_bytes_are_those_of_a_real_step(memory, checkpointing):
     assert real == counted > 0
 
 
+@pytest.mark.slow
 def test_counted_work_is_that_of_the_products(memory):
     row = memory.count("micro", 1024, "patch")
     # Each block: products with 12 D x D weights, and attention; twice the

@@ -59,15 +59,17 @@ def pretrain(audio, output_folder, *options, **settings):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such audio.
     RuntimeError
         If the script fails; it prints why.
 
     Example
     -------
-    >>> pretrain("nowhere", getfixture("tmpdir"))
+    >>> pretrain("nowhere", "run", model_size="micro")
     Traceback (most recent call last):
     ...
-    RuntimeError: .../pretrain/train.py failed; its message is above
+    FileNotFoundError: nowhere: no such file or folder
     """
     return _train("pretrain", "audio", audio, output_folder, options, settings)
 
@@ -95,6 +97,8 @@ def finetune(manifest, output_folder, *options, **settings):
 
     Raises
     ------
+    FileNotFoundError
+        If there is no such table or folder.
     RuntimeError
         If the script fails; it prints why.
     """
@@ -108,6 +112,9 @@ def _train(command, data_key, data, output_folder, options, settings):
 
     if not isinstance(data, list):
         data = os.fspath(data)
+    for path in data if isinstance(data, list) else [data]:
+        if not os.path.exists(os.path.expanduser(path)):
+            raise FileNotFoundError(f"{path}: no such file or folder")
     settings = {
         data_key: data,
         "output_folder": os.fspath(output_folder),

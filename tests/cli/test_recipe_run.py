@@ -57,6 +57,7 @@ def test_words_arrive_as_on_the_command_line(tmp_path, monkeypatch):
     monkeypatch.setattr(
         recipe_run, "script_and_yaml", lambda command: [str(script), "my.yaml"]
     )
+    (tmp_path / "a.csv").touch()
     with pytest.raises(RuntimeError, match="train.py failed"):
         ssast_lobes.finetune(
             tmp_path / "a.csv", "out", "--debug", lr=1e-3, mixup=None

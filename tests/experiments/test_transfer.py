@@ -713,6 +713,7 @@ def test_few_labels_with_the_bundled_model(run, corpora, tmp_path):
     assert ("emotion", "fine-tuned") in gains
 
 
+@pytest.mark.slow
 def test_an_export_needs_neither_its_stages_nor_their_audio(
     run, corpora, export, tmp_path
 ):

@@ -111,6 +111,18 @@ def test_the_scan_equals_the_loop(plan, tokens, reverse):
         near(one / scale, other / scale)
 
 
+@pytest.mark.parametrize(
+    "plan",
+    [
+        "segments of chunks",
+        # Either alone.
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in sorted(PLANS.keys() - {"segments of chunks"})
+        ),
+    ],
+    indirect=True,
+)
 @pytest.mark.parametrize("reverse", [False, True])
 def test_gradients_are_exact(plan, reverse):
     inputs = scan_inputs(17, 2, 2, 3, torch.float64)

@@ -566,6 +566,7 @@ def test_cuda_equals_cpu_without_waiting(geometry):
     assert half.isfinite()
 
 
+@pytest.mark.slow
 def test_one_compiled_graph_serves_clips_of_all_lengths():
     torch.compiler.reset()
     compiled = torch.compile(small(), backend="eager", fullgraph=True)

@@ -200,6 +200,7 @@ def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
     AudioEncoder.from_hparams(folder / "export")
 
 
+@pytest.mark.slow
 def test_epochs_of_several_passes(train, pretrained, tmp_path):
     one = log_of(pretrained)
     longer = log_of(train("pretrain", "--passes_per_epoch=3"))
