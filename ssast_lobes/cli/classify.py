@@ -97,7 +97,7 @@ def run(options):
     unreadable = []
     results = classifier.classify_files(paths, options.threshold, unreadable)
     common.report_unreadable(unreadable, len(paths), options.output)
-    _warn_of_long(results, classifier)
+    _warn_of_long(results, classifier, options.windows)
     if options.output is None:
         _print_table(results, options.windows, options.min_score)
         return
@@ -105,19 +105,22 @@ def run(options):
     print(f"{common.count_files(len(results))} classified in {options.output}")
 
 
-def _warn_of_long(results, classifier):
+def _warn_of_long(results, classifier, windows):
     """Say that files are longer than what the classifier was made for."""
-    fitted = classifier.fitted_seconds
-    n_long = sum(result.seconds > fitted for result in results)
-    if n_long:
-        print(
-            f"{n_long} of {common.count_files(len(results))} longer than the "
-            f"{fitted:g} s that this classifier was fitted for: cut into "
-            f"windows of {classifier.window_seconds:g} s, whose mean is the "
-            "score of a file (--windows: a row for each). For sounds with "
-            "onset and offset: ssast-lobes events",
-            file=sys.stderr,
+    n_cut = sum(len(result.windows) > 1 for result in results)
+    if n_cut:
+        told = (
+            f"{n_cut} of {common.count_files(len(results))} longer than the "
+            f"{classifier.fitted_seconds:g} s that this classifier was fitted "
+            f"for: cut into windows of {classifier.window_seconds:g} s. "
         )
+        if not windows:
+            told += (
+                "One label for all of them says little where sounds change "
+                "(--windows: a row for each). "
+            )
+        told += "For sounds with onset and offset: ssast-lobes events"
+        print(told, file=sys.stderr)
 
 
 def _print_table(results, windows, min_score):

@@ -85,6 +85,9 @@ def run(options):
         options.layers,
     )
     for task in tasks:
-        score = 100 * scores[task.name]
-        print(f"{task.name}: {score:.1f} % {task.metric} on test")
+        valid, test = (100 * score for score in scores[task.name])
+        print(
+            f"{task.name}: {task.metric} {valid:.1f} % on valid (trained on "
+            f"train alone), {test:.1f} % on test"
+        )
     print(f"written to {options.output}: {', '.join(scores)}")

@@ -57,7 +57,7 @@ def add_parser(commands):
         "--group-column",
         metavar="COLUMN",
         help="group of a clip, such as its speaker; intervals resample groups "
-        "(default: speaker if there is such a column, else each clip)",
+        "(default: speaker or group if there is such a column, else each clip)",
     )
     command.add_argument(
         "--metric",

@@ -165,7 +165,7 @@ def add_training(commands, name, key, summary, data_help, example):
         help="settings of the YAML, options of SpeechBrain",
     )
     command.set_defaults(
-        when_stopped="the same command resumes from the last checkpoint",
+        when_stopped="the same command resumes from what is done",
         data_key=key,
     )
 

@@ -37,9 +37,13 @@ class Advice(NamedTuple):
 
 
 _PROBE = "ssast-lobes probe {model} --data task={labels} --output results/probe"
-_HEADS = "ssast-lobes heads {model} --data task={labels} --output results/heads"
+_HEADS = (
+    "ssast-lobes heads {model} --data task={labels} --output results/heads "
+    "--pooling dynamics --layers all"
+)
 _FINETUNE = (
-    "ssast-lobes finetune {labels} --source {model} --lp_init_penalty 0.1"
+    "ssast-lobes finetune {labels} --source {model} --lp_init_penalty 0.1 "
+    "--lr 0.0005 --output_folder results/finetuned"
 )
 
 # Means over the tasks of the files in experiments/transfer/, to which a test

@@ -322,7 +322,14 @@ def _check_calls(name, node):
     if kind in _CALLS:
         callable_ = pydoc.locate(path)
         if callable_ is None:
-            raise ValueError(f"{name}: there is no {path}")
+            module = path.rpartition(".")[0]
+            hint = ""
+            if module and pydoc.locate(module) is None:
+                hint = (
+                    f": Python finds no module {module}; PYTHONPATH=FOLDER "
+                    "names the folder that holds it"
+                )
+            raise ValueError(f"{name}: there is no {path}{hint}")
         if not isinstance(node, list):
             _check_arguments(kind, name, path, callable_, node)
     for key, child in _children(node):

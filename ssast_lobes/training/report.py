@@ -25,7 +25,7 @@ logger = get_logger(__name__)
 # SpeechBrain's messages of each start and epoch: in log.txt, not on the screen.
 _DETAILS = ("core", "utils.quirks", "utils.checkpoints", "utils.epoch_loop")
 # Last words of the names of metrics that are fractions.
-_FRACTIONS = ("accuracy", "eer", "f1", "mAP", "uar", "wer")
+_FRACTIONS = ("accuracy", "eer", "f1", "mAP", "uar", "used", "wer")
 # Its module says that it cannot save figures, which no run here asks it to.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision" not in record.getMessage()
@@ -295,7 +295,7 @@ def _model(brain):
     n = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
     told = f"{n / 1e6:.1f} M parameters"
-    if trained < n:
+    if f"{trained / 1e6:.1f}" != f"{n / 1e6:.1f}":
         told += f", {trained / 1e6:.1f} M of them trained"
     modules = brain.modules.modules()
     encoders = (m for m in modules if isinstance(m, SpectrogramEncoder))

@@ -635,6 +635,7 @@ GIVEN = {
     "ablation": ["--audio={corpora}/fsdd/manifest.csv", f"--tasks={TASKS}"],
     "five_tasks": ["--corpora={corpora}", "--spoken_takes={corpora}/takes"],
     "few_labels": ["--corpora={corpora}"],
+    "fewer_labels": ["--corpora={corpora}"],
 }
 
 

@@ -84,7 +84,7 @@ def test_variants_load_in_their_recipe(path, tmp_path):
             *[f"{flag}={tmp_path}" for flag in data],
         )
         check(preset, hparams)
-        assert Path(hparams["output_folder"]).parent.name == path.stem
+        assert Path(hparams["output_folder"]).name == path.stem
 
 
 def table_rows():

@@ -61,6 +61,14 @@ WRONG = {
     "reader": (),
     "tokenizer": (),
     "table": (),
+    # Told as `main` builds the detector, before it makes a folder's model.
+    "context": (),
+    "hidden": (),
+    "rule_kind": (),
+    "weak_pooling": (),
+    # Prepare scripts tell those of their corpus.
+    "test_set": (),
+    "train_sets": (),
     "allow_download": _FLAG,
     "audio": ("2024", "[]"),
     "augment": ("3", "abc", "[3]"),
@@ -241,6 +249,9 @@ ARGUMENTS = {
         "every": ("0", "abc"),
         "warmup": ("-1", "abc"),
     },
+    # Told as `main` builds the detector.
+    "ssast_lobes.SpectrogramDetector": {},
+    "ssast_lobes.event_cross_entropy": {},
     "ssast_lobes.cross_entropy": {"label_smoothing": ("2", "abc")},
     "ssast_lobes.binary_cross_entropy": {"label_smoothing": ("2", "abc")},
 }
@@ -271,6 +282,7 @@ CLASSES = {
         "sample_rate": [0, "abc"],
         "n_mels": [0, 2.5],
         "pad_frames": [0, "abc"],
+        "fbank": [{"kind": "linear"}, {"window": "povey"}],
     },
     "Grid": {
         "n_mels": [0, "abc", 8],
@@ -278,7 +290,12 @@ CLASSES = {
         "stride": [10, [0, 1], "ab"],
         "keep_partial": [3],
     },
-    "KaldiFbank": {"n_mels": [0, None], "sample_rate": [0, "abc"]},
+    "KaldiFbank": {
+        "n_mels": [0, None],
+        "sample_rate": [0, "abc"],
+        "window": [3, "square"],
+        "gain": [0, "abc"],
+    },
     "NoiseAndRoll": {"noise": [-1, "abc"], "shift": [-1, 2.5]},
     "SpectrogramEncoder": {
         "dim": [0, 2.5],
@@ -289,6 +306,10 @@ CLASSES = {
         "drop_path": [2, "abc"],
         "blocks": [3, "conv"],
         "checkpointing": [3],
+        "n_class_tokens": [3, "abc"],
+        "norms": [3, ["middle"]],
+        "crop": [3, "end"],
+        "qkv_bias": [3],
     },
     "SpectrogramMasking": {"freq_width": [-1, "abc"], "time_width": [2.5]},
     "TransformCoding": {"step": [3], "window": [0, 5], "surroundings": [0, 2]},

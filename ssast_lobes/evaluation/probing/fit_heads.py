@@ -82,8 +82,9 @@ def train_heads(
 
     Returns
     -------
-    dict of str to float
-        Test score of each head, 0 to 1.
+    dict of str to tuple of float
+        Scores of each head, 0 to 1: on valid, of one trained on train alone,
+        and on test.
 
     Raises
     ------
@@ -107,6 +108,10 @@ def train_heads(
     variants = variants_of(pooling, layers)
     clip_pooling = _clip_pooling(weights.config, variants)
     card = read_card(resolved(model))
+    # Heads of the model itself are not in the copy.
+    card = {
+        key: card[key] for key in card if not key.startswith("linear_heads")
+    }
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
@@ -121,12 +126,12 @@ def train_heads(
     metrics = {}
     for task in tasks:
         name = f"{task.name} ({task.metric})"
-        metrics |= {name: trained[task.name][1], name + CHANCE: _chance(task)}
+        metrics |= {name: trained[task.name][-1], name + CHANCE: _chance(task)}
     card["linear_heads_on_test"] = metrics
     _write_encoder(folder, weights, clip_pooling, card)
-    for name, (head, _) in trained.items():
+    for name, (head, *_) in trained.items():
         write_head(folder, name, head)
-    return {name: score for name, (_, score) in trained.items()}
+    return {name: scores for name, (_, *scores) in trained.items()}
 
 
 def _write_encoder(folder, weights, clip_pooling, card):
@@ -163,7 +168,7 @@ def _chance(task):
 
 
 def _head(task, encoder, variants, cache_folder):
-    """Return the head of a task, and its test score."""
+    """Return the head of a task, its score on valid, and that on test."""
     unreadable = []
     vectors = cached_vectors(
         encoder, task.name, task.paths(), cache_folder, unreadable
@@ -186,4 +191,4 @@ def _head(task, encoder, variants, cache_folder):
     longest = max(audio_info(path).seconds for path in task.paths())
     seconds = math.ceil(100 * longest) / 100
     plain = task.labels, pooling, _KINDS[layers], seconds
-    return LinearHead(weight, bias, *plain), score
+    return LinearHead(weight, bias, *plain), fit.valid_score, score

@@ -89,12 +89,19 @@ def _task_row(task):
 
 
 def _means(rows, value):
-    """Return the mean over tasks of each system, the largest first."""
-    scores = {}
+    """Return the mean over tasks of each system, the largest first.
+
+    Of equals, the models stand before the baselines.
+    """
+    scores, baselines = {}, {row.system for row in rows if row.baseline}
     for row in rows:
         scores.setdefault(row.system, []).append(getattr(row, value))
     means = {system: mean(own) for system, own in scores.items()}
-    return dict(sorted(means.items(), key=lambda pair: -pair[1]))
+
+    def rank(pair):
+        return -round(pair[1], 9), pair[0] in baselines
+
+    return dict(sorted(means.items(), key=rank))
 
 
 def _verdict(results):

@@ -18,7 +18,8 @@ from ssast_lobes.evaluation.probing.intervals import METRICS
 
 logger = get_logger(__name__)
 
-_GROUP_COLUMN = "speaker"
+# The first that a table has; `ssast-lobes manifest` writes the second.
+_GROUP_COLUMNS = ("speaker", "group")
 _KEYS = ("label", "split", "group", "metric")
 
 
@@ -124,9 +125,9 @@ def read_task(
         Columns of the class and of the part. Rows with an empty cell are
         left out where a column has another name than "label" or "split".
     group : str, optional
-        Column of the groups that the intervals resample; "speaker" when left
-        out, if there is such a column. A clip with an empty cell is its own
-        group.
+        Column of the groups that the intervals resample; "speaker" or "group"
+        when left out, if there is such a column. A clip with an empty cell is
+        its own group.
     metric : str
         ``"accuracy"`` or ``"uar"`` (unweighted average recall).
 
@@ -163,7 +164,8 @@ def read_task(
     if group is not None:
         columns["group"] = group
     found = read_manifest(csv_path, ["path", *needs], columns=columns)
-    column = "group" if group is not None else _GROUP_COLUMN
+    known = [name for name in _GROUP_COLUMNS if name in found[0]]
+    column = "group" if group is not None else (known or _GROUP_COLUMNS)[0]
     rows = {name: [] for name in SPLITS}
     for row in found:
         if row["label"] and row["split"]:
@@ -171,7 +173,7 @@ def read_task(
             kept["group"] = row.get(column) or row["path"]
             rows[row["split"]].append(kept)
     _check(csv_path, rows)
-    if label != (group or _GROUP_COLUMN):
+    if label != (group or column):
         _warn_of_shared_groups(csv_path, rows)
     return Task(name or _name(csv_path), metric, rows, column in found[0])
 
