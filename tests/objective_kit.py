@@ -10,6 +10,13 @@ PRESETS = sorted(
     path.stem for path in (hparams_folder() / "objective").glob("*.yaml")
 )
 
+# Those that differ from another one in numbers alone.
+VARIANTS = {
+    path.stem
+    for path in (hparams_folder() / "objective").glob("*.yaml")
+    if "\nbase: " in path.read_text("utf-8")
+}
+
 # The numbers of the papers do not fit clips of a second and a half.
 SMALL = {"mspm_reference": {"count": 30}, "eat": {"n_masks": 2}}
 

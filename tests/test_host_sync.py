@@ -7,7 +7,7 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from objective_kit import PRESETS
+from objective_kit import PRESETS, VARIANTS
 from objective_kit import build as build_objective
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -30,6 +30,16 @@ from ssast_lobes.utils.presets import read_preset
 # Its official mask generator is a Python loop.
 LOOPED = ["mspm_reference"]
 OBJECTIVES = [name for name in PRESETS if name not in LOOPED]
+
+
+def marked(names):
+    """Variants of a preset compute as it does: they are slow tests."""
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name in names
+    ]
+
+
 WAITING = (DataDependentOutputException, DynamicOutputShapeException)
 
 
@@ -109,7 +119,7 @@ def call(module, arguments):
 
 
 # Draws of the Gamma distribution have no stand-in.
-@pytest.mark.parametrize("name", [n for n in NAMES if n != "mixup"])
+@pytest.mark.parametrize("name", marked(n for n in NAMES if n != "mixup"))
 def test_nothing_waits_for_the_device(name):
     built = build(name)
     with FakeTensorMode():
@@ -118,7 +128,7 @@ def test_nothing_waits_for_the_device(name):
             call(module, arguments)
 
 
-@pytest.mark.parametrize("name", ["classifier", *OBJECTIVES])
+@pytest.mark.parametrize("name", marked(["classifier", *OBJECTIVES]))
 def test_no_gradient_waits_for_the_device(name, monkeypatch):
     # Without a GPU there is no backward pass on the device. On the CPU the
     # encoder looks whether there is padding, unless it is compiled.

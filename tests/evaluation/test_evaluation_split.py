@@ -246,6 +246,7 @@ def evaluate_objectives(rank, folder):
     return waiting
 
 
+@pytest.mark.slow
 def test_no_objective_waits_in_evaluation(tmp_path):
     for waiting in run_processes(evaluate_objectives, 2, tmp_path):
         assert {"asit", "atst_clip", "atst_frame"} <= set(waiting[True])

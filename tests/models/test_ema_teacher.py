@@ -1,6 +1,7 @@
 """The EMA teacher, and what is computed over processes."""
 
 import torch
+from processes import run_processes
 from torch import nn
 
 from ssast_lobes import SpectrogramEncoder
@@ -120,13 +121,7 @@ def test_batch_norm_leaves_out_rows_without_weight():
     assert torch.equal(before, norm.running_mean)
 
 
-def _gradients_of_two(rank, folder):
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/store",
-        rank=rank,
-        world_size=2,
-    )
+def gradients_of_half(rank, folder):
     torch.manual_seed(0)
     rows = torch.randn(8, 4)
     target = torch.randn(8, 4)
@@ -134,13 +129,11 @@ def _gradients_of_two(rank, folder):
     norm = SharedBatchNorm(4)
     out = norm(own)
     (out * target[4 * rank : 4 * rank + 4]).sum().backward()
-    torch.save((out.detach(), own.grad), f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    return out.detach(), own.grad
 
 
 def test_batch_norm_of_two_processes_is_that_of_one(tmp_path):
-    torch.multiprocessing.spawn(_gradients_of_two, (str(tmp_path),), nprocs=2)
-    parts = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
+    parts = run_processes(gradients_of_half, 2, tmp_path)
     torch.manual_seed(0)
     rows = torch.randn(8, 4).requires_grad_()
     target = torch.randn(8, 4)

@@ -32,7 +32,17 @@ def seeded(seed=0):
 
 
 def shares(masker, n_freq, steps, padding=0, masks=MASKS):
-    """How often each token (F', T') is hidden."""
+    """How often each token (F', T') is hidden; drawn once for all tests."""
+    key = repr((masker.config, n_freq, steps, padding, masks))
+    if key not in DRAWN_SHARES:
+        DRAWN_SHARES[key] = draw_shares(masker, n_freq, steps, padding, masks)
+    return DRAWN_SHARES[key]
+
+
+DRAWN_SHARES = {}
+
+
+def draw_shares(masker, n_freq, steps, padding, masks):
     total, generator = torch.zeros(n_freq, steps + padding), seeded()
     for _ in range(masks // 1000):
         n_time = torch.full((1000,), steps)

@@ -21,7 +21,7 @@ ROOT = HERE.parents[1]
 # These have tests of their own.
 OTHERS = ("CustomData.csv", "SyntheticCommands.csv")
 # Not marked as slow.
-QUICK = {"ESC50: Audio events (patch)"}
+QUICK = {"FSDD: Spoken digits"}
 NO_METRICS = pytest.mark.skipif(
     importlib.util.find_spec("sed_scores_eval") is None,
     reason="metrics of events need the extra `events`",

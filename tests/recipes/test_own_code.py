@@ -40,9 +40,9 @@ def my_loss(scores, targets, power=1):
 OBJECTIVE = """
 mask_ratio: 0.25
 cluster_sizes: null
-masker: !new:my_code.FirstSteps
+masker: !new:my_own_code.FirstSteps
     ratio: !ref <mask_ratio>
-objective: !new:my_code.MyObjective
+objective: !new:my_own_code.MyObjective
     encoder: !ref <lobe.encoder>
     masker: !ref <masker>
 """
@@ -56,7 +56,7 @@ def task(tmp_path):
         folder = tmp_path / name
         # Links are followed: the copy needs nothing of the repository.
         shutil.copytree(ROOT / name, folder)
-        (folder / "my_code.py").write_text(OWN)
+        (folder / "my_own_code.py").write_text(OWN)
         (folder / "my_objective.yaml").write_text(OBJECTIVE)
         return folder
 
@@ -111,13 +111,13 @@ def test_loss(task, tones):
     out = run(
         task("classify"),
         f"--manifest={tones.manifest}",
-        "--compute_cost=!name:my_code.my_loss {power: 2}",
+        "--compute_cost=!name:my_own_code.my_loss {power: 2}",
     )
     result = json.loads((out / "test_result.json").read_text())
-    assert result["compute_cost"] == "my_code.my_loss(power=2)"
+    assert result["compute_cost"] == "my_own_code.my_loss(power=2)"
     assert 0 < result["metrics"]["loss"] < 1
     card = (out / "export" / "README.md").read_text()
-    assert "| compute_cost | my_code.my_loss(power=2) |" in card
+    assert "| compute_cost | my_own_code.my_loss(power=2) |" in card
     assert "python train.py hparams/classify.yaml --output_folder=out" in card
     assert f"--manifest={tones.manifest.name} " in card
     assert str(tones.folder) not in card

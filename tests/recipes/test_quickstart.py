@@ -12,15 +12,12 @@ QUICKSTART = ROOT / "recipes" / "SyntheticCommands" / "quickstart.py"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs GNU OpenMP")
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given, spins",
     [
         ({}, "0"),
-        pytest.param(
-            {"OMP_WAIT_POLICY": "active"},
-            "30000000000",
-            marks=pytest.mark.slow,
-        ),
+        ({"OMP_WAIT_POLICY": "active"}, "30000000000"),
     ],
     ids=["default", "active"],
 )
