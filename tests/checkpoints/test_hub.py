@@ -243,6 +243,7 @@ def test_the_card_on_the_hub_runs_as_printed(session):
         assert made <= set(known)
 
 
+@pytest.mark.slow
 def test_what_was_fetched_is_there_without_network(place, session):
     found, _ = session
     code = (

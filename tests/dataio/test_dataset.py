@@ -242,7 +242,9 @@ def test_dataset_pickles(rows):
     assert torch.equal(copy[2]["target"], dataset[2]["target"])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize(
+    "method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)]
+)
 def test_workers_that_outlive_an_epoch_see_the_next(rows, method):
     reader = ClipReader(crop_seconds=1.0, random_crop=True)
     dataset = make_dataset(rows, reader)

@@ -653,6 +653,7 @@ def test_best_pooling_is_chosen_on_valid(probed, models):
         probe(models, tasks, cache, pooling="class", layers="all")
 
 
+@pytest.mark.slow
 def test_architectures_have_twins_of_their_own(models, tones, tmp_path):
     other = export(tmp_path / "deep", depth=3)
     tasks = [read_task(tones.manifest)]

@@ -182,6 +182,7 @@ def test_it_learns_to_tell_clips_apart():
     assert mean_of(logs[:3], "clip_accuracy") < 0.55
 
 
+@pytest.mark.slow
 def test_it_learns_what_two_takes_have_in_common():
     draw = torch.Generator().manual_seed(0)
     # What is said: when it is loud. Who says it, far stronger: a spectrum.

@@ -42,6 +42,7 @@ def rows(folder):
         return list(csv.DictReader(file))
 
 
+@pytest.mark.slow
 def test_each_half_is_a_take_in_a_voice_of_its_own(recipe, corpus):
     found = rows(corpus)
     assert len(found) == recipe.CLIPS_PER_SHARD

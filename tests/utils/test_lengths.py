@@ -91,7 +91,9 @@ def run_in_buckets(rows, folder, **more):
     return run
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "workers", [0, pytest.param(2, marks=pytest.mark.slow)]
+)
 def test_a_run_in_buckets_is_resumed(workers, tones, tmp_path):
     # With the fused optimizer of the recipes, and the workers of CUDA.
     rows = kit.corpus_rows(tones.manifest)
