@@ -279,14 +279,14 @@ def wrapped(family, state, variant=0):
         return {"student": student, "teacher": teacher, **training}
     if family.startswith("atst"):
         start = "model.teacher.encoder."
-        beside = {
+        other_entries = {
             "model.student.encoder.pos_embed": other,
             "model.teacher.projector.0.weight": other,
             "model.student.predictor.0.weight": other,
         }
         teacher = {start + key: value for key, value in state.items()}
         return {
-            "state_dict": {**beside, **teacher},
+            "state_dict": {**other_entries, **teacher},
             "hyper_parameters": {"lr": 1},
         }
     if family in ("audiomae", "maskspec"):

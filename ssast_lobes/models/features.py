@@ -125,7 +125,7 @@ class KaldiFbank(Filterbank):
 
     @property
     def settings(self):
-        """The arguments beside rate and mel bins that differ from SSAST's."""
+        """The arguments next to rate and mel bins that differ from SSAST's."""
         settings = {"window": self.kind, "gain": self.gain}
         usual = {"window": "hanning", "gain": 1.0}
         return {k: v for k, v in settings.items() if v != usual[k]}

@@ -86,9 +86,9 @@ def test_a_layout_is_recognized_and_every_tensor_accounted_for(
     weights = load_weights(path, family=named(family))
     assert weights.config["family"] == family
     assert REGISTRY[family].license in weights.report[0]
-    beside = wrapped(family, tiny(family), variant)
+    other_entries = wrapped(family, tiny(family), variant)
     for entry in ("optimizer", "epoch", "args"):
-        if entry in beside:
+        if entry in other_entries:
             assert any(entry in line for line in weights.report), entry
 
 

@@ -46,7 +46,7 @@ def unwrap(content):
     -------
     state : dict
         Empty if there is nothing that has names.
-    beside : list of str
+    other_keys : list of str
         Names of the other entries of the file.
 
     Example
@@ -58,8 +58,8 @@ def unwrap(content):
         return {}, []
     for name in _CONTAINERS:
         if isinstance(content.get(name), dict):
-            beside = [str(key) for key in content if key != name]
-            return {str(k): v for k, v in content[name].items()}, beside
+            other_keys = [str(key) for key in content if key != name]
+            return {str(k): v for k, v in content[name].items()}, other_keys
     return {str(key): value for key, value in content.items()}, []
 
 
@@ -129,10 +129,10 @@ class Family:
         WeightsError
             If a tensor is missing, unknown or of the wrong shape.
         """
-        state, beside = unwrap(content)
+        state, other_keys = unwrap(content)
         report = [f"{self.title}; license of the weights: {self.license}"]
-        if beside:
-            report.append(f"left out of the file: {', '.join(beside)}")
+        if other_keys:
+            report.append(f"left out of the file: {', '.join(other_keys)}")
         ours = self.rename(state, report)
         config = {"kind": "pretrained", "family": self.name}
         try:
