@@ -188,12 +188,12 @@ class AudioMosaic(Objective):
         n_clips = len(unit) // 2
         if not self.training:
             own = (unit * unit.roll(n_clips, 0)).sum(1, keepdim=True)
-            empty = torch.arange(len(self.memory), device=unit.device)
+            place = torch.arange(len(self.memory), device=unit.device)
             others = (unit @ self.memory.T).masked_fill(
-                empty >= self.n_remembered, torch.finfo(unit.dtype).min
+                place >= self.n_remembered, torch.finfo(unit.dtype).min
             )
             scores = torch.cat([own, others], dim=1) / self.temperature
-            partner = torch.zeros_like(empty).new_zeros(len(unit))
+            partner = place.new_zeros(len(unit))
             losses = cross_entropy(scores, partner, reduction="none")
             n_candidates = 1 + self.n_remembered[None]
             return losses.detach(), scores.argmax(1) == partner, n_candidates

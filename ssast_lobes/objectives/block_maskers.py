@@ -52,7 +52,26 @@ class InverseBlockMasker(Masker):
         )
 
 
-class SpanMasker(Masker):
+class TimeMasker(Masker):
+    """Base of maskers of whole times: a subclass scores times, of one row.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`, but of times: all frequencies of a time are masked.
+    """
+
+    def max_masked(self, n_freq, n_time):
+        """Return how many tokens are masked; see `Masker.max_masked`."""
+        return n_freq * self.n_masked(n_time)
+
+    def draw(self, rand, n_time, n_freq, max_time):
+        """Draw times, and mask all their frequencies; see `Masker.draw`."""
+        masked = super().draw(rand, n_time, 1, max_time)
+        return masked.expand(-1, n_freq, -1)
+
+
+class SpanMasker(TimeMasker):
     """Mask spans over all frequencies: the masks of ATST-Frame.
 
     Unlike `compute_mask_indices` of fairseq, which the official code uses, a
@@ -90,15 +109,6 @@ class SpanMasker(Masker):
     def config(self):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "span": self.span}
-
-    def max_masked(self, n_freq, n_time):
-        """Return how many tokens are masked; see `Masker.max_masked`."""
-        return n_freq * self.n_masked(n_time)
-
-    def draw(self, rand, n_time, n_freq, max_time):
-        """Draw times, and mask all their frequencies; see `Masker.draw`."""
-        masked = super().draw(rand, n_time, 1, max_time)
-        return masked.expand(-1, n_freq, -1)
 
     def scores(self, rand, n_time, n_freq, max_time):
         """Return the least draw of spans over a time; see `Masker.scores`."""
@@ -142,7 +152,7 @@ class RowMasker(Masker):
         return rand(n_freq, max_time)
 
 
-class ChunkMasker(Masker):
+class ChunkMasker(TimeMasker):
     """Mask chunks of time: the first drops of AudioMosaic, as released.
 
     A clip is cut into chunks of equal length, of which some are masked whole;
@@ -177,15 +187,6 @@ class ChunkMasker(Masker):
     def config(self):
         """Return the name and the arguments; see `Masker.config`."""
         return {**super().config, "size": self.size}
-
-    def max_masked(self, n_freq, n_time):
-        """Return how many tokens are masked; see `Masker.max_masked`."""
-        return n_freq * self.n_masked(n_time)
-
-    def draw(self, rand, n_time, n_freq, max_time):
-        """Draw times, and mask all their frequencies; see `Masker.draw`."""
-        masked = super().draw(rand, n_time, 1, max_time)
-        return masked.expand(-1, n_freq, -1)
 
     def scores(self, rand, n_time, n_freq, max_time):
         """Return the draw of each time's chunk; see `Masker.scores`."""
