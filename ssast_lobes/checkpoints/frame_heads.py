@@ -6,16 +6,11 @@ and in the file's metadata what builds them, the labels, and how scores become
 events. `ssast_lobes.inference.EventDetector` reads them.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
-from safetensors import safe_open
-from safetensors.torch import save
-
 from ssast_lobes.checkpoints.format import FRAME_HEADS_FOLDER, WeightsError
-from ssast_lobes.checkpoints.tensors import weights_errors
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.checkpoints.tensors import read_head_file, write_head_file
 
 
 class FrameHead(NamedTuple):
@@ -61,13 +56,7 @@ def write_frame_head(folder, name, head):
     (['pets'], {'labels': ['cat']})
     """
     path = _path(folder, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        key: value.detach().cpu().float().contiguous()
-        for key, value in head.state.items()
-    }
-    with atomic_write(path, "wb") as file:
-        file.write(save(tensors, {"head": json.dumps(head.config)}))
+    write_head_file(path, head.state, head.config)
     return path
 
 
@@ -107,14 +96,7 @@ def read_frame_head(folder, name=None):
             else (f"no head of events named '{name}'")
         )
         raise WeightsError(f"{asked}; there are: {', '.join(names) or 'none'}")
-    path = _path(folder, name)
-    with weights_errors(path), safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    try:
-        return FrameHead(tensors, json.loads(metadata["head"]))
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged ({error!r})") from error
+    return FrameHead(*read_head_file(_path(folder, name)))
 
 
 def frame_head_names(folder):

@@ -7,17 +7,17 @@ metadata the labels, how clips are pooled and how long they were.
 them.
 """
 
-import json
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save
 
 from ssast_lobes.checkpoints.format import HEADS_FOLDER, WeightsError
-from ssast_lobes.checkpoints.tensors import weights_errors
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.checkpoints.tensors import (
+    damaged_head,
+    read_head_file,
+    write_head_file,
+)
 
 
 class LinearHead(NamedTuple):
@@ -74,18 +74,13 @@ def write_head(folder, task, head):
     ['cat', 'dog']
     """
     path = _path(folder, task)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: getattr(head, name).detach().cpu().float().contiguous()
-        for name in ("weight", "bias")
-    }
+    tensors = {"weight": head.weight, "bias": head.bias}
     plain = {
         key: value
         for key, value in head._asdict().items()
         if key not in tensors
     }
-    with atomic_write(path, "wb") as file:
-        file.write(save(tensors, {"head": json.dumps(plain)}))
+    write_head_file(path, tensors, plain)
     return path
 
 
@@ -122,17 +117,13 @@ def read_head(folder, task):
             f"{', '.join(names) or 'none (`ssast-lobes heads` trains them)'}"
         )
     path = _path(folder, task)
-    with weights_errors(path), safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    try:
-        head = LinearHead(**tensors, **json.loads(metadata["head"]))
+    tensors, plain = read_head_file(path)
+    with damaged_head(path):
+        head = LinearHead(**tensors, **plain)
         if len({len(head.weight), len(head.bias), len(head.labels)}) > 1:
             raise ValueError("weight, bias and labels differ in length")
         if head.seconds is not None and not head.seconds > 0:
             raise ValueError(f"clips of {head.seconds} s")
-    except (KeyError, TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: damaged ({error!r})") from error
     return head
 
 

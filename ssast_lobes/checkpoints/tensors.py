@@ -1,13 +1,16 @@
 """Read files of tensors; nothing in them is executed."""
 
 import argparse
+import json
 import re
 from contextlib import contextmanager
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save
 
 from ssast_lobes.checkpoints.format import PARTS, WeightsError
+from ssast_lobes.utils.files import atomic_write
 
 
 def read_state(path):
@@ -234,3 +237,77 @@ def load_refusal(error):
         f"holds a Python object ({found[1]}), which can run code and is never "
         "loaded: save the state_dict() of the model alone, or use safetensors"
     )
+
+
+def write_head_file(path, tensors, config):
+    """Write the tensors of a head, and what describes them.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        A safetensors file; its folder is made.
+    tensors : dict of str to torch.Tensor
+        Written in float32.
+    config : dict
+        Plain values, for the metadata of the file.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    plain = {
+        key: value.detach().cpu().float().contiguous()
+        for key, value in tensors.items()
+    }
+    with atomic_write(path, "wb") as file:
+        file.write(save(plain, {"head": json.dumps(config)}))
+
+
+def read_head_file(path):
+    """Read what `write_head_file` has written.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    tensors : dict of str to torch.Tensor
+    config : dict
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing or damaged.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> path = Path(getfixture("tmpdir")) / "heads" / "pets.safetensors"
+    >>> write_head_file(path, {"bias": torch.zeros(2)}, {"labels": ["a", "b"]})
+    >>> read_head_file(path)
+    ({'bias': tensor([0., 0.])}, {'labels': ['a', 'b']})
+    """
+    with weights_errors(path), safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {key: file.get_tensor(key) for key in file.keys()}
+    with damaged_head(path):
+        return tensors, json.loads(metadata["head"])
+
+
+@contextmanager
+def damaged_head(path):
+    """Raise a `WeightsError` where the content of a head does not fit.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file, for the message.
+
+    Raises
+    ------
+    WeightsError
+        In place of errors of missing entries, wrong types and values.
+    """
+    try:
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: damaged ({error!r})") from error
