@@ -32,7 +32,14 @@ from ssast_lobes.utils.presets import load_preset
 
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
-BLOCKS = ("attention", "attention_post_norm", "mamba", "mamba_reference")
+# A kind of attention block takes what TransformerBlock does; see
+# docs/extending.md for one of your own.
+BLOCKS = {
+    "attention": TransformerBlock,
+    "attention_post_norm": PostNormBlock,
+    "mamba": mamba.MambaBlock,
+    "mamba_reference": mamba.PairedMambaBlock,
+}
 # Places of layer norms outside of the blocks.
 NORMS = ("patches", "first", "last")
 
@@ -209,7 +216,7 @@ class SpectrogramEncoder(nn.Module):
         qkv_bias=True,
     ):
         super().__init__()
-        self.kind = one_of("blocks", blocks, BLOCKS)
+        self.kind = one_of("blocks", blocks, tuple(BLOCKS))
         self.checkpointing = flag("checkpointing", checkpointing)
         for name, size in {"dim": dim, "depth": depth, "heads": heads}.items():
             whole(name, size)
@@ -247,15 +254,13 @@ class SpectrogramEncoder(nn.Module):
             nn.init.trunc_normal_(self.class_positions, std=0.02)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         eps = mamba.NORM_EPS if self.scans else NORM_EPS
+        block = BLOCKS[blocks]
         if not self.scans:
-            block = TransformerBlock if blocks == "attention" else PostNormBlock
             self.blocks = nn.ModuleList(
                 block(dim, heads, mlp_ratio, rate, qkv_bias) for rate in rates
             )
             self.blocks.apply(init_transformer)
         else:
-            paired = blocks == "mamba_reference"
-            block = mamba.PairedMambaBlock if paired else mamba.MambaBlock
             self.blocks = nn.ModuleList(block(dim, rate) for rate in rates)
             mamba.init_mamba(self.blocks)
         self.patch_norm, self.first_norm, self.norm = (
