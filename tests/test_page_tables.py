@@ -11,7 +11,7 @@ import torch
 from ssast_lobes import SpectrogramEncoder
 
 ROOT = Path(__file__).parent.parent
-sys.path.append(str(ROOT / "docs"))
+sys.path.insert(0, str(ROOT / "docs"))
 
 import tables  # noqa: E402
 from tables_of_package import OBJECTIVES, PARAMETERS  # noqa: E402
