@@ -4,6 +4,7 @@ Times are not looked at.
 """
 
 import copy
+import importlib
 import json
 import sys
 from pathlib import Path
@@ -85,3 +86,23 @@ def test_table_of_the_features(tmp_path, capsys):
     assert (tmp_path / "speed_cpu.md").read_text("utf-8") in (
         capsys.readouterr().out
     )
+
+
+@pytest.mark.parametrize(
+    ("script", "results"),
+    [
+        ("data_loading", "data_loading_cpu"),
+        ("memory", "memory"),
+        ("objectives", "objectives_cpu"),
+        ("selective_scan", "selective_scan_cpu"),
+        ("speed", "speed_cpu"),
+        ("speed", "speed_cpu_bf16"),
+        ("speed", "speed_cuda"),
+        ("ssamba_claim", "ssamba_claim_cpu"),
+    ],
+)
+def test_tables_of_results_have_their_numbers(script, results):
+    path = FOLDER / "results" / results
+    rows = json.loads(path.with_suffix(".json").read_text("utf-8"))["rows"]
+    table = importlib.import_module(script).table(rows)
+    assert path.with_suffix(".md").read_text("utf-8").endswith(f"{table}\n")

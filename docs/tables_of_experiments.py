@@ -1,0 +1,236 @@
+"""Rows of the tables that `experiments/` fills; see `tables.py`."""
+
+from statistics import mean
+
+TRANSFER = "experiments/transfer"
+# Of each task its file in `clips/`, and the column that names the parts.
+CLIPS = {
+    "keywords": ("speech_commands", "split"),
+    "speakers": ("speech_commands", "split_spkid"),
+    "digits": ("fsdd", "split"),
+    "emotion": ("emodb", "split"),
+    "events": ("esc10", "split"),
+}
+SYSTEMS = {
+    ("log-mel", "linear"): "log-mel statistics, linear",
+    ("MFCC", "linear"): "MFCC statistics, linear",
+    ("untrained", "linear"): "untrained, frozen, linear",
+    ("untrained", "k-NN"): "untrained, frozen, k-NN",
+    ("pretrained", "linear"): "pretrained, frozen, linear",
+    ("pretrained", "k-NN"): "pretrained, frozen, k-NN",
+    ("scratch", "trained"): "from scratch",
+    ("pretrained", "fine-tuned"): "fine-tuned from pretrained",
+}
+# Those that the README shows.
+SHORT = {
+    ("log-mel", "linear"): "log-mel statistics, linear",
+    ("MFCC", "linear"): "MFCC statistics, linear",
+    ("untrained", "linear"): "untrained encoder, frozen, linear",
+    ("pretrained", "linear"): "bundled model, frozen, linear",
+    ("scratch", "trained"): "from scratch",
+    ("pretrained", "fine-tuned"): (
+        "bundled model, fine-tuned (events: tested a second time)"
+    ),
+}
+ABLATION = {
+    "untrained (joint)": "patches, untrained",
+    "joint": "patches, joint",
+    "discriminative": "patches, discriminative alone",
+    "generative": "patches, generative alone",
+    "untrained (joint_frame)": "frames, untrained",
+    "joint_frame": "frames, joint",
+}
+DETECTORS = {
+    "classify": "windows of `classify` (0.5 s, tuned)",
+    "frozen": "frozen bundled model, frame head",
+    "untrained": "frozen untrained encoder, frame head",
+    "finetuned": "fine-tuned",
+    "scratch": "from scratch",
+}
+
+
+def header(report):
+    """Return the first row: the tasks, in the report's order."""
+    uar = {"accuracy": "", "uar": " (UAR)"}
+    tasks = [task["name"] + uar[task["metric"]] for task in report["tasks"]]
+    return ["test score, %", *tasks]
+
+
+def score(row):
+    """Return a mean in percent, with the deviation over seeds if it has one."""
+    spread = "" if row["sd"] is None else f" ± {100 * row['sd']:.1f}"
+    return f"{100 * row['mean']:.1f}{spread}"
+
+
+def scores(report, systems, bold=True):
+    """Return a row a system; the best score of a task is bold."""
+    found = {(s["system"], s["how"], s["task"]): s for s in report["scores"]}
+    columns = []
+    for task in report["tasks"]:
+        column = [found[(*system, task["name"])] for system in systems]
+        best = max(one["mean"] for one in column)
+        marks = ["**" * (bold and one["mean"] == best) for one in column]
+        columns.append(
+            [
+                f"{mark}{score(one)}{mark}"
+                for mark, one in zip(marks, column, strict=True)
+            ]
+        )
+    return [list(row) for row in zip(systems.values(), *columns, strict=True)]
+
+
+def gains(report):
+    """Return the gains of both ways to use the encoder over their baselines."""
+    found = {
+        (g["how"], g["task"]): g
+        for g in report["gains"]
+        if g["system"] == "pretrained"
+    }
+    names = [task["name"] for task in report["tasks"]]
+
+    def errors(how):
+        rows = [found[how, name] for name in names]
+        return [
+            f"{100 * row['error_reduction']:+.0f} "
+            f"[{100 * row['interval'][0]:+.0f}, "
+            f"{100 * row['interval'][1]:+.0f}]"
+            for row in rows
+        ]
+
+    relative = [found["fine-tuned", name]["relative_gain"] for name in names]
+    return [
+        ["relative gain over scratch", *(f"{100 * x:+.1f}" for x in relative)],
+        [
+            "errors less than scratch [95 % of paired bootstraps]",
+            *errors("fine-tuned"),
+        ],
+        ["frozen: errors less than untrained, likewise", *errors("linear")],
+    ]
+
+
+def five_tasks(report, *clips):
+    """Return clips, classes, scores and gains with all labels."""
+    of_file = dict(zip(CLIP_FILES, clips, strict=True))
+    counts, speakers = [], []
+    for task in report["tasks"]:
+        file, split = CLIPS[task["name"]]
+        rows = of_file[file]
+        parts = ("train", "valid", "test")
+        counts.append(
+            " / ".join(
+                str(sum(row[split] == part for row in rows)) for part in parts
+            )
+        )
+        train, test = (
+            {row["speaker"] for row in rows if row[split] == part}
+            for part in ("train", "test")
+        )
+        test -= {"none"}  # of silence
+        known = ", all of train too" if test <= train else ""
+        speakers.append(f"{len(test)}{known}")
+    fine_tuned = "fine-tuned from pretrained (events: tested a second time)"
+    systems = SYSTEMS | {("pretrained", "fine-tuned"): fine_tuned}
+    return [
+        header(report),
+        ["clips, train / valid / test", *counts],
+        ["classes", *(task["classes"] for task in report["tasks"])],
+        ["speakers in test (events: recordings)", *speakers],
+        *scores(report, systems),
+        *gains(report),
+    ]
+
+
+def few_labels(report):
+    """Return training clips, scores and gains with few labels."""
+    clips = [
+        task["classes"] * task["labels_per_class"] for task in report["tasks"]
+    ]
+    return [
+        header(report),
+        ["training clips", *clips],
+        *scores(report, SYSTEMS),
+        *gains(report),
+    ]
+
+
+def fewer_labels(*reports):
+    """Return scores of linear classifiers with two and five labels a class."""
+    rows = [["test score, %, of a linear classifier", *header(reports[0])[1:]]]
+    for report in reports:
+        labels = f"{report['tasks'][0]['labels_per_class']} labels"
+        systems = {
+            ("MFCC", "linear"): f"{labels}: MFCC statistics",
+            ("untrained", "linear"): f"{labels}: untrained",
+            ("pretrained", "linear"): f"{labels}: pretrained",
+        }
+        rows += scores(report, systems, bold=False)
+    return rows
+
+
+def ablation(report):
+    """Return scores of losses and geometries, and their mean over tasks."""
+    systems = {(name, "linear"): label for name, label in ABLATION.items()}
+    means = [
+        mean(
+            row["mean"]
+            for row in report["scores"]
+            if (row["system"], row["how"]) == system
+        )
+        for system in systems
+    ]
+    rows = scores(report, systems, bold=False)
+    return [
+        [*header(report), "mean"],
+        *(
+            [*row, f"{100 * own:.1f}"]
+            for row, own in zip(rows, means, strict=True)
+        ),
+    ]
+
+
+def events(rows):
+    """Return the scores of detectors: the mean over seeds, and the range."""
+    table = [["method", "event F1", "segment F1", "PSDS 1"]]
+    for method, label in DETECTORS.items():
+        own = [row["test"] for row in rows if row["method"] == method]
+        if not own:
+            table.append([label, "not yet run", "", ""])
+            continue
+        cells = [
+            f"{100 * mean(one[key] for one in own):.1f}"
+            for key in ("event_f1", "segment_f1", "psds1")
+        ]
+        if len(own) > 1:
+            f1 = [100 * one["event_f1"] for one in own]
+            cells[0] += f" ({min(f1):.1f} to {max(f1):.1f})"
+        table.append([label, *cells])
+    return table
+
+
+def results(report):
+    """Return the scores that the README shows."""
+    tasks = [
+        f"{task['name']} ({task['classes']}"
+        f"{', UAR' if task['metric'] == 'uar' else ''})"
+        for task in report["tasks"]
+    ]
+    return [["test score, % (classes)", *tasks], *scores(report, SHORT)]
+
+
+CLIP_FILES = sorted({file for file, _ in CLIPS.values()})
+TABLES = {
+    "results": (results, f"{TRANSFER}/five_tasks.json"),
+    "five_tasks": (
+        five_tasks,
+        f"{TRANSFER}/five_tasks.json",
+        *(f"{TRANSFER}/clips/{name}.csv" for name in CLIP_FILES),
+    ),
+    "few_labels": (few_labels, f"{TRANSFER}/few_labels.json"),
+    "fewer_labels": (
+        fewer_labels,
+        f"{TRANSFER}/fewer_labels_2.json",
+        f"{TRANSFER}/fewer_labels_5.json",
+    ),
+    "ablation": (ablation, f"{TRANSFER}/ablation.json"),
+    "events": (events, "experiments/events/events.json"),
+}
