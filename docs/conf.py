@@ -24,7 +24,7 @@ include_patterns = [
     "experiments/*.md",
     "recipes/*/README.md",
 ]
-exclude_patterns = [".*", "build", "dist"]
+exclude_patterns = [".*", "build", "dist", "results", "recipes/*/*/results"]
 # Pages that others link to, such as tables of benchmarks.
 suppress_warnings = ["toc.not_included"]
 # Anchors as GitHub makes them.
@@ -59,6 +59,8 @@ API = {
     "evaluation.event_tuning evaluation.harness evaluation.harness.hear "
     "evaluation.harness.xares evaluation.harness.s3prl",
     "Training": "training utils.schedules cli.recipe_run cli.recipe_files",
+    "Utilities": "utils utils.files utils.random utils.lengths utils.presets "
+    "utils.checks utils.metrics utils.plots",
 }
 API = {title: modules.split() for title, modules in API.items()}
 SHOWN = [module for modules in API.values() for module in modules]
