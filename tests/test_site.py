@@ -15,6 +15,7 @@ import ssast_lobes
 ROOT = Path(__file__).parent.parent
 INDEX = ROOT / "docs" / "index.md"
 LINK = re.compile(r"\]\(([^)#:]+\.md)\)")
+HREF = re.compile(r'(?:href|src)="(?!https?:|mailto:|data:)([^"#?]+)')
 IMPORT = re.compile(r"^from (ssast_lobes[\w.]*) import (\([^)]*\)|.*)$", re.M)
 
 
@@ -53,20 +54,6 @@ def test_every_yaml_key_is_explained(yaml_keys):
     assert not unexplained, f"a comment at the line is missing: {unexplained}"
 
 
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    """The folder of the built site."""
-    pytest.importorskip("sphinx", reason="Sphinx is not installed: make setup")
-    folder = tmp_path_factory.mktemp("site")
-    # As in the Makefile.
-    command = [sys.executable, "-m", "sphinx", "--quiet", "-W", "-c", "docs"]
-    done = subprocess.run(
-        [*command, ".", folder], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-6000:]
-    return folder
-
-
 def documented(site):
     """Return the names of Python objects that the API reference has."""
     packed = (site / "objects.inv").read_bytes().split(b"\n", 4)[4]
@@ -74,35 +61,45 @@ def documented(site):
     return {line.split()[0] for line in lines if " py:" in line}
 
 
+def imports(page):
+    """Yield what the code of a page imports, as (module, name)."""
+    for module, names in IMPORT.findall(page.read_text("utf-8")):
+        for name in re.findall(r"\w+", names):
+            yield module, name
+
+
+def broken_links(site):
+    """Return the links of pages to files that are not there."""
+    return {
+        f"{page.relative_to(site)}: {link}"
+        for page in site.rglob("*.html")
+        for link in HREF.findall(page.read_text("utf-8"))
+        if not (page.parent / link).exists()
+    }
+
+
 @pytest.mark.slow
-def test_reference_has_all_public_names(site):
+def test_site_is_built_without_warnings_and_complete(tmp_path):
+    pytest.importorskip("sphinx", reason="Sphinx is not installed: make setup")
+    # As in the Makefile.
+    command = [sys.executable, "-m", "sphinx", "--quiet", "-W", "-c", "docs"]
+    done = subprocess.run(
+        [*command, ".", tmp_path], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+    assert not broken_links(tmp_path)
+
+    names = documented(tmp_path)
     public = {
         f"ssast_lobes.{name}"
         for name in ssast_lobes.__all__
         if not inspect.ismodule(getattr(ssast_lobes, name))
     }
-    assert public <= documented(site)
-
-
-@pytest.mark.slow
-def test_reference_has_all_that_pages_import(site):
-    names = documented(site)
+    assert public <= names
     missing = [
         f"{page.name}: {module}.{name}"
         for page in [ROOT / "README.md", *INDEX.parent.glob("*.md")]
-        for module, imported in IMPORT.findall(page.read_text("utf-8"))
-        for name in re.findall(r"\w+", imported)
+        for module, name in imports(page)
         if not {f"{module}.{name}", f"ssast_lobes.{name}"} & names
     ]
     assert not missing
-
-
-@pytest.mark.slow
-def test_links_of_the_site_lead_somewhere(site):
-    broken = set()
-    for page in site.rglob("*.html"):
-        text = page.read_text("utf-8")
-        for link in re.findall(r'(?:href|src)="([^"#:?]+)', text):
-            if not (page.parent / link).exists():
-                broken.add(f"{page.relative_to(site)}: {link}")
-    assert not broken
