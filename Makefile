@@ -11,7 +11,7 @@ SLOWEST := --durations=15 --durations-min=0.5
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all test-floor lint clean
+.PHONY: help setup quickstart test test-all test-floor docs lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -34,11 +34,14 @@ test-floor: ## The tests on the oldest packages that are declared
 		$(or $(PYTHON),python3.10 python3.11 python3.12 python3)
 	$(FLOOR)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
 
+docs: setup ## The pages of docs/ and the API reference, in build/html/docs
+	$(VENV)/bin/python -m sphinx --quiet -W -c docs . build/html
+
 lint: setup ## Check the style, and say what to change
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 
 clean: ## Remove caches and build leftovers (.venv and results stay)
-	rm -rf build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build dist docs/api *.egg-info .pytest_cache .ruff_cache
 	find . -name '.venv*' -prune -o -name __pycache__ -type d -prune \
 		-exec rm -rf {} +

@@ -22,12 +22,14 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = sorted((ROOT / "recipes").glob("*/README.md"))
 EXPERIMENTS = sorted((ROOT / "experiments").glob("*.md"))
+BENCHMARKS = [ROOT / "benchmarks" / "README.md"]
 TIMEOUT = 900
 # A reader has set up already.
 SET_UP = "```bash\nmake quickstart\nmake test\n```\n"
 AFTER_QUICKSTART = re.compile(r"results/quickstart|(?<![\w/])recipes/")
 FENCED = re.compile(r"^```.*?^```$", re.M | re.S)
-LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)")
+LINK = re.compile(r"\]\((?!https?:|mailto:)([^)#\s]*)(?:#([^)\s]+))?")
+HEADING = re.compile(r"^#+ (.+)$", re.M)
 
 
 def name_of(page):
@@ -157,12 +159,41 @@ def test_python_blocks_are_python(page):
             compile("\n" * (block.line - 1) + block.code, page, "exec")
 
 
-@parametrized([README, *DOCS, *RECIPES, *EXPERIMENTS])
-def test_links_lead_somewhere(page):
+def anchors(page):
+    """Return the anchors that GitHub gives the headings of a page."""
+    found = []
+    for heading in HEADING.findall(FENCED.sub("", page.read_text("utf-8"))):
+        slug = re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+        found.append(f"{slug}-{n}" if (n := found.count(slug)) else slug)
+    return found
+
+
+def broken_links(page):
+    """Return the links of a page that lead to no file, or to no heading."""
+    found = []
     text = FENCED.sub("", page.read_text("utf-8"))
-    targets = [page.parent / link for link in LINK.findall(text)]
-    missing = [str(path) for path in targets if not path.exists()]
-    assert not missing, f"{name_of(page)} links to nothing: {missing}"
+    for link, anchor in LINK.findall(text):
+        target = page.parent / link if link else page
+        if not target.exists():
+            found.append(link)
+        elif anchor and anchor not in anchors(target):
+            found.append(f"{link}#{anchor}")
+    return found
+
+
+@parametrized([README, *DOCS, *RECIPES, *EXPERIMENTS, *BENCHMARKS])
+def test_links_lead_somewhere(page):
+    broken = broken_links(page)
+    assert not broken, f"{name_of(page)} links to nothing: {broken}"
+
+
+def test_broken_links_are_found(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text(
+        "# What, `then`?\n## Twice\n## Twice\n[a](#what-then) [b](#twice-1) "
+        "[c](#twice-2) [d](page.md#twice) [e](page.md#no) [f](none.md#twice)\n"
+    )
+    assert broken_links(page) == ["#twice-2", "page.md#no", "none.md"]
 
 
 PAGE = """\

@@ -28,7 +28,7 @@ DISTRIBUTION_OF = {
 # Used where they are there; their absence is said, or made up for.
 OPTIONAL = {"mamba-ssm", "onnxruntime", "torchcodec"}
 OPTIONAL |= {"sebbs", "sed-scores-eval-np2"}
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 def declared(*extras):
@@ -77,7 +77,7 @@ def test_version_is_that_of_the_installed_package():
 @pytest.mark.parametrize("python", PYTHONS)
 def test_pins_satisfy_what_is_declared(python):
     pins = pinned("pinned.txt", python)
-    for name, need in declared("test").items():
+    for name, need in declared("test", "docs").items():
         assert name in pins
         assert need.specifier.contains(pins[name]), need
     # torch needs it at run time, and `pip install -e` at set-up.

@@ -4,13 +4,13 @@ All formats become one form: a row a clip, whose ``events`` are a list of
 `Event`. A weak label, known for the clip alone, is an event without times. A
 clip without events is a negative one: nothing of the classes sounds in it.
 
-| format | as |
-|---|---|
-| TSV, strong | ``filename, onset, offset, event_label`` of DESED; ``segment_id, start_time_seconds, end_time_seconds, label`` of AudioSet |
-| TSV, weak | ``filename, event_labels``, separated by commas |
-| CSV | ``path, label, onset, offset`` and any other columns, several rows a clip |
-| Audacity | a label track ``NAME.txt`` next to ``NAME.wav`` |
-"""  # noqa: E501
+- TSV, strong: ``filename, onset, offset, event_label`` of DESED;
+  ``segment_id, start_time_seconds, end_time_seconds, label`` of AudioSet.
+- TSV, weak: ``filename, event_labels``, separated by commas.
+- CSV: ``path, label, onset, offset`` and any other columns, several rows a
+  clip.
+- Audacity: a label track ``NAME.txt`` next to ``NAME.wav``.
+"""
 
 import csv
 import json

@@ -128,7 +128,7 @@ class Grid:
 
     @property
     def patch_size(self):
-        """Values in one patch: mel bins times frames."""
+        """Return the values in one patch, mel bins times frames."""
         return self.patch[0] * self.patch[1]
 
     @property

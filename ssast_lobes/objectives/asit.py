@@ -184,7 +184,7 @@ class ASiT(Objective):
 
     @property
     def reconstructs(self):
-        """True: the decoder gives pixels."""
+        """Return True, as the decoder gives pixels."""
         return True
 
     def forward(

@@ -123,7 +123,7 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @property
     def reconstructs(self):
-        """True: the decoder gives patches."""
+        """Return True, as the decoder gives patches."""
         return True
 
     def reconstruct(self, feats, n_frames, mask):

@@ -46,7 +46,7 @@ class Fit(NamedTuple):
 
     @property
     def rank(self):
-        """What to make large: the metric, then minus the cross-entropy."""
+        """Return the metric and minus the cross-entropy, to be made large."""
         # Averages of the same recalls may differ in their last digits.
         return round(self.valid_score, 9), -self.valid_loss
 
