@@ -12,11 +12,21 @@ from pathlib import Path
 import pytest
 import soundfile
 import torch
-from peer_kit import FAMILIES, finetuned, mae_decoder, tiny, wrapped
+from peer_kit import (
+    FAMILIES,
+    asit_heads,
+    byol_head,
+    finetuned,
+    mae_decoder,
+    tiny,
+    wrapped,
+)
 from speechbrain.inference.speaker import SpeakerRecognition
+from torch import nn
 
 from ssast_lobes import (
     SSAST,
+    ATSTClip,
     PretrainingLobe,
     SpectrogramClassifier,
     SpectrogramLobe,
@@ -482,17 +492,19 @@ def test_pretraining_continues_from_a_converted_encoder(family, exports):
     assert sum(g is not None for g in grads) > 20
 
 
-OBJECTIVES = {"m2d": "m2d", "maskspec": "maskspec", "eat": "eat"}
+OBJECTIVES = ("m2d", "maskspec", "eat", "atst_frame", "atst_clip", "asit")
 
 
 @pytest.mark.parametrize("family", OBJECTIVES)
 def test_pretraining_continues_with_the_decoder_of_the_file(family, exports):
     lobe = SSAST(source=exports / family)
-    objective = load_objective(OBJECTIVES[family])(lobe.encoder)
+    objective = load_objective(family)(lobe.encoder)
     weights = load_weights(exports / family)
     report = initialize(lobe.encoder, weights, objective)
     assert report[-1] == "pretext heads loaded"
-    assert not any("started anew" in line for line in report)
+    # The centers of ASiT's teacher are no part of it.
+    anew = [line for line in report if "started anew" in line]
+    assert not any("center" not in line for line in anew)
     state = objective.state_dict()
     for key, value in weights.part("objective").items():
         assert torch.equal(state[key], value), key
@@ -529,18 +541,23 @@ def official_mae_decoder(state, tokens, ids_keep, table):
     )[:, 1:]
 
 
+def started(folder, name):
+    """An objective with the heads of a converted folder."""
+    objective = load_objective(name)(SSAST(source=folder).encoder).eval()
+    initialize(objective.encoder, load_weights(folder), objective)
+    return objective
+
+
 @torch.no_grad()
 def test_a_decoder_computes_what_the_official_one_does(exports):
-    lobe = SSAST(source=exports / "m2d")
-    objective = load_objective("m2d")(lobe.encoder).eval()
-    initialize(lobe.encoder, load_weights(exports / "m2d"), objective)
+    objective = started(exports / "m2d", "m2d")
     feats, n_frames = torch.randn(1, 96, 80), torch.tensor([96])
     mask = torch.rand(1, 5, 6) < 0.5
     split = objective.split(feats, n_frames, mask)
-    encoded = lobe.encoder(feats, n_frames, keep=split.keep)
+    encoded = objective.encoder(feats, n_frames, keep=split.keep)
     ours = objective.head(objective.decoder(encoded, split, 5))
     ids_keep = (~mask.flatten()).nonzero().flatten()
-    tokens = lobe.encoder(
+    tokens = objective.encoder(
         feats, keep=(ids_keep[None], torch.ones(1, len(ids_keep)).bool())
     )
     # Its first half tells the step, the second half the band.
@@ -552,6 +569,48 @@ def test_a_decoder_computes_what_the_official_one_does(exports):
         torch.cat([torch.zeros(1, 32), table]),
     )
     assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_heads_compute_what_the_official_ones_do(exports):
+    x = torch.randn(5, 64)
+    objective = started(exports / "atst_frame", "atst_frame")
+    for name in ("projector", "predictor"):
+        head = byol_head(name, 64)
+        start = next(iter(head)).removesuffix("0.weight")
+        head = {key.removeprefix(start): value for key, value in head.items()}
+        hidden, before = head["0.weight"].shape
+        theirs = nn.Sequential(
+            nn.Linear(before, hidden, bias=False),
+            *(nn.BatchNorm1d(hidden), nn.ReLU()),
+            nn.Linear(hidden, len(head["3.weight"]), bias=False),
+        ).eval()
+        theirs.load_state_dict(head)
+        ours = getattr(objective, name)
+        x = x[:, :before]
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    objective = started(exports / "asit", "asit")
+    heads = asit_heads(64)
+    tokens = torch.randn(1, 8 * 3, 64)  # 8 bands, 3 times
+    x = tokens.unflatten(1, (8, 3)).transpose(1, 2)
+    for number in (0, 2, 4):
+        layer = f"head_recons.mlp.{number}"
+        weight, bias = heads[f"{layer}.weight"], heads[f"{layer}.bias"]
+        x = nn.functional.gelu(nn.functional.linear(x, weight, bias))
+    layer = "head_recons.convTrans"
+    weight, bias = heads[f"{layer}.weight"], heads[f"{layer}.bias"]
+    image = x.permute(0, 3, 1, 2)
+    image = nn.functional.conv_transpose2d(image, weight, bias, stride=16)
+    ours = objective.encoder.grid.fold(objective.decoder(tokens), 48)
+    assert torch.allclose(ours, image[:, 0], atol=1e-5)
+
+
+def test_heads_of_another_size_are_an_error_that_tells_the_fix(exports):
+    lobe = SSAST(source=exports / "atst_clip")
+    settings = {**load_objective("atst_clip")(lobe.encoder).config, "out": 2.0}
+    weights = load_weights(exports / "atst_clip")
+    with pytest.raises(WeightsError, match="the sizes of the checkpoint"):
+        initialize(lobe.encoder, weights, ATSTClip(lobe.encoder, **settings))
 
 
 def test_a_hugging_face_folder_of_another_lab(tmp_path):
