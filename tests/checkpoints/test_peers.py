@@ -4,6 +4,7 @@ Small ones by formula, wrapped as their owners publish them. That they compute
 what the official codes compute is in test_golden_peer.py.
 """
 
+import csv
 import json
 import os
 import subprocess
@@ -472,29 +473,28 @@ def recipe(name, *flags):
     return done.stdout + done.stderr
 
 
+# One of another rate than the recipe's, and one by adapters.
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "family, options",
-    [("beats", []), ("maskspec", []), ("atst_frame", ["--lora_rank=2"])],
+    "family, lora_rank", [("maskspec", 0), ("atst_frame", 2)]
 )
 def test_a_recipe_fine_tunes_a_folder(
-    family, options, exports, tones, tmp_path
+    family, lora_rank, exports, tones, tmp_path
 ):
     recipe(
         *("CustomData/classify/train.py", "hparams/classify.yaml"),
         *(f"--manifest={tones.manifest}", f"--source={exports / family}"),
-        *(f"--output_folder={tmp_path}", "--crop_seconds=1.0", *options),
-        *("--number_of_epochs=2", "--batch_size=6"),
+        *(f"--output_folder={tmp_path}", f"--lora_rank={lora_rank}"),
+        *("--crop_seconds=1.3", "--number_of_epochs=1", "--batch_size=6"),
     )
     classifier = AudioClassifier.from_hparams(tmp_path / "export")
-    features = REGISTRY[family].features
-    assert classifier.sample_rate == features.get("sample_rate", 16000)
-    path = tones.folder / "noise_7.wav"
-    saved = (tmp_path / "test_predictions.csv").read_text()
-    # What the training has read sounds the same to the interface.
-    result = classifier.classify_file(path)
-    [line] = [x for x in saved.splitlines() if path.name in x]
-    assert f"{result.score:.4f}"[:5] in line
+    with open(tmp_path / "test_predictions.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        # The training has heard what the interface hears.
+        result = classifier.classify_file(tones.folder / line["id"])
+        for label, score in result.scores.items():
+            assert score == pytest.approx(float(line[label]), abs=1e-5)
 
 
 @pytest.mark.slow
