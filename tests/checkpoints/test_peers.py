@@ -753,6 +753,24 @@ def test_heads_compute_what_the_official_ones_do(exports):
         ours = getattr(objective, name)
         x = x[:, :before]
         assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    objective = started(exports / "eat", "eat")
+    heads = wrapped("eat", tiny("eat"))["model"]
+    start = "modality_encoders.IMAGE.decoder."
+    image = torch.randn(1, 64, 3, 8)  # 3 times, 8 bands
+    layer = nn.Conv2d(64, 64, 3, padding=1, groups=16)
+    layer.load_state_dict(
+        {x: heads[f"{start}blocks.0.0.{x}"] for x in ("weight", "bias")}
+    )
+    mixed = layer(image).permute(0, 2, 3, 1)
+    mixed = nn.functional.gelu(nn.functional.layer_norm(mixed, (64,)))
+    weight, bias = heads[start + "proj.weight"], heads[start + "proj.bias"]
+    theirs = image.permute(0, 2, 3, 1) + mixed
+    theirs = nn.functional.linear(theirs, weight, bias)
+    tokens = image.permute(0, 3, 2, 1).flatten(1, 2)  # by band
+    every = torch.ones(1, 24, dtype=torch.bool)
+    ours = objective.head(objective.decoder(tokens, every, 8))
+    ours = ours.unflatten(1, (8, 3)).transpose(1, 2)
+    assert torch.allclose(ours, theirs, atol=1e-5)
     objective = started(exports / "asit", "asit")
     heads = asit_heads(64)
     tokens = torch.randn(1, 8 * 3, 64)  # 8 bands, 3 times
