@@ -4,6 +4,7 @@ The formulas are those of tests/golden/README.md; `tiny` makes small ones.
 """
 
 import argparse
+import functools
 import zlib
 
 import numpy as np
@@ -226,6 +227,7 @@ def mae_decoder(family, dim=64, width=32, depth=1):
     return _by_formula("decoder", shapes)
 
 
+@functools.cache
 def byol_head(name, dim):
     """The projector or predictor of ATST as published, 4096 and 256 of 768."""
     hidden, out = round(dim * 16 / 3), round(dim / 3)
@@ -242,6 +244,7 @@ def byol_head(name, dim):
     return _by_formula("decoder", shapes)
 
 
+@functools.cache
 def asit_heads(dim):
     """Prototypes and decoder of ASiT as published, sizes over 768."""
     hidden, pixels = round(dim * 8 / 3), round(dim / 6)
