@@ -77,6 +77,7 @@ def build(
     model=None,
     shuffle=True,
     seed=7,
+    sample_rate=16000,
     **settings,
 ):
     """A run ready to `fit`, with all that belongs to it.
@@ -93,7 +94,7 @@ def build(
     reader = ClipReader(0.5, seed=seed, random_crop=True)
     still = ClipReader()
     reader.unreadable_file = still.unreadable_file = unreadable
-    features = FrontEnd(n_mels=GRID["n_mels"])
+    features = FrontEnd(sample_rate=sample_rate, n_mels=GRID["n_mels"])
     encoder = SpectrogramEncoder(
         **{"grid": GRID, "dim": 32, "depth": 2, "heads": 2, **(encoder or {})}
     )
@@ -120,7 +121,7 @@ def build(
     arguments = {
         "schedule": WarmupCosine(end=0.01, warmup=0.2),
         "train_logger": FileTrainLogger(str(folder / "train_log.txt")),
-        "readers": [reader],
+        "readers": [reader, still],
         "n_files": sum(len(dataset) for dataset in datasets.values()),
     }
     if task != "pretrain":

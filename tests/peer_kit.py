@@ -4,6 +4,7 @@ The formulas are those of tests/golden/README.md; `tiny` makes small ones.
 """
 
 import argparse
+import functools
 import zlib
 
 import numpy as np
@@ -198,10 +199,7 @@ def tiny_shapes(family, dim=64, depth=2):
 
 def tiny(family, salt="tiny", **sizes):
     """The state of a small model, every tensor by formula."""
-    return {
-        key: weight(salt, key, shape, kind_of(key, shape))
-        for key, shape in tiny_shapes(family, **sizes).items()
-    }
+    return _by_formula(salt, tiny_shapes(family, **sizes))
 
 
 def finetuned(family, state, n_classes=3):
@@ -226,8 +224,50 @@ def mae_decoder(family, dim=64, width=32, depth=1):
         **_layer("decoder_norm", width),
         **_layer("decoder_pred", outputs, width),
     }
+    return _by_formula("decoder", shapes)
+
+
+@functools.cache
+def byol_head(name, dim):
+    """The projector or predictor of ATST as published, 4096 and 256 of 768."""
+    hidden, out = round(dim * 16 / 3), round(dim / 3)
+    start = f"model.{'teacher' if name == 'projector' else 'student'}.{name}"
+    before = dim if name == "projector" else out
+    shapes = {
+        f"{start}.0.weight": (hidden, before),
+        **_layer(f"{start}.1", hidden),
+        f"{start}.1.running_mean": (hidden,),
+        f"{start}.1.running_var": (hidden,),
+        f"{start}.1.num_batches_tracked": (),
+        f"{start}.3.weight": (out, hidden),
+    }
+    return _by_formula("decoder", shapes)
+
+
+@functools.cache
+def asit_heads(dim):
+    """Prototypes and decoder of ASiT as published, sizes over 768."""
+    hidden, pixels = round(dim * 8 / 3), round(dim / 6)
+    shapes = {
+        **_layer("head_cls.mlp.0", hidden, dim),
+        **_layer("head_cls.mlp.2", hidden, hidden),
+        **_layer("head_cls.mlp.4", 256, hidden),
+        **_layer("head_recons.mlp.0", dim, dim),
+        **_layer("head_recons.mlp.2", dim, dim),
+        **_layer("head_recons.mlp.4", pixels, dim),
+        "head_recons.convTrans.weight": (pixels, 1, 16, 16),
+        "head_recons.convTrans.bias": (1,),
+    }
+    for name, ratio in (("cls", 32), ("data", 4)):
+        layer, count = f"head_cls.{name}_layer", round(dim * ratio / 3)
+        shapes[f"{layer}.weight_g"] = (count, 1)
+        shapes[f"{layer}.weight_v"] = (count, 256)
+    return _by_formula("decoder", shapes)
+
+
+def _by_formula(salt, shapes):
     return {
-        key: weight("decoder", key, shape, kind_of(key, shape))
+        key: weight(salt, key, shape, kind_of(key, shape))
         for key, shape in shapes.items()
     }
 
@@ -253,10 +293,7 @@ def wrapped(family, state, variant=0):
         dim = state["blocks.0.norm1.bias"].shape[0]
         shapes = _layer(f"{image}blocks.0.0", dim, dim // 16, 3, 3)
         shapes |= _layer(f"{image}proj", dim, dim)
-        extra = {
-            key: weight("decoder", key, shape, kind_of(key, shape))
-            for key, shape in shapes.items()
-        }
+        extra = _by_formula("decoder", shapes)
         extra["_ema"] = {"blocks.0.norm1.weight": other}
         return {"model": {**state, **extra}, "cfg": {"seed": 1}, **training}
     if family == "m2d" and variant == 1:
@@ -272,17 +309,17 @@ def wrapped(family, state, variant=0):
         start = "module.backbone." if family == "atst_clip" else "backbone."
         teacher = {start + key: value for key, value in state.items()}
         if family == "asit":
-            teacher["head_cls.mlp.0.weight"] = teacher["head_recons.bias"] = (
-                other
-            )
+            teacher |= asit_heads(state["blocks.0.norm1.bias"].shape[0])
         student = {"module.backbone.cls_token": other}
         return {"student": student, "teacher": teacher, **training}
     if family.startswith("atst"):
         start = "model.teacher.encoder."
+        dim = state["blocks.0.norm1.bias"].shape[0]
         other_entries = {
             "model.student.encoder.pos_embed": other,
-            "model.teacher.projector.0.weight": other,
-            "model.student.predictor.0.weight": other,
+            "model.student.projector.0.weight": other,
+            **byol_head("projector", dim),
+            **byol_head("predictor", dim),
         }
         teacher = {start + key: value for key, value in state.items()}
         return {

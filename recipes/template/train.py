@@ -98,7 +98,7 @@ def main(arguments):
             augment=hparams["augment"],
             schedule=hparams["schedule"],
             train_logger=hparams["train_logger"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
         # Resumes a stopped run, in the middle of an epoch too.

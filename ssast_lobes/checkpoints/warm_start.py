@@ -120,7 +120,8 @@ def _initialize_objective(objective, weights, source, report):
         if own[key].shape != state[key].shape:
             raise WeightsError(
                 f"objective.{key} is {tuple(state[key].shape)}, the model "
-                f"has {tuple(own[key].shape)}"
+                f"has {tuple(own[key].shape)}: give the objective {former} "
+                "the sizes of the checkpoint, by a YAML of your own"
             )
         # The values of a state dict are those of the module.
         own[key].copy_(state[key])

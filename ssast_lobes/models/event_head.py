@@ -147,8 +147,8 @@ class SpectrogramDetector(nn.Module):
     n_classes : int
         Number of classes C.
     layers : str
-        What frames are made of: ``"last"``, ``"weighted"`` or ``"all"``; see
-        `ClipPooling`.
+        What frames are made of: ``"last"``, ``"weighted"``, ``"all"`` or
+        ``"normed"``; see `ClipPooling`.
     weak_pooling, hidden, context
         See `FrameClassifier`.
     freeze_encoder : bool
@@ -190,7 +190,7 @@ class SpectrogramDetector(nn.Module):
         self.encoder = encoder
         if freeze_encoder:
             encoder.requires_grad_(False)
-        if self.pooling.needs_hidden_states:
+        if self.pooling.needs_hidden_states is True:
             # Not on the way to the loss; DDP would wait for its gradient.
             encoder.norm.requires_grad_(False)
 
@@ -227,7 +227,7 @@ class FrameTiming:
     ---------
     grid : Grid
         The grid of patches.
-    fbank : KaldiFbank
+    fbank : Filterbank
         The filterbank.
 
     Example
@@ -242,13 +242,13 @@ class FrameTiming:
 
     def __init__(self, grid, fbank):
         rate, hop = fbank.sample_rate, fbank.hop_samples
-        heard = (grid.patch[1] - 1) * hop + fbank.window_samples
+        middle = fbank.first_center + (grid.patch[1] - 1) * hop / 2
         self.grid = grid
         self.fbank = fbank
         self.sample_rate = rate
         # In seconds: from frame to frame, and where the first would begin.
         self.step = grid.stride[1] * hop / rate
-        self.start = (heard - grid.stride[1] * hop) / 2 / rate
+        self.start = (middle - grid.stride[1] * hop / 2) / rate
 
     def n_time(self, n_samples):
         """Return the frames (int) of a clip of so many samples."""

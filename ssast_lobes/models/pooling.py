@@ -246,13 +246,14 @@ class ClipPooling(nn.Module):
         -------
         torch.Tensor
             (B, T', D), the mean over frequency; (B, T', (L + 1) D) for all
-            layers. 0 at padding.
+            layers, (B, T', L D) for normed ones. 0 at padding.
         """
         if self.layers == "last":
             return encoded.frames
         states = encoded.hidden_states
         frames = states.unflatten(2, (encoded.n_freq, -1)).mean(2)
-        if self.layers == "all":
+        if self.layers in ("all", "normed"):
+            frames = frames if self.layers == "all" else frames[1:]
             return frames.permute(1, 2, 0, 3).flatten(2)
         weights = self.layer_scores.softmax(0)
         return torch.einsum("l,lbtd->btd", weights, frames[1:])

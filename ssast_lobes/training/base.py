@@ -25,6 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ssast_lobes.dataio.scan import check_unreadable
 from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.training.errors import NonfiniteLoss, SettingsError
 from ssast_lobes.training.loaders import loader_options
 from ssast_lobes.training.logs import EpochLog, draw_curves, read_log
@@ -106,7 +107,8 @@ class SpectrogramBrain(sb.Brain):
     use_tensorboard : bool
         Whether TensorBoard gets them too, in ``<output_folder>/events``.
     readers : list of ClipReader
-        Get the epoch, for their crops.
+        Get the epoch, for their crops, and the rate of the front end, which a
+        pretrained model brings.
     n_files : int
         Clips in all the datasets. ``max_unreadable`` is a fraction of these
         and of the files that are already listed as unreadable.
@@ -145,6 +147,10 @@ class SpectrogramBrain(sb.Brain):
         self.weight_decay_schedule = weight_decay_schedule
         self.train_logger = train_logger
         self.readers = readers
+        for features in self.modules.modules():
+            if isinstance(features, FrontEnd):
+                for reader in readers:
+                    reader.sample_rate = features.fbank.sample_rate
         self.epoch = 0
         self.batches_per_epoch = None
         self._sums = {}

@@ -15,6 +15,7 @@ from ssast_lobes.checkpoints.folder import objective_text
 from ssast_lobes.checkpoints.format import window_seconds as table_seconds
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import read_card
+from ssast_lobes.checkpoints.peers import FAMILIES
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import write_json
 
@@ -163,9 +164,15 @@ def _origin(source):
     if source in bundled_names() or not place.exists():
         # The name of a bundled model, or one on the hub.
         found["base_model"] = os.fspath(source).partition("@")[0]
-    if "license" in told_there:
-        found["license"] = told_there["license"]
     weights = load_weights(source)
+    # A released file has no card; what is made of its weights is bound to
+    # their license nevertheless.
+    family = FAMILIES.get(weights.config.get("family"))
+    known = {} if family is None else family.card
+    for name, heading in (("license", "license"), ("weights", "Weights")):
+        value = told_there.get(heading, known.get(name))
+        if value is not None:
+            found[name] = value
     if "Pretraining" in told_there:
         found["pretraining"] = told_there["Pretraining"]
     elif weights.part("objective"):

@@ -4,25 +4,45 @@ Small ones by formula, wrapped as their owners publish them. That they compute
 what the official codes compute is in test_golden_peer.py.
 """
 
+import csv
 import json
 import os
+import subprocess
+import sys
 from decimal import Decimal
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 import torch
-from peer_kit import FAMILIES, finetuned, mae_decoder, tiny, wrapped
+from peer_kit import (
+    FAMILIES,
+    asit_heads,
+    byol_head,
+    finetuned,
+    mae_decoder,
+    tiny,
+    wrapped,
+)
 from speechbrain.inference.speaker import SpeakerRecognition
+from torch import nn
 
 from ssast_lobes import (
     SSAST,
+    ATSTClip,
     PretrainingLobe,
     SpectrogramClassifier,
+    SpectrogramDetector,
     SpectrogramLobe,
 )
 from ssast_lobes.checkpoints.convert import convert
-from ssast_lobes.checkpoints.folder import export_classifier, label_encoder_of
+from ssast_lobes.checkpoints.folder import (
+    export_classifier,
+    export_detector,
+    label_encoder_of,
+)
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.peers import FAMILIES as REGISTRY
@@ -33,10 +53,16 @@ from ssast_lobes.evaluation.harness.hear import (
     get_timestamp_embeddings,
     load_model,
 )
+from ssast_lobes.evaluation.harness.s3prl import UpstreamExpert
+from ssast_lobes.evaluation.harness.xares import XaresEncoder
+from ssast_lobes.evaluation.probing import read_task
 from ssast_lobes.evaluation.probing.embeddings import PooledEncoder
-from ssast_lobes.inference import AudioClassifier, AudioEncoder
+from ssast_lobes.evaluation.probing.fit_heads import train_heads
+from ssast_lobes.inference import AudioClassifier, AudioEncoder, EventDetector
 from ssast_lobes.inference.deployment import DeployedModel, write_onnx
+from ssast_lobes.inference.events import EventRule
 from ssast_lobes.inference.streaming import classify_stream
+from ssast_lobes.lobes.spectrogram import lobe_of
 from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.patches import sincos_positions
 from ssast_lobes.models.transformer import TransformerBlock
@@ -319,12 +345,74 @@ def test_low_rank_adapters_are_merged(family, exports):
 
 
 @families
+def test_a_frame_stands_where_its_sound_is(family, exports):
+    lobe = SSAST(source=exports / family)
+    timing, rate = lobe.timing, lobe.features.fbank.sample_rate
+    quiet = 1e-3 * wave(2, rate)[None]
+    click = quiet.clone()
+    click[0, rate - 2 : rate + 2] += 0.5  # at 1 s
+    change = lobe.features(click)[0] - lobe.features(quiet)[0]
+    weight = change.abs().sum(2)[0]
+    place = (weight * torch.arange(len(weight))).sum() / weight.sum()
+    # Frames of the front end to times of the model: from middle to middle.
+    number = (place - (timing.grid.patch[1] - 1) / 2) / timing.grid.stride[1]
+    told = timing.start + (float(number) + 0.5) * timing.step
+    # Kaldi's emphasis of changes makes a click earlier by 2 ms.
+    assert told == pytest.approx(1, abs=2.1e-3)
+    lengths = range(rate, rate + 2 * round(timing.step * rate), 97)
+    for seconds, n_time in ((n / rate, timing.n_time(n)) for n in lengths):
+        edges = timing.edges(n_time, seconds)
+        assert all(a < b for a, b in pairwise(edges))
+
+
+@families
+def test_a_detector_finds_the_same_in_batches_and_streams(
+    family, exports, tmp_path
+):
+    lobe = SSAST(source=exports / family)
+    # ATST's frames are those of all blocks, as its official code has them.
+    layers = lobe_of(load_weights(exports / family)).pooling.layers
+    model = SpectrogramDetector(lobe.encoder, 1, layers).eval()
+    rate = lobe.features.fbank.sample_rate
+    folder = export_detector(
+        *(tmp_path / "detector", model, lobe.features),
+        *(label_encoder_of(["a"]), {"a": {"threshold": 0.5}}, {}),
+    )
+    detector = EventDetector.from_hparams(folder)
+    # Longer than a window.
+    long, short = wave(12, rate), wave(3.3, rate, 1)
+    scores = detector.clip_scores(long)
+    assert len(scores) == detector.timing.n_time(len(long))
+    threshold = float(np.quantile(scores, 0.7))
+    detector.rules = {"a": EventRule(threshold, gap_seconds=0.2)}
+    batch = torch.nn.utils.rnn.pad_sequence([long, short], batch_first=True)
+    found = detector.detect_batch(batch, torch.tensor([1, 3.3 / 12]))
+    assert found[0].events
+    assert list(detector.detect_stream(long.split(rate))) == found[0].events
+    [alone] = detector.detect_batch(short)
+    assert len(alone.events) == len(found[1].events)
+    for one, other in zip(alone.events, found[1].events, strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+
+
+@families
 def test_harness_and_probe_take_a_folder(family, exports, tmp_path):
     model = load_model(exports / family)
     audio = wave(2, model.sample_rate)[None]
     frames, times = get_timestamp_embeddings(audio, model)
     assert frames.shape[:2] == times.shape
     assert 0 <= times.min() and times.max() <= 2000
+    timing = model.lobe.timing
+    middle = 1000 * (timing.start + timing.step / 2)
+    assert float(times[0, 0]) == pytest.approx(middle)
+    xares = XaresEncoder(exports / family)
+    assert xares(audio).shape[2] == xares.output_dim
+    assert xares.hop_size_in_ms == pytest.approx(1000 * timing.step)
+    if family == "maskspec":
+        with pytest.raises(ValueError, match="32000 Hz, s3prl gives 16000"):
+            UpstreamExpert(exports / family)
+    else:
+        check_upstream(UpstreamExpert(exports / family))
     states = model.layers(audio)[1]
     assert len(states) == 3 and torch.isfinite(states).all()
     path = str(tmp_path / "a.wav")
@@ -335,6 +423,92 @@ def test_harness_and_probe_take_a_folder(family, exports, tmp_path):
     if encoder.lobe.encoder.n_class_tokens == 0:
         with pytest.raises(ValueError, match="no class tokens, choose mean"):
             encoder.check_variants([("class", "last")])
+
+
+def check_upstream(upstream):
+    """A batch of unlike clips gives the states of each alone, of all layers."""
+    clips = [wave(12, 16000), wave(2, 16000, 1)]
+    together, alone = (
+        [*states["hidden_states"], states["last_hidden_state"]]
+        for states in (upstream(clips), upstream(clips[1:]))
+    )
+    assert len(together) == 4
+    for both, only in zip(together, alone, strict=True):
+        own = both[1, : only.shape[1]]
+        assert torch.allclose(own, only[0], atol=2e-5)
+
+
+# Without class tokens; an encoder of its own; audio at 32 kHz.
+@pytest.mark.parametrize(
+    "family",
+    [
+        "atst_frame",
+        *(
+            pytest.param(x, marks=pytest.mark.slow)
+            for x in ("beats", "maskspec")
+        ),
+    ],
+)
+def test_heads_are_fitted_and_used(family, exports, tones, tmp_path):
+    task = read_task(tones.manifest, "sounds")
+    scores = train_heads(exports / family, [task], tmp_path / "heads")
+    # Tones, chirps and noise: a third by chance.
+    assert min(scores["sounds"]) > 0.5
+    classifier = AudioClassifier.from_hparams(tmp_path / "heads", task="sounds")
+    [result] = classifier.classify_batch(wave(1, classifier.sample_rate)[None])
+    assert set(result.scores) == {"tone", "chirp", "noise"}
+    card = (tmp_path / "heads/README.md").read_text()
+    assert REGISTRY[family].license in card
+
+
+def recipe(name, *flags):
+    script = Path(__file__).parents[2] / "recipes" / name
+    done = subprocess.run(
+        [sys.executable, script.name, *flags, "--num_workers=0"],
+        cwd=script.parent,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+# One of another rate than the recipe's, and one by adapters.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "family, lora_rank", [("maskspec", 0), ("atst_frame", 2)]
+)
+def test_a_recipe_fine_tunes_a_folder(
+    family, lora_rank, exports, tones, tmp_path
+):
+    recipe(
+        *("CustomData/classify/train.py", "hparams/classify.yaml"),
+        *(f"--manifest={tones.manifest}", f"--source={exports / family}"),
+        *(f"--output_folder={tmp_path}", f"--lora_rank={lora_rank}"),
+        *("--crop_seconds=1.3", "--number_of_epochs=1", "--batch_size=6"),
+    )
+    classifier = AudioClassifier.from_hparams(tmp_path / "export")
+    with open(tmp_path / "test_predictions.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    for line in lines:
+        # The training has heard what the interface hears.
+        result = classifier.classify_file(tones.folder / line["id"])
+        for label, score in result.scores.items():
+            assert score == pytest.approx(float(line[label]), abs=1e-5)
+
+
+@pytest.mark.slow
+def test_a_recipe_continues_a_pretraining(exports, tones, tmp_path):
+    log = recipe(
+        *("CustomData/pretrain/train.py", "hparams/pretrain.yaml"),
+        *(f"--audio={tones.folder}", f"--source={exports / 'atst_frame'}"),
+        *("--objective=atst_frame", f"--output_folder={tmp_path}"),
+        *("--crop_seconds=1.0", "--valid_fraction=0.2"),
+        *("--number_of_epochs=1", "--batch_size=4"),
+    )
+    assert "pretext heads loaded" in log
+    weights = load_weights(tmp_path / "export")
+    assert weights.config["objective"]["name"] == "ATSTFrame"
 
 
 @families
@@ -482,17 +656,19 @@ def test_pretraining_continues_from_a_converted_encoder(family, exports):
     assert sum(g is not None for g in grads) > 20
 
 
-OBJECTIVES = {"m2d": "m2d", "maskspec": "maskspec", "eat": "eat"}
+OBJECTIVES = ("m2d", "maskspec", "eat", "atst_frame", "atst_clip", "asit")
 
 
 @pytest.mark.parametrize("family", OBJECTIVES)
 def test_pretraining_continues_with_the_decoder_of_the_file(family, exports):
     lobe = SSAST(source=exports / family)
-    objective = load_objective(OBJECTIVES[family])(lobe.encoder)
+    objective = load_objective(family)(lobe.encoder)
     weights = load_weights(exports / family)
     report = initialize(lobe.encoder, weights, objective)
     assert report[-1] == "pretext heads loaded"
-    assert not any("started anew" in line for line in report)
+    # The centers of ASiT's teacher are no part of it.
+    anew = [line for line in report if "started anew" in line]
+    assert not any("center" not in line for line in anew)
     state = objective.state_dict()
     for key, value in weights.part("objective").items():
         assert torch.equal(state[key], value), key
@@ -529,18 +705,23 @@ def official_mae_decoder(state, tokens, ids_keep, table):
     )[:, 1:]
 
 
+def started(folder, name):
+    """An objective with the heads of a converted folder."""
+    objective = load_objective(name)(SSAST(source=folder).encoder).eval()
+    initialize(objective.encoder, load_weights(folder), objective)
+    return objective
+
+
 @torch.no_grad()
 def test_a_decoder_computes_what_the_official_one_does(exports):
-    lobe = SSAST(source=exports / "m2d")
-    objective = load_objective("m2d")(lobe.encoder).eval()
-    initialize(lobe.encoder, load_weights(exports / "m2d"), objective)
+    objective = started(exports / "m2d", "m2d")
     feats, n_frames = torch.randn(1, 96, 80), torch.tensor([96])
     mask = torch.rand(1, 5, 6) < 0.5
     split = objective.split(feats, n_frames, mask)
-    encoded = lobe.encoder(feats, n_frames, keep=split.keep)
+    encoded = objective.encoder(feats, n_frames, keep=split.keep)
     ours = objective.head(objective.decoder(encoded, split, 5))
     ids_keep = (~mask.flatten()).nonzero().flatten()
-    tokens = lobe.encoder(
+    tokens = objective.encoder(
         feats, keep=(ids_keep[None], torch.ones(1, len(ids_keep)).bool())
     )
     # Its first half tells the step, the second half the band.
@@ -552,6 +733,66 @@ def test_a_decoder_computes_what_the_official_one_does(exports):
         torch.cat([torch.zeros(1, 32), table]),
     )
     assert torch.allclose(ours, wanted, atol=1e-5)
+
+
+@torch.no_grad()
+def test_heads_compute_what_the_official_ones_do(exports):
+    x = torch.randn(5, 64)
+    objective = started(exports / "atst_frame", "atst_frame")
+    for name in ("projector", "predictor"):
+        head = byol_head(name, 64)
+        start = next(iter(head)).removesuffix("0.weight")
+        head = {key.removeprefix(start): value for key, value in head.items()}
+        hidden, before = head["0.weight"].shape
+        theirs = nn.Sequential(
+            nn.Linear(before, hidden, bias=False),
+            *(nn.BatchNorm1d(hidden), nn.ReLU()),
+            nn.Linear(hidden, len(head["3.weight"]), bias=False),
+        ).eval()
+        theirs.load_state_dict(head)
+        ours = getattr(objective, name)
+        x = x[:, :before]
+        assert torch.allclose(ours(x), theirs(x), atol=1e-5)
+    objective = started(exports / "eat", "eat")
+    heads = wrapped("eat", tiny("eat"))["model"]
+    start = "modality_encoders.IMAGE.decoder."
+    image = torch.randn(1, 64, 3, 8)  # 3 times, 8 bands
+    layer = nn.Conv2d(64, 64, 3, padding=1, groups=16)
+    layer.load_state_dict(
+        {x: heads[f"{start}blocks.0.0.{x}"] for x in ("weight", "bias")}
+    )
+    mixed = layer(image).permute(0, 2, 3, 1)
+    mixed = nn.functional.gelu(nn.functional.layer_norm(mixed, (64,)))
+    weight, bias = heads[start + "proj.weight"], heads[start + "proj.bias"]
+    theirs = image.permute(0, 2, 3, 1) + mixed
+    theirs = nn.functional.linear(theirs, weight, bias)
+    tokens = image.permute(0, 3, 2, 1).flatten(1, 2)  # by band
+    every = torch.ones(1, 24, dtype=torch.bool)
+    ours = objective.head(objective.decoder(tokens, every, 8))
+    ours = ours.unflatten(1, (8, 3)).transpose(1, 2)
+    assert torch.allclose(ours, theirs, atol=1e-5)
+    objective = started(exports / "asit", "asit")
+    heads = asit_heads(64)
+    tokens = torch.randn(1, 8 * 3, 64)  # 8 bands, 3 times
+    x = tokens.unflatten(1, (8, 3)).transpose(1, 2)
+    for number in (0, 2, 4):
+        layer = f"head_recons.mlp.{number}"
+        weight, bias = heads[f"{layer}.weight"], heads[f"{layer}.bias"]
+        x = nn.functional.gelu(nn.functional.linear(x, weight, bias))
+    layer = "head_recons.convTrans"
+    weight, bias = heads[f"{layer}.weight"], heads[f"{layer}.bias"]
+    image = x.permute(0, 3, 1, 2)
+    image = nn.functional.conv_transpose2d(image, weight, bias, stride=16)
+    ours = objective.encoder.grid.fold(objective.decoder(tokens), 48)
+    assert torch.allclose(ours, image[:, 0], atol=1e-5)
+
+
+def test_heads_of_another_size_are_an_error_that_tells_the_fix(exports):
+    lobe = SSAST(source=exports / "atst_clip")
+    settings = {**load_objective("atst_clip")(lobe.encoder).config, "out": 2.0}
+    weights = load_weights(exports / "atst_clip")
+    with pytest.raises(WeightsError, match="the sizes of the checkpoint"):
+        initialize(lobe.encoder, weights, ATSTClip(lobe.encoder, **settings))
 
 
 def test_a_hugging_face_folder_of_another_lab(tmp_path):

@@ -8,8 +8,11 @@ import sys
 import numpy as np
 import pytest
 import soundfile
+import torch
 from miniature_soundscapes import LABELS, ROOT, load_script, make, make_clips
+from peer_kit import tiny, wrapped
 
+from ssast_lobes.checkpoints.convert import convert
 from ssast_lobes.dataio.event_tables import read_event_table
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.inference import EventDetector
@@ -169,14 +172,30 @@ def test_a_detector_learns_and_is_exported(train, soundscapes):
     assert stats["segment_f1"] > 0.7
     detector = EventDetector.from_hparams(folder / "export")
     assert detector.labels == list(LABELS)
-    # The rules of the export find the events that the test has found.
+    check_events(detector, folder, soundscapes)
+
+
+def check_events(detector, folder, soundscapes):
+    """The rules of the export find the events that the test has found."""
     found = read_event_table(folder / "test_events.csv")
+    assert any(row["events"] for row in found)
     for row in found[:3]:
         clip = soundscapes / row["id"]
         events = detector.detect_file(clip).events
         assert [e.label for e in events] == [e.label for e in row["events"]]
         for one, other in zip(events, row["events"], strict=True):
             assert one[:2] == pytest.approx(other[:2], abs=0.05)
+
+
+@pytest.mark.slow
+def test_a_released_checkpoint_of_another_rate(train, soundscapes, tmp_path):
+    torch.save(wrapped("maskspec", tiny("maskspec")), tmp_path / "a.pth")
+    convert(tmp_path / "a.pth", tmp_path / "source", family="maskspec")
+    flags = "--number_of_epochs=3 --lr=0.003 --augment=null --crop_seconds=4.0"
+    folder, _ = train(*flags.split(), f"--source={tmp_path / 'source'}")
+    detector = EventDetector.from_hparams(folder / "export")
+    assert detector.sample_rate == 32000
+    check_events(detector, folder, soundscapes)
 
 
 def test_the_package_s_brain_does_the_same(train, recipe, monkeypatch):

@@ -1018,3 +1018,15 @@ def test_chance_stands_next_to_what_a_classifier_reaches(rows, tmp_path):
 
 def own_cost(scores, targets):
     return (scores - targets).square().mean()
+
+
+@pytest.mark.parametrize("task", ["pretrain", "classify"])
+def test_audio_has_the_rate_of_the_front_end(task, rows, tmp_path):
+    run = build(task, rows, tmp_path, sample_rate=8000)
+    for split, part in rows.items():
+        for clip, example in zip(
+            part.values(), run.datasets[split], strict=True
+        ):
+            seconds = clip["duration"]
+            seconds = min(seconds, 0.5) if split == "train" else seconds
+            assert len(example["sig"]) == pytest.approx(8000 * seconds, abs=1)

@@ -3,7 +3,9 @@
 import sys
 
 import pytest
+import torch
 from export_kit import export, make_classifier
+from peer_kit import tiny, wrapped
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.checkpoints.folder import export_pretrained
@@ -42,6 +44,18 @@ def test_license_and_base_model_of_the_bundled_one():
     assert card["settings"]["source"] == "ssast-lobes-micro-1 (apache-2.0)"
     assert card["pretraining"].startswith("ContrastiveMSPM: ")
     assert card["data"] == "barks: 1 training clips (2.0 hours), 1 test clips"
+
+
+def test_the_license_of_a_released_file_is_passed_on(tmp_path):
+    path = tmp_path / "m2d.pth"
+    torch.save(wrapped("m2d", tiny("m2d")), path)
+    card = model_card(YAML, ROWS, {}, source=str(path))
+    # A classifier that begins from the file, and one that begins from that.
+    source = export(tmp_path / "tuned", make_classifier(), card=card)
+    again = model_card(YAML, ROWS, {}, source=str(source))
+    for told in (card, again):
+        assert told["license"] == "other"
+        assert "NTT's evaluation license" in told["weights"]
 
 
 @pytest.mark.parametrize("typed", [True, False])

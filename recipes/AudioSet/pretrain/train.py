@@ -74,7 +74,7 @@ def main(arguments):
             schedule=hparams["schedule"],
             weight_decay_schedule=hparams["weight_decay_schedule"],
             train_logger=hparams["train_logger"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(rows["train"]) + len(rows["valid"]),
         )
         brain.fit(

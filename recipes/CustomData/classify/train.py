@@ -111,7 +111,7 @@ def main(arguments):
             swa_start_epoch=hparams["swa_start_epoch"],
             train_logger=hparams["train_logger"],
             use_tensorboard=hparams["use_tensorboard"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
         if hparams["lp_init_penalty"] is not None:

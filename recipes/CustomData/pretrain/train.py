@@ -103,7 +103,7 @@ def main(arguments):
             weight_decay_schedule=hparams["weight_decay_schedule"],
             train_logger=hparams["train_logger"],
             use_tensorboard=hparams["use_tensorboard"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(rows["train"]) + len(rows["valid"]),
         )
         brain.fit(

@@ -80,7 +80,7 @@ def run_fold(hparams_file, run_opts, overrides):
             schedule=hparams["schedule"],
             swa_start_epoch=hparams["swa_start_epoch"],
             train_logger=hparams["train_logger"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
         train_opts = hparams["train_dataloader_opts"]

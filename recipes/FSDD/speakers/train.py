@@ -74,7 +74,7 @@ def main(arguments):
             layer_decay=hparams["layer_decay"],
             schedule=hparams["schedule"],
             train_logger=hparams["train_logger"],
-            readers=[hparams["train_reader"]],
+            readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
         brain.fit(

@@ -50,7 +50,6 @@ def dataio_prepare(hparams):
     """Return the rows, the tokenizer of train, and a dataset of each part."""
     rows = read_splits(hparams["splits_file"], hparams["shards"])
     tokenizer = training.load_tokenizer(hparams["tokenizer"])
-
     encode = functools.partial(tokens_of, tokenizer)
     parts = {}
     for name in ("train", "valid", *hparams["test_parts"]):
@@ -107,6 +106,7 @@ def main(arguments):
             layer_decay=hparams["layer_decay"],
             schedule=hparams["schedule"],
             train_logger=hparams["train_logger"],
+            readers=[hparams["reader"]],
             n_files=sum(map(len, [train, valid, *parts.values()])),
         )
         brain.fit(

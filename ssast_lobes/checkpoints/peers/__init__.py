@@ -108,6 +108,7 @@ def from_peer(content, path, family=None):
         shared = [name for name, f in FAMILIES.items() if not f.marks]
         raise WeightsError(
             "the keys are those of several families: name the one it is of, "
-            f"by family=... or --family; {', '.join(shared)}, or m2d of 2022"
+            "by family=... or `ssast-lobes convert FILE FOLDER --family NAME`; "
+            f"{', '.join(shared)}, or m2d of 2022"
         )
     return known.translate(content, path)

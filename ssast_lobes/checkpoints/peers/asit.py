@@ -1,6 +1,8 @@
 """ASiT: https://github.com/Sara-Ahmed/ASiT (1f1d63c)."""
 
-from ssast_lobes.checkpoints.peers.family import Family
+from ssast_lobes.checkpoints.peers.family import VIT, Family
+
+_OUT = "objective.decoder.6."
 
 
 class ASiT(Family):
@@ -20,5 +22,30 @@ class ASiT(Family):
     license = "none stated"
     source = "https://github.com/Sara-Ahmed/ASiT"
     prefixes = ("module.", "backbone.")
-    left_out = ("head_cls.", "head_recons.")
+    names = {
+        **VIT,
+        "head_cls.mlp.": "objective.projector.",
+        "head_cls.cls_layer.weight_v": "objective.class_prototypes.weight",
+        "head_cls.data_layer.weight_v": "objective.patch_prototypes.weight",
+        "head_recons.mlp.": "objective.decoder.",
+        "head_recons.convTrans.": _OUT,
+    }
+    # Gains of the prototypes, which are 1 and never trained.
+    left_out = ("head_cls.cls_layer.weight_g", "head_cls.data_layer.weight_g")
     pooling = {"pooling": "class", "layers": "last"}
+
+    def build(self, ours, config, content, path, report):
+        """See `Family.build`; the heads are in the file, without centers."""
+        heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
+        super().build(ours, config, content, path, report)
+        if _OUT + "weight" not in heads:
+            return
+        # A transposed convolution on patches that do not overlap is a linear
+        # layer; its kernel is (frames, bins), its one bias that of each pixel.
+        kernel = heads[_OUT + "weight"][:, 0].transpose(1, 2)
+        heads[_OUT + "weight"] = kernel.flatten(1).t()
+        pixels = kernel[0].numel()
+        heads[_OUT + "bias"] = heads[_OUT + "bias"].repeat(pixels)
+        ours.update(heads)
+        config["objective"] = {"name": "ASiT"}
+        report.append("pretext heads: prototypes, and a decoder of pixels")

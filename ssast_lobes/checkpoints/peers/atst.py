@@ -18,6 +18,21 @@ FEATURES = {
     },
 }
 
+# BYOL's projector is taken where the encoder is, from the teacher; only the
+# student has a predictor.
+_HEADS = {
+    "model.teacher.projector.": "objective.projector.",
+    "model.student.predictor.": "objective.predictor.",
+}
+_LAYERS = {
+    "0.": "fc1.",
+    "1.weight": "norm.scale",
+    "1.bias": "norm.offset",
+    "1.running_mean": "norm.running_mean",
+    "1.running_var": "norm.running_variance",
+    "3.": "fc2.",
+}
+
 
 class _ATST(Family):
     """What both have: frames of 64 mel bins x 4, attention without bias."""
@@ -31,11 +46,20 @@ class _ATST(Family):
     source = "https://github.com/Audio-WestlakeU/audiossl"
     # The teacher is what the official code uses.
     prefixes = ("model.teacher.encoder.", "module.", "backbone.")
-    names = {**VIT, "patch_embed.patch_embed.": "encoder.patch_embedding."}
+    names = {
+        **VIT,
+        "patch_embed.patch_embed.": "encoder.patch_embedding.",
+        **{
+            theirs + layer: ours + name
+            for theirs, ours in _HEADS.items()
+            for layer, name in _LAYERS.items()
+        },
+    }
     left_out = (
-        "model.student.",
-        "model.teacher.",
-        "mask_embed",
+        "model.student.encoder.",
+        "model.student.projector.",
+        *(f"{name}1.num_batches_tracked" for name in _HEADS),
+        # Of older files, whose predictor is in another entry.
         "projector.",
         "predictor.",
         "head.",
@@ -43,11 +67,24 @@ class _ATST(Family):
     n_mels = 64
     features = FEATURES
     frames = 0
+    objective = ""
 
     def build(self, ours, config, content, path, report):
         """See `Family.build`; the table is longer than the clips were."""
+        heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
-        config["encoder"]["table_frames"] = self.frames
+        encoder = config["encoder"]
+        encoder["table_frames"] = self.frames
+        if "objective.predictor.fc2.weight" not in heads:
+            return
+        out, hidden = heads["objective.predictor.fc2.weight"].shape
+        ours.update(heads)
+        config["objective"] = {
+            "name": self.objective,
+            "hidden": hidden / encoder["dim"],
+            "out": out / encoder["dim"],
+        }
+        report.append(f"pretext heads: of sizes {hidden} and {out}")
 
 
 class ATSTFrame(_ATST):
@@ -59,11 +96,22 @@ class ATSTFrame(_ATST):
     name = "atst_frame"
     title = "ATST-Frame"
     marks = ("patch_embed.patch_embed.weight", "norm_frame.weight")
-    names = {**_ATST.names, "norm_frame.": "encoder.norm."}
+    names = {
+        **_ATST.names,
+        "norm_frame.": "encoder.norm.",
+        "mask_embed": "objective.mask_embedding",
+    }
     encoder = {"n_class_tokens": 0, "crop": "start", "qkv_bias": False}
     pooling = {"pooling": "mean", "layers": "normed"}
     frames = 1001
+    objective = "ATSTFrame"
     chunks = {"frames": 1001, "rule": "mean"}
+
+    def build(self, ours, config, content, path, report):
+        """See `_ATST.build`; there is a vector of masked times."""
+        key = "objective.mask_embedding"
+        ours[key] = ours[key].flatten()
+        super().build(ours, config, content, path, report)
 
 
 class ATSTClip(_ATST):
@@ -80,7 +128,9 @@ class ATSTClip(_ATST):
         "Transformer, Interspeech 2022"
     )
     marks = ("patch_embed.patch_embed.weight", "cls_token", "norm.weight")
+    left_out = ("mask_embed", *_ATST.left_out)
     encoder = {"n_class_tokens": 1, "crop": "start", "qkv_bias": False}
     pooling = {"pooling": "class_mean", "layers": "normed"}
     frames = 601
+    objective = "ATSTClip"
     chunks = {"frames": 601, "rule": "mean_of_long"}

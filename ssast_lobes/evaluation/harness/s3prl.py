@@ -53,7 +53,7 @@ class UpstreamExpert(WindowedModel):
         if self.sample_rate != SAMPLE_RATE:
             raise ValueError(
                 f"{ckpt}: takes audio at {self.sample_rate} Hz, s3prl gives "
-                f"{SAMPLE_RATE} Hz"
+                f"{SAMPLE_RATE} Hz: HEAR and X-ARES ask a model for its rate"
             )
         # s3prl decides whether to train it, and disables gradients if not.
         self.lobe.freeze = False
