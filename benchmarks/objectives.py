@@ -29,6 +29,7 @@ OBJECTIVES = {
     "mae_ast": ("patch", 128),
     "m2d": ("patch", 128),
     "eat": ("patch", 128),
+    "sslam": ("patch", 128),
     "asit": ("patch", 128),
     "audiomosaic": ("patch", 128),
     "beats": ("patch", 128),

@@ -53,6 +53,7 @@ _MODULE_OF = {
     "RandomProjectionTokenizer": "objectives.tokenizers",
     "RowMasker": "objectives.block_maskers",
     "SSAST": "lobes.spectrogram",
+    "SSLAM": "objectives",
     "SpanMasker": "objectives.block_maskers",
     "SpectrogramClassifier": "models.heads",
     "SpectrogramDetector": "models.event_head",

@@ -18,7 +18,11 @@ VARIANTS = {
 }
 
 # The numbers of the papers do not fit clips of a second and a half.
-SMALL = {"mspm_reference": {"count": 30}, "eat": {"n_masks": 2}}
+SMALL = {
+    "mspm_reference": {"count": 30},
+    "eat": {"n_masks": 2},
+    "sslam": {"n_masks": 2},
+}
 
 CLIPS = 2
 
