@@ -30,6 +30,7 @@ OBJECTIVES = {
     "m2d": ("patch", 128),
     "eat": ("patch", 128),
     "sslam": ("patch", 128),
+    "jepa": ("patch", 128),
     "asit": ("patch", 128),
     "audiomosaic": ("patch", 128),
     "beats": ("patch", 128),

@@ -20,6 +20,7 @@ from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.codes import Codes
 from ssast_lobes.objectives.contrastive_mspm import ContrastiveMSPM
 from ssast_lobes.objectives.eat import EAT
+from ssast_lobes.objectives.jepa import JEPA
 from ssast_lobes.objectives.m2d import M2D
 from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
@@ -36,6 +37,7 @@ __all__ = [
     "Codes",
     "ContrastiveMSPM",
     "EAT",
+    "JEPA",
     "M2D",
     "MAEAST",
     "MSPM",

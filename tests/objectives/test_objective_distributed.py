@@ -17,6 +17,7 @@ ADDITIVE = [
     "audiomae",
     "mae_ast",
     "m2d",
+    "jepa",
     "beats",
     "best_rq",
 ]

@@ -13,10 +13,12 @@ import torch
 
 from ssast_lobes import Grid, SpectrogramEncoder
 from ssast_lobes.objectives import EAT, load_objective
+from ssast_lobes.objectives.maskers import RandomMasker
 from ssast_lobes.utils.metrics import effective_rank
 
-NAMES = ["maskspec", "audiomae", "mae_ast", "m2d", "eat", "sslam", "beats"]
 LATENT = ["m2d", "eat", "sslam"]
+TEACHERS = [*LATENT, "jepa"]
+NAMES = ["maskspec", "audiomae", "mae_ast", *TEACHERS, "beats"]
 RATIOS = {
     "maskspec": 0.75,
     "audiomae": 0.8,
@@ -24,6 +26,7 @@ RATIOS = {
     "m2d": 0.7,
     "eat": 0.8,
     "sslam": 0.8,
+    "jepa": 0.81,
     "beats": 0.75,
 }
 GRIDS = {
@@ -36,9 +39,17 @@ QUICK = {
     "m2d": {"momentum": [0.99, 0.999]},
     "eat": {"momentum": [0.99, 0.999], "n_masks": 2},
     "sslam": {"momentum": [0.99, 0.999], "n_masks": 2},
+    "jepa": {"momentum": [0.99, 0.999], "momentum_duration": 0.25},
+}
+# Settings under which a clip has one mask, as where a mask is given.
+ONE_MASK = {
+    "eat": {"n_masks": 1},
+    "sslam": {"n_masks": 1},
+    "jepa": {"masker": RandomMasker(ratio=0.81)},
 }
 names = pytest.mark.parametrize("name", NAMES)
 latent = pytest.mark.parametrize("name", LATENT)
+teachers = pytest.mark.parametrize("name", TEACHERS)
 geometries = pytest.mark.parametrize("geometry", GRIDS)
 
 
@@ -277,8 +288,8 @@ def test_draws_follow_generator_and_key(name):
 @names
 @torch.no_grad()
 def test_a_given_mask_is_the_mask_that_would_be_drawn(name):
-    one = {"n_masks": 1} if name in ("eat", "sslam") else {}
-    objective, (feats, n_frames) = small(name, **one).eval(), batch()
+    objective = small(name, **ONE_MASK.get(name, {})).eval()
+    feats, n_frames = batch()
     keys = torch.tensor([5, 6, 7, 8])
     mask = objective.draw_mask(feats, n_frames, clip_keys=keys)
     given = objective(feats, n_frames, mask, clip_keys=keys).loss.item()
@@ -430,7 +441,7 @@ def test_a_resumed_run_equals_one_that_was_not_stopped(name):
         assert torch.equal(value, expected[key]), key
 
 
-@latent
+@teachers
 def test_the_teacher_follows_by_the_momentum_of_the_step(name):
     objective = small(name, momentum=[0.5, 0.9])
     with torch.no_grad():
@@ -444,7 +455,7 @@ def test_the_teacher_follows_by_the_momentum_of_the_step(name):
             strict=True,
         )
     ]
-    # Halfway along the line: of the run, or of EAT's quarter of it.
+    # Halfway along the line: of the run, or of a quarter of it.
     objective.after_step(50 if name == "m2d" else 25 // 2, 100)
     momentum = 0.7 if name == "m2d" else 0.5 + 0.4 * 12 / 25
     for before, after, goal in pairs:
@@ -454,7 +465,7 @@ def test_the_teacher_follows_by_the_momentum_of_the_step(name):
     assert objective.momentum(100, 100) == 0.9
 
 
-@latent
+@teachers
 def test_the_teacher_stays_still_without_a_step(name):
     objective, (feats, n_frames) = small(name).train(), batch()
     before = [p.clone() for p in objective.teacher.parameters()]
