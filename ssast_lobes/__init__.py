@@ -42,6 +42,7 @@ _MODULE_OF = {
     "Linear": "utils.schedules",
     "M2D": "objectives",
     "MAEAST": "objectives",
+    "MERT": "objectives",
     "MSPM": "objectives",
     "MSPMReference": "objectives",
     "MaskedAutoencoder": "objectives",

@@ -46,3 +46,16 @@ def clips(seed, count=CLIPS):
     n_frames = torch.tensor([160, 97] * (count // 2))
     shown = torch.arange(160) < n_frames[:, None]
     return feats * shown[:, :, None], n_frames
+
+
+def audio(objective, n_frames, seed=0):
+    """Waveforms of clips with so many frames, where an objective wants them."""
+    if not objective.needs_audio:
+        return {}
+    n_samples = (n_frames - 1) * 160 + 400
+    wavs = torch.randn(
+        len(n_frames),
+        int(n_samples.max()),
+        generator=torch.Generator().manual_seed(seed),
+    )
+    return {"wavs": 0.1 * wavs, "n_samples": n_samples}

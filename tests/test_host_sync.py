@@ -7,7 +7,7 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from objective_kit import PRESETS, VARIANTS
+from objective_kit import PRESETS, VARIANTS, audio
 from objective_kit import build as build_objective
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -71,7 +71,11 @@ def build(name):
     if name == "degradation":
         preset = read_preset("degradation", "speech")
         return build_preset(preset)["degradation"], (wav, lens)
-    return MODULES[name](), (feats, n_frames)
+    module = MODULES[name]()
+    arguments = feats, n_frames
+    if name in OBJECTIVES:
+        arguments += tuple(audio(module, torch.full((3,), 160)).values())
+    return module, arguments
 
 
 def without_contents(module, arguments, device):
@@ -111,7 +115,11 @@ NAMES = ["features", "mixup", "degradation", *MODULES]
 
 def call(module, arguments):
     """Forward; gives what there is to minimise, or None."""
-    output = module(*arguments)
+    sound = {}
+    if getattr(module, "needs_audio", False):
+        *arguments, wavs, n_samples = arguments
+        sound = {"wavs": wavs, "n_samples": n_samples}
+    output = module(*arguments, **sound)
     if hasattr(output, "loss"):
         return output.loss
     output = output[0] if isinstance(output, tuple) else output

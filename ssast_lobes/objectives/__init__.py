@@ -24,6 +24,7 @@ from ssast_lobes.objectives.jepa import JEPA
 from ssast_lobes.objectives.m2d import M2D
 from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
+from ssast_lobes.objectives.mert import MERT
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
 from ssast_lobes.objectives.sslam import SSLAM
@@ -40,6 +41,7 @@ __all__ = [
     "JEPA",
     "M2D",
     "MAEAST",
+    "MERT",
     "MSPM",
     "MSPMReference",
     "MaskedAutoencoder",
