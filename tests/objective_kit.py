@@ -40,22 +40,19 @@ def build_with(name, **arguments):
     return load_objective(name)(encoder, **arguments)
 
 
+def audio(objective, seed, count=CLIPS):
+    """What an objective that needs the waveforms of `clips` gets of them."""
+    if not objective.needs_audio:
+        return {}
+    draw = torch.Generator().manual_seed(seed)
+    n_samples = torch.tensor([25840, 15760] * count)[:count]
+    wavs = 0.1 * torch.randn(count, 25840, generator=draw)
+    return {"wavs": wavs, "n_samples": n_samples}
+
+
 def clips(seed, count=CLIPS):
     draw = torch.Generator().manual_seed(seed)
     feats = 0.5 * torch.randn(count, 160, 128, generator=draw)
     n_frames = torch.tensor([160, 97] * (count // 2))
     shown = torch.arange(160) < n_frames[:, None]
     return feats * shown[:, :, None], n_frames
-
-
-def audio(objective, n_frames, seed=0):
-    """Waveforms of clips with so many frames, where an objective wants them."""
-    if not objective.needs_audio:
-        return {}
-    n_samples = (n_frames - 1) * 160 + 400
-    wavs = torch.randn(
-        len(n_frames),
-        int(n_samples.max()),
-        generator=torch.Generator().manual_seed(seed),
-    )
-    return {"wavs": 0.1 * wavs, "n_samples": n_samples}

@@ -72,10 +72,21 @@ def build(name):
         preset = read_preset("degradation", "speech")
         return build_preset(preset)["degradation"], (wav, lens)
     module = MODULES[name]()
-    arguments = feats, n_frames
-    if name in OBJECTIVES:
-        arguments += tuple(audio(module, torch.full((3,), 160)).values())
-    return module, arguments
+    if getattr(module, "needs_audio", False):
+        return hearing(module), (feats, n_frames, *audio(module, 0, 3).values())
+    return module, (feats, n_frames)
+
+
+def hearing(objective):
+    """An objective that takes the waveforms by their places."""
+
+    def forward(feats, n_frames, wavs, n_samples):
+        return type(objective).forward(
+            objective, feats, n_frames, wavs=wavs, n_samples=n_samples
+        )
+
+    objective.forward = forward
+    return objective
 
 
 def without_contents(module, arguments, device):
@@ -115,11 +126,7 @@ NAMES = ["features", "mixup", "degradation", *MODULES]
 
 def call(module, arguments):
     """Forward; gives what there is to minimise, or None."""
-    sound = {}
-    if getattr(module, "needs_audio", False):
-        *arguments, wavs, n_samples = arguments
-        sound = {"wavs": wavs, "n_samples": n_samples}
-    output = module(*arguments, **sound)
+    output = module(*arguments)
     if hasattr(output, "loss"):
         return output.loss
     output = output[0] if isinstance(output, tuple) else output

@@ -66,12 +66,12 @@ class MERT(Codes):
         '"MERT: Acoustic Music Understanding Model with Large-Scale '
         'Self-supervised Training", ICLR 2024'
     )
-    needs_audio = True
 
     def __init__(
         self, encoder, masker=None, *, background, spectrum_weight, **arguments
     ):
         super().__init__(encoder, masker, **arguments)
+        self.needs_audio = True
         self.background_config = dict(background)
         self.background = Background(**background)
         self.spectrum_weight = real("spectrum_weight", spectrum_weight, 0)

@@ -33,12 +33,11 @@ def train(name, rank):
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
-        feats, n_frames = clips(10 * rank + step)
-        own = audio(objective, n_frames, 10 * rank + step)
+        own = audio(objective, 10 * rank + step)
         # In a step only: processes have no positive pairs at times.
         if objective.uses_positive_pairs and step == 1:
             own["positive_pairs"] = torch.ones(CLIPS, dtype=torch.bool)
-        output = parallel(feats, n_frames, generator=draw, **own)
+        output = parallel(*clips(10 * rank + step), generator=draw, **own)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
