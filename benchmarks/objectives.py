@@ -29,10 +29,13 @@ OBJECTIVES = {
     "mae_ast": ("patch", 128),
     "m2d": ("patch", 128),
     "eat": ("patch", 128),
+    "sslam": ("patch", 128),
+    "jepa": ("patch", 128),
     "asit": ("patch", 128),
     "audiomosaic": ("patch", 128),
     "beats": ("patch", 128),
     "best_rq": ("patch", 128),
+    "mert": ("frame", 128),
     "atst_clip": ((64, 4), 64),
     "atst_frame": ((64, 4), 64),
 }
@@ -51,13 +54,19 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), 1e-4)
         self.feats = torch.randn(batch_size, N_FRAMES, n_mels, device=device)
         self.n_frames = torch.full((batch_size,), N_FRAMES, device=device)
+        self.audio = {}
+        if self.objective.needs_audio:
+            wavs = torch.randn(batch_size, 160 * N_FRAMES, device=device)
+            n_samples = torch.full_like(self.n_frames, wavs.shape[1])
+            self.audio = {"wavs": wavs, "n_samples": n_samples}
         self.steps = 0
 
     def __call__(self):
         """Take a step; give its seconds."""
         _wait(self.feats.device)
         start = time.perf_counter()
-        self.objective(self.feats, self.n_frames).loss.backward()
+        output = self.objective(self.feats, self.n_frames, **self.audio)
+        output.loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1

@@ -18,7 +18,11 @@ VARIANTS = {
 }
 
 # The numbers of the papers do not fit clips of a second and a half.
-SMALL = {"mspm_reference": {"count": 30}, "eat": {"n_masks": 2}}
+SMALL = {
+    "mspm_reference": {"count": 30},
+    "eat": {"n_masks": 2},
+    "sslam": {"n_masks": 2},
+}
 
 CLIPS = 2
 
@@ -34,6 +38,16 @@ def build_with(name, **arguments):
         Grid(), dim=32, depth=2, heads=2, table_frames=160
     )
     return load_objective(name)(encoder, **arguments)
+
+
+def audio(objective, seed, count=CLIPS):
+    """What an objective that needs the waveforms of `clips` gets of them."""
+    if not objective.needs_audio:
+        return {}
+    draw = torch.Generator().manual_seed(seed)
+    n_samples = torch.tensor([25840, 15760] * count)[:count]
+    wavs = 0.1 * torch.randn(count, 25840, generator=draw)
+    return {"wavs": wavs, "n_samples": n_samples}
 
 
 def clips(seed, count=CLIPS):

@@ -7,7 +7,7 @@ the host. Where there is, CUDA itself says so.
 
 import pytest
 import torch
-from objective_kit import PRESETS, VARIANTS
+from objective_kit import PRESETS, VARIANTS, audio
 from objective_kit import build as build_objective
 from torch import nn
 from torch._subclasses.fake_tensor import (
@@ -71,7 +71,22 @@ def build(name):
     if name == "degradation":
         preset = read_preset("degradation", "speech")
         return build_preset(preset)["degradation"], (wav, lens)
-    return MODULES[name](), (feats, n_frames)
+    module = MODULES[name]()
+    if getattr(module, "needs_audio", False):
+        return hearing(module), (feats, n_frames, *audio(module, 0, 3).values())
+    return module, (feats, n_frames)
+
+
+def hearing(objective):
+    """An objective that takes the waveforms by their places."""
+
+    def forward(feats, n_frames, wavs, n_samples):
+        return type(objective).forward(
+            objective, feats, n_frames, wavs=wavs, n_samples=n_samples
+        )
+
+    objective.forward = forward
+    return objective
 
 
 def without_contents(module, arguments, device):

@@ -20,11 +20,14 @@ from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.codes import Codes
 from ssast_lobes.objectives.contrastive_mspm import ContrastiveMSPM
 from ssast_lobes.objectives.eat import EAT
+from ssast_lobes.objectives.jepa import JEPA
 from ssast_lobes.objectives.m2d import M2D
 from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
+from ssast_lobes.objectives.mert import MERT
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
+from ssast_lobes.objectives.sslam import SSLAM
 from ssast_lobes.utils.presets import build, read_preset, tag_of
 
 __all__ = [
@@ -35,13 +38,16 @@ __all__ = [
     "Codes",
     "ContrastiveMSPM",
     "EAT",
+    "JEPA",
     "M2D",
     "MAEAST",
+    "MERT",
     "MSPM",
     "MSPMReference",
     "MaskedAutoencoder",
     "Objective",
     "ObjectiveOutput",
+    "SSLAM",
     "load_objective",
 ]
 

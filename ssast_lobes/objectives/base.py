@@ -18,6 +18,7 @@ from ssast_lobes.objectives.block_maskers import (
     SpanMasker,
 )
 from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
+from ssast_lobes.objectives.multi_block_masker import MultiBlockMasker
 from ssast_lobes.utils.lengths import full_lengths
 from ssast_lobes.utils.presets import build, read_preset
 from ssast_lobes.utils.random import RandomSource
@@ -201,6 +202,7 @@ _MASKERS = {
         RowMasker,
         ChunkMasker,
         PeriodicMasker,
+        MultiBlockMasker,
     )
 }
 

@@ -124,15 +124,23 @@ class Codes(Objective):
             frequent the codes of the batch are; ``codes_used``, the fraction
             of the codes that masked tokens of the batch have.
         """
+        mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
+        outputs = self.outputs(feats, n_frames, mask, split)
+        ids = self.ids(feats, n_frames, split)
+        return self.losses(outputs, ids, split.weight)
+
+    def split(self, feats, n_frames, mask, generator, clip_keys):
+        """Return the mask of a batch, drawn where it is None, and its split."""
         n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
             n_masked = self.masker.max_masked(*mask.shape[1:])
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
         is_token = self.encoder.grid.is_token(n_time, max_time)
-        split = split_tokens(mask, is_token, n_masked)
-        # Codes show what the encoder sees: nothing beyond a clip's end.
-        feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        return mask, split_tokens(mask, is_token, n_masked)
+
+    def outputs(self, feats, n_frames, mask, split):
+        """Return outputs at masked tokens, of encoder or decoder, (B, K, D)."""
         if self.decoder_config is None:
             encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
             outputs = encoded.tokens
@@ -140,9 +148,13 @@ class Codes(Objective):
             encoded = self.encoder(feats, n_frames, keep=split.keep)
             n_freq = self.encoder.grid.n_freq
             outputs = self.decoder(encoded, split, n_freq)
-        outputs = gather_tokens(outputs, split.ids_masked)
-        ids = gather_tokens(self.tokenizer(feats), split.ids_masked)
-        return self.losses(outputs, ids, split.weight)
+        return gather_tokens(outputs, split.ids_masked)
+
+    def ids(self, feats, n_frames, split):
+        """Return the codes of masked tokens, (B, K, n_books) int64."""
+        # Codes show what the encoder sees: nothing beyond a clip's end.
+        feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
+        return gather_tokens(self.tokenizer(feats), split.ids_masked)
 
     def losses(self, outputs, ids, weight):
         """Return the loss on masked tokens.

@@ -5,6 +5,7 @@ Transformer", IJCAI 2024, after data2vec 2.0 (Baevski et al., ICML 2023).
 """
 
 import contextlib
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -14,6 +15,7 @@ from ssast_lobes.models.ema_teacher import EMATeacher
 from ssast_lobes.objectives.base import (
     Objective,
     ObjectiveOutput,
+    TokenSplit,
     clip_mean,
     gather_tokens,
     projection_std,
@@ -25,6 +27,24 @@ from ssast_lobes.utils.schedules import Linear
 
 # Added to variances by torch's instance and layer norm.
 _EPS = 1e-5
+
+
+class StudentOutput(NamedTuple):
+    """What the student says of B clips in M masks each.
+
+    Arguments
+    ---------
+    predictions : torch.Tensor
+        float32 (B * M, K, D), at masked tokens.
+    classes : torch.Tensor
+        Means of the class tokens, float32 (B * M, D).
+    split : TokenSplit
+        Of B * M clips.
+    """
+
+    predictions: torch.Tensor
+    classes: torch.Tensor
+    split: TokenSplit
 
 
 class EAT(Objective):
@@ -142,37 +162,36 @@ class EAT(Objective):
             after a collapse.
         """
         rand = self.random_source(feats, generator, clip_keys)
+        masks, n_masked, is_token = self.masks(rand, feats, n_frames, mask)
+        targets = self.targets(feats, n_frames, is_token)
+        student = self.student(feats, n_frames, is_token, masks, n_masked, rand)
+        return self.losses(student, *targets)
+
+    def masks(self, rand, feats, n_frames, mask=None):
+        """Return the masks of a batch; a mask that is given stands alone.
+
+        Arguments
+        ---------
+        rand : RandomSource
+            Source of the draws.
+        feats, n_frames, mask
+            As in `forward`.
+
+        Returns
+        -------
+        masks : torch.Tensor
+            Boolean (B, n_masks, F', T'), or (B, 1, F', T').
+        n_masked : int or None
+            See `split_tokens`.
+        is_token : torch.Tensor
+            Boolean (B, N), True at tokens that are audio.
+        """
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
         masks = self.draw_masks(rand, n_time, max_time)
         n_masked = self.masker.max_masked(*masks.shape[2:])
         if mask is not None:
             masks, n_masked = mask[:, None], None
-        is_token = self.encoder.grid.is_token(n_time, max_time)
-        targets, clip_targets = self.targets(feats, n_frames, is_token)
-
-        # From here on, each mask of a clip is a clip of its own.
-        copies = masks.shape[1]
-        feats, n_frames, is_token, clip_targets = (
-            x.repeat_interleave(copies, 0)
-            for x in (feats, n_frames, is_token, clip_targets)
-        )
-        split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
-        encoded = self.encoder(feats, n_frames, keep=split.keep)
-        predictions = self.predict(encoded, split, rand, copies)
-        ids_masked = split.ids_masked.unflatten(0, (-1, copies)).flatten(1)
-        targets = gather_tokens(targets, ids_masked).view_as(predictions)
-        regression = clip_mean(_error(predictions, targets), split.weight)
-        of_clip = _error(encoded.clip("class").float(), clip_targets)
-        some = split.weight.amax(1, keepdim=True)
-        utterance = clip_mean(of_clip[:, None], some)
-        logs = {
-            "regression": regression.detach(),
-            "utterance": utterance.detach(),
-            "projection_std": projection_std(predictions, split.weight),
-            "target_std": projection_std(targets, split.weight),
-        }
-        loss = regression + self.utterance_weight * utterance
-        return ObjectiveOutput(loss, logs)
+        return masks, n_masked, self.encoder.grid.is_token(n_time, max_time)
 
     def draw_masks(self, rand, n_time, max_time):
         """Draw masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
@@ -183,27 +202,84 @@ class EAT(Objective):
         ]
         return torch.stack(masks, dim=1)
 
-    def predict(self, encoded, split, rand, copies):
+    def student(self, feats, n_frames, is_token, masks, n_masked, rand):
+        """Return what the student says of clips, in each of their masks.
+
+        Arguments
+        ---------
+        feats, n_frames
+            As in `forward`.
+        is_token, masks, n_masked
+            As `masks` returns them.
+        rand : RandomSource
+            Source of the decoder's noise.
+
+        Returns
+        -------
+        StudentOutput
+        """
+        # From here on, each mask of a clip is a clip of its own.
+        feats, n_frames, is_token = (
+            x.repeat_interleave(masks.shape[1], 0)
+            for x in (feats, n_frames, is_token)
+        )
+        split = split_tokens(masks.flatten(0, 1), is_token, n_masked)
+        encoded = self.encoder(feats, n_frames, keep=split.keep)
+        predictions = self.predict(encoded, split, rand)
+        return StudentOutput(predictions, encoded.clip("class").float(), split)
+
+    def losses(self, student, targets, clip_targets):
+        """Return the loss of the student.
+
+        Arguments
+        ---------
+        student : StudentOutput
+            Of B clips in M masks each.
+        targets, clip_targets : torch.Tensor
+            Of the teacher, as `targets` returns them for B clips.
+
+        Returns
+        -------
+        ObjectiveOutput
+            As of `forward`.
+        """
+        weight = student.split.weight
+        targets = targets_at(targets, student.split.ids_masked)
+        regression = clip_mean(error(student.predictions, targets), weight)
+        copies = len(weight) // len(clip_targets)
+        clip_targets = clip_targets.repeat_interleave(copies, 0)
+        of_clip = error(student.classes, clip_targets)
+        some = weight.amax(1, keepdim=True)
+        utterance = clip_mean(of_clip[:, None], some)
+        logs = {
+            "regression": regression.detach(),
+            "utterance": utterance.detach(),
+            "projection_std": projection_std(student.predictions, weight),
+            "target_std": projection_std(targets, weight),
+        }
+        loss = regression + self.utterance_weight * utterance
+        return ObjectiveOutput(loss, logs)
+
+    def predict(self, encoded, split, rand):
         """Predict the teacher's tokens from the visible ones.
 
         Arguments
         ---------
         encoded : EncoderOutput
-            Of the visible tokens of B * `copies` clips.
+            Of the visible tokens of B * M clips.
         split : TokenSplit
             Places of the visible tokens.
         rand : RandomSource
             Draws the decoder's input at masked tokens, for B clips.
-        copies : int
-            Masks of each clip.
 
         Returns
         -------
         torch.Tensor
-            float32 (B * copies, K, D), at masked tokens.
+            float32 (B * M, K, D), at masked tokens.
         """
         n_freq, dim = self.encoder.grid.n_freq, self.encoder.dim
         max_time = split.is_token.shape[1] // n_freq
+        copies = len(split.is_token) // rand.n_clips
         drawn = rand(copies * n_freq * dim, max_time)
         drawn = drawn.view(-1, n_freq, dim, max_time).transpose(2, 3)
         filler = self.noise_std * _normal(drawn).flatten(1, 2)
@@ -212,7 +288,7 @@ class EAT(Objective):
         return self.head(gather_tokens(decoded, split.ids_masked)).float()
 
     @torch.no_grad()
-    def targets(self, feats, n_frames, is_token):
+    def targets(self, feats, n_frames, is_token, keep=None):
         """Return the mean of the teacher's layers for whole clips.
 
         The outputs of the MLPs (of the blocks, where these have no MLP) are
@@ -225,6 +301,9 @@ class EAT(Objective):
             As in `forward`.
         is_token : torch.Tensor
             Boolean (B, N), True at tokens that are audio.
+        keep : tuple of torch.Tensor, optional
+            Tokens that the teacher sees, as the encoder takes them; all when
+            left out. Then N is their number, and `is_token` is of them.
 
         Returns
         -------
@@ -233,30 +312,76 @@ class EAT(Objective):
         clips : torch.Tensor
             Their mean over the valid tokens, (B, D).
         """
-        is_token = is_token[:, :, None].float()
-        weight = is_token / is_token.sum(1, keepdim=True)
-        layers = _layer_outputs(self.teacher.encoder, feats, n_frames)
-        total = 0.0
-        for layer in layers:
-            layer = layer.float()
-            centered = layer - (layer * weight).sum(1, keepdim=True)
-            variance = (centered.square() * weight).sum(1, keepdim=True)
-            total = total + centered * (variance + _EPS).rsqrt()
-        mean = total / len(layers)
+        layers = _layer_outputs(self.teacher.encoder, feats, n_frames, keep)
+        mean = mean_of_layers(layers, is_token)
         tokens = nn.functional.layer_norm(mean, mean.shape[2:], eps=_EPS)
-        tokens = tokens * is_token
-        return tokens, (tokens * weight).sum(1)
+        tokens = tokens * is_token[:, :, None]
+        return tokens, (tokens * _token_weight(is_token)).sum(1)
 
     def after_step(self, step, total_steps):
         """Move the teacher; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))
 
 
-def _layer_outputs(encoder, feats, n_frames):
+def mean_of_layers(layers, is_token):
+    """Return the mean of layers, each standardized over a clip's tokens.
+
+    Arguments
+    ---------
+    layers : list of torch.Tensor
+        (B, N, D) each.
+    is_token : torch.Tensor
+        Boolean (B, N), True at tokens that count.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (B, N, D), arbitrary at other tokens.
+
+    Example
+    -------
+    >>> layer = torch.tensor([[[1.0], [3.0], [9.0]]])
+    >>> is_token = torch.tensor([[True, True, False]])
+    >>> mean_of_layers([layer], is_token)[0, :2, 0].round(decimals=3)
+    tensor([-1.,  1.])
+    """
+    weight = _token_weight(is_token)
+    total = 0.0
+    for layer in layers:
+        layer = layer.float()
+        centered = layer - (layer * weight).sum(1, keepdim=True)
+        variance = (centered.square() * weight).sum(1, keepdim=True)
+        total = total + centered * (variance + _EPS).rsqrt()
+    return total / len(layers)
+
+
+def targets_at(targets, ids_masked):
+    """Gather tokens (B, N, D) at the places (B * M, K): (B * M, K, D)."""
+    ids = ids_masked.unflatten(0, (len(targets), -1)).flatten(1)
+    return (
+        gather_tokens(targets, ids)
+        .unflatten(1, (-1, ids_masked.shape[1]))
+        .flatten(0, 1)
+    )
+
+
+def error(predictions, targets):
+    """Return the squared distance over sqrt(D): (.., D) to (..)."""
+    scale = predictions.shape[-1] ** -0.5
+    return scale * (predictions - targets).square().sum(-1)
+
+
+def _token_weight(is_token):
+    """Return weights (B, N, 1) of the tokens that count, with a sum of 1."""
+    is_token = is_token[:, :, None].float()
+    return is_token / is_token.sum(1, keepdim=True).clamp(min=1)
+
+
+def _layer_outputs(encoder, feats, n_frames, keep):
     """Return outputs (B, N, D) of the MLPs of all blocks, or of the blocks."""
     if not all(hasattr(block, "mlp") for block in encoder.blocks):
-        states = encoder(feats, n_frames, hidden_states=True).hidden_states
-        return list(states[1:])
+        output = encoder(feats, n_frames, keep=keep, hidden_states=True)
+        return list(output.hidden_states[1:])
     layers, first = [], encoder.n_class_tokens
     with contextlib.ExitStack() as hooks:
         for block in encoder.blocks:
@@ -264,14 +389,8 @@ def _layer_outputs(encoder, feats, n_frames):
                 lambda _, __, output: layers.append(output[:, first:])
             )
             hooks.callback(hook.remove)
-        encoder(feats, n_frames)
+        encoder(feats, n_frames, keep=keep)
     return layers
-
-
-def _error(predictions, targets):
-    """Return the squared distance over sqrt(D): (.., D) to (..)."""
-    scale = predictions.shape[-1] ** -0.5
-    return scale * (predictions - targets).square().sum(-1)
 
 
 def _normal(uniform):

@@ -146,12 +146,25 @@ class Masker(nn.Module):
             Boolean (B, F', T').
         """
         scores = self.scores(rand, n_time, n_freq, max_time)
-        time = torch.arange(max_time, device=n_time.device)
-        padding = time >= n_time[:, None]
-        scores = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
-        rank = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        masked = rank < self.n_masked(n_time * n_freq)[:, None]
-        return masked.unflatten(1, (n_freq, max_time))
+        return lowest(scores, n_time, self.n_masked(n_time * n_freq))
+
+    def draw_targets(self, rand, n_time, n_freq, max_time):
+        """Draw a mask for each clip, and what of it is to be predicted at once.
+
+        Arguments
+        ---------
+        rand, n_time, n_freq, max_time
+            As in `draw`.
+
+        Returns
+        -------
+        mask : torch.Tensor
+            As of `draw`, of the same draws.
+        targets : torch.Tensor
+            Boolean (B, M, F', T'), M parts of the mask; here one, the whole.
+        """
+        mask = self.draw(rand, n_time, n_freq, max_time)
+        return mask, mask[:, None]
 
     def scores(self, rand, n_time, n_freq, max_time):
         """Return scores of the tokens; the lowest are masked.
@@ -169,6 +182,36 @@ class Masker(nn.Module):
             (B, F', T').
         """
         raise NotImplementedError
+
+
+def lowest(scores, n_time, counts):
+    """Mask the tokens with the lowest scores of each clip.
+
+    Arguments
+    ---------
+    scores : torch.Tensor
+        (B, F', T').
+    n_time : torch.Tensor
+        Valid patches along time of each clip, (B,) int64.
+    counts : torch.Tensor
+        Tokens to mask of each clip, (B,) int64.
+
+    Returns
+    -------
+    torch.Tensor
+        Boolean (B, F', T').
+
+    Example
+    -------
+    >>> scores = torch.tensor([[[3.0, 1.0, 0.0]]])
+    >>> lowest(scores, torch.tensor([2]), torch.tensor([1]))
+    tensor([[[False,  True, False]]])
+    """
+    time = torch.arange(scores.shape[2], device=n_time.device)
+    padding = time >= n_time[:, None]
+    flat = scores.masked_fill(padding[:, None, :], torch.inf).flatten(1)
+    rank = flat.argsort(dim=1, stable=True).argsort(dim=1)
+    return (rank < counts[:, None]).view_as(scores)
 
 
 class RandomMasker(Masker):

@@ -10,7 +10,7 @@ import brain_kit as kit
 import pytest
 import speechbrain as sb
 import torch
-from objective_kit import PRESETS, clips
+from objective_kit import PRESETS, audio, clips
 from objective_kit import build as build_objective
 from processes import run_processes
 from speechbrain.decoders.ctc import ctc_greedy_decode
@@ -237,7 +237,9 @@ def evaluate_objectives(rank, folder):
         objective = build_objective(name)
         for training in (True, False):
             objective.train(training)
-            keys = {} if training else {"clip_keys": torch.tensor([3, 4])}
+            keys = audio(objective, 1)
+            if not training:
+                keys["clip_keys"] = torch.tensor([3, 4])
             try:
                 with NoCollectives(), torch.no_grad():
                     objective(*clips(1), **keys)

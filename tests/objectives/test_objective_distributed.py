@@ -6,7 +6,7 @@ The processes run once for all objectives, on the CPU (gloo). Each preset of
 
 import pytest
 import torch
-from objective_kit import CLIPS, PRESETS, build, clips
+from objective_kit import CLIPS, PRESETS, audio, build, clips
 from processes import run_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -17,6 +17,7 @@ ADDITIVE = [
     "audiomae",
     "mae_ast",
     "m2d",
+    "jepa",
     "beats",
     "best_rq",
 ]
@@ -32,7 +33,7 @@ def train(name, rank):
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
-        own = {}
+        own = audio(objective, 10 * rank + step)
         # In a step only: processes have no positive pairs at times.
         if objective.uses_positive_pairs and step == 1:
             own["positive_pairs"] = torch.ones(CLIPS, dtype=torch.bool)

@@ -16,7 +16,7 @@ TRAINED = ("maskspec", "m2d", "asit", "atst_frame")
 
 
 MASKING = ("mspm", "contrastive_mspm", "maskspec", "mae_ast", "m2d")
-MASKING += ("eat", "atst_frame", "beats", "best_rq")
+MASKING += ("eat", "sslam", "jepa", "atst_frame", "beats", "best_rq")
 MASKERS = {
     "clusters": ClusterMasker(ratio=0.4, cluster_sizes=[2, 6]),
     "random": RandomMasker(count=9),

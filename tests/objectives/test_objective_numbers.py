@@ -60,8 +60,11 @@ WRONG = {
         "utterance_weight": [-1],
         "noise_std": ["x"],
     },
+    "jepa": {"layers": [2, "x"], "momentum": [[0.9, 2]]},
     "m2d": {"momentum": [[0.9, 2]]},
     "mae_ast": {"generative_weight": [-1]},
+    "mert": {"spectrum_weight": [-1, "x"]},
+    "sslam": {"clean_window": [0.6, -1, "x"]},
 }
 CASES = [
     (name, key, value)

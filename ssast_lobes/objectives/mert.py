@@ -1,0 +1,142 @@
+"""MERT on spectrograms: codes of several books, and spectra of notes.
+
+Li et al., "MERT: Acoustic Music Understanding Model with Large-Scale
+Self-supervised Training", ICLR 2024; yizhilll/MERT.
+"""
+
+from torch import nn
+
+from ssast_lobes.objectives.base import clip_mean, gather_tokens
+from ssast_lobes.objectives.codes import Codes
+from ssast_lobes.objectives.log_frequency import N_BANDS, LogFrequencySpectra
+from ssast_lobes.objectives.views import Background
+from ssast_lobes.utils.checks import real
+
+
+class MERT(Codes):
+    """Tell codes and a constant-Q-like spectrum of masked tokens.
+
+    The encoder hears some clips with another clip of the batch behind; codes
+    and spectra are those of the clip alone. A second head predicts the
+    spectrum, see `LogFrequencySpectra`; its error is the plain mean square. In
+    evaluation there is no background: the loss is a function of the clip.
+
+    This is no MERT, whose name stands for the idea. MERT has a convolutional
+    front end on the waveform of 24 kHz, with tokens of 75 Hz; the codes of
+    EnCodec's eight books, compared by cosines with trained code vectors at a
+    temperature of 0.1; raw magnitudes of a constant-Q transform of 336 bins; a
+    penalty on the front end; and pieces of other clips at full volume, where
+    ours have a drawn signal-to-noise ratio.
+
+    It takes the waveforms too, as `PretrainingLobe` gives them.
+
+    Arguments
+    ---------
+    encoder, masker
+        See `Codes`.
+    background : dict
+        Arguments of `Background`.
+    spectrum_weight : float
+        Weight of the spectrum's error; the cross-entropies of all books have
+        weight 1 each.
+    **arguments
+        The other arguments of `Codes`.
+
+    Raises
+    ------
+    ValueError
+        As of `Codes`, or if an argument is out of range.
+
+    Example
+    -------
+    >>> import torch
+    >>> from ssast_lobes import SSAST, PretrainingLobe
+    >>> from ssast_lobes.objectives import load_objective
+    >>> lobe = SSAST(model_size="micro")
+    >>> objective = load_objective("mert")(lobe.encoder)
+    >>> pretrainer = PretrainingLobe(objective, lobe.features)
+    >>> output = pretrainer(torch.randn(2, 16000), torch.tensor([1.0, 0.4]))
+    >>> "cross_entropy" in output.logs, "spectrum" in output.logs
+    (True, True)
+    """
+
+    preset = "mert"
+    paper = (
+        "codes and spectra of masked tokens, after Li et al., "
+        '"MERT: Acoustic Music Understanding Model with Large-Scale '
+        'Self-supervised Training", ICLR 2024'
+    )
+
+    def __init__(
+        self, encoder, masker=None, *, background, spectrum_weight, **arguments
+    ):
+        super().__init__(encoder, masker, **arguments)
+        self.needs_audio = True
+        self.background_config = dict(background)
+        self.background = Background(**background)
+        self.spectrum_weight = real("spectrum_weight", spectrum_weight, 0)
+        self.spectra = LogFrequencySpectra(encoder.grid)
+        self.spectrum_head = nn.Linear(self.head.in_features, N_BANDS)
+
+    @property
+    def config(self):
+        """The arguments, without the encoder, that rebuild this."""
+        return {
+            **super().config,
+            "background": self.background_config,
+            "spectrum_weight": self.spectrum_weight,
+        }
+
+    def forward(
+        self,
+        feats,
+        n_frames,
+        mask=None,
+        generator=None,
+        clip_keys=None,
+        *,
+        wavs,
+        n_samples,
+        crop_starts=None,
+    ):
+        """Return the loss of a batch.
+
+        Arguments
+        ---------
+        feats, n_frames, mask, generator, clip_keys
+            As in `Codes.forward`.
+        wavs : torch.Tensor
+            16 kHz mono waveforms (B, S).
+        n_samples : torch.Tensor
+            Valid samples (B,) int64.
+        crop_starts : torch.Tensor, optional
+            Not used.
+
+        Returns
+        -------
+        ObjectiveOutput
+            The logs of `Codes`, and ``spectrum``, the mean squared error, with
+            that of the mean of the clip as its chance level.
+        """
+        mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
+        heard = feats
+        if self.training:
+            rand = self.random_source(feats, generator, clip_keys)
+            heard = self.background(feats, n_frames, rand)
+        outputs = self.outputs(heard, n_frames, mask, split)
+        ids = self.ids(feats, n_frames, split)
+        output = self.losses(outputs, ids, split.weight)
+
+        spectra = self.spectra(wavs, n_samples, n_frames, feats.shape[1])
+        spectra = gather_tokens(spectra, split.ids_masked)
+        errors = (self.spectrum_head(outputs).float() - spectra).square()
+        spectrum = clip_mean(errors.mean(2), split.weight)
+        logs = {
+            **output.logs,
+            "spectrum": spectrum.detach(),
+            "spectrum_chance": clip_mean(
+                spectra.square().mean(2), split.weight
+            ),
+        }
+        loss = output.loss + self.spectrum_weight * spectrum
+        return output._replace(loss=loss, logs=logs)

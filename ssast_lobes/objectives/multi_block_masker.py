@@ -1,0 +1,86 @@
+"""Masks of joint-embedding predictive architectures: context and targets."""
+
+import torch
+
+from ssast_lobes.objectives.maskers import Masker, lowest, square_scores
+from ssast_lobes.utils.checks import real, whole
+
+
+class MultiBlockMasker(Masker):
+    """Mask several groups of blocks to predict, and more that is left out.
+
+    Each group has exactly `target_ratio` of a clip's tokens, in square blocks
+    that wrap at the clip's own edges, as those of `ClusterMasker`; groups may
+    overlap. The mask is what the encoder does not see: the groups, and further
+    blocks until it has exactly the ratio asked for. So a token can be neither
+    seen nor predicted. Where the groups together have more than the ratio,
+    some of their tokens stay visible, and are no targets. After Assran et al.,
+    "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+    Architecture", CVPR 2023, whose blocks are larger rectangles; WavJEPA has
+    spans.
+
+    Arguments
+    ---------
+    ratio, count
+        See `Masker`: all tokens that the encoder does not see.
+    n_targets : int
+        Groups of a clip.
+    target_ratio : float
+        Ratio of a clip's tokens in a group.
+    block_size : int
+        Tokens along each side of a block.
+
+    Raises
+    ------
+    ValueError
+        If an argument is out of range.
+
+    Example
+    -------
+    >>> from ssast_lobes.utils.random import RandomSource
+    >>> masker = MultiBlockMasker(
+    ...     ratio=0.8, n_targets=4, target_ratio=0.2, block_size=3
+    ... )
+    >>> rand = RandomSource(1, torch.device("cpu"))
+    >>> mask, targets = masker.draw_targets(rand, torch.tensor([10]), 8, 10)
+    >>> mask.sum().item(), targets.sum((2, 3)).tolist()
+    (64, [[16, 16, 16, 16]])
+    """
+
+    def __init__(
+        self, ratio=None, count=None, *, n_targets, target_ratio, block_size
+    ):
+        super().__init__(ratio, count)
+        self.n_targets = whole("n_targets", n_targets)
+        self.target_ratio = real("target_ratio", target_ratio, 0, 1, True)
+        self.block_size = whole("block_size", block_size)
+
+    @property
+    def config(self):
+        """Return the name and the arguments; see `Masker.config`."""
+        return {
+            **super().config,
+            "n_targets": self.n_targets,
+            "target_ratio": self.target_ratio,
+            "block_size": self.block_size,
+        }
+
+    def draw(self, rand, n_time, n_freq, max_time):
+        """Draw what the encoder does not see; see `Masker.draw`."""
+        return self.draw_targets(rand, n_time, n_freq, max_time)[0]
+
+    def draw_targets(self, rand, n_time, n_freq, max_time):
+        """Draw masks and the groups to predict; see `Masker.draw_targets`."""
+        grid = n_time, n_freq, max_time
+        n_tokens = n_time * n_freq
+        wanted = (self.target_ratio * n_tokens.double()).round().long()
+        sizes = (self.block_size,)
+        groups = [
+            lowest(square_scores(sizes, rand, *grid), n_time, wanted)
+            for _ in range(self.n_targets)
+        ]
+        targets = torch.stack(groups, dim=1)
+        # Scores are below 2: all targets are masked before anything else.
+        scores = square_scores(sizes, rand, *grid) - 2.0 * targets.any(1)
+        mask = lowest(scores, n_time, self.n_masked(n_tokens))
+        return mask, targets & mask[:, None]
