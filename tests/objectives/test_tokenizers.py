@@ -10,8 +10,8 @@ from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
     KMeansTokenizer,
     RandomProjectionTokenizer,
-    describe,
     fit_kmeans,
+    make_features,
     make_tokenizer,
 )
 
@@ -67,7 +67,7 @@ def test_a_seed_gives_the_same_codes_whatever_was_drawn_before():
 def test_cepstra_are_those_of_the_mean_frame():
     grid = GRIDS["patch"]
     feats = noise(1, 35, 128)
-    cepstra = describe(grid, feats, "cepstra").unflatten(1, (8, -1))
+    cepstra = make_features("cepstra", grid)(feats).unflatten(1, (8, -1))
     assert torch.equal(cepstra, cepstra[:, :1].expand_as(cepstra))
     mean = feats[0, 16:32].mean(0)
     n = torch.arange(128)
@@ -91,23 +91,25 @@ def test_kmeans_finds_kinds_of_sound(features, tmp_path):
 
     file = tmp_path / "codes.safetensors"
     clips = torch.cat([clip(seed) for seed in range(4)])
-    x = describe(grid, clips, features).flatten(0, 1)
-    used, entropy = fit_kmeans(grid, x, file, 4, features)
+    features = make_features(features, grid)
+    x = features(clips).flatten(0, 1)
+    used, entropy = fit_kmeans(features, x, file, 4)
     assert (used, entropy) == (1.0, pytest.approx(1.0))
-    ids = KMeansTokenizer(grid, file)(clip(9))[0, :, 0]
+    ids = KMeansTokenizer(grid, [file])(clip(9))[0, :, 0]
     assert len({*zip(kinds.tolist(), ids.tolist(), strict=True)}) == 4
     with pytest.raises(ValueError, match="was fitted for .* the encoder has"):
-        KMeansTokenizer(GRIDS["patch"], file)
+        KMeansTokenizer(GRIDS["patch"], [file])
 
 
 def test_collapsed_codes_are_refused(tmp_path):
     x = noise(3, 16).repeat(4, 1)
     file = tmp_path / "codes.safetensors"
+    features = make_features("logmel", Grid())
     with pytest.raises(ValueError, match="collapsed: 38 % of 8 are used"):
-        fit_kmeans(Grid(), x, file, 8, "logmel")
+        fit_kmeans(features, x, file, 8)
     assert not file.exists()
     with pytest.raises(ValueError, match="need as many tokens, there are 12"):
-        fit_kmeans(Grid(), x, file, 13, "logmel")
+        fit_kmeans(features, x, file, 13)
 
 
 @pytest.mark.parametrize(
@@ -116,9 +118,10 @@ def test_collapsed_codes_are_refused(tmp_path):
         ("beats", "must be a class, !name:CLASS"),
         ({"name": "Own"}, "must be a class, !name:CLASS"),
         (
-            {"name": "KMeansTokenizer", "file": "nowhere"},
+            {"name": "KMeansTokenizer", "files": ["nowhere"]},
             "nowhere is no file of",
         ),
+        ({"name": "KMeansTokenizer", "files": "a"}, "files must be a list"),
         (
             {"name": "RandomProjectionTokenizer", "codes": 3},
             "unexpected keyword",
@@ -158,14 +161,18 @@ def test_the_loss_is_that_of_torch():
     each = each.unflatten(0, (2, 5, 2)).sum(2)
     expected = (each[0].mean() + each[1, :2].mean()) / 2
     torch.testing.assert_close(output.loss, expected)
-    # What is guessed by one who knows how frequent the codes are.
-    counts = torch.bincount(
-        torch.cat([ids[0].flatten(), ids[1, :2].flatten()]), minlength=16
+    # What is guessed by one who knows how frequent the codes of a book are.
+    counts = torch.stack(
+        [
+            torch.bincount(torch.cat([ids[0, :, b], ids[1, :2, b]]), None, 16)
+            for b in range(2)
+        ]
     )
-    frequency = counts / counts.sum()
-    assert output.logs["accuracy_chance"] == frequency.max()
+    frequency = counts / counts.sum(1, keepdim=True)
+    assert output.logs["accuracy_chance"] == frequency.amax(1).mean()
     assert output.logs["codes_used"] == (counts > 0).float().mean()
-    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum()
+    assert output.logs["codes_used_lately"] == output.logs["codes_used"]
+    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum(1).mean()
     torch.testing.assert_close(output.logs["cross_entropy_chance"], chance)
 
 
