@@ -61,6 +61,7 @@ _MODULE_OF = {
     "SpectrogramMasking": "augment.augmentation",
     "SpectrogramNorm": "models.normalization",
     "SpectrogramRecognizer": "models.heads",
+    "StoredTokenizer": "objectives.tokenizers",
     "TransformCoding": "augment.degradation",
     "WarmupCosine": "utils.schedules",
     "WarmupPlateau": "utils.schedules",

@@ -12,6 +12,8 @@ import functools
 
 from torch import nn
 
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.models.patches import Grid
 from ssast_lobes.objectives.tokenizers.codes import (
     CodeUsage,
     code_frequency,
@@ -21,24 +23,29 @@ from ssast_lobes.objectives.tokenizers.features import make_features
 from ssast_lobes.objectives.tokenizers.kmeans import (
     KMeansTokenizer,
     fit_kmeans,
+    read_fitted,
 )
 from ssast_lobes.objectives.tokenizers.random_projection import (
     RandomProjectionTokenizer,
 )
+from ssast_lobes.objectives.tokenizers.stored import StoredTokenizer
 
 __all__ = [
     "CodeUsage",
     "KMeansTokenizer",
     "RandomProjectionTokenizer",
+    "StoredTokenizer",
     "code_frequency",
     "fit_kmeans",
+    "load_tokenizer",
     "make_features",
     "make_tokenizer",
     "nearest",
 ]
 
 _TOKENIZERS = {
-    kind.__name__: kind for kind in (RandomProjectionTokenizer, KMeansTokenizer)
+    kind.__name__: kind
+    for kind in (RandomProjectionTokenizer, KMeansTokenizer, StoredTokenizer)
 }
 
 
@@ -85,3 +92,34 @@ def make_tokenizer(tokenizer, grid):
         return tokenizer(grid)
     except TypeError as error:
         raise ValueError(f"tokenizer: {error}") from error
+
+
+def load_tokenizer(source):
+    """Load a fitted tokenizer, and the front end that it was fitted with.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        File of ``ssast-lobes tokenizer fit``.
+
+    Returns
+    -------
+    tokenizer : torch.nn.Module
+        For the grid that it was fitted for.
+    front_end : FrontEnd
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+
+    Example
+    -------
+    >>> load_tokenizer("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
+    """
+    fitted, _ = read_fitted(source)
+    tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), [source])
+    return tokenizer, FrontEnd(**fitted["front_end"])

@@ -42,13 +42,13 @@ class KMeansTokenizer(nn.Module):
 
     Example
     -------
-    >>> from ssast_lobes import Grid
+    >>> from ssast_lobes import FrontEnd, Grid
     >>> folder = getfixture("tmp_path")
     >>> files = [str(folder / "logmel.codes"), str(folder / "cepstra.codes")]
     >>> for name, file in zip(("logmel", "cepstra"), files, strict=True):
     ...     features = make_features(name, Grid())
     ...     x = features(torch.randn(8, 64, 128)).flatten(0, 1)
-    ...     used, entropy = fit_kmeans(features, x, file, n_codes=8)
+    ...     used, entropy = fit_kmeans(features, x, file, 8, FrontEnd())
     >>> KMeansTokenizer(Grid(), files)(torch.randn(3, 32, 128)).shape
     torch.Size([3, 16, 2])
     """
@@ -59,7 +59,7 @@ class KMeansTokenizer(nn.Module):
         super().__init__()
         allowed = "a list of files of `ssast-lobes tokenizer fit`"
         require(isinstance(files, list) and files, "files", allowed, files)
-        self.files = [str(file) for file in files]
+        self.grid, self.files = grid, [str(file) for file in files]
         self.books = nn.ModuleList(map(_Book, self.files))
         for file, book in zip(self.files, self.books, strict=True):
             if book.features.grid != grid:
@@ -137,7 +137,7 @@ def read_fitted(file):
     -------
     fitted : dict
         Arguments of `make_features` (``features``), of the grid (``grid``)
-        and of the front end (``front_end``, or None).
+        and of the front end (``front_end``).
     tensors : dict of str to torch.Tensor
         ``centers`` (K, D), ``mean`` and ``std`` (D,), and those of the frozen
         encoder.
@@ -166,7 +166,7 @@ def read_fitted(file):
     return fitted, tensors
 
 
-def fit_kmeans(features, x, file, n_codes, seed=0, front_end=None):
+def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     """Fit k-means to tokens, and save it for `KMeansTokenizer`.
 
     Arguments
@@ -179,11 +179,10 @@ def fit_kmeans(features, x, file, n_codes, seed=0, front_end=None):
         Where to write, a safetensors file.
     n_codes : int
         Number of centers.
+    front_end : FrontEnd
+        Made the log-mel; its configuration is kept with the centers.
     seed : int
         Of scikit-learn's `MiniBatchKMeans`.
-    front_end : dict, optional
-        `config` of the front end that made the log-mel, for
-        ``ssast-lobes tokenizer encode``.
 
     Returns
     -------
@@ -215,7 +214,7 @@ def fit_kmeans(features, x, file, n_codes, seed=0, front_end=None):
     fitted = {
         "features": {"name": features.name, **features.config},
         "grid": features.grid.config,
-        "front_end": front_end,
+        "front_end": front_end.config,
     }
     tensors |= features.state_dict()
     with atomic_write(file, "wb") as content:
