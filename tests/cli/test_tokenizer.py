@@ -91,7 +91,7 @@ def encoded(codes, folder, *inputs):
     assert main(["tokenizer", "encode", *words]) == 0
 
 
-def test_ids_in_files_are_those_of_the_tokenizer(
+def test_ids_of_files_are_those_of_the_tokenizer(
     tones, codes, tmp_path, capsys
 ):
     """Of whole clips, and of crops that begin with a token."""
