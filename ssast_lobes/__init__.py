@@ -63,6 +63,8 @@ _MODULE_OF = {
     "SpectrogramRecognizer": "models.heads",
     "StoredTokenizer": "objectives.tokenizers",
     "TransformCoding": "augment.degradation",
+    "VectorQuantizer": "objectives",
+    "VectorQuantizerTokenizer": "objectives.tokenizers",
     "WarmupCosine": "utils.schedules",
     "WarmupPlateau": "utils.schedules",
     "WarmupStepDecay": "utils.schedules",

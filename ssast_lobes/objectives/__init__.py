@@ -25,6 +25,7 @@ from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
+from ssast_lobes.objectives.vector_quantizer import VectorQuantizer
 from ssast_lobes.utils.presets import build, read_preset, tag_of
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "MaskedAutoencoder",
     "Objective",
     "ObjectiveOutput",
+    "VectorQuantizer",
     "load_objective",
 ]
 

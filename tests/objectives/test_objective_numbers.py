@@ -62,6 +62,13 @@ WRONG = {
     },
     "m2d": {"momentum": [[0.9, 2]]},
     "mae_ast": {"generative_weight": [-1]},
+    "vector_quantizer": {
+        "n_codes": [1, "x"],
+        "dim": [0],
+        "code_momentum": [1.5],
+        "restart_after": [0, 1.5],
+        "commitment": [-1],
+    },
 }
 CASES = [
     (name, key, value)

@@ -9,6 +9,7 @@ move a code.
 """
 
 import functools
+from pathlib import Path
 
 from torch import nn
 
@@ -18,6 +19,10 @@ from ssast_lobes.objectives.tokenizers.codes import (
     CodeUsage,
     code_frequency,
     nearest,
+)
+from ssast_lobes.objectives.tokenizers.distilled import (
+    VectorQuantizerTokenizer,
+    read_quantizer,
 )
 from ssast_lobes.objectives.tokenizers.features import make_features
 from ssast_lobes.objectives.tokenizers.kmeans import (
@@ -35,6 +40,7 @@ __all__ = [
     "KMeansTokenizer",
     "RandomProjectionTokenizer",
     "StoredTokenizer",
+    "VectorQuantizerTokenizer",
     "code_frequency",
     "fit_kmeans",
     "load_tokenizer",
@@ -45,7 +51,12 @@ __all__ = [
 
 _TOKENIZERS = {
     kind.__name__: kind
-    for kind in (RandomProjectionTokenizer, KMeansTokenizer, StoredTokenizer)
+    for kind in (
+        RandomProjectionTokenizer,
+        KMeansTokenizer,
+        StoredTokenizer,
+        VectorQuantizerTokenizer,
+    )
 }
 
 
@@ -100,7 +111,8 @@ def load_tokenizer(source):
     Arguments
     ---------
     source : str or os.PathLike
-        File of ``ssast-lobes tokenizer fit``.
+        File of ``ssast-lobes tokenizer fit``, or folder of an export of the
+        objective `VectorQuantizer`.
 
     Returns
     -------
@@ -111,7 +123,7 @@ def load_tokenizer(source):
     Raises
     ------
     ValueError
-        If it is no such file.
+        If it is neither.
 
     Example
     -------
@@ -120,6 +132,11 @@ def load_tokenizer(source):
     ...
     ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
     """
+    if Path(source).is_dir():
+        config, _ = read_quantizer(source)
+        grid = Grid(**config["encoder"]["grid"])
+        front_end = FrontEnd(**config["features"])
+        return VectorQuantizerTokenizer(grid, source), front_end
     fitted, _ = read_fitted(source)
     tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), [source])
     return tokenizer, FrontEnd(**fitted["front_end"])

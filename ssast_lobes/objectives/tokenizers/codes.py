@@ -155,23 +155,34 @@ class CodeUsage(nn.Module):
         if self.training:
             self.unused_for += 1
             self.unused_for *= frequency == 0
+        return self.used()
+
+    def used(self):
+        """Return the fraction of the codes that are used, a scalar tensor."""
         return (self.unused_for < _BATCHES).float().mean()
 
+    def is_collapsed(self):
+        """Return whether hardly any code is used; waits for the device."""
+        return self.used().item() < _FEW_USED
+
+    def told(self):
+        """Return the fraction in words."""
+        return (
+            f"{100 * self.used().item():.1f} % of {self.unused_for.shape[1]} "
+            f"are used in {_BATCHES} batches"
+        )
+
     def warn_of_collapse(self, step):
-        """Warn after the first hundred steps if few codes have been met.
+        """Warn after the first hundred steps if hardly any code is used.
 
         Arguments
         ---------
         step : int
             Optimizer steps done.
         """
-        if step != _BATCHES:
-            return
-        used = (self.unused_for < _BATCHES).float().mean().item()
-        if used < _FEW_USED:
+        if step == _BATCHES and self.is_collapsed():
             logger.warning(
-                f"The codes have collapsed: {100 * used:.1f} % of "
-                f"{self.unused_for.shape[1]} are used in {_BATCHES} batches. "
-                "Codes that are nearly always the same teach nothing: take "
-                "fewer codes, or codes that are fitted to your audio"
+                f"The codes have collapsed: {self.told()}. Codes that are "
+                "nearly always the same teach nothing: take fewer codes, or "
+                "codes that are fitted to your audio"
             )
