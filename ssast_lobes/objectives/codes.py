@@ -139,7 +139,7 @@ class Codes(Objective):
             frequent the codes of the batch are, of which that of the
             cross-entropy is the entropy of the codes; ``codes_used``, the
             fraction of the codes that masked tokens of the batch have, and
-            ``codes_used_lately``, that of the last hundred batches of the
+            ``codes_recently_used``, that of the last hundred batches of the
             training. All are means over the books.
         """
         n_masked = None
@@ -197,7 +197,7 @@ class Codes(Objective):
                 "accuracy": clip_mean(right, weight),
                 "accuracy_chance": frequency.amax(1).mean(),
                 "codes_used": (frequency > 0).float().mean(),
-                "codes_used_lately": self.usage(frequency),
+                "codes_recently_used": self.usage(frequency),
             }
         return ObjectiveOutput(loss, logs)
 

@@ -64,7 +64,7 @@ class VectorQuantizer(Objective):
     >>> objective = load_objective("vector_quantizer")(encoder, n_codes=16)
     >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
     >>> sorted(output.logs)[:3]
-    ['code_entropy', 'codes_used', 'codes_used_lately']
+    ['code_entropy', 'codes_used', 'codes_recently_used']
     """
 
     paper = (
@@ -128,8 +128,8 @@ class VectorQuantizer(Objective):
         ObjectiveOutput
             Logs: ``cosine_error``, 1 - cos to the teacher's tokens;
             ``commitment``; ``codes_used``, the fraction of the codes that the
-            batch has, ``codes_used_lately``, that of the last hundred batches,
-            and ``code_entropy``, in nats, of at most ln n_codes.
+            batch has, and ``codes_recently_used``, that of the last hundred;
+            ``code_entropy``, in nats, of at most ln n_codes.
         """
         encoded = self.encoder(feats, n_frames)
         weight = encoded.is_token.float()
@@ -149,7 +149,7 @@ class VectorQuantizer(Objective):
                 "cosine_error": error.detach(),
                 "commitment": commitment.detach(),
                 "codes_used": (frequency > 0).float().mean(),
-                "codes_used_lately": self.usage(frequency),
+                "codes_recently_used": self.usage(frequency),
                 "code_entropy": torch.special.entr(frequency).sum(),
             }
             if self.training and self.restart_after is not None:

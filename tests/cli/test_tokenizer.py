@@ -185,3 +185,34 @@ def test_features_that_there_are_not(word, capsys):
     with pytest.raises(SystemExit):
         main(["tokenizer", "fit", "a", f"--features={word}", "--output=a"])
     assert f"'{word}' is none of logmel" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
+    """The three commands of the docs, and codes from files in a fourth."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=6"]
+    words += ["--number_of_epochs=1", "--num_workers=0", "--noprogressbar"]
+
+    def pretrain(name, objective, *more):
+        words_of_run = [f"--objective={objective}", f"--output_folder={name}"]
+        command = ["pretrain", str(tones.manifest), *words_of_run, *more]
+        assert main([*command, *words]) == 0
+        return json.loads((tmp_path / name / "export/config.json").read_text())
+
+    pretrain("first", "beats_small_data")
+    source = "--source=first/export"
+    pretrain("quantizer", "vector_quantizer_small_data", source)
+    for name, folder in (
+        ("VectorQuantizerTokenizer", "quantizer/export"),
+        ("StoredTokenizer", "codes"),
+    ):
+        (tmp_path / "again.yaml").write_text(
+            "base: beats\nobjective:\n"
+            f"    tokenizer: !name:ssast_lobes.{name}\n"
+            f"        folder: {folder}\n"
+        )
+        if folder == "codes":
+            encoded("quantizer/export", folder, tones.manifest)
+        config = pretrain(name, "again.yaml")
+        assert config["objective"]["tokenizer"]["name"] == name

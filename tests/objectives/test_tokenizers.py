@@ -261,7 +261,7 @@ def test_the_loss_is_that_of_torch():
     frequency = counts / counts.sum(1, keepdim=True)
     assert output.logs["accuracy_chance"] == frequency.amax(1).mean()
     assert output.logs["codes_used"] == (counts > 0).float().mean()
-    assert output.logs["codes_used_lately"] == output.logs["codes_used"]
+    assert output.logs["codes_recently_used"] == output.logs["codes_used"]
     chance = -(frequency * frequency.clamp(min=1e-9).log()).sum(1).mean()
     torch.testing.assert_close(output.logs["cross_entropy_chance"], chance)
 
