@@ -81,11 +81,9 @@ class Chroma(LogMel):
         middle = round((self.start + self.step / 2) * _SAMPLE_RATE)
         hop = round(self.step * _SAMPLE_RATE)
         wavs = wavs.float() * length_to_mask(n_samples, wavs.shape[1])
-        before = _CHROMA_WINDOW // 2 - middle
         reach = (n_time - 1) * hop + _CHROMA_WINDOW
-        # A negative padding cuts.
-        after = reach - before - wavs.shape[1]
-        wavs = nn.functional.pad(wavs, (before, after))
+        wavs = nn.functional.pad(wavs, (_CHROMA_WINDOW // 2, middle + reach))
+        wavs = wavs[:, middle : middle + reach]
         parts = wavs.unfold(1, _CHROMA_WINDOW, hop) * self.window
         chroma = torch.fft.rfft(parts).abs() @ self.weights
         chroma = nn.functional.normalize(chroma, dim=2, eps=1e-3)

@@ -33,12 +33,12 @@ class KMeansTokenizer(nn.Module):
         Of the encoder to train.
     files : list of str
         What ``ssast-lobes tokenizer fit`` has written; each is a book.
+        `n_codes` is that of the largest: the others' do not all occur.
 
     Raises
     ------
     ValueError
-        If there is no such file, it was fitted for another grid, or the files
-        do not have as many codes each.
+        If there is no such file, or it was fitted for another grid.
 
     Example
     -------
@@ -68,13 +68,8 @@ class KMeansTokenizer(nn.Module):
                     f"{book.features.grid.config}, the encoder has "
                     f"{grid.config}"
                 )
-        sizes = [len(book.centers) for book in self.books]
-        if len({*sizes}) > 1:
-            raise ArgumentError(
-                f"tokenizer: {', '.join(self.files)} have {sizes} codes: fit "
-                "as many (--codes) in each"
-            )
-        self.n_books, self.n_codes = len(sizes), sizes[0]
+        self.n_books = len(self.books)
+        self.n_codes = max(len(book.centers) for book in self.books)
         self.needs_audio = any(b.features.needs_audio for b in self.books)
 
     @property
