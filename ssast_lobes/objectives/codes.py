@@ -203,4 +203,4 @@ class Codes(Objective):
 
     def after_step(self, step, total_steps):
         """Warn once if hardly any codes occur; see `CodeUsage`."""
-        self.usage.warn_of_collapse(step)
+        self.usage.warn_of_collapse(step, total_steps)

@@ -64,7 +64,7 @@ class VectorQuantizer(Objective):
     >>> objective = load_objective("vector_quantizer")(encoder, n_codes=16)
     >>> output = objective(torch.randn(2, 128, 128), torch.tensor([128, 90]))
     >>> sorted(output.logs)[:3]
-    ['code_entropy', 'codes_used', 'codes_recently_used']
+    ['code_entropy', 'codes_recently_used', 'codes_used']
     """
 
     paper = (
@@ -166,7 +166,7 @@ class VectorQuantizer(Objective):
     def after_step(self, step, total_steps):
         """Keep the codes that the first step has begun; warn of collapse."""
         self.quantizer.started = True
-        self.usage.warn_of_collapse(step)
+        self.usage.warn_of_collapse(step, total_steps)
         if step == 1 and not self._has_source:
             logger.warning(
                 "The teacher of vector_quantizer is an untrained encoder: "

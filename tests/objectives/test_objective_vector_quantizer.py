@@ -292,7 +292,7 @@ def test_a_collapsed_export_is_refused(tmp_path, caplog):
     objective(*clips(0))
     objective.usage.unused_for.fill_(100)
     objective.usage.unused_for[0, :2] = 0
-    objective.after_step(100, 200)
+    objective.after_step(150, 150)
     assert "collapsed: 5.0 % of 40 are used in 100 batches" in caplog.text
     export_pretrained(tmp_path / "e", objective, FrontEnd(), card={})
     with pytest.raises(ValueError, match="have collapsed: 5.0 % of 40 are use"):

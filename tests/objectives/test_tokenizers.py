@@ -300,7 +300,7 @@ def test_usage_is_that_of_the_last_hundred_batches(caplog):
     for _ in range(99):
         used = usage(one)
     assert used == pytest.approx(0.05)
-    usage.warn_of_collapse(99)
+    usage.warn_of_collapse(100, 900)
     assert not caplog.records
-    usage.warn_of_collapse(100)
+    usage.warn_of_collapse(200, 900)
     assert "collapsed: 5.0 % of 20 are used in 100 batches" in caplog.text

@@ -172,15 +172,17 @@ class CodeUsage(nn.Module):
             f"are used in {_BATCHES} batches"
         )
 
-    def warn_of_collapse(self, step):
-        """Warn after the first hundred steps if hardly any code is used.
+    def warn_of_collapse(self, step, total_steps):
+        """Warn once if hardly any code is used, after 200 steps or all.
 
         Arguments
         ---------
-        step : int
-            Optimizer steps done.
+        step, total_steps : int
+            Optimizer steps done, and of the whole training.
         """
-        if step == _BATCHES and self.is_collapsed():
+        # The first batches, before a collapse, are not among the last then.
+        due = min(2 * _BATCHES, total_steps)
+        if step == due and self.is_collapsed():
             logger.warning(
                 f"The codes have collapsed: {self.told()}. Codes that are "
                 "nearly always the same teach nothing: take fewer codes, or "

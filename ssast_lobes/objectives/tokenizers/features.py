@@ -31,7 +31,7 @@ class Chroma(LogMel):
     Example
     -------
     >>> from ssast_lobes import Grid
-    >>> tone = (440 * 2 * math.pi / 16000 * torch.arange(16000.0)).sin()[None]
+    >>> tone = (440 * torch.pi / 8000 * torch.arange(16000.0)).sin()[None]
     >>> chroma = Chroma(Grid(128, (128, 4)))
     >>> x = chroma(torch.zeros(1, 98, 128), None, tone, torch.tensor([16000]))
     >>> x.shape, x[0, 12].argmax().item()  # A, as C is 0
