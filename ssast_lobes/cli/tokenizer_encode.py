@@ -1,12 +1,11 @@
 """Write the ids of audio to files, one a clip."""
 
-import hashlib
-
 import numpy as np
 import torch
 from tqdm import tqdm
 
 from ssast_lobes.cli import common
+from ssast_lobes.cli.tokenizer_fit import fingerprint
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.objectives.tokenizers import load_tokenizer
@@ -40,7 +39,7 @@ def encode_files(options):
         start=start,
         n_books=tokenizer.n_books,
         n_codes=tokenizer.n_codes,
-        tokenizer=_fingerprint(tokenizer),
+        tokenizer=fingerprint(tokenizer),
     )
     paths = _paths_by_id(options.inputs)
     kind = np.int16 if tokenizer.n_codes <= 2**15 else np.int32
@@ -83,11 +82,3 @@ def _paths_by_id(inputs):
         for row in common.read_rows([one]):
             paths[f"{start}{row['id']}"] = row["path"]
     return paths
-
-
-def _fingerprint(tokenizer):
-    """Return what tells tokenizers apart, whatever their files are named."""
-    total = hashlib.sha256()
-    for value in tokenizer.state_dict().values():
-        total.update(value.cpu().numpy().tobytes())
-    return total.hexdigest()[:16]

@@ -44,7 +44,16 @@ def fit_tokenizer(options):
     features.to(options.device)
     paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
-    gathered = f"{options.output}.gathered-{_key(options, front_end, paths)}"
+    # Runs whose tokens differ have folders of their own.
+    key = fingerprint(
+        features,
+        options.features,
+        options.geometry,
+        options.seed,
+        front_end.config,
+        paths,
+    )
+    gathered = f"{options.output}.gathered-{key}"
     tokens, unreadable = [], []
     with tqdm(total=len(paths), desc="Reading", unit="file") as bar:
         for first in range(0, len(paths), FILES_AT_ONCE):
@@ -110,18 +119,29 @@ def _load_features(kind, encoder, grid):
     return features
 
 
-def _key(options, front_end, paths):
-    """Return what tells runs apart whose tokens differ."""
-    settings = [
-        options.features,
-        options.encoder,
-        options.geometry,
-        options.seed,
-        front_end.config,
-        paths,
-    ]
-    text = json.dumps(settings).encode("utf-8", "surrogateescape")
-    return hashlib.sha256(text).hexdigest()[:8]
+def fingerprint(module, *settings):
+    """Return what tells apart modules, whatever their files are named.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        With other tensors it has another one.
+    *settings
+        Plain values that count too.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> len({fingerprint(torch.nn.Identity(), seed) for seed in (1, 2, 2)})
+    2
+    """
+    total = hashlib.sha256(json.dumps(settings).encode())
+    for value in module.state_dict().values():
+        total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()[:8]
 
 
 @torch.no_grad()
