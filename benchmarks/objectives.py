@@ -36,6 +36,7 @@ OBJECTIVES = {
     "beats": ("patch", 128),
     "best_rq": ("patch", 128),
     "mert": ("frame", 128),
+    "vector_quantizer": ("patch", 128),
     "atst_clip": ((64, 4), 64),
     "atst_frame": ((64, 4), 64),
 }

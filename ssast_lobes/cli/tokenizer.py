@@ -1,33 +1,51 @@
 """``ssast-lobes tokenizer``: codes of audio for the objective `Codes`."""
 
+import argparse
+
 from ssast_lobes.cli import common
 
-# So many vectors are plenty for a few hundred centers, and fit into memory.
-_MOST_TOKENS = 200_000
-_SECONDS = 10.0
+_FEATURES = "logmel, cepstra, chroma, or block:N"
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command, and its own two.
 
     Arguments
     ---------
     commands : argparse action
         See `ssast_lobes.cli.common.add_command`.
     """
-    command = common.add_command(
-        commands,
+    parser = commands.add_parser(
         "tokenizer",
-        run,
-        "fit the codes that an objective predicts: k-means of log-mel, cepstra",
-        "Fit k-means to the tokens of audio, for a pretraining that predicts\n"
-        "codes (docs/objectives.md). Geometry, mel bins and statistics have\n"
-        "to be those of the encoder. Of each file the first ten seconds are\n"
-        "read, and at most 200,000 tokens in all. Valid and test files of a\n"
-        "CSV are left out.",
-        "ssast-lobes tokenizer train.csv --output codes.safetensors "
-        "--features cepstra --codes 300",
+        help="fit the codes that an objective predicts; write ids to files",
+        description="Codes for a pretraining that predicts them "
+        "(docs/objectives.md).",
     )
+    parts = parser.add_subparsers(
+        dest="part", required=True, metavar="fit|encode"
+    )
+    _add_fit(parts)
+    _add_encode(parts)
+
+
+def _add_fit(parts):
+    command = common.add_command(
+        parts,
+        "fit",
+        fit,
+        "fit k-means to the tokens of audio",
+        "Fit k-means to the tokens of audio. Geometry, mel bins and\n"
+        "statistics have to be those of the encoder to train. Of each file\n"
+        "the first ten seconds are read, and at most 200,000 tokens in all.\n"
+        "Valid and test files of a CSV are left out. A run that is stopped\n"
+        "resumes, and one that has failed starts again, with other --codes\n"
+        "too, from the tokens in FILE.gathered-*, which then goes.",
+        "ssast-lobes tokenizer fit train.csv --output codes.safetensors "
+        "--features cepstra\n  ssast-lobes tokenizer fit train.csv --output "
+        "codes.safetensors \\\n      --features block:4 --encoder "
+        "results/first/export",
+    )
+    command.set_defaults(when_stopped="run the same again to resume")
     command.add_argument(
         "inputs", nargs="+", metavar="INPUT", help=common.INPUTS_HELP
     )
@@ -40,10 +58,19 @@ def add_parser(commands):
     )
     command.add_argument(
         "--features",
-        choices=["logmel", "cepstra"],
+        type=_features,
         default="cepstra",
-        help="pixels of a patch, or 20 cepstral coefficients of its frames "
+        metavar="KIND",
+        help=f"what is described of a token: {_FEATURES}. That is the pixels "
+        "of its patch, 20 cepstral coefficients of its frames, the twelve "
+        "pitch classes around it, or the output of block N of an encoder "
         "(default: cepstra)",
+    )
+    command.add_argument(
+        "--encoder",
+        metavar="MODEL",
+        help="of block:N; an exported folder, or what else MODEL is for "
+        "`ssast-lobes embed`. It may have other mel bins and patches",
     )
     command.add_argument(
         "--codes",
@@ -70,9 +97,52 @@ def add_parser(commands):
     command.add_argument(
         "--seed", type=int, default=1986, help="of k-means (default: 1986)"
     )
+    _add_device(command)
 
 
-def run(options):
+def _add_encode(parts):
+    command = common.add_command(
+        parts,
+        "encode",
+        encode,
+        "write the ids of audio to files",
+        "Write the ids of every file to FOLDER/ID.npy, with the ids of the\n"
+        "rows, for StoredTokenizer (docs/objectives.md). Files that are there\n"
+        "are skipped. Give the inputs that pretraining gets, in their order.",
+        "ssast-lobes tokenizer encode train.csv --tokenizer "
+        "codes.safetensors --output codes/",
+    )
+    command.set_defaults(when_stopped="run the same again to resume")
+    command.add_argument(
+        "inputs", nargs="+", metavar="INPUT", help=common.INPUTS_HELP
+    )
+    command.add_argument(
+        "--tokenizer",
+        metavar="FILE|FOLDER",
+        required=True,
+        help="file of `ssast-lobes tokenizer fit`, or export of the objective "
+        "vector_quantizer",
+    )
+    command.add_argument("--output", metavar="FOLDER", required=True)
+    _add_device(command)
+
+
+def _add_device(command):
+    command.add_argument(
+        "--device", default="cpu", help="such as cpu or cuda (default: cpu)"
+    )
+
+
+def _features(text):
+    """Check the kind of features: an argument type."""
+    name, _, block = text.partition(":")
+    right = not block if name != "block" else block.isdecimal()
+    if name not in ("logmel", "cepstra", "chroma", "block") or not right:
+        raise argparse.ArgumentTypeError(f"'{text}' is none of {_FEATURES}")
+    return text
+
+
+def fit(options):
     """Fit a tokenizer to the inputs.
 
     Arguments
@@ -80,40 +150,19 @@ def run(options):
     options : argparse.Namespace
         Of `add_parser`.
     """
-    import torch
-    import yaml
-    from tqdm import tqdm
+    from ssast_lobes.cli.tokenizer_fit import fit_tokenizer
 
-    from ssast_lobes.dataio.audio import read_audio
-    from ssast_lobes.dataio.waveforms import UnreadableAudio
-    from ssast_lobes.models.features import FrontEnd
-    from ssast_lobes.models.patches import Grid
-    from ssast_lobes.objectives.tokenizers import describe, fit_kmeans
+    fit_tokenizer(options)
 
-    grid = Grid.from_geometry(yaml.safe_load(options.geometry), options.n_mels)
-    features = FrontEnd(options.statistics, n_mels=options.n_mels)
-    paths = common.training_paths(options.inputs)
-    common.make_parent(options.output)
-    draw = torch.Generator().manual_seed(options.seed)
-    kept, unreadable = [], []
-    most = max(1, _MOST_TOKENS // len(paths))
-    for path in tqdm(paths, "Reading", unit="file"):
-        try:
-            wav = read_audio(path, seconds=_SECONDS)
-        except UnreadableAudio as error:
-            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
-            continue
-        feats, n_frames = features(wav[None])
-        n_tokens = grid.n_freq * grid.n_time(int(n_frames))
-        x = describe(grid, feats, options.features)[0, :n_tokens]
-        kept.append(x[torch.randperm(len(x), generator=draw)[:most]])
-    common.report_unreadable(unreadable, len(paths), options.output)
-    x = torch.cat(kept)
-    print(f"fitting {options.codes} codes to {len(x)} tokens")
-    used, entropy = fit_kmeans(
-        grid, x, options.output, options.codes, options.features, options.seed
-    )
-    print(
-        f"{100 * used:.0f} % of the codes are used, entropy {entropy:.2f} of 1"
-        f"\nwritten to {options.output}"
-    )
+
+def encode(options):
+    """Write the ids of the inputs.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of `add_parser`.
+    """
+    from ssast_lobes.cli.tokenizer_encode import encode_files
+
+    encode_files(options)

@@ -133,6 +133,11 @@ class ClipReader:
         spare = duration - self.crop_seconds
         return self._place(clip_id) * spare, self.crop_seconds
 
+    def crop_start(self, duration, clip_id):
+        """Return where the crop of a clip begins, () int64 in samples."""
+        start, _ = self.crop(duration, clip_id)
+        return torch.tensor(round(start * self.sample_rate))
+
     def _place(self, clip_id):
         """Return where in the clip to crop, 0 (start) to 1 (end)."""
         if not self.random_crop:
@@ -192,6 +197,8 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
         rows have them, and `target`: class index () int64 or, if `multi_label`,
         multi-hot (classes,) float32. If a row has `takes`, `positive_pairs` ()
         bool: True where the clip's halves are two takes of one content.
+        Without targets also `crop_starts` () int64, in samples, where the
+        reader tells where it crops.
 
     Raises
     ------
@@ -225,6 +232,10 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     dataset = DynamicItemDataset(data)
     dataset.add_dynamic_item(reader, ["path", "duration", "id"], "sig")
     output_keys = ["id", "sig", *sorted(texts)]
+    if label_encoder is None and hasattr(reader, "crop_start"):
+        keys = ["duration", "id"]
+        dataset.add_dynamic_item(reader.crop_start, keys, "crop_starts")
+        output_keys.append("crop_starts")
     if has_pairs:
         dataset.add_dynamic_item(torch.tensor, "is_pair", "positive_pairs")
         output_keys.append("positive_pairs")

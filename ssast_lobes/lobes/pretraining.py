@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.lengths import full_lengths
 
 
@@ -33,7 +34,8 @@ class PretrainingLobe(nn.Module):
     ---------
     objective : Objective
         Such as `MSPM`; owns the encoder that is trained. One that sets
-        ``needs_audio`` is given the waveforms too.
+        ``needs_audio`` is given the waveforms too, and one that sets
+        ``needs_place`` where the clips come from.
     features : FrontEnd
         Waveforms to normalized log-mel, such as ``SSAST(...).features``.
 
@@ -68,17 +70,23 @@ class PretrainingLobe(nn.Module):
             (B,) int64: masks become a function of a clip's key alone, for
             validation. Drawn from PyTorch's generator when left out.
         **items
-            Other items of a batch: `positive_pairs`, which only an objective
-            that sets ``uses_positive_pairs`` is given, or ``crop_starts``
-            (B,), in samples, for one that needs audio.
+            Other items of a batch, each for the objectives that ask for it, or
+            None: ``positive_pairs`` (B,), which count in training alone;
+            ``clip_ids``, a list of texts, and ``crop_starts`` (B,), in
+            samples.
 
         Returns
         -------
         PretrainingOutput
+
+        Raises
+        ------
+        ValueError
+            If the objective needs the places of clips, and they are not told.
         """
-        pairs = items.pop("positive_pairs", None)
-        if pairs is not None and self.objective.uses_positive_pairs:
-            items["positive_pairs"] = pairs
+        if clip_keys is not None:
+            items.pop("positive_pairs", None)
+        items = self._asked_for(items)
         feats, n_frames = self.features(wavs, wav_lens)
         if self.objective.needs_audio:
             n_samples = full_lengths(wavs)
@@ -97,3 +105,20 @@ class PretrainingLobe(nn.Module):
         if mask is None:
             return PretrainingOutput(*output, len(wavs))
         return PretrainingOutput(*output, mask.flatten(1).any(1).sum())
+
+    def _asked_for(self, items):
+        """Return those of the items that the objective takes, and there are."""
+        objective = self.objective
+        asked = {
+            "positive_pairs": objective.uses_positive_pairs,
+            "clip_ids": objective.needs_place,
+            "crop_starts": objective.needs_place or objective.needs_audio,
+        }
+        told = {key for key, value in items.items() if value is not None}
+        if objective.needs_place and not {"clip_ids", "crop_starts"} <= told:
+            raise ArgumentError(
+                "the objective needs the place of each clip: give its "
+                "clip_ids and crop_starts (`ssast_lobes.ClipReader` tells "
+                "where it crops)"
+            )
+        return {key: items[key] for key in told if asked.get(key, True)}

@@ -28,6 +28,7 @@ from ssast_lobes.objectives.mert import MERT
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
 from ssast_lobes.objectives.sslam import SSLAM
+from ssast_lobes.objectives.vector_quantizer import VectorQuantizer
 from ssast_lobes.utils.presets import build, read_preset, tag_of
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "Objective",
     "ObjectiveOutput",
     "SSLAM",
+    "VectorQuantizer",
     "load_objective",
 ]
 

@@ -71,6 +71,9 @@ class Objective(nn.Module):
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
     # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
     needs_audio = False
+    # Whether `forward` takes which stretch of which recording a clip is:
+    # ``clip_ids``, a list of B texts, and ``crop_starts`` (B,) in samples.
+    needs_place = False
     # Whether `forward` takes None for `n_frames`: no clip has padding, which
     # saves the attention its mask.
     n_frames_optional = False

@@ -17,7 +17,11 @@ from ssast_lobes.objectives.base import (
     refuse_overlap,
     split_tokens,
 )
-from ssast_lobes.objectives.tokenizers import code_frequency, make_tokenizer
+from ssast_lobes.objectives.tokenizers import (
+    CodeUsage,
+    code_frequency,
+    make_tokenizer,
+)
 from ssast_lobes.utils.checks import real
 from ssast_lobes.utils.lengths import length_to_mask
 
@@ -41,7 +45,7 @@ class Codes(Objective):
         Draws the masks; tokens one by one, 75 %, when left out.
     tokenizer : callable or dict or torch.nn.Module
         `RandomProjectionTokenizer`, `KMeansTokenizer`, or one of your own; see
-        `make_tokenizer`. Its tensors are not exported.
+        `ssast_lobes.objectives.tokenizers`. Its tensors are not exported.
     decoder : dict or None
         Arguments of `TransformerDecoder`; None: masked tokens are replaced.
     label_smoothing : float
@@ -68,7 +72,7 @@ class Codes(Objective):
         "prediction of discrete codes (Chiu et al., BEST-RQ, ICML 2022; Hsu "
         "et al., HuBERT, TASLP 2021; Chen et al., BEATs, ICML 2023)"
     )
-    training_only = ("tokenizer",)
+    training_only = ("tokenizer", "usage")
 
     def __init__(
         self, encoder, masker=None, *, tokenizer, decoder, label_smoothing=0.0
@@ -79,6 +83,8 @@ class Codes(Objective):
         encoder.positions.fix_sincos()
         self.tokenizer = make_tokenizer(tokenizer, encoder.grid)
         self.tokenizer.requires_grad_(False)
+        self.needs_audio = getattr(self.tokenizer, "needs_audio", False)
+        self.needs_place = getattr(self.tokenizer, "needs_place", False)
         self.decoder_config = None if decoder is None else dict(decoder)
         width = encoder.dim
         if decoder is None:
@@ -89,6 +95,7 @@ class Codes(Objective):
             width = self.decoder.dim
         n_books, n_codes = self.tokenizer.n_books, self.tokenizer.n_codes
         self.head = nn.Linear(width, n_books * n_codes)
+        self.usage = CodeUsage(n_books, n_codes)
 
     @property
     def config(self):
@@ -101,7 +108,13 @@ class Codes(Objective):
         }
 
     def forward(
-        self, feats, n_frames, mask=None, generator=None, clip_keys=None
+        self,
+        feats,
+        n_frames,
+        mask=None,
+        generator=None,
+        clip_keys=None,
+        **audio,
     ):
         """Return the loss of a batch.
 
@@ -115,18 +128,23 @@ class Codes(Objective):
             Boolean (B, F', T'), True where masked; drawn when left out.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
+        **audio
+            What the tokenizer needs next to the log-mel; see `Objective`.
 
         Returns
         -------
         ObjectiveOutput
             Logs: ``cross_entropy`` in nats, without label smoothing, and
             ``accuracy``, with the chance levels of an answer that knows how
-            frequent the codes of the batch are; ``codes_used``, the fraction
-            of the codes that masked tokens of the batch have.
+            frequent the codes of the batch are, of which that of the
+            cross-entropy is the entropy of the codes; ``codes_used``, the
+            fraction of the codes that masked tokens of the batch have, and
+            ``codes_recently_used``, that of the last hundred batches of the
+            training. All are means over the books.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         outputs = self.outputs(feats, n_frames, mask, split)
-        ids = self.ids(feats, n_frames, split)
+        ids = self.ids(feats, n_frames, split, **audio)
         return self.losses(outputs, ids, split.weight)
 
     def split(self, feats, n_frames, mask, generator, clip_keys):
@@ -150,11 +168,12 @@ class Codes(Objective):
             outputs = self.decoder(encoded, split, n_freq)
         return gather_tokens(outputs, split.ids_masked)
 
-    def ids(self, feats, n_frames, split):
+    def ids(self, feats, n_frames, split, **audio):
         """Return the codes of masked tokens, (B, K, n_books) int64."""
         # Codes show what the encoder sees: nothing beyond a clip's end.
         feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
-        return gather_tokens(self.tokenizer(feats), split.ids_masked)
+        ids = self.tokenizer(feats, n_frames, **audio)
+        return gather_tokens(ids, split.ids_masked)
 
     def losses(self, outputs, ids, weight):
         """Return the loss on masked tokens.
@@ -181,13 +200,19 @@ class Codes(Objective):
         loss = clip_mean(smoothed.sum(2), weight)
         with torch.no_grad():
             right = (logits.argmax(3) == ids).float().mean(2)
-            every_book = weight[..., None].expand_as(ids)
-            frequency = code_frequency(ids, n_codes, every_book)
+            frequency = code_frequency(ids, n_codes, weight)
             logs = {
                 "cross_entropy": clip_mean(own.mean(2), weight),
-                "cross_entropy_chance": torch.special.entr(frequency).sum(),
+                "cross_entropy_chance": torch.special.entr(frequency)
+                .sum(1)
+                .mean(),
                 "accuracy": clip_mean(right, weight),
-                "accuracy_chance": frequency.max(),
+                "accuracy_chance": frequency.amax(1).mean(),
                 "codes_used": (frequency > 0).float().mean(),
+                "codes_recently_used": self.usage(frequency),
             }
         return ObjectiveOutput(loss, logs)
+
+    def after_step(self, step, total_steps):
+        """Warn once if hardly any codes occur; see `CodeUsage`."""
+        self.usage.warn_of_collapse(step, total_steps)

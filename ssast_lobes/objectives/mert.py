@@ -71,6 +71,8 @@ class MERT(Codes):
         self, encoder, masker=None, *, background, spectrum_weight, **arguments
     ):
         super().__init__(encoder, masker, **arguments)
+        # Of the tokenizer; the spectra need audio in any case.
+        self.ids_need_audio = self.needs_audio or self.needs_place
         self.needs_audio = True
         self.background_config = dict(background)
         self.background = Background(**background)
@@ -97,7 +99,7 @@ class MERT(Codes):
         *,
         wavs,
         n_samples,
-        crop_starts=None,
+        **place,
     ):
         """Return the loss of a batch.
 
@@ -109,8 +111,8 @@ class MERT(Codes):
             16 kHz mono waveforms (B, S).
         n_samples : torch.Tensor
             Valid samples (B,) int64.
-        crop_starts : torch.Tensor, optional
-            Not used.
+        **place
+            What the tokenizer needs next to these; see `Objective`.
 
         Returns
         -------
@@ -124,7 +126,10 @@ class MERT(Codes):
             rand = self.random_source(feats, generator, clip_keys)
             heard = self.background(feats, n_frames, rand)
         outputs = self.outputs(heard, n_frames, mask, split)
-        ids = self.ids(feats, n_frames, split)
+        audio = {}
+        if self.ids_need_audio:
+            audio = {"wavs": wavs, "n_samples": n_samples, **place}
+        ids = self.ids(feats, n_frames, split, **audio)
         output = self.losses(outputs, ids, split.weight)
 
         spectra = self.spectra(wavs, n_samples, n_frames, feats.shape[1])

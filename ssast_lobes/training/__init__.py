@@ -17,7 +17,7 @@ from ssast_lobes.training.folds import (
     report_folds,
 )
 from ssast_lobes.training.initial_weights import load_pretrained, log_source
-from ssast_lobes.training.pretraining import PretrainingBrain
+from ssast_lobes.training.pretraining import PretrainingBrain, items_of
 from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
 
 __all__ = [
@@ -32,8 +32,9 @@ __all__ = [
     "export_window",
     "finished_result",
     "load_pretrained",
-    "log_source",
+    "items_of",
     "load_tokenizer",
+    "log_source",
     "model_card",
     "parse_arguments",
     "plain_settings",

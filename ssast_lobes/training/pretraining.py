@@ -70,12 +70,11 @@ class PretrainingBrain(SpectrogramBrain):
         if stage == sb.Stage.TRAIN:
             # The objective draws a new mask in every step.
             wav_lens = wav_lens if is_padded else None
-            pairs = getattr(batch, "positive_pairs", None)
-            return pretrainer(wavs, wav_lens, positive_pairs=pairs)
+            return pretrainer(wavs, wav_lens, **items_of(batch))
         # The mask of a clip is the same in every epoch.
         keys = clip_keys(batch.id).to(self.device)
         self.watch(wavs, wav_lens, keys, batch.id)
-        return pretrainer(wavs, wav_lens, clip_keys=keys)
+        return pretrainer(wavs, wav_lens, keys, **items_of(batch))
 
     def compute_objectives(self, output, batch, stage):
         """Return the loss; average it and the logs over the epoch."""
@@ -256,3 +255,31 @@ class PretrainingBrain(SpectrogramBrain):
             self.output_folder / "reconstruction.png",
             title=clip,
         )
+
+
+def items_of(batch):
+    """Return what some objectives ask for next to the waveforms.
+
+    Arguments
+    ---------
+    batch : speechbrain.dataio.batch.PaddedBatch
+        Of a dataset of `make_dataset`.
+
+    Returns
+    -------
+    dict
+        By the names that `PretrainingLobe` takes; None where the batch does
+        not tell.
+
+    Example
+    -------
+    >>> from ssast_lobes import collate
+    >>> batch = collate([{"id": "a", "sig": torch.zeros(4)}])
+    >>> items_of(batch)
+    {'clip_ids': ['a'], 'crop_starts': None, 'positive_pairs': None}
+    """
+    return {
+        "clip_ids": batch.id,
+        "crop_starts": getattr(batch, "crop_starts", None),
+        "positive_pairs": getattr(batch, "positive_pairs", None),
+    }

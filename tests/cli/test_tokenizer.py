@@ -1,35 +1,165 @@
-"""``ssast-lobes tokenizer``: codes fitted to audio, and pretraining on them."""
+"""``ssast-lobes tokenizer``: codes of audio, and pretraining on them."""
 
+import json
+
+import numpy as np
 import pytest
 import torch
 
-from ssast_lobes import SpectrogramEncoder
-from ssast_lobes.cli import main
-from ssast_lobes.objectives import load_objective
+from ssast_lobes import (
+    FrontEnd,
+    Grid,
+    KMeansTokenizer,
+    SpectrogramEncoder,
+    StoredTokenizer,
+)
+from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.cli import main, tokenizer_fit
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.objectives import MSPM, load_objective
+
+GEOMETRY = (128, 4)
+
+
+def fitted(folder, inputs, *flags):
+    """Fit six codes to the inputs; returns the file."""
+    codes = folder / "codes.safetensors"
+    words = [f"--geometry={list(GEOMETRY)}", "--codes=6", f"--output={codes}"]
+    words += [*flags, *map(str, inputs)]
+    assert main(["tokenizer", "fit", *words]) == 0
+    return codes
+
+
+@pytest.fixture(scope="module")
+def codes(tones, tmp_path_factory):
+    return fitted(tmp_path_factory.mktemp("codes"), [tones.manifest])
 
 
 def test_codes_are_fitted_and_predicted(tones, tmp_path, capsys):
     """Of the training part alone; a file that is no audio is listed."""
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")
-    codes = tmp_path / "codes.safetensors"
-    flags = ["--geometry=[128, 4]", "--codes=6", f"--output={codes}"]
-    flags += [str(tones.manifest), str(bad)]
-    assert main(["tokenizer", *flags]) == 0
+    codes = fitted(tmp_path, [tones.manifest, bad])
     told = capsys.readouterr()
     assert "12 files left out: valid or test" in told.err
     assert "1 of 13 files could not be read" in told.err
     assert "100 % of the codes are used" in told.out
     first = codes.read_bytes()
-    assert main(["tokenizer", *flags]) == 0
+    fitted(tmp_path, [tones.manifest, bad])
     assert codes.read_bytes() == first
 
     torch.manual_seed(0)
-    encoder = SpectrogramEncoder.from_size("micro", geometry=(128, 4))
-    tokenizer = {"name": "KMeansTokenizer", "file": str(codes)}
+    encoder = SpectrogramEncoder.from_size("micro", geometry=GEOMETRY)
+    tokenizer = {"name": "KMeansTokenizer", "files": [str(codes)]}
     objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
     output = objective(torch.randn(2, 64, 128), torch.tensor([64, 50]))
     assert torch.isfinite(output.loss)
+
+
+def test_a_stopped_fit_resumes(tones, codes, tmp_path, monkeypatch, capsys):
+    """Parts that were gathered are not read again; the codes are the same."""
+    monkeypatch.setattr(tokenizer_fit, "FILES_AT_ONCE", 5)
+    whole = fitted(tmp_path, [tones.manifest]).read_bytes()
+    (tmp_path / "codes.safetensors").unlink()
+    reads = []
+
+    def read_until_stopped(path, **options):
+        reads.append(path)
+        if len(reads) == 8:
+            raise KeyboardInterrupt
+        return read_audio(path, **options)
+
+    monkeypatch.setattr(tokenizer_fit, "read_audio", read_until_stopped)
+    words = [f"--geometry={list(GEOMETRY)}", "--codes=6", str(tones.manifest)]
+    words = [
+        "tokenizer",
+        "fit",
+        *words,
+        f"--output={tmp_path}/codes.safetensors",
+    ]
+    assert main(words) == 130
+    assert "run the same again to resume" in capsys.readouterr().err
+    assert main(words) == 0
+    # The part of the last two files that were read is read again.
+    assert len(reads) == 8 + 12 - 5 and reads[8] == reads[5]
+    assert (tmp_path / "codes.safetensors").read_bytes() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["codes.safetensors"]
+
+
+def encoded(codes, folder, *inputs):
+    words = [f"--tokenizer={codes}", f"--output={folder}", *map(str, inputs)]
+    assert main(["tokenizer", "encode", *words]) == 0
+
+
+def test_ids_of_files_are_those_of_the_tokenizer(
+    tones, codes, tmp_path, capsys
+):
+    """Of whole clips, and of crops that begin with a token."""
+    encoded(codes, tmp_path, tones.manifest)
+    assert "100 % of the codes occur" in capsys.readouterr().out
+    grid = Grid(128, GEOMETRY)
+    stored, direct = (
+        StoredTokenizer(grid, tmp_path),
+        KMeansTokenizer(grid, [codes]),
+    )
+    wav = read_audio(tones.folder / "noise_3.wav")
+    feats, n_frames = FrontEnd()(wav[None])
+    expected = direct(feats)
+    place = {"clip_ids": ["noise_3.wav"], "crop_starts": torch.tensor([0])}
+    assert torch.equal(stored(feats, n_frames, **place), expected)
+    # The crop begins with the sixth token, 40 ms each.
+    place["crop_starts"] = torch.tensor([5 * 640])
+    feats, n_frames = feats[:, 20:], n_frames - 20
+    assert torch.equal(stored(feats, n_frames, **place), expected[:, 5:])
+    assert np.load(tmp_path / "noise_3.wav.npy").dtype == np.int16
+
+
+def test_encode_skips_what_is_there(tones, codes, tmp_path, capsys):
+    encoded(codes, tmp_path, tones.manifest)
+    files = sorted(tmp_path.glob("*.npy"))
+    assert len(files) == 24
+    before = files[0].read_bytes()
+    files[0].unlink()
+    untouched = files[1].stat().st_mtime_ns
+    capsys.readouterr()
+    encoded(codes, tmp_path, tones.manifest)
+    assert "23 files skipped: their ids are there" in capsys.readouterr().out
+    assert files[0].read_bytes() == before
+    assert files[1].stat().st_mtime_ns == untouched
+    other = json.loads((tmp_path / "codes.json").read_text())
+    (tmp_path / "codes.json").write_text(json.dumps({**other, "n_codes": 7}))
+    words = [f"--tokenizer={codes}", f"--output={tmp_path}"]
+    assert main(["tokenizer", "encode", *words, str(tones.manifest)]) == 2
+    assert "ids of another tokenizer" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("features", ["chroma", "block:1"])
+def test_codes_of_the_waveform(features, tones, tmp_path):
+    """Also of an encoder with other mel bins and patches than the student."""
+    flags = [f"--features={features}"]
+    if features == "block:1":
+        torch.manual_seed(0)
+        frozen = SpectrogramEncoder(Grid(64, (64, 6)), dim=32, depth=2, heads=2)
+        export_pretrained(tmp_path / "e", MSPM(frozen), FrontEnd(n_mels=64), {})
+        flags.append(f"--encoder={tmp_path / 'e'}")
+    codes = fitted(tmp_path, [tones.manifest], *flags)
+    encoder = SpectrogramEncoder(
+        Grid(128, GEOMETRY), dim=32, depth=2, heads=2, table_frames=160
+    )
+    tokenizer = {"name": "KMeansTokenizer", "files": [str(codes)]}
+    objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
+    assert objective.needs_audio
+    wavs = read_audio(tones.folder / "chirp_0.wav")[None]
+    feats, n_frames = FrontEnd()(wavs)
+    n_samples = torch.tensor([wavs.shape[1]])
+    ids = objective.tokenizer(feats, n_frames, wavs=wavs, n_samples=n_samples)
+    assert ids.shape == (1, Grid(128, GEOMETRY).n_time(int(n_frames)), 1)
+    assert len(ids.unique()) > 1
+    if features == "block:1":
+        # What is saved is what is needed: one block of two.
+        assert not any(
+            "blocks.1" in key for key in objective.tokenizer.state_dict()
+        )
 
 
 @pytest.mark.parametrize(
@@ -38,11 +168,51 @@ def test_codes_are_fitted_and_predicted(tones, tmp_path, capsys):
         (["--codes=99999"], "99999 codes need as many tokens"),
         (["--geometry=hexagon"], "geometry must be one of"),
         (["--statistics=nope"], "nope"),
+        (["--features=block:2"], "--encoder MODEL goes with"),
+        (["--encoder=micro"], "--encoder MODEL goes with"),
     ],
 )
 def test_wrong_options(flags, message, tones, tmp_path, capsys):
     file = tmp_path / "codes.safetensors"
-    told = main(["tokenizer", str(tones.folder), f"--output={file}", *flags])
-    assert told == 2
+    words = ["fit", str(tones.folder), f"--output={file}", *flags]
+    assert main(["tokenizer", *words]) == 2
     assert message in capsys.readouterr().err
     assert not file.exists()
+
+
+@pytest.mark.parametrize("word", ["melody", "block", "block:x", "chroma:2"])
+def test_features_that_there_are_not(word, capsys):
+    with pytest.raises(SystemExit):
+        main(["tokenizer", "fit", "a", f"--features={word}", "--output=a"])
+    assert f"'{word}' is none of logmel" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
+    """The three commands of the docs, and codes from files in a fourth."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=6"]
+    words += ["--number_of_epochs=1", "--num_workers=0", "--noprogressbar"]
+
+    def pretrain(name, objective, *more):
+        words_of_run = [f"--objective={objective}", f"--output_folder={name}"]
+        command = ["pretrain", str(tones.manifest), *words_of_run, *more]
+        assert main([*command, *words]) == 0
+        return json.loads((tmp_path / name / "export/config.json").read_text())
+
+    pretrain("first", "beats_small_data")
+    source = "--source=first/export"
+    pretrain("quantizer", "vector_quantizer_small_data", source)
+    for name, folder in (
+        ("VectorQuantizerTokenizer", "quantizer/export"),
+        ("StoredTokenizer", "codes"),
+    ):
+        (tmp_path / "again.yaml").write_text(
+            "base: beats\nobjective:\n"
+            f"    tokenizer: !name:ssast_lobes.{name}\n"
+            f"        folder: {folder}\n"
+        )
+        if folder == "codes":
+            encoded("quantizer/export", folder, tones.manifest)
+        config = pretrain(name, "again.yaml")
+        assert config["objective"]["tokenizer"]["name"] == name

@@ -20,6 +20,7 @@ ADDITIVE = [
     "jepa",
     "beats",
     "best_rq",
+    "vector_quantizer",
 ]
 WORLD = 2
 STEPS = 3
@@ -55,13 +56,16 @@ def gradients(name, rank=None):
     if rank is not None:
         module = DistributedDataParallel(objective)
         own = slice(rank * CLIPS, (rank + 1) * CLIPS)
-        feats, n_frames, mask = feats[own], n_frames[own], mask[own]
+        feats, n_frames = feats[own], n_frames[own]
+        mask = None if mask is None else mask[own]
     module(feats, n_frames, mask).loss.backward()
+    # Codes are moved without gradient.
+    codes = [(k, b) for k, b in objective.named_buffers() if "quantizer" in k]
     return {
         key: p.grad
         for key, p in objective.named_parameters()
         if p.requires_grad
-    }
+    } | dict(codes)
 
 
 def train_all(rank, folder):

@@ -65,6 +65,13 @@ WRONG = {
     "mae_ast": {"generative_weight": [-1]},
     "mert": {"spectrum_weight": [-1, "x"]},
     "sslam": {"clean_window": [0.6, -1, "x"]},
+    "vector_quantizer": {
+        "n_codes": [1, "x"],
+        "dim": [0],
+        "code_momentum": [1.5],
+        "restart_after": [0, 1.5],
+        "commitment": [-1],
+    },
 }
 CASES = [
     (name, key, value)

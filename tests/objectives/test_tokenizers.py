@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
-from ssast_lobes import Grid, SpectrogramEncoder
+from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
+    CodeUsage,
     KMeansTokenizer,
     RandomProjectionTokenizer,
-    describe,
     fit_kmeans,
+    make_features,
     make_tokenizer,
 )
 
@@ -67,7 +68,7 @@ def test_a_seed_gives_the_same_codes_whatever_was_drawn_before():
 def test_cepstra_are_those_of_the_mean_frame():
     grid = GRIDS["patch"]
     feats = noise(1, 35, 128)
-    cepstra = describe(grid, feats, "cepstra").unflatten(1, (8, -1))
+    cepstra = make_features("cepstra", grid)(feats).unflatten(1, (8, -1))
     assert torch.equal(cepstra, cepstra[:, :1].expand_as(cepstra))
     mean = feats[0, 16:32].mean(0)
     n = torch.arange(128)
@@ -91,23 +92,118 @@ def test_kmeans_finds_kinds_of_sound(features, tmp_path):
 
     file = tmp_path / "codes.safetensors"
     clips = torch.cat([clip(seed) for seed in range(4)])
-    x = describe(grid, clips, features).flatten(0, 1)
-    used, entropy = fit_kmeans(grid, x, file, 4, features)
+    features = make_features(features, grid)
+    x = features(clips).flatten(0, 1)
+    used, entropy = fit_kmeans(features, x, file, 4, FrontEnd())
     assert (used, entropy) == (1.0, pytest.approx(1.0))
-    ids = KMeansTokenizer(grid, file)(clip(9))[0, :, 0]
+    ids = KMeansTokenizer(grid, [file])(clip(9))[0, :, 0]
     assert len({*zip(kinds.tolist(), ids.tolist(), strict=True)}) == 4
     with pytest.raises(ValueError, match="was fitted for .* the encoder has"):
-        KMeansTokenizer(GRIDS["patch"], file)
+        KMeansTokenizer(GRIDS["patch"], [file])
+
+
+def sines(hertz, seconds=1.0):
+    """Clips (B, S) of a tone each, and their lengths."""
+    time = torch.arange(round(16000 * seconds)) / 16000
+    wavs = (2 * math.pi * torch.tensor(hertz)[:, None] * time).sin()
+    return wavs, torch.full((len(hertz),), wavs.shape[1])
+
+
+def test_chroma_tells_pitch_classes_at_their_time():
+    """C in all octaves, then A, in the middle of a clip with padding."""
+    chroma = make_features("chroma", GRIDS["patch"])
+    wavs, n_samples = sines([130.81, 261.63, 1046.5, 4186.0, 440.0])
+    wavs[3, 8000:] = sines([440.0])[0][0, 8000:]
+    wavs[4, 8000:] = 99.0
+    n_samples[4] = 8000
+    x = chroma(torch.zeros(5, 98, 128), None, wavs, n_samples)
+    assert x.shape == (5, 8 * 7, 12)
+    x = x.unflatten(1, (8, 7))
+    assert torch.equal(x, x[:, :1].expand_as(x))
+    # The last token begins 25 ms before the end.
+    found = x[:, 0, :6].argmax(2)
+    assert (found[:3] == 0).all()
+    assert found[3].tolist() == [0, 0, 0, 9, 9, 9]
+    # Of what lies behind the end of a clip nothing is heard.
+    assert found[4, :3].tolist() == [9, 9, 9]
+    assert (x[4, :, 4:] == 0).all()
+    silent = chroma(torch.zeros(1, 98, 128), None, *sines([0.0]))
+    assert (silent == 0).all()
+
+
+def test_frames_of_an_encoder_are_those_nearest_in_time():
+    """Of an encoder with 60 ms a step, for a student with 30 ms."""
+    torch.manual_seed(0)
+    frozen = SpectrogramEncoder(
+        Grid(64, (32, 6)), dim=32, depth=3, heads=2, drop_path=0.5
+    )
+    features = FrontEnd(n_mels=64)
+    grid = Grid(128, (64, 3))
+    block = make_features(
+        "block",
+        grid,
+        encoder=frozen.config,
+        features=features.config,
+        block=2,
+    ).train()
+    own = frozen.state_dict()
+    block.encoder.load_state_dict(
+        {key: own[key] for key in block.encoder.state_dict()}
+    )
+    wavs, n_samples = noise(2, 16000), torch.tensor([16000, 9000])
+    x = block(torch.zeros(2, 98, 128), None, wavs, n_samples)
+    feats, n_frames = features(wavs, n_samples / 16000)
+    output = frozen.eval()(feats, n_frames, hidden_states=True)
+    hidden = output.hidden_states[2].unflatten(1, (2, -1)).mean(1)
+    middle = 0.0125 + 0.01 + 0.03 * torch.arange(33)
+    theirs = 0.0125 + 0.025 + 0.06 * torch.arange(hidden.shape[1])
+    for clip, steps in enumerate(output.n_time.tolist()):
+        distance = (middle[:, None] - theirs[:steps]).abs()
+        expected = hidden[clip, distance.argmin(1)]
+        for band in x[clip].unflatten(0, (2, -1)):
+            torch.testing.assert_close(band, expected)
+    with pytest.raises(ValueError, match="block must be .* got 4"):
+        make_features("block", grid, **{**block.config, "block": 4})
+
+
+def test_files_are_books(tmp_path):
+    """Each book has the ids that its file has alone, whatever its size."""
+    grid, feats = GRIDS["patch"], noise(2, 64, 128)
+    files = {}
+    for name, n_codes in (("logmel", 5), ("cepstra", 5), ("chroma", 4)):
+        files[name] = str(tmp_path / name)
+        features = make_features(name, grid)
+        audio = sines([220.0, 330.0, 440.0, 495.0], 0.65)
+        audio = audio if features.needs_audio else ()
+        x = features(noise(4, 64, 128, seed=1), None, *audio)
+        fit_kmeans(features, x.flatten(0, 1), files[name], n_codes, FrontEnd())
+    both = KMeansTokenizer(grid, [files["logmel"], files["cepstra"]])
+    assert both.n_books == 2 and not both.needs_audio
+    ids = both(feats)
+    for book, name in enumerate(("logmel", "cepstra")):
+        alone = make_tokenizer(
+            {"name": "KMeansTokenizer", "files": [files[name]]}, grid
+        )
+        assert torch.equal(ids[:, :, book], alone(feats)[:, :, 0])
+    again = make_tokenizer(both.config, grid)
+    assert torch.equal(again(feats), ids)
+    unlike = KMeansTokenizer(grid, [files["chroma"], files["logmel"]])
+    assert unlike.n_codes == 5 and unlike.needs_audio
+    wavs, n_samples = sines([220.0, 495.0], 0.65)
+    found = unlike(feats, None, wavs=wavs, n_samples=n_samples)
+    assert torch.equal(found[:, :, 1], ids[:, :, 0])
+    assert found[:, :, 0].max() < 4
 
 
 def test_collapsed_codes_are_refused(tmp_path):
     x = noise(3, 16).repeat(4, 1)
     file = tmp_path / "codes.safetensors"
+    features = make_features("logmel", Grid())
     with pytest.raises(ValueError, match="collapsed: 38 % of 8 are used"):
-        fit_kmeans(Grid(), x, file, 8, "logmel")
+        fit_kmeans(features, x, file, 8, FrontEnd())
     assert not file.exists()
     with pytest.raises(ValueError, match="need as many tokens, there are 12"):
-        fit_kmeans(Grid(), x, file, 13, "logmel")
+        fit_kmeans(features, x, file, 13, FrontEnd())
 
 
 @pytest.mark.parametrize(
@@ -116,9 +212,10 @@ def test_collapsed_codes_are_refused(tmp_path):
         ("beats", "must be a class, !name:CLASS"),
         ({"name": "Own"}, "must be a class, !name:CLASS"),
         (
-            {"name": "KMeansTokenizer", "file": "nowhere"},
+            {"name": "KMeansTokenizer", "files": ["nowhere"]},
             "nowhere is no file of",
         ),
+        ({"name": "KMeansTokenizer", "files": "a"}, "files must be a list"),
         (
             {"name": "RandomProjectionTokenizer", "codes": 3},
             "unexpected keyword",
@@ -158,14 +255,18 @@ def test_the_loss_is_that_of_torch():
     each = each.unflatten(0, (2, 5, 2)).sum(2)
     expected = (each[0].mean() + each[1, :2].mean()) / 2
     torch.testing.assert_close(output.loss, expected)
-    # What is guessed by one who knows how frequent the codes are.
-    counts = torch.bincount(
-        torch.cat([ids[0].flatten(), ids[1, :2].flatten()]), minlength=16
+    # What is guessed by one who knows how frequent the codes of a book are.
+    counts = torch.stack(
+        [
+            torch.bincount(torch.cat([ids[0, :, b], ids[1, :2, b]]), None, 16)
+            for b in range(2)
+        ]
     )
-    frequency = counts / counts.sum()
-    assert output.logs["accuracy_chance"] == frequency.max()
+    frequency = counts / counts.sum(1, keepdim=True)
+    assert output.logs["accuracy_chance"] == frequency.amax(1).mean()
     assert output.logs["codes_used"] == (counts > 0).float().mean()
-    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum()
+    assert output.logs["codes_recently_used"] == output.logs["codes_used"]
+    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum(1).mean()
     torch.testing.assert_close(output.logs["cross_entropy_chance"], chance)
 
 
@@ -184,3 +285,22 @@ def test_replaced_tokens_do_not_show():
     other[:, 16:32] = 7
     objective(other, n_frames, mask)
     assert torch.equal(*seen)
+
+
+def test_usage_is_that_of_the_last_hundred_batches(caplog):
+    usage = CodeUsage(1, 20)
+    one = torch.zeros(1, 20)
+    one[0, 3] = 1.0
+    other = one.roll(1, 1)
+    assert usage(other) == pytest.approx(0.05)
+    assert usage(one) == pytest.approx(0.1)
+    # Validation changes nothing.
+    assert usage.eval()(one.roll(2, 1)) == pytest.approx(0.1)
+    usage.train()
+    for _ in range(99):
+        used = usage(one)
+    assert used == pytest.approx(0.05)
+    usage.warn_of_collapse(100, 900)
+    assert not caplog.records
+    usage.warn_of_collapse(200, 900)
+    assert "collapsed: 5.0 % of 20 are used in 100 batches" in caplog.text

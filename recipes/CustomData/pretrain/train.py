@@ -33,12 +33,11 @@ class SSASTBrain(training.PretrainingBrain):
         pretrainer = self.network("pretrainer", stage)
         if stage == sb.Stage.TRAIN:
             wav_lens = wav_lens if is_padded else None
-            pairs = getattr(batch, "positive_pairs", None)
-            return pretrainer(wavs, wav_lens, positive_pairs=pairs)
+            return pretrainer(wavs, wav_lens, **training.items_of(batch))
         # The mask of a clip is the same in every epoch.
         keys = clip_keys(batch.id).to(self.device)
         self.watch(wavs, wav_lens, keys, batch.id)
-        return pretrainer(wavs, wav_lens, clip_keys=keys)
+        return pretrainer(wavs, wav_lens, keys, **training.items_of(batch))
 
     def compute_objectives(self, output, batch, stage):
         """Return the loss; average it and the logs over the epoch."""

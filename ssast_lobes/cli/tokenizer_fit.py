@@ -1,0 +1,164 @@
+"""Fit k-means to audio: gather tokens, part by part, then cluster them."""
+
+import hashlib
+import json
+import os
+import shutil
+
+import torch
+import yaml
+from tqdm import tqdm
+
+from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.cli import common
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.lobes.spectrogram import lobe_of
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.models.patches import Grid
+from ssast_lobes.objectives.tokenizers import fit_kmeans, make_features
+from ssast_lobes.utils.checks import ArgumentError
+from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.lengths import full_lengths
+
+# So many vectors are plenty for a few hundred centers, and fit into memory.
+MOST_TOKENS = 200_000
+SECONDS = 10.0
+# Files of a part: what a run that is stopped loses at most.
+FILES_AT_ONCE = 200
+
+
+def fit_tokenizer(options):
+    """Fit a tokenizer to the inputs.
+
+    Arguments
+    ---------
+    options : argparse.Namespace
+        Of ``ssast-lobes tokenizer fit``.
+    """
+    common.check_device(options.device)
+    grid = Grid.from_geometry(yaml.safe_load(options.geometry), options.n_mels)
+    front_end = FrontEnd(options.statistics, n_mels=options.n_mels)
+    features = _load_features(options.features, options.encoder, grid)
+    front_end.to(options.device)
+    features.to(options.device)
+    paths = common.training_paths(options.inputs)
+    common.make_parent(options.output)
+    # Runs whose tokens differ have folders of their own.
+    key = fingerprint(
+        features,
+        options.features,
+        options.geometry,
+        options.seed,
+        front_end.config,
+        paths,
+    )
+    gathered = f"{options.output}.gathered-{key}"
+    tokens, unreadable = [], []
+    with tqdm(total=len(paths), desc="Reading", unit="file") as bar:
+        for first in range(0, len(paths), FILES_AT_ONCE):
+            part = paths[first : first + FILES_AT_ONCE]
+            file = os.path.join(gathered, f"{first}.pt")
+            if os.path.exists(file):
+                found = torch.load(file, weights_only=True)
+                bar.update(len(part))
+            else:
+                draw = torch.Generator().manual_seed(options.seed + first)
+                most = max(1, MOST_TOKENS // len(paths))
+                found = _gather(
+                    part, front_end, features, most, draw, options.device, bar
+                )
+                os.makedirs(gathered, exist_ok=True)
+                with atomic_write(file, "wb") as content:
+                    torch.save(found, content)
+            tokens += found["tokens"]
+            unreadable += found["unreadable"]
+    common.report_unreadable(unreadable, len(paths), options.output)
+    x = torch.cat(tokens)
+    print(f"fitting {options.codes} codes to {len(x)} tokens")
+    used, entropy = fit_kmeans(
+        features.cpu(),
+        x,
+        options.output,
+        options.codes,
+        front_end,
+        options.seed,
+    )
+    shutil.rmtree(gathered)
+    print(
+        f"{100 * used:.0f} % of the codes are used, entropy {entropy:.2f} of 1"
+        f"\nwritten to {options.output}"
+    )
+
+
+def _load_features(kind, encoder, grid):
+    """Return what describes tokens: of "block:N" with a frozen encoder."""
+    name, _, block = kind.partition(":")
+    if (name == "block") != (encoder is not None):
+        raise ArgumentError("--encoder MODEL goes with --features block:N")
+    if name != "block":
+        return make_features(name, grid)
+    lobe = lobe_of(load_weights(encoder))
+    front_end = lobe.features.config
+    if front_end["sample_rate"] != 16000:
+        raise ArgumentError(
+            f"{encoder} hears {front_end['sample_rate']} Hz, not 16000"
+        )
+    # Clips keep their own lengths.
+    front_end.pop("pad_frames", None)
+    features = make_features(
+        name,
+        grid,
+        encoder=lobe.encoder.config,
+        features=front_end,
+        block=int(block),
+    )
+    state = lobe.encoder.state_dict()
+    needed = features.encoder.state_dict()
+    features.encoder.load_state_dict({key: state[key] for key in needed})
+    return features
+
+
+def fingerprint(module, *settings):
+    """Return what tells apart modules, whatever their files are named.
+
+    Arguments
+    ---------
+    module : torch.nn.Module
+        With other tensors it has another one.
+    *settings
+        Plain values that count too.
+
+    Returns
+    -------
+    str
+
+    Example
+    -------
+    >>> len({fingerprint(torch.nn.Identity(), seed) for seed in (1, 2, 2)})
+    2
+    """
+    total = hashlib.sha256(json.dumps(settings).encode())
+    for value in module.state_dict().values():
+        total.update(value.cpu().numpy().tobytes())
+    return total.hexdigest()[:8]
+
+
+@torch.no_grad()
+def _gather(paths, front_end, features, most, draw, device, bar):
+    """Return tokens of some files, and which cannot be read."""
+    tokens, unreadable = [], []
+    for path in paths:
+        bar.update()
+        try:
+            wav = read_audio(path, seconds=SECONDS)
+        except UnreadableAudio as error:
+            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+            continue
+        wavs = wav[None].to(device)
+        audio = {}
+        if features.needs_audio:
+            audio = {"wavs": wavs, "n_samples": full_lengths(wavs)}
+        x = features(*front_end(wavs), **audio)[0].cpu()
+        tokens.append(x[torch.randperm(len(x), generator=draw)[:most]])
+    return {"tokens": tokens, "unreadable": unreadable}

@@ -1,0 +1,142 @@
+"""Tokenizers of the objective `Codes`: discrete codes of a grid's tokens.
+
+A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
+``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids
+(B, N, n_books). One that sets ``needs_audio`` or ``needs_place`` is given more
+by name, as an `Objective` that does. It is frozen, and its tensors are
+buffers: what an optimizer or a change of precision does to parameters must not
+move a code.
+"""
+
+import functools
+from pathlib import Path
+
+from torch import nn
+
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.models.patches import Grid
+from ssast_lobes.objectives.tokenizers.codes import (
+    CodeUsage,
+    code_frequency,
+    nearest,
+)
+from ssast_lobes.objectives.tokenizers.distilled import (
+    VectorQuantizerTokenizer,
+    read_quantizer,
+)
+from ssast_lobes.objectives.tokenizers.features import make_features
+from ssast_lobes.objectives.tokenizers.kmeans import (
+    KMeansTokenizer,
+    fit_kmeans,
+    read_fitted,
+)
+from ssast_lobes.objectives.tokenizers.random_projection import (
+    RandomProjectionTokenizer,
+)
+from ssast_lobes.objectives.tokenizers.stored import StoredTokenizer
+
+__all__ = [
+    "CodeUsage",
+    "KMeansTokenizer",
+    "RandomProjectionTokenizer",
+    "StoredTokenizer",
+    "VectorQuantizerTokenizer",
+    "code_frequency",
+    "fit_kmeans",
+    "load_tokenizer",
+    "make_features",
+    "make_tokenizer",
+    "nearest",
+]
+
+_TOKENIZERS = {
+    kind.__name__: kind
+    for kind in (
+        RandomProjectionTokenizer,
+        KMeansTokenizer,
+        StoredTokenizer,
+        VectorQuantizerTokenizer,
+    )
+}
+
+
+def make_tokenizer(tokenizer, grid):
+    """Return a tokenizer for a grid.
+
+    Arguments
+    ---------
+    tokenizer : callable or dict or torch.nn.Module
+        What makes one of the grid, such as a class, or ``!name:`` with
+        arguments in a YAML; the `config` of one of this package; or a
+        tokenizer, which is returned as it is.
+    grid : Grid
+        Of the encoder.
+
+    Returns
+    -------
+    torch.nn.Module
+
+    Raises
+    ------
+    ValueError
+        If it is none of these, or the arguments do not fit.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid
+    >>> config = {"name": "RandomProjectionTokenizer", "n_codes": 16}
+    >>> make_tokenizer(config, Grid()).n_codes
+    16
+    """
+    if isinstance(tokenizer, nn.Module):
+        return tokenizer
+    if isinstance(tokenizer, dict) and tokenizer.get("name") in _TOKENIZERS:
+        arguments = dict(tokenizer)
+        kind = _TOKENIZERS[arguments.pop("name")]
+        tokenizer = functools.partial(kind, **arguments)
+    if not callable(tokenizer):
+        raise ValueError(
+            "tokenizer must be a class, !name:CLASS {...} in a YAML, or a "
+            f"module, got {tokenizer!r}"
+        )
+    try:
+        return tokenizer(grid)
+    except TypeError as error:
+        raise ValueError(f"tokenizer: {error}") from error
+
+
+def load_tokenizer(source):
+    """Load a fitted tokenizer, and the front end that it was fitted with.
+
+    Arguments
+    ---------
+    source : str or os.PathLike
+        File of ``ssast-lobes tokenizer fit``, or folder of an export of the
+        objective `VectorQuantizer`.
+
+    Returns
+    -------
+    tokenizer : torch.nn.Module
+        For the grid that it was fitted for.
+    front_end : FrontEnd
+
+    Raises
+    ------
+    ValueError
+        If it is neither.
+
+    Example
+    -------
+    >>> load_tokenizer("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
+    """
+    if Path(source).is_dir():
+        config, _ = read_quantizer(source)
+        grid = Grid(**config["encoder"]["grid"])
+        front_end = FrontEnd(**config["features"])
+        return VectorQuantizerTokenizer(grid, source), front_end
+    fitted, _ = read_fitted(source)
+    tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), [source])
+    return tokenizer, FrontEnd(**fitted["front_end"])

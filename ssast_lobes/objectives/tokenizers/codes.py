@@ -1,0 +1,190 @@
+"""Ids of codes: the nearest ones, how frequent they are, and their collapse."""
+
+import math
+
+import torch
+from speechbrain.utils.logger import get_logger
+from torch import nn
+
+from ssast_lobes.utils.checks import ArgumentError
+
+logger = get_logger(__name__)
+
+# Fewer of the codes are a collapse in what a tokenizer is fitted to: most
+# clusters hold nothing.
+_LEAST_USED = 0.5
+# Fewer are one in training, whose audio may be of other kinds.
+_FEW_USED = 0.1
+_BATCHES = 100
+
+
+def nearest(x, codes):
+    """Return the ids of the codes at the least distance.
+
+    Arguments
+    ---------
+    x : torch.Tensor
+        (B, n_books or 1, N, D).
+    codes : torch.Tensor
+        (n_books, n_codes, D).
+
+    Returns
+    -------
+    torch.Tensor
+        (B, n_books, N) int64.
+
+    Example
+    -------
+    >>> codes = torch.tensor([[[0.0], [1.0]]])
+    >>> nearest(torch.tensor([[[[0.2], [0.9]]]]), codes)
+    tensor([[[0, 1]]])
+    """
+    scores = x @ codes.transpose(1, 2) - codes.square().sum(2)[:, None] / 2
+    return scores.argmax(3)
+
+
+def code_frequency(ids, n_codes, weight):
+    """Return how frequent each code of each book is.
+
+    Arguments
+    ---------
+    ids : torch.Tensor
+        int64 (.., n_books).
+    n_codes : int
+        Codes of a book.
+    weight : torch.Tensor
+        (..), 0 where ids do not count.
+
+    Returns
+    -------
+    torch.Tensor
+        float32 (n_books, n_codes), each row with a sum of 1.
+
+    Example
+    -------
+    >>> ids = torch.tensor([0, 1, 1, 0])[:, None]
+    >>> code_frequency(ids, 3, torch.ones(4))
+    tensor([[0.5000, 0.5000, 0.0000]])
+    """
+    ids = ids.flatten(0, -2).T
+    weight = weight.flatten().float().expand_as(ids)
+    total = torch.zeros(len(ids), n_codes, device=ids.device)
+    total.scatter_add_(1, ids, weight)
+    return total / total.sum(1, keepdim=True).clamp(min=1)
+
+
+def refuse_collapse(frequency, source):
+    """Return how well codes are used; raise where most are not.
+
+    Arguments
+    ---------
+    frequency : torch.Tensor
+        As of `code_frequency`.
+    source : str
+        What the error names.
+
+    Returns
+    -------
+    used : float
+        Fraction of the codes that are used.
+    entropy : float
+        Entropy of the codes, over its greatest value: 1 where all are used
+        alike.
+
+    Raises
+    ------
+    ValueError
+        If fewer than half of the codes of all books are used.
+
+    Example
+    -------
+    >>> refuse_collapse(torch.tensor([[0.5, 0.5, 0.0]]), "codes")[0]
+    0.6666666865348816
+    """
+    n_codes = frequency.shape[1]
+    used = (frequency > 0).float().mean().item()
+    entropy = torch.special.entr(frequency).sum(1).mean().item()
+    entropy /= math.log(n_codes)
+    if used < _LEAST_USED:
+        raise ArgumentError(
+            f"{source}: the codes have collapsed: {100 * used:.0f} % of "
+            f"{n_codes} are used, entropy {entropy:.2f} of 1; fit fewer codes, "
+            "or more audio"
+        )
+    return used, entropy
+
+
+class CodeUsage(nn.Module):
+    """Which codes the last hundred batches of a training had.
+
+    A batch has few of many codes: what is used shows over many. In several
+    processes it is that of the first, as DDP sends its buffers to the others.
+
+    Arguments
+    ---------
+    n_books, n_codes : int
+        Books, and codes of each.
+
+    Example
+    -------
+    >>> usage = CodeUsage(1, 4)
+    >>> usage(torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    tensor(0.5000)
+    >>> usage(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
+    tensor(0.7500)
+    """
+
+    def __init__(self, n_books, n_codes):
+        super().__init__()
+        unused_for = torch.full((n_books, n_codes), _BATCHES)
+        self.register_buffer("unused_for", unused_for)
+
+    def forward(self, frequency):
+        """Take in a batch of the training.
+
+        Arguments
+        ---------
+        frequency : torch.Tensor
+            As of `code_frequency`.
+
+        Returns
+        -------
+        torch.Tensor
+            Scalar, the fraction of the codes that are used.
+        """
+        if self.training:
+            self.unused_for += 1
+            self.unused_for *= frequency == 0
+        return self.used()
+
+    def used(self):
+        """Return the fraction of the codes that are used, a scalar tensor."""
+        return (self.unused_for < _BATCHES).float().mean()
+
+    def is_collapsed(self):
+        """Return whether hardly any code is used; waits for the device."""
+        return self.used().item() < _FEW_USED
+
+    def told(self):
+        """Return the fraction in words."""
+        return (
+            f"{100 * self.used().item():.1f} % of {self.unused_for.shape[1]} "
+            f"are used in {_BATCHES} batches"
+        )
+
+    def warn_of_collapse(self, step, total_steps):
+        """Warn once if hardly any code is used, after 200 steps or all.
+
+        Arguments
+        ---------
+        step, total_steps : int
+            Optimizer steps done, and of the whole training.
+        """
+        # The first batches, before a collapse, are not among the last then.
+        due = min(2 * _BATCHES, total_steps)
+        if step == due and self.is_collapsed():
+            logger.warning(
+                f"The codes have collapsed: {self.told()}. Codes that are "
+                "nearly always the same teach nothing: take fewer codes, or "
+                "codes that are fitted to your audio"
+            )

@@ -1,0 +1,159 @@
+"""Codes of a tokenizer that was trained: of BEATs from its second iteration."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import nn
+
+from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.objectives.tokenizers.codes import CodeUsage
+from ssast_lobes.objectives.tokenizers.quantizer import Quantizer
+from ssast_lobes.utils.checks import ArgumentError
+
+
+class VectorQuantizerTokenizer(nn.Module):
+    """Codes of an export of the objective `VectorQuantizer`.
+
+    Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
+    2023: an encoder of its own sees all tokens, and each gets the code that
+    its output is most like. It hears the log-mel of the encoder to train,
+    whose statistics have to be its own.
+
+    Arguments
+    ---------
+    grid : Grid
+        Of the encoder to train.
+    folder : str or os.PathLike
+        The export.
+
+    Raises
+    ------
+    ValueError
+        If it is no such export, has another grid, or its codes have
+        collapsed: fewer than a tenth were used in its last hundred batches.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid
+    >>> VectorQuantizerTokenizer(Grid(), "nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: nowhere is no export of ...
+    """
+
+    needs_audio = False
+    needs_place = False
+    n_books = 1
+
+    def __init__(self, grid, folder):
+        super().__init__()
+        self.grid, self.folder = grid, str(folder)
+        config, state = read_quantizer(folder)
+        numbers = config["objective"]
+        self.encoder = make_encoder(config["encoder"])
+        if self.encoder.grid != grid:
+            raise ArgumentError(
+                f"tokenizer: {folder} has {self.encoder.grid.config}, the "
+                f"encoder {grid.config}"
+            )
+        self.n_codes = numbers["n_codes"]
+        self.quantizer = Quantizer(
+            self.encoder.dim,
+            self.n_codes,
+            numbers["dim"],
+            numbers["code_momentum"],
+        )
+        usage = CodeUsage(1, self.n_codes)
+        for module, start in (
+            (self.encoder, "encoder."),
+            (self.quantizer, "objective.quantizer."),
+            (usage, "objective.usage."),
+        ):
+            module.load_state_dict(
+                {
+                    key.removeprefix(start): value
+                    for key, value in state.items()
+                    if key.startswith(start)
+                }
+            )
+        if usage.is_collapsed():
+            raise ArgumentError(
+                f"tokenizer: the codes of {folder} have collapsed: "
+                f"{usage.told()}; train it longer, on more audio, or with "
+                "fewer codes"
+            )
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def config(self):
+        """The arguments, without the grid, that rebuild this."""
+        return {"name": "VectorQuantizerTokenizer", "folder": self.folder}
+
+    def train(self, mode=True):
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, feats, n_frames=None, **audio):
+        """Return the ids of all tokens.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels).
+        n_frames : torch.Tensor, optional
+            Valid frames (B,); all when left out.
+        **audio
+            Waveforms, which do not matter here.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, 1) int64, arbitrary at padding.
+        """
+        with torch.autocast(feats.device.type, enabled=False):
+            tokens = self.encoder(feats.float(), n_frames).tokens
+            return self.quantizer(tokens)[1][:, :, None]
+
+
+def read_quantizer(folder):
+    """Read an export of the objective `VectorQuantizer`.
+
+    Arguments
+    ---------
+    folder : str or os.PathLike
+
+    Returns
+    -------
+    config : dict
+        Of the export.
+    state : dict of str to torch.Tensor
+
+    Raises
+    ------
+    ValueError
+        If it is no such export.
+
+    Example
+    -------
+    >>> read_quantizer("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: nowhere is no export of ...
+    """
+    try:
+        config = json.loads(Path(folder, "config.json").read_text("utf-8"))
+        state = load_file(Path(folder, "model.safetensors"))
+        name = config["objective"]["name"]
+        if name != "VectorQuantizer":
+            raise ValueError(f"it is one of {name}")
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise ArgumentError(
+            f"tokenizer: {folder} is no export of the objective "
+            f"vector_quantizer: {error}"
+        ) from error
+    return config, state

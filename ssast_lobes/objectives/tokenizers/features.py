@@ -1,0 +1,205 @@
+"""What k-means sees of each token: log-mel, cepstra, chroma, an encoder."""
+
+import torch
+from torch import nn
+
+from ssast_lobes.models.encoders import make_encoder
+from ssast_lobes.models.event_head import FrameTiming
+from ssast_lobes.models.features import FrontEnd
+from ssast_lobes.objectives.tokenizers.spectral import (
+    Cepstra,
+    LogMel,
+    token_times,
+)
+from ssast_lobes.utils.checks import one_of, whole
+from ssast_lobes.utils.lengths import length_to_mask
+
+# At 16 kHz bins of 7.8 Hz: they tell semitones apart from C3 (131 Hz) on.
+_CHROMA_WINDOW = 2048
+_CHROMA_RANGE = (130.0, 4200.0)
+_SAMPLE_RATE = 16000
+
+
+class Chroma(LogMel):
+    """Strength of the twelve pitch classes around the middle of each token.
+
+    Magnitudes of a Fourier transform of 128 ms of the waveform (16 kHz), from
+    130 to 4,200 Hz; a bin is shared by the two classes next to its pitch. The
+    twelve have length 1, and are 0 in silence. Mel bins are too wide to tell
+    low pitches apart. Tokens of one time have the same.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid
+    >>> tone = (440 * torch.pi / 8000 * torch.arange(16000.0)).sin()[None]
+    >>> chroma = Chroma(Grid(128, (128, 4)))
+    >>> x = chroma(torch.zeros(1, 98, 128), None, tone, torch.tensor([16000]))
+    >>> x.shape, x[0, 12].argmax().item()  # A, as C is 0
+    (torch.Size([1, 25, 12]), 9)
+    """
+
+    name = "chroma"
+    needs_audio = True
+
+    def __init__(self, grid):
+        super().__init__(grid)
+        bins = torch.arange(_CHROMA_WINDOW // 2 + 1)
+        hertz = bins.double() * _SAMPLE_RATE / _CHROMA_WINDOW
+        # Semitones above a C.
+        pitch = 12 * (hertz.clamp(min=1) / 440).log2() + 9
+        distance = (pitch[:, None] - torch.arange(12) + 6) % 12 - 6
+        weights = (1 - distance.abs()).clamp(min=0)
+        low, high = _CHROMA_RANGE
+        weights[(hertz < low) | (hertz > high)] = 0
+        self.register_buffer("weights", weights.float(), persistent=False)
+        window = torch.hann_window(_CHROMA_WINDOW)
+        self.register_buffer("window", window, persistent=False)
+        self.start, self.step = token_times(grid)
+
+    def forward(self, feats, n_frames, wavs, n_samples, **place):
+        """Return what describes the tokens.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels); only their number counts.
+        n_frames : torch.Tensor
+            Valid frames (B,).
+        wavs : torch.Tensor
+            Waveforms (B, S), 16 kHz.
+        n_samples : torch.Tensor
+            Valid samples (B,).
+        **place
+            Where the clips come from, which does not matter here.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, 12).
+        """
+        n_time = self.grid.n_time(feats.shape[1])
+        middle = round((self.start + self.step / 2) * _SAMPLE_RATE)
+        hop = round(self.step * _SAMPLE_RATE)
+        wavs = wavs.float() * length_to_mask(n_samples, wavs.shape[1])
+        reach = (n_time - 1) * hop + _CHROMA_WINDOW
+        wavs = nn.functional.pad(wavs, (_CHROMA_WINDOW // 2, middle + reach))
+        wavs = wavs[:, middle : middle + reach]
+        parts = wavs.unfold(1, _CHROMA_WINDOW, hop) * self.window
+        chroma = torch.fft.rfft(parts).abs() @ self.weights
+        chroma = nn.functional.normalize(chroma, dim=2, eps=1e-3)
+        return chroma.repeat(1, self.grid.n_freq, 1)
+
+
+class EncoderBlock(LogMel):
+    """Output of a block of a frozen encoder, at the time of each token.
+
+    HuBERT's second iteration. The encoder hears the waveform through its own
+    front end, so that its mel bins, patches and steps may be others. Its
+    frames, the mean over frequency, are taken at the times that are nearest
+    to the tokens'. Tokens of one time have the same.
+
+    Arguments
+    ---------
+    grid : Grid
+        Of the encoder to train.
+    encoder : dict
+        `config` of the frozen encoder.
+    features : dict
+        `config` of its front end.
+    block : int
+        Which block, from 1 on.
+
+    Raises
+    ------
+    ValueError
+        If there is no such block.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid, SpectrogramEncoder
+    >>> frozen = SpectrogramEncoder(Grid(64, (64, 4)), dim=32, depth=2, heads=2)
+    >>> block = EncoderBlock(Grid(), frozen.config, {"n_mels": 64}, block=1)
+    >>> wavs, n_samples = torch.randn(1, 5520), torch.tensor([5520])
+    >>> block(torch.zeros(1, 33, 128), None, wavs, n_samples).shape
+    torch.Size([1, 24, 32])
+    """
+
+    name = "block"
+    needs_audio = True
+
+    def __init__(self, grid, encoder, features, block):
+        super().__init__(grid)
+        self.start, self.step = token_times(grid)
+        self.front_end = FrontEnd(**features)
+        self.encoder = make_encoder(encoder)
+        self.block = whole("block", block, 1, self.encoder.depth)
+        # Later blocks change nothing, and a fitted file need not hold them.
+        del self.encoder.blocks[block:]
+        self.requires_grad_(False)
+        self.eval()
+
+    @property
+    def config(self):
+        """The arguments, without the grid, that rebuild this."""
+        return {
+            "encoder": self.encoder.config,
+            "features": self.front_end.config,
+            "block": self.block,
+        }
+
+    def train(self, mode=True):
+        """Stay in evaluation mode."""
+        return super().train(False)
+
+    def forward(self, feats, n_frames, wavs, n_samples, **place):
+        """Return (B, N, D); the arguments are those of `Chroma.forward`."""
+        own, n_own = self.front_end(wavs, n_samples / wavs.shape[1])
+        output = self.encoder(own, n_own, hidden_states=True)
+        grid = self.encoder.grid
+        frames = output.hidden_states[-1].unflatten(1, (grid.n_freq, -1))
+        frames = frames.mean(1)
+        theirs = FrameTiming(grid, self.front_end.fbank)
+        steps = torch.arange(self.grid.n_time(feats.shape[1])) + 0.5
+        times = self.start + self.step * steps.double()
+        place = ((times - theirs.start) / theirs.step).floor().long()
+        place = place.to(wavs.device).clamp(min=0)
+        place = place.minimum(output.n_time[:, None] - 1)
+        place = place[:, :, None].expand(-1, -1, frames.shape[2])
+        return frames.gather(1, place).repeat(1, self.grid.n_freq, 1)
+
+
+_FEATURES = {
+    kind.name: kind for kind in (LogMel, Cepstra, Chroma, EncoderBlock)
+}
+
+
+def make_features(name, grid, **block):
+    """Return what describes tokens by its name.
+
+    Arguments
+    ---------
+    name : str
+        ``"logmel"``, ``"cepstra"``, ``"chroma"`` or ``"block"``.
+    grid : Grid
+        Of the encoder to train.
+    **block
+        Of ``"block"``: arguments of `EncoderBlock`.
+
+    Returns
+    -------
+    torch.nn.Module
+        Its ``forward(feats, n_frames)`` gives (B, N, D). One that sets
+        ``needs_audio`` takes ``wavs`` (B, S) and ``n_samples`` (B,) too.
+
+    Raises
+    ------
+    ValueError
+        If there is no such name, or block.
+
+    Example
+    -------
+    >>> from ssast_lobes import Grid
+    >>> make_features("chroma", Grid()).needs_audio
+    True
+    """
+    return _FEATURES[one_of("features", name, _FEATURES)](grid, **block)

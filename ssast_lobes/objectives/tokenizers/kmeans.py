@@ -1,0 +1,217 @@
+"""Codes that k-means has fitted offline, as HuBERT's and MERT's."""
+
+import json
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import nn
+
+from ssast_lobes.models.patches import Grid
+from ssast_lobes.objectives.tokenizers.codes import (
+    code_frequency,
+    nearest,
+    refuse_collapse,
+)
+from ssast_lobes.objectives.tokenizers.features import make_features
+from ssast_lobes.utils.checks import ArgumentError, require, whole
+from ssast_lobes.utils.files import atomic_write
+
+_TENSORS = ("centers", "mean", "std")
+
+
+class KMeansTokenizer(nn.Module):
+    """Nearest center of features that k-means has fitted offline.
+
+    As the labels of HuBERT (Hsu et al., TASLP 2021), and, of two files, those
+    of MERT's first version (Li et al., ICLR 2024). A file is complete: of
+    ``--features block`` it holds the frozen encoder too.
+
+    Arguments
+    ---------
+    grid : Grid
+        Of the encoder to train.
+    files : list of str
+        What ``ssast-lobes tokenizer fit`` has written; each is a book.
+        `n_codes` is that of the largest: the others' do not all occur.
+
+    Raises
+    ------
+    ValueError
+        If there is no such file, or it was fitted for another grid.
+
+    Example
+    -------
+    >>> from ssast_lobes import FrontEnd, Grid
+    >>> folder = getfixture("tmp_path")
+    >>> files = [str(folder / "logmel.codes"), str(folder / "cepstra.codes")]
+    >>> for name, file in zip(("logmel", "cepstra"), files, strict=True):
+    ...     features = make_features(name, Grid())
+    ...     x = features(torch.randn(8, 64, 128)).flatten(0, 1)
+    ...     used, entropy = fit_kmeans(features, x, file, 8, FrontEnd())
+    >>> KMeansTokenizer(Grid(), files)(torch.randn(3, 32, 128)).shape
+    torch.Size([3, 16, 2])
+    """
+
+    needs_place = False
+
+    def __init__(self, grid, files):
+        super().__init__()
+        allowed = "a list of files of `ssast-lobes tokenizer fit`"
+        require(isinstance(files, list) and files, "files", allowed, files)
+        self.grid, self.files = grid, [str(file) for file in files]
+        self.books = nn.ModuleList(map(_Book, self.files))
+        for file, book in zip(self.files, self.books, strict=True):
+            if book.features.grid != grid:
+                raise ArgumentError(
+                    f"tokenizer: {file} was fitted for "
+                    f"{book.features.grid.config}, the encoder has "
+                    f"{grid.config}"
+                )
+        self.n_books = len(self.books)
+        self.n_codes = max(len(book.centers) for book in self.books)
+        self.needs_audio = any(b.features.needs_audio for b in self.books)
+
+    @property
+    def config(self):
+        """The arguments, without the grid, that rebuild this."""
+        return {"name": "KMeansTokenizer", "files": self.files}
+
+    @torch.no_grad()
+    def forward(self, feats, n_frames=None, **audio):
+        """Return the ids of all tokens.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels), 0 at padding.
+        n_frames : torch.Tensor, optional
+            Valid frames (B,).
+        **audio
+            ``wavs`` (B, S) and ``n_samples`` (B,), with `needs_audio`.
+
+        Returns
+        -------
+        torch.Tensor
+            (B, N, n_books) int64, arbitrary at padding.
+        """
+        with torch.autocast(feats.device.type, enabled=False):
+            ids = [book(feats.float(), n_frames, audio) for book in self.books]
+        return torch.stack(ids, 2)
+
+
+class _Book(nn.Module):
+    """The centers of a file, and what they are centers of."""
+
+    def __init__(self, file):
+        super().__init__()
+        fitted, tensors = read_fitted(file)
+        for name in _TENSORS:
+            self.register_buffer(name, tensors.pop(name))
+        grid = Grid(**fitted["grid"])
+        self.features = make_features(grid=grid, **fitted["features"])
+        self.features.load_state_dict(tensors)
+
+    def forward(self, feats, n_frames, audio):
+        if self.features.needs_audio:
+            x = self.features(feats, n_frames, **audio)
+        else:
+            x = self.features(feats)
+        x = (x - self.mean) / self.std
+        return nearest(x[:, None], self.centers[None])[:, 0]
+
+
+def read_fitted(file):
+    """Read a file of `fit_kmeans`.
+
+    Arguments
+    ---------
+    file : str or os.PathLike
+
+    Returns
+    -------
+    fitted : dict
+        Arguments of `make_features` (``features``), of the grid (``grid``)
+        and of the front end (``front_end``).
+    tensors : dict of str to torch.Tensor
+        ``centers`` (K, D), ``mean`` and ``std`` (D,), and those of the frozen
+        encoder.
+
+    Raises
+    ------
+    ValueError
+        If it is no such file.
+
+    Example
+    -------
+    >>> read_fitted("nowhere")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
+    """
+    try:
+        with safe_open(file, framework="pt") as content:
+            fitted = json.loads(content.metadata()["tokenizer"])
+            tensors = {key: content.get_tensor(key) for key in content.keys()}
+    except (OSError, SafetensorError, TypeError, KeyError) as error:
+        raise ArgumentError(
+            f"tokenizer: {file} is no file of `ssast-lobes tokenizer fit`: "
+            f"{error}"
+        ) from error
+    return fitted, tensors
+
+
+def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
+    """Fit k-means to tokens, and save it for `KMeansTokenizer`.
+
+    Arguments
+    ---------
+    features : torch.nn.Module
+        Of `make_features`; what describes the tokens.
+    x : torch.Tensor
+        Tokens (N, D), as `features` gives them.
+    file : str or os.PathLike
+        Where to write, a safetensors file.
+    n_codes : int
+        Number of centers.
+    front_end : FrontEnd
+        Made the log-mel; its configuration is kept with the centers.
+    seed : int
+        Of scikit-learn's `MiniBatchKMeans`.
+
+    Returns
+    -------
+    used, entropy : float
+        See `refuse_collapse`.
+
+    Raises
+    ------
+    ValueError
+        If there are fewer tokens than codes, or the codes have collapsed.
+    """
+    # Takes a second to import, which only this function needs.
+    from sklearn.cluster import MiniBatchKMeans
+
+    whole("n_codes", n_codes, 2)
+    if len(x) < n_codes:
+        raise ArgumentError(
+            f"{n_codes} codes need as many tokens, there are {len(x)}: give "
+            "more audio, or fewer codes"
+        )
+    mean, std = x.mean(0), x.std(0).clamp(min=1e-6)
+    model = MiniBatchKMeans(n_codes, random_state=seed, n_init=3)
+    ids = model.fit_predict(((x - mean) / std).double().numpy())
+    ids = torch.from_numpy(ids).long()[:, None]
+    frequency = code_frequency(ids, n_codes, torch.ones(len(ids)))
+    used, entropy = refuse_collapse(frequency, file)
+    centers = torch.from_numpy(model.cluster_centers_).float()
+    tensors = dict(zip(_TENSORS, (centers, mean, std), strict=True))
+    fitted = {
+        "features": {"name": features.name, **features.config},
+        "grid": features.grid.config,
+        "front_end": front_end.config,
+    }
+    tensors |= features.state_dict()
+    with atomic_write(file, "wb") as content:
+        content.write(save(tensors, {"tokenizer": json.dumps(fitted)}))
+    return used, entropy
