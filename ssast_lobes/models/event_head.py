@@ -242,13 +242,13 @@ class FrameTiming:
 
     def __init__(self, grid, fbank):
         rate, hop = fbank.sample_rate, fbank.hop_samples
-        heard = (grid.patch[1] - 1) * hop + fbank.window_samples
+        middle = fbank.first_center + (grid.patch[1] - 1) * hop / 2
         self.grid = grid
         self.fbank = fbank
         self.sample_rate = rate
         # In seconds: from frame to frame, and where the first would begin.
         self.step = grid.stride[1] * hop / rate
-        self.start = (heard - grid.stride[1] * hop) / 2 / rate
+        self.start = (middle - grid.stride[1] * hop / 2) / rate
 
     def n_time(self, n_samples):
         """Return the frames (int) of a clip of so many samples."""

@@ -19,13 +19,14 @@ from ssast_lobes.objectives.audiomosaic import AudioMosaic
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.codes import Codes
 from ssast_lobes.objectives.contrastive_mspm import ContrastiveMSPM
+from ssast_lobes.objectives.distillation import Distillation
 from ssast_lobes.objectives.eat import EAT
 from ssast_lobes.objectives.m2d import M2D
 from ssast_lobes.objectives.mae_ast import MAEAST
 from ssast_lobes.objectives.masked_autoencoder import MaskedAutoencoder
 from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
-from ssast_lobes.utils.presets import build, read_preset, tag_of
+from ssast_lobes.utils.presets import build, read_preset, references, tag_of
 
 __all__ = [
     "ASiT",
@@ -34,6 +35,7 @@ __all__ = [
     "AudioMosaic",
     "Codes",
     "ContrastiveMSPM",
+    "Distillation",
     "EAT",
     "M2D",
     "MAEAST",
@@ -78,7 +80,9 @@ def load_objective(name):
     class_name = tag_of(objective).removeprefix("!new:")
     if not isinstance(objective, dict) or class_name == tag_of(objective):
         raise ValueError(f"{name}: a preset has objective: !new:CLASS {{...}}")
-    # The caller brings the encoder, where a recipe refers to its own.
-    objective.pop("encoder", None)
+    # The caller brings what a recipe has, such as the encoder.
+    for name, node in list(objective.items()):
+        if references(node) - preset.keys():
+            del objective[name]
     objective.yaml_set_ctag(Tag(suffix=f"!name:{class_name}"))
     return build(preset)["objective"]

@@ -6,7 +6,7 @@ The processes run once for all objectives, on the CPU (gloo). Each preset of
 
 import pytest
 import torch
-from objective_kit import CLIPS, PRESETS, build, clips
+from objective_kit import CLIPS, PRESETS, audio, build, clips
 from processes import run_processes
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +19,7 @@ ADDITIVE = [
     "m2d",
     "beats",
     "best_rq",
+    "distillation",
 ]
 WORLD = 2
 STEPS = 3
@@ -32,7 +33,7 @@ def train(name, rank):
     optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-3)
     draw = torch.Generator().manual_seed(rank)
     for step in range(STEPS):
-        own = {}
+        own = audio(objective, 10 * rank + step)
         # In a step only: processes have no positive pairs at times.
         if objective.uses_positive_pairs and step == 1:
             own["positive_pairs"] = torch.ones(CLIPS, dtype=torch.bool)
@@ -49,13 +50,15 @@ def gradients(name, rank=None):
     objective = build(name)
     feats, n_frames = clips(5, WORLD * CLIPS)
     draw = torch.Generator().manual_seed(0)
-    mask = objective.draw_mask(feats, n_frames, draw)
+    parts = [feats, n_frames, objective.draw_mask(feats, n_frames, draw)]
+    named = audio(objective, 5, WORLD * CLIPS)
     module = objective
     if rank is not None:
         module = DistributedDataParallel(objective)
         own = slice(rank * CLIPS, (rank + 1) * CLIPS)
-        feats, n_frames, mask = feats[own], n_frames[own], mask[own]
-    module(feats, n_frames, mask).loss.backward()
+        parts = [None if part is None else part[own] for part in parts]
+        named = {name: part[own] for name, part in named.items()}
+    module(*parts, **named).loss.backward()
     return {
         key: p.grad
         for key, p in objective.named_parameters()
