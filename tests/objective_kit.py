@@ -57,7 +57,7 @@ def audio(objective, seed, count=CLIPS):
     if not objective.needs_audio:
         return {}
     draw = torch.Generator().manual_seed(seed)
-    n_samples = torch.tensor([25840, 15760] * (count // 2))
+    n_samples = torch.tensor([25840, 15760] * count)[:count]
     wavs = 0.1 * torch.randn(count, 25840, generator=draw)
     return {"wavs": wavs, "n_samples": n_samples}
 

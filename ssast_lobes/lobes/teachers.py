@@ -96,6 +96,12 @@ class Teacher(nn.Module):
                     f"the teacher {self.name} does not take lobe(wav, "
                     f"wav_lens), waveforms (B, S) and (B,): {error}"
                 ) from error
+            require(
+                states.shape[2] > 1,
+                f"the output of the teacher {self.name}",
+                "frames (B, T, D), not one vector a clip",
+                tuple(states.shape[1:]),
+            )
             self.depth, self.dim = len(states) - 1, states.shape[3]
 
     def train(self, mode=True):
@@ -183,10 +189,8 @@ class Teacher(nn.Module):
         if isinstance(output, tuple | list):
             output = output[0]
         shape = tuple(getattr(output, "shape", ()))
-        right = shape[-3:-2] == (len(wavs),) and len(shape) in (3, 4)
         require(
-            # One step for a second of audio is a vector of the clip.
-            right and shape[-2] > 1,
+            shape[-3:-2] == (len(wavs),) and len(shape) in (3, 4),
             f"the output of the teacher {self.name}",
             "frames (B, T, D), or hidden states (L + 1, B, T, D)",
             shape or type(output).__name__,

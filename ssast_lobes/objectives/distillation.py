@@ -7,6 +7,7 @@ ICASSP 2022). Neither has published code of its training for several teachers.
 """
 
 import json
+from functools import partial
 
 import torch
 from torch import nn
@@ -200,13 +201,13 @@ class Distillation(Objective):
         frames[self.encoder.depth] = encoded.frames
         loss, logs = 0, {"l1": [], "cosine": []}
         spread = {"target_std": [], "projection_std": []}
-        for number, (targets_of, is_known) in enumerate(targets):
-            weight = (is_step & is_known).float()
+        for number, states in enumerate(targets):
+            weight = (is_step & states[0].any(2)).float()
             cosines = []
             for head, (layer, _), target in zip(
                 self.heads[number],
                 self.layers[number],
-                targets_of,
+                states,
                 strict=True,
             ):
                 output = head(frames[layer]).float()
@@ -239,9 +240,8 @@ class Distillation(Objective):
 
         Returns
         -------
-        list of tuple
-            Of each teacher: targets (pairs, B, T', D), and boolean (B, T'),
-            False where it has heard nothing.
+        list of torch.Tensor
+            Of each teacher (pairs, B, T', D), 0 where it has heard nothing.
         """
         max_time = is_step.shape[1]
         if self.cache is None:
@@ -250,34 +250,22 @@ class Distillation(Objective):
         if self.training and self.crop_seconds is not None:
             most = round(self.crop_seconds * self.timing.sample_rate)
         clips = []
-        lengths = zip(n_samples.tolist(), is_step.sum(1).tolist(), strict=True)
-        for wav, (count, n_time) in zip(wavs, lengths, strict=True):
-
-            def make(clip, n_time=n_time):
-                own = torch.tensor([len(clip)], device=clip.device)
-                heard = self._hear(clip[None], own, n_time)
-                return {
-                    f"{number}.{name}": value
-                    for number, pair in enumerate(heard)
-                    for name, value in zip(("values", "known"), pair)
-                }
-
-            made = self.cache.get(wav[:count], make, count < most)
-            missing = max_time - n_time
-            clips.append(
-                {
-                    name: pad(x, (0, 0, 0, missing))
-                    if x.dim() > 2
-                    else pad(x, (0, missing))
-                    for name, x in made.items()
-                }
+        for wav, count, n_time in zip(
+            wavs, n_samples.tolist(), is_step.sum(1).tolist(), strict=True
+        ):
+            made = self.cache.get(
+                wav[None, :count],
+                partial(
+                    self._hear,
+                    n_samples=n_samples.new_tensor([count]),
+                    max_time=n_time,
+                ),
+                keep=count < most,
             )
+            clips.append([pad(x, (0, 0, 0, max_time - n_time)) for x in made])
         return [
-            (
-                torch.cat([c[f"{n}.values"] for c in clips], dim=1).float(),
-                torch.cat([c[f"{n}.known"] for c in clips]) > 0,
-            )
-            for n in range(len(self.teachers))
+            torch.cat(parts, dim=1).float()
+            for parts in zip(*clips, strict=True)
         ]
 
     def _hear(self, wavs, n_samples, max_time):
@@ -294,8 +282,7 @@ class Distillation(Objective):
             total = weights.sum(2, keepdim=True)
             weights = weights / torch.where(total > 0, total, 1)
             values = weights @ output.states.float()
-            values = layer_norm(values, values.shape[3:])
-            heard.append((values, total[:, :, 0] > 0))
+            heard.append(layer_norm(values, values.shape[3:]))
         return heard
 
 

@@ -3,7 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
@@ -31,10 +30,10 @@ class TargetCache:
     >>> clip, calls = torch.tensor([0.5, 1.0]), []
     >>> def double(clip):
     ...     calls.append(len(clip))
-    ...     return {"targets": 2 * clip}
+    ...     return [2 * clip]
     >>> _ = cache.get(clip, double)
-    >>> cache.get(clip, double)["targets"], calls
-    (tensor([1., 2.], dtype=torch.float16), [2])
+    >>> cache.get(clip, double), calls
+    ([tensor([1., 2.], dtype=torch.float16)], [2])
     """
 
     def __init__(self, folder, maker):
@@ -47,32 +46,30 @@ class TargetCache:
         Arguments
         ---------
         clip : torch.Tensor
-            Its samples (S,), without padding.
+            Its samples, without padding.
         make : callable
-            (S,) -> dict of str to torch.Tensor; called unless there is a file.
+            Gives a list of tensors for `clip`; called unless there is a file.
         keep : bool
             Whether to look for a file, and to write one.
 
         Returns
         -------
-        dict of str to torch.Tensor
+        list of torch.Tensor
             float16, on the device of `clip`.
         """
         if not keep:
-            return {name: x.half() for name, x in make(clip).items()}
+            return [x.half() for x in make(clip)]
         digest = hashlib.blake2b(self.maker.encode(), digest_size=20)
         digest.update(clip.detach().cpu().float().numpy().tobytes())
         name = digest.hexdigest()
         path = self.folder / name[:2] / f"{name}.safetensors"
         try:
-            return load_file(path, device=str(clip.device))
-        except FileNotFoundError:
-            pass
-        except SafetensorError:
+            kept = load_file(path, device=str(clip.device))
+            return [kept[str(number)] for number in range(len(kept))]
+        except (FileNotFoundError, SafetensorError):
             # A damaged file is made again.
-            path.unlink()
-        made = {name: x.half().contiguous() for name, x in make(clip).items()}
+            made = [x.half().contiguous() for x in make(clip)]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:
-            file.write(save({name: x.cpu() for name, x in made.items()}))
+            file.write(save({str(n): x.cpu() for n, x in enumerate(made)}))
         return made
