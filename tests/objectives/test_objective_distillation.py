@@ -428,3 +428,34 @@ def test_crops_are_not_kept_and_other_weights_have_other_files(tmp_path):
         other = build(**other, cache=tmp_path)
         targets_of(other, waves())
         assert len(files(tmp_path)) == before + 4
+
+
+# A lobe of SpeechBrain's ---------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_wav2vec_lobe_teaches(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    from speechbrain.integrations.huggingface.wav2vec2 import Wav2Vec2
+
+    config = transformers.Wav2Vec2Config(
+        hidden_size=32,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=64,
+        conv_dim=(16,) * 7,
+        num_conv_pos_embeddings=16,
+        num_conv_pos_embedding_groups=2,
+    )
+    transformers.Wav2Vec2Model(config).save_pretrained(tmp_path)
+    transformers.Wav2Vec2FeatureExtractor().save_pretrained(tmp_path)
+    source, save_path = str(tmp_path), str(tmp_path)
+    lobe = Wav2Vec2(source, save_path, output_all_hiddens=True)
+    objective = build(load_teachers(lobe))
+    assert objective.layers == [[(1, 1), (1, 2), (2, 3)]]
+    wavs = waves()
+    (targets,), _ = targets_of(objective, wavs)
+    (alone,), steps = targets_of(objective, wavs[1:2, :9000], LENGTHS[1:2])
+    part = targets[:, 1, : steps.shape[1]]
+    assert (part - alone[:, 0]).abs().max() < 1e-4
+    assert loss_of(objective, wavs).loss.isfinite()
