@@ -26,6 +26,7 @@ class TargetCache:
 
     Example
     -------
+    >>> import torch
     >>> cache = TargetCache(getfixture("tmpdir") / "targets", "doubled")
     >>> clip, calls = torch.tensor([0.5, 1.0]), []
     >>> def double(clip):
