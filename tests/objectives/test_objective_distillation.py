@@ -217,6 +217,17 @@ def test_what_a_teacher_has_not_heard_does_not_count():
     assert both.logs["cosine_2"] == 0 < alone.loss.item() < 5
 
 
+def test_bf16_autocast_trains_and_stays_near():
+    objective = build([teacher(), Teacher(Local())])
+    exact = loss_of(objective, waves()).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = loss_of(objective, waves())
+    output.loss.backward()
+    assert output.loss.dtype == torch.float32
+    assert output.loss.item() == pytest.approx(exact, rel=0.01)
+    assert all(p.grad.isfinite().all() for p in objective.heads.parameters())
+
+
 def test_several_teachers_are_told_apart():
     output = loss_of(build([teacher(), Teacher(Local())]), waves())
     one, two = output.logs["cosine_1"], output.logs["cosine_2"]

@@ -200,6 +200,28 @@ def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
     AudioEncoder.from_hparams(folder / "export")
 
 
+def test_a_student_of_two_teachers(train, pretrained, tmp_path):
+    """They are named, and nowhere in what the run leaves behind."""
+    teachers = f"[ssast-lobes-micro-1, {pretrained / 'export'}]"
+    folder = train(
+        "pretrain",
+        "--objective=distillation",
+        f"--teachers={teachers}",
+        f"--teacher_cache={tmp_path / 'heard'}",
+        "--crop_seconds=2.0",
+    )
+    assert {"train_cosine_1", "valid_cosine_2"} <= log_of(folder)[-1].keys()
+    # Clips shorter than a crop come whole.
+    assert len(list((tmp_path / "heard").glob("*/*.safetensors"))) > 5
+    for path in folder.glob("save/CKPT*/objective.ckpt"):
+        state = torch.load(path, weights_only=True)
+        assert {k.split(".")[0] for k in state} == {"encoder", "heads"}
+    card = (folder / "export" / "README.md").read_text()
+    assert "taught by ssast-lobes-micro-1, " in card
+    assert str(pretrained) not in card
+    AudioEncoder.from_hparams(folder / "export")
+
+
 @pytest.mark.slow
 def test_epochs_of_several_passes(train, pretrained, tmp_path):
     one = log_of(pretrained)
