@@ -248,10 +248,20 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_killed_run_resumes_where_it_was(task, train, tones, tmp_path):
-    # The head that training begins with must not come again.
-    own = {"classify": ["--lp_init_penalty=0.1", "--layers=all"]}.get(task, [])
+@pytest.mark.parametrize(
+    "task, own",
+    [
+        ("pretrain", []),
+        # Teachers are read again.
+        (
+            "pretrain",
+            ["--objective=distillation", "--teachers=ssast-lobes-micro-1"],
+        ),
+        # The head that training begins with must not come again.
+        ("classify", ["--lp_init_penalty=0.1", "--layers=all"]),
+    ],
+)
+def test_killed_run_resumes_where_it_was(task, own, train, tones, tmp_path):
     whole = train(task, *own, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
     more = [*own, "--ckpt_interval_steps=1", "--num_workers=2"]
