@@ -109,13 +109,18 @@ class Teacher(nn.Module):
         return super().train(False)
 
     def fingerprint(self):
-        """Return a text that differs where the weights do.
+        """Return a text that differs where weights or settings do.
 
         Returns
         -------
         str
         """
-        digest = hashlib.blake2b(repr(self.lobe).encode(), digest_size=16)
+        described = repr(self.lobe)
+        if self.is_ours:
+            lobe = self.lobe
+            chunks = None if lobe.chunks is None else vars(lobe.chunks)
+            described += f"{lobe.features.config}{lobe.encoder.config}{chunks}"
+        digest = hashlib.blake2b(described.encode(), digest_size=16)
         for key, value in self.lobe.state_dict().items():
             digest.update(key.encode())
             value = value.detach().cpu().contiguous().flatten()

@@ -434,7 +434,9 @@ def test_crops_are_not_kept_and_other_weights_have_other_files(tmp_path):
     # In validation crops stay where they are.
     targets_of(objective.eval(), waves())
     assert len(files(tmp_path)) == 4
-    for other in ({"teachers": [teacher(seed=8)]}, {"pairs": 3}):
+    louder = Teacher(SpectrogramLobe(teacher().lobe.encoder, FrontEnd("esc50")))
+    others = [teacher(seed=8)], [louder]
+    for other in (*({"teachers": one} for one in others), {"pairs": 3}):
         before = len(files(tmp_path))
         other = build(**other, cache=tmp_path)
         targets_of(other, waves())
