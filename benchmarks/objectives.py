@@ -19,7 +19,7 @@ import torch
 from machine import describe_machine
 from tqdm import tqdm
 
-from ssast_lobes import SpectrogramEncoder
+from ssast_lobes import SpectrogramEncoder, SpectrogramLobe, Teacher
 from ssast_lobes.objectives import load_objective
 
 # Name of the preset: geometry and mel bins, each method's own.
@@ -37,11 +37,13 @@ OBJECTIVES = {
     "best_rq": ("patch", 128),
     "mert": ("frame", 128),
     "vector_quantizer": ("patch", 128),
+    "distillation": ("patch", 128),  # of a teacher of the same size
     "atst_clip": ((64, 4), 64),
     "atst_frame": ((64, 4), 64),
 }
 BASELINE = "mspm"
 N_FRAMES = 1024
+N_SAMPLES = 400 + 1023 * 160
 
 
 class Step:
@@ -51,7 +53,15 @@ class Step:
         geometry, n_mels = OBJECTIVES[name]
         torch.manual_seed(0)
         encoder = SpectrogramEncoder.from_size(model_size, geometry, n_mels)
-        self.objective = load_objective(name)(encoder).to(device).train()
+        own, self.audio = {}, {}
+        if name == "distillation":
+            lobe = SpectrogramEncoder.from_size(model_size, geometry, n_mels)
+            own["teachers"] = [Teacher(SpectrogramLobe(lobe))]
+            samples = torch.full((batch_size,), N_SAMPLES, device=device)
+            wavs = torch.randn(batch_size, N_SAMPLES, device=device)
+            self.audio = {"wavs": wavs, "n_samples": samples}
+        objective = load_objective(name)(encoder, **own)
+        self.objective = objective.to(device).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), 1e-4)
         self.feats = torch.randn(batch_size, N_FRAMES, n_mels, device=device)
         self.n_frames = torch.full((batch_size,), N_FRAMES, device=device)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ssast_lobes import Grid, SpectrogramEncoder
+from ssast_lobes import Grid, SpectrogramEncoder, SpectrogramLobe, Teacher
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.utils.presets import hparams_folder
 
@@ -17,11 +17,24 @@ VARIANTS = {
     if "\nbase: " in path.read_text("utf-8")
 }
 
-# The numbers of the papers do not fit clips of a second and a half.
+
+def teacher(seed=7, patch=(128, 4), dim=24, depth=3, **arguments):
+    """A lobe of other patches and size than the student's."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        encoder = SpectrogramEncoder(
+            Grid(128, patch), dim=dim, depth=depth, heads=2, **arguments
+        )
+    return Teacher(SpectrogramLobe(encoder))
+
+
+# The numbers of the papers do not fit clips of a second and a half; teachers
+# are no numbers.
 SMALL = {
     "mspm_reference": {"count": 30},
     "eat": {"n_masks": 2},
     "sslam": {"n_masks": 2},
+    "distillation": {"teachers": lambda: [teacher()]},
 }
 
 CLIPS = 2

@@ -81,6 +81,9 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     encoder = objective.encoder
     # Its own, not that of weights it began from.
     own = {"pretraining": objective_text(type(objective))}
+    if "teachers" in objective.config:
+        teachers = ", ".join(objective.config["teachers"])
+        own["pretraining"] += f"; taught by {teachers}"
     card = {**own, **card, **own}
     state = exported_state(objective)
     config = {

@@ -19,6 +19,7 @@ from ssast_lobes.objectives.audiomosaic import AudioMosaic
 from ssast_lobes.objectives.base import Objective, ObjectiveOutput
 from ssast_lobes.objectives.codes import Codes
 from ssast_lobes.objectives.contrastive_mspm import ContrastiveMSPM
+from ssast_lobes.objectives.distillation import Distillation
 from ssast_lobes.objectives.eat import EAT
 from ssast_lobes.objectives.jepa import JEPA
 from ssast_lobes.objectives.m2d import M2D
@@ -29,7 +30,7 @@ from ssast_lobes.objectives.mspm import MSPM
 from ssast_lobes.objectives.mspm_reference import MSPMReference
 from ssast_lobes.objectives.sslam import SSLAM
 from ssast_lobes.objectives.vector_quantizer import VectorQuantizer
-from ssast_lobes.utils.presets import build, read_preset, tag_of
+from ssast_lobes.utils.presets import build, read_preset, references, tag_of
 
 __all__ = [
     "ASiT",
@@ -38,6 +39,7 @@ __all__ = [
     "AudioMosaic",
     "Codes",
     "ContrastiveMSPM",
+    "Distillation",
     "EAT",
     "JEPA",
     "M2D",
@@ -86,7 +88,9 @@ def load_objective(name):
     class_name = tag_of(objective).removeprefix("!new:")
     if not isinstance(objective, dict) or class_name == tag_of(objective):
         raise ValueError(f"{name}: a preset has objective: !new:CLASS {{...}}")
-    # The caller brings the encoder, where a recipe refers to its own.
-    objective.pop("encoder", None)
+    # The caller brings what a recipe has, such as the encoder.
+    for name, node in list(objective.items()):
+        if references(node) - preset.keys():
+            del objective[name]
     objective.yaml_set_ctag(Tag(suffix=f"!name:{class_name}"))
     return build(preset)["objective"]

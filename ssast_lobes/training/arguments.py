@@ -28,10 +28,12 @@ from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import absolute
 from ssast_lobes.utils.presets import (
     as_text,
+    children,
     load_preset,
     merge,
     read_preset,
     read_tree,
+    references,
     tag_of,
 )
 
@@ -60,6 +62,8 @@ def parse_arguments(arguments):
     settings of the command line are put over them: a plain mapping changes
     what is there (``--masker '{ratio: 0.5}'``), one that names a class takes
     its place (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``).
+    A preset may add keys that it refers to, which then are settings too
+    (``--objective distillation --teachers "[FOLDER]"``).
 
     Where no ``--output_folder`` is given, that of the recipe gets the words and
     the seed of the command line (``results/pretrain_m2d_seed2``): the same
@@ -102,6 +106,8 @@ def parse_arguments(arguments):
     with yaml_errors("the command line"):
         recipe, given = read_tree(hparams_file), _read(text)
         presets = _pop_words(given, recipe)
+        for preset in presets.values():
+            _fill_in(preset, recipe, given)
         for key in TABLES:
             if isinstance(given.get(key), dict):
                 given[key] = _instead(given[key])
@@ -270,6 +276,27 @@ def _pop_words(given, recipe):
     return presets
 
 
+def _fill_in(preset, recipe, given):
+    """Put the keys that a preset adds to those of a recipe where it uses them.
+
+    So the recipe stays as it is: ``teachers`` of ``distillation.yaml`` is an
+    option of the command line only with ``--objective distillation``.
+    """
+    added = {
+        key: given.pop(key, preset.pop(key))
+        for key in references(preset) & (preset.keys() - recipe.keys())
+    }
+
+    def filled(node):
+        if tag_of(node) == "!ref" and node.value[1:-1] in added:
+            return added[node.value[1:-1]]
+        for key, child in children(node):
+            node[key] = filled(child)
+        return node
+
+    filled(preset)
+
+
 def _name_folder(tree, folder, presets):
     """Add words and seed of the command line to a default output folder."""
     words = [
@@ -294,26 +321,13 @@ def _check_effect(given, recipe, whole, instead):
     """Raise where a setting serves only objects that others replace."""
     # What a plain key refers to, such as <seed> in a path, is used elsewhere.
     objects = [x for x in recipe.values() if isinstance(x, dict | list)]
-    idle = _references(objects) - _references(whole)
+    idle = references(objects) - references(whole)
     for key in given:
         if key in idle:
             raise ValueError(
                 f"{key} has no effect with {' and '.join(instead)}: leave it "
                 "out"
             )
-
-
-def _references(node):
-    """Return the keys that the references below a node name."""
-    if tag_of(node) in ("!ref", "!copy"):
-        return set(re.findall(r"<(\w+)", node.value))
-    return set().union(*(_references(child) for _, child in _children(node)))
-
-
-def _children(node):
-    if isinstance(node, dict):
-        return list(node.items())
-    return list(enumerate(node)) if isinstance(node, list) else []
 
 
 def _check_calls(name, node):
@@ -332,7 +346,7 @@ def _check_calls(name, node):
             raise ValueError(f"{name}: there is no {path}{hint}")
         if not isinstance(node, list):
             _check_arguments(kind, name, path, callable_, node)
-    for key, child in _children(node):
+    for key, child in children(node):
         _check_calls(f"{name}[{key}]", child)
 
 
@@ -344,7 +358,7 @@ def _check_arguments(kind, name, path, callable_, node):
     # Of what is only named, the program gives the other arguments.
     bind = signature.bind_partial if kind == "!name" else signature.bind
     try:
-        bind(**dict(_children(node)))
+        bind(**dict(children(node)))
     except TypeError as error:
         raise ValueError(
             f"{name}: {path}: {error}; it takes "
@@ -480,6 +494,6 @@ def _in_lines(node):
     """
     if isinstance(node, CommentedMap | CommentedSeq):
         node.fa.set_block_style()
-    for _, child in _children(node):
+    for _, child in children(node):
         _in_lines(child)
     return node

@@ -9,6 +9,7 @@ recipe. It may begin with ``base: NAME``, and then says only what differs.
 """
 
 import io
+import re
 from pathlib import Path
 
 import yaml
@@ -200,6 +201,50 @@ def tag_of(node):
     '!name:sorted'
     """
     return getattr(getattr(node, "tag", None), "value", None) or ""
+
+
+def references(node):
+    """Return the keys that the references below a node of YAML name.
+
+    Arguments
+    ---------
+    node : object
+        Of a tree that `ruamel.yaml` has read.
+
+    Returns
+    -------
+    set of str
+
+    Example
+    -------
+    >>> references(YAML().load("a: [!ref <lobe.encoder>, 2]"))
+    {'lobe'}
+    """
+    if tag_of(node) in ("!ref", "!copy"):
+        return set(re.findall(r"<(\w+)", node.value))
+    return set().union(*(references(child) for _, child in children(node)))
+
+
+def children(node):
+    """Return (key, node) of all that a mapping or a list holds.
+
+    Arguments
+    ---------
+    node : object
+        Of a tree of YAML.
+
+    Returns
+    -------
+    list of tuple
+
+    Example
+    -------
+    >>> children([5, 6]), children("text")
+    ([(0, 5), (1, 6)], [])
+    """
+    if isinstance(node, dict):
+        return list(node.items())
+    return list(enumerate(node)) if isinstance(node, list) else []
 
 
 def merge(tree, changes):

@@ -11,6 +11,7 @@ from ssast_lobes import (
     SpectrogramEncoder,
 )
 from ssast_lobes.models.event_head import WEAK_POOLINGS, FrameTiming
+from ssast_lobes.models.mel_spectrogram import MelSpectrogram
 from ssast_lobes.models.pooling import ClipPooling
 
 
@@ -94,6 +95,15 @@ def test_frames_of_layers_are_means_over_frequency():
     frames = ClipPooling(2, layers="all").frames(out)
     states = out.hidden_states.unflatten(2, (2, 3)).mean(2)
     assert torch.equal(frames[0], torch.cat([*states[:, 0]], dim=-1))
+
+
+def test_frames_of_a_centered_spectrogram_begin_earlier():
+    """Its first frame has the first sample in its middle."""
+    grid = Grid(80, (16, 16))
+    centered = FrameTiming(grid, MelSpectrogram(n_mels=80))
+    kaldi = FrameTiming(grid, KaldiFbank(n_mels=80))
+    assert (kaldi.start, kaldi.step) == (0.0075, 0.16)
+    assert (centered.start, centered.step) == (-0.005, 0.16)
 
 
 @pytest.mark.parametrize(

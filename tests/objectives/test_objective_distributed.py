@@ -21,6 +21,7 @@ ADDITIVE = [
     "beats",
     "best_rq",
     "vector_quantizer",
+    "distillation",
 ]
 WORLD = 2
 STEPS = 3
@@ -51,14 +52,15 @@ def gradients(name, rank=None):
     objective = build(name)
     feats, n_frames = clips(5, WORLD * CLIPS)
     draw = torch.Generator().manual_seed(0)
-    mask = objective.draw_mask(feats, n_frames, draw)
+    parts = [feats, n_frames, objective.draw_mask(feats, n_frames, draw)]
+    named = audio(objective, 5, WORLD * CLIPS)
     module = objective
     if rank is not None:
         module = DistributedDataParallel(objective)
         own = slice(rank * CLIPS, (rank + 1) * CLIPS)
-        feats, n_frames = feats[own], n_frames[own]
-        mask = None if mask is None else mask[own]
-    module(feats, n_frames, mask).loss.backward()
+        parts = [None if part is None else part[own] for part in parts]
+        named = {name: part[own] for name, part in named.items()}
+    module(*parts, **named).loss.backward()
     # Codes are moved without gradient.
     codes = [(k, b) for k, b in objective.named_buffers() if "quantizer" in k]
     return {

@@ -1,7 +1,7 @@
 """Numbers of objectives that cannot be are told when the object is built."""
 
 import pytest
-from objective_kit import build_with
+from objective_kit import SMALL, build_with
 
 from ssast_lobes.utils.checks import ArgumentError
 
@@ -54,6 +54,11 @@ WRONG = {
         "channel": [{"level": -1, "tilt": 0, "cosines": 1}],
         "generative_weight": [-1],
     },
+    "distillation": {
+        "pairs": [0, 1.5],
+        "cosine_weight": [-1, "x"],
+        "crop_seconds": [0],
+    },
     "eat": {
         "n_masks": [0, 1.5],
         "momentum": [[0.9, 2]],
@@ -84,4 +89,4 @@ CASES = [
 @pytest.mark.parametrize(("name", "key", "value"), CASES)
 def test_wrong_numbers_are_named(name, key, value):
     with pytest.raises(ArgumentError, match=f"{key}.* must be .*got"):
-        build_with(name, **{key: value})
+        build_with(name, **{**SMALL.get(name, {}), key: value})

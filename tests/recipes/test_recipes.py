@@ -200,6 +200,28 @@ def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
     AudioEncoder.from_hparams(folder / "export")
 
 
+def test_a_student_of_two_teachers(train, pretrained, tmp_path):
+    """They are named, and nowhere in what the run leaves behind."""
+    teachers = f"[ssast-lobes-micro-1, {pretrained / 'export'}]"
+    folder = train(
+        "pretrain",
+        "--objective=distillation",
+        f"--teachers={teachers}",
+        f"--teacher_cache={tmp_path / 'heard'}",
+        "--crop_seconds=2.0",
+    )
+    assert {"train_cosine_1", "valid_cosine_2"} <= log_of(folder)[-1].keys()
+    # Clips shorter than a crop come whole.
+    assert len(list((tmp_path / "heard").glob("*/*.safetensors"))) > 5
+    for path in folder.glob("save/CKPT*/objective.ckpt"):
+        state = torch.load(path, weights_only=True)
+        assert {k.split(".")[0] for k in state} == {"encoder", "heads"}
+    card = (folder / "export" / "README.md").read_text()
+    assert "taught by ssast-lobes-micro-1, " in card
+    assert str(pretrained) not in card
+    AudioEncoder.from_hparams(folder / "export")
+
+
 @pytest.mark.slow
 def test_epochs_of_several_passes(train, pretrained, tmp_path):
     one = log_of(pretrained)
@@ -226,10 +248,20 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", TASKS)
-def test_killed_run_resumes_where_it_was(task, train, tones, tmp_path):
-    # The head that training begins with must not come again.
-    own = {"classify": ["--lp_init_penalty=0.1", "--layers=all"]}.get(task, [])
+@pytest.mark.parametrize(
+    "task, own",
+    [
+        ("pretrain", []),
+        # Teachers are read again.
+        (
+            "pretrain",
+            ["--objective=distillation", "--teachers=ssast-lobes-micro-1"],
+        ),
+        # The head that training begins with must not come again.
+        ("classify", ["--lp_init_penalty=0.1", "--layers=all"]),
+    ],
+)
+def test_killed_run_resumes_where_it_was(task, own, train, tones, tmp_path):
     whole = train(task, *own, folder=tmp_path / "whole")
     folder = tmp_path / "killed"
     more = [*own, "--ckpt_interval_steps=1", "--num_workers=2"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from hyperpyyaml import load_hyperpyyaml, resolve_references
 
-from ssast_lobes import objectives
+from ssast_lobes import load_teachers, objectives
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives import maskers as masking
 from ssast_lobes.training import (
@@ -17,6 +17,7 @@ from ssast_lobes.training import (
     with_settings,
 )
 from ssast_lobes.training.errors import SettingsError
+from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.presets import (
     hparams_folder,
     read_preset,
@@ -28,7 +29,10 @@ RECIPES = Path(__file__).parents[2] / "recipes"
 PRETRAIN = RECIPES / "CustomData/pretrain/hparams/pretrain.yaml"
 CLASSIFY = RECIPES / "CustomData/classify/hparams/classify.yaml"
 OBJECTIVES = sorted(p.stem for p in hparams_folder().glob("objective/*.yaml"))
+# What an objective cannot do without.
+WORDS = {"distillation": ["--teachers=[ssast-lobes-micro-1]"]}
 RECIPE = """
+crop_seconds: 1.0
 seed: 1
 lr: 0.1
 number_of_epochs: 3
@@ -80,9 +84,11 @@ def write(path, text):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_a_word_gives_what_python_gives(name, recipe):
-    hparams = load(recipe, "--objective", name)
-    objective = hparams["objective"]
-    expected = load_objective(name)(hparams["lobe"].encoder)
+    hparams = load(recipe, "--objective", name, *WORDS.get(name, []))
+    objective, own = hparams["objective"], {}
+    if name in WORDS:
+        own = {"teachers": load_teachers("ssast-lobes-micro-1")}
+    expected = load_objective(name)(hparams["lobe"].encoder, **own)
     assert type(objective) is type(expected)
     assert objective.config == expected.config
     assert objective.encoder is hparams["lobe"].encoder
@@ -112,6 +118,28 @@ def test_a_preset_of_ones_own_with_a_base(recipe, tmp_path, monkeypatch):
     assert type(objective) is objectives.M2D
     assert objective.config["momentum"] == [0, 1]
     assert objective.masker.config == masking.RandomMasker(0.25).config
+
+
+def test_a_preset_brings_settings_of_its_own(recipe, tmp_path):
+    """They are put where the preset uses them: the recipe has no such key."""
+    words = ["--objective=distillation", "--teachers=ssast-lobes-micro-1"]
+    hparams = load(recipe, *words, f"--teacher_cache={tmp_path}/cache")
+    assert "teachers" not in hparams
+    objective = hparams["objective"]
+    assert objective.config["teachers"] == ["ssast-lobes-micro-1"]
+    assert objective.cache.folder == tmp_path / "cache"
+    assert objective.crop_seconds == hparams["crop_seconds"] == 1.0
+    mine = write(
+        tmp_path / "mine.yaml",
+        "base: distillation\nteachers: [ssast-lobes-micro-1]\n"
+        "objective: {pairs: 2}\n",
+    )
+    objective = load(recipe, "--objective", mine)["objective"]
+    assert objective.layers == [[(3, 3), (6, 6)]]
+    with pytest.raises(SettingsError, match="has no key teachers"):
+        load(recipe, "--objective=m2d", "--teachers=ssast-lobes-micro-1")
+    with pytest.raises(ArgumentError, match="teachers must be exported fol"):
+        load(recipe, "--objective=distillation")
 
 
 def test_a_recipe_says_what_its_preset_says():

@@ -1,0 +1,355 @@
+"""Distillation: learn, layer by layer, what frozen teachers make of a clip.
+
+Several teachers and sparse pairs of layers as in USAD (Chang et al., "USAD:
+Universal Speech and Audio Representation via Distillation", 2025); the loss,
+L1 and the log-sigmoid of the cosine, as in DistilHuBERT (Chang et al.,
+ICASSP 2022). Neither has published code of its training for several teachers.
+"""
+
+import json
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import cosine_similarity, layer_norm, logsigmoid, pad
+
+from ssast_lobes.models.event_head import FrameTiming
+from ssast_lobes.models.features import KaldiFbank
+from ssast_lobes.objectives.base import (
+    Objective,
+    ObjectiveOutput,
+    clip_mean,
+    projection_std,
+)
+from ssast_lobes.objectives.target_cache import TargetCache
+from ssast_lobes.utils.checks import ArgumentError, real, whole
+
+
+class Distillation(Objective):
+    """Match layers of the encoder with layers of frozen teachers.
+
+    Of K pairs, pair k compares the student's block floor(k L_S / K) with the
+    teacher's layer floor(k L_T / K), through a linear head of its own; pairs
+    of which one would be no layer are left out. The student's last block is
+    taken behind its final norm. Frames are compared: the mean over frequency
+    of patches, so that student and teachers may have other patches, mel bins
+    and steps. Targets are brought to the student's steps (the mean over a
+    step where the teacher's are finer, linear interpolation where they are
+    coarser), then layer-normalized without weights.
+
+    Teachers hear what the recipe has read, the crop of a clip without any
+    augmentation; the student gets all of its tokens. They are no part of
+    the module's state: checkpoints and exports hold the names alone.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder
+        The student.
+    teachers : callable or list of Teacher
+        See `ssast_lobes.load_teachers`; a callable is called once.
+    pairs : int
+        K.
+    cosine_weight : float
+        Of the cosine's term next to L1.
+    features : FrontEnd, optional
+        Of the student, for the times of its tokens; that of SSAST when left
+        out.
+    cache : str or os.PathLike, optional
+        Folder that keeps targets; see `TargetCache`. Clips are then heard one
+        by one.
+    crop_seconds : float, optional
+        Only clips shorter than this are kept: crops of others differ in
+        each epoch. In evaluation, and when left out, all are.
+
+    Raises
+    ------
+    ValueError
+        If there is no teacher, one takes audio of another rate, or an
+        argument is out of range.
+
+    Example
+    -------
+    >>> from ssast_lobes import SpectrogramEncoder, load_teachers
+    >>> from ssast_lobes.objectives import load_objective
+    >>> encoder = SpectrogramEncoder(dim=32, depth=2, heads=2)
+    >>> objective = load_objective("distillation")(
+    ...     encoder, teachers=load_teachers("ssast-lobes-micro-1")
+    ... )
+    >>> objective.layers  # of the student and of the only teacher
+    [[(1, 3), (1, 4), (2, 6)]]
+    >>> from ssast_lobes import FrontEnd, PretrainingLobe
+    >>> pretrainer = PretrainingLobe(objective, FrontEnd())
+    >>> output = pretrainer(torch.randn(2, 16000), torch.tensor([1.0, 0.4]))
+    >>> sorted(output.logs)
+    ['cosine', 'l1', 'projection_std', 'target_std']
+    """
+
+    paper = (
+        "layer-to-layer distillation of frozen teachers (Chang et al., USAD, "
+        "2025; loss of DistilHuBERT, ICASSP 2022)"
+    )
+    training_only = ("heads",)
+    needs_audio = True
+
+    def __init__(
+        self,
+        encoder,
+        *,
+        teachers,
+        pairs,
+        cosine_weight,
+        features=None,
+        cache=None,
+        crop_seconds=None,
+    ):
+        super().__init__(encoder)
+        self.pairs = whole("pairs", pairs)
+        self.cosine_weight = real("cosine_weight", cosine_weight, 0)
+        fbank = KaldiFbank() if features is None else features.fbank
+        self.timing = FrameTiming(encoder.grid, fbank)
+        # A tuple hides them: from the optimizer, DDP, checkpoints and exports.
+        self.teachers = tuple(teachers() if callable(teachers) else teachers)
+        for teacher in self.teachers:
+            if teacher.sample_rate != fbank.sample_rate:
+                raise ArgumentError(
+                    f"the teacher {teacher.name} takes audio at "
+                    f"{teacher.sample_rate} Hz, the student at "
+                    f"{fbank.sample_rate} Hz: what is resampled is not what "
+                    "it was trained on. Choose another teacher"
+                )
+        self.layers = [
+            layer_pairs(self.pairs, encoder.depth, teacher.depth)
+            for teacher in self.teachers
+        ]
+        self.heads = nn.ModuleList(
+            nn.ModuleList(nn.Linear(encoder.dim, teacher.dim) for _ in found)
+            for teacher, found in zip(self.teachers, self.layers, strict=True)
+        )
+        self.cache = None
+        self.crop_seconds = real(
+            "crop_seconds", crop_seconds, 0, inside=True, null=True
+        )
+        if cache is not None:
+            maker = {
+                "teachers": [t.fingerprint() for t in self.teachers],
+                "layers": self.layers,
+                "grid": encoder.grid.config,
+                "times": [self.timing.start, self.timing.step],
+            }
+            self.cache = TargetCache(cache, json.dumps(maker))
+
+    @property
+    def config(self):
+        """What rebuilds this, without the encoder; teachers by their names."""
+        return {
+            "teachers": [teacher.name for teacher in self.teachers],
+            "pairs": self.pairs,
+            "cosine_weight": self.cosine_weight,
+        }
+
+    def _apply(self, fn, recurse=True):
+        # Teachers follow to another device.
+        for teacher in self.teachers:
+            teacher._apply(fn)
+        return super()._apply(fn, recurse)
+
+    def forward(
+        self,
+        feats,
+        n_frames,
+        mask=None,
+        generator=None,
+        clip_keys=None,
+        *,
+        wavs,
+        n_samples,
+        crop_starts=None,
+    ):
+        """Return the loss of a batch.
+
+        Arguments
+        ---------
+        feats : torch.Tensor
+            Normalized log-mel (B, T, n_mels).
+        n_frames : torch.Tensor
+            Valid frames (B,) int64.
+        mask, generator, clip_keys, crop_starts
+            Not used: nothing is drawn.
+        wavs : torch.Tensor
+            Waveforms (B, S) of the same clips, any padding.
+        n_samples : torch.Tensor
+            Length of each clip, (B,) int64.
+
+        Returns
+        -------
+        ObjectiveOutput
+            Logs: ``l1`` and ``cosine``, means over pairs and teachers, and of
+            several teachers ``cosine_1``, ``cosine_2``..; ``target_std`` and
+            ``projection_std`` of the last pair, which fall towards 0 where
+            all frames are alike.
+        """
+        encoded = self.encoder(feats, n_frames, hidden_states=True)
+        grid = (encoded.n_freq, -1)
+        is_step = encoded.is_token.unflatten(1, grid)[:, 0]
+        targets = self.targets(wavs, n_samples, is_step)
+
+        frames = {
+            layer: encoded.hidden_states[layer].unflatten(1, grid).mean(1)
+            for found in self.layers
+            for layer, _ in found
+        }
+        frames[self.encoder.depth] = encoded.frames
+        loss, logs = 0, {"l1": [], "cosine": []}
+        spread = {"target_std": [], "projection_std": []}
+        for number, states in enumerate(targets):
+            weight = (is_step & states[0].any(2)).float()
+            cosines = []
+            for head, (layer, _), target in zip(
+                self.heads[number],
+                self.layers[number],
+                states,
+                strict=True,
+            ):
+                output = head(frames[layer]).float()
+                l1 = clip_mean((output - target).abs().mean(2), weight)
+                cosine = cosine_similarity(output, target, dim=2)
+                term = clip_mean(-logsigmoid(cosine), weight)
+                loss = loss + l1 + self.cosine_weight * term
+                logs["l1"].append(l1.detach())
+                cosines.append(clip_mean(cosine.detach(), weight))
+            logs["cosine"] += cosines
+            if len(targets) > 1:
+                logs[f"cosine_{number + 1}"] = cosines
+            spread["target_std"].append(projection_std(target, weight))
+            spread["projection_std"].append(projection_std(output, weight))
+        logs |= spread
+        means = {name: torch.stack(all_).mean() for name, all_ in logs.items()}
+        return ObjectiveOutput(loss, means)
+
+    @torch.no_grad()
+    @torch.compiler.disable
+    def targets(self, wavs, n_samples, is_step):
+        """Return what the teachers make of a batch, at the student's steps.
+
+        Arguments
+        ---------
+        wavs, n_samples
+            As in `forward`.
+        is_step : torch.Tensor
+            Boolean (B, T'), True at the steps of each clip.
+
+        Returns
+        -------
+        list of torch.Tensor
+            Of each teacher (pairs, B, T', D), 0 where it has heard nothing.
+        """
+        max_time = is_step.shape[1]
+        if self.cache is None:
+            return self._hear(wavs, n_samples, max_time)
+        most = float("inf")
+        if self.training and self.crop_seconds is not None:
+            most = round(self.crop_seconds * self.timing.sample_rate)
+        clips = []
+        for wav, count, n_time in zip(
+            wavs, n_samples.tolist(), is_step.sum(1).tolist(), strict=True
+        ):
+            made = self.cache.get(
+                wav[None, :count],
+                partial(
+                    self._hear,
+                    n_samples=n_samples.new_tensor([count]),
+                    max_time=n_time,
+                ),
+                keep=count < most,
+            )
+            clips.append([pad(x, (0, 0, 0, max_time - n_time)) for x in made])
+        return [
+            torch.cat(parts, dim=1).float()
+            for parts in zip(*clips, strict=True)
+        ]
+
+    def _hear(self, wavs, n_samples, max_time):
+        """Return targets at `max_time` steps, see `targets`."""
+        place = torch.arange(max_time, device=wavs.device) + 0.5
+        centers = self.timing.start + place * self.timing.step
+        heard = []
+        for teacher, found in zip(self.teachers, self.layers, strict=True):
+            output = teacher(wavs, n_samples, [layer for _, layer in found])
+            weights = time_weights(
+                output.centers, output.step, centers, self.timing.step
+            )
+            weights = weights * output.is_step[:, None]
+            total = weights.sum(2, keepdim=True)
+            weights = weights / torch.where(total > 0, total, 1)
+            # Times are exact under bf16 too.
+            with torch.autocast(wavs.device.type, enabled=False):
+                values = weights @ output.states.float()
+            heard.append(layer_norm(values, values.shape[3:]))
+        return heard
+
+
+def layer_pairs(pairs, student, teacher):
+    """Return which layers are compared.
+
+    Arguments
+    ---------
+    pairs : int
+        K.
+    student, teacher : int
+        Numbers of layers.
+
+    Returns
+    -------
+    list of tuple of int
+        (student's, teacher's) layer of each pair, from 1, none twice.
+
+    Example
+    -------
+    >>> layer_pairs(4, 6, 12), layer_pairs(4, 12, 1)
+    ([(1, 3), (3, 6), (4, 9), (6, 12)], [(12, 1)])
+    """
+    found = [
+        (k * student // pairs, k * teacher // pairs)
+        for k in range(1, pairs + 1)
+    ]
+    return list(dict.fromkeys(pair for pair in found if all(pair)))
+
+
+def time_weights(centers, step, own_centers, own_step):
+    """Return how much each step of a teacher counts at each of the student's.
+
+    Arguments
+    ---------
+    centers : torch.Tensor
+        Middles of the teacher's steps in seconds, (B, T).
+    step : torch.Tensor
+        Seconds from one to the next, (B,).
+    own_centers : torch.Tensor
+        Middles of the student's steps, (T',).
+    own_step : float
+        Seconds from one to the next.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, T', T), not normalized: in how many seconds the two overlap, or,
+        where the teacher's steps are longer, those of linear interpolation.
+
+    Example
+    -------
+    >>> fine, coarse = torch.arange(4) + 0.5, torch.arange(2) * 2 + 1.0
+    >>> time_weights(fine[None], torch.tensor([1.0]), coarse, 2.0)
+    tensor([[[1., 1., 0., 0.],
+             [0., 0., 1., 1.]]])
+    >>> time_weights(coarse[None], torch.tensor([2.0]), fine, 1.0) / 2
+    tensor([[[0.7500, 0.0000],
+             [0.7500, 0.2500],
+             [0.2500, 0.7500],
+             [0.0000, 0.7500]]])
+    """
+    step = step[:, None, None]
+    distance = (own_centers[:, None] - centers[:, None, :]).abs()
+    overlap = ((step + own_step) / 2 - distance).clamp(min=0)
+    overlap = torch.minimum(overlap, step.clamp(max=own_step))
+    linear = (step - distance).clamp(min=0)
+    return torch.where(step > own_step, linear, overlap)
