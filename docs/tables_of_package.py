@@ -30,6 +30,14 @@ OBJECTIVES = {
         "predicts a teacher's vectors of the whole clip from a fifth of it",
         "EAT, IJCAI 2024",
     ),
+    "sslam": (
+        "the same, and on mixtures of two clips",
+        "SSLAM, ICLR 2025",
+    ),
+    "jepa": (
+        "predicts a teacher's vectors of several blocks from one context",
+        "WavJEPA, 2025",
+    ),
     "asit": (
         "restores corrupted pixels, and matches a teacher on clip and patches",
         "ASiT, TASLP 2024",
@@ -53,6 +61,18 @@ OBJECTIVES = {
     "best_rq": (
         "predicts codes of masked patches; with fitted codes HuBERT",
         "BEST-RQ, ICML 2022",
+    ),
+    "mert": (
+        "predicts two books of codes and a spectrum, with a clip mixed in",
+        "MERT, ICLR 2024",
+    ),
+    "vector_quantizer": (
+        "no encoder but codes of one, for `beats`",
+        "BEATs, ICML 2023",
+    ),
+    "distillation": (
+        "predicts the layers of frozen teachers",
+        "USAD, 2025; DistilHuBERT, ICASSP 2022",
     ),
 }
 # Of the encoder alone, for clips of up to 10.24 s.
