@@ -43,9 +43,11 @@ ABLATION = {
 DETECTORS = {
     "classify": "windows of `classify` (0.5 s, tuned)",
     "frozen": "frozen bundled model, frame head",
+    "frozen, sebbs": "the same scores, change points",
     "untrained": "frozen untrained encoder, frame head",
     "finetuned": "fine-tuned",
     "scratch": "from scratch",
+    "scratch, long": "from scratch, three times as long",
 }
 
 

@@ -4,15 +4,17 @@
 > python compare.py --clips clips.csv --backgrounds backgrounds.csv --work W
 
 Soundscapes are made of clips and backgrounds by `recipes/Soundscapes`: train,
-valid and test are made of clips of their own. Five methods, of which valid
-chooses everything, and test measures once:
+valid and test are made of clips of their own. Valid chooses everything of a
+method, and test measures once:
 
 - `classify`: windows of ``ssast-lobes classify --task events``, the baseline:
   window and hop, and the threshold, median filter, shortest event and longest
   gap of each class.
 - `frozen`: a frame head on all layers of the frozen bundled model.
+- `frozen, sebbs`: the same scores, but events from change points.
 - `untrained`: the same on the same encoder with random weights.
 - `finetuned`, `scratch`: the recipe, from the bundled model and from nothing.
+- `scratch, long`: from nothing with three times the epochs.
 
 Each row goes to `events.json` as soon as it is there; a rerun skips what is
 there. `--export FOLDER` writes the frozen head of the first seed next to a copy
@@ -49,8 +51,14 @@ WINDOWS = ((0.5, 0.25), (1.0, 0.5), (2.0, 0.5))  # and hops, in seconds
 # Chosen on valid, by the precision of frames: a linear head (0.49) was ahead of
 # one with 128 hidden units (0.44), and all layers of the last one (0.29).
 EPOCHS, BATCH, RATE = 12, 16, 0.003
-RECIPE_FLAGS = ["--number_of_epochs=8", "--lr=0.001", "--batch_size=16"]
-RECIPE_FLAGS += ["--layers=all"]
+RECIPE_FLAGS = ["--lr=0.001", "--batch_size=16", "--layers=all"]
+BUNDLED = "ssast-lobes-micro-1"
+# Method, source and epochs.
+TRAINED = (
+    ("finetuned", BUNDLED, 8),
+    ("scratch", None, 8),
+    ("scratch, long", None, 24),
+)
 
 
 class Data:
@@ -85,7 +93,7 @@ def load_script(path):
     return module
 
 
-def measure(data, scores, timing):
+def measure(data, scores, timing, kind="median"):
     """Choose rules on valid, and measure once on test.
 
     Returns
@@ -95,14 +103,19 @@ def measure(data, scores, timing):
     rules : dict
         By class.
     """
-    valid, rules = choose(data, scores["valid"], timing)
+    valid, rules = choose(data, scores["valid"], timing, kind)
     return {"valid": valid, "test": apply(data, scores, rules, timing)}, rules
 
 
-def choose(data, scores, timing):
+def choose(data, scores, timing, kind="median"):
     """Return the metrics of valid, and the rules chosen on it."""
     rules = tune_rules(
-        scores, data.truth("valid"), data.seconds("valid"), data.labels, timing
+        scores,
+        data.truth("valid"),
+        data.seconds("valid"),
+        data.labels,
+        timing,
+        kind,
     )
     return apply(data, {"valid": scores}, rules, timing, "valid"), rules
 
@@ -167,7 +180,7 @@ def frames_of(lobe, data, part):
 
 
 def frozen(data, frames, timing, seed):
-    """Train a frame head on frames; return metrics, the head and its rules."""
+    """Train a frame head on frames; return it, its scores and precision."""
     torch.manual_seed(seed)
     dim = next(iter(frames["train"].values())).shape[1]
     head = FrameClassifier(dim, len(data.labels))
@@ -204,8 +217,7 @@ def frozen(data, frames, timing, seed):
             best = value, state
     head.load_state_dict(best[1])
     scores = {part: _scores(head, frames[part]) for part in ("valid", "test")}
-    found, rules = measure(data, scores, timing)
-    return {**found, "frame_mAP": best[0]}, head, rules
+    return head, scores, {"frame_mAP": best[0]}
 
 
 def _targets(data, frames, timing, part):
@@ -230,14 +242,15 @@ def _scores(head, frames):
         }
 
 
-def train_recipe(folder, table, source, seed):
+def train_recipe(folder, table, source, epochs, seed):
     """Run the recipe; return what it has measured."""
     script = load_script(RECIPE / "detect" / "train.py")
     size = [f"--source={source}"] if source else ["--model_size=micro"]
     stats = script.main(
         [str(RECIPE / "detect" / "hparams" / "soundscapes.yaml")]
         + [f"--manifest={table}", f"--output_folder={folder}"]
-        + [f"--seed={seed}", "--num_workers=0", "--device=cpu", *size]
+        + [f"--seed={seed}", f"--number_of_epochs={epochs}"]
+        + ["--num_workers=0", "--device=cpu", *size]
         + ["--geometry=[128, 4]", "--noprogressbar", *RECIPE_FLAGS]
     )
     return {"test": stats}
@@ -276,38 +289,40 @@ def main():
     if ("classify", 1) not in done:
         add("classify", 1, classify(data, lobe.timing))
 
-    def add_frozen(method):
-        missing = [seed for seed in SEEDS if (method, seed) not in done]
-        if method == "frozen" and options.export:
-            missing = sorted({1, *missing})
-        if not missing:
+    def add_frozen(kinds):
+        wanted = {(m, seed) for m in kinds for seed in SEEDS} - done
+        if options.export:
+            wanted |= {("frozen", 1)} & {(m, 1) for m in kinds}
+        if not wanted:
             return
         frames = {part: frames_of(lobe, data, part) for part in SPLITS}
-        for seed in missing:
-            found, head, rules = frozen(data, frames, lobe.timing, seed)
-            if (method, seed) not in done:
-                add(method, seed, found)
-            if options.export and (method, seed) == ("frozen", 1):
-                export(options.export, head, rules, data.labels)
+        for seed in sorted({seed for _, seed in wanted}):
+            head, scores, more = frozen(data, frames, lobe.timing, seed)
+            for method, kind in kinds.items():
+                if (method, seed) not in wanted:
+                    continue
+                found, rules = measure(data, scores, lobe.timing, kind)
+                if (method, seed) not in done:
+                    add(method, seed, {**found, **more})
+                if options.export and (method, seed) == ("frozen", 1):
+                    export(options.export, head, rules, data.labels)
 
-    def add_trained(seed):
-        for method, source in (
-            ("finetuned", "ssast-lobes-micro-1"),
-            ("scratch", None),
-        ):
-            if (method, seed) not in done:
-                folder = options.work / f"{method}_{seed}"
-                table = scapes / "events.csv"
-                add(method, seed, train_recipe(folder, table, source, seed))
+    def add_trained(method, source, epochs, seed):
+        if (method, seed) not in done:
+            folder = options.work / f"{method.replace(', ', '_')}_{seed}"
+            table = scapes / "events.csv"
+            found = train_recipe(folder, table, source, epochs, seed)
+            add(method, seed, found)
 
-    add_frozen("frozen")
+    add_frozen({"frozen": "median", "frozen, sebbs": "sebbs"})
     torch.manual_seed(0)
     for module in lobe.encoder.modules():
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-    add_frozen("untrained")
+    add_frozen({"untrained": "median"})
     for seed in SEEDS:
-        add_trained(seed)
+        for trained in TRAINED:
+            add_trained(*trained, seed)
 
 
 def export(folder, head, rules, labels):

@@ -122,10 +122,10 @@ def plot_reconstruction(
         )
     panels = {
         "Input": spectrogram,
-        f"Masked ({100 * hidden.mean():.0f} % hidden)": np.where(
+        f"Masked ({100 * hidden.mean():.0f} %)": np.where(
             hidden, np.nan, spectrogram
         ),
-        "Hidden part predicted": np.where(hidden, prediction, spectrogram),
+        "Masked part predicted": np.where(hidden, prediction, spectrogram),
     }
     frames, mels = spectrogram.shape
     # A few extreme cells must not wash out the rest.
