@@ -35,7 +35,7 @@ def outputs(notebook):
         for output in cell["outputs"]:
             if output["output_type"] == "stream":
                 yield cell["id"], output["name"], "".join(output["text"])
-            for kind, content in output.get("data", {}).items():
+            for kind, content in sorted(output.get("data", {}).items()):
                 yield cell["id"], kind, "".join(content)
 
 
