@@ -25,6 +25,8 @@ include_patterns = [
     "recipes/*/README.md",
 ]
 exclude_patterns = [".*", "build", "dist", "results", "recipes/*/*/results"]
+# Left by the tutorial, which GitHub shows and the site only links to.
+exclude_patterns += ["docs/results"]
 # Anchors as GitHub makes them.
 myst_heading_anchors = 4
 # `name` in a docstring links to the reference, where it has the name.
