@@ -38,7 +38,7 @@ toc_object_entries_show_parents = "hide"
 # and all that `ssast_lobes` makes public of what lies below them.
 API = {
     "Lobes": "lobes checkpoints.bundled",
-    "Encoder, features and heads": "models",
+    "Encoder, features and heads": "models models.encoder models.transformer",
     "Objectives": "objectives",
     "Maskers and tokenizers": "objectives.maskers objectives.block_maskers "
     "objectives.tokenizers",
