@@ -1,4 +1,4 @@
-"""Codes of a tokenizer that was trained: of BEATs from its second iteration."""
+"""Codes of a trained tokenizer, as in BEATs' later iterations."""
 
 import json
 from pathlib import Path
@@ -15,12 +15,12 @@ from ssast_lobes.utils.checks import ArgumentError
 
 
 class VectorQuantizerTokenizer(nn.Module):
-    """Codes of an export of the objective `VectorQuantizer`.
+    """Give tokens the codes of an export of `VectorQuantizer`.
 
     Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
-    2023: an encoder of its own sees all tokens, and each gets the code that
-    its output is most like. It hears the log-mel of the encoder to train,
-    whose statistics have to be its own.
+    2023. The tokenizer's own encoder sees all tokens, and each token gets the
+    code most similar to its output. Both encoders get the same log-mel, so
+    their normalization statistics must agree.
 
     Arguments
     ---------
@@ -32,8 +32,8 @@ class VectorQuantizerTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If it is no such export, has another grid, or its codes have
-        collapsed: fewer than a tenth were used in its last hundred batches.
+        If the folder is no such export, has another grid, or its codes have
+        collapsed: the last hundred batches used fewer than a tenth.
 
     Example
     -------
@@ -108,7 +108,7 @@ class VectorQuantizerTokenizer(nn.Module):
         n_frames : torch.Tensor, optional
             Valid frames (B,); all when left out.
         **audio
-            Waveforms, which do not matter here.
+            Not used.
 
         Returns
         -------
@@ -130,13 +130,12 @@ def read_quantizer(folder):
     Returns
     -------
     config : dict
-        Of the export.
-    state : dict of str to torch.Tensor
+        Configuration of the export. state : dict of str to torch.Tensor
 
     Raises
     ------
     ValueError
-        If it is no such export.
+        If the folder is no such export.
 
     Example
     -------
