@@ -23,7 +23,7 @@ def make_event_dataset(rows, reader, label_encoder, timing):
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Returns
     -------

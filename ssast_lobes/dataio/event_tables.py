@@ -204,7 +204,7 @@ def label_track_rows(folder):
     Returns
     -------
     list of dict
-        As of `read_event_table`.
+        See `read_event_table`.
 
     Raises
     ------

@@ -99,7 +99,7 @@ def event_based_f1(events, truth, seconds):
     Arguments
     ---------
     events, truth, seconds
-        As of `decided_metrics`.
+        See `decided_metrics`.
 
     Returns
     -------
@@ -123,11 +123,11 @@ def score_metrics(scores, truth, seconds, labels, timing):
     scores : dict of str to numpy.ndarray
         Clip -> (T', C), filtered as they are when events are decided.
     truth, seconds
-        As of `decided_metrics`.
+        See `decided_metrics`.
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def psds_of_frames(frames, truth, seconds):
     Returns
     -------
     dict of str to dict
-        As of `score_metrics`.
+        See `score_metrics`.
     """
     from sed_scores_eval import intersection_based
 
@@ -184,7 +184,7 @@ def score_frame(scores, seconds, labels, timing, chosen):
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     chosen : list of str
         Classes to keep.
 

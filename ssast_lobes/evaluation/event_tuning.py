@@ -52,7 +52,7 @@ def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     kind : str
         ``"median"``: `EventRule`, or ``"sebbs"``: `ChangePointRule`.
 
@@ -158,7 +158,7 @@ def boxed_frames(scores, seconds, rules, timing, chosen):
     Arguments
     ---------
     scores, seconds, timing
-        As of `tune_rules`.
+        See `tune_rules`.
     rules : dict of str to ChangePointRule
         By class.
     chosen : list of str
@@ -192,7 +192,7 @@ def evaluate_events(scores, truth, seconds, rules, timing):
     Arguments
     ---------
     scores, truth, seconds, timing
-        As of `tune_rules`.
+        See `tune_rules`.
     rules : dict of str to EventRule or ChangePointRule
         By class, in the order of the scores.
 

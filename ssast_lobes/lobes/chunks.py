@@ -154,8 +154,7 @@ class Chunks:
 
 
 def _cut(output, is_token, max_time):
-    """Return an output cut to a number of time steps and some of its
-    tokens."""
+    """Return some tokens and time steps of an output."""
     states, shown = output.hidden_states, is_token[:, :, None]
 
     def cut(x, dim):

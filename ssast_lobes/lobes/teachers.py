@@ -217,7 +217,7 @@ def load_teachers(sources):
     Raises
     ------
     ArgumentError
-        If none is named.
+        If `sources` names none.
 
     Example
     -------

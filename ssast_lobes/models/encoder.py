@@ -120,7 +120,7 @@ class EncoderOutput(NamedTuple):
         Returns
         -------
         torch.Tensor
-            As of `clip`.
+            See `clip`.
         """
         return pool(tokens, self.is_token, class_tokens, pooling, self.n_freq)
 

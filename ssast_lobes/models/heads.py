@@ -203,7 +203,7 @@ class SpectrogramClassifier(nn.Module):
         elif frozen_blocks > 0:
             _freeze_first(encoder, frozen_blocks)
         if self.pooling.needs_hidden_states is True:
-            # Not on the way to the loss; DDP would wait for its gradient.
+            # The loss does not depend on it; DDP would wait for its gradient.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):

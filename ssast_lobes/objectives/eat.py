@@ -241,7 +241,7 @@ class EAT(Objective):
         Returns
         -------
         ObjectiveOutput
-            As of `forward`.
+            See `forward`.
         """
         weight = student.split.weight
         targets = targets_at(targets, student.split.ids_masked)

@@ -46,7 +46,7 @@ class MERT(Codes):
     Raises
     ------
     ValueError
-        As of `Codes`, or if an argument is out of range.
+        See `Codes`, or if an argument is out of range.
 
     Example
     -------

@@ -44,7 +44,7 @@ class SSLAM(EAT):
     Raises
     ------
     ValueError
-        As of `EAT`, or if the window is out of range.
+        See `EAT`, or if the window is out of range.
 
     Example
     -------

@@ -39,7 +39,7 @@ class EventBrain(SpectrogramBrain):
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     compute_cost : callable
         (scores, frame targets, clip targets, is strong) -> loss, such as
         `ssast_lobes.training.event_losses.event_cross_entropy`.
@@ -211,7 +211,7 @@ class EventBrain(SpectrogramBrain):
         Arguments
         ---------
         rows, test_set, **kwargs
-            As of `tune`, of the test part.
+            See `tune`, of the test part.
 
         Raises
         ------

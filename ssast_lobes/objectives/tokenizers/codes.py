@@ -79,7 +79,7 @@ def refuse_collapse(frequency, source):
     Arguments
     ---------
     frequency : torch.Tensor
-        As of `code_frequency`.
+        See `code_frequency`.
     source : str
         Name for the error.
 
@@ -145,7 +145,7 @@ class CodeUsage(nn.Module):
         Arguments
         ---------
         frequency : torch.Tensor
-            As of `code_frequency`.
+            See `code_frequency`.
 
         Returns
         -------
