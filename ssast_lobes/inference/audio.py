@@ -75,7 +75,7 @@ def require_length(name, n_samples, fbank):
     Raises
     ------
     UnreadableAudio
-        If it does not.
+        If the clip is shorter.
 
     Example
     -------
