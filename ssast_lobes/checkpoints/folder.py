@@ -422,7 +422,7 @@ def write_export(
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
-        Of a classifier or a detector.
+        Labels of a classifier or a detector.
     least_window : float
         See `export_pretrained`.
     half : bool

@@ -242,7 +242,7 @@ def version_of(config):
     Arguments
     ---------
     config : dict
-        Of an exported folder.
+        Configuration of an exported folder.
 
     Returns
     -------

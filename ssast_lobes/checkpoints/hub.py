@@ -91,9 +91,9 @@ def hub_refusal(error, name, action, endpoint=None):
     Arguments
     ---------
     error : Exception
-        Of ``huggingface_hub``.
+        Error of ``huggingface_hub``.
     name : str
-        Of the repository.
+        Name of the repository.
     action : str
         What was tried: ``"read"`` or ``"write"``.
     endpoint : str, optional

@@ -81,7 +81,7 @@ def to_huggingface(weights, folder, max_length=None):
     Arguments
     ---------
     weights : Weights
-        Of an exported folder: from `load_weights`.
+        Weights of an exported folder, from `load_weights`.
     folder : str or path
         Where to; an older one there is replaced, its other files stay.
     max_length : int, optional

@@ -95,7 +95,7 @@ def model_card_text(folder, config, card, n_parameters):
     card : dict
         See `ssast_lobes.checkpoints.folder.export_pretrained`.
     n_parameters : int
-        Of the model, without its objective.
+        Parameters of the model, without its objective.
 
     Returns
     -------

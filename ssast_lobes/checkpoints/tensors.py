@@ -119,7 +119,7 @@ def require_tensors(state, path):
     Arguments
     ---------
     state : object
-        Of `read_checkpoint`.
+        Result of `read_checkpoint`.
     path : pathlib.Path
         What to call it in the error.
 
@@ -217,7 +217,7 @@ def load_refusal(error):
     Arguments
     ---------
     error : Exception
-        Of ``torch.load``, perhaps.
+        The error, such as one of ``torch.load``.
 
     Returns
     -------

@@ -160,7 +160,7 @@ def positive(text):
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is none.
+        If it is not a positive integer.
 
     Example
     -------
@@ -326,7 +326,7 @@ def find_model(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_model`; its `model` and `inputs` change.
+        Options of `add_model`; its `model` and `inputs` change.
 
     Raises
     ------

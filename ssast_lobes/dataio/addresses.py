@@ -109,7 +109,7 @@ def stamp_of(path):
     Returns
     -------
     size : int
-        Of the file that holds the audio, in bytes.
+        Size of the file that holds the audio, in bytes.
     changed : int
         When that file was changed last, in nanoseconds.
 

@@ -185,7 +185,7 @@ def open_size(file):
     Arguments
     ---------
     file : file
-        Of WAV, RF64, CAF or AU, opened for reading bytes.
+        WAV, RF64, CAF or AU, opened for reading bytes.
 
     Returns
     -------

@@ -221,8 +221,8 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     rows : list of dict
         With the keys `label` and `group`, perhaps `split`.
     fractions : sequence of float
-        Of the clips: train, valid and test, together 1. A part of 0 is not
-        drawn.
+        Fractions of the clips for train, valid and test, with a sum of 1. A
+        part of 0 is not drawn.
     seed : int
         Decides, with the names of the groups alone, which are drawn.
     group : str

@@ -218,7 +218,7 @@ class ClipOrder:
     Arguments
     ---------
     seed : int
-        Of the order.
+        Seed of the order.
     passes_per_epoch : int
         Epochs of several passes, each with the same crops, where one is too
         short to stop after it. Where two passes meet, a batch may hold a clip

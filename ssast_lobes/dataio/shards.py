@@ -63,7 +63,7 @@ class Packed(NamedTuple):
     clips, shards : int
         How many there are.
     hours : float
-        Of audio.
+        Hours of audio.
     clipped : int
         Clips with samples beyond full scale, which were cut off.
     unreadable : list of tuple
@@ -192,7 +192,8 @@ def read_from_shards(parts, folder, manifest):
     parts : dict
         From `dataio.splits.read_splits`.
     folder : str or os.PathLike
-        Of the shards; ids of clips are as in the manifest they were made of.
+        Folder of the shards; they have the ids of the manifest they were made
+        from.
     manifest : str or os.PathLike
         That of the experiment, for the command in error messages.
 

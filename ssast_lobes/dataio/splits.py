@@ -71,7 +71,7 @@ def write_splits(
         labels; and any other keys, which are kept. Valid and test may be one
         list.
     output_folder : str or os.PathLike
-        Of the experiment.
+        Output folder of the experiment.
     corpus : str
         What the data is, for messages and model cards: "ESC-50, fold 1".
     labeled : bool
@@ -184,7 +184,7 @@ def prepare_folds(
     rows : list of dict
         All clips, with the keys `fold`, `label` and `group`.
     output_folder : str or os.PathLike
-        Of the experiment; see `write_splits`.
+        Output folder of the experiment; see `write_splits`.
     fold : int or str
         The fold to test on.
     corpus : str

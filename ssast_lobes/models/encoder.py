@@ -113,7 +113,7 @@ class EncoderOutput(NamedTuple):
         Arguments
         ---------
         tokens, class_tokens : torch.Tensor
-            Of the layer, as `tokens` and `class_tokens` here.
+            Tokens of the layer, shaped as `tokens` and `class_tokens` here.
         pooling : str
             As in `clip`.
 

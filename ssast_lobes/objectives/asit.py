@@ -56,17 +56,19 @@ class ASiT(Objective):
     decoder : list of float
         Sizes of the decoder's layers over D; one more gives the pixels.
     student_temperature : float
-        Of the student's softmax.
+        Temperature of the student's softmax.
     teacher_temperature : tuple of float
-        Of the teacher's: at the first step, and after the warm-up.
+        Temperature of the teacher's softmax at the first step, and after
+        the warm-up.
     temperature_warmup : float
         Fraction of the run in which it rises linearly.
     center_momentum : float
         See `Center`.
     momentum : tuple of float
-        Of the teacher: at the first step and at the last, cosine between.
+        Momentum of the teacher at the first and the last step, with a
+        cosine between.
     class_weight, patch_weight, reconstruction_weight : float
-        Of the three losses.
+        Weights of the three losses.
 
     Example
     -------

@@ -479,7 +479,7 @@ def refuse_overlap(grid):
     Arguments
     ---------
     grid : Grid
-        Of the encoder to pretrain.
+        Grid of the encoder to pretrain.
 
     Raises
     ------

@@ -54,8 +54,8 @@ class ContrastiveMSPM(MSPM):
     contrast_depth : float
         The block whose tokens are compared, over the depth.
     contrast_weight, pair_weight : float
-        Of the contrast of crops, and of that of positive pairs, added to the
-        loss of `MSPM`.
+        Weights of the contrast of crops, and of positive pairs, which are
+        added to the loss of `MSPM`.
     temperature : float
         Cosines are divided by it.
     projection : float

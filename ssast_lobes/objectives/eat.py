@@ -39,7 +39,7 @@ class StudentOutput(NamedTuple):
     classes : torch.Tensor
         Means of the class tokens, float32 (B * M, D).
     split : TokenSplit
-        Of B * M clips.
+        Split of B * M clips.
     """
 
     predictions: torch.Tensor
@@ -65,8 +65,8 @@ class EAT(Objective):
     n_masks : int
         Masks of each clip in training; a mask that is given stands alone.
     momentum : list of float
-        Of the teacher at the first step and from `momentum_duration` on, on a
-        straight line between.
+        Momentum of the teacher at the first step and from `momentum_duration`
+        on; linear between them.
     momentum_duration : int or float
         Steps, or a fraction of the run.
     utterance_weight : float
@@ -234,9 +234,9 @@ class EAT(Objective):
         Arguments
         ---------
         student : StudentOutput
-            Of B clips in M masks each.
+            Output for B clips under M masks each.
         targets, clip_targets : torch.Tensor
-            Of the teacher, as `targets` returns them for B clips.
+            Results of `targets` for B clips.
 
         Returns
         -------
@@ -266,7 +266,7 @@ class EAT(Objective):
         Arguments
         ---------
         encoded : EncoderOutput
-            Of the visible tokens of B * M clips.
+            Output for the visible tokens of B * M clips.
         split : TokenSplit
             Places of the visible tokens.
         rand : RandomSource

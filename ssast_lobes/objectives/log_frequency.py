@@ -36,7 +36,7 @@ class LogFrequencySpectra(ExactBuffers):
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
 
     Example
     -------

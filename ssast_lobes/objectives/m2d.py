@@ -35,8 +35,8 @@ class M2D(MaskedPrediction):
     masker : Masker or dict, optional
         Draws the masks; tokens one by one, 70 %, when left out.
     momentum : list of float
-        Of the teacher at the first and the last step, on a straight line
-        between.
+        Momentum of the teacher at the first and the last step; linear between
+        them.
     decoder : dict
         See `MaskedPrediction`.
 

@@ -78,9 +78,11 @@ class ClassificationBrain(SpectrogramBrain):
     mixup : callable, optional
         See `ssast_lobes.augment.augmentation.Mixup`.
     augment : list of callable
-        Of features, in training; see `ssast_lobes.augment.augmentation`.
+        Augmentations of features in training; see
+        `ssast_lobes.augment.augmentation`.
     degradation : callable, optional
-        Of waveforms, in training; see `ssast_lobes.augment.degradation`.
+        Degradation of waveforms in training; see
+        `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     swa_start_epoch : int, optional

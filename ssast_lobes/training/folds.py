@@ -90,7 +90,7 @@ def report_folds(
         That has ``fold_1`` and so on; gets ``results.json`` and
         ``results.png``.
     results : dict of dict
-        Of each fold what `write_result` wrote.
+        For each fold the content that `write_result` wrote.
     folds : sequence of int or str
         Names of all folds.
     selection, epoch_chosen_on, swa_start_epoch
@@ -99,7 +99,7 @@ def report_folds(
     Returns
     -------
     dict of dict
-        Of each fold the epoch (int) and the statistics (float).
+        For each fold the epoch (int) and the statistics (float).
     """
     results = {
         fold: {"epoch": one["epoch"], **one["metrics"]}
@@ -141,8 +141,8 @@ def format_table(results):
     Arguments
     ---------
     results : dict of dict
-        Of each fold the epoch (int) and statistics (float); fractions between 0
-        and 1, but for "loss". What chance gives is left out.
+        For each fold the epoch (int) and statistics (float); fractions between
+        0 and 1, but for "loss". What chance gives is left out.
 
     Returns
     -------

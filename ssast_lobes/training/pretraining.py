@@ -263,7 +263,7 @@ def items_of(batch):
     Arguments
     ---------
     batch : speechbrain.dataio.batch.PaddedBatch
-        Of a dataset of `make_dataset`.
+        Batch of a dataset from `make_dataset`.
 
     Returns
     -------

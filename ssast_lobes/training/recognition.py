@@ -72,7 +72,7 @@ class RecognitionBrain(SpectrogramBrain):
     compute_cost, decode : callable
         For the subclass.
     augment : list of callable
-        Of features, in training; for the subclass.
+        Augmentations of features in training, for the subclass.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     """
@@ -137,7 +137,7 @@ class RecognitionBrain(SpectrogramBrain):
         parts : dict of str to DynamicItemDataset
             By name.
         **kwargs
-            Of SpeechBrain's `Brain.evaluate`.
+            Arguments of SpeechBrain's `Brain.evaluate`.
         """
         for self.part, dataset in parts.items():
             self._n_tested[self.part] = len(dataset)

@@ -21,7 +21,7 @@ def require(right, name, allowed, value):
     right : bool
         The condition.
     name : str
-        Of the argument.
+        Name of the argument.
     allowed : str
         What it must be, after "must be".
     value : object
@@ -49,7 +49,7 @@ def whole(name, value, least=1, most=None, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     least : int
@@ -92,7 +92,7 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check. Infinity and NaN are not allowed.
     least, most : float
@@ -139,7 +139,7 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     least, most : float
@@ -192,7 +192,7 @@ def flag(name, value, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     null : bool
@@ -224,7 +224,7 @@ def one_of(name, value, allowed, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     allowed : iterable of str

@@ -13,7 +13,7 @@ def mean_over_processes(x):
     Arguments
     ---------
     x : torch.Tensor
-        Of one shape in all processes.
+        Tensor of the same shape in all processes.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def sum_over_processes(x):
     Arguments
     ---------
     x : torch.Tensor
-        Of one shape in all processes.
+        Tensor of the same shape in all processes.
 
     Returns
     -------
@@ -192,7 +192,8 @@ def gather_in_turn(own):
     Arguments
     ---------
     own : list
-        Of this process, on the CPU; the processes may have different numbers.
+        Items of this process, on the CPU; processes may have different
+        numbers.
 
     Returns
     -------

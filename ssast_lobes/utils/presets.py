@@ -188,7 +188,7 @@ def tag_of(node):
     Arguments
     ---------
     node : object
-        Of a tree that `ruamel.yaml` has read.
+        Node of a tree that `ruamel.yaml` has read.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def references(node):
     Arguments
     ---------
     node : object
-        Of a tree that `ruamel.yaml` has read.
+        Node of a tree that `ruamel.yaml` has read.
 
     Returns
     -------
@@ -231,7 +231,7 @@ def children(node):
     Arguments
     ---------
     node : object
-        Of a tree of YAML.
+        Node of a YAML tree.
 
     Returns
     -------

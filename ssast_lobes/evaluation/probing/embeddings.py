@@ -99,7 +99,7 @@ class PooledEncoder(AudioEncoder):
         Arguments
         ---------
         seed : int
-            Of the random weights.
+            Seed of the random weights.
 
         Returns
         -------
@@ -120,7 +120,7 @@ class PooledEncoder(AudioEncoder):
         Arguments
         ---------
         variants : list of tuple
-            Of the `VARIANTS`.
+            Items of `VARIANTS`.
 
         Raises
         ------

@@ -25,7 +25,7 @@ class VectorQuantizerTokenizer(nn.Module):
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     folder : str or os.PathLike
         The export.
 

@@ -102,7 +102,7 @@ class EncoderBlock(LogMel):
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     encoder : dict
         `config` of the frozen encoder.
     features : dict
@@ -182,7 +182,7 @@ def make_features(name, grid, **block):
     name : str
         ``"logmel"``, ``"cepstra"``, ``"chroma"`` or ``"block"``.
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     **block
         Arguments of `EncoderBlock`, for ``"block"``.
 

@@ -30,7 +30,7 @@ class KMeansTokenizer(nn.Module):
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     files : list of str
         Files of ``ssast-lobes tokenizer fit``, one for each codebook.
         `n_codes` is that of the largest; smaller codebooks do not use all ids.

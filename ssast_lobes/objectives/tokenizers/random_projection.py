@@ -23,7 +23,7 @@ class RandomProjectionTokenizer(nn.Module):
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
     n_codes : int
         Codes of each codebook.
     dim : int

@@ -19,7 +19,7 @@ class LogMel(nn.Module):
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
 
     Example
     -------
@@ -82,7 +82,7 @@ def token_times(grid):
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
 
     Returns
     -------

@@ -38,7 +38,7 @@ class StoredTokenizer(nn.Module):
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
     folder : str or os.PathLike
         Folder of the ids. Raises
     ------
