@@ -36,7 +36,7 @@ def bundled_model(name=None):
     Arguments
     ---------
     name : str, optional
-        One of `bundled_names`; the first of them when left out.
+        One of `bundled_names`; by default the first of them.
 
     Returns
     -------
@@ -59,14 +59,13 @@ def bundled_model(name=None):
     names = bundled_names()
     if not names:
         raise WeightsError(
-            "no pretrained model comes with this installation of ssast_lobes: "
-            "name one, an exported folder of a recipe or of `ssast-lobes "
-            "convert`"
+            "this installation of ssast_lobes has no bundled model: name an "
+            "exported folder of a recipe or of `ssast-lobes convert`"
         )
     if name is not None and name not in names:
         raise WeightsError(
-            f"{name}: no model of this name comes with ssast_lobes, and there "
-            f"is no such file or folder; the names are: {', '.join(names)}"
+            f"{name}: neither a bundled model nor a file or folder; the "
+            f"bundled models are: {', '.join(names)}"
         )
     return BUNDLED / (name or names[0])
 
@@ -77,7 +76,7 @@ def resolve_name(source=None):
     Arguments
     ---------
     source : str or path, optional
-        Whatever `load_weights` takes; the bundled model when left out. A name
+        Whatever `load_weights` takes; by default the bundled model. A name
         goes before a folder of the same name, which needs ``./``, or to be
         given as a path object.
 

@@ -356,7 +356,7 @@ def label_encoder_of(labels):
     """
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise ValueError(f"labels must differ, twice there: {twice}")
+        raise ValueError(f"labels must be unique, duplicates: {twice}")
     encoder = CategoricalEncoder()
     encoder.update_from_iterable(labels)
     encoder.expect_len(len(labels))
@@ -394,8 +394,8 @@ def check_export_folder(folder):
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
     if names and not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
         raise FileExistsError(
-            f"{folder}: there is something else than an exported folder; "
-            "choose another name or remove it"
+            f"{folder} exists and is not an exported folder; choose another "
+            "name or remove it"
         )
 
 

@@ -305,7 +305,7 @@ def _labels(id2label):
     labels = [by_number[number] for number in range(len(id2label))]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise WeightsError(f"labels must differ, twice there: {twice}")
+        raise WeightsError(f"labels must be unique, duplicates: {twice}")
     return labels
 
 

@@ -66,7 +66,7 @@ def check_huggingface_folder(folder):
         found = None
     if found != MODEL_TYPE:
         raise FileExistsError(
-            f"{folder}: there is something else than a Hugging Face model of "
+            f"{folder} exists and is not a Hugging Face model of "
             f"type '{MODEL_TYPE}'; choose another name or remove it"
         )
 

@@ -55,9 +55,9 @@ def push_to_hub(
     message : str
         Message of the commit.
     token : str, optional
-        Access token; that of ``hf auth login`` when left out.
+        Access token; by default that of ``hf auth login``.
     endpoint : str, optional
-        Address of the hub; ``HF_ENDPOINT`` when left out.
+        Address of the hub; by default ``HF_ENDPOINT``.
 
     Returns
     -------

@@ -364,8 +364,8 @@ def find_model(options):
     options.inputs = others if is_model else [first, *others]
     if not options.inputs:
         raise ValueError(
-            f"{first} holds no audio and is a model: name audio too (of a "
-            "folder of shards its manifest.csv)"
+            f"{first} holds no audio and is a model: name audio too (for a "
+            "folder of shards, its manifest.csv)"
         )
 
 

@@ -148,8 +148,8 @@ def _pattern(text):
         ) from error
     if pattern.groups != 1:
         raise argparse.ArgumentTypeError(
-            f"'{text}' has {pattern.groups} pairs of parentheses: put one "
-            "around what names the group, (?:...) is for others"
+            f"'{text}' has {pattern.groups} pairs of parentheses: put exactly "
+            "one around the name of the group, and (?:...) around others"
         )
     return pattern
 

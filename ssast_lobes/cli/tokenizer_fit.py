@@ -102,7 +102,7 @@ def _load_features(kind, encoder, grid):
     front_end = lobe.features.config
     if front_end["sample_rate"] != 16000:
         raise ArgumentError(
-            f"{encoder} hears {front_end['sample_rate']} Hz, not 16000"
+            f"{encoder} takes {front_end['sample_rate']} Hz, not 16000"
         )
     # Clips keep their own lengths.
     front_end.pop("pad_frames", None)

@@ -161,8 +161,8 @@ class TarMember(io.RawIOBase):
         end = address.offset + address.size
         if status.st_size < end:
             raise OSError(
-                f"the tar is cut off: it has {status.st_size} bytes, this "
-                f"file ends at {end}; copy or pack it again"
+                f"the tar is truncated: it has {status.st_size} bytes, this "
+                f"clip ends at {end}; copy or pack it again"
             )
         self._tar = _opened(address.tar, status.st_ino, status.st_mtime_ns)
         self._address = address
@@ -172,8 +172,9 @@ class TarMember(io.RawIOBase):
         )
         if header[:_NAME_BYTES].rstrip(b"\0") != os.fsencode(address.member):
             raise OSError(
-                "the tar has something else at this place: it was replaced "
-                "after this manifest was made; use the manifest next to it"
+                "the tar has other content at this address: it was replaced "
+                "after this manifest was written; use the manifest next to "
+                "the tar"
             )
 
     def readable(self):

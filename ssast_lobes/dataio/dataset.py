@@ -322,7 +322,8 @@ def _is_pair(clip_id, row, longest):
     takes = row.get("takes") or "1"
     if takes not in ("1", "2"):
         raise ManifestError(
-            f'{clip_id}: takes "{takes}", but a clip has 1, or 2 in halves'
+            f"{clip_id}: takes must be 1, or 2 for a clip of two halves, "
+            f'got "{takes}"'
         )
     if takes == "2" and longest is not None and row["duration"] > longest:
         raise ManifestError(

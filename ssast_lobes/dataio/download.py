@@ -78,7 +78,7 @@ def download(url, path, sha256=None, md5=None):
     if wrong:
         part.unlink()
         raise ArchiveError(
-            f"{url}: what came has {wrong}; it was deleted, try again"
+            f"{url}: the download has {wrong}; it was deleted, try again"
         )
     os.replace(part, path)
     return path

@@ -223,7 +223,7 @@ def label_track_rows(folder):
             rows.append(row)
     if not rows:
         raise ManifestError(
-            f"{folder}: no label track in it: NAME.txt next to NAME.wav"
+            f"{folder}: no label track found (NAME.txt next to NAME.wav)"
         )
     return rows
 

@@ -273,8 +273,8 @@ class ClipOrder:
         sizes = passes_per_epoch > 1, clips_per_epoch is not None, balanced
         if sum(sizes) > 1:
             raise ArgumentError(
-                "passes_per_epoch, clips_per_epoch and balanced all say what "
-                "an epoch is: set all but one to their defaults"
+                "passes_per_epoch, clips_per_epoch and balanced each define "
+                "an epoch: leave all but one at their defaults"
             )
 
     def n_epochs(self, passes, n_clips):

@@ -275,10 +275,14 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     if len(listed) / max(n_files, 1) > max_unreadable:
         need = files_in_need(listed.items())
         raise ManifestError(
-            f"{len(listed)} of {n_files} audio files are unreadable, more "
-            f"than the accepted fraction of {max_unreadable:g}: they are "
-            f"listed with reasons in {unreadable_file}; mend or remove them, "
-            "or raise max_unreadable" + (f". {need}" if need else "")
+            f"{len(listed)} of {n_files} "
+            "audio files are unreadable, "
+            "more than the accepted fraction "
+            f"of {max_unreadable:g}: they are "
+            "listed with reasons in "
+            f"{unreadable_file}; repair or "
+            "remove them, or raise "
+            "max_unreadable" + (f". {need}" if need else "")
         )
     return len(listed)
 

@@ -165,7 +165,7 @@ def pack(
                 )
     except BrokenProcessPool as error:
         raise OSError(
-            "a worker was killed, perhaps for want of memory: rerun the same "
+            "a worker was killed, perhaps by lack of memory: rerun the same "
             "command with fewer workers"
         ) from error
     audit()

@@ -118,8 +118,8 @@ class PretrainingLobe(nn.Module):
         told = {key for key, value in items.items() if value is not None}
         if objective.needs_place and not {"clip_ids", "crop_starts"} <= told:
             raise ArgumentError(
-                "the objective needs the place of each clip: give its "
-                "clip_ids and crop_starts (`ssast_lobes.ClipReader` tells "
-                "where it crops)"
+                "the objective needs to know where each clip comes from: "
+                "pass clip_ids and crop_starts (`ssast_lobes.ClipReader` "
+                "returns the latter)"
             )
         return {key: items[key] for key in told if asked.get(key, True)}

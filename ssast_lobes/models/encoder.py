@@ -78,7 +78,7 @@ class EncoderOutput(NamedTuple):
 
     def _on_grid(self, x):
         if self.n_freq is None:
-            raise ValueError("tokens were dropped: they have no grid")
+            raise ValueError("tokens were dropped, so there is no grid")
         return x.unflatten(1, (self.n_freq, -1))
 
     @property
@@ -169,7 +169,7 @@ class SpectrogramEncoder(nn.Module):
         ``"attention"``, ``"attention_post_norm"``, ``"mamba"`` or
         ``"mamba_reference"``.
     n_class_tokens : int, optional
-        Class tokens C, 0 to 2, of an encoder with attention; 2 when left out.
+        Class tokens C, 0 to 2, of an encoder with attention; by default 2.
     norms : list of str
         Layer norms outside of the blocks: of the ``"patches"`` before they
         get positions, of all tokens before the ``"first"`` block, and after
@@ -242,8 +242,8 @@ class SpectrogramEncoder(nn.Module):
         )
         if self.scans and (self.n_class_tokens != usual or not qkv_bias):
             raise ArgumentError(
-                f"blocks '{blocks}' have {usual} class tokens and no qkv_bias "
-                "to leave out"
+                f"blocks '{blocks}' have {usual} class tokens and do not take "
+                "qkv_bias"
             )
         self.class_tokens = nn.Parameter(torch.empty(self.n_class_tokens, dim))
         self.class_positions = nn.Parameter(

@@ -31,7 +31,7 @@ class ClassificationHead(nn.Module):
         they take the mean, which comes to the same: both are linear.
     cosine_scale : float, optional
         Scores are cosines of the vector and of each class's weights, times
-        so much, as margin losses want them; linear when left out.
+        so much, as margin losses want them; by default linear.
     norm_eps : float, optional
         Epsilon of the norm; no norm at all where it is null.
 

@@ -125,7 +125,7 @@ class MelSpectrogram(Filterbank):
 
     @property
     def settings(self):
-        """The arguments besides rate and mel bins."""
+        """The arguments except rate and mel bins."""
         names = ("fft_size", "window_samples", "hop_samples", "low_hz")
         names += ("high_hz", "mel_scale", "offset", "top_db", "periodic")
         return {name: getattr(self, name) for name in (*names, "pre_emphasis")}

@@ -40,7 +40,7 @@ class Grid:
     patch : tuple of int
         Patch size (mel bins, frames).
     stride : tuple of int, optional
-        Step between patches (mel bins, frames); the patch size when left out.
+        Step between patches (mel bins, frames); by default the patch size.
     keep_partial : bool
         False drops a partial last patch, as the official code does.
 
@@ -88,7 +88,7 @@ class Grid:
         n_mels : int
             Mel bins.
         stride : tuple of int, optional
-            Step (mel bins, frames); no overlap when left out.
+            Step (mel bins, frames); by default no overlap.
         keep_partial : bool
             See the class.
 

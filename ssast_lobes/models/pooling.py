@@ -86,8 +86,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         return class_tokens.mean(1)
     if pooling in ("dynamics", "bands") and n_freq is None:
         raise ValueError(
-            f"{pooling} need n_freq; where tokens were dropped there is no "
-            "grid: pool their statistics"
+            f"pooling '{pooling}' needs n_freq. If tokens were dropped there "
+            "is no grid: choose pooling 'statistics'"
         )
     count = is_token.sum(1, keepdim=True).clamp(min=1)
     total = tokens.sum(1)

@@ -36,7 +36,7 @@ class ATSTFrame(BYOL):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks; spans of 5 times, half of them, when left out.
+        Draws the masks; by default it masks half of the times, in spans of 5.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared
@@ -85,7 +85,7 @@ class ATSTFrame(BYOL):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out. Times
+            Boolean (B, F', T'), True where masked; by default drawn. Times
             with any masked token are compared.
         generator, clip_keys
             Source of mask and views; see `Objective.random_source`.

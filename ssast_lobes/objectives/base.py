@@ -50,7 +50,7 @@ class Objective(nn.Module):
         The encoder to train.
     masker : Masker or dict, optional
         Draws the masks of an objective that masks tokens, or the `config` of
-        one; the masker of `preset` when left out.
+        one; by default the masker of `preset`.
 
     Raises
     ------

@@ -126,7 +126,7 @@ class Codes(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
         **audio

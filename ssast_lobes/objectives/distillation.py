@@ -116,8 +116,8 @@ class Distillation(Objective):
                 raise ArgumentError(
                     f"the teacher {teacher.name} takes audio at "
                     f"{teacher.sample_rate} Hz, the student at "
-                    f"{fbank.sample_rate} Hz: what is resampled is not what "
-                    "it was trained on. Choose another teacher"
+                    f"{fbank.sample_rate} Hz: it was not trained on resampled "
+                    "audio. Choose another teacher"
                 )
         self.layers = [
             layer_pairs(self.pairs, encoder.depth, teacher.depth)

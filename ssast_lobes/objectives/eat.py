@@ -61,7 +61,8 @@ class EAT(Objective):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; all but blocks of 5 x 5 tokens, 80 %, when left out.
+        Draws the masks; by default it masks 80 %, all but blocks of 5 x 5
+        tokens.
     n_masks : int
         Masks of each clip in training; a mask that is given stands alone.
     momentum : list of float

@@ -33,7 +33,7 @@ class M2D(MaskedPrediction):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; tokens one by one, 70 %, when left out.
+        Draws the masks; by default it masks single tokens, 70 % of them.
     momentum : list of float
         Momentum of the teacher at the first and the last step; linear between
         them.
@@ -82,7 +82,7 @@ class M2D(MaskedPrediction):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 

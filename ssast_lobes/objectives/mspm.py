@@ -130,7 +130,7 @@ class MSPM(Objective):
         n_frames : torch.Tensor or None
             Valid frames (B,) int64; None: all, no clip has padding.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 

@@ -38,7 +38,7 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
     crop_seconds : float
         Longest audio that training sees at once.
     window_seconds : float, optional
-        What is asked for; the longest that training sees when left out.
+        What is asked for; by default the longest that training sees.
 
     Returns
     -------
@@ -85,8 +85,8 @@ def check_window(window, least, name="window_seconds"):
     """
     if window is not None and not least <= window < math.inf:
         raise SettingsError(
-            f"{name} is {window}: give a number of seconds not below "
-            f"{least:g}, which a crop and the position table span, or null"
+            f"{name} is {window}: it must be null, or at least {least:g} "
+            "seconds, the length of a crop and of the position table"
         )
 
 

@@ -289,9 +289,9 @@ class AtomicCheckpointer(Checkpointer):
                 self._remove_leftovers()
             raise CheckpointError(
                 f"{self.checkpoints_dir}: no checkpoint can be written "
-                f"({reason}; {free:.0f} MiB are free there). Make room, if "
-                "that is what lacks, and start again: the run resumes from "
-                "the checkpoint before"
+                f"({reason}; {free:.0f} MiB are free there). Free disk space "
+                "if it is full, and rerun the command: it resumes from the "
+                "last checkpoint"
             ) from error
 
     def _put_damaged_aside(self):

@@ -209,7 +209,9 @@ class ClassificationBrain(SpectrogramBrain):
         from ssast_lobes.training.lp_init import fit_head
 
         if self.multi_label:
-            raise SettingsError("lp_init_penalty is for clips of one label")
+            raise SettingsError(
+                "lp_init_penalty needs clips with one label each"
+            )
         if not self.checkpointer.list_checkpoints():
             # Sorted, since a batch needs the memory of its longest clip.
             clips = clips.filtered_sorted(sort_key="duration")
@@ -249,7 +251,7 @@ class ClassificationBrain(SpectrogramBrain):
             ) from error
         if getattr(loss, "shape", None) != ():
             raise SettingsError(
-                f"compute_cost: {self._told_cost} must give one number, got "
+                f"compute_cost: {self._told_cost} must return one number, got "
                 f"{getattr(loss, 'shape', loss)} for two clips"
             )
 
@@ -376,8 +378,8 @@ class ClassificationBrain(SpectrogramBrain):
         super().on_evaluate_start()
         if self.average.n_averaged == 0:
             raise SettingsError(
-                "there is no mean of weights yet: swa_start_epoch, "
-                f"{self.swa_start_epoch}, has not come to its end"
+                "there is no mean of weights yet: epoch "
+                f"{self.swa_start_epoch} (swa_start_epoch) has not ended"
             )
         self.model.load_state_dict(self.average.module.state_dict())
 

@@ -51,7 +51,7 @@ def _train(tokenizer_class):
         # SentencePiece begins with a place in its source, in brackets.
         reason = str(error).rpartition("]")[2].strip()
         raise SettingsError(
-            f"vocabulary_size does not go with these transcripts: {reason}"
+            f"vocabulary_size does not fit these transcripts: {reason}"
         ) from error
 
 

@@ -151,7 +151,7 @@ class SharedBatchNorm(nn.Module):
         x : torch.Tensor
             (N, D).
         weight : torch.Tensor, optional
-            (N,), 0 at rows that do not count; all count alike when left out.
+            (N,), 0 at rows that do not count; by default all count alike.
 
         Returns
         -------

@@ -130,7 +130,7 @@ class RandomSource:
     device : torch.device
         Where the draws go.
     generator : torch.Generator, optional
-        Source of the draws, on that device; PyTorch's own when left out.
+        Source of the draws, on that device; by default PyTorch's own.
     clip_keys : torch.Tensor, optional
         (B,) int64: draws become a function of the clip's key, the number of
         the call and the place alone.

@@ -345,7 +345,7 @@ def test_without_a_box_the_error_names_the_fix(
     path = str(tones.folder / "tone_0.wav")
     assert main(["classify", "--task", "sounds", path]) == 2
     error = capsys.readouterr().err
-    assert "no pretrained model comes with this installation" in error
+    assert "this installation of ssast_lobes has no bundled model" in error
     assert "name one" in error
 
 

@@ -107,8 +107,8 @@ def from_peer(content, path, family=None):
     if known is None:
         shared = [name for name, f in FAMILIES.items() if not f.marks]
         raise WeightsError(
-            "the keys are those of several families: name the one it is of, "
-            "by family=... or `ssast-lobes convert FILE FOLDER --family NAME`; "
+            "several families have these keys: name the family by family=... "
+            "or `ssast-lobes convert FILE FOLDER --family NAME`; "
             f"{', '.join(shared)}, or m2d of 2022"
         )
     return known.translate(content, path)

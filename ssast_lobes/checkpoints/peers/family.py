@@ -176,7 +176,7 @@ class Family:
             elif name is None or not isinstance(value, torch.Tensor):
                 unknown.append(key)
             elif name in ours:
-                raise WeightsError(f"{short} is there twice")
+                raise WeightsError(f"{short} occurs twice")
             else:
                 ours[name] = (
                     value.float() if value.is_floating_point() else value
@@ -275,8 +275,8 @@ class Family:
         rows = rows[first:]
         if len(rows) % n_freq:
             raise WeightsError(
-                f"{len(rows)} positions of patches are no multiple of the "
-                f"{n_freq} bands of {self.title}"
+                f"the table has {len(rows)} patch positions, not a multiple "
+                f"of the {n_freq} bands of {self.title}"
             )
         if self.time_major:
             table = rows.unflatten(0, (-1, n_freq)).transpose(0, 1)

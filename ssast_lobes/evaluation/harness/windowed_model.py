@@ -83,7 +83,7 @@ class WindowedModel(nn.Module):
             Mono waveforms (B, S) at the model's rate, floating point with
             full scale 1, any padding.
         lengths : torch.Tensor, optional
-            Samples of each clip (B,), int64; all are full when left out.
+            Samples of each clip (B,), int64; by default all are full.
 
         Returns
         -------

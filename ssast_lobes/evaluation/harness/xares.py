@@ -18,7 +18,7 @@ class XaresEncoder(WindowedModel):
     Arguments
     ---------
     source : str or path, optional
-        Exported folder; the `source` of the class when left out.
+        Exported folder; by default the `source` of the class.
 
     Raises
     ------

@@ -199,7 +199,7 @@ def short_names(sources):
     """
     parts = [Path(os.path.abspath(source)).parts for source in sources]
     if len(set(parts)) < len(parts):
-        raise ValueError("a model is given twice")
+        raise ValueError("a model is named twice")
     if len(parts) == 1:
         *_, folder, name = ["", *parts[0]]
         return {folder if name == "export" else name: sources[0]}
@@ -256,8 +256,7 @@ def variants_of(pooling, layers):
     if not found:
         known = ", ".join(" of ".join(variant) for variant in VARIANTS)
         raise ValueError(
-            f"nothing pools '{pooling}' of '{layers}' layers; there are: "
-            f"{known}"
+            f"no pooling '{pooling}' of '{layers}' layers; choose from: {known}"
         )
     return found
 

@@ -249,7 +249,7 @@ def _check(source, rows):
     """Raise unless a probe can be trained, tuned and tested."""
     empty = [split for split, part in rows.items() if not part]
     if empty:
-        raise ManifestError(f"{source}: no usable row is {' or '.join(empty)}")
+        raise ManifestError(f"{source}: no usable rows of {' or '.join(empty)}")
     known = {row["label"] for row in rows["train"]}
     for split in ("valid", "test"):
         unknown = sorted({row["label"] for row in rows[split]} - known)

@@ -56,8 +56,9 @@ class VectorQuantizerTokenizer(nn.Module):
         self.encoder = make_encoder(config["encoder"])
         if self.encoder.grid != grid:
             raise ArgumentError(
-                f"tokenizer: {folder} has {self.encoder.grid.config}, the "
-                f"encoder {grid.config}"
+                f"tokenizer: the grid of {folder} is "
+                f"{self.encoder.grid.config}, that of the encoder "
+                f"{grid.config}"
             )
         self.n_codes = numbers["n_codes"]
         self.quantizer = Quantizer(
@@ -106,7 +107,7 @@ class VectorQuantizerTokenizer(nn.Module):
         feats : torch.Tensor
             Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor, optional
-            Valid frames (B,); all when left out.
+            Valid frames (B,); by default all.
         **audio
             Not used.
 

@@ -77,8 +77,8 @@ class StoredTokenizer(nn.Module):
             self.start = real("start", numbers.get("start", 0.0))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
-                f"tokenizer: {file} must tell the ids' rate (a second), "
-                f"n_books and n_codes: {error}"
+                f"tokenizer: {file} needs rate (ids a second), n_books and "
+                f"n_codes: {error}"
             ) from error
         self.token_start, self.token_step = token_times(grid)
 
@@ -161,8 +161,8 @@ class StoredTokenizer(nn.Module):
         found = np.asarray(stored[place.clip(0, len(stored) - 1)])
         if found.min() < 0 or found.max() >= self.n_codes:
             raise ArgumentError(
-                f"{file}: ids from {found.min()} to {found.max()}, there are "
-                f"{self.n_codes} codes, from 0 on"
+                f"{file}: ids must be from 0 to {self.n_codes - 1}, found "
+                f"{found.min()} to {found.max()}"
             )
         return found.reshape(len(times), -1, self.n_books).swapaxes(0, 1)
 
