@@ -154,9 +154,9 @@ def test_audio_without_a_place_is_told(stored, recording):
     tokenizer = {"name": "StoredTokenizer", "folder": str(stored)}
     objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
     lobe = PretrainingLobe(objective, FrontEnd())
-    with pytest.raises(ArgumentError, match="give its clip_ids and crop_st"):
+    with pytest.raises(ArgumentError, match="pass clip_ids and crop_st"):
         lobe(torch.zeros(1, 16000))
     whole = make_dataset(recording, lambda path, *_: torch.zeros(16000))
-    with pytest.raises(ArgumentError, match="give its clip_ids and crop_st"):
+    with pytest.raises(ArgumentError, match="pass clip_ids and crop_st"):
         batch = collate([whole[0]])
         lobe(*batch.sig, **items_of(batch))
