@@ -49,7 +49,7 @@ def export_mean(folder, sources):
 
 
 def load_alike(sources):
-    """Read exported pretrainings of the very same model, to take their mean.
+    """Read exported pretrainings of the same model, to average them.
 
     Arguments
     ---------

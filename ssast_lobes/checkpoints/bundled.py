@@ -1,4 +1,4 @@
-"""Models that come with the package, each under a name.
+"""The bundled models, by name.
 
 A name is that of the model's exported folder in `pretrained/`. It ends in a
 version, so that it never changes its weights: new ones get a new name.
@@ -15,7 +15,7 @@ _START = "ssast-lobes-"
 
 
 def bundled_names():
-    """List the names of the models that come with the package.
+    """List the names of the bundled models.
 
     Returns
     -------
@@ -31,7 +31,7 @@ def bundled_names():
 
 
 def bundled_model(name=None):
-    """Return the exported folder of a model that comes with the package.
+    """Return the exported folder of a bundled model.
 
     Arguments
     ---------
@@ -71,7 +71,7 @@ def bundled_model(name=None):
 
 
 def resolve_name(source=None):
-    """Return the folder of a name, and any other source as it is.
+    """Return the folder of a bundled name; return other sources unchanged.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Exported folders: what a training run leaves behind to be used.
+"""Exported folders: the models that trainings write.
 
 A folder holds the weights (`model.safetensors`), what builds the model
 (`config.json`, read by `ssast_lobes.inference`, which executes nothing; and
@@ -40,7 +40,7 @@ logger = get_logger(__name__)
 
 
 def export_pretrained(folder, objective, features, card, least_window=0.0):
-    """Write a pretrained encoder, and its objective to train on, to a folder.
+    """Write a pretrained encoder and its objective to a folder.
 
     Arguments
     ---------
@@ -97,7 +97,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
 
 
 def objective_text(cls):
-    """Return what a model card says of an objective.
+    """Return the text of a model card on an objective.
 
     Arguments
     ---------
@@ -130,7 +130,7 @@ def export_classifier(
     card,
     least_window=0.0,
 ):
-    """Write a fine-tuned classifier to a folder, adapters merged.
+    """Write a fine-tuned classifier to a folder, with merged adapters.
 
     Arguments
     ---------
@@ -282,7 +282,7 @@ def _labels_of(label_encoder):
 
 
 def export_encoder(folder, encoder, features, card, least_window=0.0):
-    """Write an encoder alone, whatever it was trained for, to a folder.
+    """Write only an encoder to a folder, whatever its training was.
 
     Arguments
     ---------

@@ -88,7 +88,7 @@ KINDS_OF_TENSOR = ("weight", "bias")
 
 
 def from_huggingface(folder):
-    """Read a folder that ``save_pretrained`` of ``transformers`` has written.
+    """Read a folder of ``save_pretrained`` of ``transformers``.
 
     Key names of transformers 4 and 5 are understood, and weights as safetensors
     or as ``pytorch_model.bin``, in one file or several. The folder needs its

@@ -157,7 +157,7 @@ def _resample_all(state, source, target, report, layer):
 
 
 def resample_patches(flat, old, new):
-    """Resize flattened patches bilinearly, no value left out.
+    """Resize flattened patches bilinearly, using every value.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Open audio inside a tar: an address names its place.
+"""Open audio inside a tar, by its address.
 
 An address is text, `<tar>#<member>@<offset>+<size>`, and may stand wherever the
 path of an audio file does. `os.pread` reads in place and moves no shared file
@@ -22,9 +22,7 @@ _PATTERN = re.compile(r"(.+\.tar)#([^#/]+)@([0-9]+)\+([0-9]+)", re.DOTALL)
 
 
 class Address(NamedTuple):
-    """A place in a tar.
-
-    Arguments
+    """The position of a file in a tar. Arguments
     ---------
     tar : str
         Path of the tar.
@@ -51,7 +49,7 @@ class Address(NamedTuple):
 
 
 def parse_address(path):
-    """Return the place in a tar that a path names.
+    """Return the address that a path holds.
 
     Arguments
     ---------
@@ -78,7 +76,7 @@ def parse_address(path):
 
 
 def file_of(path):
-    """Return the file that holds the audio of a path: itself, or the tar.
+    """Return the file that holds the audio of a path: the path or a tar.
 
     Arguments
     ---------
@@ -99,7 +97,7 @@ def file_of(path):
 
 
 def stamp_of(path):
-    """Return what changes when the audio of a path does.
+    """Return a stamp that changes with the audio of a path.
 
     Arguments
     ---------
@@ -130,7 +128,7 @@ def stamp_of(path):
 
 
 class TarMember(io.RawIOBase):
-    """A file inside a tar, opened for reading; reads what it is asked for.
+    """A file inside a tar, opened for reading.
 
     Arguments
     ---------
@@ -196,7 +194,7 @@ class TarMember(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer as far as the file reaches; return the bytes read."""
+        """Fill a buffer from the file; return the number of bytes read."""
         left = self._address.size - self._position
         data = os.pread(
             self._tar.fd,

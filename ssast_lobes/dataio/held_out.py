@@ -1,4 +1,4 @@
-"""Leave out clips that a table holds out from training."""
+"""Drop clips that a table holds out from training."""
 
 from ssast_lobes.dataio.tables import SPLITS, ManifestError
 

@@ -1,4 +1,4 @@
-"""Choose the clips of an epoch, and the process that has each.
+"""Choose the clips of an epoch, and the process of each.
 
 The samplers of training are functions of (seed, epoch), so that a run that is
 resumed in mid-epoch continues with the same clips, and SpeechBrain can share
@@ -92,7 +92,7 @@ class PartSampler(Sampler):
 
 
 class LengthBuckets(Sampler):
-    """Batches of clips of like length, so that there is little padding.
+    """Batches of clips of similar length, which need little padding.
 
     Takes the clips of a sampler in stretches of so many batches, sorts each
     stretch by length, cuts it into batches and shuffles these. Which clips
@@ -213,7 +213,7 @@ def balanced_sampler(labels, multi_label=False, seed=0):
 
 
 class ClipOrder:
-    """Which clips a training epoch has, and in which order.
+    """Choose the clips of a training epoch, and their order.
 
     Arguments
     ---------

@@ -54,7 +54,7 @@ _SHOWN_CLIPS = 5
 
 
 class Packed(NamedTuple):
-    """What a folder of shards holds.
+    """The result of `pack`.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""The encoder: features of any length in, tokens out.
+"""The encoder: from features of any length to tokens.
 
 Transformer blocks as in SSAST, or Mamba blocks as in SSAMBA, over the same
 patches and positions, and with the same outputs.
@@ -83,7 +83,7 @@ class EncoderOutput(NamedTuple):
 
     @property
     def frames(self):
-        """One vector a time step, (B, T', D): the mean over frequency."""
+        """Vectors of time steps (B, T', D), the means over frequency."""
         return self.patches.mean(1)
 
     @property
@@ -108,7 +108,7 @@ class EncoderOutput(NamedTuple):
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
     def pool_tokens(self, tokens, class_tokens, pooling):
-        """Return one vector a clip from the tokens of any layer.
+        """Return one vector for each clip from the tokens of a layer.
 
         Arguments
         ---------
@@ -344,13 +344,13 @@ class SpectrogramEncoder(nn.Module):
 
     @property
     def adaptable_layers(self):
-        """Names of the linear layers that low-rank adapters can sit on."""
+        """Names of the linear layers that can have low-rank adapters."""
         if not self.scans:
             return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
         return ["blocks.*.in_proj", "blocks.*.out_proj"]
 
     def fix_positions(self):
-        """Train no positions; see `PositionTable.fix_sincos`."""
+        """Fix the positions; see `PositionTable.fix_sincos`."""
         self.positions.fix_sincos()
 
     def forward(

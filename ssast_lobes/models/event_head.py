@@ -252,7 +252,7 @@ class FrameTiming:
         self.start = (middle - grid.stride[1] * hop / 2) / rate
 
     def n_time(self, n_samples):
-        """Return the frames (int) of a clip of so many samples."""
+        """Return the number of frames (int) of a clip."""
         return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def edge(self, number):

@@ -73,7 +73,7 @@ class ClassificationHead(nn.Module):
 
     @property
     def config(self):
-        """The arguments that rebuild this, next to the sizes."""
+        """The arguments that rebuild this, without the sizes."""
         config = {"projection": self.projection}
         if self.cosine_scale is not None:
             config["cosine_scale"] = self.cosine_scale

@@ -1,4 +1,4 @@
-"""Patches: how a spectrogram becomes tokens, and where each token sits.
+"""Patches of a spectrogram, and positions of tokens.
 
 `Grid` counts and cuts the patches, `PatchEmbedding` projects them, and
 `PositionTable` gives each clip its own positions, whatever its length.
@@ -338,7 +338,7 @@ class PositionTable(nn.Module):
         self.is_loaded = True
 
     def fix_sincos(self):
-        """Hold fixed sin-cos positions from now on, as masked autoencoders.
+        """Use fixed sin-cos positions from now on, as masked autoencoders do.
 
         See `sincos_positions`. A table that was loaded is kept, and one that is
         loaded later stays fixed too.

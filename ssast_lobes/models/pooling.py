@@ -1,4 +1,4 @@
-"""Pooling of tokens into one vector a clip."""
+"""Pooling of tokens into one vector for each clip."""
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ READOUTS = ("last", "weighted", "all", "normed")
 
 
 def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
-    """Pool tokens to one vector a clip.
+    """Pool tokens to one vector for each clip.
 
     Arguments
     ---------
@@ -120,7 +120,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
 
 
 class ClipPooling(nn.Module):
-    """One vector a clip, from the last layer or from all of them.
+    """Pool one vector for each clip, from the last layer or from all.
 
     Arguments
     ---------

@@ -1,9 +1,9 @@
-"""ATST-Frame: one vector a time, the same for two views of it.
+"""ATST-Frame: predict a teacher's vectors of masked times.
 
 Li, Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for Both
-Clip-Level and Frame-Level Tasks", TASLP 2024: the student sees a view with
-masked spans of time, and predicts there the teacher's vectors of another,
-whole view.
+Clip-Level and Frame-Level Tasks", TASLP 2024. The student sees a view with
+masked spans of time. There it predicts the teacher's vectors of another view
+without masks.
 """
 
 import torch
@@ -22,12 +22,12 @@ from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):
-    """Teacher and student over two views, compared at masked times.
+    """Predict a teacher's frames of another view at masked times.
 
-    One view is the clip as it is, the other is mixed with another clip and
-    resized along frequency, so that each time of both remains the same sound.
+    One view is the clip unchanged, the other is mixed with another clip and
+    resized along frequency. So both views have the same sound at each time.
     Each view is predicted from the other, with the same mask. On a grid with
-    several frequencies a mask hides whole times, and the mean over frequency is
+    several bands, whole times are masked, and the means over frequency are
     compared. The published numbers are in
     ``hparams/objective/atst_frame.yaml``; see `load_objective`.
 

@@ -136,7 +136,7 @@ class AudioMosaic(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
-            Must be None: this method draws the tokens to drop.
+            Not used: this method draws the tokens to drop.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
 

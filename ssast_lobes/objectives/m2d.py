@@ -1,4 +1,4 @@
-"""Masked modeling duo: visible tokens predict a teacher's masked ones.
+"""Masked modeling duo (M2D): predict a teacher's masked tokens.
 
 Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging
 Both Networks to Model the Input", ICASSP 2023.
@@ -22,11 +22,11 @@ _EPS = 1e-6
 
 
 class M2D(MaskedPrediction):
-    """Predict the teacher's view of the masked tokens from the visible ones.
+    """Predict a teacher's outputs at masked tokens from visible tokens.
 
     The teacher, a moving average of the encoder, sees the masked tokens
-    *only*: so both networks have to model the whole from a part. Its outputs
-    are standardized token by token, and the loss is ``2 - 2 cos``.
+    *only*, so both networks must model the whole from a part. Its outputs are
+    standardized token by token, and the loss is ``2 - 2 cos``.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""The masked autoencoder of spectrograms, as MaskSpec trains it.
+"""The masked autoencoder of spectrograms, as in MaskSpec.
 
 Chong et al., "Masked Spectrogram Prediction for Self-Supervised Audio
 Pre-Training", ICASSP 2023, after He et al., "Masked Autoencoders Are Scalable

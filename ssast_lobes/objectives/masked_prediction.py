@@ -1,6 +1,5 @@
-"""Base of masked autoencoders and M2D: visible tokens predict masked ones.
-
-The encoder sees visible tokens only, and a light decoder all places.
+"""The base of masked autoencoders and M2D. The encoder sees visible tokens
+only, and a light decoder predicts all tokens.
 """
 
 from torch import nn
@@ -15,7 +14,7 @@ from ssast_lobes.objectives.base import (
 
 
 class MaskedPrediction(Objective):
-    """Base class: visible tokens through the encoder, all through a decoder.
+    """Base class: encode visible tokens, and decode all tokens.
 
     The encoder gets fixed sin-cos positions.
 

@@ -91,7 +91,7 @@ def check_window(window, least, name="window_seconds"):
 
 
 def model_card(hparams_file, rows, metrics, **settings):
-    """Return what the model card of an export says of its training.
+    """Return the entries on the training for the model card.
 
     Arguments
     ---------
@@ -184,7 +184,7 @@ def _origin(source):
 
 
 def told(value):
-    """Return a setting as JSON can tell it.
+    """Return a setting as plain values for JSON.
 
     Arguments
     ---------
@@ -213,7 +213,7 @@ def told(value):
 
 
 def write_result(folder, rows, test, result):
-    """Write what a test has found to ``test_result.json``.
+    """Write the test result to ``test_result.json``.
 
     Arguments
     ---------

@@ -54,7 +54,7 @@ def best_key(selection):
 
 
 class ClassificationBrain(SpectrogramBrain):
-    """Trains a `SpectrogramClassifier`; the best epoch is chosen on valid.
+    """Train a `SpectrogramClassifier`; valid chooses the best epoch.
 
     ``modules`` holds ``features`` and ``model``.
 
@@ -169,11 +169,11 @@ class ClassificationBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The classifier without wrappers."""
+        """The classifier, without DDP or compile wrappers."""
         return unwrap(self.modules.model)
 
     def task(self):
-        """Return the number of classes, the loss, and what is selected by."""
+        """Return the number of classes, the loss and the selection metric."""
         many = ", several a clip" if self.multi_label else ""
         return {
             "task": f"{len(self.label_encoder)} classes{many}",
@@ -277,7 +277,7 @@ class ClassificationBrain(SpectrogramBrain):
         return self.network("model", stage)(feats, n_frames), targets
 
     def compute_objectives(self, output, batch, stage):
-        """Return the loss; keep the scores where they are evaluated."""
+        """Return the loss; keep the scores for evaluation."""
         scores, targets = output
         loss = self.compute_cost(scores, targets)
         self.accumulate({"loss": loss}, len(batch.id))
@@ -319,7 +319,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def on_stage_start(self, stage, epoch=None):
-        """Validate the mean of the weights, where there is to be one."""
+        """Validate the mean of the weights, if it is used."""
         super().on_stage_start(stage, epoch)
         if stage == sb.Stage.VALID and self._validates_mean(epoch):
             self.average.update_parameters(self.model)
@@ -371,7 +371,7 @@ class ClassificationBrain(SpectrogramBrain):
             )
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Go back to the best epoch, or take the mean of the last ones."""
+        """Load the best epoch, or the mean of the last epochs."""
         if self.average is None:
             super().on_evaluate_start(max_key, min_key)
             return
@@ -424,7 +424,7 @@ class ClassificationBrain(SpectrogramBrain):
         return ";".join(n for n, yes in zip(names, likely, strict=True) if yes)
 
     def result(self):
-        """Return what the test has found, for ``test_result.json``.
+        """Return the test result for ``test_result.json``.
 
         Returns
         -------

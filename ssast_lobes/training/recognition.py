@@ -1,4 +1,4 @@
-"""Speech recognition: what a recipe's Brain need not show.
+"""Speech recognition: the base of a recipe's Brain.
 
 Rates by block, logs, the best epoch by its word error rate, and the words of a
 test. A recipe derives its Brain and says how scores and loss are computed.
@@ -56,7 +56,7 @@ def _train(tokenizer_class):
 
 
 class RecognitionBrain(SpectrogramBrain):
-    """Keeps words, logs and checkpoints; the best epoch is chosen on valid.
+    """Keep words, logs and checkpoints; valid chooses the best epoch.
 
     A subclass has `compute_forward` and `compute_objectives`. These call
     `accumulate` and, outside of training, `keep_words`. ``modules`` holds
@@ -102,7 +102,7 @@ class RecognitionBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The recognizer without wrappers."""
+        """The recognizer, without DDP or compile wrappers."""
         return unwrap(self.modules.model)
 
     def parameter_groups(self):
@@ -115,7 +115,7 @@ class RecognitionBrain(SpectrogramBrain):
         )
 
     def keep_words(self, heard, batch):
-        """Keep what the word error rate is made of.
+        """Keep the words for the word error rate.
 
         Arguments
         ---------
@@ -179,7 +179,7 @@ class RecognitionBrain(SpectrogramBrain):
                 errors.write_stats(file)
 
     def result(self):
-        """Return what the tests have found, for ``test_result.json``.
+        """Return the test results for ``test_result.json``.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Checks of arguments: each wrong one is told in one line, all in one form.
+"""Checks of arguments, with one form of message.
 
 ``dropout must be a number from 0 to 1, got 2``: the name, what is allowed, and
 the value. The constructors of the package call these, and so does what reads
@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 
 class ArgumentError(ValueError):
-    """An argument is wrong; the message says what is allowed."""
+    """An argument is wrong; the message names the allowed values."""
 
 
 def require(right, name, allowed, value):
@@ -219,7 +219,7 @@ def flag(name, value, null=False):
 
 
 def one_of(name, value, allowed, null=False):
-    """Return a word; raise if it is none of those that are allowed.
+    """Return a word; raise if it is not one of the allowed words.
 
     Arguments
     ---------

@@ -7,7 +7,7 @@ _LENGTH_NOISE = 1e-6
 
 
 def length_to_mask(lengths, max_len):
-    """Return the mask of what is no padding.
+    """Return a mask, True where there is no padding.
 
     Arguments
     ---------

@@ -291,7 +291,7 @@ def merge(tree, changes):
 
 
 def replace(node):
-    """Return a node as it is: it takes the place of what it overrides.
+    """Return a node unchanged: it replaces what it overrides.
 
     HyperPyYAML puts a mapping that overrides another *into* the other, whose
     class stays. What ``!applyref:`` of this function gives takes its place.

@@ -1,4 +1,4 @@
-"""Confidence intervals: how far a score depends on who is in the test part.
+"""Confidence intervals over the choice of the test part.
 
 Clips of one speaker succeed and fail together, so that whole groups of clips
 are resampled (the cluster bootstrap), not clips. Two systems under one seed

@@ -1,4 +1,4 @@
-"""Tasks: labelled clips in three parts, from a CSV."""
+"""Tasks: labeled clips in three parts, from a CSV."""
 
 import os
 import re
@@ -179,7 +179,7 @@ def read_task(
 
 
 def parse_task(text, **defaults):
-    """Read a task that is written in one word, as on the command line.
+    """Read a task from its command-line form.
 
     Arguments
     ---------
@@ -213,7 +213,7 @@ def parse_task(text, **defaults):
 
 
 def split_name(text):
-    """Part a name from the path that it is given to.
+    """Split ``NAME=PATH`` into name and path.
 
     Arguments
     ---------
