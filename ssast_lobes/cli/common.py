@@ -24,8 +24,9 @@ def add_command(commands, name, run, summary, text, example):
     commands : argparse action
         From `argparse.ArgumentParser.add_subparsers`.
     name : str
-        Name on the command line. run : callable Function of the parsed
-        options.
+        Name on the command line.
+    run : callable
+        Function of the parsed options.
     summary : str
         Line in the list of commands.
     text : str

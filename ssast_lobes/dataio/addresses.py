@@ -22,7 +22,9 @@ _PATTERN = re.compile(r"(.+\.tar)#([^#/]+)@([0-9]+)\+([0-9]+)", re.DOTALL)
 
 
 class Address(NamedTuple):
-    """The position of a file in a tar. Arguments
+    """The position of a file in a tar.
+
+    Arguments
     ---------
     tar : str
         Path of the tar.

@@ -14,7 +14,9 @@ _TOLERANCE = 1e-6
 
 
 class DetectedEvent(NamedTuple):
-    """A detected sound. Arguments
+    """A detected sound.
+
+    Arguments
     ---------
     onset, offset : float
         Seconds from the start of the recording.

@@ -206,8 +206,11 @@ class WindowedLobe(SpectrogramLobe):
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
-        Maps waveforms to features. pooling : ClipPooling Makes the clip
-        vector. window_seconds : float Length of a window.
+        Maps waveforms to features.
+    pooling : ClipPooling
+        Makes the clip vector.
+    window_seconds : float
+        Length of a window.
 
     Example
     -------

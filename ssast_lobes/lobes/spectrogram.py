@@ -253,8 +253,9 @@ class SSAST(SpectrogramLobe):
         ``ssast-lobes models`` lists. Clips keep their own lengths, also where
         the source was used with reference padding (see `FrontEnd`).
     freeze : bool
-        Keep the encoder fixed. output : str ``"frames"``, ``"patches"`` or
-        ``"clip"``; see `SpectrogramLobe`.
+        Keep the encoder fixed.
+    output : str
+        ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
     statistics : str or dict, optional
         Normalization; see `FrontEnd`. By default those of `source`, else
         AudioSet's.

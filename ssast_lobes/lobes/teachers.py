@@ -13,7 +13,9 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class TeacherOutput(NamedTuple):
-    """The outputs of a teacher for a batch. Arguments
+    """The outputs of a teacher for a batch.
+
+    Arguments
     ---------
     states : torch.Tensor
         (K, B, T, D): the vectors of each time step after each requested layer.

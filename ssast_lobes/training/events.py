@@ -169,7 +169,9 @@ class EventBrain(SpectrogramBrain):
         Arguments
         ---------
         scores : EventScores
-            Scores of the batch. targets : torch.Tensor (B, T', C).
+            Scores of the batch.
+        targets : torch.Tensor
+            (B, T', C).
         batch : speechbrain.dataio.batch.PaddedBatch
             The batch.
         """

@@ -199,7 +199,9 @@ def resolved(folder):
     Arguments
     ---------
     folder : str or path
-        The folder; it need not exist. Returns
+        The folder; it need not exist.
+
+    Returns
     -------
     pathlib.Path
 

@@ -115,7 +115,9 @@ class ATSTFrame(_ATST):
 
 
 class ATSTClip(_ATST):
-    """Clip vectors are the class tokens of blocks, then the means. It was
+    """Clip vectors are the class tokens of blocks, then the means.
+
+    It was
     trained on 6 s. Clips over 601 frames are cut into chunks; a further chunk
     counts if more than half of it is audio.
     """

@@ -25,8 +25,9 @@ def take_mae_decoder(ours, name, report):
     Arguments
     ---------
     ours : dict of str to torch.Tensor
-        Tensors by our names; changed in place. name : str Class of the
-        objective.
+        Tensors by our names; changed in place.
+    name : str
+        Class of the objective.
     report : list of str
         Gets a line for each change.
 

@@ -69,7 +69,9 @@ def make_tokenizer(tokenizer, grid):
         ``!name:`` with arguments in a YAML; the `config` of one of this
         package's tokenizers; or a tokenizer, which is returned unchanged.
     grid : Grid
-        Grid of the encoder. Returns
+        Grid of the encoder.
+
+    Returns
     -------
     torch.nn.Module
 

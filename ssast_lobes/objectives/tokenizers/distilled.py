@@ -131,7 +131,8 @@ def read_quantizer(folder):
     Returns
     -------
     config : dict
-        Configuration of the export. state : dict of str to torch.Tensor
+        Configuration of the export.
+    state : dict of str to torch.Tensor
 
     Raises
     ------

@@ -40,7 +40,9 @@ class StoredTokenizer(nn.Module):
     grid : Grid
         Grid of the encoder.
     folder : str or os.PathLike
-        Folder of the ids. Raises
+        Folder of the ids.
+
+    Raises
     ------
     ValueError
         If ``codes.json`` is missing, or its numbers are impossible.
