@@ -1,5 +1,6 @@
-"""The base of masked autoencoders and M2D. The encoder sees visible tokens
-only, and a light decoder predicts all tokens.
+"""The base of masked autoencoders and M2D.
+
+The encoder sees visible tokens only, and a light decoder predicts all tokens.
 """
 
 from torch import nn

@@ -88,9 +88,10 @@ class _ATST(Family):
 
 
 class ATSTFrame(_ATST):
-    """Clip vectors are the normalized means of every block, without class
-    token. Clips over 1001 frames are cut into chunks, whose vectors are
-    averaged.
+    """Clip vectors are the normalized means of every block.
+
+    There is no class token. Clips over 1001 frames are cut into chunks, whose
+    vectors are averaged.
     """
 
     name = "atst_frame"
@@ -117,9 +118,8 @@ class ATSTFrame(_ATST):
 class ATSTClip(_ATST):
     """Clip vectors are the class tokens of blocks, then the means.
 
-    It was
-    trained on 6 s. Clips over 601 frames are cut into chunks; a further chunk
-    counts if more than half of it is audio.
+    It was trained on 6 s. Clips over 601 frames are cut into chunks; a further
+    chunk counts if more than half of it is audio.
     """
 
     name = "atst_clip"
