@@ -17,7 +17,7 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class Degradation(nn.Module):
-    """Steps of degradation, each by chance, one after the other.
+    """Apply steps of degradation in order, each with a probability.
 
     Arguments
     ---------

@@ -49,7 +49,7 @@ def export_mean(folder, sources):
 
 
 def load_alike(sources):
-    """Read exported pretrainings of the very same model, to take their mean.
+    """Read exported pretrainings of the same model, to average them.
 
     Arguments
     ---------
@@ -71,14 +71,14 @@ def load_alike(sources):
     >>> load_alike(["first"])
     Traceback (most recent call last):
     ...
-    ssast_lobes...WeightsError: a mean needs two folders, there is one
+    ssast_lobes...WeightsError: a mean needs at least two folders, got one
     """
     if len(sources) < 2:
-        raise WeightsError("a mean needs two folders, there is one")
+        raise WeightsError("a mean needs at least two folders, got one")
     models = [load_weights(source) for source in sources]
     for source, weights in zip(sources, models, strict=True):
         if weights.config.get("kind") != "pretrained":
-            raise WeightsError(f"{source}: no exported pretraining")
+            raise WeightsError(f"{source}: not the export of a pretraining")
         for part in ("encoder", "features"):
             found, wanted = weights.config[part], models[0].config[part]
             differ = [

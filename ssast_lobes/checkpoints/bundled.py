@@ -1,4 +1,4 @@
-"""Models that come with the package, each under a name.
+"""The bundled models, by name.
 
 A name is that of the model's exported folder in `pretrained/`. It ends in a
 version, so that it never changes its weights: new ones get a new name.
@@ -15,7 +15,7 @@ _START = "ssast-lobes-"
 
 
 def bundled_names():
-    """List the names of the models that come with the package.
+    """List the names of the bundled models.
 
     Returns
     -------
@@ -31,12 +31,12 @@ def bundled_names():
 
 
 def bundled_model(name=None):
-    """Return the exported folder of a model that comes with the package.
+    """Return the exported folder of a bundled model.
 
     Arguments
     ---------
     name : str, optional
-        One of `bundled_names`; the first of them when left out.
+        One of `bundled_names`; by default the first of them.
 
     Returns
     -------
@@ -54,30 +54,29 @@ def bundled_model(name=None):
     >>> bundled_model("ssast-lobes-micro-0")
     Traceback (most recent call last):
     ...
-    ssast_lobes...WeightsError: ssast-lobes-micro-0: no model of this name ...
+    ssast_lobes...WeightsError: ssast-lobes-micro-0: neither a bundled model ...
     """
     names = bundled_names()
     if not names:
         raise WeightsError(
-            "no pretrained model comes with this installation of ssast_lobes: "
-            "name one, an exported folder of a recipe or of `ssast-lobes "
-            "convert`"
+            "this installation of ssast_lobes has no bundled model: name an "
+            "exported folder of a recipe or of `ssast-lobes convert`"
         )
     if name is not None and name not in names:
         raise WeightsError(
-            f"{name}: no model of this name comes with ssast_lobes, and there "
-            f"is no such file or folder; the names are: {', '.join(names)}"
+            f"{name}: neither a bundled model nor a file or folder; the "
+            f"bundled models are: {', '.join(names)}"
         )
     return BUNDLED / (name or names[0])
 
 
 def resolve_name(source=None):
-    """Return the folder of a name, and any other source as it is.
+    """Return the folder of a bundled name; return other sources unchanged.
 
     Arguments
     ---------
     source : str or path, optional
-        Whatever `load_weights` takes; the bundled model when left out. A name
+        Whatever `load_weights` takes; by default the bundled model. A name
         goes before a folder of the same name, which needs ``./``, or to be
         given as a path object.
 

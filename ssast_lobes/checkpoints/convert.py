@@ -161,7 +161,7 @@ def _kinds(weights, source, dest, to):
     to = to or ("official" if is_pth else "export")
     if is_pth != (to == "official"):
         kind = "a folder" if is_pth else "a file that ends in .pth"
-        raise ValueError(f"--to {to} writes {kind}, {dest} is none")
+        raise ValueError(f"--to {to} writes {kind}, {dest} is not one")
     if "kind" not in weights.config:
         if to != "export":
             raise ValueError(
@@ -212,7 +212,7 @@ def _refuse_idle(options, weights, source, kind, to):
     if idle:
         raise ValueError(
             f"{source} is {_KINDS[kind]}: {', '.join(idle)} would have no "
-            "effect, leave it out"
+            "effect, remove it"
         )
 
 

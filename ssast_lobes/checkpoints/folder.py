@@ -1,4 +1,4 @@
-"""Exported folders: what a training run leaves behind to be used.
+"""Exported folders: the models that trainings write.
 
 A folder holds the weights (`model.safetensors`), what builds the model
 (`config.json`, read by `ssast_lobes.inference`, which executes nothing; and
@@ -40,7 +40,7 @@ logger = get_logger(__name__)
 
 
 def export_pretrained(folder, objective, features, card, least_window=0.0):
-    """Write a pretrained encoder, and its objective to train on, to a folder.
+    """Write a pretrained encoder and its objective to a folder.
 
     Arguments
     ---------
@@ -97,7 +97,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
 
 
 def objective_text(cls):
-    """Return what a model card says of an objective.
+    """Return the text of a model card on an objective.
 
     Arguments
     ---------
@@ -130,7 +130,7 @@ def export_classifier(
     card,
     least_window=0.0,
 ):
-    """Write a fine-tuned classifier to a folder, adapters merged.
+    """Write a fine-tuned classifier to a folder, with merged adapters.
 
     Arguments
     ---------
@@ -282,7 +282,7 @@ def _labels_of(label_encoder):
 
 
 def export_encoder(folder, encoder, features, card, least_window=0.0):
-    """Write an encoder alone, whatever it was trained for, to a folder.
+    """Write only an encoder to a folder, whatever its training was.
 
     Arguments
     ---------
@@ -356,7 +356,7 @@ def label_encoder_of(labels):
     """
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise ValueError(f"labels must differ, twice there: {twice}")
+        raise ValueError(f"labels must be unique, duplicates: {twice}")
     encoder = CategoricalEncoder()
     encoder.update_from_iterable(labels)
     encoder.expect_len(len(labels))
@@ -386,7 +386,7 @@ def check_export_folder(folder):
     >>> check_export_folder(folder)
     Traceback (most recent call last):
     ...
-    FileExistsError: ... something else than an exported folder; ...
+    FileExistsError: ... exists and is not an exported folder; ...
     """
     folder = resolved(folder)
     if not folder.exists():
@@ -394,8 +394,8 @@ def check_export_folder(folder):
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
     if names and not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
         raise FileExistsError(
-            f"{folder}: there is something else than an exported folder; "
-            "choose another name or remove it"
+            f"{folder} exists and is not an exported folder; choose another "
+            "name or remove it"
         )
 
 
@@ -422,7 +422,7 @@ def write_export(
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
-        Of a classifier or a detector.
+        Labels of a classifier or a detector.
     least_window : float
         See `export_pretrained`.
     half : bool

@@ -38,16 +38,16 @@ PARTS = ("encoder", "objective", "pooling", "head")
 
 
 class WeightsError(RuntimeError):
-    """A checkpoint does not fit; the message says which tensors and why."""
+    """A checkpoint does not fit; the message names tensors and reason."""
 
 
 class HubError(WeightsError):
-    """A hub does not give or take a model; the message says why."""
+    """A hub refuses a download or a push; the message names the reason."""
 
 
 @dataclass
 class Weights:
-    """A checkpoint of any origin, in our names.
+    """A checkpoint of any origin, with our names of tensors.
 
     Arguments
     ---------
@@ -242,7 +242,7 @@ def version_of(config):
     Arguments
     ---------
     config : dict
-        Of an exported folder.
+        Configuration of an exported folder.
 
     Returns
     -------
@@ -266,7 +266,7 @@ def version_of(config):
 
 
 def exported_state(objective):
-    """Return the tensors that an export of an objective holds, by its names.
+    """Return the tensors of an objective for an export, by name.
 
     Arguments
     ---------

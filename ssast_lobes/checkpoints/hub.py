@@ -31,7 +31,7 @@ _REPOSITORY = re.compile(
 
 
 def fetch(source):
-    """Fetch what `load_weights` reads of a repository, once.
+    """Download the files that `load_weights` reads of a repository.
 
     Arguments
     ---------
@@ -86,14 +86,14 @@ def fetch(source):
 
 
 def hub_refusal(error, name, action, endpoint=None):
-    """Return what an error of the hub's client means, in one line.
+    """Explain an error of the hub's client in one line.
 
     Arguments
     ---------
     error : Exception
-        Of ``huggingface_hub``.
+        Error of ``huggingface_hub``.
     name : str
-        Of the repository.
+        Name of the repository.
     action : str
         What was tried: ``"read"`` or ``"write"``.
     endpoint : str, optional

@@ -88,7 +88,7 @@ KINDS_OF_TENSOR = ("weight", "bias")
 
 
 def from_huggingface(folder):
-    """Read a folder that ``save_pretrained`` of ``transformers`` has written.
+    """Read a folder of ``save_pretrained`` of ``transformers``.
 
     Key names of transformers 4 and 5 are understood, and weights as safetensors
     or as ``pytorch_model.bin``, in one file or several. The folder needs its
@@ -305,7 +305,7 @@ def _labels(id2label):
     labels = [by_number[number] for number in range(len(id2label))]
     twice = sorted({label for label in labels if labels.count(label) > 1})
     if twice:
-        raise WeightsError(f"labels must differ, twice there: {twice}")
+        raise WeightsError(f"labels must be unique, duplicates: {twice}")
     return labels
 
 

@@ -55,7 +55,7 @@ def check_huggingface_folder(folder):
     >>> check_huggingface_folder(folder)
     Traceback (most recent call last):
     ...
-    FileExistsError: ... something else than a Hugging Face model of type ...
+    FileExistsError: ... exists and is not a Hugging Face model of type ...
     """
     folder = resolved(folder)
     if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
@@ -66,7 +66,7 @@ def check_huggingface_folder(folder):
         found = None
     if found != MODEL_TYPE:
         raise FileExistsError(
-            f"{folder}: there is something else than a Hugging Face model of "
+            f"{folder} exists and is not a Hugging Face model of "
             f"type '{MODEL_TYPE}'; choose another name or remove it"
         )
 
@@ -81,7 +81,7 @@ def to_huggingface(weights, folder, max_length=None):
     Arguments
     ---------
     weights : Weights
-        Of an exported folder: from `load_weights`.
+        Weights of an exported folder, from `load_weights`.
     folder : str or path
         Where to; an older one there is replaced, its other files stay.
     max_length : int, optional

@@ -1,4 +1,4 @@
-"""Load weights of every format: the only module that knows them all."""
+"""Load weights of every format."""
 
 import json
 from pathlib import Path

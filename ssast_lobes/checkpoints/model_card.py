@@ -1,4 +1,4 @@
-"""Model cards: what a model is, and how to load it."""
+"""Model cards: a description of a model and its use."""
 
 import re
 
@@ -83,7 +83,7 @@ _PATH = re.compile(
 
 
 def model_card_text(folder, config, card, n_parameters):
-    """Return the model card, with the front matter that model hubs read.
+    """Return the model card, with the front matter for model hubs.
 
     Arguments
     ---------
@@ -95,7 +95,7 @@ def model_card_text(folder, config, card, n_parameters):
     card : dict
         See `ssast_lobes.checkpoints.folder.export_pretrained`.
     n_parameters : int
-        Of the model, without its objective.
+        Parameters of the model, without its objective.
 
     Returns
     -------
@@ -164,7 +164,7 @@ def without_private_paths(text):
 
 
 def read_card(folder):
-    """Read what the model card of an exported folder says of the training.
+    """Read the entries on the training from a model card.
 
     Arguments
     ---------
@@ -199,7 +199,7 @@ def read_card(folder):
 
 
 def use_section(kind, source, place):
-    """Return the section of a model card that tells how to load the model.
+    """Return the section of a model card on loading the model.
 
     Arguments
     ---------

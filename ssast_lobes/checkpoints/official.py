@@ -109,7 +109,7 @@ def from_official(state, stride=None):
         head = weights.part(name)
         expected = {f"{x}.{y}" for x in layers for y in ("weight", "bias")}
         if head and set(head) != expected:
-            raise WeightsError(f"'{name}' is not whole: {sorted(head)}")
+            raise WeightsError(f"'{name}' is incomplete: {sorted(head)}")
     return weights
 
 
@@ -311,7 +311,7 @@ def _check_grid(weights):
     rows = weights.state["encoder.positions.table"].shape[0]
     if rows != grid.n_freq:
         raise WeightsError(
-            f"the official layout wants a row of positions for each of the "
+            "the official layout needs a row of positions for each of the "
             f"{grid.n_freq} bands, the table has {rows}"
         )
     pretrained = "objective.mask_embedding" in weights.state
@@ -327,8 +327,8 @@ def _official_names(config):
     blocks = config.get("blocks", "attention")
     if blocks == "mamba":
         raise WeightsError(
-            "blocks 'mamba' are of this project: only 'mamba_reference' has "
-            "an official layout"
+            "blocks 'mamba' exist in this package only; 'mamba_reference' "
+            "has an official layout"
         )
     if blocks == "mamba_reference":
         names = {**_RENAMED_MAMBA, **_mamba_names(config)}

@@ -29,7 +29,7 @@ def push_to_hub(
     token=None,
     endpoint=None,
 ):
-    """Put an exported folder on a model hub, in one commit.
+    """Push an exported folder to a model hub, in one commit.
 
     The repository is made if there is none. The model card goes there with
     license, data sets and tags, and tells how to load the model by its name
@@ -55,9 +55,9 @@ def push_to_hub(
     message : str
         Message of the commit.
     token : str, optional
-        Access token; that of ``hf auth login`` when left out.
+        Access token; by default that of ``hf auth login``.
     endpoint : str, optional
-        Address of the hub; ``HF_ENDPOINT`` when left out.
+        Address of the hub; by default ``HF_ENDPOINT``.
 
     Returns
     -------

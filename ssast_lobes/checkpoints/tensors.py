@@ -50,7 +50,7 @@ def read_state(path):
 
 
 def read_tensors(path):
-    """Read named tensors that others have written; nothing is executed.
+    """Read named tensors from a file of any origin; nothing is executed.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ def read_tensors(path):
 
 
 def read_checkpoint(path):
-    """Read whatever a file of weights holds; nothing is executed.
+    """Read the content of a file of weights; nothing is executed.
 
     Arguments
     ---------
@@ -114,12 +114,12 @@ def read_checkpoint(path):
 
 
 def require_tensors(state, path):
-    """Return what was read if it is named tensors; raise otherwise.
+    """Return the content if it is named tensors; raise otherwise.
 
     Arguments
     ---------
     state : object
-        Of `read_checkpoint`.
+        Result of `read_checkpoint`.
     path : pathlib.Path
         What to call it in the error.
 
@@ -157,7 +157,7 @@ def require_tensors(state, path):
 
 @contextmanager
 def weights_errors(path):
-    """Raise a `WeightsError` that says why a file of weights does not load.
+    """Raise a `WeightsError` with the reason why a file does not load.
 
     Arguments
     ---------
@@ -210,14 +210,14 @@ def _in_place_of_weights(path):
 
 
 def load_refusal(error):
-    """Say what a safe load of tensors has refused, for the words of torch.
+    """Explain torch's refusal to load a file safely.
 
     Those tell how to load the file unsafely.
 
     Arguments
     ---------
     error : Exception
-        Of ``torch.load``, perhaps.
+        The error, such as one of ``torch.load``.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def load_refusal(error):
 
 
 def write_head_file(path, tensors, config):
-    """Write the tensors of a head, and what describes them.
+    """Write the tensors of a head, and their description.
 
     Arguments
     ---------
@@ -261,7 +261,7 @@ def write_head_file(path, tensors, config):
 
 
 def read_head_file(path):
-    """Read what `write_head_file` has written.
+    """Read a file of `write_head_file`.
 
     Arguments
     ---------
@@ -295,7 +295,7 @@ def read_head_file(path):
 
 @contextmanager
 def damaged_head(path):
-    """Raise a `WeightsError` where the content of a head does not fit.
+    """Raise a `WeightsError` if the content of a head does not fit.
 
     Arguments
     ---------

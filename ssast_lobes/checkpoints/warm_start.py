@@ -51,7 +51,7 @@ def initialize(encoder, weights, objective=None):
     if blocks != encoder.kind:
         raise WeightsError(
             f"the checkpoint has blocks '{blocks}', the model "
-            f"'{encoder.kind}': choose the model size that goes with it"
+            f"'{encoder.kind}': choose the matching model size"
         )
     source = Grid(**weights.config["encoder"]["grid"])
     state = _resample_all(
@@ -157,7 +157,7 @@ def _resample_all(state, source, target, report, layer):
 
 
 def resample_patches(flat, old, new):
-    """Resize flattened patches bilinearly, no value left out.
+    """Resize flattened patches bilinearly, using every value.
 
     Arguments
     ---------

@@ -1,9 +1,9 @@
-"""The command ``ssast-lobes``: what needs no recipe and no Python.
+"""The command ``ssast-lobes``.
 
-A mistake in the input is one line on stderr and exit code 2. Commands leave
-out audio that they cannot read, and list it at the end. Each command is a
-file with `add_parser` and `run`; heavy imports stand inside `run`, so that
-``--help`` answers at once.
+A mistake in the input is an error of one line on stderr, with exit code 2.
+Commands skip audio that they cannot read, and list it at the end. Each command
+is a module with `add_parser` and `run`. Heavy imports are inside `run`, so
+that ``--help`` answers at once.
 """
 
 import argparse
@@ -63,13 +63,13 @@ def main(arguments=None):
     Arguments
     ---------
     arguments : list of str, optional
-        Words after ``ssast-lobes``; those of the process when left out.
+        Arguments after ``ssast-lobes``; by default those of the process.
 
     Returns
     -------
     int
-        Exit code: 0, 2 when something is wrong with the input, 130 after
-        Ctrl-C, or that of the script that was run.
+        Exit code: 0, 2 for an error in the input, 130 after Ctrl-C, or that of
+        the script that was run.
 
     Example
     -------
@@ -83,8 +83,8 @@ def main(arguments=None):
         code = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader, such as `head`, has seen enough. Without this, Python
-        # would complain as it flushes stdout at exit.
+        # The reader of a pipe, such as `head`, has ended. Without this, Python
+        # would fail when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -121,7 +121,7 @@ def _parse(arguments):
     )
     for command in _COMMANDS:
         command.add_parser(commands)
-    # argparse takes inputs on one side of the options only.
+    # argparse takes inputs only before or only after the options.
     options, more = parser.parse_known_args(arguments)
     strange = [word for word in more if word.startswith("-")]
     if strange or (more and "inputs" not in options):
@@ -132,7 +132,7 @@ def _parse(arguments):
 
 
 def _own_errors():
-    # Python calls this only once an error is there: the imports are heavy.
+    # Python calls this only after an error, which avoids heavy imports.
     from ssast_lobes.checkpoints.format import WeightsError
     from ssast_lobes.dataio.waveforms import UnreadableAudio
 

@@ -1,4 +1,4 @@
-"""``python -m ssast_lobes.cli``: the command without its script."""
+"""``python -m ssast_lobes.cli``: run the command ``ssast-lobes``."""
 
 import sys
 

@@ -4,7 +4,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -35,12 +35,12 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.checkpoints.averaging import export_mean
     from ssast_lobes.utils.files import resolved
 
-    # One of the models, where OUTPUT was forgotten.
+    # If OUTPUT was forgotten, it is one of the models.
     if (resolved(options.dest) / "config.json").exists():
         raise ValueError(
             f"OUTPUT comes last, and {options.dest} is an exported folder: "

@@ -6,7 +6,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -80,7 +80,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.inference import AudioClassifier, write_results
 
@@ -106,7 +106,7 @@ def run(options):
 
 
 def _warn_of_long(results, classifier, windows):
-    """Say that files are longer than what the classifier was made for."""
+    """Print that files are longer than the classifier's training clips."""
     n_cut = sum(len(result.windows) > 1 for result in results)
     if n_cut:
         told = (
@@ -132,7 +132,7 @@ def _print_table(results, windows, min_score):
                 continue
             numbers = (f"{row['score']:.4f}", f"{row['start']:.2f}")
             numbers += (f"{row['end']:.2f}",)
-            # A name that is not UTF-8 cannot be printed.
+            # Names that are not UTF-8 cannot be printed.
             path = row["path"].encode("utf-8", "backslashreplace").decode()
             lines.append((row["labels"] or "-", *numbers, path))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

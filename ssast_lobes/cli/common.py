@@ -1,4 +1,4 @@
-"""Arguments, inputs, models and lists of unreadable files of all commands."""
+"""Arguments, inputs, models and unreadable files, for all commands."""
 
 import argparse
 import csv
@@ -24,15 +24,15 @@ def add_command(commands, name, run, summary, text, example):
     commands : argparse action
         From `argparse.ArgumentParser.add_subparsers`.
     name : str
-        The word on the command line.
+        Name on the command line.
     run : callable
-        Takes the parsed options.
+        Function of the parsed options.
     summary : str
-        Its line in the list of commands.
+        Line in the list of commands.
     text : str
-        Description in its own help, in lines.
+        Description in the command's help.
     example : str
-        A command line that works.
+        A complete command line.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def add_command(commands, name, run, summary, text, example):
 
 
 def add_model(command):
-    """Add a model that may be left out, inputs, and how to compute.
+    """Add an optional model, inputs, and options of computation.
 
     Arguments
     ---------
@@ -81,7 +81,7 @@ def add_model(command):
 
 
 def add_tasks(command):
-    """Add the tasks of probes and heads, and where to write.
+    """Add the tasks of probes and heads, and the output.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def add_tasks(command):
 
 
 def add_computing(command):
-    """Add where and in which batches a model computes.
+    """Add device, batch size and precision.
 
     Arguments
     ---------
@@ -118,7 +118,7 @@ def add_computing(command):
 
 
 def file_name(*extensions):
-    """Return an argument type: a file name with one of some extensions.
+    """Return an argument type for file names with given extensions.
 
     Arguments
     ---------
@@ -161,7 +161,7 @@ def positive(text):
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is none.
+        If it is not a positive integer.
 
     Example
     -------
@@ -185,7 +185,7 @@ def read_rows(inputs):
     Yields
     ------
     dict of str
-        With path and id. A file is there as often as inputs name it.
+        Path and id. A file occurs as often as inputs name it.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def read_ids(inputs):
 
 
 def training_paths(inputs):
-    """Return the files that none of the inputs holds out.
+    """Return the files that no input marks as valid or test.
 
     Arguments
     ---------
@@ -276,7 +276,7 @@ def training_paths(inputs):
 
 
 def make_parent(output):
-    """Make the folder of a file before the work, so that errors come early.
+    """Create the folder of an output file, so that errors come early.
 
     Arguments
     ---------
@@ -286,7 +286,7 @@ def make_parent(output):
     Raises
     ------
     OSError
-        If the folder cannot be made, or written to.
+        If the folder cannot be created or written to.
     """
     if output is not None:
         folder = os.path.dirname(os.path.abspath(output))
@@ -296,7 +296,7 @@ def make_parent(output):
 
 
 def check_device(name):
-    """Raise unless torch can compute there.
+    """Raise unless torch can compute on a device.
 
     Arguments
     ---------
@@ -322,19 +322,20 @@ def check_device(name):
 
 
 def find_model(options):
-    """Tell the model from the inputs: the first word, unless it is audio.
+    """Separate the model from the inputs: it is first, unless that is audio.
 
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_model`; its `model` and `inputs` change.
+        Options of `add_model`; its `model` and `inputs` change.
 
     Raises
     ------
     ValueError
-        If there is a model and no audio.
+        If there is a model but no audio.
     WeightsError
-        If the first word is like a name of a bundled model, and is none.
+        If the first argument resembles the name of a bundled model, but is not
+        one.
 
     Example
     -------
@@ -364,13 +365,13 @@ def find_model(options):
     options.inputs = others if is_model else [first, *others]
     if not options.inputs:
         raise ValueError(
-            f"{first} holds no audio and is a model: name audio too (of a "
-            "folder of shards its manifest.csv)"
+            f"{first} holds no audio and is a model: name audio too (for a "
+            "folder of shards, its manifest.csv)"
         )
 
 
 def load_model(interface, options, **more):
-    """Load a model as the options of `add_model` say.
+    """Load a model by the options of `add_model`.
 
     Arguments
     ---------
@@ -410,10 +411,10 @@ def report_unreadable(unreadable, n_files, output):
     unreadable : list of tuple
         (path, reason) of each.
     n_files : int
-        How many files there were in all.
+        Number of all files.
     output : str or None
-        The output file: ``OUTPUT.unreadable.csv`` gets the list. None: the
-        screen alone does.
+        The output file; the list goes to ``OUTPUT.unreadable.csv``. If None,
+        it is only printed.
 
     Raises
     ------
@@ -422,7 +423,7 @@ def report_unreadable(unreadable, n_files, output):
     """
     listed = f"{output}.unreadable.csv"
     if output is not None and os.path.exists(listed):
-        os.remove(listed)  # of an earlier run
+        os.remove(listed)  # from an earlier run
     if not unreadable:
         return
     print(
@@ -445,7 +446,7 @@ def report_unreadable(unreadable, n_files, output):
 
 
 def suggest_extra(unreadable):
-    """Say which unreadable files need an extra of the package, if any do.
+    """Print which unreadable files need an extra of the package.
 
     Arguments
     ---------
@@ -480,7 +481,7 @@ def print_columns(rows):
 
 
 def count_files(count):
-    """Return a number of files in words.
+    """Return a number of files as text.
 
     Arguments
     ---------

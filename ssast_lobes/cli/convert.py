@@ -1,4 +1,4 @@
-"""``ssast-lobes convert``: from and to official and Hugging Face models."""
+"""``ssast-lobes convert``: convert models between formats."""
 
 import argparse
 
@@ -6,7 +6,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -100,7 +100,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.checkpoints.convert import convert
 

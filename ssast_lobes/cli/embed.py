@@ -7,7 +7,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -51,7 +51,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     import numpy as np
 
@@ -64,7 +64,7 @@ def run(options):
     encoder = common.load_model(AudioEncoder, options)
     unreadable, paths, lengths, shape = [], [], [], None
     folder = os.path.dirname(os.path.abspath(options.output))
-    # Frames of many hours outgrow the memory, so they go to disk at once.
+    # Frames of many hours do not fit into memory, so write them at once.
     with tempfile.TemporaryFile(dir=folder) as raw:
         for path, embedding in encoder.encode_files(
             list(id_of), options.what, unreadable

@@ -1,16 +1,16 @@
-"""``ssast-lobes events``: sounds in audio files, from when to when."""
+"""``ssast-lobes events``: sound events in audio files."""
 
 import os
 import sys
 
 from ssast_lobes.cli import common
 
-# A picture of more can not be read.
+# Pictures of longer audio are not legible.
 _PICTURE_SECONDS = 120
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -62,12 +62,12 @@ def add_parser(commands):
 
 
 def run(options):
-    """Write the events of the inputs to a file, or on the screen.
+    """Write the events of the inputs to a file, or print them.
 
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.inference import EventDetector
 
@@ -101,7 +101,7 @@ def _write(found, ids, output, layout, tracks):
     from ssast_lobes.dataio.event_tables import write_events
 
     if not tracks:
-        # Tables of DESED name files, ours their places.
+        # Tables of DESED have file names, ours have paths.
         names = ids if layout == "tsv" else {path: path for path in ids}
         clips = [(names[result.path], result.events) for result in found]
         write_events(output, clips, layout)
@@ -112,7 +112,7 @@ def _write(found, ids, output, layout, tracks):
 
 
 def _flat_name(name, extension):
-    """Return a file name of the id of a file, with its folders in it."""
+    """Return a file name made from an id and its folders."""
     stem = os.path.splitext(os.path.normpath(name))[0]
     return stem.strip(os.sep + ".").replace(os.sep, "_") + extension
 
@@ -121,7 +121,7 @@ def _print_table(found):
     """Print a line for each event."""
     rows = [("onset", "offset", "label", "score", "path")]
     for result in found:
-        # A name that is not UTF-8 cannot be printed.
+        # Names that are not UTF-8 cannot be printed.
         path = result.path.encode("utf-8", "backslashreplace").decode()
         for event in result.events:
             times = f"{event.onset:.3f}", f"{event.offset:.3f}"
@@ -130,7 +130,7 @@ def _print_table(found):
 
 
 def _read_truth(table):
-    """Return the true events by path, and by name where that tells files."""
+    """Return the true events by path, and by name if names are unique."""
     if table is None:
         return {}
     from ssast_lobes.dataio.event_tables import read_event_table

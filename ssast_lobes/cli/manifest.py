@@ -10,7 +10,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -73,7 +73,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     import tempfile
 
@@ -113,13 +113,13 @@ def run(options):
 
 
 def _below(output, path):
-    """Return a path from the folder of the table on, if it lies below."""
+    """Return a path relative to the folder of the table, if it is below."""
     relative = os.path.relpath(path, os.path.dirname(output))
     return path if relative.startswith(os.pardir + os.sep) else relative
 
 
 def _is_unicode(path):
-    """Tell whether a CSV in UTF-8 can hold a path."""
+    """Return whether a CSV in UTF-8 can hold a path."""
     return path == path.encode("utf-8", "ignore").decode()
 
 
@@ -148,8 +148,8 @@ def _pattern(text):
         ) from error
     if pattern.groups != 1:
         raise argparse.ArgumentTypeError(
-            f"'{text}' has {pattern.groups} pairs of parentheses: put one "
-            "around what names the group, (?:...) is for others"
+            f"'{text}' has {pattern.groups} pairs of parentheses: put exactly "
+            "one around the name of the group, and (?:...) around others"
         )
     return pattern
 

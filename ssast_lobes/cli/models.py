@@ -6,7 +6,7 @@ _COLUMNS = ("name", "parameters", "size", "heads", "trained on")
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -36,7 +36,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.checkpoints.bundled import bundled_model, bundled_names
 
@@ -45,7 +45,7 @@ def run(options):
 
 
 def _row(folder):
-    """Return the cells of a model: what its files and its card say."""
+    """Return the cells of a model, from its files and its card."""
     import math
 
     from safetensors import safe_open

@@ -4,7 +4,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -47,7 +47,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.inference.deployment import write_onnx, write_program
 

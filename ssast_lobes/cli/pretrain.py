@@ -4,7 +4,7 @@ from ssast_lobes.cli.recipe_run import add_training
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------

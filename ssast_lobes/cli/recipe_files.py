@@ -1,9 +1,9 @@
 """List and copy the recipes that are shipped with the package.
 
-A recipe is a folder of scripts and YAMLs to run and to change, so people take
-a copy. The copy keeps the layout of the repository, ``recipes/`` next to
-``hparams/``, whose presets the READMEs name. Its links become files, as in a
-wheel: what a script imports stands next to it.
+A recipe is a folder of scripts and YAMLs to run and to change, so users copy
+it. The copy keeps the layout of the repository, ``recipes/`` next to
+``hparams/``, so that paths in the READMEs hold. Links become files, as in a
+wheel, so that imports of a script are next to it.
 """
 
 import filecmp
@@ -14,15 +14,15 @@ from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
 
-# Left by runs and by Python in a recipe's folder.
+# Folders that runs and Python leave in a recipe's folder.
 _LEFTOVERS = {"results", "__pycache__"}
 
-# Recipes that run the scripts of others.
+# Recipes that run scripts of other recipes.
 _RUNS = {"SyntheticCommands": ["CustomData"]}
 
 
 class Recipe(NamedTuple):
-    """A recipe as it is listed.
+    """An entry of the list of recipes.
 
     Arguments
     ---------
@@ -78,10 +78,10 @@ def list_recipes():
 
 
 def copy_recipe(name, folder):
-    """Copy a recipe, and all that it needs, to a folder of the user.
+    """Copy a recipe, and all that it needs, to a folder.
 
-    Files that are there already, and the same, stay as they are: several
-    recipes go into one folder, and a copy that was stopped is completed.
+    Files that exist with the same content are kept. So several recipes fit
+    into one folder, and a copy that was stopped can be completed.
 
     Arguments
     ---------
@@ -89,20 +89,20 @@ def copy_recipe(name, folder):
         One of `list_recipes`.
     folder : str or path
         Gets ``recipes/NAME``, other recipes whose scripts this one uses, and
-        ``hparams/``: the presets, to read and to start one's own from. A word
-        (``--training esc50_frame``) chooses that of the package.
+        the presets in ``hparams/``, as examples. A name (``--training
+        esc50_frame``) chooses the preset of the package.
 
     Returns
     -------
     list of pathlib.Path
-        The copies of recipes in ``folder``, the one asked for first.
+        The copies of recipes in ``folder``, the requested one first.
 
     Raises
     ------
     ValueError
-        If there is no such recipe; the message lists those there are.
+        If there is no such recipe; the message lists all.
     FileExistsError
-        If other files are there; nothing is copied then.
+        If other files exist there; then nothing is copied.
 
     Example
     -------
@@ -112,7 +112,7 @@ def copy_recipe(name, folder):
     >>> (copy / "pretrain" / "train.py").exists()
     True
     """
-    # Only copies need the YAML reader that this brings.
+    # This imports the YAML reader, which only copies need.
     from ssast_lobes.utils.presets import hparams_folder
 
     known = [recipe.name for recipe in list_recipes()]
@@ -135,7 +135,7 @@ def copy_recipe(name, folder):
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Whole or not at all.
+        # Copy all files or none.
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             shutil.copyfile(source, partial)
@@ -168,7 +168,7 @@ def _check_same_or_none(target, source):
 
 
 def _title(readme):
-    """Return the first heading of a README; nothing without one."""
+    """Return the first heading of a README, or an empty text."""
     if not readme.is_file():
         return ""
     lines = readme.read_text("utf-8").splitlines()

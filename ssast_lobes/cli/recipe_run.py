@@ -1,4 +1,4 @@
-"""Run the scripts of CustomData from anywhere, as one would by hand."""
+"""Run the scripts of CustomData from any folder."""
 
 import argparse
 import os
@@ -8,7 +8,7 @@ import sys
 from ssast_lobes.cli.common import add_command
 from ssast_lobes.cli.recipe_files import recipes_folder
 
-# Folder, and name of the YAML, by command.
+# Folder and name of the YAML of each command.
 _RECIPES = {"pretrain": "pretrain", "finetune": "classify"}
 
 
@@ -37,17 +37,17 @@ def script_and_yaml(command):
 def pretrain(audio, output_folder, *options, **settings):
     """Pretrain an encoder on audio: run ``CustomData/pretrain/train.py``.
 
-    The script runs in a process of its own, and prints what it does. Called
-    again with the same arguments, it resumes a training that was stopped.
+    The script runs in its own process, and prints its progress. If it was
+    stopped, call this again with the same arguments to resume.
 
     Arguments
     ---------
     audio : str, path or list
         A folder, a CSV with a column ``path``, or a list of these.
     output_folder : str or path
-        Where logs, checkpoints and the export go.
+        Folder for logs, checkpoints and the export.
     *options : str
-        Words of SpeechBrain's command line, such as ``"--noprogressbar"``.
+        Options of SpeechBrain's command line, such as ``"--noprogressbar"``.
     **settings
         Keys of ``CustomData/pretrain/hparams/pretrain.yaml``, such as
         ``model_size="micro"`` or ``masker={"ratio": 0.5}``.
@@ -83,7 +83,7 @@ def finetune(manifest, output_folder, *options, **settings):
         A CSV with columns ``path``, ``label`` and ``split``, or a folder of
         class folders.
     output_folder : str or path
-        Where logs, checkpoints, results and the export go.
+        Folder for logs, checkpoints, results and the export.
     *options : str
         See `pretrain`.
     **settings
@@ -141,7 +141,7 @@ def add_training(commands, name, key, summary, data_help, example):
     key : str
         Key of the YAML that takes the data.
     data_help : str
-        What the data are.
+        Description of the data for the help.
     """
     script, hparams_file = script_and_yaml(name)
     command = add_command(
@@ -176,7 +176,7 @@ def run_training(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_training`.
+        Parsed options of the command.
 
     Returns
     -------

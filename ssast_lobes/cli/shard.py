@@ -7,7 +7,7 @@ from ssast_lobes.cli import common
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -77,7 +77,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.dataio.shards import pack
 

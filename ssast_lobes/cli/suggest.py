@@ -1,4 +1,4 @@
-"""``ssast-lobes suggest``: what to begin with, from what has been measured."""
+"""``ssast-lobes suggest``: advice on the first step, with measurements."""
 
 import math
 import os
@@ -11,12 +11,12 @@ from typing import NamedTuple
 from ssast_lobes.cli import common
 
 BUNDLED = "ssast-lobes-micro-1"
-# A table without splits is one whose splits are drawn.
+# For a table without splits, the splits are drawn.
 _TRAINED_ON = ("train", "", None)
 
 
 class Advice(NamedTuple):
-    """What to do from an amount of data on.
+    """A suggestion for at least this much data.
 
     Arguments
     ---------
@@ -27,7 +27,8 @@ class Advice(NamedTuple):
     why : str
         The measurement behind it.
     commands : tuple of str
-        With ``{labels}``, ``{audio}`` and ``{model}`` to fill in.
+        Command lines with the fields ``{labels}``, ``{audio}`` and
+        ``{model}``.
     """
 
     least: float
@@ -46,8 +47,8 @@ _FINETUNE = (
     "--lr 0.0005 --output_folder results/finetuned"
 )
 
-# Means over the tasks of the files in experiments/transfer/, to which a test
-# holds them.
+# Means over the tasks of the files in experiments/transfer/; a test compares
+# them.
 BY_LABELS = (
     Advice(
         0,
@@ -108,7 +109,7 @@ BY_HOURS = (
 
 
 def add_parser(commands):
-    """Add the command.
+    """Add the command and its options.
 
     Arguments
     ---------
@@ -145,7 +146,7 @@ def run(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     if options.labels is None and options.audio is None:
         print(table())
@@ -199,7 +200,7 @@ def table():
 
 
 def _number(text):
-    """Return the number that an option is, or None for a path."""
+    """Return an option as a number, or None for a path."""
     try:
         number = float(text)
     except ValueError:
@@ -223,7 +224,7 @@ def _labels_per_class(source):
 
 
 def _hours(source):
-    """Return the hours of audio that the headers of all files say."""
+    """Return the hours of audio by the headers of all files."""
     from ssast_lobes.dataio.scan import scan_audio
 
     rows = list(common.read_rows([source]))

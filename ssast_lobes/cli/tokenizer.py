@@ -8,7 +8,7 @@ _FEATURES = "logmel, cepstra, chroma, or block:N"
 
 
 def add_parser(commands):
-    """Add the command, and its own two.
+    """Add the command and its two subcommands.
 
     Arguments
     ---------
@@ -148,7 +148,7 @@ def fit(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.cli.tokenizer_fit import fit_tokenizer
 
@@ -161,7 +161,7 @@ def encode(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of `add_parser`.
+        Parsed options of the command.
     """
     from ssast_lobes.cli.tokenizer_encode import encode_files
 

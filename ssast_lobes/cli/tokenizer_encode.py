@@ -1,4 +1,4 @@
-"""Write the ids of audio to files, one a clip."""
+"""Write the ids of audio, one file for each clip."""
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def encode_files(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of ``ssast-lobes tokenizer encode``.
+        Parsed options of ``ssast-lobes tokenizer encode``.
     """
     common.check_device(options.device)
     tokenizer, front_end = load_tokenizer(options.tokenizer)
@@ -75,7 +75,7 @@ def encode_files(options):
 
 
 def _paths_by_id(inputs):
-    """Return the path by id, which is that of a pretraining on the inputs."""
+    """Return paths by id, with the ids that pretraining gives the inputs."""
     paths = {}
     for number, one in enumerate(inputs):
         start = f"{number}/" if len(inputs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Fit k-means to audio: gather tokens, part by part, then cluster them."""
+"""Fit k-means to audio: collect tokens part by part, then cluster them."""
 
 import hashlib
 import json
@@ -21,10 +21,10 @@ from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.lengths import full_lengths
 
-# So many vectors are plenty for a few hundred centers, and fit into memory.
+# This many vectors suffice for a few hundred centers, and fit into memory.
 MOST_TOKENS = 200_000
 SECONDS = 10.0
-# Files of a part: what a run that is stopped loses at most.
+# Files of a part, the most that a stopped run loses.
 FILES_AT_ONCE = 200
 
 
@@ -34,7 +34,7 @@ def fit_tokenizer(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Of ``ssast-lobes tokenizer fit``.
+        Parsed options of ``ssast-lobes tokenizer fit``.
     """
     common.check_device(options.device)
     grid = Grid.from_geometry(yaml.safe_load(options.geometry), options.n_mels)
@@ -44,7 +44,7 @@ def fit_tokenizer(options):
     features.to(options.device)
     paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
-    # Runs whose tokens differ have folders of their own.
+    # Runs whose tokens differ have separate folders.
     key = fingerprint(
         features,
         options.features,
@@ -92,7 +92,7 @@ def fit_tokenizer(options):
 
 
 def _load_features(kind, encoder, grid):
-    """Return what describes tokens: of "block:N" with a frozen encoder."""
+    """Return the module that computes the features of tokens."""
     name, _, block = kind.partition(":")
     if (name == "block") != (encoder is not None):
         raise ArgumentError("--encoder MODEL goes with --features block:N")
@@ -102,7 +102,7 @@ def _load_features(kind, encoder, grid):
     front_end = lobe.features.config
     if front_end["sample_rate"] != 16000:
         raise ArgumentError(
-            f"{encoder} hears {front_end['sample_rate']} Hz, not 16000"
+            f"{encoder} takes {front_end['sample_rate']} Hz, not 16000"
         )
     # Clips keep their own lengths.
     front_end.pop("pad_frames", None)
@@ -120,14 +120,14 @@ def _load_features(kind, encoder, grid):
 
 
 def fingerprint(module, *settings):
-    """Return what tells apart modules, whatever their files are named.
+    """Return a hash of a module and settings.
 
     Arguments
     ---------
     module : torch.nn.Module
-        With other tensors it has another one.
+        Module, whose tensors count.
     *settings
-        Plain values that count too.
+        Plain values, which count too.
 
     Returns
     -------
@@ -146,7 +146,7 @@ def fingerprint(module, *settings):
 
 @torch.no_grad()
 def _gather(paths, front_end, features, most, draw, device, bar):
-    """Return tokens of some files, and which cannot be read."""
+    """Return the tokens of some files, and the unreadable files."""
     tokens, unreadable = [], []
     for path in paths:
         bar.update()

@@ -1,4 +1,4 @@
-"""Open audio inside a tar: an address names its place.
+"""Open audio inside a tar, by its address.
 
 An address is text, `<tar>#<member>@<offset>+<size>`, and may stand wherever the
 path of an audio file does. `os.pread` reads in place and moves no shared file
@@ -22,7 +22,7 @@ _PATTERN = re.compile(r"(.+\.tar)#([^#/]+)@([0-9]+)\+([0-9]+)", re.DOTALL)
 
 
 class Address(NamedTuple):
-    """A place in a tar.
+    """The position of a file in a tar.
 
     Arguments
     ---------
@@ -51,7 +51,7 @@ class Address(NamedTuple):
 
 
 def parse_address(path):
-    """Return the place in a tar that a path names.
+    """Return the address that a path holds.
 
     Arguments
     ---------
@@ -78,7 +78,7 @@ def parse_address(path):
 
 
 def file_of(path):
-    """Return the file that holds the audio of a path: itself, or the tar.
+    """Return the file that holds the audio of a path: the path or a tar.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def file_of(path):
 
 
 def stamp_of(path):
-    """Return what changes when the audio of a path does.
+    """Return a stamp that changes with the audio of a path.
 
     Arguments
     ---------
@@ -109,7 +109,7 @@ def stamp_of(path):
     Returns
     -------
     size : int
-        Of the file that holds the audio, in bytes.
+        Size of the file that holds the audio, in bytes.
     changed : int
         When that file was changed last, in nanoseconds.
 
@@ -130,7 +130,7 @@ def stamp_of(path):
 
 
 class TarMember(io.RawIOBase):
-    """A file inside a tar, opened for reading; reads what it is asked for.
+    """A file inside a tar, opened for reading.
 
     Arguments
     ---------
@@ -161,8 +161,8 @@ class TarMember(io.RawIOBase):
         end = address.offset + address.size
         if status.st_size < end:
             raise OSError(
-                f"the tar is cut off: it has {status.st_size} bytes, this "
-                f"file ends at {end}; copy or pack it again"
+                f"the tar is truncated: it has {status.st_size} bytes, this "
+                f"clip ends at {end}; copy or pack it again"
             )
         self._tar = _opened(address.tar, status.st_ino, status.st_mtime_ns)
         self._address = address
@@ -172,8 +172,9 @@ class TarMember(io.RawIOBase):
         )
         if header[:_NAME_BYTES].rstrip(b"\0") != os.fsencode(address.member):
             raise OSError(
-                "the tar has something else at this place: it was replaced "
-                "after this manifest was made; use the manifest next to it"
+                "the tar has other content at this address: it was replaced "
+                "after this manifest was written; use the manifest next to "
+                "the tar"
             )
 
     def readable(self):
@@ -195,7 +196,7 @@ class TarMember(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer as far as the file reaches; return the bytes read."""
+        """Fill a buffer from the file; return the number of bytes read."""
         left = self._address.size - self._position
         data = os.pread(
             self._tar.fd,

@@ -55,7 +55,7 @@ _BLOCK_FRAMES = 2**18
 
 
 class AudioInfo(NamedTuple):
-    """What an audio file holds.
+    """Rate, length and channels of an audio file.
 
     Arguments
     ---------
@@ -76,7 +76,7 @@ class AudioInfo(NamedTuple):
 
 
 def audio_info(path):
-    """Read the header of an audio file, and all of it if that says too little.
+    """Read the header of an audio file, or all of it if needed.
 
     Where a header leaves the length open, or lets it be estimated only (an
     mp3 without a Xing or Info frame), the length is what decodes. That costs

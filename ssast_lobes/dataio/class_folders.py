@@ -1,4 +1,4 @@
-"""Labeled audio in folders: a folder a class, perhaps in a folder a split.
+"""Labeled audio in a folder for each class, with or without splits.
 
 `metadata.csv` of Hugging Face's layout `audiofolder` is read where it is there.
 """

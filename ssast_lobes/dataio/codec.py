@@ -1,4 +1,4 @@
-"""Read the kinds of audio that libsndfile does not know: m4a, webm and more.
+"""Read formats that libsndfile does not support: m4a, webm and more.
 
 That takes the optional extra `codec`: torchcodec, which calls FFmpeg. A file
 is decoded whole, into the memory, since a position in such a file is a time
@@ -139,7 +139,7 @@ def _decoded(path, size, changed):
 
 
 def files_in_need(unreadable):
-    """Return how many unreadable files need the extra, of which kinds.
+    """Return how many unreadable files need the extra, by kind.
 
     Arguments
     ---------

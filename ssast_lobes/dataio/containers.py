@@ -1,4 +1,4 @@
-"""Fill in what headers of audio files leave open, so that all of it is read.
+"""Complete the headers of audio files that state no length.
 
 Where the length of a file is an estimate, libsndfile reads no further than
 that; where the size of the samples is missing, it reads nothing. The file
@@ -37,7 +37,7 @@ _PAGE_BYTES = 65307
 
 
 class Unbounded(soundfile.SoundFile):
-    """A file of open length, which is read until nothing is left.
+    """A file without a stated length, which is read to its end.
 
     After a read, soundfile seeks to where that should have ended, which fails
     past the end of a file. It does not do so in a file that is not seekable.
@@ -63,7 +63,7 @@ class Unbounded(soundfile.SoundFile):
 
 
 class Overlaid(io.RawIOBase):
-    """A file with other bytes at one place, and perhaps another size.
+    """A file with replaced bytes at one position.
 
     Arguments
     ---------
@@ -115,7 +115,7 @@ class Overlaid(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer):
-        """Fill a buffer as far as the file reaches; return the bytes read."""
+        """Fill a buffer from the file; return the number of bytes read."""
         start, count = self._position, 0
         if start < self._end:
             self._file.seek(start)
@@ -136,7 +136,7 @@ class Overlaid(io.RawIOBase):
 
 
 def counts_frames(file):
-    """Return whether an mp3 tells its length, by a Xing or Info frame.
+    """Return whether an mp3 states its length, by a Xing or Info frame.
 
     Arguments
     ---------
@@ -177,7 +177,7 @@ def counts_frames(file):
 
 
 def open_size(file):
-    """Return the size of the samples where a header leaves it open.
+    """Return the size of the samples if a header does not state it.
 
     A program that writes to a pipe, or was killed, leaves 0 or -1 there. Then
     the samples are what follows, up to the end of the file.
@@ -185,7 +185,7 @@ def open_size(file):
     Arguments
     ---------
     file : file
-        Of WAV, RF64, CAF or AU, opened for reading bytes.
+        WAV, RF64, CAF or AU, opened for reading bytes.
 
     Returns
     -------

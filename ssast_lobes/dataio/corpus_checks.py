@@ -102,8 +102,8 @@ def check_counts(found, published, source):
     ]
     if differing:
         raise ManifestError(
-            "the data is not the whole archive: "
-            f"{'; '.join(differing)} ({source}). Get what is missing; "
-            "--require_counts False continues with a part"
+            f"the data are incomplete: {'; '.join(differing)} ({source}). Get "
+            "the missing files, or continue with a part by --require_counts "
+            "False"
         )
     logger.info(f"All counts are as published by {source}")

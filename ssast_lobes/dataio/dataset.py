@@ -22,7 +22,7 @@ from ssast_lobes.utils.random import hash63
 
 
 class ClipReader:
-    """Reads clips, whole or cropped; only the crop is read from disk.
+    """Read clips, whole or cropped; only the crop is read from disk.
 
     Arguments
     ---------
@@ -114,7 +114,7 @@ class ClipReader:
             return None
 
     def crop(self, duration, clip_id):
-        """Return where the crop of a clip begins, and how long it is.
+        """Return start and length of the crop of a clip.
 
         Arguments
         ---------
@@ -134,7 +134,7 @@ class ClipReader:
         return self._place(clip_id) * spare, self.crop_seconds
 
     def crop_start(self, duration, clip_id):
-        """Return where the crop of a clip begins, () int64 in samples."""
+        """Return the start of the crop of a clip, () int64 in samples."""
         start, _ = self.crop(duration, clip_id)
         return torch.tensor(round(start * self.sample_rate))
 
@@ -146,7 +146,7 @@ class ClipReader:
 
 
 def repeat_long(rows, crop_seconds):
-    """Repeat the rows of long clips as often as crops fit into them.
+    """Repeat the row of a clip for each crop that fits into it.
 
     Arguments
     ---------
@@ -322,7 +322,8 @@ def _is_pair(clip_id, row, longest):
     takes = row.get("takes") or "1"
     if takes not in ("1", "2"):
         raise ManifestError(
-            f'{clip_id}: takes "{takes}", but a clip has 1, or 2 in halves'
+            f"{clip_id}: takes must be 1, or 2 for a clip of two halves, "
+            f'got "{takes}"'
         )
     if takes == "2" and longest is not None and row["duration"] > longest:
         raise ManifestError(

@@ -1,4 +1,4 @@
-"""Download a file; resume a transfer that broke off, compare the checksum."""
+"""Download a file; resume an interrupted transfer; check the checksum."""
 
 import hashlib
 import http.client
@@ -17,11 +17,11 @@ _TIMEOUT_SECONDS = 60
 
 
 class ArchiveError(ManifestError):
-    """A dataset could not be fetched or unpacked; says what to do."""
+    """A dataset cannot be downloaded or unpacked; the message names a fix."""
 
 
 def download(url, path, sha256=None, md5=None):
-    """Fetch a file, whole or not at all.
+    """Download a file completely, or raise.
 
     What has arrived is kept in ``<path>.part``: a transfer that breaks off,
     or a program that is killed, resumes from there if the server can, as long
@@ -78,7 +78,7 @@ def download(url, path, sha256=None, md5=None):
     if wrong:
         part.unlink()
         raise ArchiveError(
-            f"{url}: what came has {wrong}; it was deleted, try again"
+            f"{url}: the download has {wrong}; it was deleted, try again"
         )
     os.replace(part, path)
     return path

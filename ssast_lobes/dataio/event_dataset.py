@@ -1,4 +1,4 @@
-"""Make datasets of clips with events: crops, and targets for their frames."""
+"""Make datasets of clips with events: crops and frame targets."""
 
 import functools
 
@@ -10,33 +10,33 @@ from ssast_lobes.dataio.tables import raise_problems
 
 
 def make_event_dataset(rows, reader, label_encoder, timing):
-    """Make a dataset of clips with the targets of their frames.
+    """Make a dataset of clips with frame targets.
 
     Arguments
     ---------
     rows : dict
-        Clip id -> row with `path`, `duration` (seconds) and `events`, as of
+        Clip id -> row with `path`, `duration` (seconds) and `events`, from
         `dataio.splits.read_splits`.
     reader : ClipReader
-        Crops of clips with weak labels alone are an error: the crop may lack
-        what the label names.
+        Reads crops. Clips that have weak labels only must not be cropped,
+        since the crop may not contain the labeled event.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
         With items `id`, `sig` (samples,), `label`, `frame_target` (T', C)
-        float32, `target` (C,), what sounds anywhere in the crop, and
-        `is_strong` () bool, whether the frames' targets are known.
+        float32, `target` (C,), the classes anywhere in the crop, and
+        `is_strong` () bool, whether the frame targets are known.
 
     Raises
     ------
     ManifestError
-        If there are no rows, classes are unknown, or weak clips are longer
-        than a crop.
+        If there are no rows, a class is unknown, or a weakly labeled clip is
+        longer than a crop.
 
     Example
     -------

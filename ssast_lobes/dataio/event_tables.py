@@ -1,8 +1,9 @@
-"""Read and write tables of events: what sounds in a clip, from when to when.
+"""Read and write tables of sound events.
 
-All formats become one form: a row a clip, whose ``events`` are a list of
-`Event`. A weak label, known for the clip alone, is an event without times. A
-clip without events is a negative one: nothing of the classes sounds in it.
+All formats are read into the same form: one row for each clip, whose
+``events`` are a list of `Event`. A weak label, known only for the whole clip,
+is an event without times. A clip without events is a negative clip: none of
+the classes occurs in it.
 
 - TSV, strong: ``filename, onset, offset, event_label`` of DESED;
   ``segment_id, start_time_seconds, end_time_seconds, label`` of AudioSet.
@@ -30,7 +31,7 @@ from ssast_lobes.utils.files import absolute, atomic_write
 
 logger = get_logger(__name__)
 
-# Names that tables give the columns, ours first.
+# Names of the columns in tables, ours first.
 _COLUMNS = {
     "path": ("path", "filename", "segment_id"),
     "onset": ("onset", "start_time_seconds"),
@@ -41,12 +42,12 @@ FORMATS = ("csv", "tsv", "audacity")
 
 
 class Event(NamedTuple):
-    """A sound and when it is there.
+    """A sound event.
 
     Arguments
     ---------
     onset, offset : float or None
-        Seconds from the start of the clip; None of a weak label.
+        Seconds from the start of the clip; None for a weak label.
     label : str
         Its class.
     """
@@ -64,24 +65,26 @@ def read_event_table(table, audio_folder=None, extension=""):
     table : str or os.PathLike
         The file, in UTF-8; ``.tsv`` is separated by tabs, others by commas.
     audio_folder : str or os.PathLike, optional
-        Folder that names of audio files start from; that of the table when
-        left out.
+        Folder that relative names of audio files start from; by default that
+        of the table.
     extension : str
-        Added to the names, for tables that leave it out: ``".wav"``.
+        Extension to add to the names, such as ``".wav"``.
 
     Returns
     -------
     list of dict
-        A row a clip, in the order of the table: `id` (the name as written),
-        `path` (absolute), `events` (list of `Event`) and those of the other
-        columns in which all lines of every clip agree: others tell of events.
+        A row for each clip, in the order of the table: `id` (the name as
+        written), `path` (absolute), `events` (list of `Event`), and other
+        columns. A column in which lines of a clip differ describes events, so
+        it is dropped.
 
     Raises
     ------
     ManifestError
-        If a column is missing, or lines are bad: no number, a negative time,
-        an offset before its onset, one time without the other, lines of a
-        clip that differ in `id` or `split`. Lists all with line numbers.
+        If a column is missing, or lists all bad lines with their numbers: a
+        time that is negative or not a number, an offset before its onset, one
+        time without the other, or lines of a clip that differ in `id` or
+        `split`.
 
     Example
     -------
@@ -156,8 +159,8 @@ def read_label_track(track):
     Arguments
     ---------
     track : str or os.PathLike
-        Text of lines ``onset, offset, label``, separated by tabs. Lines of
-        frequencies, which begin with a backslash, are left out.
+        Text file with lines ``onset, offset, label``, separated by tabs. Lines
+        with frequencies, which begin with a backslash, are skipped.
 
     Returns
     -------
@@ -166,7 +169,7 @@ def read_label_track(track):
     Raises
     ------
     ManifestError
-        As `read_event_table`, or if a label is missing.
+        See `read_event_table`; also if a label is missing.
 
     Example
     -------
@@ -197,19 +200,19 @@ def label_track_rows(folder):
     Arguments
     ---------
     folder : str or os.PathLike
-        Searched with its subfolders. ``NAME.txt`` is the track of
-        ``NAME.wav`` or the like; audio without a track is left out, and an
-        empty track is that of a negative clip.
+        Folder to search, with its subfolders. ``NAME.txt`` is the label track
+        of ``NAME.wav`` (or another kind of audio). Audio without a track is
+        skipped; an empty track means a negative clip.
 
     Returns
     -------
     list of dict
-        As of `read_event_table`.
+        See `read_event_table`.
 
     Raises
     ------
     ManifestError
-        If there is no audio, no track, or a track is bad.
+        If there is no audio, no track, or a bad track.
     """
     rows = []
     for path in find_audio(folder):
@@ -220,41 +223,41 @@ def label_track_rows(folder):
             rows.append(row)
     if not rows:
         raise ManifestError(
-            f"{folder}: no label track in it: NAME.txt next to NAME.wav"
+            f"{folder}: no label track found (NAME.txt next to NAME.wav)"
         )
     return rows
 
 
 def fit_events(source, rows):
-    """Fit the events of clips to their durations, and write them as text.
+    """Cut the events of clips to their durations, and write them as text.
 
-    - An event that ends after the clip is cut there. One that begins at the
-      end of the clip or later is an error: table and audio do not belong
-      together.
-    - An event without duration is left out: there is no audio in it.
-    - Events of one class that overlap or touch are one event. Those of
-      different classes may overlap.
+    - An event that ends after the clip is cut at its end. An event that begins
+      at the end of the clip or later is an error: table and audio do not
+      belong together.
+    - An event without duration is dropped: there is no audio in it.
+    - Events of one class that overlap or touch are joined. Events of different
+      classes may overlap.
 
-    Log lines count what was cut, left out and joined.
+    The log counts events that were cut, dropped and joined.
 
     Arguments
     ---------
     source : str
-        What the data is, for messages.
+        Name of the data, for messages.
     rows : list of dict
-        With `duration` (seconds). Rows without `events` stay as they are.
+        Rows with `duration` (seconds). Rows without `events` stay unchanged.
 
     Returns
     -------
     list of dict
-        With `events` as text that `row_events` reads, and `label`: the
-        classes, separated by semicolons.
+        Rows with `events` as text, which `row_events` reads, and `label`, the
+        classes separated by semicolons.
 
     Raises
     ------
     ManifestError
-        Lists all clips with events after their end, or with strong and weak
-        labels.
+        Lists all clips that have events after their end, or both strong and
+        weak labels.
 
     Example
     -------
@@ -335,7 +338,7 @@ def row_events(row):
     Arguments
     ---------
     row : dict
-        Of `dataio.splits.read_splits`.
+        A row of `dataio.splits.read_splits`.
 
     Returns
     -------
@@ -350,14 +353,14 @@ def write_events(path, clips, layout="csv"):
     Arguments
     ---------
     path : str or os.PathLike
-        The file. Of ``"audacity"`` a label track, which holds one clip.
+        The file. For ``"audacity"`` it is a label track, which holds one clip.
     clips : list of tuple
-        Name of a clip, and its events: onset, offset, label and perhaps a
-        score. A clip without events has a row without them, so that it is a
-        negative clip where the table is read again.
+        Name of a clip, and its events: onset, offset, label and optionally a
+        score. A clip without events gets a row without them, so that it is
+        read again as a negative clip.
     layout : str
-        ``"csv"``: columns path, onset, offset, label, score. ``"tsv"``: those
-        of DESED. ``"audacity"``: a label track.
+        ``"csv"``: columns path, onset, offset, label, score. ``"tsv"``: the
+        columns of DESED. ``"audacity"``: a label track.
 
     Raises
     ------
@@ -402,7 +405,7 @@ def write_events(path, clips, layout="csv"):
 
 
 def _events_of(value, mark):
-    """Return the events of a line: one, none, or several weak labels."""
+    """Return the events of a line: one, none, or several with weak labels."""
     times, label = (value["onset"], value["offset"]), value["label"]
     if not any(times):
         labels = split_labels(label.replace(mark, ";")) if mark else [label]
@@ -430,7 +433,7 @@ def _seconds(text):
 
 
 def _lines(path, delimiter, empty=False):
-    """Return the number and the stripped cells of each line not blank."""
+    """Return the number and the stripped cells of each nonblank line."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, delimiter=delimiter)

@@ -1,4 +1,4 @@
-"""Leave out clips that a table holds out from training."""
+"""Drop clips that a table holds out from training."""
 
 from ssast_lobes.dataio.tables import SPLITS, ManifestError
 
@@ -51,9 +51,10 @@ def without_held_out(rows, others=()):
     Arguments
     ---------
     rows : list of dict
-        Of any sources, with `path`, and `source_path` if they are in shards.
+        Rows of any sources, with `path`, and `source_path` if they are in
+        shards.
     others : list of dict
-        Of tables that hold clips out too.
+        Rows of tables that also hold clips out.
 
     Returns
     -------

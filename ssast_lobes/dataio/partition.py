@@ -14,7 +14,7 @@ _SHOWN_LABELS = 20
 
 
 def hash_fractions(ids):
-    """Return a number from 0 to 1 for each clip, the same in every run.
+    """Return a number from 0 to 1 for each clip, equal in every run.
 
     Arguments
     ---------
@@ -37,7 +37,7 @@ def hash_fractions(ids):
 
 
 def rows_from_names(paths, pattern, page):
-    """Make rows of files from what their names say.
+    """Make rows of files from their names.
 
     Arguments
     ---------
@@ -83,7 +83,7 @@ def rows_from_names(paths, pattern, page):
 
 
 def hold_out(rows, fraction, group, salt="", keep=0):
-    """Split rows in two, by whole groups and alike in labels.
+    """Split rows in two, by whole groups and with similar labels.
 
     Groups are taken in an order that only their names decide, each of them
     held out if that brings the labels nearer to what is wanted of them.
@@ -174,7 +174,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
 
 
 def hold_out_by_hash(rows, fraction, group="id"):
-    """Split rows in two, by a hash that only names decide.
+    """Split rows in two, by a hash of names.
 
     Arguments
     ---------
@@ -221,8 +221,8 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     rows : list of dict
         With the keys `label` and `group`, perhaps `split`.
     fractions : sequence of float
-        Of the clips: train, valid and test, together 1. A part of 0 is not
-        drawn.
+        Fractions of the clips for train, valid and test, with a sum of 1. A
+        part of 0 is not drawn.
     seed : int
         Decides, with the names of the groups alone, which are drawn.
     group : str

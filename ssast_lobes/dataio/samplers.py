@@ -1,4 +1,4 @@
-"""Choose the clips of an epoch, and the process that has each.
+"""Choose the clips of an epoch, and the process of each.
 
 The samplers of training are functions of (seed, epoch), so that a run that is
 resumed in mid-epoch continues with the same clips, and SpeechBrain can share
@@ -92,7 +92,7 @@ class PartSampler(Sampler):
 
 
 class LengthBuckets(Sampler):
-    """Batches of clips of like length, so that there is little padding.
+    """Batches of clips of similar length, which need little padding.
 
     Takes the clips of a sampler in stretches of so many batches, sorts each
     stretch by length, cuts it into batches and shuffles these. Which clips
@@ -213,12 +213,12 @@ def balanced_sampler(labels, multi_label=False, seed=0):
 
 
 class ClipOrder:
-    """Which clips a training epoch has, and in which order.
+    """Choose the clips of a training epoch, and their order.
 
     Arguments
     ---------
     seed : int
-        Of the order.
+        Seed of the order.
     passes_per_epoch : int
         Epochs of several passes, each with the same crops, where one is too
         short to stop after it. Where two passes meet, a batch may hold a clip
@@ -273,8 +273,8 @@ class ClipOrder:
         sizes = passes_per_epoch > 1, clips_per_epoch is not None, balanced
         if sum(sizes) > 1:
             raise ArgumentError(
-                "passes_per_epoch, clips_per_epoch and balanced all say what "
-                "an epoch is: set all but one to their defaults"
+                "passes_per_epoch, clips_per_epoch and balanced each define "
+                "an epoch: leave all but one at their defaults"
             )
 
     def n_epochs(self, passes, n_clips):

@@ -1,4 +1,4 @@
-"""Find audio files; read their headers before a training starts."""
+"""Find audio files, and read their headers before training."""
 
 import csv
 import os
@@ -102,7 +102,7 @@ def folder_rows(folder):
 
 
 class AudioScan(NamedTuple):
-    """What the headers of the files of some rows say; see `scan_audio`.
+    """The result of `scan_audio`.
 
     Arguments
     ---------
@@ -131,7 +131,7 @@ class AudioScan(NamedTuple):
     cache: dict
 
     def write(self, max_unreadable=0.01):
-        """Write what was found, and raise if it is not enough to train on.
+        """Write the lists, and raise if too little audio is left.
 
         Unreadable files are listed in `<folder>/unreadable.csv` (path,
         reason), durations are kept in `<folder>/save/durations.csv` for the
@@ -177,7 +177,7 @@ class AudioScan(NamedTuple):
 
 
 def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
-    """Read every header; set aside what is unreadable or too short.
+    """Read every header; separate unreadable and short files.
 
     Call it once with the rows of all splits. Only files are read whose path,
     size or time of change is not in `<output_folder>/save/durations.csv`.
@@ -275,10 +275,14 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     if len(listed) / max(n_files, 1) > max_unreadable:
         need = files_in_need(listed.items())
         raise ManifestError(
-            f"{len(listed)} of {n_files} audio files are unreadable, more "
-            f"than the accepted fraction of {max_unreadable:g}: they are "
-            f"listed with reasons in {unreadable_file}; mend or remove them, "
-            "or raise max_unreadable" + (f". {need}" if need else "")
+            f"{len(listed)} of {n_files} "
+            "audio files are unreadable, "
+            "more than the accepted fraction "
+            f"of {max_unreadable:g}: they are "
+            "listed with reasons in "
+            f"{unreadable_file}; repair or "
+            "remove them, or raise "
+            "max_unreadable" + (f". {need}" if need else "")
         )
     return len(listed)
 
@@ -295,7 +299,7 @@ def _scan(paths, cache, workers):
     durations, failed = {}, []
 
     def scan(path):
-        """Return size, time of change, and the duration if it is readable."""
+        """Return size, time of change, and duration if readable."""
         try:
             stamp = stamp_of(path)
             if path in cache and cache[path][:2] == stamp:

@@ -54,7 +54,7 @@ _SHOWN_CLIPS = 5
 
 
 class Packed(NamedTuple):
-    """What a folder of shards holds.
+    """The result of `pack`.
 
     Arguments
     ---------
@@ -63,7 +63,7 @@ class Packed(NamedTuple):
     clips, shards : int
         How many there are.
     hours : float
-        Of audio.
+        Hours of audio.
     clipped : int
         Clips with samples beyond full scale, which were cut off.
     unreadable : list of tuple
@@ -165,7 +165,7 @@ def pack(
                 )
     except BrokenProcessPool as error:
         raise OSError(
-            "a worker was killed, perhaps for want of memory: rerun the same "
+            "a worker was killed, perhaps by lack of memory: rerun the same "
             "command with fewer workers"
         ) from error
     audit()
@@ -192,7 +192,8 @@ def read_from_shards(parts, folder, manifest):
     parts : dict
         From `dataio.splits.read_splits`.
     folder : str or os.PathLike
-        Of the shards; ids of clips are as in the manifest they were made of.
+        Folder of the shards; they have the ids of the manifest they were made
+        from.
     manifest : str or os.PathLike
         That of the experiment, for the command in error messages.
 

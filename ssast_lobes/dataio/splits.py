@@ -1,4 +1,4 @@
-"""Write the rows of a dataset as the parts that experiments train on.
+"""Write the rows of a dataset as train, valid and test parts.
 
 A prepare script reads the official lists of its dataset into rows (dicts with
 `id`, `path`, `label` and whatever else is known), puts them into parts and
@@ -38,7 +38,7 @@ _FIRST_COLUMNS = ("id", "path", "label", "split")
 
 
 class OtherClips(ManifestError):
-    """The clips are not those that a model in this folder was trained on."""
+    """The clips differ from those of the experiment in this folder."""
 
 
 def write_splits(
@@ -53,7 +53,7 @@ def write_splits(
     max_unreadable=0.01,
     valid_fraction=0.0,
 ):
-    """Check the parts of a dataset and write them down for the experiment.
+    """Check the parts of a dataset and write them for the experiment.
 
     Writes `<output_folder>/save/splits.json`, which `read_splits` reads, and
     `manifest.csv` next to it, for people and for other recipes (columns id,
@@ -71,7 +71,7 @@ def write_splits(
         labels; and any other keys, which are kept. Valid and test may be one
         list.
     output_folder : str or os.PathLike
-        Of the experiment.
+        Output folder of the experiment.
     corpus : str
         What the data is, for messages and model cards: "ESC-50, fold 1".
     labeled : bool
@@ -184,7 +184,7 @@ def prepare_folds(
     rows : list of dict
         All clips, with the keys `fold`, `label` and `group`.
     output_folder : str or os.PathLike
-        Of the experiment; see `write_splits`.
+        Output folder of the experiment; see `write_splits`.
     fold : int or str
         The fold to test on.
     corpus : str
@@ -237,7 +237,7 @@ def prepare_folds(
 
 
 def has_begun(folder):
-    """Tell whether something was trained in an output folder.
+    """Return whether an output folder has checkpoints.
 
     Arguments
     ---------
@@ -258,7 +258,7 @@ def has_begun(folder):
 
 
 def read_splits(path, shards=None):
-    """Read what `write_splits` wrote.
+    """Read the parts that `write_splits` wrote.
 
     Arguments
     ---------

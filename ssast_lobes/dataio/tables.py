@@ -21,7 +21,7 @@ _QUOTES = "\"'`\u2018\u2019\u201c\u201d"
 
 
 class ManifestError(ValueError):
-    """The data cannot be used as it is; the message says what to fix."""
+    """The data cannot be used; the message names what to fix."""
 
 
 def read_manifest(csv_path, needs=("path",), root=None, columns=None):
@@ -142,7 +142,7 @@ def raise_problems(source, problems, name="problem{} with the data"):
 
 
 def relative_paths(paths):
-    """Return paths from their common folder on.
+    """Return paths relative to their common folder.
 
     Arguments
     ---------
@@ -165,7 +165,7 @@ def relative_paths(paths):
 
 
 def index_rows(rows):
-    """Index rows by their id, as datasets want them.
+    """Index rows by their id, for datasets.
 
     Arguments
     ---------

@@ -21,11 +21,11 @@ _PCM = {
 
 
 class UnreadableAudio(RuntimeError):
-    """A file that gives no usable audio; the message begins with its path."""
+    """A file without usable audio; the message begins with its path."""
 
 
 def to_mono(audio, source_rate, sample_rate=16000):
-    """Average the channels and resample: what `read_audio` does.
+    """Average the channels and resample, as `read_audio` does.
 
     With these arguments it also stands where SpeechBrain's interfaces have
     their `audio_normalizer`, whose resampler differs from ours.

@@ -8,7 +8,7 @@
   event detection", ICASSP 2020) of scores, over all thresholds (Ebbers et al.,
   ICASSP 2022), with the parameters of DCASE 2021 task 4.
 
-Nothing of it is our own but the formats. It needs the extra `events`.
+Only the formats are our own. The module needs the extra `events`.
 """
 
 import numpy as np
@@ -56,7 +56,7 @@ def decided_metrics(events, truth, seconds):
     Arguments
     ---------
     events, truth : dict of str to list
-        Clip -> events: onset, offset (seconds), label, and perhaps more. A
+        Clip -> events, which begin with onset, offset (seconds) and label. A
         clip without events has an empty list.
     seconds : dict of str to float
         Clip -> duration.
@@ -64,7 +64,7 @@ def decided_metrics(events, truth, seconds):
     Returns
     -------
     dict of str to dict
-        ``segment_f1`` and ``event_f1``: class -> F1, and ``mean``, over the
+        ``segment_f1`` and ``event_f1``: class -> F1, with ``mean`` over the
         classes that occur in the truth. Events of other classes do not count.
 
     Example
@@ -94,12 +94,12 @@ def decided_metrics(events, truth, seconds):
 
 
 def event_based_f1(events, truth, seconds):
-    """Return the event-based F1 of decided events alone.
+    """Return only the event-based F1 of decided events.
 
     Arguments
     ---------
     events, truth, seconds
-        As of `decided_metrics`.
+        See `decided_metrics`.
 
     Returns
     -------
@@ -121,19 +121,19 @@ def score_metrics(scores, truth, seconds, labels, timing):
     Arguments
     ---------
     scores : dict of str to numpy.ndarray
-        Clip -> (T', C), filtered as they are when events are decided.
+        Clip -> (T', C), filtered as for the decision of events.
     truth, seconds
-        As of `decided_metrics`.
+        See `decided_metrics`.
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Returns
     -------
     dict of str to dict
-        ``psds1`` and ``psds2``: class -> value, and ``mean``: the score, which
-        takes the deviation of classes off their mean.
+        ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS: the
+        mean over classes, less its penalty for their deviation.
     """
     truth, occurring = _triples(truth)
     frames = {
@@ -158,7 +158,7 @@ def psds_of_frames(frames, truth, seconds):
     Returns
     -------
     dict of str to dict
-        As of `score_metrics`.
+        See `score_metrics`.
     """
     from sed_scores_eval import intersection_based
 
@@ -173,7 +173,7 @@ def psds_of_frames(frames, truth, seconds):
 
 
 def score_frame(scores, seconds, labels, timing, chosen):
-    """Return the scores of a clip as `sed_scores_eval` takes them.
+    """Return the scores of a clip in the format of `sed_scores_eval`.
 
     Arguments
     ---------
@@ -184,7 +184,7 @@ def score_frame(scores, seconds, labels, timing, chosen):
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     chosen : list of str
         Classes to keep.
 
@@ -201,7 +201,7 @@ def score_frame(scores, seconds, labels, timing, chosen):
 
 
 def _triples(truth):
-    """Return plain events, and the classes that occur."""
+    """Return events as plain tuples, and the classes that occur."""
     plain = {
         clip: [tuple(event[:3]) for event in events]
         for clip, events in truth.items()
@@ -213,7 +213,7 @@ def _triples(truth):
 
 
 def _step_scores(events, seconds, labels):
-    """Return scores of clips that are 1 where an event is, and 0 elsewhere."""
+    """Return scores of clips that are 1 during events, and 0 elsewhere."""
     from sed_scores_eval.base_modules.scores import create_score_dataframe
 
     frames = {}

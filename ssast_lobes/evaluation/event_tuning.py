@@ -1,4 +1,4 @@
-"""Choose how scores become events, class by class, on the validation part."""
+"""Choose on the validation part how the scores of a class become events."""
 
 import itertools
 
@@ -26,7 +26,7 @@ MEDIAN_SECONDS = (0.0, 0.12, 0.2, 0.36, 0.52, 0.76, 1.0)
 MIN_SECONDS = (0.0, 0.1, 0.2, 0.4)
 GAP_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 KINDS = ("median", "sebbs")
-# The ranges of `sebbs` itself: one limit at a time.
+# The ranges that `sebbs` itself tries, one limit at a time.
 STEP_SECONDS = (0.32, 0.48, 0.64)
 LIMITS = (
     *((absolute, None) for absolute in (0.15, 0.2, 0.3)),
@@ -37,9 +37,9 @@ LIMITS = (
 def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     """Choose the rule of each class by event-based F1.
 
-    First the filter and the threshold, over all thresholds; then, for
-    ``"median"``, the shortest event and the longest gap. Among equals the one
-    that changes least wins.
+    First choose the filter and the threshold, over all thresholds; then, for
+    ``"median"``, the shortest event and the longest gap. Among equal scores,
+    the rule that changes the scores least wins.
 
     Arguments
     ---------
@@ -52,19 +52,19 @@ def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     labels : list of str
         Class of each column.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     kind : str
         ``"median"``: `EventRule`, or ``"sebbs"``: `ChangePointRule`.
 
     Returns
     -------
     dict of str to EventRule or ChangePointRule
-        By class; a class that does not occur has the default.
+        By class; a class that does not occur gets the default.
 
     Raises
     ------
     ImportError
-        If a package is needed that is not installed.
+        If a required package is not installed.
     ValueError
         If `kind` is unknown.
     """
@@ -107,7 +107,7 @@ def _best_thresholds(frames, truth):
     from sed_scores_eval import collar_based
 
     f1, _, _, threshold, _ = collar_based.best_fscore(frames, truth, **COLLAR)
-    # Where nothing is found at any threshold, it is infinite.
+    # The threshold is infinite if no threshold finds an event.
     return {
         label: (float(f1[label]), float(value) if 0 <= value <= 1 else 0.5)
         for label, value in threshold.items()
@@ -153,12 +153,12 @@ def _change_points(scores, truth, seconds, labels, timing, chosen):
 
 
 def boxed_frames(scores, seconds, rules, timing, chosen):
-    """Return the scores of boxes of `sebbs`, 0 elsewhere.
+    """Return the scores of the event candidates of `sebbs`, 0 elsewhere.
 
     Arguments
     ---------
     scores, seconds, timing
-        As of `tune_rules`.
+        See `tune_rules`.
     rules : dict of str to ChangePointRule
         By class.
     chosen : list of str
@@ -187,12 +187,12 @@ def boxed_frames(scores, seconds, rules, timing, chosen):
 
 
 def evaluate_events(scores, truth, seconds, rules, timing):
-    """Return all metrics of scores by chosen rules, and the events.
+    """Return the events by chosen rules, and all metrics.
 
     Arguments
     ---------
     scores, truth, seconds, timing
-        As of `tune_rules`.
+        See `tune_rules`.
     rules : dict of str to EventRule or ChangePointRule
         By class, in the order of the scores.
 

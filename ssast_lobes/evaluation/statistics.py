@@ -52,7 +52,7 @@ def frame_blocks(path, fbank):
 def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
     """Measure mean and standard deviation of log-mel energies over files.
 
-    Of a file that breaks off after a block, the blocks before count.
+    If a file ends with an error, the blocks before it count.
 
     Arguments
     ---------

@@ -1,21 +1,21 @@
 """Pretrained interfaces: use exported folders on audio of any kind.
 
-`AudioEncoder` gives embeddings of clips, frames and patches, `AudioClassifier`
-labels and scores, `EventDetector` sounds with onset and offset,
-`SpeakerVerifier` the likeness of two voices. They read
+`AudioEncoder` returns embeddings of clips, frames and patches,
+`AudioClassifier` labels and scores, `EventDetector` sounds with onset and
+offset, and `SpeakerVerifier` the similarity of two voices. They read
 `config.json` and `model.safetensors` and execute nothing. Without a folder
 they use the bundled model.
 
-Audio is converted to mono at the model's rate. Longer audio than the window
-that the export names is cut into windows that overlap by half; the last one
-may be shorter. They start on the grid of patches, so that their frames fit
-together. Audio shorter than one analysis window of the
-filterbank (25 ms) is an error. No result depends on its neighbors in a
-batch. All results are on the CPU, in float32.
+Audio is converted to mono at the model's rate. Audio longer than the window of
+the export is cut into windows that overlap by half; the last one may be
+shorter. Windows start on the grid of patches, so that their frames fit
+together. Audio shorter than one analysis window of the filterbank (25 ms) is
+an error. No result depends on its neighbors in a batch. All results are on the
+CPU, in float32.
 
-Waveforms that stand in memory are read as files are: integers are scaled by
-the range of their type (see `ssast_lobes.to_float`), and samples
-that are NaN, infinite or absurdly loud are an error.
+Waveforms in memory follow the same rules as files: integers are scaled by the
+range of their type (see `ssast_lobes.to_float`), and samples that are NaN,
+infinite or absurdly loud are an error.
 """
 
 from ssast_lobes.inference.classifier import (

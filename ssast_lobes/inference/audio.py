@@ -4,8 +4,8 @@ from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference.windows import count_windows
 
-# A whole number of samples at every rate in common use, and longer than what
-# the resampler looks at around a sample.
+# A whole number of samples at every common rate, and longer than the
+# resampler's filter.
 _MARGIN_SECONDS = 0.04
 
 
@@ -66,16 +66,16 @@ def require_length(name, n_samples, fbank):
     Arguments
     ---------
     name : str
-        What to call the clip in the error.
+        Name of the clip for the error.
     n_samples : int
         Its length in samples.
     fbank : KaldiFbank
-        Whose analysis window it has to fill.
+        Filterbank, whose analysis window the clip has to fill.
 
     Raises
     ------
     UnreadableAudio
-        If it does not.
+        If the clip is shorter.
 
     Example
     -------

@@ -15,7 +15,7 @@ _SHOWN_LABELS = 3
 
 
 def _best(scores):
-    """Return the best labels and their scores in a few words."""
+    """Return a short text with the best labels and their scores."""
     ranked = sorted(scores, key=scores.get, reverse=True)
     shown = [f"{name} {scores[name]:.2f}" for name in ranked[:_SHOWN_LABELS]]
     return ", ".join(shown + ["..."] * (len(ranked) > _SHOWN_LABELS))
@@ -49,13 +49,13 @@ class Classification(NamedTuple):
     Arguments
     ---------
     path : str or None
-        The file, if it was one.
+        The file, or None for a waveform.
     labels : list of str
-        Single-label: the best one. Multi-label: those whose score reaches
-        the threshold, best first, perhaps none.
+        Single-label: the best label. Multi-label: the labels whose score
+        reaches the threshold, best first; may be empty.
     scores : dict of str to float
-        Probability of each label, in the order of the classes. They sum to 1
-        if there is one label a clip.
+        Probability of each label, in the order of the classes. In single-label
+        models they sum to 1.
     windows : list of WindowScores
         The parts of the clip; `scores` is their mean weighted by duration.
     """
@@ -74,7 +74,7 @@ class Classification(NamedTuple):
 
     @property
     def label(self):
-        """The best label, None where no label reaches the threshold."""
+        """The best label, or None if no label reaches the threshold."""
         return self.labels[0] if self.labels else None
 
     @property
@@ -88,7 +88,7 @@ class Classification(NamedTuple):
         return {**self._asdict(), "windows": parts}
 
     def rows(self, windows=False):
-        """Return flat rows, for CSV: one, or one for each window.
+        """Return flat rows for a CSV: one, or one for each window.
 
         Arguments
         ---------
@@ -118,13 +118,13 @@ class Classification(NamedTuple):
 class AudioClassifier(Interface):
     """Classify audio by the export of a classifier, or by a linear head.
 
-    Single-label models give probabilities that sum to 1, multi-label models
-    a probability for each label by itself. The probabilities of a clip of
-    several windows are the mean of its windows, weighted by their durations.
+    The probabilities of single-label models sum to 1; those of multi-label
+    models are independent for each label. If a clip has several windows, its
+    probabilities are the mean over the windows, weighted by duration.
 
-    `fitted_seconds` is the longest clip that the classifier is made for: of a
-    linear head, the longest it was fitted or measured on; else what the model
-    takes at once.
+    `fitted_seconds` is the longest clip that the classifier is meant for: for
+    a linear head, the longest clip it was fitted or tested on; else what the
+    model takes at once.
 
     Example
     -------
@@ -183,17 +183,16 @@ class AudioClassifier(Interface):
         Arguments
         ---------
         source, device, batch_size, precision
-            As of `AudioEncoder.from_hparams`.
+            See `AudioEncoder.from_hparams`.
         task : str, optional
-            Classify by a linear head of the folder on its frozen encoder, see
+            Name of a linear head of the folder, on its frozen encoder; see
             `ssast_lobes.checkpoints.linear_heads.head_names`.
         window_seconds : float, optional
-            Length of the windows that longer audio is cut into;
-            `fitted_seconds` when left out, or what the model takes at once
-            where that is less.
+            Length of the windows that longer audio is cut into. By default
+            `fitted_seconds`, or what the model takes at once if that is less.
         hop_seconds : float, optional
-            From the start of a window to that of the next, rounded down to
-            whole patches; half a window when left out.
+            Time between the starts of two windows, rounded down to whole
+            patches; by default half a window.
 
         Returns
         -------
@@ -202,8 +201,8 @@ class AudioClassifier(Interface):
         Raises
         ------
         ValueError
-            If the window is shorter than a patch or longer than what the
-            model takes at once, or the hop not within the window.
+            If the window is shorter than a patch or longer than what the model
+            takes at once, or the hop is longer than the window.
         WeightsError
             As of `AudioEncoder.from_hparams`, or if there is no such head.
         """
@@ -213,7 +212,7 @@ class AudioClassifier(Interface):
         )
 
     def _set_windows(self, window, hop):
-        """Cut audio by other windows than an encoder would."""
+        """Set the windows of the classifier."""
         shortest = max(self.fbank.least_samples, self._hop_samples)
         shortest, longest = shortest / self.sample_rate, self.window_seconds
         if window is None:
@@ -307,8 +306,8 @@ class AudioClassifier(Interface):
         threshold : float
             See `classify_file`.
         unreadable : list, optional
-            Collects (path, reason) of the files that give no audio and are
-            left out. Without a list, the first such file is an error.
+            Collects (path, reason) of unreadable files, which are skipped.
+            Without a list, the first such file is an error.
 
         Returns
         -------
@@ -328,14 +327,14 @@ class AudioClassifier(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); all clips are full when left out.
+            Relative lengths (B,); by default all clips are full.
         threshold : float
             See `classify_file`.
 
         Returns
         -------
         list of Classification
-            One a clip, with `path` None.
+            One for each clip, with `path` None.
 
         Raises
         ------
@@ -357,8 +356,9 @@ class AudioClassifier(Interface):
     def _probabilities(self, encoded):
         scores = self.head(self.lobe.pooling(encoded)).float()
         if self.task is not None:
-            # A linear head has learned mean vectors of whole clips, and their
-            # scores are the mean of the windows' scores: softmax comes last.
+            # A linear head was trained on mean vectors of whole clips, whose
+            # scores are the mean of the windows' scores: so softmax comes
+            # last.
             return scores
         return scores.sigmoid() if self.multi_label else scores.softmax(-1)
 

@@ -2,10 +2,9 @@
 
 Front end, encoder and classifier become a ``torch.export`` program or an ONNX
 file that needs neither Python nor this package. Batch size and length stay
-variable, and a clip's result does not depend on its neighbors. Each ONNX
-file is run with ONNX Runtime, and compared with the model, before it is
-written. Needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this
-package.
+variable, and a clip's result does not depend on its neighbors. Before an ONNX
+file is written, it is run with ONNX Runtime and compared with the model. The
+module needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this package.
 """
 
 import importlib.util
@@ -26,13 +25,13 @@ from ssast_lobes.models.mel_spectrogram import MelSpectrogram
 
 INPUTS = ("wav", "lengths")
 
-# Largest difference from the model that an ONNX file may show.
+# Largest allowed difference between an ONNX file and the model.
 TOLERANCE = 1e-4
 _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class DeploymentError(ValueError):
-    """A model cannot be deployed; the message says why, and what would help."""
+    """A model cannot be deployed; the message names the reason and a fix."""
 
 
 class DeployedModel(nn.Module):
@@ -46,7 +45,7 @@ class DeployedModel(nn.Module):
     Raises
     ------
     DeploymentError
-        If its blocks scan, as those of SSAMBA: no graph holds all lengths.
+        If its blocks scan tokens, as in SSAMBA: no graph fits all lengths.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -91,7 +90,7 @@ class DeployedModel(nn.Module):
 
     @property
     def outputs(self):
-        """Names of the tensors that `forward` gives."""
+        """Names of the tensors that `forward` returns."""
         if self.head is None:
             return ("clip", "frames", "n_time")
         return ("scores",)
@@ -109,11 +108,11 @@ class DeployedModel(nn.Module):
         Returns
         -------
         tuple of torch.Tensor
-            Of a classifier the probabilities (B, C), as `AudioClassifier`
-            gives them for one window. Of a pretrained model the clip vectors
-            (B, D or more), the frames (B, T', D), 0 at padding, and their
-            number in each clip (B,), int64, at most T'. With reference
-            padding, all after the first `pad_frames` of a clip is dropped.
+            For a classifier, the probabilities (B, C) of `AudioClassifier` for
+            one window. For a pretrained model, the clip vectors (B, D or
+            more), the frames (B, T', D), 0 at padding, and the number of
+            frames of each clip (B,), int64. With reference padding, frames
+            after the first `pad_frames` of a clip are dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
         wav, max_frames = self._fill(wav)
@@ -140,11 +139,11 @@ class DeployedModel(nn.Module):
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """Return waveforms, and frames of them that patches cover exactly.
+        """Return waveforms, and features with whole patches only.
 
         A graph has no branches, so it cannot treat a partial last patch, or a
-        single one, in another way than the rest. The added samples lie behind
-        every clip's end and are masked.
+        single patch, differently. The added samples come after the end of
+        every clip and are masked.
         """
         fbank, grid = self.lobe.features.fbank, self.lobe.encoder.grid
         samples = wav.shape[1]
@@ -155,7 +154,7 @@ class DeployedModel(nn.Module):
             n_frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
         wanted = fbank.samples_of(n_frames)
         if isinstance(fbank, MelSpectrogram):
-            # The last frames look at samples behind them.
+            # The last frames need samples after them.
             wanted = torch.sym_max(wanted, samples)
         index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
         return wav.index_select(1, index), n_frames
@@ -223,7 +222,7 @@ def write_program(source, path):
     source : str or path
         Exported folder.
     path : str or path
-        Where to; it appears when complete. Call
+        The file to write; it appears when complete. Call
         ``torch.export.load(path).module()`` as `DeployedModel`. The extra file
         ``metadata.json`` holds the labels and the sampling rate.
 
@@ -259,14 +258,14 @@ def write_onnx(source, path):
     Returns
     -------
     float
-        Largest difference between ONNX Runtime and the model that was seen,
-        at most 1e-4: noise of several lengths, batches of one and two.
+        Largest difference between ONNX Runtime and the model, at most 1e-4, on
+        noise of several lengths in batches of one and two.
 
     Raises
     ------
     DeploymentError
         If a package of the extra ``onnx`` is missing, this torch is too old,
-        the model has no such graph, or ONNX Runtime computes something else.
+        the model has no such graph, or ONNX Runtime gives other results.
     WeightsError
         See `AudioEncoder.from_hparams`.
     """
@@ -328,7 +327,8 @@ def _compare(model, path):
             assert named["n_time"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
-            # A comparison with NaN is never true; infinity is a difference.
+            # A comparison with NaN is never true, so NaN counts as an infinite
+            # difference.
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst
 
@@ -345,7 +345,7 @@ def _lengths_to_compare(model):
 
 @contextmanager
 def _progress(*steps):
-    """Show a bar over named steps; yield the function that ends one."""
+    """Show a progress bar of named steps; yield a function to end a step."""
     names = iter(steps[1:])
     with tqdm(desc=steps[0], total=len(steps), unit="step", leave=False) as bar:
 
@@ -358,7 +358,7 @@ def _progress(*steps):
 
 @contextmanager
 def _quiet():
-    """Hide what the exporter says of torchvision and its own future."""
+    """Hide the exporter's warnings on torchvision and deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -376,7 +376,7 @@ def _whole(path):
     path = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)
-    # torch.export and ONNX look at how a name ends.
+    # torch.export and ONNX check the suffix of the name.
     partial = os.path.join(folder, f".{os.getpid()}.partial.{name}")
     try:
         yield partial

@@ -10,12 +10,12 @@ from ssast_lobes.lobes.spectrogram import OUTPUTS
 class AudioEncoder(Interface):
     """Embed audio with an exported folder of any kind.
 
-    A clip of several windows is the mean of its windows, weighted by their
-    durations. Frames and patches of several windows are joined in time order:
-    where two windows overlap, each time step comes from the window whose
-    center is nearer. Clip vectors are the input of the export's classifier
-    (class tokens or layer weighting included); frames and patches are always
-    those of the last layer.
+    If a clip has several windows, its vector is the mean over the windows,
+    weighted by duration. Frames and patches of several windows are joined in
+    time order: where two windows overlap, each time step comes from the window
+    whose center is nearer. Clip vectors are the input of the export's
+    classifier (with its class tokens or layer weights); frames and patches
+    always come from the last layer.
 
     Example
     -------
@@ -39,16 +39,16 @@ class AudioEncoder(Interface):
 
     @property
     def clip_size(self):
-        """Size of a clip's vector: D, or more as the pooling has it."""
+        """Size of a clip's vector: D, or more, depending on the pooling."""
         return self.lobe.clip_size
 
     @property
     def step_seconds(self):
-        """Seconds from one frame (time step) to the next."""
+        """Seconds between frames (time steps)."""
         return self._hop_samples / self.sample_rate
 
     def n_time(self, n_samples):
-        """Return frames (time steps) of a clip.
+        """Return the number of frames (time steps) of a clip.
 
         Arguments
         ---------
@@ -96,15 +96,15 @@ class AudioEncoder(Interface):
         output : str
             See `encode_file`.
         unreadable : list, optional
-            Collects (path, reason) of the files that give no audio and are
-            left out. Without a list, the first such file is an error.
+            Collects (path, reason) of unreadable files, which are skipped.
+            Without a list, the first such file is an error.
 
         Yields
         ------
         path : str
             The file.
         embedding : torch.Tensor
-            As of `encode_file`.
+            See `encode_file`.
         """
         yield from self._encode(paths, output, unreadable, "Embedding")
 
@@ -116,7 +116,7 @@ class AudioEncoder(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); all clips are full when left out.
+            Relative lengths (B,); by default all clips are full.
         output : str
             ``"clip"``, ``"frames"`` or ``"patches"``.
 
@@ -148,7 +148,7 @@ class AudioEncoder(Interface):
             yield path, clip.transpose(0, 1) if output == "patches" else clip
 
     def _recipe(self, output):
-        """Return how windows are finished and merged; time comes first."""
+        """Return the functions that finish and merge windows."""
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")
         if output == "clip":

@@ -31,7 +31,7 @@ class Detection(NamedTuple):
     Arguments
     ---------
     path : str or None
-        The file, if it was one.
+        The file, or None for a waveform.
     events : list of DetectedEvent
         In order of time.
     seconds : float
@@ -56,15 +56,15 @@ class Detection(NamedTuple):
 
 
 class EventDetector(Interface):
-    """Find what sounds in audio, from when to when.
+    """Find sound events in audio, with onset and offset.
 
-    Long audio is cut into windows that overlap by half, and their scores are
-    joined before events are sought, so that an event may be longer than a
-    window, and a border between windows does not show. A file of any length
-    takes the memory of some windows (but see `ChangePointRule`).
+    Long audio is cut into windows that overlap by half. Their scores are
+    joined before the search for events, so an event may be longer than a
+    window, and borders between windows leave no trace. A file of any length
+    needs the memory of a few windows (but see `ChangePointRule`).
 
-    `labels` are the classes, `rules` say how the scores of each become
-    events, and may be changed (see `ssast_lobes.inference.events.EventRule`).
+    `labels` are the classes. `rules` hold, for each class, how scores become
+    events; you may change them (see `ssast_lobes.inference.events.EventRule`).
 
     Example
     -------
@@ -119,11 +119,11 @@ class EventDetector(Interface):
         Arguments
         ---------
         source, device, batch_size, precision
-            As of `AudioEncoder.from_hparams`.
+            See `AudioEncoder.from_hparams`.
         task : str, optional
-            A head of events on the frozen encoder of the folder, see
-            `ssast_lobes.checkpoints.frame_heads.frame_head_names`; may be
-            left out where there is one only.
+            Name of a head of events on the frozen encoder of the folder; see
+            `ssast_lobes.checkpoints.frame_heads.frame_head_names`. Needed only
+            if there are several.
 
         Returns
         -------
@@ -196,8 +196,8 @@ class EventDetector(Interface):
         paths : list of str or path
             Audio files.
         unreadable : list, optional
-            Collects (path, reason) of the files that give no audio and are
-            left out. Without a list, the first such file is an error.
+            Collects (path, reason) of unreadable files, which are skipped.
+            Without a list, the first such file is an error.
 
         Yields
         ------
@@ -214,12 +214,12 @@ class EventDetector(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); all clips are full when left out.
+            Relative lengths (B,); by default all clips are full.
 
         Returns
         -------
         list of Detection
-            One a clip, with `path` None.
+            One for each clip, with `path` None.
 
         Raises
         ------
@@ -235,7 +235,7 @@ class EventDetector(Interface):
         return [self._detection(None, pairs) for _, pairs in clips]
 
     def detect_stream(self, pieces):
-        """Find the events of a stream; each comes out once it is certain.
+        """Find the events of a stream; yield each when it is certain.
 
         The events are those of a file with the same audio.
 
@@ -248,7 +248,7 @@ class EventDetector(Interface):
         Yields
         ------
         DetectedEvent
-            Those of each class in order of time.
+            The events of each class are in order of time.
 
         Raises
         ------
@@ -268,7 +268,7 @@ class EventDetector(Interface):
         yield from self._events(pairs, [])
 
     def clip_scores(self, wav):
-        """Return the scores behind the events of a waveform, for pictures.
+        """Return the scores of a waveform, for pictures.
 
         Arguments
         ---------
@@ -278,7 +278,7 @@ class EventDetector(Interface):
         Returns
         -------
         numpy.ndarray
-            Probabilities (T', C), as they are before any rule.
+            Probabilities (T', C), before any rule is applied.
 
         Raises
         ------

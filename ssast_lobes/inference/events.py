@@ -1,7 +1,7 @@
-"""From scores to events: filters, thresholds, and joins of windows.
+"""Turn scores into events: filters, thresholds, and joins of windows.
 
-All of it works on parts of a recording, one after the other, so that hours
-take no more memory than minutes; the parts do not change the result.
+Everything here works on consecutive parts of a recording, so that hours take
+no more memory than minutes. The size of the parts does not change the result.
 """
 
 from typing import NamedTuple
@@ -14,7 +14,7 @@ _TOLERANCE = 1e-6
 
 
 class DetectedEvent(NamedTuple):
-    """A sound that was found.
+    """A detected sound.
 
     Arguments
     ---------
@@ -23,7 +23,7 @@ class DetectedEvent(NamedTuple):
     label : str
         Its class.
     score : float
-        Mean probability of the class while it sounds.
+        Mean probability of the class during the event.
     """
 
     onset: float
@@ -33,17 +33,17 @@ class DetectedEvent(NamedTuple):
 
 
 class EventRule(NamedTuple):
-    """How the scores of a class become events.
+    """Turn the scores of a class into events by a threshold.
 
-    The scores are smoothed by a median filter, and frames that reach the
-    threshold are on; then shorter gaps are closed and shorter events dropped.
+    A median filter smooths the scores, and frames that reach the threshold are
+    active. Then short gaps are closed and short events dropped.
 
     Arguments
     ---------
     threshold : float
         Least probability, 0 to 1.
     median_seconds : float
-        Length of the median filter; at most one frame: none.
+        Length of the median filter; none if at most one frame.
     min_seconds : float
         Shorter events are dropped.
     gap_seconds : float
@@ -61,11 +61,10 @@ class EventRule(NamedTuple):
 
 
 class ChangePointRule(NamedTuple):
-    """How change points of the scores of a class become events.
+    """Turn change points of the scores of a class into events.
 
     Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024, by their
-    package `sebbs`. It looks at a recording as a whole, so that its scores
-    have to fit into the memory.
+    package `sebbs`. It needs all scores of a recording in memory.
 
     Arguments
     ---------
@@ -74,8 +73,8 @@ class ChangePointRule(NamedTuple):
     step_seconds : float
         Length of the filter that finds changes.
     merge_absolute, merge_relative : float or None
-        Largest drop of the score, as a difference and as a ratio, between two
-        events that are one; None: no limit.
+        Largest drop of the score between two events that are merged, as a
+        difference and as a ratio; None: no limit.
     """
 
     threshold: float = 0.5
@@ -85,7 +84,7 @@ class ChangePointRule(NamedTuple):
 
 
 def read_rules(labels, config):
-    """Return the rule of each class that an export's config describes.
+    """Return the rule of each class from an export's configuration.
 
     Arguments
     ---------
@@ -122,14 +121,14 @@ def read_rules(labels, config):
 
 
 def median_filter(scores, widths):
-    """Smooth scores over time; the first and last are repeated outwards.
+    """Smooth scores over time by median filters with repeated edges.
 
     Arguments
     ---------
     scores : numpy.ndarray
         (T', C).
     widths : sequence of int
-        Frames of each class's filter, odd.
+        Length of each class's filter in frames, odd.
 
     Returns
     -------
@@ -184,19 +183,19 @@ class ScoreMerger:
         self._sum = self._weight = None
 
     def add(self, start, scores):
-        """Add a window; return the scores that no later one changes.
+        """Add a window; return the scores that are final.
 
         Arguments
         ---------
         start : int
-            First frame of the window; no less than that of the one before.
+            First frame of the window; not before that of the previous window.
         scores : numpy.ndarray
             (frames, C).
 
         Returns
         -------
         numpy.ndarray
-            (frames, C), those after what was returned before.
+            (frames, C), which follow the frames returned before.
         """
         place = np.arange(len(scores), dtype=scores.dtype)
         weight = np.minimum(place + 1, place[::-1] + 1)[:, None]
@@ -211,7 +210,7 @@ class ScoreMerger:
         return done
 
     def finish(self):
-        """Return the scores that are left (frames, C)."""
+        """Return the remaining scores (frames, C)."""
         return self._take(len(self._sum))
 
     def _take(self, count):
@@ -224,15 +223,15 @@ class ScoreMerger:
 class EventTracker:
     """Find events in scores that come in parts, by `EventRule`.
 
-    An event comes out once nothing that follows can change it. The parts
-    make no difference to the events.
+    An event is returned when no later score can change it. The size of the
+    parts does not change the events.
 
     Arguments
     ---------
     rules : dict of str to EventRule
         By class, in the order of the scores.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Example
     -------
@@ -254,7 +253,8 @@ class EventTracker:
         self._reach = max(self._widths) // 2
         self._kept = None  # scores that the filter still needs
         self._n_done = 0
-        # By class: first frame, frame after the last, sum of scores, frames.
+        # For each class: first frame, frame after the last, sum of scores,
+        # frames.
         self._open = [None] * len(rules)
 
     def add(self, scores):
@@ -268,7 +268,7 @@ class EventTracker:
         Returns
         -------
         list of DetectedEvent
-            Of each class in order of time.
+            The events of each class are in order of time.
         """
         if len(scores) == 0:
             return []
@@ -278,7 +278,7 @@ class EventTracker:
         return self._advance(None)
 
     def finish(self, seconds):
-        """Return the last events of a recording of so many seconds."""
+        """Return the last events, given the duration of the recording."""
         if self._kept is None:
             return []
         tail = np.repeat(self._kept[-1:], self._reach, axis=0)
@@ -306,7 +306,7 @@ class EventTracker:
         return sorted(done)
 
     def _is_over(self, number, frame):
-        """Tell whether a frame comes too late to belong to the open event."""
+        """Return whether a frame is too late to belong to the open event."""
         gap = (frame - self._open[number][1]) * self.timing.step
         return gap > self.rules[number].gap_seconds + _TOLERANCE
 
@@ -332,14 +332,14 @@ class EventTracker:
 
 
 class ChangePointTracker:
-    """Find events by `ChangePointRule`, once all scores are there.
+    """Find events by `ChangePointRule`, after all scores were added.
 
     Arguments
     ---------
     rules : dict of str to ChangePointRule
         By class, in the order of the scores.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Raises
     ------
@@ -359,7 +359,7 @@ class ChangePointTracker:
         return []
 
     def finish(self, seconds):
-        """Return the events of a recording of so many seconds."""
+        """Return the events, given the duration of the recording."""
         scores = np.concatenate(self._parts)
         if len(scores) == 0:
             return []
@@ -373,7 +373,7 @@ class ChangePointTracker:
 
 
 def change_point_boxes(scores, edges, rules):
-    """Return the boxes of `sebbs` in scores, without a threshold.
+    """Return the event candidates of `sebbs`, without a threshold.
 
     Arguments
     ---------
@@ -431,14 +431,14 @@ def require_sebbs():
 
 
 def make_tracker(rules, timing):
-    """Return what finds events in scores by rules of either kind.
+    """Return a tracker for rules of either kind.
 
     Arguments
     ---------
     rules : dict of str to EventRule or ChangePointRule
         By class, in the order of the scores.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""The base of the interfaces: from files to windows to batches."""
+"""The base class of the interfaces: files, windows and batches."""
 
 import itertools
 import os
@@ -27,12 +27,12 @@ from ssast_lobes.inference.windows import Windowing
 from ssast_lobes.lobes.spectrogram import lobe_of
 from ssast_lobes.utils.lengths import sample_counts
 
-# Long files are read in blocks of about this length.
+# Approximate length of the blocks in which long files are read.
 _BLOCK_SECONDS = 60
 
 
 class Window(NamedTuple):
-    """A piece of a clip, in samples; its waveform, or what went wrong."""
+    """A piece of a clip, in samples, with its waveform or an error."""
 
     clip: int
     start: int = 0
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """A lobe, and audio that passes through it in windows.
+    """Base class: compute a lobe on windows of audio.
 
     Arguments
     ---------
@@ -96,15 +96,14 @@ class Interface:
             The folder, written by a recipe or by ``ssast-lobes convert``, or
             one of Hugging Face's AST; or a repository on the hub that holds
             such a folder, ``user/repo`` or ``user/repo@revision``; or a name
-            that ``ssast-lobes models`` lists. The bundled model when left
-            out.
+            that ``ssast-lobes models`` lists. By default the bundled model.
         device : str
             Where to compute, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
             Windows computed at once; bounds the memory needed.
         precision : str
-            ``"fp32"``, ``"bf16"`` or ``"fp16"``: of the network, never of
-            the features.
+            ``"fp32"``, ``"bf16"`` or ``"fp16"`` for the network; features are
+            always float32.
 
         Returns
         -------
@@ -113,8 +112,8 @@ class Interface:
         Raises
         ------
         WeightsError
-            If the folder is not an export, its weights are missing, damaged
-            or not those of its configuration, or it is of another kind.
+            If the folder is not an export or is of another kind, or if its
+            weights are missing, damaged or do not fit its configuration.
         """
         return cls(source, device, batch_size, precision)
 
@@ -146,7 +145,7 @@ class Interface:
             )
         wavs = wavs if wavs.dim() == 2 else wavs[None]
         if wav_lens is not None:
-            # Here a wrong length is an error at once, on a GPU too.
+            # On the CPU a wrong length is an error at once.
             wav_lens = torch.as_tensor(wav_lens).cpu()
         lengths = sample_counts(wavs, wav_lens).tolist()
         batch = f"the batch of {wavs.shape[0]} clips x {wavs.shape[1]} samples"
@@ -170,7 +169,8 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Waveforms of many windows would fill the memory.
+                # Drop the waveforms: those of many windows would fill the
+                # memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
 
@@ -183,7 +183,7 @@ class Interface:
         ):
             encoded = self.lobe.extract_features(wav, lengths / wav.shape[1])
             results = finish(encoded)
-        # A copy made outside of inference mode may train a head.
+        # A copy outside of inference mode may train a head.
         return [result.float().cpu().clone() for result in results]
 
     def _spans(self, windows):

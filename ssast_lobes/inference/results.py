@@ -16,17 +16,17 @@ def write_results(results, path, windows=False, min_score=-math.inf):
     results : list of Classification or list of Verification
         The results.
     path : str or path
-        ``.json`` holds everything, also windows with their times. ``.csv``
-        has a row for each clip; see `Classification.rows`.
+        ``.json`` holds everything, with windows and their times. ``.csv`` has
+        a row for each clip; see `Classification.rows`.
     windows : bool
-        In a CSV, a row for each window instead.
+        Write a row for each window into a CSV.
     min_score : float
-        In a CSV, rows with a lower score are left out.
+        Drop rows with a lower score from a CSV.
 
     Raises
     ------
     ValueError
-        If the name ends in neither.
+        If the file has another extension.
 
     Example
     -------
@@ -61,7 +61,7 @@ def write_results(results, path, windows=False, min_score=-math.inf):
 
 
 def _rounded(value):
-    """Round to six significant digits, all that float32 has."""
+    """Round to six significant digits, the precision of float32."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

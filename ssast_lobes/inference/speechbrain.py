@@ -1,4 +1,4 @@
-"""Modules and hooks that SpeechBrain's interfaces build from an export."""
+"""Modules and hooks for SpeechBrain's interfaces to an export."""
 
 import torch
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
@@ -15,8 +15,8 @@ from ssast_lobes.utils.lengths import sample_counts
 class PassThrough(nn.Module):
     """Return the first argument.
 
-    Stands where SpeechBrain's `EncoderClassifier` wants features and their
-    normalization: our lobe takes the waveform.
+    Replace the features and normalization of SpeechBrain's
+    `EncoderClassifier`, since our lobe takes the waveform.
 
     Example
     -------
@@ -30,17 +30,17 @@ class PassThrough(nn.Module):
 
 
 class WindowClassifier(nn.Module):
-    """Classify clip vectors, by log-probabilities as of `AudioClassifier`.
+    """Return the log-probabilities of clip vectors, as `AudioClassifier` does.
 
-    A clip of several windows has the mean of its windows' probabilities,
-    weighted by duration.
+    If a clip has several windows, its probabilities are the mean over the
+    windows, weighted by duration.
 
     Arguments
     ---------
     head : ClassificationHead
-        Gives the scores (logits) of a vector.
+        Returns the scores (logits) of a vector.
     multi_label : bool
-        Whether each label has a probability by itself; else they sum to 1.
+        Whether labels are independent; else their probabilities sum to 1.
 
     Example
     -------
@@ -77,7 +77,7 @@ class WindowClassifier(nn.Module):
 
 
 class ExportPretrainer(Pretrainer):
-    """SpeechBrain's Pretrainer with `paths` that are relative to the source.
+    """SpeechBrain's Pretrainer with `paths` relative to the source.
 
     The parent looks for a bare file name in the working folder, and for files
     without a path only under the name ``<loadable>.ckpt``. This one takes the
@@ -112,7 +112,7 @@ class ExportPretrainer(Pretrainer):
         local_strategy=LocalStrategy.SYMLINK,
         fetch_config=FetchConfig(),  # noqa: B008, a frozen dataclass
     ):
-        """Fetch the files; arguments and result as in the parent."""
+        """Fetch the files; see the parent for arguments and result."""
         for name, file in self.files.items():
             if isinstance(default_source, FetchSource):
                 kind, folder = default_source
@@ -125,20 +125,20 @@ class ExportPretrainer(Pretrainer):
 
 
 def load_modules(modules, path):
-    """Load the tensors of an export, strictly: a hook of the Pretrainer.
+    """Load the tensors of an export strictly, as a hook of the Pretrainer.
 
     Arguments
     ---------
     modules : torch.nn.ModuleDict
-        ``encoder``, ``pooling`` and perhaps ``head``.
+        ``encoder``, ``pooling`` and, if there is one, ``head``.
     path : str or path
-        The safetensors file. Tensors of an objective are left out.
+        The safetensors file. Tensors of an objective are ignored.
 
     Raises
     ------
     WeightsError
-        If the file is missing or damaged, or its tensors are not those of
-        the modules.
+        If the file is missing or damaged, or its tensors do not fit the
+        modules.
 
     Example
     -------
@@ -161,7 +161,7 @@ def load_modules(modules, path):
 
 
 def load_labels(label_encoder, path):
-    """Load the labels of an export, strictly: a hook of the Pretrainer.
+    """Load the labels of an export strictly, as a hook of the Pretrainer.
 
     Arguments
     ---------
@@ -191,24 +191,24 @@ def load_labels(label_encoder, path):
 
 
 class WindowedLobe(SpectrogramLobe):
-    """A lobe that gives clip vectors of audio of any length.
+    """Return clip vectors of audio of any length.
 
-    The `embedding_model` of an exported folder. A clip of several windows is
-    the mean of their vectors, weighted by duration. The mean of the windows'
-    scores is not the score of that vector, and SpeechBrain hands its classifier
-    this one tensor only (``self.mods.classifier(emb)`` in `EncoderClassifier`).
-    So the tensor has what `WindowClassifier` needs as an attribute
-    `windows`: vectors (B, W, D) and weights (B, W). A tensor computed
-    from it has no windows any more.
+    This is the `embedding_model` of an exported folder. The vector of a clip
+    of several windows is the mean of their vectors, weighted by duration. But
+    its scores are the mean of the windows' scores, not the scores of that
+    vector, and SpeechBrain hands its classifier this one tensor only
+    (``self.mods.classifier(emb)`` in `EncoderClassifier`). So the tensor
+    carries an attribute `windows` for `WindowClassifier`: vectors (B, W, D)
+    and weights (B, W). A tensor computed from it has no `windows`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
-        Waveform to features.
+        Maps waveforms to features.
     pooling : ClipPooling
-        How a clip vector is made.
+        Makes the clip vector.
     window_seconds : float
         Length of a window.
 
@@ -229,7 +229,7 @@ class WindowedLobe(SpectrogramLobe):
         )
 
     def forward(self, wav, wav_lens=None):
-        """Represent a batch of waveforms; arguments as of the parent.
+        """Represent a batch of waveforms; see the parent for arguments.
 
         Returns
         -------

@@ -1,8 +1,8 @@
-"""Classify a stream, a recording without end, window by window.
+"""Classify a stream of audio, window by window.
 
 Audio comes in pieces of any size, from a microphone, a socket or a long file.
-Labels with times come out as soon as a window is full. Memory holds a window,
-not the recording.
+Labels with times are returned as soon as a window is full. Only one window is
+in memory, not the recording.
 """
 
 import torch
@@ -10,8 +10,8 @@ import torch
 from ssast_lobes.dataio.waveforms import check_samples, to_float
 from ssast_lobes.inference.classifier import WindowScores
 
-# A piece with so few entries along one axis, and more along the other, has its
-# channels along the short one.
+# If a piece has at most this many entries along one axis, and more along the
+# other, its channels are along the short axis.
 _MAX_CHANNELS = 8
 
 
@@ -28,7 +28,7 @@ def cut_stream(pieces, window, hop):
     window : int
         Length of a window in samples.
     hop : int
-        Samples from the start of a window to that of the next.
+        Samples between the starts of two windows.
 
     Yields
     ------
@@ -41,8 +41,8 @@ def cut_stream(pieces, window, hop):
     Raises
     ------
     ValueError
-        If `hop` is not between 1 and `window`: audio would be left out. If
-        the shape or the type of a piece is another.
+        If `hop` is not between 1 and `window`, since audio would be lost, or
+        if a piece has another shape or type.
     UnreadableAudio
         If a piece holds NaN, infinite or absurdly loud samples.
 
@@ -62,7 +62,7 @@ def cut_stream(pieces, window, hop):
         while len(kept) >= window:
             yield start, kept[:window]
             start, kept = start + hop, kept[hop:]
-    # What the last full window has in common with the next is not new.
+    # The overlap with the last full window is not new.
     seen = window - hop if start > 0 else 0
     if len(kept) > seen:
         yield start, kept
@@ -71,7 +71,7 @@ def cut_stream(pieces, window, hop):
 def classify_stream(
     classifier, pieces, window_seconds=None, hop_seconds=None, threshold=0.5
 ):
-    """Classify a stream, a result a window as soon as it is full.
+    """Classify a stream; yield a result as soon as a window is full.
 
     Arguments
     ---------
@@ -80,12 +80,11 @@ def classify_stream(
     pieces : iterable of torch.Tensor or numpy.ndarray
         Parts of one waveform at the classifier's rate; see `cut_stream`.
     window_seconds : float, optional
-        Length of a window, at least 25 ms: short ones answer sooner, long
-        ones have more context. The classifier's own, that of its training,
-        when left out.
+        Length of a window, at least 25 ms. Short windows answer sooner, long
+        ones have more context. By default the window of the classifier's
+        training.
     hop_seconds : float, optional
-        From the start of a window to that of the next; half a window when
-        left out.
+        Time between the starts of two windows; by default half a window.
     threshold : float
         Least score of a label; multi-label models only.
 
@@ -93,7 +92,7 @@ def classify_stream(
     ------
     WindowScores
         Start and end in seconds since the start of the stream, labels and
-        scores. A last window of less than 25 ms is left out.
+        scores. A last window of less than 25 ms is dropped.
 
     Raises
     ------
@@ -153,7 +152,8 @@ def classify_stream(
 
 def _mono_pieces(pieces):
     """Yield the pieces of a stream as float32 (samples,) on the CPU."""
-    # The first piece tells where the channels are: the last may be short.
+    # The first piece shows the axis of the channels; the last piece may be too
+    # short for this.
     axis = channels = None
     for number, piece in enumerate(pieces):
         name = f"piece {number} of the stream"

@@ -9,7 +9,7 @@ from ssast_lobes.inference.encoder import AudioEncoder
 
 
 class Verification(NamedTuple):
-    """How alike two files sound.
+    """The similarity of two files.
 
     Arguments
     ---------
@@ -31,17 +31,17 @@ class Verification(NamedTuple):
         return self._asdict()
 
     def rows(self, windows=False):
-        """Return the flat row, for CSV, in a list; there are no windows."""
+        """Return the flat row for a CSV, in a list; there are no windows."""
         return [self._asdict()]
 
 
 class SpeakerVerifier(AudioEncoder):
-    """Whether two files are of one speaker, by the cosine of their clips.
+    """Verify whether two files have the same speaker, by a cosine.
 
-    Best with the export of a speaker classifier. Scores of different models
-    are not comparable, so there is no threshold that suits all: choose one on
-    pairs of your own, for example where false acceptances equal false
-    rejections (`ssast_lobes.utils.metrics.equal_error_rate`).
+    It works best with the export of a speaker classifier. Scores of different
+    models are not comparable, so no threshold suits all. Choose one on your
+    own pairs, for example where false acceptances equal false rejections
+    (`ssast_lobes.utils.metrics.equal_error_rate`).
 
     Example
     -------
@@ -68,7 +68,7 @@ class SpeakerVerifier(AudioEncoder):
         path_a, path_b : str or path
             Audio of any rate, channel count, format and length.
         threshold : float, optional
-            Least score that counts as one speaker.
+            Least score that counts as the same speaker.
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """Cut audio of any length into windows, compute them, and join the results.
 
-Longer audio than a model's window is cut into windows that overlap by half,
-or as one says; the last one may be shorter. They start on the grid of
+Audio longer than a model's window is cut into windows that overlap by half, or
+by another hop; the last one may be shorter. Windows start on the grid of
 patches, so that their frames fit together. The interfaces, the exported
 SpeechBrain model and the harnesses all use this rule.
 """
@@ -23,8 +23,8 @@ class Windowing:
     seconds : float
         Length of a window.
     hop_seconds : float, optional
-        From the start of a window to that of the next, rounded down to whole
-        patches, at least one; half a window when left out.
+        Time between the starts of two windows, rounded down to whole patches,
+        at least one; by default half a window.
 
     Example
     -------
@@ -36,13 +36,13 @@ class Windowing:
 
     def __init__(self, fbank, grid, seconds, hop_seconds=None):
         self.samples = round(seconds * fbank.sample_rate)
-        # One sample more would make another frame.
+        # With one more sample there would be another frame.
         self.reach = self.samples + fbank.hop_samples - 1
         self.n_time = grid.n_time(fbank.frames_of(self.samples))
         step = grid.stride[1] * fbank.hop_samples
         hop_time = self.n_time // 2
         if hop_seconds is not None:
-            # A whole number of patches may come out a rounding below it.
+            # Rounding may give slightly less than a whole number of patches.
             hop_time = math.floor(hop_seconds * fbank.sample_rate / step + 1e-6)
         self.hop_time = max(1, hop_time)
         self.hop = self.hop_time * step
@@ -87,7 +87,7 @@ class Windowing:
         lengths : torch.Tensor
             Samples of each clip (B,), int64.
         n_windows : int
-            How many windows there are, W: those of the longest clip.
+            Number of windows W of the longest clip.
 
         Returns
         -------
@@ -127,7 +127,8 @@ class Windowing:
         Yields
         ------
         EncoderOutput
-            Of all clips. Ignore that of a clip that ended before the window.
+            Output for all clips. Ignore that of clips that ended before the
+            window.
         """
         for start, piece in self.cut(wav):
             left = (lengths - start).clamp(1, piece.shape[1])
@@ -136,12 +137,12 @@ class Windowing:
             )
 
     def clips(self, lobe, wav, lengths):
-        """Pool the windows of a batch; arguments as of `encode`.
+        """Pool the windows of a batch; see `encode` for arguments.
 
         Returns
         -------
         vectors : torch.Tensor
-            Of each window (B, W, D).
+            Vector of each window (B, W, D).
         weights : torch.Tensor
             See `weights`.
         """
@@ -152,14 +153,14 @@ class Windowing:
 
 
 def count_windows(total, length, hop):
-    """Count the windows that cover so many samples; the last may be shorter.
+    """Count the windows that cover a clip; the last may be shorter.
 
     Arguments
     ---------
     total : int or torch.Tensor
         Samples to cover.
     length, hop : int
-        Samples of a window, and from its start to that of the next.
+        Samples of a window, and between the starts of two windows.
 
     Returns
     -------

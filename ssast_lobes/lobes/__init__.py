@@ -1,1 +1,1 @@
-"""Lobes, which a YAML of SpeechBrain names: encoders and pretraining."""
+"""Lobes for YAMLs of SpeechBrain: encoders and pretraining."""

@@ -1,4 +1,4 @@
-"""Clips longer than a model was trained on, cut as its own code cuts them."""
+"""Cut long clips into chunks as the official code of a model does."""
 
 import torch
 
@@ -9,24 +9,24 @@ RULES = ("join", "zeros", "mean", "mean_of_long")
 
 
 class Chunks:
-    """Encode pieces of a clip apart, each with positions from the start.
+    """Encode the pieces of a clip separately, each with positions from 0.
 
-    The alternative to interpolated positions, for a lobe that follows the
-    official code of M2D, ATST or Dasheng. Tokens of the pieces are joined in
-    time. Frames of a piece that fill no patch are left out, save the last ones
-    of the clip.
+    This is the alternative to interpolated positions, for a lobe that follows
+    the official code of M2D, ATST or Dasheng. The tokens of the pieces are
+    joined in time. Frames at the end of a piece that do not fill a patch are
+    dropped, except in the last piece of the clip.
 
     Arguments
     ---------
     frames : int
-        Frames of a piece; the last of a clip is shorter.
+        Frames of a piece; the last piece of a clip may be shorter.
     rule : str
         ``"join"``: pool all tokens. ``"zeros"``: the same, but attention sees
-        zeros behind the last piece of several. ``"mean"``: a clip is the mean
-        of its pieces, a short one counting as much. ``"mean_of_long"``: the
-        same as ATST-Clip has it, without later pieces of which no more than
-        half is audio, and the mean of a piece the sum of its tokens over the
-        number of all from there to the clip's end.
+        zeros after the last of several pieces. ``"mean"``: a clip is the mean
+        of its pieces, with equal weights. ``"mean_of_long"``: the variant of
+        ATST-Clip. It drops later pieces of which at most half is audio, and
+        divides the sum of a piece's tokens by the number of tokens from its
+        start to the end of the clip.
 
     Raises
     ------
@@ -115,8 +115,8 @@ class Chunks:
                 left = (n_frames - number * self.frames).clamp(min=0)
                 if number > 0:
                     counts = counts & (left > self.frames // 2)
-                # The official code divides the sum of a piece by the tokens
-                # of all that is left of the clip.
+                # The official code divides the sum of a piece by the number of
+                # tokens from its start to the end of the clip.
                 n_time = encoder.grid.n_time(left)
                 max_time = encoder.grid.n_time(feats.shape[1])
                 is_token = encoder.grid.is_token(n_time, max_time)
@@ -154,7 +154,7 @@ class Chunks:
 
 
 def _cut(output, is_token, max_time):
-    """Return an output of so many times, and of some of its tokens only."""
+    """Return some tokens and time steps of an output."""
     states, shown = output.hidden_states, is_token[:, :, None]
 
     def cut(x, dim):

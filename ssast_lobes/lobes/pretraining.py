@@ -15,11 +15,12 @@ class PretrainingOutput(NamedTuple):
     Arguments
     ---------
     loss : torch.Tensor
-        Scalar to minimise.
+        Scalar to minimize.
     logs : dict of str to torch.Tensor
         Detached scalars, means over the clips.
     n_clips : int or torch.Tensor
-        Number of these clips: one with a single token has no mask.
+        Number of clips in these means; a clip of a single token has no mask
+        and does not count.
     """
 
     loss: torch.Tensor
@@ -33,11 +34,11 @@ class PretrainingLobe(nn.Module):
     Arguments
     ---------
     objective : Objective
-        Such as `MSPM`; owns the encoder that is trained. One that sets
-        ``needs_audio`` is given the waveforms too, and one that sets
-        ``needs_place`` where the clips come from.
+        Such as `MSPM`; owns the encoder to train. If it sets ``needs_audio``,
+        it also gets the waveforms; if it sets ``needs_place``, also the ids
+        and crop starts of the clips.
     features : FrontEnd
-        Waveforms to normalized log-mel, such as ``SSAST(...).features``.
+        Maps waveforms to normalized log-mel, such as ``SSAST(...).features``.
 
     Example
     -------
@@ -64,16 +65,15 @@ class PretrainingLobe(nn.Module):
         wavs : torch.Tensor
             16 kHz mono waveforms (B, S).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); all clips are full when left out, which
-            saves the attention its mask.
+            Relative lengths (B,). By default all clips are full, and attention
+            needs no mask.
         clip_keys : torch.Tensor, optional
-            (B,) int64: masks become a function of a clip's key alone, for
-            validation. Drawn from PyTorch's generator when left out.
+            (B,) int64, for validation: the mask of a clip becomes a function
+            of its key. By default PyTorch's generator draws the masks.
         **items
-            Other items of a batch, each for the objectives that ask for it, or
-            None: ``positive_pairs`` (B,), which count in training alone;
-            ``clip_ids``, a list of texts, and ``crop_starts`` (B,), in
-            samples.
+            Other items of a batch, for objectives that need them, or None:
+            ``positive_pairs`` (B,), used in training only; ``clip_ids``, a
+            list of str, and ``crop_starts`` (B,), in samples.
 
         Returns
         -------
@@ -82,7 +82,8 @@ class PretrainingLobe(nn.Module):
         Raises
         ------
         ValueError
-            If the objective needs the places of clips, and they are not told.
+            If the objective needs clip ids and crop starts, and they are
+            missing.
         """
         if clip_keys is not None:
             items.pop("positive_pairs", None)
@@ -107,7 +108,7 @@ class PretrainingLobe(nn.Module):
         return PretrainingOutput(*output, mask.flatten(1).any(1).sum())
 
     def _asked_for(self, items):
-        """Return those of the items that the objective takes, and there are."""
+        """Return the items that the objective takes and that are not None."""
         objective = self.objective
         asked = {
             "positive_pairs": objective.uses_positive_pairs,
@@ -117,8 +118,8 @@ class PretrainingLobe(nn.Module):
         told = {key for key, value in items.items() if value is not None}
         if objective.needs_place and not {"clip_ids", "crop_starts"} <= told:
             raise ArgumentError(
-                "the objective needs the place of each clip: give its "
-                "clip_ids and crop_starts (`ssast_lobes.ClipReader` tells "
-                "where it crops)"
+                "the objective needs to know where each clip comes from: "
+                "pass clip_ids and crop_starts (`ssast_lobes.ClipReader` "
+                "returns the latter)"
             )
         return {key: items[key] for key in told if asked.get(key, True)}

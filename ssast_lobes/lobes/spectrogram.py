@@ -1,7 +1,7 @@
 """Lobes for recipes: waveform in, representation out.
 
-`SSAST` stands where another recipe's YAML has its wav2vec 2.0 lobe: one
-tensor from ``forward(wav, wav_lens)``. It is a `SpectrogramLobe` by its preset
+`SSAST` replaces the wav2vec 2.0 lobe of a recipe's YAML: its ``forward(wav,
+wav_lens)`` returns one tensor. It is a `SpectrogramLobe` built from a preset
 or from a checkpoint; `lobe_of` builds one from an exported folder.
 """
 
@@ -30,17 +30,17 @@ class SpectrogramLobe(nn.Module):
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd, optional
-        Waveform to features; AudioSet statistics when left out.
+        Maps waveforms to features; by default with AudioSet's statistics.
     output : str
-        What ``forward`` gives: ``"frames"`` (B, T', D) in time order,
+        What ``forward`` returns: ``"frames"`` (B, T', D) in time order,
         ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, `clip_size`).
     pooling : ClipPooling, optional
-        How a clip vector is made; the mean of the valid tokens when left out.
+        Makes the clip vector; by default the mean of the valid tokens.
     freeze : bool
-        Never train the encoder: no gradients, always evaluation mode.
+        Keep the encoder fixed: no gradients, always evaluation mode.
     chunks : dict, optional
-        Cut longer clips: arguments of `ssast_lobes.lobes.chunks.Chunks`. When
-        left out, their positions are interpolated.
+        Arguments of `ssast_lobes.lobes.chunks.Chunks`, which cuts longer
+        clips. By default their positions are interpolated.
 
     Raises
     ------
@@ -79,7 +79,8 @@ class SpectrogramLobe(nn.Module):
         self.pooling = pooling or ClipPooling(encoder.depth)
         self.output = output
         self.freeze = freeze
-        # Not on the way out; DDP would wait for its gradient.
+        # The output does not depend on it, and DDP would wait for its
+        # gradient.
         if output != "clip":
             self.pooling.requires_grad_(False)
         elif self.pooling.needs_hidden_states is True:
@@ -90,17 +91,17 @@ class SpectrogramLobe(nn.Module):
 
     @property
     def output_size(self):
-        """Size of every vector that comes out: D, of clips `clip_size`."""
+        """Size of the output vectors: D, or `clip_size` for clips."""
         return self.clip_size if self.output == "clip" else self.encoder.dim
 
     @property
     def clip_size(self):
-        """Size of a clip's vector: D, or more as the pooling has it."""
+        """Size of a clip's vector: D, or more, depending on the pooling."""
         return self.pooling.output_size(self.encoder.dim)
 
     @property
     def timing(self):
-        """Which part of the audio each frame stands for: a `FrameTiming`."""
+        """Which part of the audio each frame covers, a `FrameTiming`."""
         return FrameTiming(self.encoder.grid, self.features.fbank)
 
     def train(self, mode=True):
@@ -116,14 +117,15 @@ class SpectrogramLobe(nn.Module):
             Mono waveforms (B, S) at the rate of the features (16 kHz),
             floating point with full scale 1.
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,) in (0, 1]; all clips are full when left out.
+            Relative lengths (B,) in (0, 1]; by default all clips are full.
 
         Returns
         -------
         torch.Tensor
-            (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), after
-            `output`; 0 at padding. In the type of the weights: after
-            ``half()`` the network computes in float16, the features do not.
+            (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), depending on
+            `output`; 0 at padding. The dtype is that of the weights: after
+            ``half()`` the network computes in float16, but the features do
+            not.
 
         Raises
         ------
@@ -251,27 +253,26 @@ class SSAST(SpectrogramLobe):
         ``ssast-lobes models`` lists. Clips keep their own lengths, also where
         the source was used with reference padding (see `FrontEnd`).
     freeze : bool
-        Never train the encoder.
+        Keep the encoder fixed.
     output : str
         ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
     statistics : str or dict, optional
-        Normalization; see `FrontEnd`. Those of `source`, else AudioSet's,
-        when left out.
+        Normalization; see `FrontEnd`. By default those of `source`, else
+        AudioSet's.
     n_mels : int, optional
-        Mel bins; those of `source`, else 128, when left out.
+        Mel bins; by default those of `source`, else 128.
     stride : tuple of int, optional
-        Step between patches (mel bins, frames), smaller for overlap. Of a
-        fine-tuned official checkpoint it must be the one of its training.
+        Step between patches (mel bins, frames), smaller for overlap. For a
+        fine-tuned official checkpoint it must be the stride of its training.
     table_frames : int, optional
         See `SpectrogramEncoder`; a `source` brings its own.
     drop_path : float
         See `SpectrogramEncoder`.
     checkpointing : bool, optional
-        See `SpectrogramEncoder`; when left out only the size ``"large"`` has
-        it.
+        See `SpectrogramEncoder`; by default only the size ``"large"`` uses it.
     family : str, optional
-        Whose checkpoint `source` is, where several labs have the same keys;
-        see docs/checkpoints.md.
+        Family of the checkpoint `source`, if its keys do not show it; see
+        docs/checkpoints.md.
 
     Raises
     ------

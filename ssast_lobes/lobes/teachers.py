@@ -13,16 +13,16 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class TeacherOutput(NamedTuple):
-    """What a teacher makes of a batch.
+    """The outputs of a teacher for a batch.
 
     Arguments
     ---------
     states : torch.Tensor
-        (K, B, T, D): a vector a time step after each layer asked for.
+        (K, B, T, D): the vectors of each time step after each requested layer.
     centers : torch.Tensor
         Middle of each step in the clip, in seconds, (B, T).
     step : torch.Tensor
-        Seconds from step to step, (B,).
+        Seconds between steps, (B,).
     is_step : torch.Tensor
         Boolean (B, T), False at padding.
     """
@@ -34,31 +34,31 @@ class TeacherOutput(NamedTuple):
 
 
 class Teacher(nn.Module):
-    """A frozen lobe, to learn from: see `Distillation`.
+    """A frozen lobe that teaches a student; see `Distillation`.
 
-    It has no gradient and stays in evaluation mode. What it gives for a clip
-    is a function of the clip alone. Our own lobes are known to the sample: a
-    step is the mean over frequency of its patches. Of other lobes nothing is
-    known but their outputs, so clips of the same length go in together,
-    without padding (which waits for the device), and the steps are taken to
-    lie evenly over the clip.
+    It has no gradients and stays in evaluation mode. Its output for a clip is
+    a function of the clip alone. For lobes of this package the time of each
+    step is exact: a step is the mean over frequency of its patches. For other
+    lobes only the outputs are known. So clips of the same length are computed
+    together, without padding (this waits for the device), and the steps are
+    assumed to be spread evenly over the clip.
 
     Arguments
     ---------
     source : str, path or torch.nn.Module
-        What ``SSAST(source=...)`` reads, or a lobe: a module whose
-        ``forward(wav, wav_lens)`` gives (B, T, D), or the hidden states
-        (L + 1, B, T, D) that begin with the input of the first layer, as
-        SpeechBrain's wav2vec 2.0 lobes do under ``output_all_hiddens``; or a
-        tuple that begins with one of these. A lobe that gives one tensor
-        counts as one layer.
+        A source of ``SSAST(source=...)``, or a lobe: a module whose
+        ``forward(wav, wav_lens)`` returns (B, T, D), or all hidden states (L +
+        1, B, T, D), or a tuple that begins with one of these. Hidden states
+        begin with the input of the first layer, as those of SpeechBrain's
+        wav2vec 2.0 lobes with ``output_all_hiddens``. A lobe that returns (B,
+        T, D) counts as one layer.
 
     Raises
     ------
     WeightsError
         If the source does not load.
     ArgumentError
-        If it is no source and no lobe, or what the lobe gives are no frames.
+        If it is neither a source nor a lobe, or the lobe returns no frames.
 
     Example
     -------
@@ -86,7 +86,8 @@ class Teacher(nn.Module):
             self.depth = self.lobe.encoder.depth
             self.dim = self.lobe.encoder.dim
         else:
-            # A lobe that does not tell its rate takes 16 kHz, as most do.
+            # Most lobes take 16 kHz, so this is assumed if a lobe states no
+            # rate.
             self.sample_rate = getattr(self.lobe, "sample_rate", 16000)
             clip = torch.linspace(-0.1, 0.1, self.sample_rate)[None]
             try:
@@ -105,11 +106,11 @@ class Teacher(nn.Module):
             self.depth, self.dim = len(states) - 1, states.shape[3]
 
     def train(self, mode=True):
-        """Stay in evaluation mode, whatever the mode around."""
+        """Stay in evaluation mode; ignore `mode`."""
         return super().train(False)
 
     def fingerprint(self):
-        """Return a text that differs where weights or settings do.
+        """Return a text that identifies weights and settings.
 
         Returns
         -------
@@ -129,7 +130,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, wavs, n_samples, layers):
-        """Return what layers make of a batch.
+        """Return the outputs of layers for a batch.
 
         Arguments
         ---------
@@ -138,7 +139,7 @@ class Teacher(nn.Module):
         n_samples : torch.Tensor
             Length of each clip, (B,) int64.
         layers : list of int
-            K numbers from 1 to `depth`.
+            Numbers of the K layers, from 1 to `depth`.
 
         Returns
         -------
@@ -168,7 +169,7 @@ class Teacher(nn.Module):
         return TeacherOutput(states, place * step[:, None], step, is_step)
 
     def _of_ours(self, wavs, n_samples, layers):
-        """Return what layers of a lobe of this package make of a batch."""
+        """Return the outputs of layers of a lobe of this package."""
         wav_lens = n_samples.double() / wavs.shape[1]
         encoded = self.lobe.extract_features(wavs, wav_lens, True)
         grid = (encoded.n_freq, -1)
@@ -218,7 +219,7 @@ def load_teachers(sources):
     Raises
     ------
     ArgumentError
-        If none is named.
+        If `sources` names none.
 
     Example
     -------

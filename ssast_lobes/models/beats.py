@@ -1,9 +1,9 @@
-"""BEATs' encoder: the same contract as `SpectrogramEncoder`, another graph.
+"""BEATs' encoder: the interface of `SpectrogramEncoder`, another graph.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023,
-after the released code (microsoft/unilm, beats/). Tokens run in order of time,
-and of frequency at each time. Where they are, they know from a convolution over
-that sequence, and from a bias of attention by distance.
+after the released code (microsoft/unilm, beats/). Tokens are in order of time,
+and of frequency at each time. Their positions come from a convolution over
+this sequence, and from an attention bias that depends on distance.
 """
 
 import math
@@ -20,12 +20,12 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 NORM_EPS = 1e-5
 
-# Parts of a gate, and values that are summed for each.
+# Gates of a query, and the values that are summed for each.
 _GATE = (2, 4)
 
 
 class GatedAttention(nn.Module):
-    """Self-attention with a bias by distance, gated by each query.
+    """Self-attention with a relative position bias, gated by each query.
 
     Arguments
     ---------
@@ -59,7 +59,7 @@ class GatedAttention(nn.Module):
         x : torch.Tensor
             Tokens (B, N, D).
         bias : torch.Tensor
-            (1, H, N, N) or (B, H, N, N), of query and key.
+            (1, H, N, N) or (B, H, N, N), for each query and key.
         attend : torch.Tensor, optional
             Boolean (B, 1, 1, N), True at tokens that may be attended to.
 
@@ -84,7 +84,7 @@ class GatedAttention(nn.Module):
 
 
 class BEATsBlock(nn.Module):
-    """Post-norm block whose stream is scaled up first (deep norm).
+    """Post-norm block with a scaled residual (DeepNorm).
 
     Wang et al., "DeepNet: Scaling Transformers to 1,000 Layers", 2022.
 
@@ -93,7 +93,7 @@ class BEATsBlock(nn.Module):
     dim, heads, mlp_ratio, drop_path
         See `ssast_lobes.models.transformer.TransformerBlock`.
     depth : int
-        Blocks of the encoder, which give the scale.
+        Number of blocks of the encoder, which determines the scale.
     """
 
     def __init__(self, dim, heads, mlp_ratio, drop_path, depth):
@@ -106,7 +106,7 @@ class BEATsBlock(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
 
     def forward(self, x, bias, attend=None):
-        """Transform tokens (B, N, D); the rest as in `GatedAttention`."""
+        """Transform tokens (B, N, D); see `GatedAttention.forward`."""
         mixed = self.attn(x, bias, attend)
         mixed = drop_path(mixed, self.drop_path, self.training)
         x = self.norm1(self.scale * x + mixed)
@@ -117,24 +117,24 @@ class BEATsBlock(nn.Module):
 class BEATsEncoder(nn.Module):
     """BEATs over spectrogram patches, for clips of any length.
 
-    No class tokens and no position table. A clip's output never depends on the
-    clips it is batched with.
+    It has no class tokens and no position table. A clip's output never depends
+    on the other clips of its batch.
 
     Arguments
     ---------
     grid, dim, depth, heads, mlp_ratio, drop_path, checkpointing
         See `SpectrogramEncoder`.
     table_frames : int
-        Frames of the clips it was trained on; no limit.
+        Frames of the training clips; longer clips work too.
     patch_dim : int
         Size of the patch vectors before they are projected to D.
     kernel, groups : int
-        Of the convolution that tells positions.
+        Kernel size and groups of the convolution for positions.
     buckets, max_distance : int
-        Distances in tokens that have a bias of their own, both ways together,
-        and from where on all share one.
+        Number of biases, for both directions together, and the distance in
+        tokens beyond which all share one.
     blocks : str
-        ``"beats"``, the word for this encoder in a configuration.
+        ``"beats"``, the name of this encoder in a configuration.
 
     Example
     -------
@@ -224,7 +224,7 @@ class BEATsEncoder(nn.Module):
 
     @property
     def adaptable_layers(self):
-        """Names of the linear layers that low-rank adapters can sit on."""
+        """Names of the linear layers that can have low-rank adapters."""
         return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
 
     def fix_positions(self):
@@ -244,9 +244,9 @@ class BEATsEncoder(nn.Module):
         keep=None,
         hidden_states=False,
     ):
-        """Encode a batch; all as of `SpectrogramEncoder.forward`.
+        """Encode a batch; see `SpectrogramEncoder.forward`.
 
-        Dropped tokens are 0 where the convolution sees them.
+        The convolution sees dropped tokens as 0.
         """
         feats = feats.to(self.projection.weight.dtype)
         max_frames = feats.shape[1]
@@ -271,7 +271,7 @@ class BEATsEncoder(nn.Module):
             kept = counts.scatter_add(1, keep[0], keep[1].long()) > 0
             kept = kept & is_token
         x = self._add_positions(x * kept[:, :, None], n_freq)
-        # The place of each token in the order of time, (1 or B, N).
+        # Position of each token in the order of time, (1 or B, N).
         time = torch.arange(max_time, device=x.device)
         band = torch.arange(n_freq, device=x.device)[:, None]
         place = (time * n_freq + band).flatten()[None]
@@ -310,13 +310,13 @@ class BEATsEncoder(nn.Module):
         """Add the convolution over tokens (B, N, D) in the order of time."""
         by_time = x.unflatten(1, (n_freq, -1)).transpose(1, 2).flatten(1, 2)
         moved = self.convolution(by_time.transpose(1, 2)).transpose(1, 2)
-        # An even kernel gives one too many.
+        # An even kernel returns one token too many.
         moved = nn.functional.gelu(moved[:, : x.shape[1]])
         moved = moved.unflatten(1, (-1, n_freq)).transpose(1, 2).flatten(1, 2)
         return x + moved
 
     def _bias(self, place):
-        """Return the bias (1 or B, H, N, N) of tokens at places (1 or B, N)."""
+        """Return the bias (1 or B, H, N, N) for positions (1 or B, N)."""
         distance = place[:, None, :] - place[:, :, None]
         side = len(self.distance_bias) // 2
         exact = side // 2

@@ -65,7 +65,7 @@ class TransformerDecoder(nn.Module):
         Arguments
         ---------
         encoded : EncoderOutput
-            Of the visible tokens.
+            Output for the visible tokens.
         split : TokenSplit
             Places of the visible tokens.
         n_freq : int

@@ -1,4 +1,4 @@
-"""The encoder: features of any length in, tokens out.
+"""The encoder: from features of any length to tokens.
 
 Transformer blocks as in SSAST, or Mamba blocks as in SSAMBA, over the same
 patches and positions, and with the same outputs.
@@ -78,12 +78,12 @@ class EncoderOutput(NamedTuple):
 
     def _on_grid(self, x):
         if self.n_freq is None:
-            raise ValueError("tokens were dropped: they have no grid")
+            raise ValueError("tokens were dropped, so there is no grid")
         return x.unflatten(1, (self.n_freq, -1))
 
     @property
     def frames(self):
-        """One vector a time step, (B, T', D): the mean over frequency."""
+        """Vectors of time steps (B, T', D), the means over frequency."""
         return self.patches.mean(1)
 
     @property
@@ -108,19 +108,19 @@ class EncoderOutput(NamedTuple):
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
     def pool_tokens(self, tokens, class_tokens, pooling):
-        """Return one vector a clip from the tokens of any layer.
+        """Return one vector for each clip from the tokens of a layer.
 
         Arguments
         ---------
         tokens, class_tokens : torch.Tensor
-            Of the layer, as `tokens` and `class_tokens` here.
+            Tokens of the layer, shaped as `tokens` and `class_tokens` here.
         pooling : str
             As in `clip`.
 
         Returns
         -------
         torch.Tensor
-            As of `clip`.
+            See `clip`.
         """
         return pool(tokens, self.is_token, class_tokens, pooling, self.n_freq)
 
@@ -169,7 +169,7 @@ class SpectrogramEncoder(nn.Module):
         ``"attention"``, ``"attention_post_norm"``, ``"mamba"`` or
         ``"mamba_reference"``.
     n_class_tokens : int, optional
-        Class tokens C, 0 to 2, of an encoder with attention; 2 when left out.
+        Class tokens C, 0 to 2, of an encoder with attention; by default 2.
     norms : list of str
         Layer norms outside of the blocks: of the ``"patches"`` before they
         get positions, of all tokens before the ``"first"`` block, and after
@@ -242,8 +242,8 @@ class SpectrogramEncoder(nn.Module):
         )
         if self.scans and (self.n_class_tokens != usual or not qkv_bias):
             raise ArgumentError(
-                f"blocks '{blocks}' have {usual} class tokens and no qkv_bias "
-                "to leave out"
+                f"blocks '{blocks}' have {usual} class tokens and do not take "
+                "qkv_bias"
             )
         self.class_tokens = nn.Parameter(torch.empty(self.n_class_tokens, dim))
         self.class_positions = nn.Parameter(
@@ -344,13 +344,13 @@ class SpectrogramEncoder(nn.Module):
 
     @property
     def adaptable_layers(self):
-        """Names of the linear layers that low-rank adapters can sit on."""
+        """Names of the linear layers that can have low-rank adapters."""
         if not self.scans:
             return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
         return ["blocks.*.in_proj", "blocks.*.out_proj"]
 
     def fix_positions(self):
-        """Train no positions; see `PositionTable.fix_sincos`."""
+        """Fix the positions; see `PositionTable.fix_sincos`."""
         self.positions.fix_sincos()
 
     def forward(

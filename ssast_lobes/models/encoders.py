@@ -1,11 +1,11 @@
-"""Encoders by their configuration."""
+"""Build encoders from configurations."""
 
 from ssast_lobes.models.beats import BEATsEncoder
 from ssast_lobes.models.encoder import SpectrogramEncoder
 
 
 def encoder_class(config):
-    """Return the class that the configuration of an encoder is of.
+    """Return the class of an encoder's configuration.
 
     Arguments
     ---------

@@ -1,7 +1,7 @@
 """Sound event detection: scores of every class at every time step.
 
-`FrameClassifier` turns frames into scores, `SpectrogramDetector` joins it to an
-encoder, and `FrameTiming` says which part of the audio a frame stands for.
+`FrameClassifier` turns frames into scores, `SpectrogramDetector` joins it to
+an encoder, and `FrameTiming` says which part of the audio a frame covers.
 """
 
 import math
@@ -19,14 +19,14 @@ WEAK_POOLINGS = ("linear_softmax", "attention")
 
 
 class EventScores(NamedTuple):
-    """Scores of events, logits; those of frames are 0 at padding.
+    """Scores of events, as logits; those of frames are 0 at padding.
 
     Arguments
     ---------
     frames : torch.Tensor
-        (B, T', C), each class by itself.
+        (B, T', C), independent for each class.
     clip : torch.Tensor
-        (B, C): whether the class is anywhere in the clip.
+        (B, C), whether the class occurs anywhere in the clip.
     n_time : torch.Tensor
         Frames of each clip, (B,) int64.
     """
@@ -46,21 +46,20 @@ class FrameClassifier(nn.Module):
     n_classes : int
         Number of classes C.
     weak_pooling : str
-        How the probabilities of frames make that of the clip:
-        ``"linear_softmax"``, the mean weighted by the probabilities
-        themselves (Wang et al., "A comparison of five multiple instance
-        learning pooling functions for sound event detection with weak
-        labeling", ICASSP 2019), or ``"attention"``, weighted by learned
-        scores of each class.
+        How the probabilities of frames are pooled to that of the clip:
+        ``"linear_softmax"``, the mean weighted by the probabilities themselves
+        (Wang et al., "A comparison of five multiple instance learning pooling
+        functions for sound event detection with weak labeling", ICASSP 2019),
+        or ``"attention"``, weighted by learned scores of each class.
     hidden : int, optional
-        Size of a convolution over time before the scores; none when left out.
+        Size of a convolution over time before the scores; by default none.
     context : int
-        Frames that the convolution sees, odd.
+        Width of the convolution in frames, odd.
 
     Raises
     ------
     ValueError
-        If an argument is not as said.
+        If an argument is out of range.
 
     Example
     -------
@@ -94,14 +93,15 @@ class FrameClassifier(nn.Module):
                 dim, hidden, context, padding=context // 2
             )
         self.linear = nn.Linear(hidden or dim, n_classes)
-        # Weak labels push down what starts much below the rest of a clip.
+        # Without it, weak labels would push down frames that start much below
+        # the rest of a clip.
         nn.init.normal_(self.linear.weight, std=0.01)
         if weak_pooling == "attention":
             self.attention = nn.Linear(hidden or dim, n_classes)
 
     @property
     def config(self):
-        """The arguments that rebuild this, next to the sizes."""
+        """The arguments that rebuild this, without the sizes."""
         return {
             "weak_pooling": self.weak_pooling,
             "hidden": self.hidden,
@@ -121,12 +121,12 @@ class FrameClassifier(nn.Module):
         is_frame = length_to_mask(n_time, frames.shape[1])[:, :, None]
         x = self.norm(frames)
         if self.hidden is not None:
-            # What stands at padding would reach into the clip.
+            # The convolution would carry padding into the clip.
             x = (x * is_frame).transpose(1, 2)
             x = functional.gelu(self.convolution(x)).transpose(1, 2)
         scores = self.linear(x).float() * is_frame
-        # Logarithms of the probability, of its complement and of the weight:
-        # the gradient stays where probabilities come close to 0 or 1.
+        # With logarithms of the probability, its complement and the weight,
+        # gradients do not vanish where probabilities come close to 0 or 1.
         yes = functional.logsigmoid(scores)
         no = functional.logsigmoid(-scores)
         weight = yes
@@ -147,17 +147,17 @@ class SpectrogramDetector(nn.Module):
     n_classes : int
         Number of classes C.
     layers : str
-        What frames are made of: ``"last"``, ``"weighted"``, ``"all"`` or
-        ``"normed"``; see `ClipPooling`.
+        Layers that frames are made from: ``"last"``, ``"weighted"``, ``"all"``
+        or ``"normed"``; see `ClipPooling`.
     weak_pooling, hidden, context
         See `FrameClassifier`.
     freeze_encoder : bool
-        Train the head, and the weights of layers, only.
+        Train only the head and the weights of layers.
 
     Raises
     ------
     ValueError
-        If an argument is not as said.
+        If an argument is out of range.
 
     Example
     -------
@@ -191,7 +191,8 @@ class SpectrogramDetector(nn.Module):
         if freeze_encoder:
             encoder.requires_grad_(False)
         if self.pooling.needs_hidden_states is True:
-            # Not on the way to the loss; DDP would wait for its gradient.
+            # The loss does not depend on it, and DDP would wait for its
+            # gradient.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):
@@ -218,10 +219,10 @@ class SpectrogramDetector(nn.Module):
 
 
 class FrameTiming:
-    """Say which part of the audio each frame (time step) stands for.
+    """Tell which part of the audio each frame (time step) covers.
 
-    A frame stands for one step around the middle of what its patch hears. The
-    first one begins with the clip, the last one ends with it.
+    A frame covers one step around the middle of its patch. The first frame
+    begins with the clip, and the last one ends with it.
 
     Arguments
     ---------
@@ -246,17 +247,17 @@ class FrameTiming:
         self.grid = grid
         self.fbank = fbank
         self.sample_rate = rate
-        # In seconds: from frame to frame, and where the first would begin.
+        # Seconds between frames, and the start of the first frame.
         self.step = grid.stride[1] * hop / rate
         self.start = (middle - grid.stride[1] * hop / 2) / rate
 
     def n_time(self, n_samples):
-        """Return the frames (int) of a clip of so many samples."""
+        """Return the number of frames (int) of a clip."""
         return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def edge(self, number):
         """Return where frame `number` begins, in seconds."""
-        # Without the noise of binary fractions.
+        # Remove the rounding noise of binary fractions.
         return 0.0 if number == 0 else round(self.start + number * self.step, 9)
 
     def edges(self, n_time, seconds):
@@ -280,14 +281,14 @@ class FrameTiming:
     def targets(self, events, n_samples, n_classes):
         """Return the targets of the frames of a clip.
 
-        A frame is positive where an event covers its middle. An event that
-        covers no middle marks the one frame in which its own middle lies.
+        A frame is positive if an event covers its middle. An event that covers
+        no middle marks the frame that contains the event's own middle.
 
         Arguments
         ---------
         events : list of tuple
-            Onset, offset (seconds from the start of the clip) and index of
-            the class; what lies outside of the clip does not count.
+            Onset, offset (seconds from the start of the clip) and index of the
+            class; parts outside of the clip do not count.
         n_samples : int
             Length of the clip.
         n_classes : int

@@ -40,7 +40,7 @@ _PUBLISHED = (16000, 128)
 
 
 class KaldiFbank(Filterbank):
-    """Log-mel filterbank of a batch, equal to Kaldi's for each clip alone.
+    """Compute Kaldi's log-mel filterbank for a batch of clips.
 
     Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
     use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
@@ -131,11 +131,11 @@ class KaldiFbank(Filterbank):
         return {k: v for k, v in settings.items() if v != usual[k]}
 
     def samples_of(self, n_frames):
-        """Return the fewest samples that give so many frames."""
+        """Return the fewest samples with this many frames."""
         return (n_frames - 1) * self.hop_samples + self.window_samples
 
     def frames_of(self, n_samples):
-        """Return the number of frames Kaldi makes of so many samples.
+        """Return the number of frames of a clip, as Kaldi counts them.
 
         Arguments
         ---------

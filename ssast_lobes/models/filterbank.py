@@ -1,4 +1,4 @@
-"""What all filterbanks share: checks, counts, float32, batches in parts."""
+"""The base of all filterbanks: checks, counts, float32, batches in parts."""
 
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
@@ -7,8 +7,8 @@ from torch import nn
 from ssast_lobes.utils.checks import whole
 from ssast_lobes.utils.lengths import sample_counts
 
-# The CPU works on so many frames at once: their intermediate results stay in
-# the cache, and need no new pages of memory at each operation.
+# Number of frames that the CPU computes at once. Their intermediate results
+# stay in the cache, and need no new pages of memory.
 _FRAMES_AT_ONCE = 1000
 
 
@@ -27,11 +27,12 @@ class ExactBuffers(nn.Module):
 
 
 class Filterbank(ExactBuffers):
-    """Base class: waveforms to log-mel energies of each clip alone.
+    """Base class of front ends: waveforms to log-mel energies.
 
-    A derived class sets `hop_samples`; `least_samples`, the shortest clip that
-    has a frame; and `first_center`, the sample in the middle of the first
-    frame. It defines ``frames_of``, ``samples_of`` and ``_log_mel``.
+    Padding never changes the energies of a clip. A derived class sets
+    `hop_samples`; `least_samples`, the shortest clip that has a frame; and
+    `first_center`, the sample in the middle of the first frame. It defines
+    ``frames_of``, ``samples_of`` and ``_log_mel``.
 
     Arguments
     ---------
@@ -55,7 +56,7 @@ class Filterbank(ExactBuffers):
         wav : torch.Tensor
             Waveforms (B, S), floating point with full scale 1, any padding.
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,) in (0, 1]; all clips are full when left out.
+            Relative lengths (B,) in (0, 1]; by default all clips are full.
 
         Returns
         -------

@@ -31,7 +31,7 @@ class ClassificationHead(nn.Module):
         they take the mean, which comes to the same: both are linear.
     cosine_scale : float, optional
         Scores are cosines of the vector and of each class's weights, times
-        so much, as margin losses want them; linear when left out.
+        so much, as margin losses want them; by default linear.
     norm_eps : float, optional
         Epsilon of the norm; no norm at all where it is null.
 
@@ -73,7 +73,7 @@ class ClassificationHead(nn.Module):
 
     @property
     def config(self):
-        """The arguments that rebuild this, next to the sizes."""
+        """The arguments that rebuild this, without the sizes."""
         config = {"projection": self.projection}
         if self.cosine_scale is not None:
             config["cosine_scale"] = self.cosine_scale
@@ -203,7 +203,7 @@ class SpectrogramClassifier(nn.Module):
         elif frozen_blocks > 0:
             _freeze_first(encoder, frozen_blocks)
         if self.pooling.needs_hidden_states is True:
-            # Not on the way to the loss; DDP would wait for its gradient.
+            # The loss does not depend on it; DDP would wait for its gradient.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):

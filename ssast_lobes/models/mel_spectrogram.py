@@ -1,4 +1,4 @@
-"""Mel spectrograms of centered frames, as of librosa and torchaudio."""
+"""Mel spectrograms of centered frames, as in librosa and torchaudio."""
 
 import torch
 from torch import nn
@@ -9,20 +9,20 @@ from ssast_lobes.models.filterbank import Filterbank
 from ssast_lobes.utils.checks import flag, one_of, real, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Added to energies by nnAudio's users, librosa's habit: that of float32.
+# Added to energies as in code with nnAudio; the float32 epsilon.
 EPSILON = torch.finfo(torch.float32).eps
 
-# Least energy before decibels, torchaudio's.
+# Least energy before decibels, as in torchaudio.
 _LEAST_ENERGY = 1e-10
 
 
 class MelSpectrogram(Filterbank):
-    """Log-mel energies of frames around every hop, for each clip alone.
+    """Compute log-mel energies of centered frames.
 
-    Frame t has sample t * `hop_samples` in its middle. Before its beginning and
-    behind its end a clip is reflected, so that n samples give n // hop + 1
-    frames. The front end of M2D (nnAudio), of ATST and Dasheng
-    (``torchaudio.transforms``) and of MaskSpec, by their settings.
+    Frame t has sample t * `hop_samples` in its middle. Each clip is reflected
+    at its start and its end, so that n samples give n // hop + 1 frames. With
+    their settings this is the front end of M2D (nnAudio), of ATST and Dasheng
+    (``torchaudio.transforms``) and of MaskSpec.
 
     Arguments
     ---------
@@ -33,22 +33,22 @@ class MelSpectrogram(Filterbank):
     fft_size : int
         Samples of the Fourier transform.
     window_samples : int
-        Samples of Hann's window, in the middle of the former.
+        Samples of the Hann window, centered in the transform.
     hop_samples : int
-        Samples from frame to frame.
+        Samples between frames.
     low_hz, high_hz : float
-        Where the mel bins begin and end.
+        Lowest and highest frequency of the mel bins.
     mel_scale : str
         ``"htk"``; ``"slaney"``, each filter with area 1; or ``"kaldi"``.
     offset : float
         Added to energies before the natural logarithm.
     top_db : float, optional
-        Give decibels, no lower than so many below the clip's maximum.
+        Return decibels, clipped this far below the clip's maximum.
     periodic : bool
         Whether the window is periodic.
     pre_emphasis : float
-        Subtract so much of the previous sample; then the first sample is
-        lost.
+        Fraction of the previous sample to subtract. If not 0, the first sample
+        is lost.
 
     Example
     -------
@@ -111,7 +111,7 @@ class MelSpectrogram(Filterbank):
                 -500.0,
                 1.0,
             )
-            # Kaldi's filters leave out the Nyquist bin.
+            # Kaldi's filters do not use the Nyquist bin.
             return nn.functional.pad(filters, (0, 1)).t().contiguous()
         return melscale_fbanks(
             self.fft_size // 2 + 1,
@@ -125,17 +125,17 @@ class MelSpectrogram(Filterbank):
 
     @property
     def settings(self):
-        """The arguments next to rate and mel bins."""
+        """The arguments except rate and mel bins."""
         names = ("fft_size", "window_samples", "hop_samples", "low_hz")
         names += ("high_hz", "mel_scale", "offset", "top_db", "periodic")
         return {name: getattr(self, name) for name in (*names, "pre_emphasis")}
 
     def samples_of(self, n_frames):
-        """Return the fewest samples that give so many frames."""
+        """Return the fewest samples with this many frames."""
         return (n_frames - 1) * self.hop_samples + self._lost
 
     def frames_of(self, n_samples):
-        """Return the number of frames of so many samples.
+        """Return the number of frames of a clip.
 
         Arguments
         ---------
@@ -165,7 +165,7 @@ class MelSpectrogram(Filterbank):
             n_samples = n_samples - 1
         frames = self._frames(wav, n_samples)
         if wav.is_cuda:
-            # TF32 products are off in the third digit.
+            # TF32 would be wrong in the third digit.
             frames = frames.double()
         spectrum = torch.fft.rfft(frames * self.window)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
@@ -174,7 +174,7 @@ class MelSpectrogram(Filterbank):
         if self.top_db is None:
             feats = (energies + self.offset).log()
         else:
-            # Of a padded batch, padding is no maximum of any clip.
+            # Padding must not become the maximum of a clip.
             energies = energies.masked_fill(padding, 0.0)
             feats = 10 * energies.clamp(min=_LEAST_ENERGY).log10()
             least = feats.amax((1, 2), keepdim=True) - self.top_db
@@ -182,7 +182,7 @@ class MelSpectrogram(Filterbank):
         return feats.float().masked_fill_(padding, 0.0)
 
     def _frames(self, wav, n_samples):
-        """Cut frames (B, T, fft_size), each clip reflected at its own ends."""
+        """Return frames (B, T, fft_size), with clips reflected at the ends."""
         half = self.fft_size // 2
         n_frames = max(1, self.frames_of(wav.shape[1] + self._lost))
         reach = (n_frames - 1) * self.hop_samples + self.fft_size

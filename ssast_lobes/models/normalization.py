@@ -83,7 +83,7 @@ class SpectrogramNorm(ExactBuffers):
         feats : torch.Tensor
             Log-mel energies (B, T, M).
         n_frames : torch.Tensor, optional
-            Valid frames (B,); all are valid when left out.
+            Valid frames (B,); by default all are valid.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Patches: how a spectrogram becomes tokens, and where each token sits.
+"""Patches of a spectrogram, and positions of tokens.
 
 `Grid` counts and cuts the patches, `PatchEmbedding` projects them, and
 `PositionTable` gives each clip its own positions, whatever its length.
@@ -40,7 +40,7 @@ class Grid:
     patch : tuple of int
         Patch size (mel bins, frames).
     stride : tuple of int, optional
-        Step between patches (mel bins, frames); the patch size when left out.
+        Step between patches (mel bins, frames); by default the patch size.
     keep_partial : bool
         False drops a partial last patch, as the official code does.
 
@@ -88,7 +88,7 @@ class Grid:
         n_mels : int
             Mel bins.
         stride : tuple of int, optional
-            Step (mel bins, frames); no overlap when left out.
+            Step (mel bins, frames); by default no overlap.
         keep_partial : bool
             See the class.
 
@@ -338,7 +338,7 @@ class PositionTable(nn.Module):
         self.is_loaded = True
 
     def fix_sincos(self):
-        """Hold fixed sin-cos positions from now on, as masked autoencoders.
+        """Use fixed sin-cos positions from now on, as masked autoencoders do.
 
         See `sincos_positions`. A table that was loaded is kept, and one that is
         loaded later stays fixed too.

@@ -1,4 +1,4 @@
-"""Pooling of tokens into one vector a clip."""
+"""Pooling of tokens into one vector for each clip."""
 
 import torch
 from torch import nn
@@ -27,7 +27,7 @@ READOUTS = ("last", "weighted", "all", "normed")
 
 
 def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
-    """Pool tokens to one vector a clip.
+    """Pool tokens to one vector for each clip.
 
     Arguments
     ---------
@@ -86,8 +86,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         return class_tokens.mean(1)
     if pooling in ("dynamics", "bands") and n_freq is None:
         raise ValueError(
-            f"{pooling} need n_freq; where tokens were dropped there is no "
-            "grid: pool their statistics"
+            f"pooling '{pooling}' needs n_freq. If tokens were dropped there "
+            "is no grid: choose pooling 'statistics'"
         )
     count = is_token.sum(1, keepdim=True).clamp(min=1)
     total = tokens.sum(1)
@@ -120,7 +120,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
 
 
 class ClipPooling(nn.Module):
-    """One vector a clip, from the last layer or from all of them.
+    """Pool one vector for each clip, from the last layer or from all.
 
     Arguments
     ---------

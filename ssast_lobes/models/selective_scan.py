@@ -79,7 +79,7 @@ def as_they_are(*tensors):
     Arguments
     ---------
     *tensors : torch.Tensor
-        Of any floating-point type.
+        Tensors of any floating-point type.
 
     Returns
     -------
@@ -167,7 +167,7 @@ def recomputed(function, *arguments):
     function : callable
         Takes and gives tensors.
     *arguments
-        Of the function.
+        Arguments of the function.
 
     Returns
     -------

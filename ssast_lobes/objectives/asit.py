@@ -1,10 +1,10 @@
-"""ASiT: reconstruction and two kinds of self-distillation at once.
+"""ASiT: reconstruct pixels, and distill patches and clips.
 
 Atito et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer for
-Event Classification", TASLP 2024. The student sees crops with groups of
-pixels corrupted, the teacher sees them clean. The student restores the
-corrupted pixels, and finds the teacher's prototypes: of each patch in the
-same view, and of the whole clip in the other view.
+Event Classification", TASLP 2024. The student sees crops with corrupted groups
+of pixels, the teacher sees clean crops. The student restores the corrupted
+pixels. It also predicts the teacher's prototypes of each patch in the same
+view, and of the whole clip in the other view.
 """
 
 import torch
@@ -31,42 +31,45 @@ from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
 
 class ASiT(Objective):
-    """Group masked model learning with global and local distillation.
+    """Restore corrupted pixels, with global and local distillation.
 
     The published numbers are in ``hparams/objective/asit.yaml``; see
-    `load_objective`. The mean of the encoder's class tokens stands for the
-    paper's only one. In evaluation nothing is pasted from other clips, so
-    that a clip's loss is its own.
+    `load_objective`. The mean of the encoder's class tokens replaces the
+    paper's single class token. In evaluation nothing is pasted from other
+    clips, so that the loss is a function of the clip.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, over the clip's.
+        Length of a view, as a fraction of the clip.
     drop_area, paste_area, paste_probability, block, align
         See `GroupCorruption`.
     projector : list of float
-        Sizes of the projector's hidden layers over the encoder's D.
+        Sizes of the projector's hidden layers, as multiples of D.
     projection : int
         Size of the projections. It does not shrink with the encoder: how
         much cosines differ, and so the temperatures, depend on it.
     class_prototypes, patch_prototypes : float
-        Their number over D.
+        Number of prototypes, as a multiple of D.
     decoder : list of float
-        Sizes of the decoder's layers over D; one more gives the pixels.
+        Sizes of the decoder's layers, as multiples of D; a further layer
+        returns the pixels.
     student_temperature : float
-        Of the student's softmax.
+        Temperature of the student's softmax.
     teacher_temperature : tuple of float
-        Of the teacher's: at the first step, and after the warm-up.
+        Temperature of the teacher's softmax at the first step, and after
+        the warm-up.
     temperature_warmup : float
         Fraction of the run in which it rises linearly.
     center_momentum : float
         See `Center`.
     momentum : tuple of float
-        Of the teacher: at the first step and at the last, cosine between.
+        Momentum of the teacher at the first and the last step, with a
+        cosine between.
     class_weight, patch_weight, reconstruction_weight : float
-        Of the three losses.
+        Weights of the three losses.
 
     Example
     -------
@@ -199,7 +202,7 @@ class ASiT(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
-            Pixels are hidden, not tokens.
+            Not used: pixels are corrupted, tokens are not masked.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
 
@@ -279,7 +282,7 @@ class ASiT(Objective):
         self.teacher_temperature.fill_(self.temperature(step, total_steps))
 
     def picture(self, feats, n_frames, clip_keys):
-        """Return the corrupted pixels of clips, and the model's guess of them.
+        """Return the corrupted pixels of clips, and their reconstruction.
 
         See `Objective.picture`; only dropped blocks are shown.
         """

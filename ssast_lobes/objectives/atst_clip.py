@@ -1,9 +1,9 @@
-"""ATST-Clip: one vector a clip, the same for two views of it.
+"""ATST-Clip: predict a teacher's clip vector of another view.
 
 Li and Li, "ATST: Audio Representation Learning with Teacher-Student
-Transformer", Interspeech 2022: two random crops, each mixed with another clip
-and resized; from the class token of one the student predicts the teacher's
-class token of the other.
+Transformer", Interspeech 2022. Two random crops are mixed with other clips and
+resized. From the class token of one, the student predicts the teacher's class
+token of the other.
 """
 
 import torch
@@ -15,18 +15,18 @@ from ssast_lobes.objectives.views import RandomCrop, RandomResizedCrop
 
 
 class ATSTClip(BYOL):
-    """Teacher and student over two views, compared by class token.
+    """Predict a teacher's class token of another view.
 
     The published numbers are in ``hparams/objective/atst_clip.yaml``; see
-    `load_objective`. The mean of the encoder's class tokens stands for the
-    paper's only one.
+    `load_objective`. The mean of the encoder's class tokens replaces the
+    paper's single class token.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
     crop : float
-        Length of a view, over the clip's.
+        Length of a view, as a fraction of the clip.
     freq_scale, time_scale, time_canvas
         See `RandomResizedCrop`.
     **shared
@@ -79,7 +79,7 @@ class ATSTClip(BYOL):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
-            Nothing is masked.
+            Not used: nothing is masked.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
 

@@ -1,9 +1,9 @@
-"""ATST-Frame: one vector a time, the same for two views of it.
+"""ATST-Frame: predict a teacher's vectors of masked times.
 
 Li, Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for Both
-Clip-Level and Frame-Level Tasks", TASLP 2024: the student sees a view with
-masked spans of time, and predicts there the teacher's vectors of another,
-whole view.
+Clip-Level and Frame-Level Tasks", TASLP 2024. The student sees a view with
+masked spans of time. There it predicts the teacher's vectors of another view
+without masks.
 """
 
 import torch
@@ -22,12 +22,12 @@ from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):
-    """Teacher and student over two views, compared at masked times.
+    """Predict a teacher's frames of another view at masked times.
 
-    One view is the clip as it is, the other is mixed with another clip and
-    resized along frequency, so that each time of both remains the same sound.
+    One view is the clip unchanged, the other is mixed with another clip and
+    resized along frequency. So both views have the same sound at each time.
     Each view is predicted from the other, with the same mask. On a grid with
-    several frequencies a mask hides whole times, and the mean over frequency is
+    several bands, whole times are masked, and the means over frequency are
     compared. The published numbers are in
     ``hparams/objective/atst_frame.yaml``; see `load_objective`.
 
@@ -36,7 +36,7 @@ class ATSTFrame(BYOL):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks; spans of 5 times, half of them, when left out.
+        Draws the masks; by default it masks half of the times, in spans of 5.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared
@@ -85,7 +85,7 @@ class ATSTFrame(BYOL):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out. Times
+            Boolean (B, F', T'), True where masked; by default drawn. Times
             with any masked token are compared.
         generator, clip_keys
             Source of mask and views; see `Objective.random_source`.

@@ -1,8 +1,8 @@
-"""AudioMosaic: two views of a clip, of which each shows some of its tokens.
+"""AudioMosaic: compare two views of each clip that drop tokens.
 
 "AudioMosaic", ICML 2026; HanxunH/AudioMosaic, models/audiomosaic.py and
-losses/ntxent.py: one view loses times, the other frequencies, and the vectors
-of the two are to be nearer to each other than to those of all other clips.
+losses/ntxent.py: one view drops times, the other frequencies. The vectors of
+the two views shall be nearer to each other than to those of all other clips.
 """
 
 import torch
@@ -29,30 +29,30 @@ from ssast_lobes.utils.distributed import (
 
 
 class AudioMosaic(Objective):
-    """NT-Xent of two augmented views with dropped tokens.
+    """Tell clips apart by two augmented views with dropped tokens (NT-Xent).
 
-    Negatives are the views of all other clips of the batch, of all processes:
-    gradients reach them too, so that processes train as one on the joined
-    batch. In evaluation, where a clip's loss has to be its own, negatives are
-    the vectors that training has met last.
+    Negatives are the views of all other clips of the batch, in all processes.
+    Gradients reach them too, so processes train as one on the joined batch. In
+    evaluation the loss must be a function of the clip, so negatives are the
+    last vectors of the training.
 
-    Unlike the released code, views are made of the spectrogram: a roll along
-    time, another clip behind, and a filter with a gain take the place of
-    augmentations of the waveform. The encoder has fixed sin-cos positions,
-    two class tokens, and its last norm.
+    The released code augments the waveform. Here the spectrogram is augmented:
+    by a roll along time, another clip as background, and a filter with a gain.
+    The encoder has fixed sin-cos positions, two class tokens, and its last
+    norm.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
     drop_time, drop_freq : Masker or dict
-        Draw the tokens that the one and the other view lose.
+        Draw the tokens to drop from the first and the second view.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     temperature : float
-        Cosines are divided by it.
+        Divisor of the cosines.
     hidden, out : float
-        Sizes of the projector over the encoder's D.
+        Sizes of the projector, as multiples of the encoder's D.
     memory : int
         Number of vectors to compare with in evaluation.
 
@@ -136,16 +136,17 @@ class AudioMosaic(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : None
-            The drops are drawn here.
+            Not used: this method draws the tokens to drop.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, the loss; ``accuracy``, the fraction of the views
-            whose nearest is the other of the same clip; the chance levels of
-            both; and ``projection_std``, which falls towards 0 in a collapse.
+            Logs: ``nce``, the loss; ``accuracy``, the fraction of views whose
+            nearest neighbor is the other view of their clip; the chance levels
+            of both; and ``projection_std``, which falls towards 0 in a
+            collapse.
         """
         rand = self.random_source(feats, generator, clip_keys)
         vectors = torch.cat(
@@ -207,7 +208,7 @@ class AudioMosaic(Objective):
         partner = first + place.roll(n_clips)
         self._remember(every.detach())
         losses = cross_entropy(scores, partner, reduction="none")
-        # The mean over processes is then that over all clips.
+        # So the mean over processes is the mean over all clips.
         share = len(unit) * n_processes() / len(every)
         n_candidates = itself.new_full((1,), len(every) - 1)
         right = scores.detach().argmax(1) == partner

@@ -1,4 +1,4 @@
-"""What pretraining objectives share: base class, maskers by name, tokens.
+"""The base class of objectives, maskers by name, and helpers for tokens.
 
 The masks of a batch differ in their numbers of tokens. Tokens are gathered to
 a given length that fits all clips, and surplus entries have no weight; nothing
@@ -30,11 +30,11 @@ class ObjectiveOutput(NamedTuple):
     Arguments
     ---------
     loss : torch.Tensor
-        Scalar to minimise.
+        Scalar to minimize.
     logs : dict of str to torch.Tensor
-        Detached scalars. Next to a log of which it is known, the log
-        ``NAME_chance`` tells what a guess gives; see `matching_logs`. An
-        ``accuracy``, at the end of a name, is better above it, others below.
+        Detached scalars. If the chance level of a log is known, it is the log
+        ``NAME_chance``; see `matching_logs`. Logs whose name ends in
+        ``accuracy`` are better above chance, others below.
     """
 
     loss: torch.Tensor
@@ -42,7 +42,7 @@ class ObjectiveOutput(NamedTuple):
 
 
 class Objective(nn.Module):
-    """Base class: an encoder, a masker, and how the two meet.
+    """Base class of objectives: an encoder and a masker.
 
     Arguments
     ---------
@@ -50,7 +50,7 @@ class Objective(nn.Module):
         The encoder to train.
     masker : Masker or dict, optional
         Draws the masks of an objective that masks tokens, or the `config` of
-        one; the masker of `preset` when left out.
+        one; by default the masker of `preset`.
 
     Raises
     ------
@@ -59,20 +59,19 @@ class Objective(nn.Module):
     """
 
     # File of ``hparams/objective/`` with the published masker of the class;
-    # None of an objective that masks no tokens.
+    # None for an objective that masks no tokens.
     preset = None
 
-    # First parts of the names of tensors that serve this training only: they
-    # are in its checkpoints, not in exports. A teacher starts from a loaded
-    # student again.
+    # Prefixes of tensors for this training only, which are in its checkpoints
+    # but not in exports. A teacher starts as a copy of a loaded student.
     training_only = ("teacher",)
     # Whether `forward` takes `positive_pairs`, see `ContrastiveMSPM`.
     uses_positive_pairs = False
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
     # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
     needs_audio = False
-    # Whether `forward` takes which stretch of which recording a clip is:
-    # ``clip_ids``, a list of B texts, and ``crop_starts`` (B,) in samples.
+    # Whether `forward` takes the source of each clip: ``clip_ids``, a list of
+    # B texts, and ``crop_starts`` (B,) in samples.
     needs_place = False
     # Whether `forward` takes None for `n_frames`: no clip has padding, which
     # saves the attention its mask.
@@ -93,7 +92,7 @@ class Objective(nn.Module):
         return {} if self.masker is None else {"masker": self.masker.config}
 
     def random_source(self, feats, generator=None, clip_keys=None):
-        """Return the source of all the draws of a batch.
+        """Return the random source for a batch.
 
         Arguments
         ---------
@@ -125,7 +124,7 @@ class Objective(nn.Module):
         Returns
         -------
         torch.Tensor or None
-            Boolean (B, F', T'); None of an objective that masks no tokens.
+            Boolean (B, F', T'); None for an objective that masks no tokens.
         """
         if self.masker is None:
             return None
@@ -136,7 +135,7 @@ class Objective(nn.Module):
         return self.masker(n_time, n_freq, max_time, generator, clip_keys)
 
     def exported_state(self):
-        """Return the tensors that an export holds.
+        """Return the tensors for an export.
 
         Returns
         -------
@@ -150,20 +149,20 @@ class Objective(nn.Module):
         }
 
     def restart_teacher(self):
-        """Copy the student into the teacher, where there is one."""
+        """Copy the student into the teacher, if there is one."""
         teacher = getattr(self, "teacher", None)
         if teacher is not None:
             teacher.restart(self)
 
     @property
     def reconstructs(self):
-        """Whether there is a ``reconstruct(feats, n_frames, mask)``."""
+        """Whether the objective has ``reconstruct(feats, n_frames, mask)``."""
         return False
 
     def picture(self, feats, n_frames, clip_keys):
         """Return the masked pixels of clips, and the model's reconstruction.
 
-        Only objectives that reconstruct have it.
+        Only objectives that reconstruct define it.
 
         Arguments
         ---------
@@ -211,12 +210,12 @@ _MASKERS = {
 
 
 def make_masker(masker):
-    """Return a masker, built from its `Masker.config` where that is given.
+    """Return a masker, or build one from a `Masker.config`.
 
     Arguments
     ---------
     masker : Masker or dict
-        A masker, which is returned as it is, or the configuration of one.
+        A masker, which is returned unchanged, or the configuration of one.
 
     Returns
     -------
@@ -264,8 +263,8 @@ class TokenSplit(NamedTuple):
     weight : torch.Tensor
         float32 (B, K), 1 at masked tokens and 0 at the surplus.
     keep : tuple of torch.Tensor
-        Places of the visible tokens (B, V) and whether an entry counts, as
-        the encoder takes them.
+        Positions of the visible tokens (B, V), and whether an entry counts, in
+        the format of the encoder.
     visible : torch.Tensor
         Boolean (B, N).
     is_token : torch.Tensor
@@ -316,7 +315,7 @@ def split_tokens(mask, is_token, n_masked=None):
 
 
 def ids_masked(mask, max_masked):
-    """Return the places of masked tokens, padded to one length for all clips.
+    """Return the positions of masked tokens, padded to one length.
 
     Arguments
     ---------
@@ -346,7 +345,7 @@ def ids_masked(mask, max_masked):
 
 
 def ids_keep(mask, is_token, max_kept):
-    """Return the places of the visible tokens, as the encoder takes them.
+    """Return the positions of visible tokens, in the format of the encoder.
 
     Arguments
     ---------
@@ -380,7 +379,7 @@ def gather_tokens(x, index):
 
 
 def clip_mean(values, weight):
-    """Return the mean within each clip, then over the clips that have any.
+    """Return the mean within each clip, then over the nonempty clips.
 
     Arguments
     ---------
@@ -443,7 +442,7 @@ def matching_logs(nce, accuracy, n_candidates):
 
 @torch.no_grad()
 def projection_std(x, weight):
-    """Return how far the vectors of a batch differ: a sign of collapse.
+    """Return how much the vectors of a batch differ; 0 means collapse.
 
     The standard deviation of each dimension over all vectors, each scaled to
     length sqrt(D), as a mean over the dimensions.
@@ -458,7 +457,7 @@ def projection_std(x, weight):
     Returns
     -------
     torch.Tensor
-        Scalar: near 1 where they point everywhere, 0 where all are the same.
+        Scalar: near 1 if vectors have all directions, 0 if all are equal.
 
     Example
     -------
@@ -474,12 +473,12 @@ def projection_std(x, weight):
 
 
 def refuse_overlap(grid):
-    """Raise where patches overlap.
+    """Raise if patches overlap.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder to pretrain.
+        Grid of the encoder to pretrain.
 
     Raises
     ------

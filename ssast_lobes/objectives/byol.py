@@ -20,13 +20,14 @@ class BYOL(Objective):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Of an objective that masks tokens; see `Objective`.
+        Masker of an objective that masks tokens; see `Objective`.
     hidden : float
         Hidden size of projector and predictor over the encoder's D.
     out : float
         Size of the projections over D.
     momentum : tuple of float
-        Of the teacher: at the first step and at the last, cosine between.
+        Momentum of the teacher at the first and the last step, with a
+        cosine between.
     mixup : float
         Greatest weight of another clip in a view.
     memory : int

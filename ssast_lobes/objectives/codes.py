@@ -27,29 +27,30 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class Codes(Objective):
-    """Tell the codes of masked tokens from the visible ones.
+    """Predict the codes of masked tokens from the visible tokens.
 
-    With a `decoder` the encoder sees the visible tokens alone, as in BEATs;
-    without one a learned vector replaces the masked tokens, as in BEST-RQ and
+    With a `decoder`, the encoder sees the visible tokens alone, as in BEATs.
+    Without one, a learned vector replaces the masked tokens, as in BEST-RQ and
     HuBERT. The loss is the cross-entropy of the codes of masked tokens,
-    averaged within a clip, then over clips; those of several books are added.
-    The encoder gets fixed sin-cos positions: learned ones begin so small that
-    masked tokens stay alike for hundreds of steps. (BEATs has convolutional
-    and relative positions in their place.)
+    averaged within a clip, then over clips. With several codebooks, their
+    losses are summed. The encoder gets fixed sin-cos positions: learned
+    positions begin so small that masked tokens stay alike for hundreds of
+    steps. (BEATs has convolutional and relative positions instead.)
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; tokens one by one, 75 %, when left out.
+        Draws the masks; by default it masks single tokens, 75 % of them.
     tokenizer : callable or dict or torch.nn.Module
-        `RandomProjectionTokenizer`, `KMeansTokenizer`, or one of your own; see
+        `RandomProjectionTokenizer`, `KMeansTokenizer`, or your own; see
         `ssast_lobes.objectives.tokenizers`. Its tensors are not exported.
     decoder : dict or None
-        Arguments of `TransformerDecoder`; None: masked tokens are replaced.
+        Arguments of `TransformerDecoder`; if None, a learned vector replaces
+        masked tokens.
     label_smoothing : float
-        Of the cross-entropy; 0.1 in BEATs.
+        Label smoothing of the cross-entropy; 0.1 in BEATs.
 
     Raises
     ------
@@ -125,7 +126,7 @@ class Codes(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
         **audio
@@ -135,12 +136,12 @@ class Codes(Objective):
         -------
         ObjectiveOutput
             Logs: ``cross_entropy`` in nats, without label smoothing, and
-            ``accuracy``, with the chance levels of an answer that knows how
-            frequent the codes of the batch are, of which that of the
-            cross-entropy is the entropy of the codes; ``codes_used``, the
-            fraction of the codes that masked tokens of the batch have, and
-            ``codes_recently_used``, that of the last hundred batches of the
-            training. All are means over the books.
+            ``accuracy``, each with its chance level. Chance is an answer that
+            knows only how frequent the codes of the batch are; for the
+            cross-entropy it is the entropy of the codes. ``codes_used`` is the
+            fraction of the codes that masked tokens of the batch have,
+            ``codes_recently_used`` that of the last hundred training batches.
+            All are means over the codebooks.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         outputs = self.outputs(feats, n_frames, mask, split)
@@ -148,7 +149,7 @@ class Codes(Objective):
         return self.losses(outputs, ids, split.weight)
 
     def split(self, feats, n_frames, mask, generator, clip_keys):
-        """Return the mask of a batch, drawn where it is None, and its split."""
+        """Return the mask of a batch and its split; draw a mask if None."""
         n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
@@ -158,7 +159,7 @@ class Codes(Objective):
         return mask, split_tokens(mask, is_token, n_masked)
 
     def outputs(self, feats, n_frames, mask, split):
-        """Return outputs at masked tokens, of encoder or decoder, (B, K, D)."""
+        """Return encoder or decoder outputs at masked tokens, (B, K, D)."""
         if self.decoder_config is None:
             encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
             outputs = encoded.tokens
@@ -170,7 +171,7 @@ class Codes(Objective):
 
     def ids(self, feats, n_frames, split, **audio):
         """Return the codes of masked tokens, (B, K, n_books) int64."""
-        # Codes show what the encoder sees: nothing beyond a clip's end.
+        # Codes describe what the encoder sees: nothing beyond a clip's end.
         feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
         ids = self.tokenizer(feats, n_frames, **audio)
         return gather_tokens(ids, split.ids_masked)
@@ -181,7 +182,7 @@ class Codes(Objective):
         Arguments
         ---------
         outputs : torch.Tensor
-            Of encoder or decoder (B, K, D).
+            Outputs of encoder or decoder (B, K, D).
         ids : torch.Tensor
             Codes (B, K, n_books) int64.
         weight : torch.Tensor

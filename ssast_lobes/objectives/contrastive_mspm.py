@@ -1,12 +1,11 @@
-"""Masked patches, and clips told apart: MSPM with a contrast of clips.
+"""MSPM with a contrastive loss between crops of clips.
 
-Masked spectrogram patch modeling of SSAST says nothing of a clip as a whole.
-Here each clip gives two crops, and the network also has to find the crop of
-the same clip, as in COLA (Saeed et al., "Contrastive
-Learning of General-Purpose Audio Representations", ICASSP 2021). Crops of one
-recording have its voice and its room in common. Two takes of one content, such
-as a word in two voices, make better views: they have only the content in
-common.
+SSAST's masked patch modeling trains no vector of the whole clip. Here each
+clip has two crops, and the network must also find the other crop of the same
+clip, as in COLA (Saeed et al., "Contrastive Learning of General-Purpose Audio
+Representations", ICASSP 2021). Crops of one recording share voice and room.
+Two takes of one content, such as a word in two voices, make better views,
+since they share only the content.
 """
 
 import torch
@@ -26,40 +25,41 @@ from ssast_lobes.utils.checks import real
 
 
 class ContrastiveMSPM(MSPM):
-    """Joint MSPM over two crops of each clip, and InfoNCE between the crops.
+    """Compute joint MSPM over two crops of each clip, and InfoNCE between
+    them.
 
-    Both losses come from one pass: the mask, a background and a random
-    channel of each crop make the contrast harder; without the last two, the
-    channel alone identifies the clip. A crop's vector is mean and
-    deviation over time of the tokens after a block in the middle, so that the
-    last blocks are left to the patches.
+    Both losses need one pass. The mask, a background and a random channel make
+    the contrast harder; without the last two, the recording channel alone
+    would identify the clip. The vector of a crop is mean and deviation over
+    time of the tokens after a middle block, so that the last blocks can
+    specialize on patches.
 
-    Positive pairs, clips whose halves are two takes, are cut in halves instead,
-    without masks, and compared among themselves through a projection of their
-    own. The negatives are the other crops, or halves, of the process's own
-    batch. In
-    evaluation, where a clip's loss has to be its own, there is no contrast
-    and no crop: the losses are those of `MSPM`.
+    Positive pairs are clips whose halves are two takes. They are cut into
+    halves instead of crops, without masks, and compared with each other
+    through a separate projection. Negatives are the other crops, or halves, in
+    the batch of the process. In evaluation the loss must be a function of the
+    clip, so there are no crops and no contrast: the losses are those of
+    `MSPM`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     crop : float or list of float
-        Length of a crop over the clip's, or the least and the greatest.
-        With a greatest below 1 whole clips have lengths, and positions, that
-        training never met.
+        Length of a crop as a fraction of the clip, or the least and the
+        greatest. If the greatest is below 1, whole clips have positions that
+        training never used.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
-        The block whose tokens are compared, over the depth.
+        The block whose tokens are compared, as a fraction of the depth.
     contrast_weight, pair_weight : float
-        Of the contrast of crops, and of that of positive pairs, added to the
-        loss of `MSPM`.
+        Weights of the contrast of crops, and of positive pairs, which are
+        added to the loss of `MSPM`.
     temperature : float
-        Cosines are divided by it.
+        Divisor of the cosines.
     projection : float
-        Size of the compared vectors over the encoder's D.
+        Size of the compared vectors, as a multiple of the encoder's D.
     **mspm
         Arguments of `MSPM`.
 
@@ -159,26 +159,26 @@ class ContrastiveMSPM(MSPM):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked: of whole clips, as in
-            evaluation. Left out in training, each crop has its own.
+            Boolean (B, F', T'), True where masked, for whole clips in
+            evaluation. In training each crop draws its own mask.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
         positive_pairs : torch.Tensor, optional
-            Boolean (B,), True of clips whose halves are two takes.
+            Boolean (B,), True for clips whose halves are two takes.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: those of `MSPM`; in training ``clip_nce`` and
-            ``clip_accuracy`` (fraction of the crops whose nearest crop is of
-            the same clip), what chance gives of both, and with
-            `positive_pairs` the same of them.
+            Logs: those of `MSPM`; in training also ``clip_nce``,
+            ``clip_accuracy`` (the fraction of crops whose nearest crop is from
+            the same clip) and their chance levels; with `positive_pairs` the
+            same logs for these.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
         is_pair = positive_pairs
         if is_pair is None:
-            # The projection gets gradients all the same, for which DDP waits.
+            # The projection still gets gradients, for which DDP waits.
             is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
         rand = self.random_source(feats, generator, clip_keys)
         views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
@@ -222,9 +222,11 @@ class ContrastiveMSPM(MSPM):
     def _contrast(self, projector, vectors, chosen):
         """Return InfoNCE among the chosen rows of both views, and accuracy.
 
-        All rows are there, chosen or not, so that no shape depends on data.
+        Rows that are not chosen stay in the computation, so that no shape
+        depends on data.
         """
-        # Over a temperature of 0.1, bf16's roundings become hundredths.
+        # Divided by a temperature of 0.1, rounding errors of bf16 become
+        # hundredths.
         with torch.autocast(vectors.device.type, enabled=False):
             unit = nn.functional.normalize(projector(vectors))
             scores = unit @ unit.T / self.temperature

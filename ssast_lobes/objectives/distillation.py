@@ -1,9 +1,9 @@
-"""Distillation: learn, layer by layer, what frozen teachers make of a clip.
+"""Distillation: predict the layers of frozen teachers.
 
-Several teachers and sparse pairs of layers as in USAD (Chang et al., "USAD:
+Several teachers and sparse pairs of layers follow USAD (Chang et al., "USAD:
 Universal Speech and Audio Representation via Distillation", 2025); the loss,
-L1 and the log-sigmoid of the cosine, as in DistilHuBERT (Chang et al.,
-ICASSP 2022). Neither has published code of its training for several teachers.
+L1 and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al.,
+ICASSP 2022). Neither has published training code for several teachers.
 """
 
 import json
@@ -26,40 +26,41 @@ from ssast_lobes.utils.checks import ArgumentError, real, whole
 
 
 class Distillation(Objective):
-    """Match layers of the encoder with layers of frozen teachers.
+    """Match layers of the encoder to layers of frozen teachers.
 
     Of K pairs, pair k compares the student's block floor(k L_S / K) with the
-    teacher's layer floor(k L_T / K), through a linear head of its own; pairs
-    of which one would be no layer are left out. The student's last block is
-    taken behind its final norm. Frames are compared: the mean over frequency
-    of patches, so that student and teachers may have other patches, mel bins
-    and steps. Targets are brought to the student's steps (the mean over a
-    step where the teacher's are finer, linear interpolation where they are
-    coarser), then layer-normalized without weights.
+    teacher's layer floor(k L_T / K), through a linear head of its own. Pairs
+    with a layer 0 are dropped. The student's last block is taken after its
+    final norm. The loss compares frames, the mean of the patches over
+    frequency, so student and teachers may have other patches, mel bins and
+    steps. Targets are resampled to the student's steps: by the mean over a
+    step if the teacher's steps are finer, by linear interpolation if they are
+    coarser. Then they are layer-normalized without weights.
 
-    Teachers hear what the recipe has read, the crop of a clip without any
-    augmentation; the student gets all of its tokens. They are no part of
-    the module's state: checkpoints and exports hold the names alone.
+    Teachers get the crop as the recipe has read it, without augmentation. The
+    student sees all tokens of the crop. Teachers are no part of the module's
+    state: checkpoints and exports hold their names alone.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The student.
     teachers : callable or list of Teacher
-        See `ssast_lobes.load_teachers`; a callable is called once.
+        The teachers, see `ssast_lobes.load_teachers`, or a function that
+        returns them.
     pairs : int
         K.
     cosine_weight : float
-        Of the cosine's term next to L1.
+        Weight of the cosine term, next to L1 with weight 1.
     features : FrontEnd, optional
-        Of the student, for the times of its tokens; that of SSAST when left
-        out.
+        Front end of the student, which tells the times of its tokens; by
+        default that of SSAST.
     cache : str or os.PathLike, optional
-        Folder that keeps targets; see `TargetCache`. Clips are then heard one
-        by one.
+        Folder that keeps targets; see `TargetCache`. Teachers then get clips
+        one by one.
     crop_seconds : float, optional
-        Only clips shorter than this are kept: crops of others differ in
-        each epoch. In evaluation, and when left out, all are.
+        Cache only clips shorter than this, since crops of longer clips differ
+        in each epoch. In evaluation, and if None, all clips are cached.
 
     Raises
     ------
@@ -107,15 +108,16 @@ class Distillation(Objective):
         self.cosine_weight = real("cosine_weight", cosine_weight, 0)
         fbank = KaldiFbank() if features is None else features.fbank
         self.timing = FrameTiming(encoder.grid, fbank)
-        # A tuple hides them: from the optimizer, DDP, checkpoints and exports.
+        # A tuple hides teachers from the optimizer, DDP, checkpoints and
+        # exports.
         self.teachers = tuple(teachers() if callable(teachers) else teachers)
         for teacher in self.teachers:
             if teacher.sample_rate != fbank.sample_rate:
                 raise ArgumentError(
                     f"the teacher {teacher.name} takes audio at "
                     f"{teacher.sample_rate} Hz, the student at "
-                    f"{fbank.sample_rate} Hz: what is resampled is not what "
-                    "it was trained on. Choose another teacher"
+                    f"{fbank.sample_rate} Hz: it was not trained on resampled "
+                    "audio. Choose another teacher"
                 )
         self.layers = [
             layer_pairs(self.pairs, encoder.depth, teacher.depth)
@@ -140,7 +142,7 @@ class Distillation(Objective):
 
     @property
     def config(self):
-        """What rebuilds this, without the encoder; teachers by their names."""
+        """The arguments that rebuild this, with teachers by name."""
         return {
             "teachers": [teacher.name for teacher in self.teachers],
             "pairs": self.pairs,
@@ -183,10 +185,10 @@ class Distillation(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``l1`` and ``cosine``, means over pairs and teachers, and of
-            several teachers ``cosine_1``, ``cosine_2``..; ``target_std`` and
-            ``projection_std`` of the last pair, which fall towards 0 where
-            all frames are alike.
+            Logs: ``l1`` and ``cosine``, means over pairs and teachers; with
+            several teachers also ``cosine_1``, ``cosine_2`` and so on;
+            ``target_std`` and ``projection_std`` of the last pair, which fall
+            towards 0 if all frames are alike.
         """
         encoded = self.encoder(feats, n_frames, hidden_states=True)
         grid = (encoded.n_freq, -1)
@@ -229,7 +231,7 @@ class Distillation(Objective):
     @torch.no_grad()
     @torch.compiler.disable
     def targets(self, wavs, n_samples, is_step):
-        """Return what the teachers make of a batch, at the student's steps.
+        """Return the targets of a batch, at the student's steps.
 
         Arguments
         ---------
@@ -241,7 +243,7 @@ class Distillation(Objective):
         Returns
         -------
         list of torch.Tensor
-            Of each teacher (pairs, B, T', D), 0 where it has heard nothing.
+            For each teacher (pairs, B, T', D), 0 at steps without audio.
         """
         max_time = is_step.shape[1]
         if self.cache is None:
@@ -269,7 +271,7 @@ class Distillation(Objective):
         ]
 
     def _hear(self, wavs, n_samples, max_time):
-        """Return targets at `max_time` steps, see `targets`."""
+        """Return targets of `max_time` steps; see `targets`."""
         place = torch.arange(max_time, device=wavs.device) + 0.5
         centers = self.timing.start + place * self.timing.step
         heard = []
@@ -281,7 +283,7 @@ class Distillation(Objective):
             weights = weights * output.is_step[:, None]
             total = weights.sum(2, keepdim=True)
             weights = weights / torch.where(total > 0, total, 1)
-            # Times are exact under bf16 too.
+            # Times must be exact under bf16 too.
             with torch.autocast(wavs.device.type, enabled=False):
                 values = weights @ output.states.float()
             heard.append(layer_norm(values, values.shape[3:]))
@@ -289,7 +291,7 @@ class Distillation(Objective):
 
 
 def layer_pairs(pairs, student, teacher):
-    """Return which layers are compared.
+    """Return the pairs of layers to compare.
 
     Arguments
     ---------
@@ -301,7 +303,8 @@ def layer_pairs(pairs, student, teacher):
     Returns
     -------
     list of tuple of int
-        (student's, teacher's) layer of each pair, from 1, none twice.
+        (student's, teacher's) layer of each pair, counted from 1, without
+        duplicates.
 
     Example
     -------
@@ -316,7 +319,7 @@ def layer_pairs(pairs, student, teacher):
 
 
 def time_weights(centers, step, own_centers, own_step):
-    """Return how much each step of a teacher counts at each of the student's.
+    """Return the weight of each teacher's step at each of the student's.
 
     Arguments
     ---------
@@ -332,8 +335,8 @@ def time_weights(centers, step, own_centers, own_step):
     Returns
     -------
     torch.Tensor
-        (B, T', T), not normalized: in how many seconds the two overlap, or,
-        where the teacher's steps are longer, those of linear interpolation.
+        (B, T', T), not normalized: the overlap in seconds or, if the teacher's
+        steps are longer, the weights of linear interpolation.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""EAT: few visible blocks predict a teacher's view of the whole clip.
+"""EAT: predict a teacher's outputs for the whole clip from a few blocks.
 
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
 Transformer", IJCAI 2024, after data2vec 2.0 (Baevski et al., ICML 2023).
@@ -30,7 +30,7 @@ _EPS = 1e-5
 
 
 class StudentOutput(NamedTuple):
-    """What the student says of B clips in M masks each.
+    """The student's predictions for B clips under M masks each.
 
     Arguments
     ---------
@@ -39,7 +39,7 @@ class StudentOutput(NamedTuple):
     classes : torch.Tensor
         Means of the class tokens, float32 (B * M, D).
     split : TokenSplit
-        Of B * M clips.
+        Split of B * M clips.
     """
 
     predictions: torch.Tensor
@@ -48,12 +48,12 @@ class StudentOutput(NamedTuple):
 
 
 class EAT(Objective):
-    """Predict the mean of a teacher's layers at masked tokens and as a whole.
+    """Predict the mean of a teacher's layers, at masked tokens and per clip.
 
-    The teacher sees the whole clip once; the student sees a few blocks of it,
-    in several masks. A convolutional decoder predicts the teacher's tokens
-    where they are masked, and the mean of the class tokens predicts the mean
-    of the teacher's tokens. Both errors are squared lengths over sqrt(D). The
+    The teacher sees the whole clip once. The student sees a few blocks of it,
+    under several masks. A convolutional decoder predicts the teacher's tokens
+    at masked positions, and the mean of the class tokens predicts the mean of
+    the teacher's tokens. Both errors are squared lengths over sqrt(D). The
     encoder gets fixed sin-cos positions.
 
     Arguments
@@ -61,12 +61,13 @@ class EAT(Objective):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; all but blocks of 5 x 5 tokens, 80 %, when left out.
+        Draws the masks; by default it masks 80 %, all but blocks of 5 x 5
+        tokens.
     n_masks : int
-        Masks of each clip in training; a mask that is given stands alone.
+        Masks of each clip in training; a passed mask is the only one.
     momentum : list of float
-        Of the teacher at the first step and from `momentum_duration` on, on a
-        straight line between.
+        Momentum of the teacher at the first step and from `momentum_duration`
+        on; linear between them.
     momentum_duration : int or float
         Steps, or a fraction of the run.
     utterance_weight : float
@@ -168,7 +169,7 @@ class EAT(Objective):
         return self.losses(student, *targets)
 
     def masks(self, rand, feats, n_frames, mask=None):
-        """Return the masks of a batch; a mask that is given stands alone.
+        """Return the masks of a batch; a passed mask is the only one.
 
         Arguments
         ---------
@@ -203,7 +204,7 @@ class EAT(Objective):
         return torch.stack(masks, dim=1)
 
     def student(self, feats, n_frames, is_token, masks, n_masked, rand):
-        """Return what the student says of clips, in each of their masks.
+        """Return the student's predictions for clips under each mask.
 
         Arguments
         ---------
@@ -234,14 +235,14 @@ class EAT(Objective):
         Arguments
         ---------
         student : StudentOutput
-            Of B clips in M masks each.
+            Output for B clips under M masks each.
         targets, clip_targets : torch.Tensor
-            Of the teacher, as `targets` returns them for B clips.
+            Results of `targets` for B clips.
 
         Returns
         -------
         ObjectiveOutput
-            As of `forward`.
+            See `forward`.
         """
         weight = student.split.weight
         targets = targets_at(targets, student.split.ids_masked)
@@ -266,7 +267,7 @@ class EAT(Objective):
         Arguments
         ---------
         encoded : EncoderOutput
-            Of the visible tokens of B * M clips.
+            Output for the visible tokens of B * M clips.
         split : TokenSplit
             Places of the visible tokens.
         rand : RandomSource

@@ -1,4 +1,4 @@
-"""JEPA: from one context, a predictor tells a teacher's view of many blocks.
+"""JEPA: predict a teacher's outputs at many blocks from one context.
 
 Yuksel et al., "WavJEPA", 2025, and Tuncay et al., "Audio-JEPA", 2025, after
 Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding
@@ -27,33 +27,35 @@ class JEPA(MaskedPrediction):
     """Predict a teacher's layers at several groups of blocks, one by one.
 
     The encoder sees the context of a clip once. The predictor, a transformer,
-    runs once for each group of targets, and sees the context and the places of
-    this group alone: neither other groups nor tokens that are neither. Its
-    targets are the outputs of the teacher's last blocks, each standardized
-    over the tokens of the clip, channel by channel, and averaged. The teacher
-    sees the whole clip. The loss is the mean squared error.
+    runs once for each group of targets. It sees the context and the positions
+    of this group, and no other tokens. Its targets are the outputs of the
+    teacher's last layers, each standardized over the tokens of the clip,
+    channel by channel, and averaged. The teacher sees the whole clip. The loss
+    is the mean squared error.
 
-    A mask that is given stands alone, as in validation: all that it masks is
-    one group. Unlike WavJEPA tokens are patches of a spectrogram, the encoder
-    has two class tokens, which the predictor sees too, and a batch holds one
-    crop of a clip.
+    If you pass a mask, as validation does, all that it masks is one group.
+    Unlike in WavJEPA, tokens are patches of a spectrogram, the encoder has two
+    class tokens, which the predictor sees too, and a batch holds one crop of
+    each clip.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws context and targets, see `Masker.draw_targets`; four groups of
-        blocks when left out. With a masker of one mask all of it is one group.
+        Draws context and targets, see `Masker.draw_targets`; by default four
+        groups of blocks. If the masker draws a single mask, all of it is one
+        group.
     layers : float
-        Blocks of the teacher that are averaged, the last ones, over all.
+        Fraction of the teacher's layers that are averaged, counted from the
+        last.
     momentum : list of float
-        Of the teacher at the first step and from `momentum_duration` on, on a
-        straight line between.
+        Momentum of the teacher at the first step, and from `momentum_duration`
+        on; linear between them.
     momentum_duration : int or float
         Steps, or a fraction of the run.
     decoder : dict
-        Of the predictor; see `MaskedPrediction`.
+        Arguments of the predictor; see `MaskedPrediction`.
 
     Raises
     ------
@@ -116,8 +118,8 @@ class JEPA(MaskedPrediction):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked, one group of targets;
-            context and groups are drawn when left out.
+            Boolean (B, F', T'), True where masked: one group of targets. By
+            default context and groups are drawn.
         generator, clip_keys
             Source of the draws; see `Objective.random_source`.
 
@@ -156,9 +158,9 @@ class JEPA(MaskedPrediction):
         Arguments
         ---------
         encoded : EncoderOutput
-            Of the contexts of B clips.
+            Outputs for the contexts of B clips.
         context : TokenSplit
-            Places of the contexts, and of all that is masked.
+            Positions of the contexts, and of all masked tokens.
         groups : torch.Tensor
             Boolean (B, M, F', T'), the targets.
 
@@ -167,7 +169,7 @@ class JEPA(MaskedPrediction):
         predictions : torch.Tensor
             float32 (B * M, K, D).
         split : TokenSplit
-            Of B * M clips, whose tokens are context and group.
+            Positions of context and group, for B * M clips.
         """
         # From here on, each group of a clip is a clip of its own.
         tokens, classes, index, kept, visible, is_token = (
@@ -194,7 +196,7 @@ class JEPA(MaskedPrediction):
 
     @torch.no_grad()
     def targets(self, feats, n_frames, is_token):
-        """Return the mean of the teacher's last blocks for whole clips.
+        """Return the mean of the teacher's last layers for whole clips.
 
         Arguments
         ---------

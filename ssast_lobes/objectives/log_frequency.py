@@ -1,4 +1,4 @@
-"""Spectra on a scale of musical notes, as targets of an objective."""
+"""Spectra on a scale of musical notes, as prediction targets."""
 
 import torch
 from torch import nn
@@ -12,30 +12,31 @@ _LOWEST_HZ = 32.703
 _PER_OCTAVE = 12
 _FFT_SIZES = (512, 1024, 2048)
 _SAMPLE_RATE = 16000
-# Of Kaldi's frames: their step, and the sample in the middle of the first.
+# Step of Kaldi's frames, and the sample in the middle of the first.
 _HOP = 160
 _FIRST_CENTER = 200
-# Features that begin or end elsewhere differ by so many frames.
+# Frame counts may differ by this many where features begin or end elsewhere.
 _FRAMES_APART = 3
 _LEAST_STD = 1e-5
 
 
 class LogFrequencySpectra(ExactBuffers):
-    """Spectra of waveforms in 84 bands of a semitone, for each token.
+    """Compute spectra in 84 bands of a semitone for each token.
 
-    Each band sums the magnitudes of one of three short-time Fourier transforms
-    (512, 1,024 and 2,048 samples) under a triangle that reaches from one
-    neighboring note to the other: of the shortest whose bins are no further
-    apart than two notes. So high notes are sharp in time and low ones in
-    frequency, as in a constant-Q transform, for a small part of its work. Below
-    139 Hz even the bins of the longest are further apart than notes, and bands
-    are as wide as its bins. The logarithm of one plus the sum is standardized
-    over the clip, band by band, and averaged over the frames of a token.
+    Each band sums the magnitudes of a short-time Fourier transform under a
+    triangle that reaches from one neighboring note to the other. Of three
+    transforms (512, 1,024 and 2,048 samples) it takes the shortest whose bins
+    are no further apart than two notes. So high notes are sharp in time and
+    low notes in frequency, as in a constant-Q transform, at a small fraction
+    of its cost. Below 139 Hz even the bins of the longest transform are
+    further apart than notes, so bands there are as wide as its bins. The
+    logarithm of one plus the sum is standardized over the clip, band by band,
+    and averaged over the frames of a token.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
 
     Example
     -------
@@ -92,7 +93,7 @@ class LogFrequencySpectra(ExactBuffers):
         return self._at_tokens(bands.log1p(), n_frames)
 
     def _magnitudes(self, wavs, size, max_frames):
-        """Return the part (B, T, 84) of one Fourier transform."""
+        """Return the bands (B, T, 84) of one Fourier transform."""
         before = size // 2 - _FIRST_CENTER
         after = (max_frames - 1) * _HOP + size - before - wavs.shape[1]
         spectrum = torch.stft(
@@ -125,8 +126,8 @@ def log_filters():
     Returns
     -------
     list of torch.Tensor
-        (Fourier bins, 84) each; over all three, the weights of a band have a
-        sum of 1, and come from one of them.
+        (Fourier bins, 84) each. A band has weights in one of the three, with a
+        sum of 1.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Masked modeling duo: visible tokens predict a teacher's masked ones.
+"""Masked modeling duo (M2D): predict a teacher's masked tokens.
 
 Niizumi et al., "Masked Modeling Duo: Learning Representations by Encouraging
 Both Networks to Model the Input", ICASSP 2023.
@@ -22,21 +22,21 @@ _EPS = 1e-6
 
 
 class M2D(MaskedPrediction):
-    """Predict the teacher's view of the masked tokens from the visible ones.
+    """Predict a teacher's outputs at masked tokens from visible tokens.
 
     The teacher, a moving average of the encoder, sees the masked tokens
-    *only*: so both networks have to model the whole from a part. Its outputs
-    are standardized token by token, and the loss is ``2 - 2 cos``.
+    *only*, so both networks must model the whole from a part. Its outputs are
+    standardized token by token, and the loss is ``2 - 2 cos``.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; tokens one by one, 70 %, when left out.
+        Draws the masks; by default it masks single tokens, 70 % of them.
     momentum : list of float
-        Of the teacher at the first and the last step, on a straight line
-        between.
+        Momentum of the teacher at the first and the last step; linear between
+        them.
     decoder : dict
         See `MaskedPrediction`.
 
@@ -82,7 +82,7 @@ class M2D(MaskedPrediction):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 

@@ -1,4 +1,4 @@
-"""The masked autoencoder of spectrograms, as MaskSpec trains it.
+"""The masked autoencoder of spectrograms, as in MaskSpec.
 
 Chong et al., "Masked Spectrogram Prediction for Self-Supervised Audio
 Pre-Training", ICASSP 2023, after He et al., "Masked Autoencoders Are Scalable
@@ -30,7 +30,7 @@ class MaskedAutoencoder(MaskedPrediction):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; tokens one by one, 75 %, when left out.
+        Draws the masks; by default it masks single tokens, 75 % of them.
     decoder : dict
         See `MaskedPrediction`.
 
@@ -67,7 +67,7 @@ class MaskedAutoencoder(MaskedPrediction):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 

@@ -1,6 +1,6 @@
-"""Base of masked autoencoders and M2D: visible tokens predict masked ones.
+"""The base of masked autoencoders and M2D.
 
-The encoder sees visible tokens only, and a light decoder all places.
+The encoder sees visible tokens only, and a light decoder predicts all tokens.
 """
 
 from torch import nn
@@ -15,7 +15,7 @@ from ssast_lobes.objectives.base import (
 
 
 class MaskedPrediction(Objective):
-    """Base class: visible tokens through the encoder, all through a decoder.
+    """Base class: encode visible tokens, and decode all tokens.
 
     The encoder gets fixed sin-cos positions.
 
@@ -59,7 +59,7 @@ class MaskedPrediction(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 

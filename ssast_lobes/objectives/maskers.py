@@ -1,4 +1,4 @@
-"""Maskers draw masks over the tokens of clips. Pure, vectorized, seeded.
+"""Maskers, which draw masks over the tokens of clips.
 
 A mask is boolean (B, F', T'), True where a token is masked. Maskers mask only
 a clip's own valid tokens, and exactly as many as asked for.
@@ -149,7 +149,7 @@ class Masker(nn.Module):
         return lowest(scores, n_time, self.n_masked(n_time * n_freq))
 
     def draw_targets(self, rand, n_time, n_freq, max_time):
-        """Draw a mask for each clip, and what of it is to be predicted at once.
+        """Draw a mask for each clip, and groups of its tokens to predict.
 
         Arguments
         ---------
@@ -159,7 +159,7 @@ class Masker(nn.Module):
         Returns
         -------
         mask : torch.Tensor
-            As of `draw`, of the same draws.
+            The mask of `draw`, from the same draws.
         targets : torch.Tensor
             Boolean (B, M, F', T'), M parts of the mask; here one, the whole.
         """

@@ -1,4 +1,4 @@
-"""MERT on spectrograms: codes of several books, and spectra of notes.
+"""MERT on spectrograms: predict several codebooks and a note spectrum.
 
 Li et al., "MERT: Acoustic Music Understanding Model with Large-Scale
 Self-supervised Training", ICLR 2024; yizhilll/MERT.
@@ -14,21 +14,22 @@ from ssast_lobes.utils.checks import real
 
 
 class MERT(Codes):
-    """Tell codes and a constant-Q-like spectrum of masked tokens.
+    """Predict codes and a constant-Q-like spectrum of masked tokens.
 
-    The encoder hears some clips with another clip of the batch behind; codes
-    and spectra are those of the clip alone. A second head predicts the
-    spectrum, see `LogFrequencySpectra`; its error is the plain mean square. In
-    evaluation there is no background: the loss is a function of the clip.
+    Some clips get another clip of the batch mixed in as background. The codes
+    and spectra to predict are those of the clip alone. A second head predicts
+    the spectrum of `LogFrequencySpectra`; its error is the mean square. In
+    evaluation there is no background, so the loss is a function of the clip.
 
-    This is no MERT, whose name stands for the idea. MERT has a convolutional
-    front end on the waveform of 24 kHz, with tokens of 75 Hz; the codes of
-    EnCodec's eight books, compared by cosines with trained code vectors at a
-    temperature of 0.1; raw magnitudes of a constant-Q transform of 336 bins; a
-    penalty on the front end; and pieces of other clips at full volume, where
-    ours have a drawn signal-to-noise ratio.
+    This objective follows the idea of MERT, not its model. MERT has a
+    convolutional front end on waveforms of 24 kHz, with 75 tokens a second. It
+    predicts the codes of EnCodec's eight codebooks, by cosines to trained code
+    vectors at a temperature of 0.1. Its spectra are raw magnitudes of a
+    constant-Q transform of 336 bins. It adds a penalty on the front end, and
+    mixes pieces of other clips at full volume; here the signal-to-noise ratio
+    is drawn.
 
-    It takes the waveforms too, as `PretrainingLobe` gives them.
+    It also needs the waveforms, which `PretrainingLobe` passes on.
 
     Arguments
     ---------
@@ -37,15 +38,15 @@ class MERT(Codes):
     background : dict
         Arguments of `Background`.
     spectrum_weight : float
-        Weight of the spectrum's error; the cross-entropies of all books have
-        weight 1 each.
+        Weight of the spectrum's error; the cross-entropy of each codebook has
+        weight 1.
     **arguments
         The other arguments of `Codes`.
 
     Raises
     ------
     ValueError
-        As of `Codes`, or if an argument is out of range.
+        See `Codes`, or if an argument is out of range.
 
     Example
     -------
@@ -71,7 +72,7 @@ class MERT(Codes):
         self, encoder, masker=None, *, background, spectrum_weight, **arguments
     ):
         super().__init__(encoder, masker, **arguments)
-        # Of the tokenizer; the spectra need audio in any case.
+        # The tokenizer may need audio; the spectra always do.
         self.ids_need_audio = self.needs_audio or self.needs_place
         self.needs_audio = True
         self.background_config = dict(background)
@@ -117,8 +118,8 @@ class MERT(Codes):
         Returns
         -------
         ObjectiveOutput
-            The logs of `Codes`, and ``spectrum``, the mean squared error, with
-            that of the mean of the clip as its chance level.
+            The logs of `Codes`, and ``spectrum``, the mean squared error. Its
+            chance level is the error of predicting the mean of the clip.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         heard = feats

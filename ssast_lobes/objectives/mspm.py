@@ -1,8 +1,8 @@
 """Masked spectrogram patch modeling, SSAST's objective.
 
-Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI
-2022, section 2.3: masked patches are told apart (discriminative, InfoNCE
-within the clip) and reconstructed (generative, mean squared error).
+Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022,
+section 2.3. A discriminative task tells masked patches apart (InfoNCE within
+the clip), a generative task reconstructs them (mean squared error).
 """
 
 import torch
@@ -26,7 +26,7 @@ SOFTMAX_OVER = ("predictions", "targets")
 
 
 class MSPM(Objective):
-    """Joint discriminative and generative masked patch modeling.
+    """Tell masked patches apart, and reconstruct them.
 
     One forward pass and one mask serve both losses, as in Algorithm 1 of the
     paper: ``loss = nce + generative_weight * mse``. Losses are averaged
@@ -37,21 +37,20 @@ class MSPM(Objective):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; the paper's clusters, 400 of 512 tokens, when left
-        out.
+        Draws the masks; by default the paper's clusters, 400 of 512 tokens.
     task : str
         ``"joint"``, ``"discriminative"`` or ``"generative"``.
     generative_weight : float, optional
         Weight of the reconstruction in the joint loss; 10 in the paper.
     softmax_over : str
-        ``"predictions"``: for a fixed target the softmax runs over the
-        predictions of all masked tokens, as in the official code.
-        ``"targets"``: for a fixed prediction over all targets, as in
-        equation 1 of the paper.
+        ``"predictions"``: for each target, the softmax is over the predictions
+        of all masked tokens, as in the official code. ``"targets"``: for each
+        prediction, it is over all targets, as in equation 1 of the paper.
     sincos_positions : bool
-        Hold fixed sin-cos positions, as masked autoencoders do. Learned ones
-        begin so small that masked tokens, which differ by nothing else, stay
-        alike for the first hundreds of steps. Not in the paper.
+        Use fixed sin-cos positions, as masked autoencoders do. Learned
+        positions begin so small that masked tokens, which differ in nothing
+        else, stay alike for hundreds of steps. The paper has learned
+        positions.
 
     Raises
     ------
@@ -99,7 +98,7 @@ class MSPM(Objective):
         if sincos_positions:
             encoder.fix_positions()
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
-        # Xavier's spread for the official (1, 1, D) tensor.
+        # Xavier's deviation for the official (1, 1, D) tensor.
         nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)
         size = encoder.grid.patch_size
         if task != "generative":
@@ -128,18 +127,18 @@ class MSPM(Objective):
         feats : torch.Tensor
             Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor or None
-            Valid frames (B,) int64; None: all, no clip has padding.
+            Valid frames (B,) int64; None if no clip has padding.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; drawn when left out.
+            Boolean (B, F', T'), True where masked; by default drawn.
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, ``accuracy`` (fraction of masked patches whose
-            prediction fits best to its own target), what chance gives of
-            both, and ``mse``, as far as the task has them.
+            Logs: ``nce``, ``accuracy`` (the fraction of masked patches whose
+            prediction fits its own target best) and their chance levels for
+            the discriminative task; ``mse`` for the generative task.
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)
@@ -147,7 +146,7 @@ class MSPM(Objective):
         else:
             max_masked = mask[0].numel()
         if n_frames is not None:
-            # Targets show what the encoder sees: nothing beyond a clip's end.
+            # Targets are what the encoder sees: nothing beyond a clip's end.
             is_frame = length_to_mask(n_frames, feats.shape[1])
             feats = feats * is_frame[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
@@ -165,7 +164,7 @@ class MSPM(Objective):
         mask : torch.Tensor
             Boolean (B, F', T'), True where masked.
         max_masked : int
-            At least the number of tokens that are masked of any clip.
+            At least the number of masked tokens of any clip.
 
         Returns
         -------
@@ -246,8 +245,8 @@ def _pretext_head(dim, size):
 def info_nce(predictions, targets, weight, softmax_over):
     """Return InfoNCE among the masked patches of each clip, and its accuracy.
 
-    Dot products without temperature or normalization; negatives are the
-    other masked patches of the same clip.
+    It uses dot products without temperature or normalization. Negatives are
+    the other masked patches of the same clip.
 
     Arguments
     ---------

@@ -55,8 +55,8 @@ def official_mask(n_freq, n_time, count, rng):
     limit = total if n_freq == 1 else total - 2
     if count > limit:
         raise ValueError(
-            f"the official generator hides at most {limit} of {total} "
-            f"tokens, {count} were asked for"
+            f"the official generator masks at most {limit} of {total} tokens, "
+            f"not {count}"
         )
     if n_freq == 1:
         return sorted(rng.sample(range(total), count))

@@ -1,4 +1,4 @@
-"""Masks of joint-embedding predictive architectures: context and targets."""
+"""Masks of joint-embedding predictive architectures (JEPA)."""
 
 import torch
 
@@ -7,26 +7,26 @@ from ssast_lobes.utils.checks import real, whole
 
 
 class MultiBlockMasker(Masker):
-    """Mask several groups of blocks to predict, and more that is left out.
+    """Mask several groups of blocks to predict, and further blocks.
 
     Each group has exactly `target_ratio` of a clip's tokens, in square blocks
     that wrap at the clip's own edges, as those of `ClusterMasker`; groups may
-    overlap. The mask is what the encoder does not see: the groups, and further
-    blocks until it has exactly the ratio asked for. So a token can be neither
-    seen nor predicted. Where the groups together have more than the ratio,
-    some of their tokens stay visible, and are no targets. After Assran et al.,
-    "Self-Supervised Learning from Images with a Joint-Embedding Predictive
-    Architecture", CVPR 2023, whose blocks are larger rectangles; WavJEPA has
-    spans.
+    overlap. The mask covers the groups, and further blocks until it has
+    exactly the requested ratio; the encoder does not see masked tokens. So
+    some tokens are neither seen nor predicted. If the groups together exceed
+    the ratio, some of their tokens stay visible and are no targets. After
+    Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding
+    Predictive Architecture", CVPR 2023, whose blocks are larger rectangles;
+    WavJEPA has spans.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`: all tokens that the encoder does not see.
+        See `Masker`; they count all tokens that the encoder does not see.
     n_targets : int
-        Groups of a clip.
+        Number of groups in each clip.
     target_ratio : float
-        Ratio of a clip's tokens in a group.
+        Fraction of a clip's tokens in each group.
     block_size : int
         Tokens along each side of a block.
 
@@ -80,7 +80,7 @@ class MultiBlockMasker(Masker):
             for _ in range(self.n_targets)
         ]
         targets = torch.stack(groups, dim=1)
-        # Scores are below 2: all targets are masked before anything else.
+        # Other scores are below 2, so targets are masked first.
         scores = square_scores(sizes, rand, *grid) - 2.0 * targets.any(1)
         mask = lowest(scores, n_time, self.n_masked(n_tokens))
         return mask, targets & mask[:, None]

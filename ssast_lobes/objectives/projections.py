@@ -190,7 +190,7 @@ def prototype_cross_entropy(student, teacher, temperatures):
     teacher : torch.Tensor
         Centered logits (.., count).
     temperatures : tuple of float or torch.Tensor
-        Of the student, of the teacher.
+        Temperatures of student and teacher.
 
     Returns
     -------

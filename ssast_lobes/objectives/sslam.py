@@ -1,4 +1,4 @@
-"""SSLAM: EAT that also hears two clips at once.
+"""SSLAM: EAT on clips and on mixtures of two clips.
 
 Alex et al., "SSLAM: Enhancing Self-Supervised Models with Audio Mixtures for
 Polyphonic Soundscapes", ICLR 2025; ta012/SSLAM, SSLAM_Stage2.
@@ -14,37 +14,37 @@ from ssast_lobes.utils.checks import real
 
 
 class SSLAM(EAT):
-    """Predict a teacher's view of clips, of mixtures, and of what was mixed.
+    """Predict a teacher's outputs for clips, for mixtures and for their parts.
 
-    Each clip of a batch is mixed with the one before it: the louder of the
-    two at each pixel, except in two windows that stay clean. The student
-    sees clip and mixture in the same masks. Both have EAT's targets; those
-    of the mixture are, besides, the mean of what the teacher makes of the
-    clip and of the partner, each heard alone. The three errors have equal
-    weight.
+    Each clip of a batch is mixed with the one before it, its partner: a pixel
+    of the mixture is the louder of the two, except in two windows that stay
+    clean. The student sees clip and mixture under the same masks, and has
+    EAT's targets for both. For the mixture it also predicts the mean of the
+    teacher's outputs for the clip and for the partner, each alone. The three
+    errors have equal weight.
 
-    So the loss of a clip depends on its partner, by design. Where the partner
-    is over, the clip is alone; a longer partner is cut off, so that padding
-    never counts. A batch of one clip is its own partner. In evaluation, where
-    a loss has to be a function of the clip, nothing is mixed: the loss is
-    EAT's.
+    So the loss of a clip depends on its partner, by design. After the end of a
+    shorter partner the clip is alone; a longer partner is cut, so that padding
+    never counts. In a batch of one, the clip is its own partner. In evaluation
+    the loss must be a function of the clip, so nothing is mixed, and the loss
+    is EAT's.
 
     Unlike the released code, windows are drawn for each clip, over its own
-    length, and the partner has the positions of a clip of its own.
+    length, and the partner has positions from its own start.
 
     Arguments
     ---------
     encoder, masker
         See `EAT`.
     clean_window : float
-        Length of each clean window over that of the clip, at most 0.5.
+        Length of each clean window, as a fraction of the clip, at most 0.5.
     **arguments
         The other arguments of `EAT`.
 
     Raises
     ------
     ValueError
-        As of `EAT`, or if the window is out of range.
+        See `EAT`, or if the window is out of range.
 
     Example
     -------
@@ -78,8 +78,8 @@ class SSLAM(EAT):
     ):
         """Return the loss of a batch; see `EAT.forward`.
 
-        In training the logs tell ``sources`` too, the error of the mixtures
-        against what was mixed.
+        In training the logs also have ``sources``, the error of the mixtures
+        against their parts.
         """
         if not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
@@ -96,7 +96,8 @@ class SSLAM(EAT):
         sounds = (sounds & (frame < n_partner[:, None]))[:, :, None]
         mixture = torch.where(sounds, feats.maximum(partner), feats)
 
-        # Clips and mixtures by turns: the draws are still those of B clips.
+        # Clips and mixtures alternate, so the draws are still those of B
+        # clips.
         views = torch.stack([feats, mixture], 1).flatten(0, 1)
         n_views, masks, is_views = (
             x.repeat_interleave(2, 0) for x in (n_frames, masks, is_token)
@@ -116,7 +117,7 @@ class SSLAM(EAT):
         return output._replace(loss=output.loss + of_sources, logs=logs)
 
     def draw_mixed(self, rand, n_frames, n_partner, max_frames):
-        """Draw which times of clips have the partner in them.
+        """Draw the times at which clips are mixed.
 
         Arguments
         ---------
@@ -139,7 +140,7 @@ class SSLAM(EAT):
         first = draw_whole(rand(1, 1)[:, 0, 0], reach)
         second = first + draw_whole(rand(1, 1)[:, 0, 0], reach - first) + window
         time = torch.arange(max_time, device=n_time.device)
-        # A partner without a frame has a token all the same.
+        # A partner without a frame still has a token.
         heard, _ = self.encoder.token_lengths(n_partner, max_frames)
         is_mixed = time < (heard * (n_partner > 0))[:, None]
         for start in (first[:, None], second[:, None]):
@@ -148,14 +149,14 @@ class SSLAM(EAT):
 
     @torch.no_grad()
     def sources(self, tokens, partner, n_partner, is_mixed):
-        """Return the targets of mixtures: the mean of what was mixed.
+        """Return the targets of mixtures: the mean over their parts.
 
         Arguments
         ---------
         tokens : torch.Tensor
             Targets of the clips, (B, N, D).
         partner, n_partner : torch.Tensor
-            Features (B, T, n_mels) and frames (B,) that are mixed in.
+            Features (B, T, n_mels) and frames (B,) of the partners.
         is_mixed : torch.Tensor
             Boolean (B, T'), from `draw_mixed`.
 

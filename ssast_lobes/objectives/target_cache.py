@@ -1,4 +1,4 @@
-"""What frozen teachers have said of clips, kept in files."""
+"""Targets of frozen teachers, cached in files."""
 
 import hashlib
 from pathlib import Path
@@ -10,19 +10,18 @@ from ssast_lobes.utils.files import atomic_write
 
 
 class TargetCache:
-    """A folder with a file for each clip that has been heard.
+    """Cache the targets of clips in a folder, one file for each clip.
 
-    A file is found by the samples of the clip themselves, and by what makes
-    the targets: whatever differs in either is another file. Numbers are
-    float16, those of the first time too, so that a value is the same whether
-    it comes from a file or not. Processes may share the folder.
+    The name of a file is a hash of the clip's samples and of `maker`. Targets
+    are float16 even when they are first computed, so that they do not depend
+    on whether they come from a file. Processes may share the folder.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        Made when it is first needed.
+        Created when it is first needed.
     maker : str
-        Tells apart what makes the targets, such as weights and layers.
+        Text that differs where the targets would, by weights or layers.
 
     Example
     -------
@@ -49,9 +48,10 @@ class TargetCache:
         clip : torch.Tensor
             Its samples, without padding.
         make : callable
-            Gives a list of tensors for `clip`; called unless there is a file.
+            Function of `clip` that returns a list of tensors; called if there
+            is no file.
         keep : bool
-            Whether to look for a file, and to write one.
+            Whether to use the cache for this clip.
 
         Returns
         -------
@@ -68,7 +68,7 @@ class TargetCache:
             kept = load_file(path, device=str(clip.device))
             return [kept[str(number)] for number in range(len(kept))]
         except (FileNotFoundError, SafetensorError):
-            # A damaged file is made again.
+            # Replace a damaged file.
             made = [x.half().contiguous() for x in make(clip)]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:

@@ -1,4 +1,4 @@
-"""Train a tokenizer: codes from which a frozen encoder's tokens come back.
+"""Train a tokenizer: codes from which a decoder restores a teacher's tokens.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023:
 the self-distilled tokenizer of its second iteration and later ones.
@@ -24,32 +24,32 @@ logger = get_logger(__name__)
 
 
 class VectorQuantizer(Objective):
-    """Quantize tokens so that a frozen encoder's tokens come back from them.
+    """Quantize tokens so that a decoder restores a frozen teacher's tokens.
 
-    The encoder sees all tokens. Each becomes a code (`Quantizer`), and a light
-    decoder tells from the codes alone what the teacher gives, by cosine. The
-    gradient passes the codes straight through, and a second error draws the
-    vectors to their codes. The teacher is a frozen copy of the encoder as it
-    starts: begin with ``--source``, an encoder that has been pretrained.
-    (BEATs' tokenizer starts anew next to that teacher.) The export is a
-    tokenizer of `Codes`, see `VectorQuantizerTokenizer`.
+    The encoder sees all tokens. `Quantizer` gives each a code. A light decoder
+    predicts the teacher's tokens from the codes alone; its error is 1 -
+    cosine. Gradients pass straight through the codes, and a second error pulls
+    the vectors towards their codes. The teacher is a frozen copy of the
+    encoder at the start, so begin from a pretrained encoder by ``--source``.
+    (BEATs' tokenizer starts from random weights next to that teacher.) The
+    export is a tokenizer for `Codes`, see `VectorQuantizerTokenizer`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
-        The tokenizer's, to train.
+        The encoder of the tokenizer, to train.
     n_codes, dim : int
         Number of codes, and their size.
     code_momentum : float
         Weight of the old code in an update.
     restart_after : int or None
-        A code that so many batches do not have is put on a vector of the
-        batch; None: it keeps its place.
+        Number of batches after which an unused code moves to a vector of the
+        batch; None: never.
     commitment : float
-        Weight of the mean square between vector and code.
+        Weight of the mean squared distance between vector and code.
     decoder : dict
-        ``depth``, blocks over the encoder's, and ``head_size``, dimensions of
-        an attention head at least.
+        ``depth``, the number of blocks as a fraction of the encoder's, and
+        ``head_size``, the least size of an attention head.
 
     Raises
     ------
@@ -121,15 +121,15 @@ class VectorQuantizer(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask, generator, clip_keys
-            Of other objectives; nothing is drawn here.
+            Not used: nothing is drawn here.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: ``cosine_error``, 1 - cos to the teacher's tokens;
+            Logs: ``cosine_error``, 1 - cosine to the teacher's tokens;
             ``commitment``; ``codes_used``, the fraction of the codes that the
-            batch has, and ``codes_recently_used``, that of the last hundred;
-            ``code_entropy``, in nats, of at most ln n_codes.
+            batch has, and ``codes_recently_used``, that of the last hundred
+            batches; ``code_entropy`` in nats, at most ln n_codes.
         """
         encoded = self.encoder(feats, n_frames)
         weight = encoded.is_token.float()
@@ -158,13 +158,13 @@ class VectorQuantizer(Objective):
         return ObjectiveOutput(error + self.commitment * commitment, logs)
 
     def restart_teacher(self):
-        """Copy the encoder into the teacher; look what codes there are."""
+        """Copy the encoder into the teacher, and check for existing codes."""
         super().restart_teacher()
         self._has_source = True
         self.quantizer.started = bool(self.quantizer.codes.any())
 
     def after_step(self, step, total_steps):
-        """Keep the codes that the first step has begun; warn of collapse."""
+        """Keep the codes of the first step, and warn of collapse."""
         self.quantizer.started = True
         self.usage.warn_of_collapse(step, total_steps)
         if step == 1 and not self._has_source:
@@ -191,7 +191,7 @@ class _Decoder(nn.Module):
         self.apply(init_transformer)
 
     def forward(self, codes, is_token, n_freq):
-        """Return (B, N, D) of codes (B, N, dim)."""
+        """Return tokens (B, N, D) for codes (B, N, dim)."""
         n_time = codes.shape[1] // n_freq
         positions = sincos_positions(n_freq, n_time, self.dim, codes.device)
         x = self.embedding(codes) + positions.flatten(0, 1)

@@ -49,7 +49,8 @@ class RandomCrop(nn.Module):
     ---------
     fraction : float or tuple of float
         Length of the stretch over the clip's own frames; at least one frame.
-        Of two, least and greatest, drawn uniformly for each clip.
+        With two numbers, the length is drawn uniformly between them for each
+        clip.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What the training scripts of recipes call."""
+"""Brains and helpers for the training scripts of recipes."""
 
 from ssast_lobes.training.arguments import (
     parse_arguments,

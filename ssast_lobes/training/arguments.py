@@ -1,4 +1,4 @@
-"""Command lines of recipes: SpeechBrain's, with words for whole presets."""
+"""Command lines of recipes: SpeechBrain's, with names for presets."""
 
 import contextlib
 import copy
@@ -54,7 +54,7 @@ _OBJECT = object()
 
 
 def parse_arguments(arguments):
-    """Return what a command line says, as ``speechbrain.parse_arguments`` does.
+    """Parse a command line, as ``speechbrain.parse_arguments`` does.
 
     ``--objective NAME`` stands for all that a file of ``hparams/objective/``
     says, or a file of one's own, ``NAME.yaml``: its keys take the place of the

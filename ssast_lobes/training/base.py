@@ -361,8 +361,8 @@ class SpectrogramBrain(sb.Brain):
                 f"of epoch {self.epoch}, more than nonfinite_patience "
                 f"({self.nonfinite_patience}); the clips are listed in "
                 f"{self.nonfinite_file}. The last checkpoint, in "
-                f"{self.output_folder}, is from before: remove bad clips, "
-                "lower lr, or raise nonfinite_patience, and start again"
+                f"{self.output_folder}, is older: remove bad clips, lower lr, "
+                "or raise nonfinite_patience, and start again"
             )
         return False
 
@@ -490,9 +490,9 @@ class SpectrogramBrain(sb.Brain):
         sums = gather_sums(self._sums)
         if not sums:
             raise UnreadableAudio(
-                "none of the clips of a whole part of the data can be "
-                f"decoded, see {self.unreadable_file}, and gives a finite "
-                f"loss, see {self.nonfinite_file}"
+                "a part of the data has no usable clip: all are unreadable, "
+                f"see {self.unreadable_file}, or have a loss that is not "
+                f"finite, see {self.nonfinite_file}"
             )
         return {k: total / max(n, 1.0) for k, (total, n) in sums.items()}
 

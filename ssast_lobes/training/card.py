@@ -38,7 +38,7 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
     crop_seconds : float
         Longest audio that training sees at once.
     window_seconds : float, optional
-        What is asked for; the longest that training sees when left out.
+        What is asked for; by default the longest that training sees.
 
     Returns
     -------
@@ -81,17 +81,17 @@ def check_window(window, least, name="window_seconds"):
     >>> check_window(1.0, least=2.0)
     Traceback (most recent call last):
     ...
-    ssast_lobes...SettingsError: window_seconds is 1.0: give a ...
+    ssast_lobes...SettingsError: window_seconds is 1.0: it must be ...
     """
     if window is not None and not least <= window < math.inf:
         raise SettingsError(
-            f"{name} is {window}: give a number of seconds not below "
-            f"{least:g}, which a crop and the position table span, or null"
+            f"{name} is {window}: it must be null, or at least {least:g} "
+            "seconds, the length of a crop and of the position table"
         )
 
 
 def model_card(hparams_file, rows, metrics, **settings):
-    """Return what the model card of an export says of its training.
+    """Return the entries on the training for the model card.
 
     Arguments
     ---------
@@ -184,7 +184,7 @@ def _origin(source):
 
 
 def told(value):
-    """Return a setting as JSON can tell it.
+    """Return a setting as plain values for JSON.
 
     Arguments
     ---------
@@ -213,7 +213,7 @@ def told(value):
 
 
 def write_result(folder, rows, test, result):
-    """Write what a test has found to ``test_result.json``.
+    """Write the test result to ``test_result.json``.
 
     Arguments
     ---------

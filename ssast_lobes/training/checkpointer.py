@@ -1,4 +1,4 @@
-"""Checkpoints that are written whole or not at all.
+"""Checkpoints that are written completely or not at all.
 
 SpeechBrain's `Checkpointer` writes into the folder that recovery looks at,
 its meta file first: a run killed in mid-save then cannot resume. Here a
@@ -45,11 +45,11 @@ _BLOCK = 1 << 20
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint cannot be read or written; says why and what to do."""
+    """A checkpoint cannot be read or written; the message names a fix."""
 
 
 class AtomicCheckpointer(Checkpointer):
-    """SpeechBrain's checkpointer, safe against being killed at any moment.
+    """SpeechBrain's checkpointer, safe if the run is killed at any moment.
 
     The arguments are those of `speechbrain.utils.checkpoints.Checkpointer`,
     and it takes its place in any recipe. What a killed save has left is never
@@ -200,7 +200,7 @@ class AtomicCheckpointer(Checkpointer):
         ddp_barrier()
 
     def recover_if_possible(self, *args, **kwargs):
-        """Load the newest or the best of the checkpoints that are whole.
+        """Load the newest or the best of the undamaged checkpoints.
 
         Arguments
         ---------
@@ -289,9 +289,9 @@ class AtomicCheckpointer(Checkpointer):
                 self._remove_leftovers()
             raise CheckpointError(
                 f"{self.checkpoints_dir}: no checkpoint can be written "
-                f"({reason}; {free:.0f} MiB are free there). Make room, if "
-                "that is what lacks, and start again: the run resumes from "
-                "the checkpoint before"
+                f"({reason}; {free:.0f} MiB are free there). Free disk space "
+                "if it is full, and rerun the command: it resumes from the "
+                "last checkpoint"
             ) from error
 
     def _put_damaged_aside(self):

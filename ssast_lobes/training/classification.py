@@ -54,7 +54,7 @@ def best_key(selection):
 
 
 class ClassificationBrain(SpectrogramBrain):
-    """Trains a `SpectrogramClassifier`; the best epoch is chosen on valid.
+    """Train a `SpectrogramClassifier`; valid chooses the best epoch.
 
     ``modules`` holds ``features`` and ``model``.
 
@@ -78,9 +78,11 @@ class ClassificationBrain(SpectrogramBrain):
     mixup : callable, optional
         See `ssast_lobes.augment.augmentation.Mixup`.
     augment : list of callable
-        Of features, in training; see `ssast_lobes.augment.augmentation`.
+        Augmentations of features in training; see
+        `ssast_lobes.augment.augmentation`.
     degradation : callable, optional
-        Of waveforms, in training; see `ssast_lobes.augment.degradation`.
+        Degradation of waveforms in training; see
+        `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     swa_start_epoch : int, optional
@@ -167,11 +169,11 @@ class ClassificationBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The classifier without wrappers."""
+        """The classifier, without DDP or compile wrappers."""
         return unwrap(self.modules.model)
 
     def task(self):
-        """Return the number of classes, the loss, and what is selected by."""
+        """Return the number of classes, the loss and the selection metric."""
         many = ", several a clip" if self.multi_label else ""
         return {
             "task": f"{len(self.label_encoder)} classes{many}",
@@ -207,7 +209,9 @@ class ClassificationBrain(SpectrogramBrain):
         from ssast_lobes.training.lp_init import fit_head
 
         if self.multi_label:
-            raise SettingsError("lp_init_penalty is for clips of one label")
+            raise SettingsError(
+                "lp_init_penalty needs clips with one label each"
+            )
         if not self.checkpointer.list_checkpoints():
             # Sorted, since a batch needs the memory of its longest clip.
             clips = clips.filtered_sorted(sort_key="duration")
@@ -247,7 +251,7 @@ class ClassificationBrain(SpectrogramBrain):
             ) from error
         if getattr(loss, "shape", None) != ():
             raise SettingsError(
-                f"compute_cost: {self._told_cost} must give one number, got "
+                f"compute_cost: {self._told_cost} must return one number, got "
                 f"{getattr(loss, 'shape', loss)} for two clips"
             )
 
@@ -273,7 +277,7 @@ class ClassificationBrain(SpectrogramBrain):
         return self.network("model", stage)(feats, n_frames), targets
 
     def compute_objectives(self, output, batch, stage):
-        """Return the loss; keep the scores where they are evaluated."""
+        """Return the loss; keep the scores for evaluation."""
         scores, targets = output
         loss = self.compute_cost(scores, targets)
         self.accumulate({"loss": loss}, len(batch.id))
@@ -315,7 +319,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def on_stage_start(self, stage, epoch=None):
-        """Validate the mean of the weights, where there is to be one."""
+        """Validate the mean of the weights, if it is used."""
         super().on_stage_start(stage, epoch)
         if stage == sb.Stage.VALID and self._validates_mean(epoch):
             self.average.update_parameters(self.model)
@@ -367,15 +371,15 @@ class ClassificationBrain(SpectrogramBrain):
             )
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Go back to the best epoch, or take the mean of the last ones."""
+        """Load the best epoch, or the mean of the last epochs."""
         if self.average is None:
             super().on_evaluate_start(max_key, min_key)
             return
         super().on_evaluate_start()
         if self.average.n_averaged == 0:
             raise SettingsError(
-                "there is no mean of weights yet: swa_start_epoch, "
-                f"{self.swa_start_epoch}, has not come to its end"
+                "there is no mean of weights yet: epoch "
+                f"{self.swa_start_epoch} (swa_start_epoch) has not ended"
             )
         self.model.load_state_dict(self.average.module.state_dict())
 
@@ -420,7 +424,7 @@ class ClassificationBrain(SpectrogramBrain):
         return ";".join(n for n, yes in zip(names, likely, strict=True) if yes)
 
     def result(self):
-        """Return what the test has found, for ``test_result.json``.
+        """Return the test result for ``test_result.json``.
 
         Returns
         -------

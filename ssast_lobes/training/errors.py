@@ -1,4 +1,4 @@
-"""Errors of the user's data and settings, told in one message."""
+"""Errors in the user's data and settings, with one message each."""
 
 import errno
 import gc
@@ -18,7 +18,7 @@ from ssast_lobes.utils.checks import ArgumentError
 
 
 class SettingsError(ValueError):
-    """Settings contradict each other or an earlier run; says what to do."""
+    """Settings contradict each other or an earlier run."""
 
 
 class NonfiniteLoss(RuntimeError):
@@ -40,7 +40,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def yaml_errors(hparams_file):
-    """Say in one message what is wrong with a YAML or an override.
+    """Turn errors in a YAML or an override into one message.
 
     What a constructor says of its arguments is told with its place in the
     YAML: ``masker: mask ratio must be a number between 0 and 1, got 2``.

@@ -1,4 +1,4 @@
-"""Sound event detection: training, rules chosen on valid, test, export."""
+"""Sound event detection: train, choose rules on valid, test, export."""
 
 import csv
 
@@ -26,38 +26,39 @@ from ssast_lobes.utils.metrics import average_precision
 
 
 class EventBrain(SpectrogramBrain):
-    """Trains a `SpectrogramDetector`; valid chooses the epoch and the rules.
+    """Train a `SpectrogramDetector`; valid chooses the epoch and the rules.
 
-    The epoch is that of the best mean average precision of frames. `tune`
+    The best epoch has the highest mean average precision of frames. `tune`
     then chooses how its scores become events. ``modules`` holds ``features``
     and ``model``.
 
     Arguments
     ---------
     *args, **kwargs
-        Those of `SpectrogramBrain`.
+        Arguments of `SpectrogramBrain`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     timing : FrameTiming
-        Of the model.
+        Frame timing of the model.
     compute_cost : callable
         (scores, frame targets, clip targets, is strong) -> loss, such as
         `ssast_lobes.training.event_losses.event_cross_entropy`.
     rule_kind : str
         ``"median"`` or ``"sebbs"``; see `tune_rules`.
     augment : list of callable
-        Of features, in training, that move nothing in time; see
-        `ssast_lobes.augment.augmentation.SpectrogramMasking`.
+        Augmentations of features in training, which must not move sounds in
+        time; see `ssast_lobes.augment.augmentation.SpectrogramMasking`.
     degradation : callable, optional
-        Of waveforms, in training; see `ssast_lobes.augment.degradation`.
+        Degradation of waveforms in training; see
+        `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
 
     Raises
     ------
     SettingsError
-        If `rule_kind` is unknown, or a package that measures or decides is
-        not installed.
+        If `rule_kind` is unknown, or a package for metrics or rules is not
+        installed.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class EventBrain(SpectrogramBrain):
         layer_decay=1.0,
         **kwargs,
     ):
-        # Not to be told after the training.
+        # Fail before the training, not after it.
         if rule_kind not in KINDS:
             raise SettingsError(
                 f"rule_kind must be one of {KINDS}, got '{rule_kind}'"
@@ -102,7 +103,7 @@ class EventBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The detector without wrappers."""
+        """The detector, without DDP or compile wrappers."""
         return unwrap(self.modules.model)
 
     @property
@@ -112,7 +113,7 @@ class EventBrain(SpectrogramBrain):
         return [names[index] for index in range(len(names))]
 
     def task(self):
-        """Return the number of classes, the loss, and what is selected by."""
+        """Return the number of classes, the loss and the selection metric."""
         return {
             "task": f"events of {len(self.label_encoder)} classes",
             "loss": self._told_cost,
@@ -141,7 +142,7 @@ class EventBrain(SpectrogramBrain):
         return self.network("model", stage)(feats, n_frames)
 
     def compute_objectives(self, output, batch, stage):
-        """Return the loss; keep the scores where they are evaluated."""
+        """Return the loss; keep the scores for evaluation."""
         targets = self.frame_targets(batch.frame_target.data, output.frames)
         loss = self.compute_cost(output, targets, batch.target, batch.is_strong)
         self.accumulate({"loss": loss}, len(batch.id))
@@ -150,29 +151,29 @@ class EventBrain(SpectrogramBrain):
         return loss
 
     def frame_targets(self, targets, scores):
-        """Return targets (B, T', C) of the length of the scores.
+        """Return targets padded to the length of the scores, (B, T', C).
 
         Arguments
         ---------
         targets : torch.Tensor
             (B, T, C), as long as the longest clip.
         scores : torch.Tensor
-            (B, T', C), perhaps longer, where batches are of few lengths.
+            (B, T', C); longer if batches are padded to few lengths.
         """
         missing = scores.shape[1] - targets.shape[1]
         return torch.nn.functional.pad(targets, (0, 0, 0, max(missing, 0)))
 
     def keep_scores(self, scores, targets, batch):
-        """Keep what metrics and events are made of.
+        """Keep the scores and targets of a batch for metrics and events.
 
         Arguments
         ---------
         scores : EventScores
-            Of the batch.
+            Scores of the batch.
         targets : torch.Tensor
             (B, T', C).
         batch : speechbrain.dataio.batch.PaddedBatch
-            Whose scores they are.
+            The batch.
         """
         counts = scores.n_time.tolist()
         probabilities = scores.frames.detach().float().sigmoid()
@@ -196,27 +197,27 @@ class EventBrain(SpectrogramBrain):
         Arguments
         ---------
         rows : dict
-            Of valid, from `dataio.splits.read_splits`.
+            Rows of valid, from `dataio.splits.read_splits`.
         valid_set : speechbrain.dataio.dataset.DynamicItemDataset
-            The same as a dataset.
+            The dataset of these rows.
         **kwargs
-            Of SpeechBrain's `Brain.evaluate`.
+            Arguments of SpeechBrain's `Brain.evaluate`.
         """
         self.rules, self._rows = None, rows
         super().evaluate(valid_set, max_key="frame_mAP", **kwargs)
 
     def test(self, rows, test_set, **kwargs):
-        """Test the best epoch by the rules that were chosen.
+        """Test the best epoch by the chosen rules.
 
         Arguments
         ---------
         rows, test_set, **kwargs
-            As of `tune`, of the test part.
+            See `tune`; here of the test part.
 
         Raises
         ------
         SettingsError
-            If `tune` was not called: test must not choose the rules.
+            If `tune` was not called, since test must not choose the rules.
         """
         if self.rules is None:
             raise SettingsError("call tune, with the valid part, before test")
@@ -267,7 +268,7 @@ class EventBrain(SpectrogramBrain):
 
     def _write_test(self, stats, metrics, events):
         self.test_stats = stats
-        # On all processes: it has a broadcast in it.
+        # All processes must call it, since it broadcasts.
         self.train_logger.log_stats(
             stats_meta={"best epoch": self.hparams.epoch_counter.current},
             test_stats=readable(stats),
@@ -286,12 +287,12 @@ class EventBrain(SpectrogramBrain):
                 table.writerow([label, *values, rule])
 
     def result(self):
-        """Return what the test has found, for ``test_result.json``.
+        """Return the test result for ``test_result.json``.
 
         Returns
         -------
         dict
-            The epoch that was tested, how it was trained, and the metrics.
+            The tested epoch, its training and the metrics.
         """
         return {
             "epoch": self.hparams.epoch_counter.current,
@@ -308,13 +309,14 @@ class EventBrain(SpectrogramBrain):
         Arguments
         ---------
         folder : str or os.PathLike
-            Where to; see `export_detector`.
+            The folder; see `export_detector`.
         hparams_file, rows
             For the model card; see `model_card`.
         window : float
-            Seconds that the export takes at once; see `export_window`.
+            Seconds of audio that the export takes at once; see
+            `export_window`.
         **settings
-            What the card tells next to what the Brain knows.
+            Further entries of the model card.
         """
         if if_main_process():
             known = {

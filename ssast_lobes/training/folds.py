@@ -15,7 +15,7 @@ from ssast_lobes.utils.plots import plot_comparison
 
 
 def chosen_folds(fold, folds, epoch_chosen_on):
-    """Return the folds to run: all, or the one that was asked for.
+    """Return the folds to run: all, or the requested one.
 
     Arguments
     ---------
@@ -54,7 +54,7 @@ def chosen_folds(fold, folds, epoch_chosen_on):
 
 
 def finished_result(folder, number_of_epochs):
-    """Return the result of an experiment that has come to its end, or None.
+    """Return the result of a finished experiment, or None.
 
     Arguments
     ---------
@@ -79,7 +79,7 @@ def finished_result(folder, number_of_epochs):
 def report_folds(
     folder, results, folds, selection, epoch_chosen_on, swa_start_epoch=None
 ):
-    """Print the table of the folds; write it once all folds are there.
+    """Print the table of the folds; write it when all folds are done.
 
     Where the test folds choose the epoch, all folds are reported at one epoch,
     that with the best mean, as official scripts report it.
@@ -90,7 +90,7 @@ def report_folds(
         That has ``fold_1`` and so on; gets ``results.json`` and
         ``results.png``.
     results : dict of dict
-        Of each fold what `write_result` wrote.
+        For each fold the content that `write_result` wrote.
     folds : sequence of int or str
         Names of all folds.
     selection, epoch_chosen_on, swa_start_epoch
@@ -99,7 +99,7 @@ def report_folds(
     Returns
     -------
     dict of dict
-        Of each fold the epoch (int) and the statistics (float).
+        For each fold the epoch (int) and the statistics (float).
     """
     results = {
         fold: {"epoch": one["epoch"], **one["metrics"]}
@@ -141,8 +141,8 @@ def format_table(results):
     Arguments
     ---------
     results : dict of dict
-        Of each fold the epoch (int) and statistics (float); fractions between 0
-        and 1, but for "loss". What chance gives is left out.
+        For each fold the epoch (int) and statistics (float); fractions between
+        0 and 1, but for "loss". What chance gives is left out.
 
     Returns
     -------

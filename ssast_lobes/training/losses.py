@@ -77,7 +77,7 @@ def binary_cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
 
 
 def focal_loss(scores, targets, weight=None, gamma=2.0):
-    """Return the cross-entropy of which easy clips are a smaller part.
+    """Return the cross-entropy with less weight on easy clips.
 
     Lin et al., "Focal Loss for Dense Object Detection", ICCV 2017.
 
@@ -148,7 +148,7 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
 
 
 def needs_one_label(compute_cost):
-    """Tell whether a loss is known to be for clips with one label each.
+    """Return whether a loss is known to need one label for each clip.
 
     Arguments
     ---------
@@ -170,7 +170,7 @@ def needs_one_label(compute_cost):
 
 
 def loss_at_chance(compute_cost, targets):
-    """Return the loss of scores that tell the frequencies of classes only.
+    """Return the loss of an answer that knows only class frequencies.
 
     Arguments
     ---------

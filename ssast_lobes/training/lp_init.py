@@ -34,7 +34,7 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
         Training clips with items ``sig`` and ``target``, see `make_dataset`;
         of a single label each. Clips that cannot be read are skipped.
     penalty : float
-        Of the squared weights, see `logistic_regression`.
+        Weight of the squared weights; see `logistic_regression`.
     batch_size : int
         Clips computed at once.
 

@@ -26,7 +26,7 @@ STEPS_TO_BEGIN = 1200
 
 
 class PretrainingBrain(SpectrogramBrain):
-    """Trains an objective; watches it on held-out audio without labels.
+    """Train an objective, and evaluate it on held-out audio without labels.
 
     The arguments are those of `SpectrogramBrain`. ``modules`` holds
     ``pretrainer``, a `PretrainingLobe`. Next to what the objective logs, the
@@ -43,7 +43,7 @@ class PretrainingBrain(SpectrogramBrain):
 
     @property
     def objective(self):
-        """The objective without wrappers."""
+        """The objective, without DDP or compile wrappers."""
         return unwrap(self.modules.pretrainer).objective
 
     def task(self):
@@ -184,7 +184,7 @@ class PretrainingBrain(SpectrogramBrain):
         }
 
     def finish(self):
-        """Go back to the best epoch on held-out audio; last pictures.
+        """Load the best epoch on held-out audio; draw the last pictures.
 
         Returns
         -------
@@ -238,7 +238,7 @@ class PretrainingBrain(SpectrogramBrain):
 
     @torch.no_grad()
     def draw(self):
-        """Draw the curves, and a reconstruction where the objective has one."""
+        """Draw the curves, and a reconstruction if the objective has one."""
         super().draw()
         if self._picture is None or not self.objective.reconstructs:
             return
@@ -258,12 +258,12 @@ class PretrainingBrain(SpectrogramBrain):
 
 
 def items_of(batch):
-    """Return what some objectives ask for next to the waveforms.
+    """Return the items of a batch that some objectives need.
 
     Arguments
     ---------
     batch : speechbrain.dataio.batch.PaddedBatch
-        Of a dataset of `make_dataset`.
+        Batch of a dataset from `make_dataset`.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Speech recognition: what a recipe's Brain need not show.
+"""Speech recognition: the base of a recipe's Brain.
 
 Rates by block, logs, the best epoch by its word error rate, and the words of a
 test. A recipe derives its Brain and says how scores and loss are computed.
@@ -51,12 +51,12 @@ def _train(tokenizer_class):
         # SentencePiece begins with a place in its source, in brackets.
         reason = str(error).rpartition("]")[2].strip()
         raise SettingsError(
-            f"vocabulary_size does not go with these transcripts: {reason}"
+            f"vocabulary_size does not fit these transcripts: {reason}"
         ) from error
 
 
 class RecognitionBrain(SpectrogramBrain):
-    """Keeps words, logs and checkpoints; the best epoch is chosen on valid.
+    """Keep words, logs and checkpoints; valid chooses the best epoch.
 
     A subclass has `compute_forward` and `compute_objectives`. These call
     `accumulate` and, outside of training, `keep_words`. ``modules`` holds
@@ -72,7 +72,7 @@ class RecognitionBrain(SpectrogramBrain):
     compute_cost, decode : callable
         For the subclass.
     augment : list of callable
-        Of features, in training; for the subclass.
+        Augmentations of features in training, for the subclass.
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     """
@@ -102,7 +102,7 @@ class RecognitionBrain(SpectrogramBrain):
 
     @property
     def model(self):
-        """The recognizer without wrappers."""
+        """The recognizer, without DDP or compile wrappers."""
         return unwrap(self.modules.model)
 
     def parameter_groups(self):
@@ -115,7 +115,7 @@ class RecognitionBrain(SpectrogramBrain):
         )
 
     def keep_words(self, heard, batch):
-        """Keep what the word error rate is made of.
+        """Keep the words for the word error rate.
 
         Arguments
         ---------
@@ -137,7 +137,7 @@ class RecognitionBrain(SpectrogramBrain):
         parts : dict of str to DynamicItemDataset
             By name.
         **kwargs
-            Of SpeechBrain's `Brain.evaluate`.
+            Arguments of SpeechBrain's `Brain.evaluate`.
         """
         for self.part, dataset in parts.items():
             self._n_tested[self.part] = len(dataset)
@@ -179,7 +179,7 @@ class RecognitionBrain(SpectrogramBrain):
                 errors.write_stats(file)
 
     def result(self):
-        """Return what the tests have found, for ``test_result.json``.
+        """Return the test results for ``test_result.json``.
 
         Returns
         -------

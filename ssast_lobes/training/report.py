@@ -1,4 +1,4 @@
-"""What a run prints: what it will do, the time left, and what came of it."""
+"""Messages of a run: its plan, the time left, and its result."""
 
 import csv
 import json
@@ -75,7 +75,7 @@ def readable(stats):
 
 
 def duration(seconds):
-    """Return a time as people say it.
+    """Return a duration as text.
 
     Arguments
     ---------
@@ -102,7 +102,7 @@ def duration(seconds):
 
 
 def block(title, rows):
-    """Return aligned lines under a title; leave out what is not known.
+    """Return aligned lines under a title, without unknown entries.
 
     Arguments
     ---------
@@ -128,7 +128,7 @@ def block(title, rows):
 
 
 class Progress:
-    """Tell what a Brain starts with, and the time that is left.
+    """Print the plan of a run and the time left.
 
     Arguments
     ---------
@@ -161,7 +161,8 @@ class Progress:
         logger.info(block("This run", rows))
 
     def seconds_left(self):
-        """Return the seconds of the steps to come, at the pace of this start.
+        """Return the seconds for the remaining steps, at the pace of this
+        start.
 
         Returns
         -------
@@ -175,7 +176,7 @@ class Progress:
         return pace * (self.brain.total_steps - self.brain.optimizer_step)
 
     def start_epoch(self):
-        """Say which epoch it is, and how long the training will take yet."""
+        """Print the number of the epoch, and the time left."""
         brain, left = self.brain, self.seconds_left()
         limit = brain.hparams.epoch_counter.limit
         place = f"Epoch {brain.epoch} of {limit}"
@@ -188,7 +189,7 @@ class Progress:
 
 @contextmanager
 def quiet():
-    """Log what SpeechBrain says of each start and epoch at debug level.
+    """Log SpeechBrain's messages of starts and epochs at debug level.
 
     Example
     -------
@@ -212,7 +213,7 @@ def quiet():
 
 
 def log_end(folder, export_folder):
-    """Say what came of a run, what to open, and what to do next.
+    """Print the result of a run, its files, and the next command.
 
     Arguments
     ---------

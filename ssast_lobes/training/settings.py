@@ -171,7 +171,7 @@ _CHECKS = {
 
 
 def check_settings(settings):
-    """Refuse settings that no experiment can have.
+    """Raise if a setting is impossible.
 
     Arguments
     ---------

@@ -1,1 +1,1 @@
-"""What every folder uses: files, seeds, lengths, presets, pictures."""
+"""Shared helpers: files, seeds, lengths, presets, pictures."""

@@ -1,4 +1,4 @@
-"""What chance gives of a logged number, and whether a run is above it."""
+"""Chance levels of logged numbers."""
 
 # A log of a name with this end tells what chance gives of the other one.
 CHANCE = "_chance"
@@ -8,7 +8,7 @@ _ACCURACY, _LOSS = 1.25, 0.95
 
 
 def is_at_chance(stats):
-    """Tell whether none of the numbers of a stage is better than chance.
+    """Return whether no number of a stage is better than chance.
 
     An accuracy is better when it is above 1.25 times its chance level, a loss
     below 0.95 times. Measured with MSPM of `micro` on two hours of audio,

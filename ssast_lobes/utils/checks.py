@@ -1,4 +1,4 @@
-"""Checks of arguments: each wrong one is told in one line, all in one form.
+"""Checks of arguments, with one form of message.
 
 ``dropout must be a number from 0 to 1, got 2``: the name, what is allowed, and
 the value. The constructors of the package call these, and so does what reads
@@ -10,7 +10,7 @@ from numbers import Integral, Real
 
 
 class ArgumentError(ValueError):
-    """An argument is wrong; the message says what is allowed."""
+    """An argument is wrong; the message names the allowed values."""
 
 
 def require(right, name, allowed, value):
@@ -21,7 +21,7 @@ def require(right, name, allowed, value):
     right : bool
         The condition.
     name : str
-        Of the argument.
+        Name of the argument.
     allowed : str
         What it must be, after "must be".
     value : object
@@ -49,7 +49,7 @@ def whole(name, value, least=1, most=None, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     least : int
@@ -92,7 +92,7 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check. Infinity and NaN are not allowed.
     least, most : float
@@ -139,7 +139,7 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     least, most : float
@@ -192,7 +192,7 @@ def flag(name, value, null=False):
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     null : bool
@@ -219,12 +219,12 @@ def flag(name, value, null=False):
 
 
 def one_of(name, value, allowed, null=False):
-    """Return a word; raise if it is none of those that are allowed.
+    """Return a word; raise if it is not one of the allowed words.
 
     Arguments
     ---------
     name : str
-        Of the argument.
+        Name of the argument.
     value : object
         To check.
     allowed : iterable of str

@@ -1,4 +1,4 @@
-"""Check that packages which are installed fit each other."""
+"""Check that installed packages fit each other."""
 
 
 class UnusableTorchaudio(ImportError):

@@ -13,7 +13,7 @@ def mean_over_processes(x):
     Arguments
     ---------
     x : torch.Tensor
-        Of one shape in all processes.
+        Tensor of the same shape in all processes.
 
     Returns
     -------
@@ -55,7 +55,7 @@ def sum_over_processes(x):
     Arguments
     ---------
     x : torch.Tensor
-        Of one shape in all processes.
+        Tensor of the same shape in all processes.
 
     Returns
     -------
@@ -151,7 +151,7 @@ class SharedBatchNorm(nn.Module):
         x : torch.Tensor
             (N, D).
         weight : torch.Tensor, optional
-            (N,), 0 at rows that do not count; all count alike when left out.
+            (N,), 0 at rows that do not count; by default all count alike.
 
         Returns
         -------
@@ -192,7 +192,8 @@ def gather_in_turn(own):
     Arguments
     ---------
     own : list
-        Of this process, on the CPU; the processes may have different numbers.
+        Items of this process, on the CPU; processes may have different
+        numbers.
 
     Returns
     -------

@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def filename_in_errors(path):
-    """Put a file's name into errors of writing it, which lack it.
+    """Add the name of a file to errors of writing it.
 
     Arguments
     ---------
@@ -194,12 +194,12 @@ def absolute(path, root=""):
 
 
 def resolved(folder):
-    """Return the path of a folder, home and links resolved.
+    """Return the absolute path of a folder, with ``~`` and links resolved.
 
     Arguments
     ---------
     folder : str or path
-        May be new.
+        The folder; it need not exist.
 
     Returns
     -------

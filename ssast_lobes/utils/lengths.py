@@ -7,7 +7,7 @@ _LENGTH_NOISE = 1e-6
 
 
 def length_to_mask(lengths, max_len):
-    """Return the mask of what is no padding.
+    """Return a mask, True where there is no padding.
 
     Arguments
     ---------
@@ -59,7 +59,7 @@ def sample_counts(wav, wav_lens=None):
     wav : torch.Tensor
         Waveforms (B, S).
     wav_lens : torch.Tensor, optional
-        Relative lengths (B,) in (0, 1]; all clips are full when left out.
+        Relative lengths (B,) in (0, 1]; by default all clips are full.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""Metrics: how good a classifier or an embedding is.
+"""Metrics of classifiers and embeddings.
 
 Classification is measured by scikit-learn. Every function takes tensors or
 arrays of a whole evaluation set and returns a fraction between 0 and 1, never
@@ -154,7 +154,7 @@ def equal_error_rate(scores, labels):
 
 
 def mean_deviation(embeddings):
-    """Return how far embeddings differ, a mean over their dimensions.
+    """Return the mean deviation of embeddings over their dimensions.
 
     The standard deviation of each dimension over clips, of embeddings scaled
     to length sqrt(D): near 1 where they point everywhere, near 0 where all
@@ -184,7 +184,7 @@ def mean_deviation(embeddings):
 
 
 def effective_rank(embeddings):
-    """Return the number of dimensions that a set of embeddings really fills.
+    """Return the number of dimensions that a set of embeddings fills.
 
     The exponential of the entropy of the singular values divided by their
     sum (Roy & Vetterli, "The effective rank", EUSIPCO 2007). The embeddings
@@ -234,7 +234,7 @@ def effective_rank(embeddings):
 
 
 class ClassificationMetrics:
-    """Collects the batches of one evaluation and sums them up.
+    """Collect the batches of an evaluation, and summarize them.
 
     Make a new one for every evaluation.
 
@@ -294,7 +294,7 @@ class ClassificationMetrics:
         self._batches.append((scores, targets))
 
     def summary(self):
-        """Return the numbers of everything appended so far.
+        """Return the metrics of all batches appended so far.
 
         Returns
         -------

@@ -70,7 +70,7 @@ def plot_reconstruction(
     title=None,
     frame_shift=0.01,
 ):
-    """Plot a spectrogram, what the model saw, and what it filled in.
+    """Plot a spectrogram, its visible patches and its reconstruction.
 
     Three panels side by side on one color scale, which is set by the
     spectrogram. The third shows the prediction only where the mask hides the
@@ -154,7 +154,7 @@ def plot_reconstruction(
 
 
 def plot_training_curves(log_rows, path):
-    """Plot every logged number over time, one panel a metric.
+    """Plot every logged number over time, a panel for each metric.
 
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
     part of the data; train, valid and test share the panel of their metric.
@@ -365,7 +365,8 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
 
 
 def plot_intervals(panels, path, grey=()):
-    """Plot scores with their intervals: systems down, a panel a task.
+    """Plot scores with intervals: a row for each system, a panel for each
+    task.
 
     Arguments
     ---------

@@ -188,7 +188,7 @@ def tag_of(node):
     Arguments
     ---------
     node : object
-        Of a tree that `ruamel.yaml` has read.
+        Node of a tree that `ruamel.yaml` has read.
 
     Returns
     -------
@@ -209,7 +209,7 @@ def references(node):
     Arguments
     ---------
     node : object
-        Of a tree that `ruamel.yaml` has read.
+        Node of a tree that `ruamel.yaml` has read.
 
     Returns
     -------
@@ -231,7 +231,7 @@ def children(node):
     Arguments
     ---------
     node : object
-        Of a tree of YAML.
+        Node of a YAML tree.
 
     Returns
     -------
@@ -291,7 +291,7 @@ def merge(tree, changes):
 
 
 def replace(node):
-    """Return a node as it is: it takes the place of what it overrides.
+    """Return a node unchanged: it replaces what it overrides.
 
     HyperPyYAML puts a mapping that overrides another *into* the other, whose
     class stays. What ``!applyref:`` of this function gives takes its place.

@@ -1,4 +1,4 @@
-"""Seeds and draws that are functions of a place, not of a history.
+"""Seeds and draws that depend on a position in the training only.
 
 A clip's draws follow from its id, and a step's from its number: a resumed run
 and one on more processes draw the same.
@@ -91,7 +91,7 @@ def _shift(x, bits):
 
 
 def keyed_uniform(keys, rows, columns):
-    """Return uniform draws, a function of a clip's key and the place alone.
+    """Return uniform draws that depend only on a clip's key and the position.
 
     A draw does not change when the clip is padded further.
 
@@ -121,7 +121,7 @@ def keyed_uniform(keys, rows, columns):
 
 
 class RandomSource:
-    """Uniform draws for the clips of a batch, new ones at each call.
+    """Return uniform draws for the clips of a batch, new at each call.
 
     Arguments
     ---------
@@ -130,7 +130,7 @@ class RandomSource:
     device : torch.device
         Where the draws go.
     generator : torch.Generator, optional
-        Source of the draws, on that device; PyTorch's own when left out.
+        Source of the draws, on that device; by default PyTorch's own.
     clip_keys : torch.Tensor, optional
         (B,) int64: draws become a function of the clip's key, the number of
         the call and the place alone.
@@ -175,7 +175,7 @@ class RandomSource:
 
 
 def place_seed(*place):
-    """Return a seed that is a function of a place in the training.
+    """Return a seed that is a function of a position in the training.
 
     Arguments
     ---------

@@ -1,4 +1,4 @@
-"""Schedules: how a value changes over the optimizer steps of a run.
+"""Schedules of a value over the optimizer steps of a run.
 
 Each is called with the steps taken so far and the steps of the whole run, and
 gives a number: a multiplier of the learning rate, a weight decay, a momentum
@@ -245,7 +245,7 @@ class WarmupStepDecay:
         self.warmup = _duration("warmup", warmup)
 
     def __call__(self, step, total_steps):
-        """Give the multiplier at a step.
+        """Return the multiplier at a step.
 
         Arguments
         ---------
@@ -305,7 +305,7 @@ class WarmupPlateau(nn.Module):
         self.multiplier = 1.0
 
     def forward(self, step, total_steps):
-        """Give the multiplier at a step.
+        """Return the multiplier at a step.
 
         Arguments
         ---------
@@ -323,7 +323,7 @@ class WarmupPlateau(nn.Module):
         return warmup_factor(step, warmup) * self.multiplier
 
     def update(self, metric):
-        """Take in one evaluation.
+        """Use the result of an evaluation.
 
         Arguments
         ---------
@@ -341,7 +341,7 @@ class WarmupPlateau(nn.Module):
             self.bad_evaluations = 0
 
     def get_extra_state(self):
-        """Give what `state_dict` saves.
+        """Return the state for `state_dict`.
 
         Returns
         -------

@@ -434,7 +434,7 @@ SETTINGS = {
     "labels twice": (
         "config",
         {"id2label": {"0": "a", "1": "a", "2": "b"}},
-        r"labels must differ, twice there: \['a'\]",
+        r"labels must be unique, duplicates: \['a'\]",
     ),
     "a hole in the labels": ("config", {"id2label": {"7": "a"}}, "damaged"),
     "no spread": (
@@ -604,7 +604,7 @@ def test_other_blocks_lengths_and_sources_are_refused(tmp_path, ours):
 def test_only_a_hugging_face_folder_is_replaced(tmp_path, ours, theirs):
     weights = load_weights(ours)
     before = (ours / "config.json").read_bytes()
-    with pytest.raises(FileExistsError, match="something else than a Hugging"):
+    with pytest.raises(FileExistsError, match="not a Hugging"):
         to_huggingface(weights, ours)
     assert (ours / "config.json").read_bytes() == before
     (theirs / "notes.txt").write_text("mine")
@@ -626,7 +626,7 @@ def test_another_hugging_face_model_is_not_replaced(tmp_path, ours, capsys):
         (bert / name).write_bytes(content)
     assert run(ours, bert, "--to", "huggingface") == 2
     error = capsys.readouterr().err
-    assert "something else than a Hugging Face model of type" in error
+    assert "not a Hugging Face model of type" in error
     assert {x.name: x.read_bytes() for x in bert.iterdir()} == files
 
 
@@ -721,11 +721,11 @@ MISTAKES = {
     ),
     "no folder": (
         ("{ours}", "{new}.pth", "--to", "huggingface"),
-        r"--to huggingface writes a folder, .*new\.pth is none",
+        r"--to huggingface writes a folder, .*new\.pth is not one",
     ),
     "no file": (
         ("{ours}", "{new}", "--to", "official"),
-        r"--to official writes a file that ends in \.pth, .*new is none",
+        r"--to official writes a file that ends in \.pth, .*new is not one",
     ),
     "a checkpoint at once": (
         ("{official}", "{new}", "--to", "huggingface"),
@@ -745,7 +745,7 @@ MISTAKES = {
     ),
     "an export there": (
         ("{ours}", "{ours}", "--to", "huggingface"),
-        "something else than a Hugging Face model",
+        "not a Hugging Face model",
     ),
 }
 

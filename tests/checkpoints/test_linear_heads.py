@@ -345,8 +345,8 @@ def test_without_a_box_the_error_names_the_fix(
     path = str(tones.folder / "tone_0.wav")
     assert main(["classify", "--task", "sounds", path]) == 2
     error = capsys.readouterr().err
-    assert "no pretrained model comes with this installation" in error
-    assert "name one" in error
+    assert "this installation of ssast_lobes has no bundled model" in error
+    assert "name an exported folder" in error
 
 
 def test_heads_command(pretrained, tones, tmp_path, capsys):
@@ -471,9 +471,9 @@ def test_an_unknown_name_is_told_the_names(capsys, tones, tmp_path):
     words = ["embed", "ssast-lobes-micro-2", path, "--output"]
     assert main([*words, str(tmp_path / "x.npz")]) == 2
     error = capsys.readouterr().err
-    assert "ssast-lobes-micro-2: no model of this name" in error
-    assert f"the names are: {NAME}\n" in error
-    with pytest.raises(WeightsError, match=f"the names are: {NAME}"):
+    assert "ssast-lobes-micro-2: neither a bundled model" in error
+    assert f"the bundled models are: {NAME}\n" in error
+    with pytest.raises(WeightsError, match=f"the bundled models are: {NAME}"):
         SSAST(source="ssast-lobes-micro")
     assert main(["embed", NAME, "--output", str(tmp_path / "x.npz")]) == 2
     assert "name audio too" in capsys.readouterr().err

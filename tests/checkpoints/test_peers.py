@@ -121,7 +121,9 @@ def test_a_layout_is_recognized_and_every_tensor_accounted_for(
 @pytest.mark.parametrize("family", SHARED)
 def test_a_family_that_shares_its_keys_is_not_guessed(family, tmp_path):
     path = released(tmp_path, family)
-    with pytest.raises(WeightsError, match="name the one.*--family.*audiomae"):
+    with pytest.raises(
+        WeightsError, match="name the family.*--family.*audiomae"
+    ):
         load_weights(path)
     assert SSAST(source=path, family=family).report
 

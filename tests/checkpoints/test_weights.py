@@ -220,7 +220,7 @@ def test_half_a_head_is_refused(lost):
     state = official(finetuned="mlp" in lost, stride=(10, 10), frames=1024)
     if "mlp" not in lost:
         state = official()
-    with pytest.raises(WeightsError, match="not whole"):
+    with pytest.raises(WeightsError, match="is incomplete"):
         from_official(without(state, lost))
 
 

@@ -259,7 +259,7 @@ def test_a_missing_tar_is_named(shard):
 def test_a_truncated_tar_is_named(shard):
     tar, path = shard
     os.truncate(tar, 5000)
-    message = f"{path}: the tar is cut off: it has 5000 bytes"
+    message = f"{path}: the tar is truncated: it has 5000 bytes"
     with pytest.raises(UnreadableAudio, match=re.escape(message)):
         read_audio(path)
 
@@ -278,7 +278,7 @@ def test_a_replaced_tar_is_told_by_its_content(tmp_path):
     one, other = (parse_address(path) for path in paths)
     assert one[2:] == other[2:]
     os.replace(other.tar, one.tar)
-    with pytest.raises(UnreadableAudio, match="something else at this place"):
+    with pytest.raises(UnreadableAudio, match="other content at this address"):
         read_audio(paths[0])
 
 

@@ -649,7 +649,7 @@ def test_best_pooling_is_chosen_on_valid(probed, models):
     assert best == probe(models[:1], tasks[:1], cache)
     with pytest.raises(ValueError, match="pooling"):
         probe(models, tasks, cache, pooling="max")
-    with pytest.raises(ValueError, match="nothing pools 'class' of 'all'"):
+    with pytest.raises(ValueError, match="no pooling 'class' of 'all'"):
         probe(models, tasks, cache, pooling="class", layers="all")
 
 

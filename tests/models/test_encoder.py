@@ -319,7 +319,7 @@ def test_dynamics_compare_valid_neighbors_of_a_band():
     one = (grid[1, :, 1] - grid[1, :, 0]).square().mean(0)
     close(found[1, 6:9], (one + 1e-6).sqrt())
     close(found[1, 9:], torch.full((3,), 1e-3))
-    with pytest.raises(ValueError, match="no grid: pool"):
+    with pytest.raises(ValueError, match="no grid: choose"):
         pool(tokens, is_token, classes, "dynamics", n_freq=None)
 
 

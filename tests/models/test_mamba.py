@@ -735,7 +735,7 @@ def test_a_released_checkpoint_builds_its_own_graph(tmp_path):
         ("v.cls_token", "not an SSAMBA layout.*v.cls_token"),
         ("v.layers.2.mixer.A_b_log", "missing blocks.1.straight.*back.A_log"),
         ("v.layers.1.norm.bias", "missing blocks.0.flipped.norm.bias"),
-        ("cpredlayer.2.bias", "not whole"),
+        ("cpredlayer.2.bias", "is incomplete"),
     ],
 )
 def test_a_missing_tensor_is_named(lost, message):
@@ -763,7 +763,7 @@ def test_layers_that_do_not_pair_or_are_lost_are_refused():
 def test_the_clean_graph_has_no_official_layout():
     encoder = small("mamba")
     state = {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
-    with pytest.raises(WeightsError, match="only 'mamba_reference'"):
+    with pytest.raises(WeightsError, match="'mamba_reference' has an official"):
         to_official(Weights(state, {"encoder": encoder.config}))
 
 

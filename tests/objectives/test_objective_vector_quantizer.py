@@ -280,7 +280,7 @@ def test_an_export_is_a_tokenizer(trained):
 
 def test_tokenizers_of_other_grids_or_exports_are_refused(trained, tmp_path):
     _, folder = trained
-    with pytest.raises(ValueError, match="has .*, the encoder "):
+    with pytest.raises(ValueError, match="grid of .*, that of the encoder "):
         VectorQuantizerTokenizer(Grid(128, (128, 2)), folder)
     export_pretrained(tmp_path / "e", build_with("mspm"), FrontEnd(), card={})
     with pytest.raises(ValueError, match="no export of .*it is one of MSPM"):

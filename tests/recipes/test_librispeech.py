@@ -138,5 +138,5 @@ def test_vocabulary_that_is_too_large(archive, tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("SettingsError: vocabulary_size does not go with ")
+    assert last.startswith("SettingsError: vocabulary_size does not fit ")
     assert "Please set it to a value <= " in last

@@ -396,7 +396,7 @@ def test_window_of_the_export(train, pretrained):
     folder = train("pretrain", "--number_of_epochs=1", "--window_seconds=0.9")
     assert load_weights(folder / "export").config["window_seconds"] == 0.9
     told = {
-        "0.5": "not below 0.615, which",
+        "0.5": "at least 0.615 seconds, the",
         ".inf": "above 0, or null, got inf",
     }
     for seconds, message in told.items():
@@ -808,7 +808,7 @@ def test_held_out_share(scripts, tones, tmp_path):
 
 @pytest.mark.parametrize("geometry", ["patch", "frame"])
 def test_reference_count_that_does_not_fit(geometry, train):
-    with pytest.raises(ValueError, match=r"hides at most \d+ of \d+ tokens"):
+    with pytest.raises(ValueError, match=r"masks at most \d+ of \d+ tokens"):
         train(
             "pretrain",
             "--objective=mspm_reference",

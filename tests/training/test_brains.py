@@ -794,7 +794,7 @@ def test_nothing_to_validate_on_is_an_error(rows, tmp_path):
     run = build(
         "pretrain", {**rows, "valid": broken_clip(tmp_path)}, tmp_path / "out"
     )
-    with pytest.raises(UnreadableAudio, match="none of the clips"):
+    with pytest.raises(UnreadableAudio, match="has no usable clip"):
         fit(run)
 
 

@@ -407,7 +407,7 @@ def test_full_disk_leaves_the_checkpoint_before(tmp_path, kind):
     build(1).save_and_keep_only()
     before = sorted(tmp_path.iterdir())
     with full_disk(50_000):
-        with pytest.raises(CheckpointError, match="Make room") as info:
+        with pytest.raises(CheckpointError, match="Free disk space") as info:
             build(2).save_and_keep_only()
         assert str(tmp_path) in str(info.value)
         assert "MiB are free there" in str(info.value)

@@ -1,9 +1,9 @@
-"""Released checkpoints of other labs: one module a family, one converter.
+"""Released checkpoints of other labs: a module for each family.
 
-A module says what is special to a family: names of its tensors, geometry,
-front end, pooling, license and paper. `family.Family` does what all share, and
-accounts for every tensor of a file. Own words and code; no code of the
-families was copied.
+A module holds what is special to a family: names of its tensors, geometry,
+front end, pooling, license and paper. `family.Family` does the work that all
+share, and accounts for every tensor of a file. No code of the families was
+copied.
 """
 
 from ssast_lobes.checkpoints.format import WeightsError
@@ -29,7 +29,7 @@ FAMILIES = {
 
 
 def family_of(content):
-    """Return the family that the keys of a checkpoint tell.
+    """Return the family that the keys of a checkpoint show.
 
     Arguments
     ---------
@@ -39,7 +39,7 @@ def family_of(content):
     Returns
     -------
     Family or None
-        None if it is of none, or could be of several.
+        None if the keys match no family, or several.
 
     Example
     -------
@@ -76,9 +76,9 @@ def from_peer(content, path, family=None):
     content : object
         As ``torch.load`` gives it.
     path : pathlib.Path
-        The file; the name of its folder tells the geometry of M2D.
+        The file; for M2D, the name of its folder holds the geometry.
     family : str, optional
-        One of `FAMILIES`; needed where several have the same keys.
+        One of `FAMILIES`; needed if several have the same keys.
 
     Returns
     -------
@@ -90,7 +90,7 @@ def from_peer(content, path, family=None):
     ValueError
         If `family` is unknown.
     WeightsError
-        If no family is named and the keys do not tell it, or a tensor is
+        If no family is named and the keys do not show it, or if a tensor is
         missing, unknown or of the wrong shape.
 
     Example
@@ -100,15 +100,15 @@ def from_peer(content, path, family=None):
     >>> from_peer({"model": dict.fromkeys(vit)}, Path("model.pth"))
     Traceback (most recent call last):
     ...
-    ssast_lobes...WeightsError: the keys are those of several families: ...
+    ssast_lobes...WeightsError: several families have these keys: ...
     """
     one_of("family", family, FAMILIES, null=True)
     known = FAMILIES[family] if family else family_of(content)
     if known is None:
         shared = [name for name, f in FAMILIES.items() if not f.marks]
         raise WeightsError(
-            "the keys are those of several families: name the one it is of, "
-            "by family=... or `ssast-lobes convert FILE FOLDER --family NAME`; "
+            "several families have these keys: name the family by family=... "
+            "or `ssast-lobes convert FILE FOLDER --family NAME`; "
             f"{', '.join(shared)}, or m2d of 2022"
         )
     return known.translate(content, path)

@@ -8,9 +8,9 @@ _OUT = "objective.decoder.6."
 class ASiT(Family):
     """A plain vision transformer; the class token is the clip vector.
 
-    592 frames only in the official code; shorter clips take the first steps
-    of the table here. The code says 32 kHz; users of the weights, and this
-    front end, give it 16 kHz.
+    The official code takes 592 frames only; here shorter clips take the first
+    steps of the table. The code says 32 kHz, but users of the weights pass 16
+    kHz, and so does this front end.
     """
 
     name = "asit"
@@ -30,7 +30,7 @@ class ASiT(Family):
         "head_recons.mlp.": "objective.decoder.",
         "head_recons.convTrans.": _OUT,
     }
-    # Gains of the prototypes, which are 1 and never trained.
+    # Gains of the prototypes, which are fixed to 1.
     left_out = ("head_cls.cls_layer.weight_g", "head_cls.data_layer.weight_g")
     pooling = {"pooling": "class", "layers": "last"}
 

@@ -2,8 +2,8 @@
 
 from ssast_lobes.checkpoints.peers.family import VIT, Family
 
-# torchaudio's MelSpectrogram and AmplitudeToDB; -79.6482 dB and 50.6842 dB
-# become -1 and 1.
+# This is torchaudio's MelSpectrogram and AmplitudeToDB; -79.6482 dB and
+# 50.6842 dB become -1 and 1.
 FEATURES = {
     "statistics": {"mean": -14.482, "std": 32.5831},
     "fbank": {
@@ -18,8 +18,8 @@ FEATURES = {
     },
 }
 
-# BYOL's projector is taken where the encoder is, from the teacher; only the
-# student has a predictor.
+# BYOL's projector comes from the teacher, like the encoder. Only the student
+# has a predictor.
 _HEADS = {
     "model.teacher.projector.": "objective.projector.",
     "model.student.predictor.": "objective.predictor.",
@@ -35,7 +35,7 @@ _LAYERS = {
 
 
 class _ATST(Family):
-    """What both have: frames of 64 mel bins x 4, attention without bias."""
+    """The shared part: frames of 64 mel bins x 4, attention without bias."""
 
     paper = (
         "Li, Shao and Li, Self-supervised Audio Teacher-Student Transformer "
@@ -88,9 +88,10 @@ class _ATST(Family):
 
 
 class ATSTFrame(_ATST):
-    """No class token; a clip is the mean of every block, normed.
+    """Clip vectors are the normalized means of every block.
 
-    Clips over 1001 frames are cut into chunks, whose vectors are averaged.
+    There is no class token. Clips over 1001 frames are cut into chunks, whose
+    vectors are averaged.
     """
 
     name = "atst_frame"
@@ -108,17 +109,17 @@ class ATSTFrame(_ATST):
     chunks = {"frames": 1001, "rule": "mean"}
 
     def build(self, ours, config, content, path, report):
-        """See `_ATST.build`; there is a vector of masked times."""
+        """See `_ATST.build`; also convert the vector of masked times."""
         key = "objective.mask_embedding"
         ours[key] = ours[key].flatten()
         super().build(ours, config, content, path, report)
 
 
 class ATSTClip(_ATST):
-    """One class token; a clip is the class tokens, then the means.
+    """Clip vectors are the class tokens of blocks, then the means.
 
-    Trained on 6 s. Clips over 601 frames are cut into chunks; a further chunk
-    counts if more than half of it is audio.
+    It was trained on 6 s. Clips over 601 frames are cut into chunks; a further
+    chunk counts if more than half of it is audio.
     """
 
     name = "atst_clip"

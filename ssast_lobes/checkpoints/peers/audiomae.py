@@ -11,10 +11,11 @@ from ssast_lobes.checkpoints.peers.family import (
 class AudioMAE(Family):
     """A masked autoencoder, pretrained or fine-tuned.
 
-    Its position table was made for a grid of 8 x 64, but tokens come as
-    64 x 8: row n belongs to token n, and is not the sin-cos of that token's
-    place. So the table is read, never computed. Only 1024 frames work in the
-    official code; shorter clips take the first steps of the table here.
+    Its position table was made for a grid of 8 x 64, but tokens come as 64 x
+    8. So row n belongs to token n, but is not the sin-cos vector of that
+    token's position, and the table is read, never computed. The official code
+    takes 1024 frames only; here shorter clips take the first steps of the
+    table.
     """
 
     name = "audiomae"

@@ -6,10 +6,11 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT, Family
 
 
 class AudioMosaic(Family):
-    """Norms of patches and before the blocks, none after the last.
+    """A transformer with norms before the blocks, and none after the last.
 
-    A clip is the mean of all tokens, the class token too. The table started
-    from AudioMAE's mislaid one, and belongs to tokens row by row.
+    The clip vector is the mean of all tokens, class token included. The table
+    was initialized from AudioMAE's, with its swapped axes, and belongs to
+    tokens row by row.
     """
 
     name = "audiomosaic"
@@ -37,8 +38,8 @@ class AudioMosaic(Family):
     def at_length(self, weights, frames):
         """Resize the table as the official fine-tuning does.
 
-        It takes bands and steps the wrong way round: the rows are read as a
-        grid (rows / steps, steps), and resized to (8, steps).
+        That code swaps bands and steps: it reads the rows as a grid
+        (rows / steps, steps), and resizes them to (8, steps).
         """
         table = weights.state["encoder.positions.table"]
         n_freq, n_time = table.shape[0], frames // 16

@@ -20,7 +20,7 @@ _BLOCK = {
 }
 _LAYERS = "encoder.layers."
 
-# What the released graph is; another needs another encoder.
+# Settings of the released graph; others need another encoder.
 _GRAPH = {
     "layer_norm_first": False,
     "deep_norm": True,
@@ -32,11 +32,11 @@ _GRAPH = {
 
 
 class BEATs(Family):
-    """An encoder of its own: no table, no class token, deep norm.
+    """BEATs has its own encoder, without table and class token, with DeepNorm.
 
-    Three things are stored in another form, and compute the same: queries, keys
-    and values as one layer, the weight norm of the convolution multiplied out,
-    and the bias that all blocks share once.
+    Three parts are stored in another form and compute the same: queries, keys
+    and values are one layer, the weight norm of the convolution is multiplied
+    out, and the bias that all blocks share is stored once.
     """
 
     name = "beats"
@@ -64,7 +64,7 @@ class BEATs(Family):
     }
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; this one shares only the report and the head."""
+        """See `Family.build`, which shares only the report and the head."""
         given = content["cfg"]
         for name, value in _GRAPH.items():
             if given[name] != value:

@@ -5,18 +5,18 @@ import torch
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.peers.family import Family
 
-# A batch norm's epsilon, and what the front end adds to the variances.
+# Epsilon of the batch norm, which is added to the variances.
 _EPS = 1e-5
 _BN = "front_end.bn."
 
 
 class Dasheng(Family):
-    """No class token; positions are a sum of time and frequency.
+    """Positions are a sum of time and frequency; there is no class token.
 
     The batch norm of its front end is folded into the statistics of each mel
-    bin. The official code takes the maximum of decibels over a whole batch;
-    here it is that of the clip. Clips over 1008 frames are cut into chunks,
-    and attention sees the zeros behind the last.
+    bin. The official code takes the maximum of decibels over a whole batch,
+    this front end over the clip. Clips over 1008 frames are cut into chunks,
+    and attention sees the zeros after the last one.
     """
 
     name = "dasheng"

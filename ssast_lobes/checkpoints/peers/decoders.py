@@ -16,20 +16,20 @@ _BLOCK = re.compile(r"objective\.decoder\.blocks\.(\d+)\.(.*)")
 
 
 def take_mae_decoder(ours, name, report):
-    """Turn a decoder with sin-cos positions into ours, where it is there.
+    """Convert a decoder with sin-cos positions, if there is one.
 
-    Its positions tell the time in the first half of a vector and the frequency
-    in the second, ours the other way round. So the two halves of every vector
-    of the decoder change places; nothing else depends on their order.
+    Its position vectors hold the time in the first half and the frequency in
+    the second; ours have the opposite order. So the two halves of every vector
+    of the decoder are swapped; nothing else depends on their order.
 
     Arguments
     ---------
     ours : dict of str to torch.Tensor
-        By our names; changed in place.
+        Tensors by our names; changed in place.
     name : str
         Class of the objective.
     report : list of str
-        Takes what was done.
+        Gets a line for each change.
 
     Returns
     -------

@@ -9,11 +9,11 @@ _IMAGE = "modality_encoders.IMAGE."
 
 
 class EAT(Family):
-    """Post-norm blocks, and a norm before the first instead of the last.
+    """A transformer with post-norm blocks, and a norm before the first.
 
-    The class token has no position. The table is long: clips take its first
-    steps, up to 768 of 16 frames. The official code computes with the student's
-    tensors, and so do these. fairseq's files and Hugging Face's are read.
+    The class token has no position. The table has 768 steps of 16 frames;
+    clips take its first steps. As in the official code, the student's tensors
+    are used. It reads files of fairseq and of Hugging Face.
     """
 
     name = "eat"
@@ -51,7 +51,7 @@ class EAT(Family):
     sizes = {768: 12, 1024: 24}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; trained on 10 s, however long the table."""
+        """See `Family.build`; the training clips are shorter than the table."""
         objective = self.take_decoder(ours, report)
         if objective is not None:
             config["objective"] = objective

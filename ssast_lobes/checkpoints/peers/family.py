@@ -1,4 +1,4 @@
-"""What all families share: unwrap a file, rename, check, account for all."""
+"""The shared converter: unwrap a file, rename and check its tensors."""
 
 import re
 
@@ -12,10 +12,10 @@ from ssast_lobes.checkpoints.format import (
 )
 from ssast_lobes.models.features import FrontEnd
 
-# Entries that hold the tensors, where a file is more than a state dict.
+# Entries that may hold the state dict.
 _CONTAINERS = ("model", "state_dict", "teacher")
 
-# Names of timm's vision transformer, theirs and ours; one to one.
+# Names of timm's vision transformer and our names, one to one.
 VIT = {
     "blocks.": "encoder.blocks.",
     "norm.": "encoder.norm.",
@@ -27,15 +27,16 @@ VIT = {
 # Decoders of masked autoencoders.
 MAE_DECODER = ("decoder_", "mask_token")
 
-# A fine-tuned masked autoencoder: a norm of the clip vector, and classes.
+# Tensors of a fine-tuned masked autoencoder: a norm of the clip vector, and
+# classes.
 HEAD = {"fc_norm.": "head.norm.", "head.": "head.linear."}
 
-# The front end of SSAST, which several others took over.
+# The front end of SSAST, which several families share.
 AUDIOSET = {"statistics": {"mean": -4.2677393, "std": 4.5689974}}
 
 
 def unwrap(content):
-    """Return the tensors of a checkpoint, and the entries next to them.
+    """Return the tensors of a checkpoint and the names of other entries.
 
     Arguments
     ---------
@@ -45,7 +46,7 @@ def unwrap(content):
     Returns
     -------
     state : dict
-        Empty if there is nothing that has names.
+        Tensors by name; empty if there are none.
     other_keys : list of str
         Names of the other entries of the file.
 
@@ -64,34 +65,35 @@ def unwrap(content):
 
 
 class Family:
-    """One lab's released layout; derived classes say what is special.
+    """The layout of one lab's released files.
 
-    Their attributes and methods are all that a new family has to give.
+    A new family is a derived class that sets these attributes, and overrides
+    methods where it differs.
     """
 
-    # The word of ``--family``, and the name in texts.
+    # The name for ``--family``, and the name in messages.
     name = title = ""
     paper = license = source = ""
     # Identifier of the license on the hub.
     license_id = None
-    # Keys that no other family has; none where several share theirs.
+    # Keys that no other family has; empty if several families share the keys.
     marks = ()
-    # Taken off the keys, as often as there is one.
+    # Prefixes to remove from the keys, repeatedly.
     prefixes = ()
     names = VIT
-    # Beginnings of keys that are left out, and reported.
+    # Prefixes of keys that are dropped and reported.
     left_out = ()
     n_mels = 128
     keep_partial = False
-    # Patches and kernels with time first; positions in the same order.
+    # True if patches, kernels and positions have time first.
     time_major = True
-    # Rows of the position table before those of patches.
+    # Number of rows of the position table before those of patches.
     position_rows = 1
-    # Arguments of encoder, front end and pooling in all files of the family.
+    # Arguments of encoder, front end and pooling for all files of the family.
     encoder = {"n_class_tokens": 1, "crop": "start"}
     features = AUDIOSET
     pooling = {"pooling": "mean", "layers": "last"}
-    # How long clips are cut, see `ssast_lobes.lobes.chunks`.
+    # How long clips are cut into chunks; see `ssast_lobes.lobes.chunks`.
     chunks = None
     # Token size and number of blocks of the released models.
     sizes = {384: 12, 768: 12}
@@ -161,7 +163,7 @@ class Family:
         return weights
 
     def rename(self, state, report):
-        """Return the tensors by our names; report what is left out."""
+        """Return the tensors by our names; report what is dropped."""
         ours, left_out, unknown = {}, {}, []
         for key, value in state.items():
             short = self.short(key)
@@ -174,7 +176,7 @@ class Family:
             elif name is None or not isinstance(value, torch.Tensor):
                 unknown.append(key)
             elif name in ours:
-                raise WeightsError(f"{short} is there twice")
+                raise WeightsError(f"{short} occurs twice")
             else:
                 ours[name] = (
                     value.float() if value.is_floating_point() else value
@@ -188,18 +190,18 @@ class Family:
         return ours
 
     def build(self, ours, config, content, path, report):
-        """Turn tensors into ours, and complete the configuration.
+        """Convert tensors to ours, and complete the configuration.
 
         Arguments
         ---------
         ours : dict of str to torch.Tensor
-            By our names; changed in place.
+            Tensors by our names; changed in place.
         config : dict
-            Of an exported folder; completed in place.
+            Configuration of an exported folder; completed in place.
         content, path
             See `translate`.
         report : list of str
-            Takes what was adapted.
+            Gets a line for each change.
         """
         kernel = ours["encoder.patch_embedding.weight"]
         if kernel.dim() == 4:
@@ -256,7 +258,7 @@ class Family:
         }
 
     def place_positions(self, ours, n_freq):
-        """Turn the rows of positions into our table, and the class token's."""
+        """Convert position rows to our table and the class token's row."""
         rows = ours.pop("positions")[0]
         dim, first = rows.shape[1], self.position_rows
         n_classes = self.encoder["n_class_tokens"]
@@ -273,8 +275,8 @@ class Family:
         rows = rows[first:]
         if len(rows) % n_freq:
             raise WeightsError(
-                f"{len(rows)} positions of patches are no multiple of the "
-                f"{n_freq} bands of {self.title}"
+                f"the table has {len(rows)} patch positions, not a multiple "
+                f"of the {n_freq} bands of {self.title}"
             )
         if self.time_major:
             table = rows.unflatten(0, (-1, n_freq)).transpose(0, 1)
@@ -300,7 +302,7 @@ class Family:
 
     @property
     def card(self):
-        """What the model card of an export tells."""
+        """The entries for the model card of an export."""
         text = f"Weights of {self.title}: {self.license}; {self.source}."
         if self.license_id == "other":
             text += " Do not pass this folder on."
@@ -310,19 +312,19 @@ class Family:
         return card
 
     def at_length(self, weights, frames):
-        """Change weights as the official code does for another length.
+        """Adapt weights to another length as the official code does.
 
         Arguments
         ---------
         weights : Weights
-            Of `translate`; changed in place.
+            The result of `translate`; changed in place.
         frames : int
-            To which all clips are padded.
+            Length to which all clips are padded.
         """
 
 
 def _renamed(key, names):
-    """Return our name of a tensor: its own, or that of its module."""
+    """Return our name of a tensor, by its own name or its module's."""
     for theirs, ours in names.items():
         if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
             return ours + key[len(theirs) :]

@@ -15,9 +15,9 @@ _EPS = 1e-5
 
 
 class M2D(Family):
-    """A plain vision transformer; a clip is the mean of its bands over time.
+    """A vision transformer; clip vectors are the means of bands over time.
 
-    The name of the released file's folder tells frames and sampling rate.
+    The name of the released file's folder holds frames and sampling rate.
     Longer clips are cut into units of the training length, and the tokens are
     joined.
     """
@@ -42,7 +42,7 @@ class M2D(Family):
     }
     left_out = (
         "decoder_pos_embed",
-        # Whatever else a fine-tuned model wraps, such as its front end.
+        # Other parts of a fine-tuned model, such as its front end.
         "module.ar.",
         "target_blocks.",
         "target_norm.",
@@ -103,7 +103,7 @@ class M2D(Family):
                     "steps"
                 )
         rate = 32000 if wide else 16000
-        # The official code divides by std, not by twice of it.
+        # The official code divides by std, not by 2 std.
         config["features"] = {
             "n_mels": self.n_mels,
             "sample_rate": rate,

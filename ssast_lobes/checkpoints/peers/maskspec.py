@@ -11,8 +11,8 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT
 class MaskSpec(AudioMAE):
     """A masked autoencoder at 32 kHz, with statistics of each mel bin.
 
-    Its positions are sin-cos, the right way round. The official code stretches
-    shorter clips to 1000 frames; here they keep their length.
+    Its positions are sin-cos, with the axes in order. The official code
+    stretches shorter clips to 1000 frames; here they keep their length.
     """
 
     name = "maskspec"
@@ -27,7 +27,7 @@ class MaskSpec(AudioMAE):
     left_out = ("decoder_pos_embed",)
     time_major = False
     features = {
-        # The file of the repository, which no checkpoint holds.
+        # From a file of the repository; checkpoints do not hold them.
         "statistics": "maskspec",
         "sample_rate": 32000,
         "fbank": {

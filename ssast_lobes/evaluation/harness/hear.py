@@ -21,12 +21,12 @@ class HearModel(WindowedModel):
 
     @property
     def scene_embedding_size(self):
-        """Size of a vector a clip."""
+        """Size of the vector of a clip."""
         return self.lobe.clip_size
 
     @property
     def timestamp_embedding_size(self):
-        """Size of a vector a time step."""
+        """Size of the vector of a time step."""
         return self.output_size
 
 
@@ -63,7 +63,7 @@ def load_model(model_file_path=""):
 
 @torch.no_grad()
 def get_timestamp_embeddings(audio, model):
-    """Return one vector a time step.
+    """Return one vector for each time step.
 
     Arguments
     ---------
@@ -114,7 +114,7 @@ def get_timestamp_embeddings(audio, model):
 
 @torch.no_grad()
 def get_scene_embeddings(audio, model):
-    """Return one vector a sound.
+    """Return one vector for each sound.
 
     Arguments
     ---------

@@ -60,7 +60,7 @@ class UpstreamExpert(WindowedModel):
         self.lobe.encoder.requires_grad_(True)
 
     def get_downsample_rates(self, key=None):
-        """Samples from one time step to the next, the same for all layers."""
+        """Return the samples between time steps, equal for all layers."""
         return self.samples_per_step
 
     def forward(self, wavs):

@@ -1,4 +1,4 @@
-"""Audio of any length through an exported folder, batched on the device.
+"""Compute an exported folder on batches of audio of any length.
 
 The same windows and results as `ssast_lobes.inference.AudioEncoder`, as a
 module: it moves between devices, it can be trained, and nothing waits for the
@@ -14,10 +14,10 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 
 class WindowedModel(nn.Module):
-    """An exported folder as a module over waveforms of any length.
+    """Compute an exported folder on waveforms of any length.
 
-    Audio longer than the window of the export is computed in windows that
-    overlap by half; see `ssast_lobes.inference`.
+    Audio longer than the window of the export is cut into windows that overlap
+    by half; see `ssast_lobes.inference`.
 
     Arguments
     ---------
@@ -57,7 +57,7 @@ class WindowedModel(nn.Module):
 
     @property
     def output_size(self):
-        """D, the size of a vector a time step."""
+        """D, the size of the vector of a time step."""
         return self.lobe.encoder.dim
 
     def n_time(self, n_samples):
@@ -75,33 +75,33 @@ class WindowedModel(nn.Module):
         return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def clip(self, wav, lengths=None):
-        """Return one vector a clip, pooled as the export does over its windows.
+        """Return one vector for each clip, by the pooling of the export.
 
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the model's rate, floating point with
-            full scale 1, any padding.
+            Mono waveforms (B, S) at the model's rate, floating point with full
+            scale 1, and any padding.
         lengths : torch.Tensor, optional
-            Samples of each clip (B,), int64; all are full when left out.
+            Samples of each clip (B,), int64; by default all are full.
 
         Returns
         -------
         torch.Tensor
-            (B, D), or wider as the export pools.
+            (B, D), or wider, depending on the pooling.
 
         Raises
         ------
         ValueError
-            If there is less audio than one analysis window (25 ms), or it is
-            not floating point.
+            If a clip is shorter than one analysis window (25 ms), or is not
+            floating point.
         """
         lengths = self._lengths(wav, lengths)
         vectors, weights = self._windowing.clips(self.lobe, wav, lengths)
         return torch.einsum("bw,bwd->bd", weights, vectors)
 
     def frames(self, wav, lengths=None):
-        """Return one vector a time step, in order; arguments as of `clip`.
+        """Return one vector for each time step; see `clip` for arguments.
 
         Returns
         -------
@@ -114,7 +114,7 @@ class WindowedModel(nn.Module):
         return self._stitch(parts, lengths, self.n_time(wav.shape[1]))
 
     def layers(self, wav, lengths=None):
-        """Return `frames`, and the same of every layer.
+        """Return `frames` of the last layer and of every layer.
 
         Returns
         -------

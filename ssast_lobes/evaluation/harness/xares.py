@@ -18,7 +18,7 @@ class XaresEncoder(WindowedModel):
     Arguments
     ---------
     source : str or path, optional
-        Exported folder; the `source` of the class when left out.
+        Exported folder; by default the `source` of the class.
 
     Raises
     ------
@@ -61,11 +61,11 @@ class XaresEncoder(WindowedModel):
 
     @property
     def hop_size_in_ms(self):
-        """Milliseconds from one vector to the next."""
+        """Milliseconds between vectors."""
         return 1000 * self.samples_per_step / self.sample_rate
 
     def forward(self, audio):
-        """Return one vector a time step.
+        """Return one vector for each time step.
 
         Arguments
         ---------

@@ -1,4 +1,4 @@
-"""Probes: how much a simple classifier reads off frozen encoders.
+"""Probes: how well simple classifiers work on frozen encoders.
 
 An L2-penalized logistic regression and weighted nearest neighbors, next to
 three baselines that a trained encoder has to beat, with intervals that follow

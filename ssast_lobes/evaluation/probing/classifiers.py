@@ -214,7 +214,7 @@ def linear_weights(x, y, n_classes, penalty):
     n_classes : int
         Number of classes C.
     penalty : float
-        Of the squared weights on standardized features.
+        Weight of the squared weights, on standardized features.
 
     Returns
     -------

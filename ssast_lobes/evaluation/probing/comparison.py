@@ -1,4 +1,4 @@
-"""The probe: frozen encoders and three baselines, on any number of tasks."""
+"""Probe frozen encoders and three baselines on any number of tasks."""
 
 import json
 import os
@@ -43,13 +43,13 @@ SCORES = {
 class Result(NamedTuple):
     """The scores of one system on one task, by one probe.
 
-    Scores are fractions, 0 to 1. Intervals hold 95 % of the test parts that one
-    gets by drawing its groups again.
+    Scores are fractions, 0 to 1. Intervals hold 95 % of the scores under
+    bootstrap resampling of the groups of the test part.
 
     Arguments
     ---------
     task, metric : str
-        Which task, and what its scores are.
+        Name of the task, and metric of its scores.
     system : str
         Name of the model or the baseline.
     baseline : bool
@@ -57,16 +57,16 @@ class Result(NamedTuple):
     probe : str
         ``"linear"`` or ``"k-NN"``.
     score, low, high : float
-        On the test part, with its interval.
+        Score on the test part, with its interval.
     gain, gain_low, gain_high : float or None
-        What the encoder gains over the untrained one of its architecture,
-        with the interval of the paired difference; None for baselines.
+        Gain of the encoder over an untrained encoder of its architecture, with
+        the interval of the paired difference; None for baselines.
     valid_score : float
-        On the validation part.
+        Score on the validation part.
     setting : float or None
         Penalty or number of neighbors, chosen on the validation part.
     pooling, layers : str or None
-        How clips were pooled; None where nothing was.
+        How clips were pooled; None for baselines without pooling.
     """
 
     task: str
@@ -105,7 +105,7 @@ def probe(
     batch_size=16,
     unreadable=None,
 ):
-    """Measure how much a simple classifier reads off frozen encoders.
+    """Measure how well simple classifiers work on frozen encoders.
 
     Nothing of the test part is used but for the scores: features are
     standardized on train; penalty, number of neighbors and, under
@@ -199,7 +199,7 @@ def short_names(sources):
     """
     parts = [Path(os.path.abspath(source)).parts for source in sources]
     if len(set(parts)) < len(parts):
-        raise ValueError("a model is given twice")
+        raise ValueError("a model is named twice")
     if len(parts) == 1:
         *_, folder, name = ["", *parts[0]]
         return {folder if name == "export" else name: sources[0]}
@@ -221,7 +221,7 @@ def _n_common(paths):
 
 
 def variants_of(pooling, layers):
-    """Return the `VARIANTS` that two choices allow.
+    """Return the `VARIANTS` allowed by two choices.
 
     Arguments
     ---------
@@ -256,8 +256,7 @@ def variants_of(pooling, layers):
     if not found:
         known = ", ".join(" of ".join(variant) for variant in VARIANTS)
         raise ValueError(
-            f"nothing pools '{pooling}' of '{layers}' layers; there are: "
-            f"{known}"
+            f"no pooling '{pooling}' of '{layers}' layers; choose from: {known}"
         )
     return found
 

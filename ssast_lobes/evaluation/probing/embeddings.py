@@ -1,4 +1,4 @@
-"""Vectors of clips that probes read: frozen encoders and log-mel statistics.
+"""Vectors of clips for probes: frozen encoders and log-mel statistics.
 
 A source gives every clip all the vectors that any way of pooling needs, from
 one pass. Vectors are cached by what the source is, never by where it lies: a
@@ -57,7 +57,7 @@ _FLUSH_SECONDS = 120
 
 
 class PooledEncoder(AudioEncoder):
-    """A frozen encoder that gives what all `VARIANTS` need; see `pooled`.
+    """A frozen encoder that returns the vectors of all `VARIANTS`.
 
     Only the encoder of a classifier is used, without head and pooling.
 
@@ -99,7 +99,7 @@ class PooledEncoder(AudioEncoder):
         Arguments
         ---------
         seed : int
-            Of the random weights.
+            Seed of the random weights.
 
         Returns
         -------
@@ -115,12 +115,12 @@ class PooledEncoder(AudioEncoder):
         return other
 
     def check_variants(self, variants):
-        """Raise if this encoder has none of the vectors to choose from.
+        """Raise if this encoder has none of the requested variants.
 
         Arguments
         ---------
         variants : list of tuple
-            Of the `VARIANTS`.
+            Items of `VARIANTS`.
 
         Raises
         ------
@@ -238,7 +238,7 @@ def pooled(vectors, pooling, layers):
 
 
 class LogMelStatistics:
-    """Mean and deviation of each log-mel bin over time: no network at all.
+    """Mean and deviation of each log-mel bin over time, without a network.
 
     Arguments
     ---------
@@ -337,7 +337,7 @@ class MFCCStatistics(LogMelStatistics):
 
 
 def cached_vectors(source, name, paths, folder, unreadable):
-    """Return the vectors of files, from the cache where it has them.
+    """Return the vectors of files, from the cache if it has them.
 
     The cache is written every two minutes, and when the run is stopped.
 

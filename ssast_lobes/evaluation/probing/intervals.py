@@ -1,4 +1,4 @@
-"""Confidence intervals: how far a score depends on who is in the test part.
+"""Confidence intervals over the choice of the test part.
 
 Clips of one speaker succeed and fail together, so that whole groups of clips
 are resampled (the cluster bootstrap), not clips. Two systems under one seed
@@ -27,7 +27,7 @@ def bootstrap(predicted, target, groups, metric, seed=0):
         ``"accuracy"`` or ``"uar"``; see `ssast_lobes.utils.metrics`. A class
         that is not among the drawn groups has no recall and is left out.
     seed : int
-        Of the draws, which depend on it and the number of groups only.
+        Seed of the draws, which depend only on it and the number of groups.
 
     Returns
     -------

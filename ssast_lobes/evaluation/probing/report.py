@@ -91,7 +91,7 @@ def _task_row(task):
 def _means(rows, value):
     """Return the mean over tasks of each system, the largest first.
 
-    Of equals, the models stand before the baselines.
+    Among equals, models come before baselines.
     """
     scores, baselines = {}, {row.system for row in rows if row.baseline}
     for row in rows:

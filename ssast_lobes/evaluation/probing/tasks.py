@@ -1,4 +1,4 @@
-"""Tasks: labelled clips in three parts, from a CSV."""
+"""Tasks: labeled clips in three parts, from a CSV."""
 
 import os
 import re
@@ -179,7 +179,7 @@ def read_task(
 
 
 def parse_task(text, **defaults):
-    """Read a task that is written in one word, as on the command line.
+    """Read a task from its command-line form.
 
     Arguments
     ---------
@@ -213,7 +213,7 @@ def parse_task(text, **defaults):
 
 
 def split_name(text):
-    """Part a name from the path that it is given to.
+    """Split ``NAME=PATH`` into name and path.
 
     Arguments
     ---------
@@ -249,7 +249,7 @@ def _check(source, rows):
     """Raise unless a probe can be trained, tuned and tested."""
     empty = [split for split, part in rows.items() if not part]
     if empty:
-        raise ManifestError(f"{source}: no usable row is {' or '.join(empty)}")
+        raise ManifestError(f"{source}: no usable rows of {' or '.join(empty)}")
     known = {row["label"] for row in rows["train"]}
     for split in ("valid", "test"):
         unknown = sorted({row["label"] for row in rows[split]} - known)

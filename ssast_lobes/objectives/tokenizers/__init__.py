@@ -1,11 +1,10 @@
-"""Tokenizers of the objective `Codes`: discrete codes of a grid's tokens.
+"""Tokenizers of the objective `Codes`: discrete codes of tokens.
 
 A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
-``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids
-(B, N, n_books). One that sets ``needs_audio`` or ``needs_place`` is given more
-by name, as an `Objective` that does. It is frozen, and its tensors are
-buffers: what an optimizer or a change of precision does to parameters must not
-move a code.
+``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
+N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
+arguments, as an `Objective` does. It is frozen, and its tensors are buffers,
+so that neither an optimizer nor a change of precision moves a code.
 """
 
 import functools
@@ -66,11 +65,11 @@ def make_tokenizer(tokenizer, grid):
     Arguments
     ---------
     tokenizer : callable or dict or torch.nn.Module
-        What makes one of the grid, such as a class, or ``!name:`` with
-        arguments in a YAML; the `config` of one of this package; or a
-        tokenizer, which is returned as it is.
+        A function of the grid that returns a tokenizer, such as a class, or
+        ``!name:`` with arguments in a YAML; the `config` of one of this
+        package's tokenizers; or a tokenizer, which is returned unchanged.
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
 
     Returns
     -------
@@ -111,13 +110,13 @@ def load_tokenizer(source):
     Arguments
     ---------
     source : str or os.PathLike
-        File of ``ssast-lobes tokenizer fit``, or folder of an export of the
+        A file of ``ssast-lobes tokenizer fit``, or an exported folder of the
         objective `VectorQuantizer`.
 
     Returns
     -------
     tokenizer : torch.nn.Module
-        For the grid that it was fitted for.
+        The tokenizer, for the grid that it was fitted for.
     front_end : FrontEnd
 
     Raises

@@ -1,4 +1,4 @@
-"""Ids of codes: the nearest ones, how frequent they are, and their collapse."""
+"""Nearest codes, their frequency, and their collapse."""
 
 import math
 
@@ -10,16 +10,16 @@ from ssast_lobes.utils.checks import ArgumentError
 
 logger = get_logger(__name__)
 
-# Fewer of the codes are a collapse in what a tokenizer is fitted to: most
-# clusters hold nothing.
+# If fewer codes are used in the data of the fit, the codes have collapsed:
+# most clusters are empty.
 _LEAST_USED = 0.5
-# Fewer are one in training, whose audio may be of other kinds.
+# The limit is lower in training, whose audio may differ.
 _FEW_USED = 0.1
 _BATCHES = 100
 
 
 def nearest(x, codes):
-    """Return the ids of the codes at the least distance.
+    """Return the ids of the nearest codes.
 
     Arguments
     ---------
@@ -44,16 +44,16 @@ def nearest(x, codes):
 
 
 def code_frequency(ids, n_codes, weight):
-    """Return how frequent each code of each book is.
+    """Return the frequency of each code of each codebook.
 
     Arguments
     ---------
     ids : torch.Tensor
         int64 (.., n_books).
     n_codes : int
-        Codes of a book.
+        Codes of each codebook.
     weight : torch.Tensor
-        (..), 0 where ids do not count.
+        (..), 1 at ids that count, else 0.
 
     Returns
     -------
@@ -74,27 +74,26 @@ def code_frequency(ids, n_codes, weight):
 
 
 def refuse_collapse(frequency, source):
-    """Return how well codes are used; raise where most are not.
+    """Return how well codes are used; raise if most are unused.
 
     Arguments
     ---------
     frequency : torch.Tensor
-        As of `code_frequency`.
+        See `code_frequency`.
     source : str
-        What the error names.
+        Name for the error.
 
     Returns
     -------
     used : float
         Fraction of the codes that are used.
     entropy : float
-        Entropy of the codes, over its greatest value: 1 where all are used
-        alike.
+        Entropy of the codes over its maximum: 1 if all are equally frequent.
 
     Raises
     ------
     ValueError
-        If fewer than half of the codes of all books are used.
+        If fewer than half of the codes of all codebooks are used.
 
     Example
     -------
@@ -115,15 +114,16 @@ def refuse_collapse(frequency, source):
 
 
 class CodeUsage(nn.Module):
-    """Which codes the last hundred batches of a training had.
+    """Count which codes the last hundred training batches had.
 
-    A batch has few of many codes: what is used shows over many. In several
-    processes it is that of the first, as DDP sends its buffers to the others.
+    A single batch has few of many codes, so usage shows over many batches.
+    With several processes, the first one counts, since DDP sends its buffers
+    to the others.
 
     Arguments
     ---------
     n_books, n_codes : int
-        Books, and codes of each.
+        Number of codebooks, and of codes in each.
 
     Example
     -------
@@ -140,12 +140,12 @@ class CodeUsage(nn.Module):
         self.register_buffer("unused_for", unused_for)
 
     def forward(self, frequency):
-        """Take in a batch of the training.
+        """Add a training batch.
 
         Arguments
         ---------
         frequency : torch.Tensor
-            As of `code_frequency`.
+            See `code_frequency`.
 
         Returns
         -------
@@ -166,21 +166,21 @@ class CodeUsage(nn.Module):
         return self.used().item() < _FEW_USED
 
     def told(self):
-        """Return the fraction in words."""
+        """Return a sentence with the fraction."""
         return (
             f"{100 * self.used().item():.1f} % of {self.unused_for.shape[1]} "
             f"are used in {_BATCHES} batches"
         )
 
     def warn_of_collapse(self, step, total_steps):
-        """Warn once if hardly any code is used, after 200 steps or all.
+        """Warn once if few codes are used after 200 steps, or at the end.
 
         Arguments
         ---------
         step, total_steps : int
-            Optimizer steps done, and of the whole training.
+            Number of this step, and of all steps of the training.
         """
-        # The first batches, before a collapse, are not among the last then.
+        # By then the first batches, from before a collapse, no longer count.
         due = min(2 * _BATCHES, total_steps)
         if step == due and self.is_collapsed():
             logger.warning(

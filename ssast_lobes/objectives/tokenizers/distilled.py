@@ -1,4 +1,4 @@
-"""Codes of a tokenizer that was trained: of BEATs from its second iteration."""
+"""Codes of a trained tokenizer, as in BEATs' later iterations."""
 
 import json
 from pathlib import Path
@@ -15,25 +15,25 @@ from ssast_lobes.utils.checks import ArgumentError
 
 
 class VectorQuantizerTokenizer(nn.Module):
-    """Codes of an export of the objective `VectorQuantizer`.
+    """Give tokens the codes of an export of `VectorQuantizer`.
 
     Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
-    2023: an encoder of its own sees all tokens, and each gets the code that
-    its output is most like. It hears the log-mel of the encoder to train,
-    whose statistics have to be its own.
+    2023. The tokenizer's own encoder sees all tokens, and each token gets the
+    code most similar to its output. Both encoders get the same log-mel, so
+    their normalization statistics must agree.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     folder : str or os.PathLike
         The export.
 
     Raises
     ------
     ValueError
-        If it is no such export, has another grid, or its codes have
-        collapsed: fewer than a tenth were used in its last hundred batches.
+        If the folder is no such export, has another grid, or its codes have
+        collapsed: the last hundred batches used fewer than a tenth.
 
     Example
     -------
@@ -56,8 +56,9 @@ class VectorQuantizerTokenizer(nn.Module):
         self.encoder = make_encoder(config["encoder"])
         if self.encoder.grid != grid:
             raise ArgumentError(
-                f"tokenizer: {folder} has {self.encoder.grid.config}, the "
-                f"encoder {grid.config}"
+                f"tokenizer: the grid of {folder} is "
+                f"{self.encoder.grid.config}, that of the encoder "
+                f"{grid.config}"
             )
         self.n_codes = numbers["n_codes"]
         self.quantizer = Quantizer(
@@ -106,9 +107,9 @@ class VectorQuantizerTokenizer(nn.Module):
         feats : torch.Tensor
             Normalized log-mel (B, T, n_mels).
         n_frames : torch.Tensor, optional
-            Valid frames (B,); all when left out.
+            Valid frames (B,); by default all.
         **audio
-            Waveforms, which do not matter here.
+            Not used.
 
         Returns
         -------
@@ -130,13 +131,13 @@ def read_quantizer(folder):
     Returns
     -------
     config : dict
-        Of the export.
+        Configuration of the export.
     state : dict of str to torch.Tensor
 
     Raises
     ------
     ValueError
-        If it is no such export.
+        If the folder is no such export.
 
     Example
     -------

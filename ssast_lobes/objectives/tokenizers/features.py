@@ -1,4 +1,4 @@
-"""What k-means sees of each token: log-mel, cepstra, chroma, an encoder."""
+"""Features for k-means: log-mel, cepstra, chroma, or an encoder's."""
 
 import torch
 from torch import nn
@@ -14,19 +14,20 @@ from ssast_lobes.objectives.tokenizers.spectral import (
 from ssast_lobes.utils.checks import one_of, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# At 16 kHz bins of 7.8 Hz: they tell semitones apart from C3 (131 Hz) on.
+# Bins of 7.8 Hz at 16 kHz resolve semitones from C3 (131 Hz) on.
 _CHROMA_WINDOW = 2048
 _CHROMA_RANGE = (130.0, 4200.0)
 _SAMPLE_RATE = 16000
 
 
 class Chroma(LogMel):
-    """Strength of the twelve pitch classes around the middle of each token.
+    """Compute the strength of the twelve pitch classes at each token.
 
-    Magnitudes of a Fourier transform of 128 ms of the waveform (16 kHz), from
-    130 to 4,200 Hz; a bin is shared by the two classes next to its pitch. The
-    twelve have length 1, and are 0 in silence. Mel bins are too wide to tell
-    low pitches apart. Tokens of one time have the same.
+    It sums the magnitudes of a Fourier transform, from 130 to 4,200 Hz, over
+    128 ms of the waveform (16 kHz) around the middle of the token. A bin
+    counts for the two classes nearest to its pitch. The vector of twelve has
+    length 1, and is 0 in silence. Mel bins are too wide for this, since they
+    do not resolve low pitches. All tokens of a time step have the same vector.
 
     Example
     -------
@@ -57,7 +58,7 @@ class Chroma(LogMel):
         self.start, self.step = token_times(grid)
 
     def forward(self, feats, n_frames, wavs, n_samples, **place):
-        """Return what describes the tokens.
+        """Return the features of the tokens.
 
         Arguments
         ---------
@@ -70,7 +71,7 @@ class Chroma(LogMel):
         n_samples : torch.Tensor
             Valid samples (B,).
         **place
-            Where the clips come from, which does not matter here.
+            Not used.
 
         Returns
         -------
@@ -91,28 +92,28 @@ class Chroma(LogMel):
 
 
 class EncoderBlock(LogMel):
-    """Output of a block of a frozen encoder, at the time of each token.
+    """Take the output of a frozen encoder's block at the time of each token.
 
-    HuBERT's second iteration. The encoder hears the waveform through its own
-    front end, so that its mel bins, patches and steps may be others. Its
-    frames, the mean over frequency, are taken at the times that are nearest
-    to the tokens'. Tokens of one time have the same.
+    These are the features of HuBERT's second iteration. The frozen encoder has
+    its own front end, so its mel bins, patches and steps may differ. A token
+    gets the frame (the mean over frequency) that is nearest to it in time. All
+    tokens of a time step have the same vector.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     encoder : dict
         `config` of the frozen encoder.
     features : dict
         `config` of its front end.
     block : int
-        Which block, from 1 on.
+        Number of the block, from 1.
 
     Raises
     ------
     ValueError
-        If there is no such block.
+        If the encoder has no such block.
 
     Example
     -------
@@ -133,7 +134,7 @@ class EncoderBlock(LogMel):
         self.front_end = FrontEnd(**features)
         self.encoder = make_encoder(encoder)
         self.block = whole("block", block, 1, self.encoder.depth)
-        # Later blocks change nothing, and a fitted file need not hold them.
+        # Later blocks are not needed, and the fitted file gets smaller.
         del self.encoder.blocks[block:]
         self.requires_grad_(False)
         self.eval()
@@ -152,7 +153,7 @@ class EncoderBlock(LogMel):
         return super().train(False)
 
     def forward(self, feats, n_frames, wavs, n_samples, **place):
-        """Return (B, N, D); the arguments are those of `Chroma.forward`."""
+        """Return features (B, N, D); see `Chroma.forward`."""
         own, n_own = self.front_end(wavs, n_samples / wavs.shape[1])
         output = self.encoder(own, n_own, hidden_states=True)
         grid = self.encoder.grid
@@ -174,27 +175,27 @@ _FEATURES = {
 
 
 def make_features(name, grid, **block):
-    """Return what describes tokens by its name.
+    """Return the module that computes a kind of features.
 
     Arguments
     ---------
     name : str
         ``"logmel"``, ``"cepstra"``, ``"chroma"`` or ``"block"``.
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     **block
-        Of ``"block"``: arguments of `EncoderBlock`.
+        Arguments of `EncoderBlock`, for ``"block"``.
 
     Returns
     -------
     torch.nn.Module
-        Its ``forward(feats, n_frames)`` gives (B, N, D). One that sets
-        ``needs_audio`` takes ``wavs`` (B, S) and ``n_samples`` (B,) too.
+        Its ``forward(feats, n_frames)`` returns (B, N, D). If it sets
+        ``needs_audio``, it also takes ``wavs`` (B, S) and ``n_samples`` (B,).
 
     Raises
     ------
     ValueError
-        If there is no such name, or block.
+        If the name or the block is unknown.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Codes that k-means has fitted offline, as HuBERT's and MERT's."""
+"""Codes by offline k-means, as in HuBERT and MERT."""
 
 import json
 
@@ -21,24 +21,24 @@ _TENSORS = ("centers", "mean", "std")
 
 
 class KMeansTokenizer(nn.Module):
-    """Nearest center of features that k-means has fitted offline.
+    """Give tokens the nearest of the centers that k-means has found.
 
-    As the labels of HuBERT (Hsu et al., TASLP 2021), and, of two files, those
-    of MERT's first version (Li et al., ICLR 2024). A file is complete: of
-    ``--features block`` it holds the frozen encoder too.
+    One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as
+    in MERT's first version (Li et al., ICLR 2024). A file is complete: for
+    ``--features block`` it also holds the frozen encoder.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
     files : list of str
-        What ``ssast-lobes tokenizer fit`` has written; each is a book.
-        `n_codes` is that of the largest: the others' do not all occur.
+        Files of ``ssast-lobes tokenizer fit``, one for each codebook.
+        `n_codes` is that of the largest; smaller codebooks do not use all ids.
 
     Raises
     ------
     ValueError
-        If there is no such file, or it was fitted for another grid.
+        If a file is missing, or was fitted for another grid.
 
     Example
     -------
@@ -101,7 +101,7 @@ class KMeansTokenizer(nn.Module):
 
 
 class _Book(nn.Module):
-    """The centers of a file, and what they are centers of."""
+    """Hold the centers of a file, and the module of their features."""
 
     def __init__(self, file):
         super().__init__()
@@ -134,13 +134,13 @@ def read_fitted(file):
         Arguments of `make_features` (``features``), of the grid (``grid``)
         and of the front end (``front_end``).
     tensors : dict of str to torch.Tensor
-        ``centers`` (K, D), ``mean`` and ``std`` (D,), and those of the frozen
-        encoder.
+        ``centers`` (K, D), ``mean`` and ``std`` (D,), and the weights of the
+        frozen encoder.
 
     Raises
     ------
     ValueError
-        If it is no such file.
+        If it is not a file of `fit_kmeans`.
 
     Example
     -------
@@ -167,17 +167,17 @@ def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     Arguments
     ---------
     features : torch.nn.Module
-        Of `make_features`; what describes the tokens.
+        Module of `make_features`.
     x : torch.Tensor
-        Tokens (N, D), as `features` gives them.
+        Outputs of `features` for N tokens, (N, D).
     file : str or os.PathLike
-        Where to write, a safetensors file.
+        The safetensors file to write.
     n_codes : int
         Number of centers.
     front_end : FrontEnd
-        Made the log-mel; its configuration is kept with the centers.
+        Front end that computed the log-mel; the file keeps its configuration.
     seed : int
-        Of scikit-learn's `MiniBatchKMeans`.
+        Seed of scikit-learn's `MiniBatchKMeans`.
 
     Returns
     -------
@@ -189,7 +189,7 @@ def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     ValueError
         If there are fewer tokens than codes, or the codes have collapsed.
     """
-    # Takes a second to import, which only this function needs.
+    # The import takes a second, and only this function needs it.
     from sklearn.cluster import MiniBatchKMeans
 
     whole("n_codes", n_codes, 2)

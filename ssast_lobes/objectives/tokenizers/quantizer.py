@@ -1,4 +1,4 @@
-"""A codebook that learns as a network does: that of BEATs' tokenizers."""
+"""A codebook that is trained with a network, as in BEATs' tokenizers."""
 
 import torch
 from speechbrain.utils.distributed import is_distributed_initialized
@@ -6,20 +6,20 @@ from torch import nn
 
 from ssast_lobes.utils.distributed import gather_rows, mean_over_processes
 
-# Of the k-means that the codes begin with.
+# Iterations of the k-means that initializes the codes.
 _ROUNDS = 10
 _MOST_ROWS = 2**16
 
 
 class Quantizer(nn.Module):
-    """Project tokens, and give each the code of the most like direction.
+    """Project tokens, and give each the code with the highest cosine.
 
     van den Oord et al., "Neural Discrete Representation Learning", NeurIPS
     2017, with codes and vectors of length 1 and without gradients to the
-    codes, as in Chen et al., "BEATs", ICML 2023. The codes begin as the
-    centers of the first batch, by k-means, and follow as a moving average of
-    the vectors that have them. Both are over all processes, and of valid
-    tokens alone. The codes are buffers.
+    codes, as in Chen et al., "BEATs", ICML 2023. k-means on the first batch
+    initializes the codes. Then each code is a moving average of the vectors
+    that have it. Both count valid tokens of all processes. The codes are
+    buffers.
 
     Arguments
     ---------
@@ -48,7 +48,7 @@ class Quantizer(nn.Module):
             nn.Linear(token_dim, dim),
         )
         self.register_buffer("codes", torch.zeros(n_codes, dim))
-        # Known without a look at the device.
+        # Known on the CPU, so that nothing waits for the device.
         self.started = False
 
     def _load_from_state_dict(self, *arguments):
@@ -56,17 +56,17 @@ class Quantizer(nn.Module):
         self.started = bool(self.codes.any())
 
     def forward(self, tokens, weight=None):
-        """Quantize tokens; in training move the codes.
+        """Quantize tokens; in training also update the codes.
 
-        Until `started` is set, after the first step, each batch is a first
-        one.
+        Until `started` is set, after the first step, each batch initializes
+        the codes again.
 
         Arguments
         ---------
         tokens : torch.Tensor
             (B, N, D).
         weight : torch.Tensor, optional
-            (B, N), 1 at valid tokens and 0 elsewhere; for training.
+            (B, N), 1 at valid tokens, else 0; needed in training.
 
         Returns
         -------
@@ -75,7 +75,7 @@ class Quantizer(nn.Module):
         ids : torch.Tensor
             int64 (B, N).
         codes : torch.Tensor
-            Those of the ids (B, N, dim), without gradient.
+            Codes of the ids (B, N, dim), without gradient.
         """
         with torch.autocast(tokens.device.type, enabled=False):
             vectors = self.projection(tokens.float())
@@ -91,7 +91,7 @@ class Quantizer(nn.Module):
         return vectors, ids.view(vectors.shape[:2]), codes
 
     def _start(self, rows, weight):
-        """Set the codes to centers of the rows (M, dim) that count."""
+        """Set the codes to k-means centers of the valid rows (M, dim)."""
         rows, _ = gather_rows(torch.cat([rows, weight[:, None]], dim=1))
         rows = rows[:: max(1, len(rows) // _MOST_ROWS)]
         rows, weight = rows[:, :-1], rows[:, -1]
@@ -104,7 +104,7 @@ class Quantizer(nn.Module):
         self.codes.copy_(codes)
 
     def _follow(self, rows, ids, weight):
-        """Move each code that the rows have; the others keep their place."""
+        """Update each code that occurs in the rows."""
         sums = torch.cat(self._sums(rows, ids, weight), dim=1)
         sums = mean_over_processes(sums)
         means = nn.functional.normalize(sums[:, :-1], dim=1)
@@ -114,14 +114,14 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def restart(self, unused, vectors, weight):
-        """Put codes on vectors of a batch, those of the first process.
+        """Move codes to vectors of a batch of the first process.
 
         Arguments
         ---------
         unused : torch.Tensor
             Boolean (n_codes,), True at the codes to move.
         vectors : torch.Tensor
-            (B, N, dim), as of `forward`.
+            (B, N, dim), from `forward`.
         weight : torch.Tensor
             (B, N), 1 at valid tokens.
         """
@@ -132,14 +132,14 @@ class Quantizer(nn.Module):
         self.codes.copy_(torch.where(unused[:, None], chosen, self.codes))
 
     def _spread(self, weight):
-        """Return places of n_codes rows that count, spread over the batch."""
+        """Return indices of n_codes valid rows, spread over the batch."""
         order = weight.argsort(descending=True, stable=True)
         n_codes = len(self.codes)
         place = torch.arange(n_codes, device=weight.device) / n_codes
         return order[(place * weight.sum()).floor().long()]
 
     def _sums(self, rows, ids, weight):
-        """Return the sum of the rows of each code, and their number."""
+        """Return the sum and the number of the rows of each code."""
         weight = weight[:, None]
         total = torch.zeros_like(self.codes).index_add_(0, ids, rows * weight)
         found = torch.zeros_like(self.codes[:, :1])

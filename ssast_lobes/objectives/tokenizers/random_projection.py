@@ -1,4 +1,4 @@
-"""Random codes, which need no fitting: those of BEST-RQ and of BEATs' start."""
+"""Random codes without fitting, as in BEST-RQ and BEATs' first iteration."""
 
 from itertools import pairwise
 
@@ -12,21 +12,20 @@ NORMS = ("layer", "l2")
 
 
 class RandomProjectionTokenizer(nn.Module):
-    """Nearest random code of a random projection of each patch.
+    """Give each patch the random code nearest to its random projection.
 
-    Nothing is fitted. With ``norm="layer"`` as in the first iteration of BEATs
+    Nothing is fitted. ``norm="layer"`` follows the first iteration of BEATs
     (Chen et al., ICML 2023; ESPnet's ``espnet2/beats/random_tokenizer.py``): a
     projection to twice the code size, layer norm, a projection to the code
-    size, layer norm, and the code at the least distance. With ``norm="l2"``
-    as in BEST-RQ (Chiu et al., ICML 2022): one projection, and codes and
-    vectors of length 1.
+    size, layer norm, and the nearest code. ``norm="l2"`` follows BEST-RQ (Chiu
+    et al., ICML 2022): one projection, and codes and vectors of length 1.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
     n_codes : int
-        Codes of a book.
+        Codes of each codebook.
     dim : int
         Size of a code.
     n_books : int
@@ -34,11 +33,11 @@ class RandomProjectionTokenizer(nn.Module):
     norm : str
         ``"layer"`` or ``"l2"``.
     center : bool
-        Take its mean off each patch first. Loud and quiet patches then share
-        codes, and more codes are used: of 1,024, ten seconds each of 150
-        clips of LibriSpeech used 40 % without and 61 % with it.
+        Subtract the mean of each patch first. Then loud and quiet patches
+        share codes, and more codes are used: on ten seconds each of 150 clips
+        of LibriSpeech, 61 % of 1,024 instead of 40 %.
     seed : int
-        Of projections and codes.
+        Seed of projections and codes.
 
     Raises
     ------
@@ -122,7 +121,7 @@ class RandomProjectionTokenizer(nn.Module):
         torch.Tensor
             (B, N, n_books) int64, arbitrary at padding.
         """
-        # Codes near each other would change places with the roundings of bf16.
+        # Rounding to bf16 would swap codes that are near each other.
         with torch.autocast(feats.device.type, enabled=False):
             x = self.grid.unfold(feats.float())[:, None]
             if self.center:

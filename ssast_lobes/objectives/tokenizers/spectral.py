@@ -1,4 +1,4 @@
-"""What log-mel tells of each token, and when the tokens are."""
+"""Features of tokens from log-mel, and the times of tokens."""
 
 import math
 
@@ -8,18 +8,18 @@ from torch import nn
 from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.models.features import KaldiFbank
 
-# As of MFCC: the first coefficients, without the zeroth, describe the spectral
+# As in MFCC, the first coefficients after the zeroth describe the spectral
 # envelope.
 _CEPSTRA = 20
 
 
 class LogMel(nn.Module):
-    """The pixels of each token's patch.
+    """Return the pixels of each token's patch.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder to train.
+        Grid of the encoder to train.
 
     Example
     -------
@@ -41,14 +41,15 @@ class LogMel(nn.Module):
         return {}
 
     def forward(self, feats, n_frames=None):
-        """Return (B, N, D) of normalized log-mel (B, T, n_mels)."""
+        """Return pixels (B, N, D) of normalized log-mel (B, T, n_mels)."""
         return self.grid.unfold(feats)
 
 
 class Cepstra(LogMel):
-    """20 cepstral coefficients of whole frames, the mean over a token's frames.
+    """Compute 20 cepstral coefficients for each token.
 
-    Tokens of one time have the same.
+    The coefficients of whole frames are averaged over the frames of a token,
+    so all tokens of a time step have the same vector.
 
     Example
     -------
@@ -60,7 +61,7 @@ class Cepstra(LogMel):
     name = "cepstra"
 
     def forward(self, feats, n_frames=None):
-        """Return (B, N, 20) of normalized log-mel (B, T, n_mels)."""
+        """Return cepstra (B, N, 20) of normalized log-mel (B, T, n_mels)."""
         grid, n_mels = self.grid, feats.shape[2]
         patches = grid.unfold(feats)
         # The cosine transform, type II, of all mel bins.
@@ -74,20 +75,20 @@ class Cepstra(LogMel):
 
 
 def token_times(grid):
-    """Return when the tokens of the encoder to train are.
+    """Return the times of an encoder's tokens.
 
-    Its log-mel has a frame every 10 ms, of 25 ms, as `KaldiFbank`.
+    Frames are those of `KaldiFbank`: 25 ms long, every 10 ms.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
 
     Returns
     -------
     start, step : float
-        Token k stands for the time from start + k * step on, a step long, in
-        seconds.
+        Token k covers the time from start + k * step to start + (k + 1) *
+        step, in seconds.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Ids from files: codes of anything, such as EnCodec's in MERT."""
+"""Ids read from files, such as EnCodec's in MERT."""
 
 import json
 import re
@@ -13,39 +13,39 @@ from ssast_lobes.utils.checks import ArgumentError, real, whole
 from ssast_lobes.utils.files import write_json
 
 CONFIG_FILE = "codes.json"
-# Ids that may be missing at a clip's end: codecs differ in how they round.
+# Ids that may be missing at a clip's end, since codecs round differently.
 _MISSING = 2
 _SAMPLE_RATE = 16000
 
 
 class StoredTokenizer(nn.Module):
-    """Ids that stand in files, such as those of a codec.
+    """Read the ids of tokens from files, such as those of a codec.
 
-    MERT (Li et al., ICLR 2024) predicts the eight books of EnCodec. A token
-    has the id whose time is the nearest to its own middle, counted from where
-    the clip was cropped. Audio must come as it is in its file: of what moves
-    sounds in time, such as another speed, the ids know nothing.
+    MERT (Li et al., ICLR 2024) predicts the eight codebooks of EnCodec. A
+    token gets the id that is nearest in time to its middle, counted from the
+    start of the crop. Augmentation must not move sounds in time, as a change
+    of speed does, since the ids would not follow.
 
     The folder has a file for each clip, ``ID.npy``, with the id of the clip's
-    row in the table: whole numbers (times, n_books), or (times, F', n_books)
-    where the bands of the grid have ids of their own. ``codes.json`` there
-    says ``rate`` (ids a second), ``n_books``, ``n_codes``, and perhaps
-    ``start``, where the first id begins, in seconds. ``ssast-lobes tokenizer
+    row in the table. It holds whole numbers (times, n_books), or (times, F',
+    n_books) if each band of the grid has its own ids. ``codes.json`` has
+    ``rate`` (ids a second), ``n_books``, ``n_codes``, and optionally
+    ``start``, the time of the first id in seconds. ``ssast-lobes tokenizer
     encode`` writes such a folder.
 
-    Reads files as it is called, and waits for the device.
+    Each call reads files and waits for the device.
 
     Arguments
     ---------
     grid : Grid
-        Of the encoder.
+        Grid of the encoder.
     folder : str or os.PathLike
-        The folder.
+        Folder of the ids.
 
     Raises
     ------
     ValueError
-        If there is no ``codes.json``, or its numbers cannot be.
+        If ``codes.json`` is missing, or its numbers are impossible.
 
     Example
     -------
@@ -79,8 +79,8 @@ class StoredTokenizer(nn.Module):
             self.start = real("start", numbers.get("start", 0.0))
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ArgumentError(
-                f"tokenizer: {file} must tell the ids' rate (a second), "
-                f"n_books and n_codes: {error}"
+                f"tokenizer: {file} needs rate (ids a second), n_books and "
+                f"n_codes: {error}"
             ) from error
         self.token_start, self.token_step = token_times(grid)
 
@@ -99,11 +99,11 @@ class StoredTokenizer(nn.Module):
         n_frames : torch.Tensor
             Valid frames (B,).
         clip_ids : list of str
-            Rows of the clips in their table.
+            Ids of the clips' rows in their table.
         crop_starts : torch.Tensor
-            Where the clips begin in their files, (B,) in samples of 16 kHz.
+            Start of each crop in its file, (B,) in samples at 16 kHz.
         **audio
-            Waveforms, which do not matter here.
+            Not used.
 
         Returns
         -------
@@ -113,8 +113,8 @@ class StoredTokenizer(nn.Module):
         Raises
         ------
         ValueError
-            If a file is missing, too short for its clip, or does not hold
-            ids of so many books and codes.
+            If a file is missing, too short for its clip, or its codebooks and
+            ids do not match ``codes.json``.
         """
         n_freq, n_time = self.grid.n_freq, self.grid.n_time(feats.shape[1])
         ids = np.zeros((len(feats), n_freq, n_time, self.n_books), np.int64)
@@ -127,8 +127,8 @@ class StoredTokenizer(nn.Module):
             middles = self.token_start + self.token_step * (
                 np.arange(tokens) + 0.5
             )
-            # The last token may reach over the clip's end: 100 frames a
-            # second, and 15 ms that the last of them hears of what follows.
+            # The last token may reach beyond the clip's end: there are 100
+            # frames a second, and the last frame reaches 15 ms further.
             middles = begin + np.minimum(middles, count / 100 + 0.015)
             row[:, :tokens] = self._at(clip_id, middles)
         return torch.from_numpy(ids).flatten(1, 2).to(feats.device)
@@ -137,7 +137,7 @@ class StoredTokenizer(nn.Module):
         """Return the ids (F' or 1, len(times), n_books) of a clip."""
         file = stored_file(self.folder, clip_id)
         if not file.is_file():
-            # A clip's further crops; see `repeat_long`.
+            # Further crops of a long clip have a suffix; see `repeat_long`.
             file = stored_file(self.folder, re.sub(r"#\d+$", "", clip_id))
         try:
             stored = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -163,21 +163,21 @@ class StoredTokenizer(nn.Module):
         found = np.asarray(stored[place.clip(0, len(stored) - 1)])
         if found.min() < 0 or found.max() >= self.n_codes:
             raise ArgumentError(
-                f"{file}: ids from {found.min()} to {found.max()}, there are "
-                f"{self.n_codes} codes, from 0 on"
+                f"{file}: ids must be from 0 to {self.n_codes - 1}, found "
+                f"{found.min()} to {found.max()}"
             )
         return found.reshape(len(times), -1, self.n_books).swapaxes(0, 1)
 
 
 def stored_file(folder, clip_id):
-    """Return where the ids of a clip are.
+    """Return the file with the ids of a clip.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        Of all clips.
+        Folder of the ids of all clips.
     clip_id : str
-        Of the row of a table.
+        Id of the clip's row in its table.
 
     Returns
     -------
@@ -198,14 +198,15 @@ def write_stored_config(folder, **numbers):
     Arguments
     ---------
     folder : str or os.PathLike
-        Made if it is not there.
+        Created if it is missing.
     **numbers
-        ``rate``, ``n_books``, ``n_codes``, ``start`` and what else there is.
+        ``rate``, ``n_books``, ``n_codes``, and optionally ``start`` and
+        others.
 
     Raises
     ------
     ValueError
-        If the folder has one that says something else.
+        If the folder has one with other numbers.
 
     Example
     -------
