@@ -151,7 +151,7 @@ def write_splits(
     if labeled:
         unfit = _unfit(splits, labels, multi_label)
         raise_problems(corpus, _label_problems(labels, classes) + unfit)
-        _warn_of_shared_groups(corpus, splits, group)
+        warn_of_shared_groups(corpus, splits, group)
     elif not splits["train"]:
         raise ManifestError(f"{corpus}: no clip is left to train on")
     _write_table(Path(path).with_name("manifest.csv"), splits)
@@ -397,8 +397,20 @@ def _unfit(splits, labels, multi_label):
     return [*problems, alike] if alike else problems
 
 
-def _warn_of_shared_groups(corpus, splits, group):
-    """Warn if valid or test has the voices of train."""
+def warn_of_shared_groups(corpus, splits, group):
+    """Warn if groups of valid or test are in train: scores are too high.
+
+    Where each row's group is its label nothing is told.
+
+    Arguments
+    ---------
+    corpus : str
+        Name of the data, for the warning.
+    splits : dict of str to list of dict
+        Rows of train, valid and test.
+    group : str
+        Column of the groups, such as ``"speaker"``.
+    """
     rows = [row for part in splits.values() for row in part]
     if all(row.get(group) == row["label"] for row in rows):
         return

@@ -2,12 +2,11 @@
 
 import os
 import re
-from collections import Counter
 from typing import NamedTuple
 
 import torch
-from speechbrain.utils.logger import get_logger
 
+from ssast_lobes.dataio.splits import warn_of_shared_groups
 from ssast_lobes.dataio.tables import (
     SPLITS,
     ManifestError,
@@ -15,8 +14,6 @@ from ssast_lobes.dataio.tables import (
     read_manifest,
 )
 from ssast_lobes.evaluation.probing.intervals import METRICS
-
-logger = get_logger(__name__)
 
 # The first that a table has; `ssast-lobes manifest` writes the second.
 _GROUP_COLUMNS = ("speaker", "group")
@@ -174,7 +171,7 @@ def read_task(
             rows[row["split"]].append(kept)
     _check(csv_path, rows)
     if label != (group or column):
-        _warn_of_shared_groups(csv_path, rows)
+        warn_of_shared_groups(csv_path, rows, "group")
     return Task(name or _name(csv_path), metric, rows, column in found[0])
 
 
@@ -261,16 +258,3 @@ def _check(source, rows):
     problem = all_alike({row["label"]} for row in rows["train"])
     if problem:
         raise ManifestError(f"{source}: {problem}")
-
-
-def _warn_of_shared_groups(source, rows):
-    """Warn of groups in train and in valid or test: scores are too high."""
-    known = {row["group"] for row in rows["train"]}
-    for split in ("valid", "test"):
-        clips = Counter(row["group"] for row in rows[split])
-        shared = sorted((clips.keys() & known) - {"none"})
-        if shared:
-            logger.warning(
-                f"{source}: {len(shared)} speakers or groups of {split} are in "
-                f"train too, such as {shared[0]}"
-            )
