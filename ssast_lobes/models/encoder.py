@@ -32,8 +32,8 @@ from ssast_lobes.utils.presets import load_preset
 
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
-# A kind of attention block takes what TransformerBlock does; see
-# docs/extending.md for one of your own.
+#: Kinds of blocks. A kind with attention takes what `TransformerBlock` takes;
+#: docs/extending.md adds one.
 BLOCKS = {
     "attention": TransformerBlock,
     "attention_post_norm": PostNormBlock,

@@ -533,5 +533,7 @@ def test_mean_is_of_one_objective_and_front_end_only(alike, tmp_path):
 
 def test_mean_is_of_pretrainings(alike, tmp_path):
     torch.save(official(), tmp_path / "released.pth")
-    with pytest.raises(WeightsError, match="released.pth: no exported pretr"):
+    with pytest.raises(
+        WeightsError, match="released.pth: not the export of a pretr"
+    ):
         load_alike([*alike, tmp_path / "released.pth"])

@@ -693,6 +693,7 @@ def test_bad_options_are_told_before_any_work(words, capsys):
     assert "error:" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_mistake_as_a_process(tmp_path):
     result = run("classify", tmp_path / "none", tmp_path)
     assert result.returncode == 2

@@ -631,6 +631,7 @@ def test_probe_repeats_from_its_cache(probed, models, tmp_path):
     assert [file.stat().st_mtime_ns for file in files] == times
 
 
+@pytest.mark.slow
 def test_best_pooling_is_chosen_on_valid(probed, models):
     _, tasks, cache = probed
     each = [

@@ -51,7 +51,9 @@ def draw_shares(masker, n_freq, steps, padding, masks):
     return total / masks
 
 
-@pytest.mark.parametrize("count", [100, 250, 400])
+@pytest.mark.parametrize(
+    "count", [100, pytest.param(250, marks=pytest.mark.slow), 400]
+)
 def test_clusters_are_flat_where_the_official_ones_are_not(count):
     hidden = shares(ClusterMasker(count=count), 8, 64)
     wanted = count / 512

@@ -438,7 +438,7 @@ def test_official_frame_masks_are_flat():
 
 
 def test_too_many_official_frames_are_refused():
-    with pytest.raises(ValueError, match="at most 10 of 10 tokens, 12"):
+    with pytest.raises(ValueError, match="at most 10 of 10 tokens, not 12"):
         official_mask(1, 10, 12, random.Random(0))
 
 

@@ -324,6 +324,7 @@ def test_both_errors_fall_and_nothing_collapses():
     assert effective_rank(vectors - vectors.mean(0)) > 2
 
 
+@pytest.mark.slow
 def test_the_loss_falls_on_eight_clips():
     history = optimize(small(), songs(), steps=30)
     assert history[-1]["loss"] < 0.75 * history[0]["loss"]

@@ -200,6 +200,7 @@ def test_clips_of_two_takes_next_to_others(train, tones, tmp_path):
     AudioEncoder.from_hparams(folder / "export")
 
 
+@pytest.mark.slow
 def test_a_student_of_two_teachers(train, pretrained, tmp_path):
     """They are named, and nowhere in what the run leaves behind."""
     teachers = f"[ssast-lobes-micro-1, {pretrained / 'export'}]"

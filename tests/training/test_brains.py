@@ -560,6 +560,7 @@ def test_best_epoch_is_chosen_on_valid_not_on_test(rows, tmp_path):
     assert same(other.module.state_dict(), kept[best])
 
 
+@pytest.mark.slow
 @pytest.mark.draws
 def test_pretraining_goes_back_to_its_best_epoch(rows, tmp_path):
     class Wild(Constant):

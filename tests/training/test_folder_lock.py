@@ -43,6 +43,7 @@ def test_a_second_run_is_refused(holder, tmp_path):
             pass
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_dead_process_is_taken_over(holder, tmp_path, caplog):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()

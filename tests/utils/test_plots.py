@@ -160,7 +160,9 @@ def test_training_curves_of_nothing_raise(tmp_path):
         plot_training_curves([{"loss": 1.0}], tmp_path / "a.png")
 
 
-@pytest.mark.parametrize("n_classes", [2, 12, 35, 110])
+@pytest.mark.parametrize(
+    "n_classes", [2, 12, 35, pytest.param(110, marks=pytest.mark.slow)]
+)
 def test_confusion_matrix_can_be_read(n_classes, tmp_path):
     matrix = confusion(n_classes)
     path = tmp_path / "confusion.png"
