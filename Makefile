@@ -23,7 +23,7 @@ setup: ## Only set up .venv (all the others do it by themselves)
 quickstart: setup ## Pretrain, fine-tune, compare, export: at most ten minutes
 	$(VENV)/bin/python recipes/SyntheticCommands/quickstart.py
 
-test: setup ## The tests, in about six minutes on two cores
+test: setup ## The tests, in less than six minutes on two cores
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
 
 test-all: setup ## The tests, and those that take longer
