@@ -5,7 +5,6 @@ import torch
 from tqdm import tqdm
 
 from ssast_lobes.cli import common
-from ssast_lobes.cli.tokenizer_fit import fingerprint
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.objectives.tokenizers import load_tokenizer
@@ -15,6 +14,7 @@ from ssast_lobes.objectives.tokenizers.stored import (
     write_stored_config,
 )
 from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
 
 

@@ -1,6 +1,5 @@
 """Fit k-means to audio: collect tokens part by part, then cluster them."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -19,6 +18,7 @@ from ssast_lobes.models.patches import Grid
 from ssast_lobes.objectives.tokenizers import fit_kmeans, make_features
 from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
 
 # This many vectors suffice for a few hundred centers, and fit into memory.
@@ -45,15 +45,15 @@ def fit_tokenizer(options):
     paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
     # Runs whose tokens differ have separate folders.
-    key = fingerprint(
-        features,
+    settings = [
         options.features,
         options.geometry,
         options.seed,
         front_end.config,
         paths,
-    )
-    gathered = f"{options.output}.gathered-{key}"
+    ]
+    key = fingerprint(features, json.dumps(settings))
+    gathered = f"{options.output}.gathered-{key[:8]}"
     tokens, unreadable = [], []
     with tqdm(total=len(paths), desc="Reading", unit="file") as bar:
         for first in range(0, len(paths), FILES_AT_ONCE):
@@ -117,31 +117,6 @@ def _load_features(kind, encoder, grid):
     needed = features.encoder.state_dict()
     features.encoder.load_state_dict({key: state[key] for key in needed})
     return features
-
-
-def fingerprint(module, *settings):
-    """Return a hash of a module and settings.
-
-    Arguments
-    ---------
-    module : torch.nn.Module
-        Module, whose tensors count.
-    *settings
-        Plain values, which count too.
-
-    Returns
-    -------
-    str
-
-    Example
-    -------
-    >>> len({fingerprint(torch.nn.Identity(), seed) for seed in (1, 2, 2)})
-    2
-    """
-    total = hashlib.sha256(json.dumps(settings).encode())
-    for value in module.state_dict().values():
-        total.update(value.cpu().numpy().tobytes())
-    return total.hexdigest()[:8]
 
 
 @torch.no_grad()

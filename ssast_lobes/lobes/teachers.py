@@ -1,6 +1,5 @@
 """Frozen lobes as teachers: waveforms in, the outputs of their layers out."""
 
-import hashlib
 from typing import NamedTuple
 
 import torch
@@ -9,6 +8,7 @@ from torch import nn
 from ssast_lobes.checkpoints.format import error_context
 from ssast_lobes.lobes.spectrogram import SSAST, SpectrogramLobe
 from ssast_lobes.utils.checks import ArgumentError, require
+from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import length_to_mask
 
 
@@ -121,12 +121,7 @@ class Teacher(nn.Module):
             lobe = self.lobe
             chunks = None if lobe.chunks is None else vars(lobe.chunks)
             described += f"{lobe.features.config}{lobe.encoder.config}{chunks}"
-        digest = hashlib.blake2b(described.encode(), digest_size=16)
-        for key, value in self.lobe.state_dict().items():
-            digest.update(key.encode())
-            value = value.detach().cpu().contiguous().flatten()
-            digest.update(value.view(torch.uint8).numpy())
-        return digest.hexdigest()
+        return fingerprint(self.lobe, described)
 
     @torch.no_grad()
     def forward(self, wavs, n_samples, layers):

@@ -7,7 +7,6 @@ have.
 """
 
 import copy
-import hashlib
 import json
 import time
 import zipfile
@@ -31,6 +30,7 @@ from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.models.pooling import POOLINGS
 from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.fingerprint import fingerprint
 
 logger = get_logger(__name__)
 
@@ -138,11 +138,7 @@ class PooledEncoder(AudioEncoder):
     def key(self):
         """A hash of the weights, and of all that the vectors depend on."""
         settings = json.dumps([_VERSION, VARIANTS, self.architecture])
-        digest = hashlib.blake2b(settings.encode(), digest_size=16)
-        for name, tensor in sorted(self.lobe.encoder.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return fingerprint(self.lobe.encoder, settings)
 
     def vectors(self, paths, name, unreadable):
         """Embed files, with a progress bar.
