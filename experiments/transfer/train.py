@@ -65,7 +65,7 @@ YAMLS = {
     name: RECIPES / name / "hparams" / f"{name}.yaml"
     for name in ("pretrain", "classify")
 }
-STATISTICS = {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}
+STATISTICS = {"log-mel": LogMelStatistics(), "MFCC": MFCCStatistics()}
 UNTRAINED = "untrained"
 ASKED, RESULT = "asked.json", "result.json"
 # What the driver sets by itself.
@@ -250,6 +250,7 @@ class Transfer:
             for name in names
         ]
         self.exports = {}
+        self.baselines = {**STATISTICS, **hparams["baselines"]}
         self._check()
 
     def run(self):
@@ -337,11 +338,11 @@ class Transfer:
                 raise SettingsError(
                     f"'{name}' names a folder too: use letters, digits, _ and -"
                 )
-        taken = {*STATISTICS, UNTRAINED, SCRATCH} & self.pretrainings.keys()
-        if taken or not self.pretrainings:
+        taken = [*self.baselines, UNTRAINED, SCRATCH]
+        if not self.pretrainings or self.pretrainings.keys() & {*taken}:
             raise SettingsError(
                 "pretrainings: name at least one, and none of them "
-                f"{', '.join([*STATISTICS, UNTRAINED, SCRATCH])}"
+                f"{', '.join(taken)}"
             )
         _check_methods(self.hparams["methods"], "one_for_all")
         if self.hparams["methods"].keys() == {FINE_TUNED}:
@@ -652,11 +653,11 @@ class Transfer:
         """Return results of what is read frozen, by task and system."""
         results = {}
         untrained = self.hparams["untrained_seeds"]
-        total = len(STATISTICS) + len(self._firsts()) * len(untrained)
+        total = len(self.baselines) + len(self._firsts()) * len(untrained)
         total += len(self.pretrainings)
         with tqdm(total=total, desc="Probing", unit="system") as bar:
-            for name, baseline in STATISTICS.items():
-                self._probe_one(System(name, "linear"), baseline(), results)
+            for name, source in self.baselines.items():
+                self._probe_one(System(name, "linear"), source, results)
                 bar.update()
             for name in self._firsts():
                 twin = self._baseline(UNTRAINED, name)

@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""Compare pretrainings that get equal CPU time.
+
+> python compare.py objectives.yaml --data DATA --work WORK
+
+Each row of the YAML is a pretraining. The script measures its time per step,
+trains for as many steps as fit into `minutes` of one core, and reads the frozen
+encoder with a linear classifier on all its layers. Scores are cross-validated
+on train and valid: a speaker or recording is never on both sides. They go to a
+JSON next to the YAML as soon as they are there, and a rerun skips them. WORK
+has the audio as wav, the runs and the exports.
+
+`--seeds 2 3 --best 4` gives further seeds to the four rows with the highest mean
+score. `--test` reads the test parts, once all is chosen.
+"""
+
+import argparse
+import csv
+import json
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean
+
+import numpy as np
+import soundfile
+import torch
+import yaml
+from sklearn.model_selection import GroupKFold
+from tqdm import tqdm
+
+from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.evaluation.probing import probe, read_task
+from ssast_lobes.evaluation.probing.classifiers import linear_weights
+from ssast_lobes.evaluation.probing.comparison import SCORES
+from ssast_lobes.evaluation.probing.embeddings import (
+    LogMelStatistics,
+    MFCCStatistics,
+    PooledEncoder,
+    cached_vectors,
+    pooled,
+)
+from ssast_lobes.training.arguments import flag_value
+from ssast_lobes.utils.files import write_json
+
+HERE = Path(__file__).resolve().parent
+RECIPE = HERE.parents[1] / "recipes/CustomData/pretrain"
+TASKS = {
+    "keywords": {"csv_path": "speech_commands"},
+    "speakers": {
+        "csv_path": "speech_commands",
+        "label": "speaker",
+        "split": "split_spkid",
+    },
+    "digits": {"csv_path": "fsdd"},
+    "emotion": {"csv_path": "emodb", "metric": "uar"},
+    "events": {"csv_path": "esc10"},
+}
+PENALTIES = (1.0, 0.1, 0.01, 0.001)
+# A step is timed by the difference of the last two of three runs: the start of a
+# run, and what it does at its end, take no time from the row. The first run
+# fills the caches.
+TIMED_STEPS = (4, 4, 36)
+
+
+def decode(data, folder, names):
+    """Write the audio of the sets as wav, since decoding takes a core's time."""
+    for name in names:
+        table = folder / name / "manifest.csv"
+        if table.is_file():
+            continue
+        with open(data / name / "manifest.csv", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in tqdm(rows, f"Decoding {name}"):
+            wav = read_audio(data / name / row["path"])
+            row["path"] = str(Path(row["path"]).with_suffix(".wav"))
+            path = folder / name / row["path"]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            soundfile.write(path, wav.numpy(), 16000, subtype="PCM_16")
+        with open(table, "w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+
+
+def pretrain(folder, settings):
+    """Run the recipe with one thread; return the CPU seconds it took."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, RECIPE / "train.py"]
+    command += [RECIPE / "hparams/pretrain.yaml", "--noprogressbar"]
+    command += ["--device=cpu", f"--output_folder={folder}"]
+    command += [f"--{key}={flag_value(v)}" for key, v in settings.items()]
+    with open(folder / "stdout.txt", "w", encoding="utf-8") as log:
+        run = subprocess.Popen(
+            list(map(str, command)),
+            cwd=folder.parents[1],
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=log,
+            stderr=log,
+        )
+        _, status, used = os.wait4(run.pid, 0)
+    if status:
+        raise SystemExit(f"{folder}: the run failed, see {log.name}")
+    return used.ru_utime + used.ru_stime
+
+
+def steps_in(seconds, folder, settings):
+    """Return how many steps fit into so many CPU seconds."""
+    _, few, many = (
+        pretrain(
+            folder / f"timing_{number}",
+            {**settings, "optimizer_step_limit": steps, "number_of_epochs": 1},
+        )
+        for number, steps in enumerate(TIMED_STEPS)
+    )
+    step = (many - few) / (TIMED_STEPS[2] - TIMED_STEPS[1])
+    return round(seconds / step)
+
+
+def folds(task):
+    """Return pairs of indices to fit on and to score, into train + valid."""
+    train, valid = (task.rows[split] for split in ("train", "valid"))
+    rows = train + valid
+    groups = [row["group"] for row in rows]
+    if groups == [row["label"] for row in rows]:
+        # Speakers to tell apart cannot be left out: valid has other words.
+        return [(np.arange(len(train)), np.arange(len(train), len(rows)))]
+    n_folds = len(set(groups)) if len(set(groups)) < 8 else 5
+    return list(GroupKFold(n_folds).split(rows, groups=groups))
+
+
+def cross_validated(task, vectors):
+    """Return the score of a linear classifier, at the best penalty."""
+    rows = task.rows["train"] + task.rows["valid"]
+    x = torch.stack([vectors[row["path"]] for row in rows]).double()
+    y = torch.cat([task.targets(split) for split in ("train", "valid")])
+    n_classes, metric = len(task.labels), SCORES[task.metric]
+    found = []
+    for penalty in PENALTIES:
+        truth, predicted = [], []
+        for fit, scored in folds(task):
+            weight, bias = linear_weights(x[fit], y[fit], n_classes, penalty)
+            truth.append(y[scored])
+            predicted.append((x[scored] @ weight.T + bias).argmax(1))
+        found.append(metric(torch.cat(truth), torch.cat(predicted)))
+    return max(found)
+
+
+def scores(source, name, tasks, cache, readout=("dynamics", "all")):
+    """Return the cross-validated score of each task, by its name."""
+    found = {}
+    for task in tasks:
+        paths = task.paths("train") + task.paths("valid")
+        vectors = cached_vectors(source, name, paths, cache, unreadable=[])
+        if isinstance(source, PooledEncoder):
+            stacked = pooled(torch.stack(list(vectors.values())), *readout)
+            vectors = dict(zip(vectors, stacked, strict=True))
+        else:
+            vectors = {path: v.flatten() for path, v in vectors.items()}
+        found[task.name] = round(cross_validated(task, vectors), 4)
+    return found
+
+
+class Comparison:
+    """The rows of a YAML, and what is known of them."""
+
+    def __init__(self, path, data, work):
+        text = path.read_text("utf-8").replace("HERE", str(path.parent))
+        self.plan = yaml.safe_load(text)
+        self.results_file = path.with_suffix(".json")
+        self.work = work
+        self.results = []
+        if self.results_file.is_file():
+            self.results = json.loads(self.results_file.read_text("utf-8"))
+        self.audio = work / "audio"
+        decode(data, self.audio, self.plan["audio"])
+        self.tasks = [
+            read_task(
+                self.audio / task["csv_path"] / "manifest.csv",
+                name,
+                **{k: v for k, v in task.items() if k != "csv_path"},
+            )
+            for name, task in TASKS.items()
+        ]
+        for command in self.plan.get("before", []):
+            if not (work / command["output"]).exists():
+                subprocess.run(command["run"], cwd=work, check=True, shell=True)
+
+    def export(self, row, seed):
+        """Return the folder of the model of a row."""
+        return self.work / f"{row}_{seed}" / "run" / "export"
+
+    def settings(self, row, seed):
+        """Return the settings of the pretraining of a row."""
+        sets = [f"{self.audio / s}/manifest.csv" for s in self.plan["audio"]]
+        own = self.plan["rows"][row] or {}
+        common = {"objective": row, "audio": sets, "seed": seed}
+        return {**common, **self.plan["settings"], **own}
+
+    def known(self, row, seed):
+        """Return the result of a row, None where there is none."""
+        found = [
+            result
+            for result in self.results
+            if (result["row"], result["seed"]) == (row, seed)
+        ]
+        return found[0] if found else None
+
+    def add(self, result):
+        """Append a result, and write all."""
+        self.results.append(result)
+        write_json(self.results_file, self.results)
+        print(json.dumps(result), flush=True)
+
+    def run(self, row, seed):
+        """Pretrain a row and score it, unless that is done."""
+        if self.known(row, seed):
+            return
+        folder = self.work / f"{row}_{seed}"
+        settings = self.settings(row, seed)
+        steps_file = self.work / f"{row}_1" / "steps.json"
+        if not steps_file.is_file():
+            seconds = 60 * self.plan["minutes"]
+            write_json(steps_file, steps_in(seconds, folder, settings))
+        steps = json.loads(steps_file.read_text("utf-8"))
+        settings["optimizer_step_limit"] = steps
+        used = pretrain(folder / "run", settings)
+        found = self.scores(PooledEncoder(self.export(row, seed)), row)
+        minutes = round(used / 60, 1)
+        result = {"row": row, "seed": seed, "steps": steps}
+        self.add({**result, "cpu_minutes": minutes, "scores": found})
+
+    def scores(self, source, name):
+        """Return the scores of the tasks, with vectors from the cache."""
+        return scores(source, name, self.tasks, self.work / "vectors")
+
+    def add_baselines(self):
+        """Score statistics of features, and untrained encoders."""
+        statistics = {"log-mel": LogMelStatistics(), "MFCC": MFCCStatistics()}
+        for name, source in statistics.items():
+            if not self.known(name, 0):
+                found = self.scores(source, name)
+                self.add({"row": name, "seed": 0, "scores": found})
+        encoder = None
+        for name, source in self.plan.get("models", {}).items():
+            if not self.known(name, 0):
+                encoder = PooledEncoder(source)
+                found = self.scores(encoder, name)
+                self.add({"row": name, "seed": 0, "scores": found})
+        for seed in (1, 2, 3):
+            if not self.known("untrained", seed):
+                first = next(r for r in self.results if "steps" in r)
+                encoder = PooledEncoder(self.export(first["row"], 1))
+                found = self.scores(encoder.untrained(seed), "untrained")
+                self.add({"row": "untrained", "seed": seed, "scores": found})
+
+    def best(self, count):
+        """Return the rows with the highest mean score of the first seed."""
+        first = [self.known(row, 1) for row in self.plan["rows"]]
+        if None in first:
+            raise SystemExit("--best: not all rows have a first seed yet")
+        first.sort(key=lambda r: mean(r["scores"].values()), reverse=True)
+        return [result["row"] for result in first[:count]]
+
+    def test(self):
+        """Add the scores of the test parts where they are missing."""
+        models = dict(self.plan.get("models", {}))
+        for result in self.results:
+            if "steps" in result:
+                name = f"{result['row']}_{result['seed']}"
+                models[name] = self.export(result["row"], result["seed"])
+        found = probe(
+            models,
+            self.tasks,
+            self.work / "vectors",
+            pooling="dynamics",
+            layers="all",
+        )
+        for result in self.results:
+            names = {result["row"], f"{result['row']}_{result['seed']}"}
+            result["test"] = {
+                r.task: round(r.score, 4)
+                for r in found
+                if r.system in names and r.probe == "linear"
+            }
+        write_json(self.results_file, self.results)
+
+
+def main():
+    """Fill in the missing rows."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
+    parser.add_argument("yaml", type=Path, help="the rows")
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--rows", nargs="*", help="these only")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1])
+    parser.add_argument("--best", type=int, help="of the first seed")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--test", action="store_true")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    data, work = options.data.resolve(), options.work.resolve()
+    comparison = Comparison(options.yaml.resolve(), data, work)
+    rows = options.rows or list(comparison.plan["rows"])
+    if options.best:
+        rows = comparison.best(options.best)
+    jobs = [(row, seed) for seed in options.seeds for row in rows]
+    with ThreadPoolExecutor(options.processes) as pool:
+        list(pool.map(lambda job: comparison.run(*job), jobs))
+    comparison.add_baselines()
+    if options.test:
+        comparison.test()
+
+
+if __name__ == "__main__":
+    main()
