@@ -103,13 +103,12 @@ def _parse(arguments):
     parser = argparse.ArgumentParser(
         prog="ssast-lobes",
         description=(
-            "Self-supervised audio spectrogram transformers: suggest what "
-            "to begin with, pretrain, fine-tune, embed and classify audio "
-            "with an exported folder, find events in it, compare "
-            "checkpoints, make a table of class folders, measure log-mel "
-            "statistics, pack audio into shards, fit codes to predict, "
-            "convert and average models, write them as ONNX, list those "
-            "that come along, copy recipes."
+            "Self-supervised audio spectrogram transformers: suggest a "
+            "start, pretrain, fine-tune, embed and classify audio, find "
+            "events in it, compare checkpoints, write a table of class "
+            "folders, measure log-mel statistics, pack audio into shards, "
+            "fit codes to predict, convert and average models, write them "
+            "as ONNX, list bundled models, copy recipes."
         ),
         epilog="`ssast-lobes COMMAND --help` tells more and shows an example.",
     )

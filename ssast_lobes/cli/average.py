@@ -15,12 +15,12 @@ def add_parser(commands):
         commands,
         "average",
         run,
-        "average pretrained models that continue one pretraining",
-        "Make an exported folder with the mean of the weights of several\n"
-        "pretrainings. They have one size, geometry and objective, and\n"
-        'continue one model, each on other audio: a "model soup" (Wortsman\n'
-        "et al., ICML 2022). Probe it and each of them. The first gives the\n"
-        "settings of the objective, and the window.",
+        "average pretrained models that started from one model",
+        "Write an exported folder with the mean of the weights of several\n"
+        "pretrainings. They must have one size, geometry and objective, and\n"
+        'start from one model, each with other audio: a "model soup"\n'
+        "(Wortsman et al., ICML 2022). Probe the mean and each of them. The\n"
+        "mean has the objective's settings and the window of the first.",
         "ssast-lobes average words/export real_audio/export mean_of_two",
     )
     command.add_argument(

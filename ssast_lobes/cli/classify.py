@@ -19,9 +19,9 @@ def add_parser(commands):
         run,
         "label audio with a fine-tuned model, or a linear head",
         "Label audio with a fine-tuned model, or with a linear head on a\n"
-        "frozen encoder (see ssast-lobes heads). Long audio is classified in\n"
-        "windows that overlap by half; a JSON file holds their times and\n"
-        "scores too.",
+        "frozen encoder (see ssast-lobes heads). Long audio is cut into\n"
+        "windows that overlap by half. A JSON file also has the times and\n"
+        "scores of the windows.",
         "ssast-lobes classify results/export recordings/ --output labels.csv\n"
         "  ssast-lobes classify --task keywords recordings/\n"
         "  ssast-lobes classify --task keywords hour.wav --windows "
@@ -38,39 +38,40 @@ def add_parser(commands):
         "--output",
         metavar="FILE.csv|FILE.json",
         type=common.file_name(".csv", ".json"),
-        help="where to write; a table on the screen when left out",
+        help="file to write (default: a table on the screen)",
     )
     command.add_argument(
         "--windows",
         action="store_true",
-        help="table and CSV: a row for each window, not for each file",
+        help="in table and CSV, write a row for each window instead of each "
+        "file",
     )
     command.add_argument(
         "--window-seconds",
         type=float,
         metavar="S",
         help="length of the windows (default: the longest clip that the head "
-        "was fitted on; of a fine-tuned model, what it takes at once)",
+        "was fitted on, or the window of a fine-tuned model)",
     )
     command.add_argument(
         "--hop-seconds",
         type=float,
         metavar="S",
-        help="from one window to the next (default: half a window)",
+        help="time from one window to the next (default: half a window)",
     )
     command.add_argument(
         "--min-score",
         type=float,
         default=0.0,
         metavar="SCORE",
-        help="table and CSV: leave out rows whose best label has a lower "
-        "score (default: 0)",
+        help="in table and CSV, skip rows whose best label has a lower score "
+        "(default: 0)",
     )
     command.add_argument(
         "--threshold",
         type=float,
         default=0.5,
-        help="least score of a label, of multi-label models (default: 0.5)",
+        help="lowest score of a label, for multi-label models (default: 0.5)",
     )
 
 

@@ -7,7 +7,7 @@ import sys
 
 INPUTS_HELP = (
     "audio files, folders (searched with their subfolders), or CSV files "
-    "with a column `path`; of one column, it needs no name"
+    "with a column `path` (a single column needs no name)"
 )
 MODEL_HELP = (
     "exported folder, Hugging Face folder, or user/repo on the hub with one "
@@ -68,7 +68,7 @@ def add_model(command):
         "model",
         nargs="?",
         metavar="MODEL",
-        help=f"{MODEL_HELP}; the bundled model when left out",
+        help=f"{MODEL_HELP} (default: the bundled model)",
     )
     command.add_argument("inputs", nargs="+", metavar="INPUT", help=INPUTS_HELP)
     add_computing(command)
@@ -76,7 +76,7 @@ def add_model(command):
         "--precision",
         choices=["fp32", "bf16", "fp16"],
         default="fp32",
-        help="of the network (default: fp32)",
+        help="precision of the network (default: fp32)",
     )
 
 
@@ -93,7 +93,7 @@ def add_tasks(command):
         action="append",
         required=True,
         metavar="[NAME=]FILE.csv[,...]",
-        help="a task; may be given several times",
+        help="a task; repeat the option for several tasks",
     )
     command.add_argument("--output", required=True, metavar="FOLDER")
 
@@ -113,7 +113,7 @@ def add_computing(command):
         "--batch-size",
         type=positive,
         default=16,
-        help="windows computed at once (default: 16)",
+        help="windows in a batch (default: 16)",
     )
 
 

@@ -17,14 +17,14 @@ def add_parser(commands):
         commands,
         "convert",
         run,
-        "convert from and to official and Hugging Face models",
-        "Make an exported folder of an official SSAST or AST checkpoint, or\n"
-        "of a released one of EAT, M2D, ATST, AudioMAE, MaskSpec, Dasheng,\n"
-        "ASiT, AudioMosaic or BEATs, or of a Hugging Face folder with an\n"
-        "ASTModel or an ASTForAudioClassification.\n"
-        "Or the other way round: an official\n"
-        "checkpoint, if DEST ends in .pth, or a Hugging Face folder, with\n"
-        "--to huggingface. The command lists the tensors that it leaves out.",
+        "convert official, released and Hugging Face models",
+        "Convert a checkpoint to an exported folder. It may be an official\n"
+        "one of SSAST or AST, a released one of EAT, M2D, ATST, AudioMAE,\n"
+        "MaskSpec, Dasheng, ASiT, AudioMosaic or BEATs, or a Hugging Face\n"
+        "folder with an ASTModel or an ASTForAudioClassification. The command\n"
+        "also converts an exported folder: to an official checkpoint if DEST\n"
+        "ends in .pth, or to a Hugging Face folder with --to huggingface. It\n"
+        "lists the tensors that it leaves out.",
         "ssast-lobes convert SSAST-Tiny-Patch-400.pth models/ssast_tiny\n"
         "  ssast-lobes convert models/ssast_tiny models/for_transformers \\\n"
         "      --to huggingface",
@@ -35,22 +35,22 @@ def add_parser(commands):
         help=f"{common.MODEL_HELP}; or official .pth file",
     )
     command.add_argument(
-        "dest", metavar="DEST", help="a folder to write, or a .pth file"
+        "dest", metavar="DEST", help="folder or .pth file to write"
     )
     command.add_argument(
         "--to",
         choices=["export", "official", "huggingface"],
-        help="what to write (default: official if DEST ends in .pth, else "
+        help="format to write (default: official if DEST ends in .pth, else "
         "export)",
     )
     command.add_argument(
         "--pad-frames",
         type=common.positive,
         metavar="N",
-        help="reference padding: pad or cut every clip to so many frames "
-        "(10 ms each), all of which count as audio, as the official recipes "
-        "do (AST: 1024); Hugging Face always pads: to how many frames "
-        "(default: those of the export, else the length of its pretraining)",
+        help="pad or cut every clip to N frames of 10 ms, which all count as "
+        "audio, as in the official recipes (AST: 1024). Hugging Face always "
+        "pads (default: to the N of the export, else to the length of its "
+        "pretraining)",
     )
     command.add_argument(
         "--family",
@@ -58,7 +58,7 @@ def add_parser(commands):
             *("eat", "m2d", "atst_frame", "atst_clip", "audiomae", "maskspec"),
             *("dasheng", "asit", "audiomosaic", "beats"),
         ],
-        help="whose checkpoint it is, where several have the same keys: "
+        help="family of the checkpoint; needed if several have the same keys: "
         "AudioMAE, MaskSpec, ASiT, and M2D of 2022",
     )
     command.add_argument(
@@ -66,25 +66,25 @@ def add_parser(commands):
         type=_stride,
         metavar="MELS,FRAMES",
         help="patch stride of a fine-tuned checkpoint, such as 10,10; needed "
-        "only if its size allows for several",
+        "only if its size allows several strides",
     )
     command.add_argument(
         "--statistics",
         metavar="NAME|FILE.yaml",
-        help="normalization the model was trained with: audioset, esc50, "
+        help="normalization of the model's training: audioset, esc50, "
         "speechcommands, or a file from `ssast-lobes stats` (default: "
         "audioset)",
     )
     command.add_argument(
         "--labels",
         metavar="FILE.txt",
-        help="labels of a fine-tuned checkpoint, a line each, in the order of "
-        "its classes; numbers when left out",
+        help="labels of a fine-tuned checkpoint, one on each line, in the "
+        "order of its classes (default: numbers)",
     )
     command.add_argument(
         "--multi-label",
         action="store_true",
-        help="a clip may have several of the labels (as in AudioSet)",
+        help="a clip may have several labels (as in AudioSet)",
     )
     command.add_argument(
         "--pooling",

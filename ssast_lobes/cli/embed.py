@@ -24,9 +24,10 @@ def add_parser(commands):
         "  clip     (files, D)\n"
         "  frames   (time steps of all files, D)\n"
         "  patches  (time steps of all files, n_freq, D)\n"
-        "Frames and patches come with `lengths`, the time steps of each file,\n"
-        "and `step_seconds`; numpy.split(embeddings, lengths.cumsum()[:-1])\n"
-        "gives one array a file.",
+        "For frames and patches, the file also has `step_seconds`, and\n"
+        "`lengths`, the time steps of each file;\n"
+        "numpy.split(embeddings, lengths.cumsum()[:-1])\n"
+        "returns one array for each file.",
         "ssast-lobes embed results/export recordings/ --output clips.npz\n"
         "  ssast-lobes embed recordings/ --output clips.npz",
     )
@@ -41,7 +42,7 @@ def add_parser(commands):
         "--what",
         choices=["clip", "frames", "patches"],
         default="clip",
-        help="one vector a clip, a time step or a patch (default: clip)",
+        help="one vector for each clip, time step or patch (default: clip)",
     )
 
 

@@ -22,7 +22,7 @@ def add_parser(commands):
         "events",
         run,
         "find events with onset and offset in audio",
-        "Find events, which sound from when to when, with a detector (see\n"
+        "Find sound events and their times, with a detector (see\n"
         "recipes/Soundscapes) or with a head of events on a frozen encoder.\n"
         "Recordings may be hours long.",
         "ssast-lobes events results/export recordings/ --output events.csv\n"
@@ -33,13 +33,13 @@ def add_parser(commands):
     command.add_argument(
         "--task",
         metavar="NAME",
-        help="find events by the head of this name on the frozen encoder",
+        help="find events with the head of this name on the frozen encoder",
     )
     command.add_argument(
         "--output",
         metavar="FILE",
-        help="where to write; a table on the screen when left out. A folder, "
-        "of label tracks of several files",
+        help="file to write (default: a table on the screen); for label "
+        "tracks of several files, a folder",
     )
     command.add_argument(
         "--format",
@@ -51,13 +51,13 @@ def add_parser(commands):
     command.add_argument(
         "--plot",
         metavar="FOLDER",
-        help="draw a picture of each file there: spectrogram, scores and "
+        help="folder for a picture of each file: spectrogram, scores and "
         f"events of its first {_PICTURE_SECONDS} s",
     )
     command.add_argument(
         "--truth",
         metavar="TABLE",
-        help="with --plot: a CSV or TSV of true events",
+        help="CSV or TSV of true events, which --plot then shows",
     )
 
 

@@ -16,7 +16,7 @@ def add_parser(commands):
         "finetune",
         "manifest",
         "fine-tune a classifier on labeled audio",
-        "a CSV with columns path, label and split, or a folder of class "
-        "folders",
+        "a CSV with columns path, label and split, or a folder with one folder "
+        "for each class",
         "ssast-lobes finetune labels.csv --source results/pretrain/export",
     )

@@ -19,10 +19,10 @@ def add_parser(commands):
         run,
         "write a small copy of an encoder with linear heads",
         "Write a copy of an encoder in half precision, with a linear\n"
-        "classifier for each task. The encoder stays frozen; the penalty is\n"
-        "chosen on valid; the heads are trained on train and valid, and\n"
-        "measured once on test. `ssast-lobes classify FOLDER --task NAME`\n"
-        "uses them. Each --data is a task as in `ssast-lobes probe`.",
+        "classifier for each task. The encoder stays frozen. The command\n"
+        "chooses the penalty on valid, fits the heads to train and valid, and\n"
+        "tests them once. `ssast-lobes classify FOLDER --task NAME` uses\n"
+        "them. Each --data is a task as in `ssast-lobes probe`.",
         "ssast-lobes heads results/export --data words=words.csv\n"
         "    --data emotion=acted.csv,metric=uar --output results/with_heads",
     )
@@ -32,28 +32,28 @@ def add_parser(commands):
         "--pooling",
         choices=["mean", "class", "statistics", "dynamics", "best"],
         default="best",
-        help="a clip is the mean of its tokens, the class tokens, mean and "
-        "deviation of its tokens, these and how they change from step to "
-        "step (default: best, chosen for each head on "
-        "valid). If pooling and layers name one way, `ssast-lobes embed` "
-        "pools so too; else it gives the mean of the last layer",
+        help="vector of a clip: mean of the tokens; class tokens; statistics: "
+        "mean and deviation; dynamics: also their change from step to step; "
+        "best: chosen on valid for each head (default). Unless --pooling or "
+        "--layers is best, `ssast-lobes embed` then pools in the same way; "
+        "else it writes the mean of the last layer",
     )
     command.add_argument(
         "--layers",
         choices=["last", "all-mean", "all", "best"],
         default="best",
-        help="tokens of the last layer, the mean of all layers, or all layers "
-        "side by side (default: best)",
+        help="tokens of the last layer, of the mean of all layers, or of all "
+        "layers, concatenated (default: best)",
     )
     command.add_argument(
         "--licenses",
         metavar="FILE.md",
-        help="licenses of the audio it was trained on, for the model card",
+        help="licenses of the training audio, for the model card",
     )
     command.add_argument(
         "--cache",
         metavar="FOLDER",
-        help="where embeddings are kept for another run (default: nowhere)",
+        help="folder that keeps embeddings for another run (default: none)",
     )
     common.add_computing(command)
 

@@ -21,14 +21,14 @@ def add_parser(commands):
         commands,
         "manifest",
         run,
-        "write a table of audio in class folders, split in three",
-        "Write a CSV (path, label, split) of a folder in which each class has\n"
-        "a folder of its own, for recipes, `ssast-lobes probe` and `heads`.\n"
-        "Labels are named by FOLDER/LABEL/... . Where all folders in FOLDER\n"
-        "are called train, valid (validation, val, dev) or test, they are the\n"
-        "splits, of FOLDER/train/LABEL/... . A metadata.csv as of Hugging\n"
-        "Face's audiofolder (file_name, label) goes before names of folders.\n"
-        "Splits that no folder gives are drawn from train, each class alike.",
+        "write a table of class folders, with train, valid and test",
+        "Write a CSV (path, label, split) of a folder with one folder for\n"
+        "each class, for recipes, `ssast-lobes probe` and `heads`. Labels are\n"
+        "the names in FOLDER/LABEL/... . If all folders in FOLDER are called\n"
+        "train, valid (validation, val, dev) or test, they are the splits:\n"
+        "FOLDER/train/LABEL/... . If there is a metadata.csv of Hugging\n"
+        "Face's audiofolder (file_name, label), it sets the labels. Missing\n"
+        "splits are drawn from train, with the same fraction of each class.",
         "ssast-lobes manifest recordings/ --group '(speaker[0-9]+)'",
     )
     command.add_argument(
@@ -38,16 +38,16 @@ def add_parser(commands):
         "--output",
         metavar="FILE.csv",
         type=common.file_name(".csv"),
-        help="where to write, with paths from there on of what lies below "
+        help="file to write; paths below its folder are relative to it "
         "(default: manifest.csv in FOLDER)",
     )
     command.add_argument(
         "--group",
         metavar="REGEX",
         type=_pattern,
-        help="what must not be in two splits, such as the speaker: the "
-        "parentheses of a regular expression, found anywhere in the path from "
-        "FOLDER on (default: each file for itself)",
+        help="regular expression, searched in the path below FOLDER. Its "
+        "parentheses match what must not be in two splits, such as the speaker "
+        "(default: each file is its own group)",
     )
     command.add_argument(
         "--splits",
@@ -60,10 +60,10 @@ def add_parser(commands):
         "--seed",
         type=int,
         default=1986,
-        help="another draws other splits (default: 1986)",
+        help="seed of the splits (default: 1986)",
     )
     command.add_argument(
-        "--overwrite", action="store_true", help="replace an older table"
+        "--overwrite", action="store_true", help="replace an existing table"
     )
 
 

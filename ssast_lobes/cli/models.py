@@ -17,13 +17,13 @@ def add_parser(commands):
         commands,
         "models",
         run,
-        "list the models that come with the package, by name",
-        "List the models that come with the package. The name of one stands\n"
-        "wherever a model is asked for: as MODEL of a command, --source of a\n"
-        "recipe, in SSAST(source=...) and AudioEncoder.from_hparams(...). A\n"
-        "name never changes its weights. A folder of that name needs ./ in\n"
-        "front. Heads are for `ssast-lobes classify NAME --task HEAD`, and\n"
-        "`sounds` for `ssast-lobes events`.",
+        "list the bundled models by name",
+        "List the bundled models. You can use a name wherever the package\n"
+        "takes a model: as MODEL of a command, as --source of a recipe, in\n"
+        "SSAST(source=...) and AudioEncoder.from_hparams(...). A name never\n"
+        "changes its weights. For a folder of the same name, write ./ before\n"
+        "it. `ssast-lobes classify NAME --task HEAD` uses the heads, and\n"
+        "`ssast-lobes events` uses `sounds`.",
         "ssast-lobes models\n"
         "  ssast-lobes embed ssast-lobes-micro-1 recordings/ "
         "--output clips.npz",

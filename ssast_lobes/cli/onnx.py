@@ -15,14 +15,15 @@ def add_parser(commands):
         commands,
         "onnx",
         run,
-        "write a model as one graph: ONNX, or a program of torch.export",
+        "write a model as one graph: ONNX or torch.export",
         "Write front end, encoder and classifier as one graph that needs\n"
         "neither Python nor this package. Inputs: `wav` (clips, samples),\n"
         "float32 mono, and `lengths` (clips,), int64, the samples of each\n"
-        "clip. Outputs: `scores` (clips, labels), the probabilities; of a\n"
-        "pretrained model `clip`, `frames` and `n_time`. Any number of clips\n"
-        "of any length; labels and sampling rate are in the file's metadata.\n"
-        "An ONNX file is compared with the model in ONNX Runtime first.",
+        "clip. Outputs: `scores` (clips, labels), the probabilities; for a\n"
+        "pretrained model `clip`, `frames` and `n_time`. The graph takes any\n"
+        "number of clips of any length. The file's metadata has labels and\n"
+        "sampling rate. Before it writes an ONNX file, the command compares\n"
+        "it with the model in ONNX Runtime.",
         "ssast-lobes onnx results/export --output model.onnx",
     )
     command.add_argument("model", metavar="MODEL", help=common.MODEL_HELP)
@@ -30,13 +31,13 @@ def add_parser(commands):
         "--output",
         metavar="FILE.onnx",
         type=common.file_name(".onnx"),
-        help="the ONNX file; needs pip install 'ssast_lobes[onnx]'",
+        help="ONNX file to write; needs pip install 'ssast_lobes[onnx]'",
     )
     command.add_argument(
         "--program",
         metavar="FILE.pt2",
         type=common.file_name(".pt2"),
-        help="a program of torch.export",
+        help="torch.export program to write",
     )
     command.set_defaults(when_stopped="no file was written in part")
 

@@ -17,16 +17,16 @@ def add_parser(commands):
         commands,
         "probe",
         run,
-        "choose a checkpoint: linear and k-NN probes of frozen encoders",
-        "Measure how much a linear and a k-nearest-neighbor classifier read\n"
-        "off frozen encoders, next to three baselines: the most frequent\n"
-        "class, log-mel statistics, and the encoder before training. Features\n"
-        "are standardized on train, settings are chosen on valid, scores are\n"
-        "of test, with 95 % intervals bootstrapped over speakers. The output\n"
-        "folder gets probe.md, probe.csv, probe.json, probe.png and the\n"
-        "embeddings, which the next run finds again.\n\n"
-        "Each --data is a CSV with a path, a label and a split (train, valid\n"
-        "or test) a row. Options that differ from those below may follow it:\n"
+        "compare checkpoints: linear and k-NN probes of frozen encoders",
+        "Compare frozen encoders by a linear and a k-nearest-neighbor\n"
+        "classifier, with three baselines: the most frequent class, log-mel\n"
+        "statistics, and the untrained encoder. Features are standardized on\n"
+        "train, and settings are chosen on valid. Scores are those of test,\n"
+        "with 95 % intervals bootstrapped over speakers. The command writes\n"
+        "probe.md, probe.csv, probe.json, probe.png and the embeddings to the\n"
+        "output folder. The next run reuses the embeddings.\n\n"
+        "Each --data is a CSV whose rows have path, label and split (train,\n"
+        "valid or test). Options for this task alone may follow it:\n"
         "NAME=FILE.csv,label=COLUMN,split=COLUMN,group=COLUMN,\n"
         "metric=accuracy|uar",
         "ssast-lobes probe results/a/export results/b/export\n"
@@ -37,27 +37,28 @@ def add_parser(commands):
         "models",
         nargs="+",
         metavar="MODEL",
-        help=f"{common.MODEL_HELP}; or official .pth file; NAME=MODEL gives it "
-        "a name for the tables",
+        help=f"{common.MODEL_HELP}; or official .pth file; NAME=MODEL sets "
+        "its name in the tables",
     )
     common.add_tasks(command)
     command.add_argument(
         "--label-column",
         default="label",
         metavar="COLUMN",
-        help="class (default: label)",
+        help="column of the class (default: label)",
     )
     command.add_argument(
         "--split-column",
         default="split",
         metavar="COLUMN",
-        help="train, valid or test (default: split)",
+        help="column of train, valid or test (default: split)",
     )
     command.add_argument(
         "--group-column",
         metavar="COLUMN",
-        help="group of a clip, such as its speaker; intervals resample groups "
-        "(default: speaker or group if there is such a column, else each clip)",
+        help="column of a clip's group, such as its speaker; intervals "
+        "resample groups (default: speaker or group if there is such a column, "
+        "else each clip)",
     )
     command.add_argument(
         "--metric",
@@ -70,22 +71,22 @@ def add_parser(commands):
         "--pooling",
         choices=["mean", "class", "statistics", "dynamics", "best"],
         default="best",
-        help="a clip is the mean of its tokens, the class tokens, mean and "
-        "deviation of its tokens, these and how they change from step to "
-        "step, or the best of these on valid (default: best)",
+        help="vector of a clip: mean of the tokens; class tokens; statistics: "
+        "mean and deviation; dynamics: also their change from step to step; "
+        "best: the best on valid (default)",
     )
     command.add_argument(
         "--layers",
         choices=["last", "all-mean", "all", "best"],
         default="best",
-        help="tokens of the last layer, the mean of all layers, all layers "
-        "side by side (statistics, dynamics), or the best of these on "
-        "valid (default: best)",
+        help="tokens of the last layer, of the mean of all layers, or of all "
+        "layers, concatenated (statistics, dynamics); best: the best on valid "
+        "(default)",
     )
     command.add_argument(
         "--cache",
         metavar="FOLDER",
-        help="where embeddings are kept (default: embeddings/ in the output)",
+        help="folder of the embeddings (default: embeddings/ in the output)",
     )
     common.add_computing(command)
     command.set_defaults(

@@ -149,10 +149,10 @@ def add_training(commands, name, key, summary, data_help, example):
         name,
         run_training,
         summary,
-        f"Run a recipe's script as it stands:\n  {script} \\\n"
+        f"Run the script of a recipe, unchanged:\n  {script} \\\n"
         f"    {hparams_file}\nThe data come first. Every key of the YAML is an "
         "option, such as --output_folder FOLDER\n(default: "
-        f"results/{_RECIPES[name]}, with the words and the seed given: "
+        f"results/{_RECIPES[name]}, followed by presets and seed: "
         "_m2d_seed2),\nand so is every option of SpeechBrain, such as --device "
         "cuda. The same command resumes.",
         example,
@@ -162,7 +162,7 @@ def add_training(commands, name, key, summary, data_help, example):
         "words",
         nargs=argparse.REMAINDER,
         metavar="--KEY VALUE",
-        help="settings of the YAML, options of SpeechBrain",
+        help="settings of the YAML, and options of SpeechBrain",
     )
     command.set_defaults(
         when_stopped="the same command resumes from what is done",

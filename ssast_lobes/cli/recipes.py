@@ -15,11 +15,11 @@ def add_parser(commands):
         commands,
         "recipes",
         run,
-        "list the recipes, or copy one to run and change it",
-        "List the recipes, or copy one, with all that it needs, into a\n"
-        "folder: FOLDER/recipes/NAME, and next to it FOLDER/hparams with the\n"
-        "presets, to read and to copy. Several recipes may go into\n"
-        "one folder. Your own files are never overwritten.",
+        "list the recipes, or copy one to run and change",
+        "List the recipes, or copy one, with everything that it needs, to\n"
+        "FOLDER/recipes/NAME. The presets are copied to FOLDER/hparams. You\n"
+        "may copy several recipes to one folder. The command never overwrites\n"
+        "your own files.",
         "ssast-lobes recipes CustomData experiments\n"
         "  cd experiments/recipes/CustomData/pretrain\n"
         "  python train.py hparams/pretrain.yaml --audio recordings/",

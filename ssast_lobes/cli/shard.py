@@ -18,13 +18,13 @@ def add_parser(commands):
         commands,
         "shard",
         run,
-        "pack audio into few large files that are fast to read",
-        "Pack audio, that of valid and test too, into shards: tars in\n"
-        "WebDataset's form, 16-bit mono. FOLDER/manifest.csv has the columns\n"
-        "of the input, and takes the place of a manifest; recipes of\n"
-        "datasets take the folder as --shards. Samples beyond full scale are\n"
-        "cut off, and counted. The number of workers changes no byte. Run a\n"
-        "command that was stopped again to resume it.",
+        "pack audio into a few large files that are fast to read",
+        "Pack audio of all splits into shards: tar files in the format of\n"
+        "WebDataset, 16-bit mono. FOLDER/manifest.csv has the columns of the\n"
+        "input, and replaces the input as a manifest. Recipes of datasets\n"
+        "take the folder as --shards. Samples beyond full scale are clipped\n"
+        "and counted. The files do not depend on the number of workers. If\n"
+        "the command stops, rerun it to resume.",
         "ssast-lobes shard clips.csv shards/ --workers 8",
     )
     command.add_argument(
@@ -32,19 +32,19 @@ def add_parser(commands):
         metavar="INPUT",
         help="a CSV with a column `path`, or a folder of audio",
     )
-    command.add_argument("folder", metavar="FOLDER", help="where to write")
+    command.add_argument("folder", metavar="FOLDER", help="folder to write")
     command.add_argument(
         "--codec",
         choices=["flac", "int16"],
         default="flac",
-        help="int16 takes twice the space, and less time to read (default: "
-        "flac)",
+        help="int16 takes twice the space of flac, but less time to read "
+        "(default: flac)",
     )
     command.add_argument(
         "--sample-rate",
         type=common.positive,
         default=16000,
-        help="rate in Hz that audio is converted to (default: 16000)",
+        help="sampling rate of the shards in Hz (default: 16000)",
     )
     command.add_argument(
         "--megabytes",

@@ -17,11 +17,11 @@ def add_parser(commands):
         run,
         "measure mean and standard deviation of log-mel energies",
         "Measure mean and standard deviation of the log-mel energies of your\n"
-        "audio, as YAML to paste as a recipe's `statistics`. Each clip's mean\n"
-        "is removed first; files over 30 s are read in parts, which lose\n"
-        "their own mean instead (the filterbank removes that of each frame\n"
-        "anyway). Files that a CSV calls valid or test, in any column whose\n"
-        "name starts with `split`, are left out.",
+        "audio, and write them as YAML for a recipe's `statistics`. The mean\n"
+        "of each clip is removed first. Files over 30 s are read in parts,\n"
+        "and the mean of each part is removed (the filterbank also removes\n"
+        "that of each frame). Files that are valid or test in any column of a\n"
+        "CSV whose name starts with `split` are skipped.",
         "ssast-lobes stats train.csv --output stats.yaml",
     )
     command.add_argument(
@@ -31,7 +31,7 @@ def add_parser(commands):
         "--output",
         metavar="FILE.yaml",
         type=common.file_name(".yaml", ".yml"),
-        help="where to write; the screen when left out",
+        help="file to write (default: the screen)",
     )
     command.add_argument(
         "--n-mels",
@@ -43,7 +43,7 @@ def add_parser(commands):
         "--sample-rate",
         type=common.positive,
         default=16000,
-        help="rate in Hz that audio is converted to (default: 16000)",
+        help="sampling rate to convert audio to, in Hz (default: 16000)",
     )
 
 

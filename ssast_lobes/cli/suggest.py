@@ -82,14 +82,14 @@ BY_HOURS = (
     Advice(
         0,
         "no pretraining: take the bundled model",
-        "read frozen: the bundled model 85.1 %, one of 4.7 hours 71.0 %, an "
+        "frozen, the bundled model has 85.1 %, one of 4.7 hours 71.0 %, and an "
         "untrained one 69.7 %",
     ),
     Advice(
         10,
         "pretrain on your audio, and probe it next to the bundled model",
-        "the bundled model is made of 17 hours, in two hours of a CPU core "
-        "and seven minutes of a GPU",
+        "the bundled model was pretrained on 17 hours, in two hours on one CPU "
+        "core and seven minutes on a GPU",
         (
             "ssast-lobes pretrain {audio} --model_size micro "
             '--geometry "[128, 4]" --objective contrastive_mspm',
@@ -120,10 +120,10 @@ def add_parser(commands):
         commands,
         "suggest",
         run,
-        "suggest what to begin with for your labels and hours of audio",
-        "Suggest what to begin with: a frozen model, fine-tuning, a released\n"
-        "checkpoint, or pretraining of your own. Each line names what was\n"
-        "measured. Without options, the whole table.",
+        "suggest a start for your labels and hours of audio",
+        "Suggest a start: a frozen model, fine-tuning, a released checkpoint,\n"
+        "or your own pretraining. Each line names the measurement behind it.\n"
+        "Without options, the command prints the whole table.",
         "ssast-lobes suggest --labels words.csv --audio recordings/\n"
         "  ssast-lobes suggest --labels 10 --audio 3.5",
     )
@@ -131,12 +131,12 @@ def add_parser(commands):
         "--labels",
         metavar="CSV|FOLDER|N",
         help="a CSV (path, label, split), class folders, or the number of "
-        "labeled training clips a class",
+        "labeled training clips of each class",
     )
     command.add_argument(
         "--audio",
         metavar="FOLDER|CSV|HOURS",
-        help="audio without labels, or its hours",
+        help="audio without labels, or its length in hours",
     )
 
 

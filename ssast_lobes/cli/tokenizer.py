@@ -18,7 +18,7 @@ def add_parser(commands):
     parser = commands.add_parser(
         "tokenizer",
         help="fit the codes that an objective predicts; write ids to files",
-        description="Codes for a pretraining that predicts them "
+        description="Fit and write codes, which a pretraining predicts "
         "(docs/objectives.md).",
     )
     parts = parser.add_subparsers(
@@ -35,11 +35,11 @@ def _add_fit(parts):
         fit,
         "fit k-means to the tokens of audio",
         "Fit k-means to the tokens of audio. Geometry, mel bins and\n"
-        "statistics have to be those of the encoder to train. Of each file\n"
-        "the first ten seconds are read, and at most 200,000 tokens in all.\n"
-        "Valid and test files of a CSV are left out. A run that is stopped\n"
-        "resumes, and one that has failed starts again, with other --codes\n"
-        "too, from the tokens in FILE.gathered-*, which then goes.",
+        "statistics must be those of the encoder to train. The command reads\n"
+        "the first ten seconds of each file, and at most 200,000 tokens. It\n"
+        "skips valid and test files of a CSV. If it stops or fails, rerun it:\n"
+        "it starts from the tokens in FILE.gathered-*, also with other\n"
+        "--codes. At the end it removes that folder.",
         "ssast-lobes tokenizer fit train.csv --output codes.safetensors "
         "--features cepstra\n  ssast-lobes tokenizer fit train.csv --output "
         "codes.safetensors \\\n      --features block:4 --encoder "
@@ -54,22 +54,22 @@ def _add_fit(parts):
         metavar="FILE.safetensors",
         type=common.file_name(".safetensors"),
         required=True,
-        help="where to write",
+        help="file to write",
     )
     command.add_argument(
         "--features",
         type=_features,
         default="cepstra",
         metavar="KIND",
-        help=f"what is described of a token: {_FEATURES}. That is the pixels "
-        "of its patch, 20 cepstral coefficients of its frames, the twelve "
-        "pitch classes around it, or the output of block N of an encoder "
-        "(default: cepstra)",
+        help=f"features of a token: {_FEATURES}. These are the pixels of its "
+        "patch, 20 cepstral coefficients of its frames, the twelve pitch "
+        "classes around it, or the output of block N of an encoder (default: "
+        "cepstra)",
     )
     command.add_argument(
         "--encoder",
         metavar="MODEL",
-        help="of block:N; an exported folder, or what else MODEL is for "
+        help="encoder of block:N: an exported folder, or another MODEL of "
         "`ssast-lobes embed`. It may have other mel bins and patches",
     )
     command.add_argument(
@@ -95,7 +95,7 @@ def _add_fit(parts):
         help="preset, or YAML file of `ssast-lobes stats` (default: audioset)",
     )
     command.add_argument(
-        "--seed", type=int, default=1986, help="of k-means (default: 1986)"
+        "--seed", type=int, default=1986, help="seed of k-means (default: 1986)"
     )
     _add_device(command)
 
@@ -106,9 +106,10 @@ def _add_encode(parts):
         "encode",
         encode,
         "write the ids of audio to files",
-        "Write the ids of every file to FOLDER/ID.npy, with the ids of the\n"
-        "rows, for StoredTokenizer (docs/objectives.md). Files that are there\n"
-        "are skipped. Give the inputs that pretraining gets, in their order.",
+        "Write the ids of every file to FOLDER/ID.npy, for StoredTokenizer\n"
+        "(docs/objectives.md). ID is the id of the file's row. The command\n"
+        "skips existing files. Give the inputs of the pretraining, in the\n"
+        "same order.",
         "ssast-lobes tokenizer encode train.csv --tokenizer "
         "codes.safetensors --output codes/",
     )
@@ -120,8 +121,8 @@ def _add_encode(parts):
         "--tokenizer",
         metavar="FILE|FOLDER",
         required=True,
-        help="file of `ssast-lobes tokenizer fit`, or export of the objective "
-        "vector_quantizer",
+        help="file from `ssast-lobes tokenizer fit`, or export of the "
+        "objective vector_quantizer",
     )
     command.add_argument("--output", metavar="FOLDER", required=True)
     _add_device(command)
