@@ -6,11 +6,11 @@
 Each row of the YAML is a pretraining. The script measures its time per step,
 trains for as many steps as fit into `minutes` of one core, and reads the frozen
 encoder with a linear classifier on all its layers. Scores are cross-validated
-on train and valid: a speaker or recording is never on both sides. They go to a
-JSON next to the YAML as soon as they are there, and a rerun skips them. WORK
-has the audio as wav, the runs and the exports.
+on train and valid: a speaker or recording is never on both sides. The script
+writes each score to a JSON next to the YAML, and a rerun skips the rows that
+are there. WORK has the audio as wav, the runs and the exports.
 
-`--seeds 2 3 --best 4` gives further seeds to the four rows with the highest mean
+`--seeds 2 3 --best 4` runs more seeds of the four rows with the highest mean
 score. `--test` reads the test parts, once all is chosen.
 """
 
@@ -59,14 +59,13 @@ TASKS = {
     "events": {"csv_path": "esc10"},
 }
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
-# A step is timed by the difference of the last two of three runs: the start of a
-# run, and what it does at its end, take no time from the row. The first run
-# fills the caches.
+# The time of a step is the difference of the last two of three runs, so that the
+# start and the end of a run do not count. The first run fills the caches.
 TIMED_STEPS = (4, 4, 36)
 
 
 def decode(data, folder, names):
-    """Write the audio of the sets as wav, since decoding takes a core's time."""
+    """Write the audio of the sets as wav, which costs less time to read."""
     for name in names:
         table = folder / name / "manifest.csv"
         if table.is_file():

@@ -1,13 +1,16 @@
 """Classification: fine-tuning and frozen probing, one or many labels."""
 
+import copy
 import csv
 import functools
 
 import speechbrain as sb
 import torch
 from speechbrain.utils.distributed import if_main_process
+from speechbrain.utils.logger import get_logger
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
+from tqdm import tqdm
 
 from ssast_lobes.checkpoints.folder import export_classifier
 from ssast_lobes.dataio.tables import split_labels
@@ -25,11 +28,15 @@ from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
 
+logger = get_logger(__name__)
+
 SELECTIONS = {
     False: ("accuracy", "uar", "macro_f1", "eer"),
     True: ("mAP",),
 }
 LOWER_IS_BETTER = ("eer",)
+# Of the way from the weights at the start to the trained ones.
+FRACTIONS = tuple(n / 8 for n in range(9))
 
 
 def best_key(selection):
@@ -89,6 +96,8 @@ class ClassificationBrain(SpectrogramBrain):
         Choose no epoch: test the mean of the weights at the end of this epoch
         and all later ones, as in PSLA (Gong et al., IEEE/ACM TASLP 2021). The
         mean so far is in the checkpoints, and is what is validated.
+    wise_ft : bool
+        Whether `mix_with_start` will be called: keep the weights at the start.
 
     Raises
     ------
@@ -111,6 +120,7 @@ class ClassificationBrain(SpectrogramBrain):
         head_lr_scale=1.0,
         layer_decay=1.0,
         swa_start_epoch=None,
+        wise_ft=False,
         **kwargs,
     ):
         super().__init__(*args, **kwargs)
@@ -135,6 +145,10 @@ class ClassificationBrain(SpectrogramBrain):
         self._own_weights = {}
         if swa_start_epoch is not None:
             self._start_average()
+        self.start, self.fraction = None, None
+        if wise_ft:
+            self.start = copy.deepcopy(self.model)
+            self.checkpointer.add_recoverable("start", self.start)
 
     def _check_settings(self):
         kind = "several labels" if self.multi_label else "one label"
@@ -217,6 +231,8 @@ class ClassificationBrain(SpectrogramBrain):
             clips = clips.filtered_sorted(sort_key="duration")
             features = self.modules.features
             fit_head(self.model, features, clips, penalty, batch_size)
+            if self.start is not None:
+                self.start.load_state_dict(self.model.state_dict())
 
     def fit(self, epoch_counter, train_set, valid_set=None, **kwargs):
         """Train; see SpeechBrain's `Brain.fit`."""
@@ -333,23 +349,20 @@ class ClassificationBrain(SpectrogramBrain):
     def on_stage_end(self, stage, stage_loss, epoch=None):
         """Log; save the checkpoint; write the test results."""
         self.check_audio()
-        stats = self.averages()
         if stage == sb.Stage.TRAIN:
-            self._train_stats = stats
+            self._train_stats = self.averages()
             return
         kept = self.evaluated()
-        metrics = ClassificationMetrics(self.multi_label)
-        for batch in kept:
-            metrics.append(batch["scores"], batch["targets"])
+        stats, summary = self._measured(kept)
         targets = torch.cat([batch["targets"] for batch in kept])
         chance = loss_at_chance(self.compute_cost, self.soft_targets(targets))
         if chance is not None:
             stats[f"loss{CHANCE}"] = chance
-        summary = metrics.summary()
-        stats |= {k: v for k, v in summary.items() if isinstance(v, float)}
         if stage == sb.Stage.VALID:
             self.log_epoch(epoch, self._train_stats, stats)
-            self._check_selection(stats)
+            # The few batches of a trial may be of one class.
+            if not self.debug:
+                self._check_selection(stats)
             if self._validates_mean(epoch):
                 self.model.load_state_dict(self._own_weights)
             self.checkpointer.save_and_keep_only(
@@ -362,26 +375,98 @@ class ClassificationBrain(SpectrogramBrain):
         else:
             self._write_test(stats, summary, kept)
 
+    def _measured(self, kept):
+        """Return the averages and metrics of a part, and all of its metrics."""
+        metrics = ClassificationMetrics(self.multi_label)
+        for batch in kept:
+            metrics.append(batch["scores"], batch["targets"])
+        summary = metrics.summary()
+        numbers = {k: v for k, v in summary.items() if isinstance(v, float)}
+        return {**self.averages(), **numbers}, summary
+
     def _check_selection(self, stats):
-        # The few batches of a trial may be of one class.
-        if self.selection not in stats and not self.debug:
+        if self.selection not in stats:
             raise SettingsError(
                 f"selection {self.selection} cannot be computed: the "
                 "valid part has clips of one class only"
             )
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Load the best epoch, or the mean of the last epochs."""
+        """Load the best epoch, or the mean of the last epochs.
+
+        After `mix_with_start`, mix it with the weights at the start.
+        """
         if self.average is None:
             super().on_evaluate_start(max_key, min_key)
-            return
-        super().on_evaluate_start()
-        if self.average.n_averaged == 0:
-            raise SettingsError(
-                "there is no mean of weights yet: epoch "
-                f"{self.swa_start_epoch} (swa_start_epoch) has not ended"
-            )
-        self.model.load_state_dict(self.average.module.state_dict())
+        else:
+            super().on_evaluate_start()
+            if self.average.n_averaged == 0:
+                raise SettingsError(
+                    "there is no mean of weights yet: epoch "
+                    f"{self.swa_start_epoch} (swa_start_epoch) has not ended"
+                )
+            self.model.load_state_dict(self.average.module.state_dict())
+        if self.fraction is not None:
+            self._mix(self.model.state_dict(), self.fraction)
+
+    @torch.no_grad()
+    def mix_with_start(self, valid_set, loader_kwargs):
+        """Mix the trained weights with those at the start, as valid chooses.
+
+        Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT),
+        CVPR 2022. The result is a fraction of the way from the start to the
+        trained weights, one of `FRACTIONS`. It has the lowest loss on valid of
+        those whose selection metric is no worse than that of the start. (The
+        loss chooses better than the metric where valid is small.)
+
+        Arguments
+        ---------
+        valid_set : speechbrain.dataio.dataset.DynamicItemDataset
+            The clips to choose on.
+        loader_kwargs : dict
+            Options of their loader.
+        """
+        key = best_key(self.selection)
+        self.on_evaluate_start(**key)
+        end = {k: v.clone() for k, v in self.model.state_dict().items()}
+        loader = self.make_dataloader(
+            valid_set, sb.Stage.VALID, ckpt_prefix=None, **loader_kwargs
+        )
+        self.modules.eval()
+        found = {}
+        for fraction in tqdm(FRACTIONS, "Mixing with the start", delay=2):
+            self._mix(end, fraction)
+            self._kept, self._sums = [], {}
+            for batch in loader:
+                self.evaluate_batch(batch, sb.Stage.VALID)
+            found[fraction], _ = self._measured(self.evaluated())
+            self._check_selection(found[fraction])
+        sign = -1 if "min_key" in key else 1
+        # Averages of the same recalls may differ in their last digits.
+        score = {
+            fraction: round(sign * stats[self.selection], 9)
+            for fraction, stats in found.items()
+        }
+        self.fraction = min(
+            (f for f in FRACTIONS if score[f] >= score[FRACTIONS[0]]),
+            key=lambda fraction: found[fraction]["loss"],
+        )
+        start, end, mixed = (
+            readable(found[fraction])[self.selection]
+            for fraction in (FRACTIONS[0], FRACTIONS[-1], self.fraction)
+        )
+        logger.info(
+            f"Weights: {self.fraction:g} of the way from the start to the end "
+            f"of the training. {self.selection} on valid: {mixed} (start "
+            f"{start}, end {end})"
+        )
+
+    def _mix(self, end, fraction):
+        """Load weights that lie between the start and the end."""
+        start = self.start.state_dict()
+        self.model.load_state_dict(
+            {key: torch.lerp(start[key], end[key], fraction) for key in end}
+        )
 
     def _write_test(self, stats, summary, kept):
         self.test_stats = stats
@@ -389,6 +474,8 @@ class ClassificationBrain(SpectrogramBrain):
         if self.average is not None:
             last = self.hparams.epoch_counter.current
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
+        if self.fraction is not None:
+            meta["fraction of the way from the start"] = self.fraction
         # On all processes: it has a broadcast in it.
         self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
@@ -435,6 +522,7 @@ class ClassificationBrain(SpectrogramBrain):
             "epoch": self.hparams.epoch_counter.current,
             "number_of_epochs": self.hparams.epoch_counter.limit,
             "swa_start_epoch": self.swa_start_epoch,
+            "wise_ft": self.fraction,
             "compute_cost": self._told_cost,
             "class_weights": self.class_weights,
             "debug": self.debug,
@@ -465,6 +553,7 @@ class ClassificationBrain(SpectrogramBrain):
                 "epochs": self.told_epochs(),
                 "steps": self.optimizer_step,
                 "swa_start_epoch": self.swa_start_epoch,
+                "wise_ft": self.fraction,
                 "seed": self.hparams.seed,
             }
             card = model_card(

@@ -167,6 +167,7 @@ _CHECKS = {
     "valid_parts": _texts,
     "vocabulary_size": whole,
     "window_seconds": _length_or_null,
+    "wise_ft": flag,
 }
 
 

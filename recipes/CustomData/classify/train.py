@@ -109,6 +109,7 @@ def main(arguments):
             layer_decay=hparams["layer_decay"],
             schedule=hparams["schedule"],
             swa_start_epoch=hparams["swa_start_epoch"],
+            wise_ft=hparams["wise_ft"],
             train_logger=hparams["train_logger"],
             use_tensorboard=hparams["use_tensorboard"],
             readers=[hparams["train_reader"], hparams["valid_reader"]],
@@ -129,6 +130,8 @@ def main(arguments):
             ),
             valid_loader_kwargs=hparams["valid_dataloader_opts"],
         )
+        if hparams["wise_ft"]:
+            brain.mix_with_start(valid, hparams["valid_dataloader_opts"])
         brain.evaluate(
             test,
             **training.best_key(hparams["selection"]),
