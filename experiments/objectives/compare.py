@@ -59,8 +59,8 @@ TASKS = {
     "events": {"csv_path": "esc10"},
 }
 PENALTIES = (1.0, 0.1, 0.01, 0.001)
-# The time of a step is the difference of the last two of three runs, so that the
-# start and the end of a run do not count. The first run fills the caches.
+# The time of a step is the difference of the last two of three runs, so that
+# the start and the end of a run do not count. The first fills the caches.
 TIMED_STEPS = (4, 4, 36)
 
 

@@ -43,8 +43,8 @@ _HEADS = (
     "--pooling dynamics --layers all"
 )
 _FINETUNE = (
-    "ssast-lobes finetune {labels} --source {model} --lp_init_penalty 0.1 "
-    "--lr 0.0005 --output_folder results/finetuned"
+    "ssast-lobes finetune {labels} --source {model} "
+    "--training finetune_few_labels --output_folder results/finetuned"
 )
 
 # Means over the tasks of the files in experiments/transfer/; a test compares

@@ -16,7 +16,11 @@ from ssast_lobes.training.folds import (
     finished_result,
     report_folds,
 )
-from ssast_lobes.training.initial_weights import load_pretrained, log_source
+from ssast_lobes.training.initial_weights import (
+    load_pretrained,
+    log_source,
+    recommend_training,
+)
 from ssast_lobes.training.pretraining import PretrainingBrain, items_of
 from ssast_lobes.training.recognition import RecognitionBrain, load_tokenizer
 
@@ -38,6 +42,7 @@ __all__ = [
     "model_card",
     "parse_arguments",
     "plain_settings",
+    "recommend_training",
     "report_folds",
     "unwrap",
     "with_settings",

@@ -475,7 +475,7 @@ class ClassificationBrain(SpectrogramBrain):
             last = self.hparams.epoch_counter.current
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         if self.fraction is not None:
-            meta["fraction of the way from the start"] = self.fraction
+            meta["fraction from the start"] = f"{self.fraction:g}"
         # On all processes: it has a broadcast in it.
         self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()

@@ -259,7 +259,7 @@ test_recipes.load_script(sys.argv[3]).main(sys.argv[4:])
             ["--objective=distillation", "--teachers=ssast-lobes-micro-1"],
         ),
         # The head that training begins with must not come again.
-        ("classify", ["--lp_init_penalty=0.1", "--layers=all"]),
+        ("classify", ["--training=finetune_few_labels", "--swa_start_epoch=1"]),
     ],
 )
 def test_killed_run_resumes_where_it_was(task, own, train, tones, tmp_path):
@@ -676,6 +676,29 @@ def test_lp_init_knows_whole_clips(pretrained, train, tones):
     assert torch.allclose(
         state["head.linear.weight"], weight.float(), atol=1e-4, rtol=0.01
     )
+
+
+def test_few_labels(pretrained, train, tmp_path):
+    source = f"--source={pretrained / 'export'}"
+    folder = train("classify", source)
+    told = "A class has 4 training clips (median). With fewer than 50, try "
+    assert told in (folder / "log.txt").read_text()
+    folder = train(
+        "classify",
+        *[source, "--training=finetune_few_labels", "--swa_start_epoch=2"],
+        # No step of such a training is better than its start.
+        *["--lr=10.0", "--batch_size=3"],
+        folder=tmp_path / "few",
+    )
+    log = (folder / "log.txt").read_text()
+    assert told not in log
+    assert "Weights: 0 of the way from the start to the end of the" in log
+    result = json.loads((folder / "test_result.json").read_text())
+    assert result["wise_ft"] == 0
+    before, after = exported(pretrained), exported(folder)
+    shared = before.keys() & after.keys()
+    assert len(shared) > 20
+    assert all(torch.equal(after[key], before[key]) for key in shared)
 
 
 def test_lp_init_is_for_single_labels(train, tones, tmp_path):

@@ -171,6 +171,7 @@ WRONG = {
     "vocabulary_size": _NOT_A_COUNT,
     "weight_decay_schedule": _OBJECT_OR_NULL,
     "window_seconds": _LENGTH_OR_NULL,
+    "wise_ft": _FLAG,
 }
 # The same for the arguments of objects, by class.
 ARGUMENTS = {

@@ -85,6 +85,8 @@ def main(arguments):
         # The data tell how many classes there are.
         lobe, labels = hparams["lobe"], hparams["label_encoder"]
         training.log_source(lobe)
+        if hparams["source"] and not hparams["wise_ft"]:
+            training.recommend_training(rows["train"])
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
         hparams["checkpointer"].add_recoverable("model", model)
