@@ -28,9 +28,7 @@ SHORT = {
     ("untrained", "linear"): "untrained encoder, frozen, linear",
     ("pretrained", "linear"): "bundled model, frozen, linear",
     ("scratch", "trained"): "from scratch",
-    ("pretrained", "fine-tuned"): (
-        "bundled model, fine-tuned (events: tested a second time)"
-    ),
+    ("pretrained", "fine-tuned"): "bundled model, fine-tuned",
 }
 ABLATION = {
     "untrained (joint)": "patches, untrained",

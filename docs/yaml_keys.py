@@ -37,9 +37,9 @@ HEAD = """\
 
 The command line sets any key, `--lr 0.001`, or a part of an object,
 `--opt_class "{weight_decay: 0.1}"`. Each key stands here once, where it comes
-first. A recipe further down has most of the keys above it too, with values of
-its own. `python train.py --help` lists the options of SpeechBrain itself, such
-as `--device` and `--precision`.
+first. A recipe further down has most of the keys above it too; a line below its
+table names those with other values. `python train.py --help` lists the options
+of SpeechBrain itself, such as `--device` and `--precision`.
 
 `docs/yaml_keys.py` writes this page of the comments in the YAMLs.
 """
@@ -77,20 +77,27 @@ def described(value):
 
 
 def recipes():
-    """Yield (title, path, rows) of each recipe that has keys of its own."""
-    folder, seen = ROOT / "recipes", set()
+    """Yield the title, path, own keys and other keys of each recipe."""
+    folder, seen = ROOT / "recipes", {}
     files = {folder / name: title for name, title in FIRST.items()}
     for path in sorted(folder.glob("*/*/hparams/*.yaml")):
         files.setdefault(path, f"{path.parts[-4]}, {path.stem}")
     for path, title in files.items():
+        found = list(keys_of(path))
         rows = [
             (key, value, meaning or described(value))
-            for key, value, meaning in keys_of(path)
+            for key, value, meaning in found
             if key not in seen
         ]
-        seen.update(key for key, _, _ in rows)
+        # Objects with lines of their own are not told by their first line.
+        others = [
+            (key, value)
+            for key, value, _ in found
+            if value and "!" not in value and seen.get(key, value) != value
+        ]
+        seen.update({key: value for key, value, _ in rows})
         if rows:
-            yield title, path.relative_to(ROOT), rows
+            yield title, path.relative_to(ROOT), rows, others
 
 
 def spell(value):
@@ -103,13 +110,16 @@ def spell(value):
 def page():
     """Return the page."""
     lines = [HEAD]
-    for title, path, rows in recipes():
+    for title, path, rows, others in recipes():
         lines += [f"## {title}", "", f"[{path}](../{path})", ""]
         lines += ["| key | value | |", "|---|---|---|"]
         for key, value, meaning in rows:
             meaning = meaning.replace("|", "\\|")
             lines.append(f"| `{key}` | {spell(value)} | {meaning} |")
         lines.append("")
+        if others:
+            told = ", ".join(f"`{key}: {value}`" for key, value in others)
+            lines += [f"Keys from above with other values: {told}.", ""]
     lines.append(PRESETS_HEAD)
     for key, folder in PRESETS.items():
         files = sorted((ROOT / "hparams" / folder).glob("*.yaml"))

@@ -100,9 +100,11 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
     --requirement requirements/events.txt ||
     say "no metrics of sound events: building them needs a C compiler. Their" \
         "tests are skipped, and the recipes of events do not run."
-# The pinned setuptools builds it: no isolated download of another one.
+# The pinned setuptools builds it: no isolated download of another one. In the
+# mode "compat" the clone is on sys.path. Otherwise Python would take the clone
+# for a package without code where a script lies in the folder above it.
 "$venv/bin/python" -m pip install --quiet --no-deps --no-build-isolation \
-    --editable .
+    --config-settings editable_mode=compat --editable .
 
 printf '%s\n' "$key" >"$stamp"
 rm -f "$mark"

@@ -353,3 +353,17 @@ def test_set_up_explains_itself(tmp_path, version, missing, message):
     assert result.returncode == 1
     assert message in result.stderr
     assert not venv.exists()
+
+
+def test_a_folder_of_the_package_name_hides_nothing(tmp_path):
+    """As a clone does, seen from the folder that it lies in."""
+    (tmp_path / "ssast_lobes" / "recipes").mkdir(parents=True)
+    code = "from ssast_lobes import MSPM; print(MSPM.__name__)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "MSPM\n"

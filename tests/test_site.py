@@ -46,7 +46,7 @@ def test_page_of_yaml_keys_is_current(yaml_keys):
 def test_every_yaml_key_is_explained(yaml_keys):
     found = {
         key: meaning
-        for _, _, rows in yaml_keys.recipes()
+        for _, _, rows, _ in yaml_keys.recipes()
         for key, _, meaning in rows
     }
     assert {"lr", "objective", "folds"} <= set(found)

@@ -44,7 +44,7 @@ def initialize(encoder, weights, objective=None):
     >>> weights = Weights(state, {"encoder": former.config})
     >>> encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
     >>> initialize(encoder, weights)
-    ['encoder loaded, positions for 8 x 64 patches, used for 8 bands']
+    ['encoder loaded; its table has positions for 8 x 64 patches']
     """
     report = list(weights.report)
     blocks = weights.config["encoder"].get("blocks", "attention")
@@ -79,8 +79,8 @@ def initialize(encoder, weights, objective=None):
     load_strictly(encoder, state, "encoder")
     n_freq, n_time, _ = table.shape
     report.append(
-        f"encoder loaded, positions for {n_freq} x {n_time} patches, used for "
-        f"{encoder.grid.n_freq} bands"
+        f"encoder loaded; its table has positions for {n_freq} x {n_time} "
+        "patches"
     )
     if objective is not None:
         _initialize_objective(objective, weights, source, report)

@@ -1,5 +1,6 @@
 """``ssast-lobes heads``: linear heads on a frozen encoder."""
 
+import shlex
 from pathlib import Path
 
 from ssast_lobes.cli import common
@@ -91,3 +92,7 @@ def run(options):
             f"train alone), {test:.1f} % on test"
         )
     print(f"written to {options.output}: {', '.join(scores)}")
+    print(
+        f"next: ssast-lobes classify {shlex.quote(str(options.output))} AUDIO "
+        f"--task {shlex.quote(tasks[0].name)}"
+    )

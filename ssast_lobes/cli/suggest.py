@@ -11,8 +11,8 @@ from typing import NamedTuple
 from ssast_lobes.cli import common
 
 BUNDLED = "ssast-lobes-micro-1"
-# For a table without splits, the splits are drawn.
-_TRAINED_ON = ("train", "", None)
+# Of clips without splits, `ssast-lobes manifest` draws so many for training.
+_TRAIN_FRACTION = 0.7
 
 
 class Advice(NamedTuple):
@@ -156,12 +156,20 @@ def run(options):
     if options.labels is not None:
         amount = _number(options.labels)
         if amount is None:
-            amount = _labels_per_class(options.labels)
+            amount, has_splits = _labels_per_class(options.labels)
             names["labels"] = shlex.quote(options.labels)
             if os.path.isdir(options.labels):
-                print(f"ssast-lobes manifest {names['labels']}")
+                print(
+                    "first draw train, valid and test:\n"
+                    f"  ssast-lobes manifest {names['labels']}"
+                )
                 manifest = os.path.join(options.labels, "manifest.csv")
                 names["labels"] = shlex.quote(manifest)
+            elif not has_splits:
+                print(
+                    f"first add a column split to {options.labels}: train, "
+                    "valid or test for each clip"
+                )
         parts.append((f"{amount:g} labels a class", BY_LABELS, amount))
     if options.audio is not None:
         amount = _number(options.audio)
@@ -211,7 +219,7 @@ def _number(text):
 
 
 def _labels_per_class(source):
-    """Return the median number of training clips a class."""
+    """Return the median training clips of a class; whether there are splits."""
     from ssast_lobes.dataio.class_folders import class_rows
     from ssast_lobes.dataio.tables import read_manifest
 
@@ -219,8 +227,16 @@ def _labels_per_class(source):
         rows = class_rows(source)
     else:
         rows = read_manifest(source, ["path", "label"])
-    labels = (row["label"] for row in rows if row.get("split") in _TRAINED_ON)
-    return statistics.median(Counter(labels).values() or [0])
+    has_splits = any(row.get("split") for row in rows)
+    labels = (
+        row["label"]
+        for row in rows
+        if not has_splits or row.get("split") == "train"
+    )
+    median = statistics.median(Counter(labels).values() or [0])
+    if not has_splits:
+        median = round(_TRAIN_FRACTION * median)
+    return median, has_splits
 
 
 def _hours(source):

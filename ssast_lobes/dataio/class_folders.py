@@ -92,6 +92,11 @@ def class_rows(folder, label_column="label", group=None):
         rows.append(row)
     labels = sorted({row["label"] for row in rows})
     problems += filter(None, map(label_problem, labels))
+    if paths and not rows and label_of is None:
+        raise ManifestError(
+            f"{folder}: all audio lies in no class folder: put the clips of "
+            f"each class into a folder of its name, {Path(folder, 'LABEL')}"
+        )
     raise_problems(folder, problems)
     if len(labels) == 1:
         hint = f"; did you mean {Path(folder, labels[0])}?"

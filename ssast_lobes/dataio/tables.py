@@ -284,6 +284,8 @@ def _named_lines(csv_path, source):
         if len(first) == 1 and source == {"path": "path"} and not separator:
             return {"path": 0}, 1, lines
         hint = separator or _other_names(first, missing, source)
+        if "split" in missing:
+            hint += "; split has train, valid or test for each clip"
         raise ManifestError(
             f"{csv_path}: no column {', '.join(missing)}; the first line has "
             f"{', '.join(first)}. It must name the columns, separated by "

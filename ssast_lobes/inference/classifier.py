@@ -186,7 +186,8 @@ class AudioClassifier(Interface):
             See `AudioEncoder.from_hparams`.
         task : str, optional
             Name of a linear head of the folder, on its frozen encoder; see
-            `ssast_lobes.checkpoints.linear_heads.head_names`.
+            `ssast_lobes.checkpoints.linear_heads.head_names`. An export with
+            one head needs no name.
         window_seconds : float, optional
             Length of the windows that longer audio is cut into. By default
             `fitted_seconds`, or what the model takes at once if that is less.
@@ -233,23 +234,16 @@ class AudioClassifier(Interface):
 
     def _build(self, weights):
         self.fitted_seconds = weights.config["window_seconds"]
+        kind = weights.config["kind"]
+        if self.task is None and kind not in ("classifier", "detector"):
+            self.task = self._only_head()
         if self.task is not None:
             self._build_linear(weights)
             return
-        if weights.config["kind"] == "detector":
+        if kind == "detector":
             raise WeightsError(
                 "a detector of events gives no labels of clips: use "
                 "EventDetector, or `ssast-lobes events`"
-            )
-        if weights.config["kind"] != "classifier":
-            tasks = head_names(self.source)
-            also = ""
-            if tasks:
-                names = ", ".join(tasks)
-                also = f", or choose a task: {names} (task=..., or --task)"
-            raise WeightsError(
-                "the export of a pretrained model has no classes: fine-tune "
-                f"it first, or use AudioEncoder{also}"
             )
         super()._build(weights)
         self.labels = list(weights.config["labels"])
@@ -257,6 +251,21 @@ class AudioClassifier(Interface):
         self.head = ClassificationHead(**head_arguments(weights.config))
         load_strictly(self.head, weights.part("head"), "head")
         self.head.to(self.device).eval()
+
+    def _only_head(self):
+        """Return the name of the linear head of a pretrained model."""
+        tasks = head_names(self.source)
+        if not tasks:
+            raise WeightsError(
+                "the export of a pretrained model has no classes: fine-tune "
+                "it first, or use AudioEncoder"
+            )
+        if len(tasks) > 1:
+            raise WeightsError(
+                "the model has heads for several tasks: choose one by task=, "
+                f"or --task: {', '.join(tasks)}"
+            )
+        return tasks[0]
 
     def _build_linear(self, weights):
         """Build a linear head on the frozen encoder."""

@@ -37,6 +37,14 @@ from ssast_lobes.utils.presets import (
     tag_of,
 )
 
+# What other toolkits call a setting.
+_ELSEWHERE = {
+    "learning_rate": "lr",
+    "epochs": "number_of_epochs",
+    "num_epochs": "number_of_epochs",
+    "model": "source",
+    "checkpoint": "source",
+}
 # Comment of overrides that names a file of the user's, which they come from.
 FROM = "# from "
 # Folders of hparams/ whose files a word chooses: --objective eat.
@@ -254,11 +262,17 @@ def _read(text):
 
 
 def _check_keys(settings, known, hparams_file, source=""):
+    unknown = []
     for key in settings:
         if key not in known:
-            near = difflib.get_close_matches(str(key), list(known), n=1)
+            name = _ELSEWHERE.get(key, str(key))
+            near = difflib.get_close_matches(name, list(known), n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            raise ValueError(f"{hparams_file} has no key {key}{source}{hint}")
+            unknown.append(f"{key}{source}{hint}")
+    if unknown:
+        raise ValueError(
+            f"{hparams_file} has no key {'; it has no key '.join(unknown)}"
+        )
 
 
 def _pop_words(given, recipe):

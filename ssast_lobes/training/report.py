@@ -6,6 +6,7 @@ import logging
 import os
 import shlex
 import time
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -191,6 +192,9 @@ class Progress:
 def quiet():
     """Log SpeechBrain's messages of starts and epochs at debug level.
 
+    Workers of loaders, too, leave out the warning that its collation raises in
+    each of them.
+
     Example
     -------
     >>> with quiet():
@@ -206,7 +210,9 @@ def quiet():
     for one in loggers:
         one.addFilter(lower)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "TypedStorage is deprecated")
+            yield
     finally:
         for one in loggers:
             one.removeFilter(lower)

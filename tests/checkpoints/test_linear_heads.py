@@ -246,6 +246,24 @@ def test_card_tells_of_training_heads_and_licenses(with_heads):
     assert text.count("## Use\n") == text.count("## Settings\n") == 1
 
 
+def test_a_copy_of_the_bundled_model_has_its_own_heads(tasks, tmp_path):
+    """The card, too, has no heads of the model that was copied."""
+    folder = tmp_path / "copy"
+    train_heads(
+        bundled_model(), tasks[:1], folder, pooling="mean", layers="last"
+    )
+    text = (folder / CARD_FILE).read_text()
+    assert text.count("## Linear heads on test") == 1
+    assert "keywords (accuracy)" not in text and "frame_heads" not in text
+    # The only head needs no name.
+    path = tasks[0].paths("test")[0]
+    one, named = (
+        AudioClassifier.from_hparams(folder, task=task).classify_file(path)
+        for task in (None, "sounds")
+    )
+    assert one == named
+
+
 def test_older_heads_go_and_the_model_itself_stays(pretrained, tasks, tmp_path):
     folder = tmp_path / "copy"
     train_heads(pretrained, tasks[:1], folder)
@@ -286,7 +304,7 @@ def test_wrong_heads_are_one_clear_error(with_heads, tmp_path):
     folder, _ = with_heads
     with pytest.raises(WeightsError, match="there are: kinds, sounds"):
         read_head(folder, "moods")
-    with pytest.raises(WeightsError, match="choose a task: kinds, sounds"):
+    with pytest.raises(WeightsError, match="or --task: kinds, sounds"):
         AudioClassifier.from_hparams(folder)
     with pytest.raises(WeightsError, match="none .`ssast-lobes heads`"):
         read_head(tmp_path, "moods")
@@ -318,7 +336,7 @@ def test_commands_without_a_model(bundled, tones, tmp_path, capsys):
     assert path in capsys.readouterr().out
     assert main(["classify", path]) == 2
     error = capsys.readouterr().err
-    assert "choose a task: kinds, sounds (task=..., or --task)" in error
+    assert "choose one by task=, or --task: kinds, sounds" in error
 
 
 def test_a_model_is_told_from_inputs(

@@ -109,9 +109,7 @@ def train_heads(
     clip_pooling = _clip_pooling(weights.config, variants)
     card = read_card(resolved(model))
     # Heads of the model itself are not in the copy.
-    card = {
-        key: card[key] for key in card if not key.startswith("linear_heads")
-    }
+    card = {key: card[key] for key in card if "head" not in key.lower()}
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
