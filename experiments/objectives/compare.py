@@ -147,14 +147,15 @@ def cross_validated(task, vectors):
     return max(found)
 
 
-def scores(source, name, tasks, cache, readout=("dynamics", "all")):
+def scores(source, name, tasks, cache):
     """Return the cross-validated score of each task, by its name."""
     found = {}
     for task in tasks:
         paths = task.paths("train") + task.paths("valid")
         vectors = cached_vectors(source, name, paths, cache, unreadable=[])
         if isinstance(source, PooledEncoder):
-            stacked = pooled(torch.stack(list(vectors.values())), *readout)
+            stacked = torch.stack(list(vectors.values()))
+            stacked = pooled(stacked, "dynamics", "all")
             vectors = dict(zip(vectors, stacked, strict=True))
         else:
             vectors = {path: v.flatten() for path, v in vectors.items()}
@@ -242,11 +243,9 @@ class Comparison:
             if not self.known(name, 0):
                 found = self.scores(source, name)
                 self.add({"row": name, "seed": 0, "scores": found})
-        encoder = None
         for name, source in self.plan.get("models", {}).items():
             if not self.known(name, 0):
-                encoder = PooledEncoder(source)
-                found = self.scores(encoder, name)
+                found = self.scores(PooledEncoder(source), name)
                 self.add({"row": name, "seed": 0, "scores": found})
         for seed in (1, 2, 3):
             if not self.known("untrained", seed):
