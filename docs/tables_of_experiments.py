@@ -206,6 +206,27 @@ def events(rows):
     return table
 
 
+def equal_time(results):
+    """Return scores on valid of each row, the mean over its seeds."""
+    tasks = list(results[0]["scores"])
+    table = []
+    for name in dict.fromkeys(result["row"] for result in results):
+        own = [result for result in results if result["row"] == name]
+        found = [mean(one["scores"][task] for one in own) for task in tasks]
+        steps = str(own[0].get("steps", ""))
+        table.append([name, str(len(own)), steps, *found, mean(found)])
+    # The best first, and what is no row of the YAML last.
+    table.sort(key=lambda row: (not row[2], -row[-1]))
+    return [
+        ["valid score, %", "seeds", "steps", *tasks, "mean"],
+        *(
+            [f"`{name}`" if steps else name, seeds, steps]
+            + [f"{100 * value:.1f}" for value in values]
+            for name, seeds, steps, *values in table
+        ),
+    ]
+
+
 def results(report):
     """Return the scores that the README shows."""
     tasks = [
@@ -232,4 +253,5 @@ TABLES = {
     ),
     "ablation": (ablation, f"{TRANSFER}/ablation.json"),
     "events": (events, "experiments/events/events.json"),
+    "equal_time": (equal_time, "experiments/objectives/objectives.json"),
 }

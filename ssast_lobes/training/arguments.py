@@ -270,9 +270,9 @@ def _check_keys(settings, known, hparams_file, source=""):
             hint = f"; did you mean {near[0]}?" if near else ""
             unknown.append(f"{key}{source}{hint}")
     if unknown:
-        raise ValueError(
-            f"{hparams_file} has no key {'; it has no key '.join(unknown)}"
-        )
+        # A preset for another recipe would fill the screen.
+        told = "; it has no key ".join(unknown[:1] if source else unknown)
+        raise ValueError(f"{hparams_file} has no key {told}")
 
 
 def _pop_words(given, recipe):

@@ -426,7 +426,7 @@ class ClassificationBrain(SpectrogramBrain):
         loader_kwargs : dict
             Options of their loader.
         """
-        key = best_key(self.selection)
+        key, self.fraction = best_key(self.selection), None
         self.on_evaluate_start(**key)
         end = {k: v.clone() for k, v in self.model.state_dict().items()}
         loader = self.make_dataloader(

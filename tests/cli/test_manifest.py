@@ -171,6 +171,15 @@ def test_files_in_no_class_folder_are_listed(folder, told):
     assert "in no class folder: stray.wav" in error
 
 
+def test_a_folder_without_class_folders_is_one_line(tmp_path, capsys):
+    for number in range(3):
+        add_clip(tmp_path / f"{number}.wav")
+    assert make(tmp_path) == 2
+    error = capsys.readouterr().err
+    assert "all audio lies in no class folder" in error
+    assert "0.wav" not in error and str(tmp_path / "LABEL") in error
+
+
 def test_paths_without_a_group_are_listed(folder, told):
     add_clip(folder / "dog" / "anonymous.wav")
     error = told(*BY_SPEAKER)

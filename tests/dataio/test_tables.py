@@ -377,6 +377,10 @@ def test_a_long_list_of_bad_rows_is_cut(tmp_path):
         ("", "the manifest is empty"),
         ("\n,,\n", "the manifest is empty"),
         ("file,label\nx.wav,a\n", "no column path, split; .* has file, label"),
+        (
+            "path,label\nx.wav,a\n",
+            "no column split; .*; split has train, valid or",
+        ),
         ("path\tlabel\tsplit\n", "no column path.* separated by commas"),
         ("path,label,split\n", "no rows"),
     ],

@@ -305,6 +305,11 @@ def test_the_saved_yaml_is_a_whole_recipe(recipe, tmp_path):
     "words, message",
     [
         (["--lrr=1"], "train.yaml has no key lrr; did you mean lr?"),
+        (
+            ["--learning_rate=1", "--nothing_like_it=1", "--lrr=1"],
+            "no key learning_rate; did you mean lr.; it has no key "
+            "nothing_like_it; it has no key lrr; did you mean lr.",
+        ),
         (["--objectiv=m2d"], "no key objectiv; did you mean objective?"),
         (["--lr=1", "--lr=2"], "lr is given twice"),
         (["--lr=[1"], "expected ',' or ']'"),
@@ -314,7 +319,7 @@ def test_the_saved_yaml_is_a_whole_recipe(recipe, tmp_path):
         (["--objective=!include:m2d.yaml"], "name of a file of hparams/objec"),
         (
             ["--training=finetune_default"],
-            "no key batch_size, which --training finetune_default sets",
+            "no key batch_size, which --training finetune_default sets$",
         ),
         (["--masker={rato: 1}"], "ClusterMasker: .*'rato'; it takes ratio, c"),
         (["--objective={taks: 1}"], "objective: .*MaskedAuto.*: .*'taks'"),
