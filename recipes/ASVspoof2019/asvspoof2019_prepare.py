@@ -1,4 +1,4 @@
-"""Prepare ASVspoof 2019 LA: real speech or synthesized and converted speech.
+"""Prepare ASVspoof 2019 LA: real, or synthesized and converted speech.
 
 Layout of the official archive of logical access (Wang et al., "ASVspoof 2019:
 A large-scale public database of synthesized, converted and replayed speech",
@@ -17,13 +17,13 @@ from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import ManifestError
 
 PAGE = "https://datashare.ed.ac.uk/handle/10283/3336"
-# 7.1 GB. We know of no published checksum: members of the archive have theirs,
-# and the clips are counted.
+# 7.1 GB. We know of no published checksum, but each member of the archive has
+# one, and the clips are counted.
 URL = "https://datashare.ed.ac.uk/bitstream/handle/10283/3336/LA.zip"
 NAME = "LA"
 LABELS = ["bonafide", "spoof"]
 PROTOCOLS = "ASVspoof2019_LA_cm_protocols"
-# Ours, the official name of the part, and the end of its protocol.
+# Our name of the part, the official name, and the end of its protocol file.
 PARTS = {
     "train": ("train", "train.trn"),
     "valid": ("dev", "dev.trl"),
@@ -33,8 +33,8 @@ LAYOUT = [
     PROTOCOLS,
     *(f"ASVspoof2019_LA_{part}/flac" for part, _ in PARTS.values()),
 ]
-# Of the protocol files, as many who use them report: 25,380, 24,844 and 71,237
-# clips in all.
+# Counts of the protocol files, as many users report them: 25,380, 24,844 and
+# 71,237 clips in all.
 COUNTS = {
     "train bonafide": 2580,
     "train spoof": 22800,
@@ -52,30 +52,30 @@ def prepare_asvspoof2019(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make ASVspoof 2019 LA ready, as its protocol files part it.
+    """Prepare ASVspoof 2019 LA with the parts of its protocol files.
 
     Arguments
     ---------
     data_folder : str
-        `LA`, or the folder that has it or shall get it.
+        `LA`, or the folder that contains or will contain it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
-        Whether to fetch the archive (7.1 GB) if it is not there.
+        Whether to download the archive (7.1 GB) if it is missing.
     require_counts : bool
-        Whether a part of the archive is an error.
+        Whether an incomplete archive is an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     folder = find_archive(
         data_folder,
@@ -127,7 +127,7 @@ def read_protocol(folder, part, ending):
     Raises
     ------
     ManifestError
-        If the file is missing, or a line of it is not as it should be.
+        If the file is missing, or a line of it is malformed.
     """
     protocol = folder / PROTOCOLS / f"ASVspoof2019.LA.cm.{ending}.txt"
     if not protocol.is_file():

@@ -2,16 +2,16 @@
 
 Hershey et al., "The benefit of temporally-strong labels in audio event
 classification", ICASSP 2021
-(https://research.google.com/audioset/download_strong.html). Official are the
-lists, of clips of ten seconds that begin so many milliseconds into a video:
+(https://research.google.com/audioset/download_strong.html). The official lists
+name clips of ten seconds, each by a video and its start in milliseconds:
 
     audioset_train_strong.tsv   segment_id, start_time_seconds, ..., label
     audioset_eval_strong.tsv    s9d-2nhuJCQ_30000  2.627  7.237  /m/053hz1
     mid_to_display_name.tsv     /m/053hz1  Cheering, without a head
 
-in `data_folder` or one folder below. The audio is what could be fetched of it,
-in folders of any depth, under the names that `audioset_prepare` reads: the id
-of the video, after a Y or before the times.
+The lists are in `data_folder` or one folder below. The audio is what you could
+download, in folders of any depth. Its file names are those that
+`audioset_prepare` reads: the id of the video, after a Y or before the times.
 """
 
 from pathlib import Path
@@ -35,9 +35,9 @@ LISTS = {
     "eval": "audioset_eval_strong.tsv",
 }
 NAMES = "mid_to_display_name.tsv"
-# Clips, of the page.
+# Numbers of clips on the page.
 PUBLISHED = {"train": 103463, "eval": 16996}
-# Videos vanish: see `audioset_prepare`.
+# Videos disappear: see `audioset_prepare`.
 MIN_AVAILABLE = 0.75
 
 
@@ -49,33 +49,32 @@ def prepare_audioset_strong(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make AudioSet-Strong ready for the detection of events.
+    """Prepare AudioSet-Strong for the detection of events.
 
     Arguments
     ---------
     data_folder : str
-        With the lists and the audio, see the top of this file.
+        Folder with the lists and the audio; see the top of this file.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     valid_fraction : float
         Fraction of the training clips to hold out, by a hash of their ids.
     allow_download : bool
-        Whether to fetch the lists (not the audio) if they are not there.
+        Whether to download missing lists (not the audio).
     require_counts : bool
-        Whether incomplete lists, or less audio than may be expected, are an
-        error.
+        Whether incomplete lists, or less audio than expected, are an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     folder = Path(data_folder).expanduser().absolute()
     names = read_names(find_list(folder, NAMES, allow_download))
@@ -89,7 +88,7 @@ def prepare_audioset_strong(
             check_counts(found, {f"clips, {part}": PUBLISHED[part]}, PAGE)
         parts[part] = with_audio(rows, clips, names, table, require_counts)
     train, valid = hold_out_by_hash(parts["train"], valid_fraction, "id")
-    # Some labels are in the evaluation clips alone.
+    # Some labels occur only in the evaluation clips.
     known = {event.label for row in train for event in row["events"]}
     for part in (valid, parts["eval"]):
         _drop_unknown(part, known)
@@ -104,16 +103,16 @@ def prepare_audioset_strong(
 
 
 def find_list(folder, name, allow_download):
-    """Return the path of an official list; fetch it if that is allowed.
+    """Return the path of an official list; download it if allowed.
 
     Arguments
     ---------
     folder : pathlib.Path
-        Where to look, and one folder below.
+        Folder to search, with the folders directly below.
     name : str
-        Of the list.
+        Name of the list.
     allow_download : bool
-        Whether to fetch it if it is not there.
+        Whether to download the list if it is missing.
 
     Returns
     -------
@@ -122,7 +121,7 @@ def find_list(folder, name, allow_download):
     Raises
     ------
     ManifestError
-        If it is not there.
+        If the list is missing.
     """
     for path in (folder / name, *sorted(folder.glob(f"*/{name}"))):
         if path.is_file():
@@ -166,18 +165,18 @@ def read_names(path):
 
 
 def with_audio(rows, clips, names, table, require_counts):
-    """Return the rows that have audio, their events with names of classes.
+    """Return the rows that have audio; give their events names of classes.
 
     Arguments
     ---------
     rows : list of dict
-        Of `read_event_table`.
+        From `read_event_table`.
     clips : dict of str to list of str
-        Of `audioset_prepare.find_clips`.
+        From `audioset_prepare.find_clips`.
     names : dict of str to str
-        Of `read_names`.
+        From `read_names`.
     table : pathlib.Path
-        For messages.
+        Table that messages name.
     require_counts : bool
         Whether little audio is an error.
 
@@ -221,7 +220,7 @@ def with_audio(rows, clips, names, table, require_counts):
 
 
 def _drop_unknown(rows, known):
-    """Take events of classes that training lacks out of the rows."""
+    """Remove the events of classes that training lacks from the rows."""
     count = 0
     for row in rows:
         kept = [event for event in row["events"] if event.label in known]

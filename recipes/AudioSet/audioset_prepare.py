@@ -2,9 +2,9 @@
 
 AudioSet (Gemmeke et al., "Audio Set: An ontology and human-labeled dataset
 for audio events", ICASSP 2017; https://research.google.com/audioset) has no
-official archive of audio. Official are the lists of segments; the audio is
-what could be fetched of it, in folders of any depth and under the names that
-the usual download scripts give:
+official archive of audio. Only the lists of segments are official. The audio is
+what you could download, in folders of any depth, under the file names that the
+usual download scripts use:
 
     AudioSet/balanced_train_segments.csv      or one folder below
     AudioSet/unbalanced_train_segments.csv
@@ -38,13 +38,13 @@ LISTS = {
 }
 CLASS_LIST = "class_labels_indices.csv"
 SUBSETS = {"20K": ("balanced",), "2M": ("balanced", "unbalanced")}
-# Segments as the heads of the lists of March 2017 count them (num_segs). The
-# page itself tells of some more: 22,176, 2,042,985 and 20,383.
+# Numbers of segments in the headers of the lists of March 2017 (num_segs). The
+# page itself has slightly higher numbers: 22,176, 2,042,985 and 20,383.
 PUBLISHED = {"balanced": 22160, "unbalanced": 2041789, "eval": 20371}
 N_CLASSES = 527
-# Videos vanish: of what was listed in 2017, people who fetched it in 2023
-# have 84 % (huggingface.co/datasets/agkphysics/AudioSet). With much less, a
-# part of the audio is somewhere else.
+# Videos disappear: a download in 2023 has 84 % of the segments listed in 2017
+# (huggingface.co/datasets/agkphysics/AudioSet). If much less is found, some of
+# the audio is in another folder.
 MIN_AVAILABLE = 0.75
 VIDEO_ID = 11  # characters of the id of a video
 _EXPECTED = (
@@ -66,38 +66,37 @@ def prepare_audioset(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make AudioSet ready for tagging.
+    """Prepare AudioSet for tagging.
 
     Arguments
     ---------
     data_folder : str
-        With the lists and the audio, see the top of this file.
+        Folder with the lists and the audio; see the top of this file.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     subset : str
-        "20K": train on the balanced list; "2M": on the unbalanced one too.
+        "20K": train on the balanced list. "2M": train on both training lists.
     valid_fraction : float
         Fraction of the training segments to hold out, by a hash of their ids.
     valid_is_test : bool
-        True: hold none out, and validate on the evaluation segments, as the
-        official script does.
+        True: hold out no segment, and validate on the evaluation segments, as
+        the official script does.
     allow_download : bool
-        Whether to fetch the lists (not the audio) if they are not there.
+        Whether to download missing lists (not the audio).
     require_counts : bool
-        Whether incomplete lists, or less audio than may be expected, are an
-        error.
+        Whether incomplete lists, or less audio than expected, are an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     data = AudioSet(data_folder, allow_download, require_counts)
     train, test = data.train_rows(subset), data.rows("eval")
@@ -110,7 +109,7 @@ def prepare_audioset(
         output_folder,
         corpus=f"AudioSet-{subset} ({data.available})",
         multi_label=True,
-        # A part of AudioSet may lack classes.
+        # An incomplete AudioSet may lack classes.
         classes=classes if require_counts else None,
         max_unreadable=max_unreadable,
     )
@@ -144,7 +143,7 @@ class AudioSet:
 
     @property
     def available(self):
-        """How many segments of the lists have audio (str)."""
+        """Number of segments in the lists that have audio (str)."""
         parts = [
             f"{found:,} of {total:,} {name}"
             for name, (found, total) in self._available.items()
@@ -166,7 +165,7 @@ class AudioSet:
         Raises
         ------
         ManifestError
-            Also if there is no such subset.
+            If there is no such subset; see also `rows`.
         """
         if subset not in SUBSETS:
             raise ManifestError(
@@ -185,13 +184,13 @@ class AudioSet:
         Returns
         -------
         list of dict
-            With id (that of the video), path and, if they are needed, label:
+            With id (that of the video), path and, if labels are needed, label:
             names of classes, separated by semicolons.
 
         Raises
         ------
         ManifestError
-            If the list is not there or damaged, or there is too little audio.
+            If the list is missing or damaged, or there is too little audio.
         """
         segments = read_segments(self._list(LISTS[name]), self.classes)
         if self.require_counts:
@@ -213,13 +212,13 @@ class AudioSet:
         return rows
 
     def _list(self, name):
-        """Return the path of an official list; fetch it if that is allowed."""
+        """Return the path of an official list; download it if allowed."""
         below = sorted(self.folder.glob(f"*/{name}"))
         for path in (self.folder / name, *below):
             if path.is_file():
                 return path
         if self.allow_download:
-            # Their heads say how many lines they have: no checksum is known.
+            # No checksum is known, but the header has the number of lines.
             return download(f"{URL}/{name}", self.folder / name)
         raise ManifestError(
             f"{self.folder.absolute()}: {name} is missing, which "
@@ -254,13 +253,13 @@ def find_clips(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        Where to look, in all folders below.
+        Folder to search, with all its subfolders.
 
     Returns
     -------
     dict of str to list of str
-        Paths for each id of a video that a name may stand for. A name may
-        have two readings: "Y" may be the first letter of an id.
+        Paths by the video id that their names may contain. A name may have two
+        readings, since "Y" may be the first letter of an id.
 
     Raises
     ------
@@ -324,17 +323,17 @@ def read_segments(path, classes=None):
     path : pathlib.Path
         List of segments: id of the video, start, end (seconds), identifiers.
     classes : dict of str to str, optional
-        From `read_classes`; there are no labels without it.
+        From `read_classes`; without it there are no labels.
 
     Returns
     -------
     dict of str
-        Label cell, or None, by the id of the video.
+        Label cell or None, by the id of the video.
 
     Raises
     ------
     ManifestError
-        If lines are bad, or fewer than its head says.
+        If lines are bad, or there are fewer than the header says.
     """
     segments, problems, promised = {}, [], None
     with open(path, encoding="utf-8-sig", newline="") as file:

@@ -21,7 +21,7 @@ def prepare_pretraining(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Gather the audio, and hold a part of it out for validation.
+    """Gather the audio, and hold out a part of it for validation.
 
     Arguments
     ---------
@@ -30,15 +30,16 @@ def prepare_pretraining(
     librispeech_folder : str or None
         LibriSpeech, see `librispeech_prepare`; None leaves it out.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     subset : str
-        Of AudioSet: "2M", or "20K" for the balanced list only.
+        Subset of AudioSet: "2M", or "20K" for the balanced list only.
     librispeech_parts : list of str
         Parts of LibriSpeech, such as "train-clean-100".
     valid_fraction : float
-        Fraction of the audio to hold out, whole speakers of LibriSpeech.
+        Fraction of the audio to hold out. A speaker of LibriSpeech is held out
+        with all utterances.
     valid_on_eval : bool
-        True: hold none out, and validate on the evaluation segments of
+        True: hold out no audio, and validate on the evaluation segments of
         AudioSet, as the official script does.
     min_seconds : float
         Shorter clips are left out.
@@ -48,12 +49,12 @@ def prepare_pretraining(
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     if data_folder is None and (librispeech_folder is None or valid_on_eval):
         raise ManifestError(

@@ -1,4 +1,4 @@
-"""Prepare CREMA-D: acted emotions in English, actors left out by fifths.
+"""Prepare CREMA-D: acted emotions in English; folds leave out actors.
 
 Layout of the official repository (Cao et al., "CREMA-D: Crowd-sourced
 Emotional Multimodal Actors Dataset", IEEE Transactions on Affective Computing
@@ -27,30 +27,30 @@ NAME = (
     r"(?P<speaker>10\d\d)_(?P<sentence>[A-Z]{3})_"
     rf"(?P<emotion>{'|'.join(EMOTIONS)})_(?P<level>[A-Z]{{1,2}})"
 )
-# The page has their sum, 7,442, and the actors. It has none by emotion: these
-# are what people who counted the files tell.
+# The page has the sum, 7,442, and the number of actors, but no counts by
+# emotion. Those are from users who counted the files.
 COUNTS = {
     **dict.fromkeys(EMOTIONS.values(), 1271),
     "neutral": 1087,
     "actors": 91,
 }
-# Actors are numbered from 1001 and dealt out to the folds in turn: the corpus
-# has no official folds.
+# The corpus has no official folds: actors, numbered from 1001, are assigned to
+# the folds in turn.
 N_FOLDS = 5
-# The sound of 1076_MTI_SAD_XX is missing, say the authors.
+# According to the authors, the sound of 1076_MTI_SAD_XX is missing.
 MIN_SECONDS = 0.1
 POINTER = b"version https://git-lfs"
 
 
 def prepare_crema_d(data_folder, output_folder, fold, **settings):
-    """Make one fold of CREMA-D ready: a fifth of the actors to test on.
+    """Prepare one fold of CREMA-D: test on a fifth of the actors.
 
     Arguments
     ---------
     data_folder : str
         The folder that has `AudioWAV`.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5: the actors 1001, 1006, ... are fold 1.
     **settings
@@ -59,7 +59,7 @@ def prepare_crema_d(data_folder, output_folder, fold, **settings):
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     folder = find_archive(data_folder, LAYOUT, f"{PAGE} (git lfs clone)")
     rows = read_rows(folder)
@@ -83,7 +83,7 @@ def read_rows(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        Where it is.
+        Path of `AudioWAV`.
 
     Returns
     -------
@@ -104,7 +104,7 @@ def read_rows(folder):
 
 
 def check_pointers(rows):
-    """Raise if git has fetched the names of the files and not the files.
+    """Raise if git has fetched pointers instead of the files.
 
     Arguments
     ---------
@@ -114,7 +114,8 @@ def check_pointers(rows):
     Raises
     ------
     ManifestError
-        Says how many, and how to get them.
+        If there are pointers; the message says how many, and how to get the
+        files.
     """
     pointers = [row["path"] for row in rows if _is_pointer(row["path"])]
     if pointers:

@@ -1,6 +1,6 @@
-"""Prepare anybody's audio: read, check and split manifests.
+"""Prepare your own audio: read, check and split manifests.
 
-The result is one JSON file of rows by split, which every process reads.
+The result is a JSON file with the rows of each split, which all processes read.
 """
 
 import csv
@@ -19,7 +19,7 @@ from ssast_lobes.utils.files import atomic_write
 
 
 def read_entry(entry):
-    """Read an entry of a YAML's list of tasks.
+    """Read an entry of the list of tasks in a YAML.
 
     Arguments
     ---------
@@ -53,35 +53,35 @@ def prepare_pretraining(
     max_unreadable,
     held_out_of=None,
 ):
-    """Gather unlabeled audio and hold a part out for validation.
+    """Gather unlabeled audio, and hold out a part for validation.
 
     Arguments
     ---------
     audio : str or list of str
-        Folders and CSVs. Clips of a CSV that are valid or test in any column
-        whose name starts with "split" are left out.
+        Folders and CSVs. Clips of a CSV are left out if they are valid or test
+        in any column whose name starts with "split".
     output_folder : str
-        Where ``save/splits.json`` goes, and the list of unreadable audio.
+        Folder for ``save/splits.json`` and the list of unreadable audio.
     valid_fraction : float
-        Fraction of the clips to hold out, chosen by a hash of the clip's id; at
-        least one, none if it is 0.
+        Fraction of the clips to hold out, chosen by a hash of the clip's id.
+        With 0 no clip is held out, otherwise at least one.
     min_seconds : float
         Shorter clips are left out.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
     held_out_of : str or list of str, optional
         CSVs that are not trained on. Their valid and test clips are left out
-        of the audio too, where a folder or another CSV has them.
+        even if they are in a folder or another CSV of `audio`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the audio cannot be used; names the file and the fix.
+        If the audio cannot be used; the message names the file and the fix.
     """
     sources = [audio] if isinstance(audio, str) else list(audio)
     rows = []
@@ -115,7 +115,7 @@ def write_held_out(tasks, csv_path):
     tasks : list of ssast_lobes.evaluation.probing.Task
         Their valid and test clips are written.
     csv_path : str or path
-        Where to write, with the columns `path` and `split`.
+        CSV to write, with the columns `path` and `split`.
 
     Returns
     -------
@@ -135,14 +135,14 @@ def check_held_out(tasks, output_folder):
     Arguments
     ---------
     tasks : list of ssast_lobes.evaluation.probing.Task
-        They need not be the tasks that the pretraining knew.
+        The tasks, which may differ from those that the pretraining knew.
     output_folder : str or path
-        Of the pretraining.
+        Output folder of the pretraining.
 
     Raises
     ------
     SettingsError
-        Names a clip, and how many there are.
+        If there are such clips; the message names one and their number.
     """
     text = (Path(output_folder) / "save/splits.json").read_text("utf-8")
     rows = list(json.loads(text)["train"].values())
@@ -181,14 +181,14 @@ def prepare_classification(
     Arguments
     ---------
     manifest : str
-        CSV with a path, a label and a split (train, valid, test) a row, and
-        perhaps a speaker, to be warned of speakers in more than one split; rows
-        with an empty label or split are left out where the column has
-        another name than "label" and "split". Or a folder of class folders,
-        split as `ssast-lobes manifest FOLDER` does it, whatever the seed of
+        CSV with a path, a label and a split (train, valid, test) in each row.
+        If it also has a speaker, a warning names speakers in more than one
+        split. Rows with an empty label or split are left out if the column is
+        not called "label" or "split". Or a folder of class folders. It is split
+        as `ssast-lobes manifest FOLDER` does it, independently of the seed of
         the training.
     output_folder : str
-        Where ``save/splits.json`` goes, and the list of unreadable audio.
+        Folder for ``save/splits.json`` and the list of unreadable audio.
     label_column, split_column : str
         Names of the two columns.
     multi_label : bool
@@ -199,13 +199,13 @@ def prepare_classification(
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
         If rows are bad, a split is empty, labels of valid and test do not
-        occur in train, or all clips of train have the same.
+        occur in train, or all training clips have the same label.
     """
     read = _class_folders if Path(manifest).expanduser().is_dir() else _table
     return write_splits(
@@ -221,7 +221,7 @@ def prepare_classification(
 def _table(manifest, label_column, split_column):
     """Return the splits of a CSV."""
     columns = {"label": label_column, "split": split_column}
-    # A column of another name belongs to a table of more than one task.
+    # A column with another name is from a table for several tasks.
     needs = [name for name, column in columns.items() if name == column]
     rows = read_manifest(manifest, ["path", *needs], columns=columns)
     rows = [row for row in rows if row["label"] and row["split"]]

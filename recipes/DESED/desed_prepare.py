@@ -1,9 +1,9 @@
-"""Prepare DESED: sound events at home, of DCASE task 4.
+"""Prepare DESED: sound events at home, from DCASE task 4.
 
-Layout of the official data, once audio and metadata of the recorded, synthetic
-and public evaluation sets are merged (Turpault et al., "Sound event detection
-in domestic environments with weakly labeled data and soundscape synthesis",
-DCASE 2019; https://github.com/turpaultn/DESED):
+The official data (Turpault et al., "Sound event detection in domestic
+environments with weakly labeled data and soundscape synthesis", DCASE 2019;
+https://github.com/turpaultn/DESED) has this layout, once the recorded,
+synthetic and public evaluation sets are merged:
 
     metadata/train/synthetic21_train/soundscapes.tsv           strong
     audio/train/synthetic21_train/soundscapes/10.wav
@@ -19,8 +19,8 @@ DCASE 2019; https://github.com/turpaultn/DESED):
     metadata/eval/public.tsv                                   strong
     audio/eval/public/
 
-Each may stand in `data_folder`, or in `dataset`, `dcase_synth` or
-`dataset/dcase_synth` in it; audio folders may end in `_16k`.
+Each may be in `data_folder`, or in `dataset`, `dcase_synth` or
+`dataset/dcase_synth` in it. Names of audio folders may end in `_16k`.
 """
 
 import os
@@ -39,7 +39,7 @@ logger = get_logger(__name__)
 
 PAGE = "https://github.com/turpaultn/DESED"
 ROOTS = ("", "dataset", "dcase_synth", "dataset/dcase_synth")
-# Table and folders of audio of each set.
+# Table and audio folders of each set.
 SETS = {
     "synthetic": (
         "metadata/train/synthetic21_train/soundscapes.tsv",
@@ -63,9 +63,9 @@ SETS = {
 UNLABELED = "audio/train/unlabel_in_domain"
 TRAIN_SETS = ("synthetic", "weak", "strong")
 TEST_SETS = ("validation", "public")
-# Of the page. That of the synthetic sets depends on their version.
+# Counts from the page. Those of the synthetic sets depend on their version.
 PUBLISHED = {"weak": 1578, "validation": 1168, "public": 692}
-# Videos vanish: with much less, a part of the audio is somewhere else.
+# Videos disappear, but if much less is found, some audio is in another folder.
 MIN_AVAILABLE = 0.75
 CLASSES = [
     "Alarm_bell_ringing",
@@ -89,37 +89,37 @@ def prepare_desed(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make DESED ready, and list the audio without labels.
+    """Prepare DESED, and list the audio without labels.
 
-    The epoch, and how scores become events, are chosen on the synthetic
-    validation set. ``<output_folder>/unlabeled.csv`` lists the audio without
-    labels, for a pretraining; it is left out where there is none.
+    The synthetic validation set chooses the epoch, and how scores become
+    events. ``<output_folder>/unlabeled.csv`` lists the audio without labels,
+    for pretraining. It is not written if there is none.
 
     Arguments
     ---------
     data_folder : str
         See the top of this file.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     train_sets : list of str
-        Of "synthetic", "weak" and "strong", to train on together.
+        Sets to train on: any of "synthetic", "weak" and "strong".
     test_set : str
-        "validation", recorded, of the development set, or "public", the
-        public evaluation set.
+        "validation", the recorded validation set, or "public", the public
+        evaluation set.
     require_counts : bool
-        Whether a part of the data is an error.
+        Whether incomplete data is an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     unknown = set(train_sets) - set(TRAIN_SETS)
     if unknown or not train_sets:
@@ -166,17 +166,17 @@ def read_rows(folder, name, require_counts=True):
     name : str
         Key of `SETS`.
     require_counts : bool
-        Whether a part of the set is an error.
+        Whether an incomplete set is an error.
 
     Returns
     -------
     list of dict
-        With id (after the name of the set), path and events.
+        With id (which begins with the name of the set), path and events.
 
     Raises
     ------
     ManifestError
-        If table or audio are missing, or the table is bad.
+        If the table or the audio is missing, or the table is bad.
     """
     table_name, audio_names = SETS[name]
     table = _find(folder, table_name)
@@ -207,7 +207,7 @@ def read_rows(folder, name, require_counts=True):
 
 
 def _find(folder, name):
-    """Return a file or folder in any of the places, or None."""
+    """Return a file or folder from one of its possible places, or None."""
     for root in ROOTS:
         for ending in ("", "_16k"):
             path = folder / root / f"{name}{ending}"

@@ -14,12 +14,12 @@ from ssast_lobes.dataio.tables import read_manifest
 
 FOLDS = (1, 2, 3, 4, 5)
 PAGE = "https://github.com/karolpiczak/ESC-50"
-# The newest state: it has no fixed checksum. A damaged archive does not
-# unpack (each member has a checksum), and an incomplete one is counted.
+# The newest state has no fixed checksum. A damaged archive does not unpack
+# (each member has a checksum), and the clips are counted.
 URL = f"{PAGE}/archive/master.zip"
 NAME = "ESC-50-master"
 LAYOUT = ["audio", "meta/esc50.csv"]
-# Columns of meta/esc50.csv; one recording (of Freesound) gave several clips.
+# Columns of meta/esc50.csv; several clips may be from one Freesound recording.
 COLUMNS = {"path": "filename", "label": "category", "recording": "src_file"}
 CLIPS_PER_CLASS = 40
 
@@ -32,27 +32,27 @@ def prepare_esc50(
     allow_download=False,
     **settings,
 ):
-    """Make one fold of ESC-50 or ESC-10 ready.
+    """Prepare one fold of ESC-50 or ESC-10.
 
     Arguments
     ---------
     data_folder : str
-        `ESC-50-master`, or the folder that has it or shall get it.
+        `ESC-50-master`, or the folder that contains or will contain it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5.
     esc10 : bool
-        Only the ten classes of ESC-10.
+        Whether to use only the ten classes of ESC-10.
     allow_download : bool
-        Whether to fetch the archive (600 MB) if it is not there.
+        Whether to download the archive (600 MB) if it is missing.
     **settings
         See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,
@@ -99,7 +99,7 @@ def read_rows(folder):
     Raises
     ------
     ManifestError
-        If clips are missing or listed twice; names the lines.
+        If clips are missing or listed twice; the message names the lines.
     """
     keys = ("path", "label", "recording", "fold", "esc10")
     table = folder / "meta" / "esc50.csv"

@@ -13,7 +13,7 @@ from ssast_lobes.dataio.splits import prepare_folds
 
 PAGE = "http://emodb.bilderbar.info/docu"
 # No checksum is published. A damaged archive does not unpack (each member has
-# a checksum), and an incomplete one is counted.
+# a checksum), and the clips are counted.
 URL = "http://emodb.bilderbar.info/download/download.zip"
 LAYOUT = ["wav"]
 NAME = r"(?P<speaker>\d\d)(?P<sentence>[ab]\d\d)(?P<emotion>[WLEAFTN])[a-z]"
@@ -27,9 +27,8 @@ EMOTIONS = {
     "T": "sadness",
     "N": "neutral",
 }
-# The page has none by emotion. Their sum is that of the copy of the corpus at
-# huggingface.co/datasets/renumics/emodb, and people who counted the files have
-# the same.
+# The page has no counts by emotion. These are from users who counted the files;
+# their sum is that of the copy at huggingface.co/datasets/renumics/emodb.
 COUNTS = {
     "anger": 127,
     "boredom": 81,
@@ -45,25 +44,25 @@ COUNTS = {
 def prepare_emodb(
     data_folder, output_folder, fold, allow_download=False, **settings
 ):
-    """Make one fold of EmoDB ready: one speaker to test on.
+    """Prepare one fold of EmoDB: test on one speaker.
 
     Arguments
     ---------
     data_folder : str
-        The folder that has `wav`, or shall get it.
+        The folder that contains or will contain `wav`.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The speaker to test on: 3, 8, 9, 10, 11, 12, 13, 14, 15 or 16.
     allow_download : bool
-        Whether to fetch the archive (40 MB) if it is not there.
+        Whether to download the archive (40 MB) if it is missing.
     **settings
         See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,
@@ -92,7 +91,7 @@ def read_rows(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        Where it is.
+        Path of `wav`.
 
     Returns
     -------

@@ -5,7 +5,7 @@ https://github.com/Jakobovski/free-spoken-digit-dataset), 8 kHz:
 
     free-spoken-digit-dataset-1.0.10/recordings/7_jackson_32.wav
 
-that is digit, speaker and take, 0 to 49.
+The name has the digit, the speaker and the take, 0 to 49.
 """
 
 from ssast_lobes.dataio.archives import find_archive
@@ -13,11 +13,11 @@ from ssast_lobes.dataio.corpus_checks import check_counts, tally
 from ssast_lobes.dataio.partition import rows_from_names
 from ssast_lobes.dataio.splits import prepare_folds, write_splits
 
-# A speaker each.
+# Each fold is a speaker.
 FOLDS = ("george", "jackson", "lucas", "nicolas", "theo", "yweweler")
 PAGE = "https://github.com/Jakobovski/free-spoken-digit-dataset"
-# GitHub makes the archive of a tag anew and promises no checksum. A damaged
-# one does not unpack (each member has a checksum), and all files are counted.
+# GitHub rebuilds the archive of a tag, so it has no fixed checksum. A damaged
+# archive does not unpack (each member has a checksum), and files are counted.
 URL = f"{PAGE}/archive/refs/tags/v1.0.10.zip"
 NAME = "free-spoken-digit-dataset"
 FOLDERS = (f"{NAME}-1.0.10", NAME, f"{NAME}-master")
@@ -31,33 +31,33 @@ PUBLISHED = {
     **dict.fromkeys(FOLDS, DIGITS * TAKES),
     **{f"digit {digit}": len(FOLDS) * TAKES for digit in range(DIGITS)},
 }
-# Takes 0 to 4 are the official test, all others the training set; the first
-# five of these choose the epoch.
+# Takes 0 to 4 are the official test set, and all others the training set; its
+# first five takes choose the epoch.
 TEST_TAKES, VALID_TAKES = range(0, 5), range(5, 10)
 
 
 def prepare_digits(
     data_folder, output_folder, fold, allow_download=False, **settings
 ):
-    """Make the digits of all but one speaker ready, to test on that one.
+    """Prepare one fold of the digits: test on one speaker.
 
     Arguments
     ---------
     data_folder : str
-        The unpacked archive, or the folder that has it or shall get it.
+        The unpacked archive, or the folder that contains or will contain it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : str
         The speaker to test on, one of `FOLDS`.
     allow_download : bool
-        Whether to fetch the archive (16 MB) if it is not there.
+        Whether to download the archive (16 MB) if it is missing.
     **settings
         See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     rows = read_rows(data_folder, allow_download)
     return prepare_folds(
@@ -79,26 +79,26 @@ def prepare_speakers(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make the speakers ready, in the official parts by take.
+    """Prepare speaker identification, with the official parts by take.
 
     Arguments
     ---------
     data_folder, output_folder, allow_download
         See `prepare_digits`.
     require_counts : bool
-        Whether a part of the archive is an error.
+        Whether an incomplete archive is an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     rows = read_rows(data_folder, allow_download)
     if require_counts:
@@ -117,7 +117,7 @@ def prepare_speakers(
 
 
 def part_of(take):
-    """Return the part of a take where speakers are told apart.
+    """Return the part of a take in speaker identification.
 
     Arguments
     ---------
@@ -150,7 +150,7 @@ def read_rows(data_folder, allow_download):
     Raises
     ------
     ManifestError
-        If there are none, or a name is not as official ones.
+        If there are none, or a name does not have the official form.
     """
     folder = find_archive(
         data_folder,

@@ -1,4 +1,4 @@
-"""Prepare IEMOCAP: four emotions, one session of five left out.
+"""Prepare IEMOCAP: four emotions; each fold leaves out one of five sessions.
 
 Layout of the official archive (Busso et al., "IEMOCAP: interactive emotional
 dyadic motion capture database", Language Resources and Evaluation, 2008;
@@ -8,8 +8,8 @@ https://sail.usc.edu/iemocap):
     IEMOCAP_full_release/Session1/sentences/wav/Ses01F_impro01/
         Ses01F_impro01_F000.wav           dialogue, speaker (F or M) and turn
 
-A line of the first that starts with a bracket tells the emotion on which most
-of those agreed who listened to the turn, separated by tabs:
+In the first file, a line that starts with a bracket has the emotion on which
+most listeners of the turn agreed, separated by tabs:
 
     [6.2901 - 8.2357]   Ses01F_impro01_F000   neu   [2.5000, 2.5000, 2.5000]
 """
@@ -24,8 +24,8 @@ PAGE = "https://sail.usc.edu/iemocap"
 NAME = "IEMOCAP_full_release"
 PARTS = ("dialog/EmoEvaluation", "sentences/wav")
 LAYOUT = [f"Session{number}/{part}" for number in FOLDS for part in PARTS]
-# As SUPERB has it (s3prl, downstream/emotion): excitement counts as happiness,
-# and turns of other emotions or without agreement are left out.
+# The protocol is SUPERB's (s3prl, downstream/emotion): excitement counts as
+# happiness, and turns with other emotions or without agreement are left out.
 EMOTIONS = {
     "ang": "angry",
     "exc": "happy",
@@ -34,9 +34,9 @@ EMOTIONS = {
     "sad": "sad",
 }
 CLASSES = sorted(set(EMOTIONS.values()))
-# By session in the code of emotion2vec (ddlBoJack/emotion2vec,
-# iemocap_downstream), by emotion in FlagEval's description of the corpus (595
-# happy and 1,041 excited turns); both add up to 5,531.
+# Counts by session are from the code of emotion2vec (ddlBoJack/emotion2vec,
+# iemocap_downstream). Counts by emotion are from FlagEval's description of the
+# corpus (595 happy and 1,041 excited turns). Both sums are 5,531.
 PUBLISHED = {
     "utterances": 5531,
     "angry": 1103,
@@ -56,14 +56,14 @@ GROUPS = ("session", "speaker", "dialogue", "id")
 def prepare_iemocap(
     data_folder, output_folder, fold, valid_group="session", **settings
 ):
-    """Make one fold of IEMOCAP ready.
+    """Prepare one fold of IEMOCAP.
 
     Arguments
     ---------
     data_folder : str
         `IEMOCAP_full_release`, or the folder that has it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The session to test on, 1 to 5.
     valid_group : str
@@ -75,12 +75,12 @@ def prepare_iemocap(
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     if valid_group not in GROUPS:
         raise ManifestError(
@@ -121,7 +121,7 @@ def read_rows(folder):
     Raises
     ------
     ManifestError
-        If a line is not as it should be; names it.
+        If a line is malformed; the message names it.
     """
     rows = []
     for session in FOLDS:
@@ -171,8 +171,8 @@ def _row(utterance, emotion, session, folder):
         "id": utterance,
         "path": str(folder / dialogue / f"{utterance}.wav"),
         "label": EMOTIONS[emotion],
-        # The letter in a dialogue's name is another: it tells whose motion was
-        # captured, while both speak.
+        # The letter in a dialogue's name is not the speaker: it tells whose
+        # motion was captured while both speak.
         "speaker": f"Ses{session:02}{turn[0]}",
         "dialogue": dialogue,
         "session": str(session),

@@ -83,37 +83,37 @@ def prepare_librispeech(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make LibriSpeech ready for speech recognition.
+    """Prepare LibriSpeech for speech recognition.
 
-    Also write `transcripts.txt` next to the JSON file: the words of train, a
-    line for each utterance. A tokenizer is trained on it.
+    The function also writes `transcripts.txt` next to the JSON file: the words
+    of train, one line for each utterance. The tokenizer is trained on it.
 
     Arguments
     ---------
     data_folder : str
-        `LibriSpeech`, or the folder that has it or shall get it.
+        `LibriSpeech`, or the folder that contains or will contain it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     train_parts, valid_parts, test_parts : list of str
-        Names of parts, see `PARTS`. Each test part is tested by itself.
+        Names of parts; see `PARTS`. Each test part is tested separately.
     allow_download : bool
-        Whether to fetch the archives that are not there.
+        Whether to download missing archives.
     require_counts : bool
-        Whether a part that is not whole is an error.
+        Whether an incomplete part is an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`; the parts in it
-        are train, valid and each test part by its own name; the labels are
-        the transcripts.
+        Path of the JSON file; see `dataio.splits.write_splits`. Its parts are
+        train, valid and each test part under its own name. The labels are the
+        transcripts.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
 
     def read(parts):
@@ -151,7 +151,7 @@ def add_transcripts(rows):
     Raises
     ------
     ManifestError
-        If a file is missing, or an utterance in it.
+        If a file is missing, or lacks an utterance.
     """
     chapters = {}
     for row in rows:
@@ -194,16 +194,16 @@ def read_librispeech(
     Arguments
     ---------
     librispeech_folder : str
-        `LibriSpeech`, or the folder that has it or shall get it.
+        `LibriSpeech`, or the folder that contains or will contain it.
     parts : list of str
         Names of parts, see `PARTS`.
     allow_download : bool
-        Whether to fetch the archives that are not there: 6, 23 and 30 GB of
-        training, 0.3 GB each of the others.
+        Whether to download missing archives: 6, 23 and 30 GB for training, and
+        0.3 GB for each other part.
     require_counts : bool
-        Whether a part that is not whole is an error.
+        Whether an incomplete part is an error.
     allowed : sequence of str
-        The parts that may be asked for.
+        The parts that may be requested.
 
     Returns
     -------
@@ -213,7 +213,7 @@ def read_librispeech(
     Raises
     ------
     ManifestError
-        If there is no such part, or it is missing or not whole.
+        If there is no such part, or it is missing or incomplete.
     """
     unknown = [part for part in parts if part not in allowed]
     if unknown or not parts:
@@ -238,7 +238,7 @@ def read_librispeech(
 
 
 def find_librispeech(librispeech_folder, parts, allow_download):
-    """Find the unpacked parts, or fetch them.
+    """Find the unpacked parts, or download them.
 
     Arguments
     ---------

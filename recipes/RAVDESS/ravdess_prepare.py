@@ -1,4 +1,4 @@
-"""Prepare RAVDESS: acted emotions in English, actors left out by fives.
+"""Prepare RAVDESS: acted emotions in English; folds leave out actors.
 
 Layout of the official archive of speech (Livingstone and Russo, "The Ryerson
 Audio-Visual Database of Emotional Speech and Song", PLoS ONE 2018;
@@ -21,7 +21,7 @@ NAME = "Audio_Speech_Actors_01-24"
 URL = f"{PAGE}/files/{NAME}.zip"
 MD5 = "bc696df654c87fed845eb13823edef8a"  # on that page
 LAYOUT = [f"Actor_{actor:02}" for actor in range(1, 25)]
-# Audio (03) of speech (01) and of song (02), which may lie next to it.
+# Audio (03) of speech (01) and of song (02), which may be in the same folders.
 FILE = (
     r"03-(?P<channel>01|02)-(?P<emotion>0[1-8])-(?P<intensity>0[12])-"
     r"(?P<statement>0[12])-(?P<take>0[12])-(?P<speaker>0[1-9]|1\d|2[0-4])"
@@ -36,7 +36,7 @@ EMOTIONS = {
     "07": "disgust",
     "08": "surprised",
 }
-# 60 clips of each actor, says the page; neutral has no strong intensity.
+# The page says 60 clips for each actor; neutral has no strong intensity.
 COUNTS = {
     **dict.fromkeys(EMOTIONS.values(), 192),
     "neutral": 96,
@@ -62,27 +62,27 @@ def prepare_ravdess(
     require_counts=True,
     **settings,
 ):
-    """Make one fold of RAVDESS ready: four or five actors to test on.
+    """Prepare one fold of RAVDESS: test on four or five actors.
 
     Arguments
     ---------
     data_folder : str
-        The folder that has `Actor_01` to `Actor_24`, or shall get them.
+        The folder that contains or will contain `Actor_01` to `Actor_24`.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 5; see `ACTORS`.
     allow_download : bool
-        Whether to fetch the archive (208 MB) if it is not there.
+        Whether to download the archive (208 MB) if it is missing.
     require_counts : bool
-        Whether a part of the archive is an error.
+        Whether an incomplete archive is an error.
     **settings
         See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     rows = read_rows(find_ravdess(data_folder, allow_download, require_counts))
     return prepare_folds(
@@ -99,7 +99,7 @@ def prepare_ravdess(
 
 
 def find_ravdess(data_folder, allow_download, require_counts):
-    """Find the unpacked archive, or fetch it; checks its layout.
+    """Find the unpacked archive, or download it; check its layout.
 
     Arguments
     ---------
@@ -114,7 +114,7 @@ def find_ravdess(data_folder, allow_download, require_counts):
     Raises
     ------
     ManifestError
-        If actors are missing, or all of them.
+        If some or all actors are missing.
     """
     data_folder = Path(data_folder).expanduser()
     here = any((data_folder / actor).is_dir() for actor in LAYOUT)

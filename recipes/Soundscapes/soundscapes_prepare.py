@@ -1,28 +1,28 @@
 #!/usr/bin/env python3
-"""Make soundscapes of labeled clips, and prepare tables of events.
+"""Make soundscapes from labeled clips, and prepare tables of events.
 
 > python soundscapes_prepare.py CLIPS.csv FOLDER --backgrounds BACKGROUNDS
 
-CLIPS.csv has the columns path, label and split (train, valid, test), as
-`ssast-lobes manifest` makes it of class folders. A soundscape of a part is
-made of clips of that part alone:
+CLIPS.csv has the columns path, label and split (train, valid, test);
+`ssast-lobes manifest` makes it from class folders. A soundscape uses only clips
+of its own part. It has:
 
-- A background: a stretch of an audio file (repeated where that is shorter),
-  scaled to a level that is drawn.
-- Events: active parts of clips, at random places, each at a known
-  signal-to-noise ratio (SNR) to the background: the mean power of the event
-  over that of the background under it. At most `--max-overlap` sound at one
-  time, and events of one class are at least half a second apart.
+- A background: a stretch of an audio file (repeated if the file is shorter),
+  scaled to a random level.
+- Events: active parts of clips at random positions, each with a known
+  signal-to-noise ratio (SNR). This is the mean power of the event over that of
+  the background under it. At most `--max-overlap` events sound at one time, and
+  events of one class are at least half a second apart.
 
-The active parts of a clip, which make the truth, follow one rule: its level is
-the power of 20 ms in dB, every 10 ms; active is what is less than
-`--active-range` dB below the loudest, and above -60 dB of full scale; parts
-with silences of up to 0.5 s between them are one, longer silences split them;
-parts of less than 50 ms are left out. Cuts have fades of 5 ms.
+One rule finds the active parts of a clip, which are the true events. The level
+is the power of 20 ms in dB, every 10 ms. A clip is active where its level is
+less than `--active-range` dB below the loudest level, and above -60 dB of full
+scale. Silences of up to 0.5 s belong to a part; longer silences split it. Parts
+of less than 50 ms are left out. Cuts have fades of 5 ms.
 
-Everything is a function of the arguments: the same ones make the same bytes.
-FOLDER gets the audio and `events.csv` (path, onset, offset, label, split, and
-of each event snr and source), which `detect/train.py --manifest` takes.
+The same arguments make the same bytes. FOLDER gets the audio and `events.csv`,
+which `detect/train.py --manifest` reads. Its columns are path, onset, offset,
+label, split, snr and source.
 """
 
 import argparse
@@ -57,17 +57,17 @@ def prepare_events(manifest, output_folder, max_unreadable=0.01):
     Arguments
     ---------
     manifest : str
-        CSV or TSV, see `dataio.event_tables.read_event_table`, with a split
-        (train, valid, test) a row.
+        CSV or TSV with a split (train, valid, test) in each row; see
+        `dataio.event_tables.read_event_table`.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -101,7 +101,7 @@ def active_parts(wav, active_range=30.0):
     wav : numpy.ndarray
         Waveform (samples,) at 16 kHz.
     active_range : float
-        How far below the loudest level is active, in dB.
+        Range below the loudest level that counts as active, in dB.
 
     Returns
     -------
@@ -132,7 +132,7 @@ def active_parts(wav, active_range=30.0):
 
 
 class Soundscapes:
-    """Makes the soundscapes of one part.
+    """Make the soundscapes of one part.
 
     Arguments
     ---------
@@ -141,7 +141,7 @@ class Soundscapes:
     backgrounds : list of str
         Audio files.
     seed : tuple of int
-        Of all draws.
+        Seed of all draws.
     seconds : float
         Length of a soundscape.
     events_per_minute : float
@@ -151,9 +151,9 @@ class Soundscapes:
     snr : tuple of float
         Lowest and highest SNR in dB.
     max_overlap : int
-        How many events may sound at one time.
+        Largest number of events at one time.
     max_event_seconds : float
-        Longer parts are cut to a stretch of this length.
+        Longer active parts are cut to this length.
     active_range : float
         See `active_parts`.
     """
@@ -216,7 +216,7 @@ class Soundscapes:
             times = start / SAMPLE_RATE, stop / SAMPLE_RATE
             events.append((*times, label, snr, path))
         peak = np.abs(mixture).max()
-        # All of it together: the ratios stay.
+        # Scale the whole mixture, so that the SNRs do not change.
         mixture *= min(1.0, 0.99 / max(peak, 1e-9))
         return mixture.astype(np.float32), sorted(events)
 
@@ -250,7 +250,7 @@ class Soundscapes:
         return path, sound
 
     def _place(self, label, length, load, events):
-        """Return a start that keeps the rules, or None if ten draws do not."""
+        """Return a start that obeys the rules, or None after ten draws."""
         apart = JOINED_SILENCE * SAMPLE_RATE
         own = [
             (onset * SAMPLE_RATE - apart, offset * SAMPLE_RATE + apart)
@@ -292,19 +292,19 @@ def make_soundscapes(
     clips : str
         CSV with the columns path, label and split.
     folder : str
-        Where to.
+        Folder for the audio and the table.
     backgrounds : str
-        CSV with the columns path and split, or a folder, of which parts are
-        cut by the order of its files: the first of each ten go to valid, the
+        CSV with the columns path and split, or a folder. The files of a folder
+        are split in their order: of every ten, the first goes to valid, and the
         second to test.
     counts : tuple of int
-        Soundscapes of train, valid and test.
+        Number of soundscapes in train, valid and test.
     seconds, events_per_minute, negatives, snr, max_overlap
         See `Soundscapes`.
     max_event_seconds, active_range
         See `Soundscapes`.
     seed : int
-        Of all draws.
+        Seed of all draws.
 
     Returns
     -------
@@ -368,7 +368,7 @@ def _backgrounds(source):
 
 
 def main():
-    """Make soundscapes as the command line says."""
+    """Run the command line."""
     head, _, _ = __doc__.partition("\n\n")
     parser = argparse.ArgumentParser(description=head)
     parser.add_argument("clips", help="CSV: path, label, split")

@@ -6,13 +6,13 @@ Limited-Vocabulary Speech Recognition", 2018), each in a folder of its name:
     speech_commands_v0.02/yes/0a7c2a8d_nohash_0.wav    word, speaker, take
     speech_commands_v0.02/validation_list.txt          yes/..., a line each
     speech_commands_v0.02/testing_list.txt
-    speech_commands_v0.01/...                          likewise, 30 words
+    speech_commands_v0.01/...                          the same, 30 words
     speech_commands_v0.01/_background_noise_/running_tap.wav
     speech_commands_test_set_v0.01/yes/0a7c2a8d_nohash_0.wav
     speech_commands_test_set_v0.01/_unknown_/bed_0c40e715_nohash_0.wav.wav
     speech_commands_test_set_v0.01/_silence_/0.wav
 
-A clip of the first two that no list names is for training.
+In the first two archives, clips that are in neither list are for training.
 """
 
 import math
@@ -31,8 +31,8 @@ PAGE = "https://arxiv.org/abs/1804.03209"
 URL = "https://storage.googleapis.com/download.tensorflow.org/data"
 V1, V2 = "speech_commands_v0.01", "speech_commands_v0.02"
 V1_TEST = "speech_commands_test_set_v0.01"
-# Of torchaudio.datasets.SPEECHCOMMANDS. None is published for the test set:
-# a damaged archive does not unpack, an incomplete one is counted.
+# Checksums from torchaudio.datasets.SPEECHCOMMANDS. None is published for the
+# test set: a damaged archive does not unpack, and its clips are counted.
 SHA256 = {
     V1: "743935421bb51cccdb6bdd152e04c5c70274e935c82119ad7faeec31780d811d",
     V2: "af14739ee7dc311471de98f5f9d2c9191b18aedfe957f4a6ff791c709868ff58",
@@ -58,29 +58,29 @@ def prepare_speech_commands(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make Speech Commands ready, as one of the protocols has it.
+    """Prepare Speech Commands for one of the protocols.
 
     Arguments
     ---------
     data_folder : str
-        Folder that has the unpacked archives, each under its name, or shall
-        get them; for "v2-35" also the archive's folder, whatever its name.
+        Folder that contains or will contain the unpacked archives, each under
+        its name. For "v2-35" also the folder of the archive, with any name.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     protocol : str
-        "v2-35": the 35 words of V2 in the parts of its lists. "superb-12":
-        see `superb_splits`.
+        "v2-35": the 35 words of V2, in the parts of its lists. "superb-12": 12
+        classes of V1; see `superb_splits`.
     allow_download : bool
-        Whether to fetch missing archives (V2 2.4 GB, V1 1.6 GB).
+        Whether to download missing archives (V2 2.4 GB, V1 1.6 GB).
     require_counts : bool
-        Whether a part of the archives is an error.
+        Whether incomplete archives are an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
@@ -96,7 +96,7 @@ def prepare_speech_commands(
         *(find(data_folder, name, allow_download) for name in chosen.archives)
     )
     if require_counts:
-        # Silence has many rows of one file.
+        # Silence has many rows for one file.
         found = {
             part: len({row["path"] for row in rows})
             for part, rows in splits.items()
@@ -114,14 +114,14 @@ def prepare_speech_commands(
 
 
 def find(data_folder, name, allow_download):
-    """Find an unpacked archive, or fetch it; checks its layout.
+    """Find an unpacked archive, or download it; check its layout.
 
     Arguments
     ---------
     data_folder, allow_download
         See `prepare_speech_commands`.
     name : str
-        Of the archive, `speech_commands_v0.02` for example.
+        Name of the archive, `speech_commands_v0.02` for example.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def find(data_folder, name, allow_download):
 
 
 def list_splits(folder):
-    """Return the words in the parts that the two official lists make.
+    """Return the words in the parts of the two official lists.
 
     Arguments
     ---------
@@ -156,7 +156,7 @@ def list_splits(folder):
     -------
     dict of str to list of dict
         Rows of train, valid and test, with id, path, label and speaker. Files
-        that a list names have a row, whether they are there or not.
+        in a list have a row even if they are missing.
     """
     listed = {}
     for part, name in LISTS.items():
@@ -177,17 +177,17 @@ def list_splits(folder):
 def superb_splits(folder, test_folder):
     """Return the parts and classes of SUPERB's keyword spotting.
 
-    As s3prl makes them (s3prl 099ce80, downstream/speech_commands/dataset.py
-    and expert.py): words other than the ten keywords are `_unknown_`; silence
-    is a random second of one of the long noises, the same noises in train and
-    valid; the clips of the testing list are left out, and the official test
-    archive is the test. Its hash of the speaker's name gives the same parts
-    as the lists.
+    They are those of s3prl (s3prl 099ce80,
+    downstream/speech_commands/dataset.py and expert.py). Words other than the
+    ten keywords are `_unknown_`. Silence is a random second of one of the long
+    noises; train and valid have the same noises. The clips of the testing list
+    are left out, and the official test archive is the test set. s3prl uses a
+    hash of the speaker's name, which gives the same parts as the lists.
 
     Arguments
     ---------
     folder, test_folder : pathlib.Path
-        Of the two archives.
+        Folders of the two archives.
 
     Returns
     -------
@@ -213,23 +213,23 @@ def superb_splits(folder, test_folder):
 def silence_rows(folder, words, part):
     """Return the rows of silence, as many as a keyword has clips on average.
 
-    s3prl has one row for each noise, draws it hundreds of times an epoch and
-    cuts out another second each time. A crop here is a function of the epoch
-    and the id, so that each noise has many ids.
+    s3prl has one row for each noise, draws it hundreds of times in an epoch,
+    and cuts out another second each time. Here a crop is a function of the
+    epoch and the id, so each noise has many ids.
 
     Arguments
     ---------
     folder : pathlib.Path
-        That has the noises.
+        Folder of the archive with the noises.
     words : list of dict
         Rows of the words of this part.
     part : str
-        Its name, which makes its ids others than those of other parts.
+        Name of the part, which makes its ids unique.
 
     Returns
     -------
     list of dict
-        The rows; all of one noise have the same path.
+        The rows; those of one noise have the same path.
     """
     noises = sorted((folder / NOISE).glob("[!.]*.wav"))
     clips = sum(row["label"] in KEYWORDS for row in words) / len(KEYWORDS)
@@ -250,7 +250,7 @@ def make_row(folder, clip):
     folder : pathlib.Path
         Of the unpacked archive.
     clip : str
-        word/file; names of files have the speaker in them.
+        Path word/file; the name of the file contains the speaker.
 
     Returns
     -------
@@ -283,7 +283,7 @@ PROTOCOLS = {
         list_splits,
         None,
         {"train": 84843, "valid": 9981, "test": 11005, "classes": 35},
-        # Of 105,829 in all, as the paper of the dataset has it.
+        # The sum is 105,829, as in the paper of the dataset.
         "Gong et al., AST, Interspeech 2021",
     ),
     "superb-12": Protocol(
@@ -291,8 +291,8 @@ PROTOCOLS = {
         (V1, V1_TEST),
         superb_splits,
         CLASSES,
-        # Six of train and of valid are noises: the card has 51,094, 6,798 and
-        # 3,081, as it counts valid without them, while s3prl has them in it.
+        # Train and valid each contain six noises. The card has 51,094, 6,798
+        # and 3,081: it counts valid without the noises, but s3prl uses them.
         {"train": 51094, "valid": 6804, "test": 3081, "classes": 12},
         "https://huggingface.co/datasets/s3prl/superb",
     ),

@@ -1,12 +1,12 @@
 #!/usr/bin/env python3
 """Spoken takes: words of many languages, each in two voices, to pretrain on.
 
-eSpeak NG says a word twice: another voice, pitch, rate and vocal tract, in
-another room with another noise. A clip is 2 s, and each half one take, which
-the column `takes` of the manifest says: with the objective `contrastive_mspm`
-the encoder learns what the two have in common. There are no labels; the words
-that Speech Commands and spoken-digit sets ask for are left out. Flite, whose
-voices were recorded, may say English words next to it.
+eSpeak NG says a word twice, with another voice, pitch, rate and vocal tract, in
+another room with another noise. A clip is 2 s long, and each half is one take;
+the column `takes` of the manifest says so. With the objective
+`contrastive_mspm`, the encoder learns what the two takes have in common. There
+are no labels. The words of Speech Commands and of spoken-digit sets are left
+out. Flite, whose voices were recorded, can say some of the English words.
 
 To make the corpus from the command line:
 > pip install espeakng-loader wordfreq
@@ -67,18 +67,18 @@ NOT_WORDS = frozenset(
     "backward forward follow learn visual".split()
 )
 WORDS_PER_LANGUAGE = 5000
-# Longer ones do not fit into a second.
+# Longer words do not fit into a second.
 LONGEST_WORD = 12
 CLIPS_PER_SHARD = 250
 SCRIPT = os.path.abspath(__file__)
 COLUMNS = ("path", "takes", "language", "word", "voices")
-# Part of what a corpus is made from; raise it whenever the audio changes.
+# One of the settings of a corpus; raise it whenever the audio changes.
 GENERATOR_VERSION = 2
-# Voices differ more, and are less noisy, than in the corpus of commands: what
-# two takes have in common is to be the word, and it is to be heard.
+# Voices differ more, and are less noisy, than in the corpus of commands: two
+# takes should have only the word in common, and it should be audible.
 VARIED = {"pitch": (10, 90), "rate": (100, 220)}
 SNR_DB = (10.0, 60.0)
-# Of Flite's takes among those of the clips it has a part in.
+# Fraction of Flite's takes in the clips that have at least one.
 FLITE_TAKES = 0.6
 FLITE_VOICES = ("kal16", "awb", "rms", "slt")
 
@@ -91,32 +91,33 @@ def prepare_spoken_takes(
     seed=0,
     skip_prep=False,
 ):
-    """Make the corpus of spoken takes, or find it made.
+    """Make the corpus of spoken takes, or reuse an existing one.
 
-    Writes 16-bit mono FLAC clips of two seconds at 16 kHz below
-    `output_folder`/audio and `output_folder`/manifest.csv: path (relative),
-    takes (2), language, word, voices. The same arguments give the same words
-    and voices; a corpus that was interrupted is completed.
+    The function writes 16-bit mono FLAC clips of two seconds at 16 kHz below
+    `output_folder`/audio, and `output_folder`/manifest.csv with the columns
+    path (relative), takes (2), language, word and voices. The same arguments
+    give the same words and voices. An interrupted corpus is completed.
 
     Arguments
     ---------
     output_folder : str or Path
-        Where the corpus goes. It must be new, or hold a corpus made with
+        Folder for the corpus. It must be new, or contain a corpus made with
         the same arguments.
     n_clips : int
         Number of clips, rounded up to a multiple of 250.
     words : str or Path, optional
         UTF-8 file with a language of eSpeak NG and a word in each line, such
-        as "de Haus", drawn evenly; by default the 5,000 most frequent words
-        of fifteen languages, of the package `wordfreq`, three fifths English.
+        as "de Haus". All lines are drawn equally often. By default, the words
+        are the 5,000 most frequent ones of fifteen languages in the package
+        `wordfreq`, and three fifths of the clips are English.
     flite_fraction : float
-        Fraction of the clips, 0 to 1, that are an English word which Flite says
-        at least once; the other take is Flite's too, in another voice, or
-        eSpeak NG's.
+        Fraction of the clips, 0 to 1, in which Flite says at least one take;
+        their words are English. The other take is by another voice of Flite or
+        by eSpeak NG.
     seed : int
         Another seed gives other words and voices.
     skip_prep : bool
-        True: make nothing, only say where the manifest is.
+        True: make nothing, and only return the path of the manifest.
 
     Returns
     -------
@@ -126,11 +127,11 @@ def prepare_spoken_takes(
     Raises
     ------
     ValueError
-        If `output_folder` holds a corpus made with other arguments,
-        `words` has a line that is not a language and a word, or Flite is to
-        say a fraction above 1 or below 0, or has no English word to say.
+        If `output_folder` holds a corpus made with other arguments, a line of
+        `words` is not a language and a word, `flite_fraction` is not in 0 to 1,
+        or there is no English word for Flite.
     FileNotFoundError
-        If Flite is to say some, and its program or a voice is missing.
+        If Flite is needed, and its program or a voice is missing.
     ModuleNotFoundError
         If `espeakng-loader`, or `wordfreq` where it is needed, is missing.
     RuntimeError
@@ -228,7 +229,7 @@ def _english(languages):
 
 
 class Flite:
-    """Flite, an English synthesizer with voices of people, by its program.
+    """Run the program of Flite, an English synthesizer with recorded voices.
 
     Raises
     ------
@@ -236,9 +237,9 @@ class Flite:
         If the program, or one of `FLITE_VOICES`, is missing.
     """
 
-    # Hz of the voices; that of rms is its own.
+    # Range of pitch in Hz; the voice rms keeps its own pitch.
     _PITCH = (75.0, 260.0)
-    # Times as long, and all frequencies times as high.
+    # Factors on the duration, and on all frequencies.
     _STRETCH, _TRACT = (0.75, 1.35), (0.85, 1.2)
 
     def __init__(self):
@@ -256,12 +257,12 @@ class Flite:
             )
 
     def say(self, word, voice, rng):
-        """Say a word, never twice in quite the same way.
+        """Say a word, with random pitch, rate and vocal tract.
 
         Arguments
         ---------
         word : str
-            An English one.
+            An English word.
         voice : str
             One of `FLITE_VOICES`.
         rng : numpy.random.Generator
@@ -311,11 +312,11 @@ class Flite:
 
 
 def _make(shards, words, flite_fraction, seed):
-    """Make shards on all processors, a fresh process each.
+    """Make shards on all processors, each in a new process.
 
-    What eSpeak NG says depends a little on what it has said before in the
-    same process. A subprocess, unlike multiprocessing, does not import the
-    caller's main script again.
+    The audio of eSpeak NG depends slightly on what the same process has said
+    before. A subprocess, unlike multiprocessing, does not import the caller's
+    main script again.
     """
 
     def make(shard):
@@ -327,7 +328,7 @@ def _make(shards, words, flite_fraction, seed):
         }
         process = subprocess.run(
             [sys.executable, SCRIPT, "--job", json.dumps(job)],
-            # The voices are found by a short relative path from here.
+            # From here, a short relative path leads to the voices.
             cwd=voice_folder().parents[2],
             capture_output=True,
             text=True,
@@ -344,7 +345,7 @@ def _make(shards, words, flite_fraction, seed):
 
 
 def _make_shard(words, flite_fraction, seed, shard):
-    """Synthesize the clips of a shard; it appears when it is whole."""
+    """Synthesize the clips of a shard; it appears when it is complete."""
     languages, shard = _languages(words), Path(shard)
     synthesizer = Synthesizer()
     flite = Flite() if flite_fraction else None
@@ -392,7 +393,7 @@ def _make_shard(words, flite_fraction, seed, shard):
                 )
                 for number in (0, 1)
             ]
-        except IndexError:  # a voice that has no sound for it
+        except IndexError:  # a voice that has no sound for the word
             silent += 1
             if silent > CLIPS_PER_SHARD:
                 raise RuntimeError(

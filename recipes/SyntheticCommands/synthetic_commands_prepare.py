@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""Synthetic spoken commands: a corpus made on the spot, without download.
+"""Make a corpus of synthetic spoken commands, without any download.
 
-eSpeak NG (PyPI wheel `espeakng-loader`, library and voices included) says
-the ten words of Speech Commands in many voices. Every clip is one second at
-16 kHz: a word at a random place, a room, background noise, a channel and a
-level of its own. The voices of valid and test are heard nowhere else, and
-most of the corpus is unlabelled, for self-supervised pretraining.
+eSpeak NG (PyPI wheel `espeakng-loader`, which has the library and the voices)
+says the ten words of Speech Commands in many voices. Every clip is one second
+at 16 kHz. It has a word at a random position, and its own room, background
+noise, channel and level. No other part has the voices of valid and test. Most
+of the corpus is unlabeled, for self-supervised pretraining.
 
 To make the corpus from the command line:
 > python synthetic_commands_prepare.py OUTPUT_FOLDER
@@ -37,29 +37,29 @@ def prepare_synthetic_commands(
     seed=0,
     skip_prep=False,
 ):
-    """Make the synthetic spoken-command corpus, or find it made.
+    """Make the synthetic spoken-command corpus, or reuse an existing one.
 
-    Writes 16-bit mono FLAC clips of one second at 16 kHz below
-    `output_folder`/audio, and two manifests whose paths are relative to
-    `output_folder`, so that the folder can be moved:
+    The function writes 16-bit mono FLAC clips of one second at 16 kHz below
+    `output_folder`/audio. It also writes two manifests, whose paths are
+    relative to `output_folder`, so that the folder can be moved:
 
     - `unlabelled.csv`: path, speaker
     - `labelled.csv`: path, label, split (train, valid or test), speaker
 
-    The same arguments give the same bytes on the same machine, however many
-    processes work on it. A complete corpus is reused, and one that was
-    interrupted is completed.
+    The same arguments give the same bytes on the same machine, with any number
+    of processes. A complete corpus is reused, and an interrupted one is
+    completed.
 
     Arguments
     ---------
     output_folder : str or Path
-        Where the corpus goes. It must be new, or hold a corpus made with
+        Folder for the corpus. It must be new, or contain a corpus made with
         the same arguments.
     n_unlabelled : int
         Number of clips without label, of `n_unlabelled / 20` speakers.
     n_train_per_word : int
-        Labelled training clips of each word; as many speakers, each saying
-        every word once. So are valid and test.
+        Labeled training clips of each word. There are as many speakers, and
+        each says every word once; valid and test are made in the same way.
     n_valid_per_word : int
         Validation clips of each word. No other part has their voices.
     n_test_per_word : int
@@ -67,7 +67,7 @@ def prepare_synthetic_commands(
     seed : int
         Another seed gives other speakers and other clips.
     skip_prep : bool
-        True: make nothing, only say where the manifests are.
+        True: make nothing, and only return the paths of the manifests.
 
     Returns
     -------
@@ -129,19 +129,19 @@ def prepare_synthetic_commands(
 
 
 def claim(output_folder, wanted):
-    """Write the settings, or check that they are the ones there.
+    """Write the settings of a corpus, or check that they are the same.
 
     Arguments
     ---------
     output_folder : Path
-        Of a corpus; made if it is not there.
+        Folder of a corpus; made if it does not exist.
     wanted : dict
-        All that decides what the corpus contains.
+        All settings that determine the content of the corpus.
 
     Raises
     ------
     ValueError
-        If the corpus that is there was made with other settings.
+        If the existing corpus was made with other settings.
     """
     path = output_folder / "settings.json"
     if path.is_file():
@@ -157,7 +157,7 @@ def claim(output_folder, wanted):
 
 
 def write_whole(path, text):
-    """Write a text file that is there entirely or not at all."""
+    """Write a text file that appears when it is complete."""
     path = Path(path)
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{path.name}.", delete=False
@@ -175,7 +175,7 @@ def as_csv(columns, rows):
     columns : sequence of str
         Names of the columns.
     rows : list of dict
-        A value for each.
+        A value for each column.
 
     Returns
     -------

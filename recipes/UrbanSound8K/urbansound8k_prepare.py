@@ -17,21 +17,21 @@ from ssast_lobes.dataio.tables import ManifestError
 
 FOLDS = tuple(range(1, 11))
 PAGE = "https://urbansounddataset.weebly.com/urbansound8k.html"
-# Version 1.0; the checksum is that of the record, and that which soundata has.
+# Version 1.0; the checksum is that of the record, and of soundata.
 URL = "https://zenodo.org/records/1203745/files/UrbanSound8K.tar.gz?download=1"
 MD5 = "9aa69802bbf37fb986f71ec1483a196e"
 NAME = "UrbanSound8K"
 TABLE = "metadata/UrbanSound8K.csv"
 LAYOUT = [TABLE, *(f"audio/fold{fold}" for fold in FOLDS)]
-# Columns of the table; one recording (of Freesound) gave several clips.
+# Columns of the table; several clips may be from one recording (Freesound).
 COLUMNS = {
     "file": "slice_file_name",
     "label": "class",
     "recording": "fsID",
     "fold": "fold",
 }
-# The page has their sum, 8,732. Users of the table report the same of the rare
-# classes, and of folds 1 and 10; other folds are not verified but by the sum.
+# The page has the sum, 8,732. Users of the table report the same counts for the
+# rare classes and for folds 1 and 10; only the sum verifies the other folds.
 PER_CLASS = {
     "air_conditioner": 1000,
     "car_horn": 429,
@@ -61,28 +61,28 @@ def prepare_urbansound8k(
     allow_download=False,
     **settings,
 ):
-    """Make one fold of UrbanSound8K ready.
+    """Prepare one fold of UrbanSound8K.
 
     Arguments
     ---------
     data_folder : str
-        `UrbanSound8K`, or the folder that has it or shall get it.
+        `UrbanSound8K`, or the folder that contains or will contain it.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     fold : int
         The fold to test on, 1 to 10.
     valid_fraction : float
         Fraction of the other folds that is held out for validation: whole
-        recordings, each class alike.
+        recordings, and about the same fraction of each class.
     allow_download : bool
-        Whether to fetch the archive (6 GB) if it is not there.
+        Whether to download the archive (6 GB) if it is missing.
     **settings
         See `dataio.splits.prepare_folds`.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
     """
     folder = find_archive(
         data_folder,
@@ -126,7 +126,7 @@ def read_rows(folder):
     Raises
     ------
     ManifestError
-        If a column or a cell is missing; names the line.
+        If a column or a cell is missing; the message names the line.
     """
     table = folder / TABLE
     rows = []

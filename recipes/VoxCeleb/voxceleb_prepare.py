@@ -9,8 +9,8 @@ or each into a folder of its own, and the list of the parts next to them:
 or  VoxCeleb1/dev/wav/id10001/1zcIwhmdeo4/00001.wav
     VoxCeleb1/test/wav/id10270/5r0dWxy17C8/00001.wav
 
-The folders dev and test belong to another protocol, speaker verification: here
-every speaker of either is in all three parts.
+The folders dev and test belong to another protocol, speaker verification. Here
+the speakers of both folders are in all three parts.
 """
 
 import re
@@ -25,11 +25,11 @@ PAGE = "https://mm.kaist.ac.kr/datasets/voxceleb"
 SPLIT_LIST = "iden_split.txt"
 # No checksum is published: the clips in the list are counted instead.
 URL = f"{PAGE}/meta/{SPLIT_LIST}"
-# A line of it: "3 id10001/1zcIwhmdeo4/00001.wav".
+# A line of the list: "3 id10001/1zcIwhmdeo4/00001.wav".
 PARTS = {"1": "train", "2": "valid", "3": "test"}
 LINE = re.compile(r"([123])\s+((id\d+)/([^/\s]+)/[^/\s]+\.wav)")
-# The parts are those of SUPERB's card (huggingface.co/datasets/s3prl/superb);
-# train and valid add up to the 145,265 clips that the paper develops on.
+# The counts are those of SUPERB's card (huggingface.co/datasets/s3prl/superb);
+# train and valid add up to the 145,265 development clips of the paper.
 PUBLISHED = {"speakers": 1251, "train": 138361, "valid": 6904, "test": 8251}
 SOURCE = f"Nagrani et al., 2017, and {SPLIT_LIST} of {PAGE}"
 ON_REQUEST = (
@@ -47,31 +47,31 @@ def prepare_voxceleb(
     require_counts=True,
     max_unreadable=0.01,
 ):
-    """Make VoxCeleb1 ready for speaker identification.
+    """Prepare VoxCeleb1 for speaker identification.
 
     Arguments
     ---------
     data_folder : str
-        With the audio and the list, see the top of this file.
+        Folder with the audio and the list; see the top of this file.
     output_folder : str
-        Of the experiment; see `dataio.splits.write_splits`.
+        Output folder of the experiment; see `dataio.splits.write_splits`.
     allow_download : bool
-        Whether to fetch the list (5 MB) if it is not there. The audio is given
-        on request only.
+        Whether to download the list (5 MB) if it is missing. The audio is
+        available only on request.
     require_counts : bool
-        Whether it is an error if the list is not the whole one.
+        Whether an incomplete list is an error.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Returns
     -------
     str
-        Path of the JSON file, see `dataio.splits.write_splits`.
+        Path of the JSON file; see `dataio.splits.write_splits`.
 
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
     """
     split_list, folders = find_voxceleb(data_folder, allow_download)
     splits = read_split_list(split_list)
@@ -103,7 +103,7 @@ def find_voxceleb(data_folder, allow_download):
     split_list : pathlib.Path
         `iden_split.txt`.
     folders : list of pathlib.Path
-        Folders of the name wav, which have those of the speakers.
+        Folders called wav, which contain those of the speakers.
     """
     data_folder = Path(data_folder).expanduser().absolute()
     places = (data_folder / "wav", *sorted(data_folder.glob("*/wav")))
@@ -133,7 +133,7 @@ def read_split_list(path):
     Raises
     ------
     ManifestError
-        If there is anything else in it; names the line.
+        If a line has another form; the message names it.
     """
     splits = {name: [] for name in PARTS.values()}
     with open(path, encoding="utf-8", errors="replace") as file:
@@ -161,14 +161,14 @@ def locate(splits, folders):
     Arguments
     ---------
     splits : dict of str to list of dict
-        See `read_split_list`; their paths are replaced.
+        From `read_split_list`; the paths are replaced in place.
     folders : list of pathlib.Path
         See `find_voxceleb`.
 
     Raises
     ------
     ManifestError
-        If there is no folder of a speaker.
+        If a speaker has no folder.
     """
     places = {
         speaker.name: folder

@@ -1,4 +1,4 @@
-"""Prepare a data set of your own. Adapt it to how your labels are written."""
+"""Prepare your own dataset. Adapt this file to the format of your labels."""
 
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.dataio.tables import read_manifest
@@ -10,17 +10,18 @@ def prepare_my_data(table, output_folder, max_unreadable):
     Arguments
     ---------
     table : str
-        CSV with the columns path (from its folder on), label, split (train,
+        CSV with the columns path (relative to its folder), label, split (train,
         valid or test) and perhaps speaker.
     output_folder : str
-        Gets ``save/splits.json``, which train.py reads, and a table.
+        Folder for ``save/splits.json``, which train.py reads, and a table.
     max_unreadable : float
         Largest accepted fraction of unreadable files.
 
     Raises
     ------
     ManifestError
-        If files are missing, or a class is not in train; says what to fix.
+        If files are missing, or a class is not in train; the message says what
+        to fix.
     """
     splits = {"train": [], "valid": [], "test": []}
     for row in read_manifest(table, needs=("path", "label", "split")):
@@ -29,7 +30,7 @@ def prepare_my_data(table, output_folder, max_unreadable):
                 "id": row["id"],  # anything that is unique
                 "path": row["path"],
                 "label": row["label"],
-                # `write_splits` warns of a speaker in both train and test.
+                # `write_splits` warns if a speaker is in both train and test.
                 "speaker": row.get("speaker"),
             }
         )

@@ -1,8 +1,8 @@
 """Training augmentation: mixup, spectrogram masking, noise and roll.
 
-All work on a whole batch on its own device, draw per clip from an optional
-generator that lives on that device, and never wait for the device.
-The clips differ in their draws; padding stays 0.
+All modules work on a whole batch, on its device, and never wait for the device.
+They draw random numbers for each clip. An optional generator, on the same
+device, is the source of these. Padding stays 0.
 """
 
 import torch
@@ -20,17 +20,17 @@ class Mixup(nn.Module):
     """Mix the waveforms of two clips, and their targets by the same ratio.
 
     Follows SSAST (Gong et al., 2022, `src/dataloader.py`) and, before it,
-    Tokozume et al. (2018): both waveforms lose their mean, the second is cut
-    or padded to the first's length, and the mixture loses its mean again. The
-    partner comes from a random permutation of the batch. The soft targets
-    serve both cross-entropy and binary cross-entropy.
+    Tokozume et al. (2018). The mean of both waveforms is subtracted, the second
+    is cut or padded to the length of the first, and the mean of the mixture is
+    subtracted. The partner comes from a random permutation of the batch. The
+    soft targets fit both cross-entropy and binary cross-entropy.
 
     Arguments
     ---------
     alpha : float
         The first clip's ratio is drawn from Beta(alpha, alpha).
     probability : float
-        Fraction of the clips that are mixed; the others come back unchanged.
+        Fraction of the clips that are mixed; the others stay unchanged.
 
     Example
     -------
@@ -68,8 +68,8 @@ class Mixup(nn.Module):
         wav : torch.Tensor
             Waveforms (B, S), 0 at the padding of mixed clips.
         lens : torch.Tensor
-            Relative lengths (B,), as they came: a mixture is as long as its
-            first clip.
+            Relative lengths (B,), unchanged: a mixture is as long as its first
+            clip.
         targets : torch.Tensor
             Soft targets (B, C).
 
@@ -119,24 +119,24 @@ def _remove_mean(wav, is_audio):
 class SpectrogramMasking(nn.Module):
     """Mask one band of mel bins and one stretch of frames of each clip.
 
-    SpecAugment (Park et al., 2019) without time warping. Widths are drawn as
-    torchaudio's `FrequencyMasking` and `TimeMasking` draw them, per clip, and
-    all places where the mask fits are equally likely (torchaudio's rounding
-    never masks the last bin). The stretch lies within the clip's own frames.
-    Masked values become 0: after the fixed normalization this is the mean
-    of the data set, the value that padding has too.
+    This is SpecAugment (Park et al., 2019) without time warping. Widths are
+    drawn for each clip, as in torchaudio's `FrequencyMasking` and
+    `TimeMasking`. All positions where the mask fits are equally likely
+    (torchaudio's rounding never masks the last bin). The stretch lies within
+    the clip's own frames. Masked values become 0, the value of padding. After
+    the fixed normalization this is the mean of the dataset.
 
     `speechbrain.augment.freq_domain.SpectrogramDrop` is not used because it
-    overwrites its input, takes no generator, reads random numbers back to the
-    host and places its time masks over the padding as well.
+    overwrites its input, takes no generator, copies random numbers to the host
+    and also masks padding.
 
     Arguments
     ---------
     freq_width : int
-        The band is 0 to `freq_width` - 1 mel bins wide, each width equally
-        likely; 0 masks none.
+        The band is 0 to `freq_width` - 1 mel bins wide. Each width is equally
+        likely; with 0 there is no band.
     time_width : int
-        The same for the stretch, in frames, and at most the whole clip.
+        The same for the stretch, in frames. It masks at most the whole clip.
 
     Example
     -------
@@ -187,10 +187,11 @@ class SpectrogramMasking(nn.Module):
 class NoiseAndRoll(nn.Module):
     """Add uniform noise of a random strength and rotate the clip in time.
 
-    Follows SSAST's `noise=True` (`src/dataloader.py`): each value gains
-    U(0, 1) times a strength U(0, `noise`) of its clip, then the frames rotate
-    by -`shift` to `shift` - 1 places. Here only the clip's own frames rotate,
-    so that the audio stays at the front and the padding behind it.
+    Follows SSAST's `noise=True` (`src/dataloader.py`). Each clip draws a
+    strength from U(0, `noise`). Each value draws from U(0, 1), and the strength
+    times this is added to it. Then the frames rotate by -`shift` to `shift` - 1
+    places. Here only the clip's own frames rotate, so that the padding stays
+    behind the audio.
 
     Arguments
     ---------
@@ -227,7 +228,7 @@ class NoiseAndRoll(nn.Module):
         Returns
         -------
         torch.Tensor
-            Augmented spectrograms (B, T, M), padding as it came.
+            Augmented spectrograms (B, T, M), with unchanged padding.
         """
         batch, frames, _ = feats.shape
         strength = _uniform(feats, batch, 1, 1, generator=generator)

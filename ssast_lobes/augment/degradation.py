@@ -1,10 +1,11 @@
 """Degrade clips as recording, transmission and storage do, for training.
 
-A detector of fakes that is trained on clean studio speech alone takes a
-telephone line for a forgery. Each step here turns waveforms of a batch into
-degraded ones of the same length, on their device, without waiting for it, and
-draws for each clip, from an optional generator that lives there. `Degradation`
-applies steps by chance and keeps the padding at 0.
+A detector of fakes that is trained only on clean studio speech mistakes a
+telephone line for a forgery. Each step here degrades the waveforms of a batch
+and keeps their length. It works on their device and does not wait for it. It
+draws random numbers for each clip, from an optional generator on the same
+device. `Degradation` applies each step with a probability, and keeps the
+padding at 0.
 """
 
 import math
@@ -25,7 +26,7 @@ class Degradation(nn.Module):
         Modules of this file, in the order of the real chain: noise before
         clipping, band limits before a codec.
     probability : float
-        Chance of each step for each clip; other clips stay as they are.
+        Probability of each step for each clip; other clips stay unchanged.
 
     Example
     -------
@@ -78,8 +79,8 @@ class AddedNoise(nn.Module):
     snr_db : tuple of float
         Lowest and highest ratio in dB, over the clip's own samples.
     slope : tuple of float
-        The noise's power falls with the frequency to this power: 0 is white,
-        1 pink, 2 brown.
+        Lowest and highest exponent: the power of the noise falls with the
+        frequency to this exponent. 0 is white, 1 pink, 2 brown noise.
 
     Example
     -------
@@ -96,7 +97,7 @@ class AddedNoise(nn.Module):
         self.slope = reals("slope", slope)
 
     def forward(self, wav, is_audio, generator=None):
-        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         noise = torch.randn(
             wav.shape, device=wav.device, generator=generator, dtype=wav.dtype
         )
@@ -130,7 +131,7 @@ class Clipping(nn.Module):
         self.level = reals("level", level, 0, 1)
 
     def forward(self, wav, is_audio, generator=None):
-        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         peak = torch.where(is_audio, wav, 0.0).abs().amax(1, keepdim=True)
         limit = peak * _draw(wav, *self.level, generator)
         return wav.clamp(-limit, limit)
@@ -139,13 +140,14 @@ class Clipping(nn.Module):
 class BandLimit(nn.Module):
     """Remove low and high frequencies, as lines and microphones do.
 
-    The edges fall as those of a Butterworth filter of the given order, without
-    a shift of phase.
+    The gain is that of a Butterworth filter of the given order; the phase does
+    not change.
 
     Arguments
     ---------
     low_hz, high_hz : tuple of float
-        Where the edges may lie, at half the power (3 dB down).
+        Lowest and highest frequency of each edge, where the power is halved
+        (-3 dB).
     order : int
         Steepness of the edges: 6 dB an octave for each order.
     sample_rate : int
@@ -175,7 +177,7 @@ class BandLimit(nn.Module):
         self.sample_rate = whole("sample_rate", sample_rate)
 
     def forward(self, wav, is_audio, generator=None):
-        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         spectrum = torch.fft.rfft(wav)
         hertz = torch.arange(spectrum.shape[1], device=wav.device)
         hertz = hertz * (self.sample_rate / wav.shape[1])
@@ -195,8 +197,8 @@ class Companding(nn.Module):
     Arguments
     ---------
     bits : tuple of float
-        Fewest and most bits a sample; G.711 has 8. Drawn as a real number: 7.5
-        stands for round(2 ** 7.5) levels.
+        Fewest and most bits in a sample; G.711 has 8. The number drawn is real:
+        7.5 means round(2 ** 7.5) levels.
 
     Example
     -------
@@ -214,7 +216,7 @@ class Companding(nn.Module):
         self.bits = reals("bits", bits, 1)
 
     def forward(self, wav, is_audio, generator=None):
-        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         steps = (2 ** _draw(wav, *self.bits, generator)).round() - 1
         loud = wav.abs().clamp(max=1.0)
         # Between -1 and 1, equally spaced in loudness.
@@ -227,20 +229,21 @@ class Companding(nn.Module):
 class TransformCoding(nn.Module):
     """Quantize the short-time spectrum, as mp3, AAC or Opus do.
 
-    The step is a drawn multiple of the level around each frequency: peaks stay,
-    weaker parts are lost, and leave the holes in the spectrum that low bit
-    rates are known for. This stands for the family; it
-    is no codec's own bit stream.
+    The quantization step is a drawn multiple of the level around each
+    frequency. Peaks stay; weaker parts are lost and leave holes in the
+    spectrum, as low bit rates do. This imitates the family of codecs, and
+    reproduces none of them exactly.
 
     Arguments
     ---------
     step : tuple of float
-        Lowest and highest step, in root mean squares of the surroundings;
-        below 0.5 is hardly audible, and from 3 on little is left.
+        Lowest and highest step, as a multiple of the root mean square of the
+        surroundings. A step below 0.5 is hardly audible; above 3, little audio
+        is left.
     window : int
         Length of the transform in samples, even.
     surroundings : int
-        Width in bins of what gives the level, odd.
+        Number of bins around each frequency that determine its level, odd.
 
     Example
     -------
@@ -260,9 +263,9 @@ class TransformCoding(nn.Module):
         require(surroundings % 2 == 1, "surroundings", "odd", surroundings)
 
     def forward(self, wav, is_audio, generator=None):
-        """Degrade waveforms (B, S), `is_audio` (B, S) where they are audio."""
+        """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         samples, half = wav.shape[1], self.window // 2
-        # Sine windows before and after, half over each other, add up to 1.
+        # Windows apply twice; squares of half-overlapping sines sum to 1.
         places = torch.arange(self.window, device=wav.device) + 0.5
         sine = torch.sin(places * (math.pi / self.window))
         padded = nn.functional.pad(wav, (half, half + -samples % half))
@@ -277,7 +280,7 @@ class TransformCoding(nn.Module):
             count_include_pad=False,
         ).sqrt()
         coarse = _draw(wav, *self.step, generator)[:, :, None]
-        # Digital silence has no level, and stays silent.
+        # Digital silence has the level 0, and stays silent.
         step = (coarse * level).clamp(min=1e-9)[..., None]
         spectrum = torch.view_as_complex((parts / step).round() * step)
         coded = torch.fft.irfft(spectrum, n=self.window) * sine

@@ -1,9 +1,9 @@
 """Open audio inside a tar, by its address.
 
-An address is text, `<tar>#<member>@<offset>+<size>`, and may stand wherever the
-path of an audio file does. `os.pread` reads in place and moves no shared file
-position: threads and forked workers do not disturb each other, and a spawned
-one starts with nothing open.
+An address is text, `<tar>#<member>@<offset>+<size>`, and can be used wherever
+the path of an audio file can. `os.pread` does not move the shared file
+position, so threads and forked workers do not disturb each other. A spawned
+worker starts without open files.
 """
 
 import functools
@@ -12,7 +12,7 @@ import os
 import re
 from typing import NamedTuple
 
-# Opened tars are kept: at most so many in a process.
+# The largest number of tars that a process keeps open.
 _OPEN_TARS = 64
 _HEADER_BYTES = 512
 _NAME_BYTES = 100
@@ -31,7 +31,7 @@ class Address(NamedTuple):
     member : str
         Name of the file in it.
     offset : int
-        Where its bytes begin; its header stands in the 512 bytes before.
+        Where its bytes begin; its header is in the 512 bytes before them.
     size : int
         Number of its bytes.
 
@@ -61,7 +61,7 @@ def parse_address(path):
     Returns
     -------
     Address or None
-        None where the path is that of a file.
+        None if the path is that of a file.
 
     Example
     -------
@@ -111,7 +111,7 @@ def stamp_of(path):
     size : int
         Size of the file that holds the audio, in bytes.
     changed : int
-        When that file was changed last, in nanoseconds.
+        Time of the last change of that file, in nanoseconds.
 
     Raises
     ------
@@ -178,11 +178,11 @@ class TarMember(io.RawIOBase):
             )
 
     def readable(self):
-        """Return whether it can be read: yes."""
+        """Return True: it can be read."""
         return True
 
     def seekable(self):
-        """Return whether it can be sought in: yes."""
+        """Return True: its position can be set."""
         return True
 
     def tell(self):
@@ -209,7 +209,7 @@ class TarMember(io.RawIOBase):
 
 
 class _OpenTar:
-    """A file descriptor, closed when the last member in use is gone."""
+    """A file descriptor that is closed once no open member uses it."""
 
     fd = None
 
@@ -223,5 +223,5 @@ class _OpenTar:
 
 @functools.lru_cache(_OPEN_TARS)
 def _opened(path, inode, changed):
-    """Open the tar once; again if another file has taken its name."""
+    """Open the tar once, and again if another file has replaced it."""
     return _OpenTar(path)

@@ -1,7 +1,7 @@
 """Find or fetch the archives of datasets, and unpack them.
 
-Unpacking writes nothing outside its folder, and shows nothing of an archive
-before it has read all of it. One `ManifestError` lists all missing files.
+Unpacking writes nothing outside its folder. The files of an archive appear only
+after all of it has been read. One `ManifestError` lists all missing files.
 """
 
 import errno
@@ -34,16 +34,16 @@ _BROKEN_ARCHIVE = (
 def unpack(archive, folder):
     """Unpack a zip or tar archive into a folder, next to its other files.
 
-    The members are read into a hidden folder first and moved when all are
-    there, so that an interrupted call leaves nothing half done. A second call
-    finds the archive unpacked.
+    The members are unpacked into a hidden folder, and moved when all are there.
+    An interrupted call thus leaves no incomplete folder. A second call finds
+    the archive unpacked.
 
     Arguments
     ---------
     archive : str or os.PathLike
         A zip or tar file, of any compression that Python reads.
     folder : str or os.PathLike
-        Where to.
+        The folder to unpack into.
 
     Returns
     -------
@@ -101,16 +101,17 @@ def find_archive(
     Arguments
     ---------
     data_folder : str or os.PathLike
-        That folder, or the one that has it or shall get it.
+        The folder of the archive, or the folder that contains or will contain
+        it.
     layout : list of str
         Files and folders in it.
     page : str
         Where people get the archive, and perhaps how.
     names : sequence of str
-        What the folder may be called in `data_folder`, the usual name first;
-        none if the archive has no folder of its own.
+        Possible names of the folder in `data_folder`, the usual one first.
+        Empty if the archive has no folder of its own.
     url, file, md5 : str, optional
-        Where the archive is, what to call it in `data_folder`, and its
+        Address of the archive, its file name in `data_folder`, and its
         published checksum.
     allow_download : bool
         Whether to fetch it if nothing of the layout is there.
@@ -123,7 +124,7 @@ def find_archive(
     Raises
     ------
     ManifestError
-        If it is not there, not whole, or cannot be fetched.
+        If it is missing or incomplete, or cannot be fetched.
 
     Example
     -------
@@ -182,7 +183,7 @@ def _zip_members(archive):
 
 def _tar_members(archive):
     with tarfile.open(archive) as file:
-        # One after the other: a compressed archive is read only once.
+        # In order, since a compressed archive is read only once.
         for member in tqdm(file, f"Unpacking {archive.name}", unit="file"):
             if member.isdir():
                 yield member.name, None
@@ -190,7 +191,7 @@ def _tar_members(archive):
                 yield member.name, file.extractfile(member)
             else:
                 raise _unsafe(archive, member.name, "is a link or a device")
-        # The checksum of a compressed archive stands at its very end.
+        # The checksum of a compressed archive is at its end.
         while file.fileobj.read(BLOCK_BYTES):
             pass
 
@@ -227,7 +228,7 @@ def _damaged(archive, error):
 
 
 def _move(source, target):
-    """Move the entries of a folder into another one, next to its own."""
+    """Move the entries of a folder into another one, which keeps its own."""
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
         place = target / entry.name

@@ -1,10 +1,10 @@
 """Read audio of any rate, channel count, sample format and container.
 
 Everything that libsndfile reads (wav, flac, ogg, mp3, aiff, au, ...) becomes
-mono float32 at one sampling rate; other kinds (m4a, webm, ...) need the
-extra `codec`, see `dataio.codec`. A crop reads only its own part of the file.
-Whatever goes wrong with a file is one error, `UnreadableAudio`. A path may be
-the address of a file inside a tar, see `dataio.addresses`.
+mono float32 at one sampling rate. Other formats (m4a, webm, ...) need the
+extra `codec`; see `dataio.codec`. A crop reads only its own part of the file.
+All problems with a file raise one error, `UnreadableAudio`. A path may be
+the address of a file inside a tar; see `dataio.addresses`.
 """
 
 import io
@@ -36,21 +36,21 @@ from ssast_lobes.dataio.waveforms import (
 
 # An mp3 frame borrows bits from the frames before it, so a decoder that starts
 # in mid-file gives wrong samples for up to 0.25 s. The pre-roll is longer
-# because libmpg123 prints a complaint at each seek: this way short clips are
-# read from their start, in silence. 10 s cost 2 ms to 20 ms of decoding.
+# because libmpg123 prints a warning at each seek: short clips are then read
+# from their start, without a seek. Decoding 10 s takes 2 ms to 20 ms.
 _MP3_PREROLL_SECONDS = 10
 
-# Beyond these in Hz the resampler's kernel grows large or is none; bats are
-# recorded at 500 kHz.
+# Beyond these rates in Hz, the resampler's kernel is too large or empty; bats
+# are recorded at 500 kHz.
 _RATES = (1000, 1_000_000)
 
 # Lossy decoders may end a little before the length their header estimates.
 _MISSING_SECONDS = 0.1
 
-# Rounding to source frames moves a crop by no more frames than these.
+# Rounding to source frames moves a crop by at most so many frames.
 _ROUNDED = 2
 
-# A file of open length is read in blocks of so many frames.
+# A file whose header states no length is read in blocks of so many frames.
 _BLOCK_FRAMES = 2**18
 
 
@@ -78,9 +78,8 @@ class AudioInfo(NamedTuple):
 def audio_info(path):
     """Read the header of an audio file, or all of it if needed.
 
-    Where a header leaves the length open, or lets it be estimated only (an
-    mp3 without a Xing or Info frame), the length is what decodes. That costs
-    a pass over the file.
+    If the header does not state the exact length (an mp3 without a Xing or
+    Info frame, for example), the whole file is decoded to measure it.
 
     Arguments
     ---------
@@ -95,8 +94,8 @@ def audio_info(path):
     Raises
     ------
     UnreadableAudio
-        If the file is missing, empty or of unknown format, or if its length
-        is what decodes, and decoding fails.
+        If the file is missing, empty or of unknown format, or if it must be
+        decoded and decoding fails.
 
     Example
     -------
@@ -118,8 +117,8 @@ def audio_info(path):
 def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
     """Read a file, or a part of it, as mono at the wanted rate.
 
-    Channels are averaged; levels stay as they are. A part is sought in the
-    file, so its cost does not grow with the length of the file.
+    Channels are averaged; levels do not change. The function seeks to the
+    wanted part, so reading a part of a long file is not slower.
 
     Arguments
     ---------
@@ -130,9 +129,9 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
     start : float
         Where to begin, in seconds.
     seconds : float, optional
-        How much to read; to the end of the file if not given. The result has
-        exactly `round(seconds * sample_rate)` samples where the file holds as
-        much, otherwise the rest after `start`.
+        How much to read; by default up to the end of the file. The result has
+        exactly `round(seconds * sample_rate)` samples, or fewer if the file
+        ends earlier.
 
     Returns
     -------
@@ -177,7 +176,7 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
 
 
 def _open(path):
-    """Open a file in such a way that libsndfile reads all of it."""
+    """Open a file so that libsndfile reads all of it."""
     path = os.fspath(path)
     kind, source, overlay = soundfile.SoundFile, _source(path), None
     try:
@@ -236,7 +235,7 @@ def _bytes_of(path):
 
 
 def _source(path):
-    """Return what libsndfile opens: a path, a member of a tar, an RF64."""
+    """Return what libsndfile opens: a path, a member of a tar, or an RF64."""
     address = parse_address(path)
     if address is not None:
         try:
@@ -303,7 +302,7 @@ def _known_part(path, file, info, first, count):
 
 
 def _open_part(path, file, first, count):
-    """Read samples as far as there are any."""
+    """Read samples, or fewer if the file ends earlier."""
     start = max(first - _ROUNDED, 0)
     skipped = _seek(path, file, start)
     wanted = file.frames if count is None else first - start + count
@@ -315,15 +314,15 @@ def _open_part(path, file, first, count):
 
 
 def _blocks(path, file, frames):
-    """Yield so many frames, or all up to the end, in blocks."""
+    """Yield a number of frames, or all up to the end, in blocks."""
     while frames > 0:
         shape = min(frames, _BLOCK_FRAMES), file.channels
         block = np.full(shape, np.nan, dtype=np.float32)
         try:
             count = len(file.read(out=block))
         except soundfile.LibsndfileError as error:
-            # libmpg123 fails at an mp3 frame that the end cuts off: what it
-            # decoded before that stands before the first NaN.
+            # libmpg123 fails at an incomplete last mp3 frame: the samples that
+            # it decoded before are those before the first NaN.
             overlaid = isinstance(file.name, Overlaid)
             if not (overlaid and file.name.exhausted):
                 raise _decoding_fails(path, error) from error
@@ -339,7 +338,7 @@ def _decoding_fails(path, error):
 
 
 def _checked_mono(path, data):
-    """Average the channels of samples that a model can take."""
+    """Check samples, and average their channels."""
     mono = data[:, 0] if data.shape[1] == 1 else data.mean(axis=1)
     mono = torch.from_numpy(mono)
     check_samples(path, mono)

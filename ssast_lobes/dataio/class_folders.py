@@ -1,6 +1,6 @@
-"""Labeled audio in a folder for each class, with or without splits.
+"""Read labeled audio from a folder for each class, with or without splits.
 
-`metadata.csv` of Hugging Face's layout `audiofolder` is read where it is there.
+A `metadata.csv`, as in Hugging Face's layout `audiofolder`, is read as well.
 """
 
 import os
@@ -16,7 +16,7 @@ from ssast_lobes.dataio.tables import (
 from ssast_lobes.utils.files import absolute
 
 _TABLE = "metadata.csv"
-# What the folders of splits are called, here and by Hugging Face.
+# Names of the folders of splits, here and at Hugging Face.
 _SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "validation", "val", "dev"), "valid"),
@@ -27,12 +27,12 @@ _SPLIT_OF = {
 def class_rows(folder, label_column="label", group=None):
     """Return rows for the labeled audio of a folder.
 
-    A file's label is the folder under `folder` that it lies in, at any depth.
-    Where all of these folders are called train, valid (validation, val, dev)
-    or test, they are its split, and the folders in them the labels. If there
-    is a `metadata.csv` (in `folder`, or in each folder of a split), its
-    columns file_name and label say what there is; the folders are splits at
-    most. Hidden files and folders are left out.
+    The label of a file is the name of the folder directly under `folder` that
+    contains it, at any depth. If all these folders are called train, valid
+    (validation, val, dev) or test, they are the splits, and the folders in them
+    are the labels. If there is a `metadata.csv` (in `folder`, or in each folder
+    of a split), its columns file_name and label list the files and labels;
+    folders then give only the splits. Hidden files and folders are left out.
 
     Arguments
     ---------
@@ -41,20 +41,21 @@ def class_rows(folder, label_column="label", group=None):
     label_column : str
         Column of `metadata.csv` with the labels.
     group : re.Pattern, optional
-        Searched for in each path from `folder` on, as with ``re.search``; its
-        parentheses hold what stays together, such as the speaker.
+        Pattern to search in each path below `folder`, as ``re.search`` does.
+        Its parentheses match what stays together, such as the speaker.
 
     Returns
     -------
     list of dict
-        `id`, the path from `folder` on; `path`, absolute; `label`; and where
-        they are known `split` (train, valid or test) and `group`.
+        `id`, the path relative to `folder`; `path`, absolute; `label`; and, if
+        they are known, `split` (train, valid or test) and `group`.
 
     Raises
     ------
     ManifestError
-        If there is no such folder or no audio in it, files have no label or no
-        group, a label cannot be saved, or all have the same; lists them.
+        If the folder is missing or has no audio, files have no label or no
+        group, a label cannot be saved, or all files have the same label. The
+        message lists them.
 
     Example
     -------
@@ -108,9 +109,9 @@ def class_rows(folder, label_column="label", group=None):
 
 
 def _listed(folder, label_column):
-    """Return the label of each path of `metadata.csv`; None if it is not there.
+    """Return the label of each path of `metadata.csv`; None without the file.
 
-    A folder of a split may have its own; then each of them needs one.
+    The folders of splits may have their own; then each of them needs one.
     """
     table = os.path.join(folder, _TABLE)
     if os.path.isfile(table):

@@ -1,8 +1,8 @@
 """Read formats that libsndfile does not support: m4a, webm and more.
 
-That takes the optional extra `codec`: torchcodec, which calls FFmpeg. A file
-is decoded whole, into the memory, since a position in such a file is a time
-stamp that may be off by many samples.
+This needs the optional extra `codec`: torchcodec, which calls FFmpeg. The whole
+file is decoded into memory, since a position in such a file is a time stamp
+that may be wrong by many samples.
 """
 
 import functools
@@ -26,7 +26,7 @@ _REMEDY = (
     "pip install 'ssast_lobes[codec]', and install FFmpeg; or convert to FLAC"
 )
 
-# Several long recordings at a time could outgrow the memory.
+# Several long recordings at once could exceed the memory.
 _one_at_a_time = threading.Lock()
 
 
@@ -82,7 +82,7 @@ def load_decoder():
 
 
 def decode(path):
-    """Return a file as libsndfile can open it.
+    """Decode a file into one that libsndfile can open.
 
     Arguments
     ---------
@@ -115,7 +115,7 @@ def decode(path):
         return io.BytesIO(_decoded(path, *stamp_of(path)))
 
 
-# The crops and windows of a file come one after the other.
+# The crops and windows of one file are read one after the other.
 @functools.lru_cache(maxsize=1)
 def _decoded(path, size, changed):
     """Return the bytes of an RF64 with the audio of a file, as it is now."""
@@ -125,7 +125,7 @@ def _decoded(path, size, changed):
         with open(path, "rb") as file:
             audio = decoder(file).get_all_samples()
     except (RuntimeError, ValueError) as error:
-        # Without the place in its source that torchcodec puts first.
+        # torchcodec puts a line of its source first: remove it.
         said = re.sub(r"^.*\.cpp:\d+, ", "", str(error).strip())
         raise OSError(f"FFmpeg cannot decode it ({said})") from error
     soundfile.write(
@@ -139,7 +139,7 @@ def _decoded(path, size, changed):
 
 
 def files_in_need(unreadable):
-    """Return how many unreadable files need the extra, by kind.
+    """Count the unreadable files that need the extra, by kind.
 
     Arguments
     ---------
@@ -149,7 +149,7 @@ def files_in_need(unreadable):
     Returns
     -------
     str
-        A sentence with what to do; empty if there are none.
+        A sentence that says what to do; empty if there are none.
 
     Example
     -------

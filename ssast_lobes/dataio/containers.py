@@ -1,8 +1,8 @@
 """Complete the headers of audio files that state no length.
 
-Where the length of a file is an estimate, libsndfile reads no further than
-that; where the size of the samples is missing, it reads nothing. The file
-objects here supply the missing bytes.
+If the length of a file is an estimate, libsndfile stops reading there. If the
+size of the samples is missing, it reads nothing. The file objects here supply
+the missing bytes.
 """
 
 import io
@@ -10,18 +10,18 @@ import os
 
 import soundfile
 
-# libsndfile reports this many frames or more where a header (of a streamed
-# FLAC) leaves the length open; no real file has 2 ** 48 frames.
+# libsndfile reports this many frames or more if a header (of a streamed FLAC)
+# states no length; no real file has 2 ** 48 frames.
 OPEN_LENGTH = 2**48
 
-# libsndfile estimates the length of an mp3 without a count of its frames from
-# the size in bytes. `Overlaid` with this, the end is so far away that the
-# estimate is an open length. libmpg123 looks for a tag in the last 128 bytes,
-# and gives up if there are none.
+# If an mp3 does not state its number of frames, libsndfile estimates its length
+# from its size in bytes. `Overlaid` with this, the file seems so large that the
+# estimate is at least `OPEN_LENGTH`. libmpg123 looks for a tag in the last 128
+# bytes, and gives up if they are missing.
 FAR_END = (2**56 - 128, bytes(128), 2**56)
 
-# Where a Xing frame may have its name: after the header, perhaps a checksum,
-# and the side information.
+# A Xing frame has its name within so many bytes: after the header, perhaps a
+# checksum, and the side information.
 _XING_BYTES = 4 + 2 + 32 + 4
 
 # Where the first chunk begins, how many bytes count the size of each, and in
@@ -32,15 +32,15 @@ _CHUNKS = {
     b"caff": (8, 8, "big"),
 }
 
-# No Ogg page is longer, so that the last one begins within so many bytes.
+# No Ogg page is longer: the last page begins at most so far from the end.
 _PAGE_BYTES = 65307
 
 
 class Unbounded(soundfile.SoundFile):
     """A file without a stated length, which is read to its end.
 
-    After a read, soundfile seeks to where that should have ended, which fails
-    past the end of a file. It does not do so in a file that is not seekable.
+    After a read, soundfile seeks to the expected end of the read, which fails
+    past the end of the file. It does not seek in a file that is not seekable.
 
     Arguments
     ---------
@@ -70,11 +70,11 @@ class Overlaid(io.RawIOBase):
     file : file
         Opened for reading bytes; closed with this one.
     offset : int
-        Where the other bytes stand.
+        Position of the replaced bytes.
     data : bytes
-        The other bytes.
+        The bytes that replace them.
     size : int, optional
-        Size to tell; that of the file if not given.
+        Size to report; by default that of the file.
 
     Example
     -------
@@ -101,7 +101,7 @@ class Overlaid(io.RawIOBase):
         return True
 
     def seekable(self):
-        """Return True: it can be sought in."""
+        """Return True: its position can be set."""
         return True
 
     def tell(self):
@@ -146,7 +146,7 @@ def counts_frames(file):
     Returns
     -------
     bool
-        False as well where its frames do not begin after the ID3 tags.
+        False also if its frames do not begin right after the ID3 tags.
 
     Example
     -------
@@ -179,8 +179,8 @@ def counts_frames(file):
 def open_size(file):
     """Return the size of the samples if a header does not state it.
 
-    A program that writes to a pipe, or was killed, leaves 0 or -1 there. Then
-    the samples are what follows, up to the end of the file.
+    A program that writes to a pipe, or was killed, leaves 0 or -1 as the size.
+    The samples are then all that follows, up to the end of the file.
 
     Arguments
     ---------
@@ -190,10 +190,10 @@ def open_size(file):
     Returns
     -------
     offset : int
-        Where in the header the size stands.
+        Position of the size in the header.
     data : bytes
-        What should stand there. Instead of both, None where the header has a
-        size, or is of another kind.
+        Bytes of the right size. If the header has a size or is of another
+        kind, None is returned instead of both.
 
     Example
     -------
@@ -220,7 +220,7 @@ def open_size(file):
 
 
 def _open_chunk(file, first, width, order, end):
-    """Find where samples of no known size begin, and that size."""
+    """Find where samples of unknown size begin, and where the size belongs."""
     place = None
     chunks = _chunks(file, first, width, order, end)
     for name, start, size in chunks:
@@ -234,7 +234,7 @@ def _open_chunk(file, first, width, order, end):
         return 0, 0
     rest = [begin + length for _, begin, length in chunks]
     if rest and rest[-1] >= end - 1:
-        return 0, 0  # there are no samples, the other chunks follow at once
+        return 0, 0  # there are no samples: the other chunks follow at once
     return start, place or start - width
 
 

@@ -11,7 +11,7 @@ logger = get_logger(__name__)
 
 
 def check_layout(folder, expected, page):
-    """Raise unless a folder has what an official archive has.
+    """Raise unless a folder has the layout of an official archive.
 
     Arguments
     ---------
@@ -25,7 +25,7 @@ def check_layout(folder, expected, page):
     Raises
     ------
     ManifestError
-        If any is missing; lists all of them, and names the page.
+        If any is missing; the message lists all of them, and names the page.
 
     Example
     -------
@@ -51,10 +51,10 @@ def tally(rows, *names, **distinct):
     rows : list of dict
         The clips.
     *names : str
-        What to count, with keys of the rows in braces: "clips" counts them
-        all, "fold {fold}" those of each fold.
+        What to count, with keys of the rows in braces: "clips" counts all
+        clips, "fold {fold}" counts the clips of each fold.
     **distinct : str
-        Key whose different values are counted: ``speakers="speaker"``.
+        Key whose distinct values are counted: ``speakers="speaker"``.
 
     Returns
     -------
@@ -74,7 +74,7 @@ def tally(rows, *names, **distinct):
 
 
 def check_counts(found, published, source):
-    """Raise unless the counts of a whole archive are the published ones.
+    """Raise unless the counts of an archive equal the published ones.
 
     Arguments
     ---------
@@ -86,7 +86,7 @@ def check_counts(found, published, source):
     Raises
     ------
     ManifestError
-        If any differs; says how.
+        If any differs; the message says how.
 
     Example
     -------

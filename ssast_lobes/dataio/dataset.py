@@ -1,9 +1,9 @@
 """Make padded batches of manifest rows: read, crop, label.
 
-Everything here is picklable, so that loader workers may be forked or spawned,
-and free of global random state: a crop is a function of seed, epoch and clip.
-Audio that fails to decode becomes None, is written down, and drops out of its
-batch.
+Everything here is picklable, so that loader workers may be forked or spawned.
+Nothing uses global random state: a crop is a function of seed, epoch and clip.
+Audio that fails to decode becomes None, is listed in a file, and is left out of
+its batch.
 """
 
 import functools
@@ -27,15 +27,15 @@ class ClipReader:
     Arguments
     ---------
     crop_seconds : float, optional
-        Length of the crop; clips come whole if not given. Shorter clips
-        always come whole.
+        Length of the crop; by default clips are read whole. Shorter clips are
+        always read whole.
     sample_rate : int
         Sampling rate of the result in Hz.
     seed : int
         Seed of the random crops.
     random_crop : bool
-        Crop at a place drawn anew each epoch, as a pure function of
-        (seed, epoch, clip id). If False, the center of the clip.
+        True: crop at a position that changes in each epoch, a pure function
+        of (seed, epoch, clip id). False: crop the center of the clip.
     unreadable_file : str or os.PathLike, optional
         CSV to which path and reason are appended when a clip fails to decode.
 
@@ -70,7 +70,7 @@ class ClipReader:
         self.seed = whole("seed", seed, 0)
         self.random_crop = flag("random_crop", random_crop)
         self.unreadable_file = unreadable_file
-        # In shared memory: loader workers that outlive an epoch see it change.
+        # Shared memory lets loader workers that outlive an epoch see the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -119,7 +119,7 @@ class ClipReader:
         Arguments
         ---------
         duration, clip_id
-            As of a call.
+            As in a call.
 
         Returns
         -------
@@ -146,7 +146,7 @@ class ClipReader:
 
 
 def repeat_long(rows, crop_seconds):
-    """Repeat the row of a clip for each crop that fits into it.
+    """Repeat the row of each clip, once for each crop that fits into it.
 
     Arguments
     ---------
@@ -158,8 +158,8 @@ def repeat_long(rows, crop_seconds):
     Returns
     -------
     dict
-        The number of crops is rounded, and at least 1. Each has an id of its
-        own, so that `ClipReader` crops at another place.
+        The number of crops is rounded, and at least 1. Each row has its own
+        id, so that `ClipReader` crops at another position.
 
     Example
     -------
@@ -193,18 +193,18 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     Returns
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
-        With items `id`, `sig` (samples,), `label` and `speaker` where all
-        rows have them, and `target`: class index () int64 or, if `multi_label`,
-        multi-hot (classes,) float32. If a row has `takes`, `positive_pairs` ()
-        bool: True where the clip's halves are two takes of one content.
-        Without targets also `crop_starts` () int64, in samples, where the
-        reader tells where it crops.
+        With items `id`, `sig` (samples,), `label` and `speaker` if all rows
+        have them, and `target`: class index () int64 or, if `multi_label`,
+        multi-hot (classes,) float32. If a row has `takes`, there is
+        `positive_pairs` () bool: True if the clip's halves are two takes of one
+        content. Without targets, there is `crop_starts` () int64, in samples,
+        if the reader has `crop_start`.
 
     Raises
     ------
     ManifestError
-        If there are no rows, labels that the encoder does not know, or takes
-        that are longer than a crop.
+        If there are no rows, the encoder does not know a label, or a clip with
+        takes is longer than a crop.
 
     Example
     -------
@@ -218,7 +218,7 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     """
     if not rows:
         raise ManifestError("a dataset needs at least one row")
-    # Tables side by side may differ in what they say.
+    # Several tables may differ in their columns.
     texts = {"label", "speaker"}.intersection(*rows.values())
     data = {
         clip_id: {key: row[key] for key in ("path", "duration", *texts)}
@@ -261,8 +261,8 @@ def collate(
     examples : list of dict
         Items of a dataset from `make_dataset`.
     pad_seconds : float, optional
-        What the length of a batch is a multiple of. Compiled code is made
-        anew for each length that it meets: this keeps them few.
+        Pad each batch to a multiple of this. Each new length needs another
+        compilation, so few lengths are better.
     sample_rate : int
         Sampling rate of the audio in Hz.
     padded_keys : sequence of str
@@ -271,8 +271,9 @@ def collate(
     Returns
     -------
     speechbrain.dataio.batch.PaddedBatch
-        `padded_keys` padded with zeros: data (B, samples) and relative lengths
-        (B,); targets stacked: (B,) or (B, classes); texts as lists.
+        `padded_keys` are padded with zeros: data (B, samples) and relative
+        lengths (B,). Targets are stacked: (B,) or (B, classes). Texts are
+        lists.
 
     Raises
     ------

@@ -23,16 +23,16 @@ class ArchiveError(ManifestError):
 def download(url, path, sha256=None, md5=None):
     """Download a file completely, or raise.
 
-    What has arrived is kept in ``<path>.part``: a transfer that breaks off,
-    or a program that is killed, resumes from there if the server can, as long
-    as each attempt gets further than those before.
+    The bytes received are kept in ``<path>.part``. After an interruption, the
+    transfer resumes from there if the server supports it. The function tries
+    again as long as each attempt receives more than those before.
 
     Arguments
     ---------
     url : str
-        Where from.
+        Address to download from.
     path : str or os.PathLike
-        Where to. A file that is there is only checked.
+        File to write. If it exists, only its checksum is checked.
     sha256, md5 : str, optional
         Published checksum, in hexadecimal.
 
@@ -44,8 +44,8 @@ def download(url, path, sha256=None, md5=None):
     Raises
     ------
     ArchiveError
-        If the server refuses, the transfer does not get on, or the checksum is
-        another one; names URL and file.
+        If the server refuses, the transfer makes no progress, or the checksum
+        differs; the message names the URL and the file.
 
     Example
     -------
@@ -93,7 +93,7 @@ def _fetch(url, part, name):
     try:
         answer = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
     except urllib.error.HTTPError as error:
-        # Asked for what comes after the end: all of it may be here.
+        # The request began after the end: the file may be complete.
         if error.code == 416 and start:
             return _is_all_there(error, part, start)
         raise _refused(url, part, error) from error
@@ -109,7 +109,7 @@ def _fetch(url, part, name):
 
 
 def _resumes_at(answer, start):
-    """Return whether a server heeded the range that it was asked for."""
+    """Return whether a server sends the range that was requested."""
     if getattr(answer, "status", None) != 206:
         return False
     return answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
@@ -119,7 +119,7 @@ def _is_all_there(error, part, start):
     total = re.search(r"/(\d+)$", error.headers.get("Content-Range", ""))
     if total and int(total[1]) == start:
         return True
-    part.unlink()  # longer than the file, so it is another one
+    part.unlink()  # longer than the file, so it is another file
     part.touch()
     return False
 
@@ -153,7 +153,7 @@ def _refused(url, part, error):
 
 
 def _wrong_sum(path, kind, expected):
-    """Say how the checksum of a file differs, or None; none may be known."""
+    """Say how the checksum differs; return None if equal or none is known."""
     if expected is None:
         return None
     digest = hashlib.new(kind)

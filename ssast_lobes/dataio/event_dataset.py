@@ -18,8 +18,8 @@ def make_event_dataset(rows, reader, label_encoder, timing):
         Clip id -> row with `path`, `duration` (seconds) and `events`, from
         `dataio.splits.read_splits`.
     reader : ClipReader
-        Reads crops. Clips that have weak labels only must not be cropped,
-        since the crop may not contain the labeled event.
+        Reads crops. Clips with only weak labels must not be cropped, since the
+        crop may not contain the labeled event.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     timing : FrameTiming
@@ -29,8 +29,9 @@ def make_event_dataset(rows, reader, label_encoder, timing):
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
         With items `id`, `sig` (samples,), `label`, `frame_target` (T', C)
-        float32, `target` (C,), the classes anywhere in the crop, and
-        `is_strong` () bool, whether the frame targets are known.
+        float32, `target` (C,) and `is_strong` () bool. `target` has the classes
+        anywhere in the crop; `is_strong` tells whether the frame targets are
+        known.
 
     Raises
     ------

@@ -81,10 +81,10 @@ def read_event_table(table, audio_folder=None, extension=""):
     Raises
     ------
     ManifestError
-        If a column is missing, or lists all bad lines with their numbers: a
-        time that is negative or not a number, an offset before its onset, one
-        time without the other, or lines of a clip that differ in `id` or
-        `split`.
+        If a column is missing or lines are bad; the message lists all of them
+        with their numbers. A line is bad if a time is negative or not a number,
+        an offset is before its onset, one time is missing, or lines of a clip
+        differ in `id` or `split`.
 
     Example
     -------
@@ -256,8 +256,8 @@ def fit_events(source, rows):
     Raises
     ------
     ManifestError
-        Lists all clips that have events after their end, or both strong and
-        weak labels.
+        If clips have events after their end, or both strong and weak labels;
+        the message lists all of them.
 
     Example
     -------
@@ -356,8 +356,8 @@ def write_events(path, clips, layout="csv"):
         The file. For ``"audacity"`` it is a label track, which holds one clip.
     clips : list of tuple
         Name of a clip, and its events: onset, offset, label and optionally a
-        score. A clip without events gets a row without them, so that it is
-        read again as a negative clip.
+        score. A clip without events gets a row without times, which is read as
+        a negative clip.
     layout : str
         ``"csv"``: columns path, onset, offset, label, score. ``"tsv"``: the
         columns of DESED. ``"audacity"``: a label track.

@@ -22,8 +22,8 @@ def held_out(row):
     Raises
     ------
     ManifestError
-        If one says anything else than train, valid, test or nothing; names
-        the row's id, the column and the value.
+        If one says anything but train, valid, test or nothing; the message
+        names the row's id, the column and the value.
 
     Example
     -------
@@ -54,12 +54,12 @@ def without_held_out(rows, others=()):
         Rows of any sources, with `path`, and `source_path` if they are in
         shards.
     others : list of dict
-        Rows of tables that also hold clips out.
+        Rows of further tables that hold clips out.
 
     Returns
     -------
     list of dict
-        Rows whose file is held out by none of `rows` and `others`.
+        Rows whose file no row of `rows` or `others` holds out.
 
     Raises
     ------
@@ -86,5 +86,5 @@ def without_held_out(rows, others=()):
 
 
 def _places(row):
-    """Return where a clip lies, and where it came from before a shard."""
+    """Return the path of a clip, and its original path if it is in a shard."""
     return {row["path"], row.get("source_path", row["path"])}

@@ -24,8 +24,8 @@ def hash_fractions(ids):
     Returns
     -------
     list of float
-        A fraction is held out by taking the clips with smaller numbers: a
-        clip stays on its side whatever other clips come or go.
+        To hold out a fraction, take the clips with smaller numbers. A clip
+        then stays in its part, even if other clips are added or removed.
 
     Example
     -------
@@ -47,18 +47,18 @@ def rows_from_names(paths, pattern, page):
         Regular expression of a whole name, without its extension. Its named
         groups become keys of the row.
     page : str
-        Where the names are explained.
+        Page that explains the names.
 
     Returns
     -------
     list of dict
-        With `id`, the name without its extension; `path`, absolute; and what
-        the name says.
+        With `id`, the name without its extension; `path`, absolute; and the
+        named groups of the pattern.
 
     Raises
     ------
     ManifestError
-        If names are other than the pattern; lists them.
+        If names do not match the pattern; the message lists them.
 
     Example
     -------
@@ -85,8 +85,8 @@ def rows_from_names(paths, pattern, page):
 def hold_out(rows, fraction, group, salt="", keep=0):
     """Split rows in two, by whole groups and with similar labels.
 
-    Groups are taken in an order that only their names decide, each of them
-    held out if that brings the labels nearer to what is wanted of them.
+    Only the names of the groups decide their order. A group is held out if this
+    brings the number of held-out clips of its labels closer to the fraction.
 
     Arguments
     ---------
@@ -97,10 +97,11 @@ def hold_out(rows, fraction, group, salt="", keep=0):
     group : str
         Key of what must not be in both parts: the speaker or the recording.
     salt : str
-        Another text is another order of the groups.
+        Another text gives another order of the groups.
     keep : int
-        Groups of each label that are kept. If it is not 0, one more is held
-        out, whatever the fraction, as far as other labels allow it.
+        Minimum number of groups of each label that are kept. If it is not 0,
+        at least one group is held out for each label, whatever the fraction,
+        as far as other labels allow it.
 
     Returns
     -------
@@ -134,7 +135,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
     left = Counter(label for counts in members.values() for label in counts)
 
     def misfit(name):
-        """Return how far from the wanted labels this group leads."""
+        """Return the distance from the wanted labels with this group."""
         return sum(
             abs(held[label] + count - wanted[label])
             - abs(held[label] - wanted[label])
@@ -165,7 +166,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
                 if able:
                     take(min(able, key=misfit))
     elif not chosen:
-        # Where every group is more than is wanted, the smallest evil.
+        # Every group holds more than is wanted: take the one that fits best.
         take(min(sorted(members), key=misfit))
     return (
         [row for row in rows if row[group] not in chosen],
@@ -181,7 +182,8 @@ def hold_out_by_hash(rows, fraction, group="id"):
     rows : list of dict
         With the key `id`.
     fraction : float
-        Fraction to hold out, 0 to 1: at least one group, none if it is 0.
+        Fraction to hold out, 0 to 1. With 0 no group is held out, otherwise at
+        least one.
     group : str
         Key of what must not be in both parts; rows without it are groups of
         their own.
@@ -212,9 +214,9 @@ def hold_out_by_hash(rows, fraction, group="id"):
 def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     """Split labeled rows into train, valid and test, by whole groups.
 
-    What rows say of their split stays. The parts that are then empty are drawn
-    from train, see `hold_out`: every label is in every part where its groups
-    allow it, and a warning names those that are not.
+    Rows that have a split keep it. Empty parts are then drawn from train; see
+    `hold_out`. Every label is in every part if it has enough groups. A warning
+    names the labels that are missing in a part.
 
     Arguments
     ---------
@@ -224,7 +226,7 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
         Fractions of the clips for train, valid and test, with a sum of 1. A
         part of 0 is not drawn.
     seed : int
-        Decides, with the names of the groups alone, which are drawn.
+        Seed of the draw; the result depends on it and the names of the groups.
     group : str
         Key of what must not be in two parts.
 
@@ -236,7 +238,7 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     Raises
     ------
     ManifestError
-        If all rows are of one group, or the splits that are given part one.
+        If all rows are of one group, or a group is in two of the given splits.
 
     Example
     -------
@@ -249,7 +251,8 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
         for name in SPLITS
     }
     fraction_of = dict(zip(SPLITS, fractions, strict=True))
-    # The last has the rare labels: better no choice by them than no result.
+    # Test, drawn last, gets the labels that are too rare for both: they matter
+    # more for the result than for the choice of the epoch.
     drawn = [
         n for n in ("valid", "test") if fraction_of[n] > 0 and not splits[n]
     ]
@@ -297,12 +300,12 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     fold : int or str
         The fold to test on.
     valid_fraction : float
-        Fraction of the other folds that chooses the epoch, see `hold_out`.
+        Fraction of the other folds that becomes valid; see `hold_out`.
     group : str
         Key of what must not be in both train and valid.
     valid_is_test : bool
         True: choose the epoch on the test fold, as some official scripts do,
-        and train on all the others. Its result is too good.
+        and train on all the others. The result is then too optimistic.
 
     Returns
     -------

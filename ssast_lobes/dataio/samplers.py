@@ -1,8 +1,8 @@
 """Choose the clips of an epoch, and the process of each.
 
-The samplers of training are functions of (seed, epoch), so that a run that is
-resumed in mid-epoch continues with the same clips, and SpeechBrain can share
-them out to several processes. A Brain tells them the epoch by `set_epoch`.
+The samplers of training are functions of (seed, epoch). A run that is resumed
+within an epoch thus continues with the same clips, and SpeechBrain can
+distribute them over several processes. A Brain sets the epoch by `set_epoch`.
 """
 
 import itertools
@@ -20,19 +20,19 @@ from ssast_lobes.utils.random import clip_keys
 
 
 class PartSampler(Sampler):
-    """Passes over a large dataset, cut into epochs of a fixed size.
+    """Cut passes over a large dataset into epochs of a fixed size.
 
-    Where a pass takes days, validation, checkpoints and a schedule that
-    follows a metric have to come more often. Pass n is a permutation that
-    (seed, n) decides; epochs take the clips of one pass after the other, so
-    that each clip comes once in each pass.
+    If a pass takes days, validation, checkpoints and schedules that follow a
+    metric are needed more often. Pass n is a permutation that depends on
+    (seed, n). Epochs take the clips of one pass after the other, so each clip
+    occurs once in each pass.
 
     Arguments
     ---------
     n_clips : int
-        Clips of the dataset.
+        Number of clips in the dataset.
     clips_per_epoch : int
-        Clips of an epoch.
+        Number of clips in an epoch.
     seed : int
         Seed of the permutations.
 
@@ -92,14 +92,13 @@ class PartSampler(Sampler):
 
 
 class LengthBuckets(Sampler):
-    """Batches of clips of similar length, which need little padding.
+    """Make batches of clips of similar length, which need little padding.
 
-    Takes the clips of a sampler in stretches of so many batches, sorts each
-    stretch by length, cuts it into batches and shuffles these. Which clips
-    come together thus changes with the epoch, unless one stretch
-    holds the whole epoch. The sampler decides how often each clip comes. All
-    processes have clips of like length in the same step, and none waits
-    for another.
+    The clips of a sampler are taken in stretches of several batches. Each
+    stretch is sorted by length and cut into batches, which are shuffled. The
+    clips of a batch thus change with the epoch, unless one stretch holds the
+    whole epoch. The sampler decides how often each clip occurs. In each step,
+    all processes have clips of similar length, so none waits for another.
 
     Arguments
     ---------
@@ -108,13 +107,13 @@ class LengthBuckets(Sampler):
     seconds : list of float
         Length of each clip.
     batch_size : int
-        Clips of a batch.
+        Number of clips in a batch.
     n_batches : int
-        Batches of a stretch, in each process; 1 sorts nothing.
+        Number of batches in a stretch, in each process; 1 sorts nothing.
     seed : int
         Seed of the order of the batches.
     n_processes : int
-        How many share the batches.
+        Number of processes that share the batches.
 
     Example
     -------
@@ -167,13 +166,13 @@ class LengthBuckets(Sampler):
         place = f"{self.seed}/{self.epoch}/{number}"
         generator.manual_seed(clip_keys([place]).item())
         order = torch.randperm(len(steps), generator=generator).tolist()
-        # A step that is short of batches would shift the others.
+        # The incomplete step is last: earlier it would shift the others.
         order.sort(key=lambda step: len(steps[step]) < self.n_processes)
         return [batch for step in order for batch in steps[step]]
 
 
 def _cut(items, size):
-    """Cut a list into pieces of so many items, the last one shorter."""
+    """Cut a list into pieces of `size` items; the last may be shorter."""
     starts = range(0, len(items), size)
     return [items[start : start + size] for start in starts]
 
@@ -220,9 +219,9 @@ class ClipOrder:
     seed : int
         Seed of the order.
     passes_per_epoch : int
-        Epochs of several passes, each with the same crops, where one is too
-        short to stop after it. Where two passes meet, a batch may hold a clip
-        twice.
+        Number of passes in an epoch, if a pass is too short for validation
+        after each. All passes of an epoch have the same crops. At the border of
+        two passes, a batch may hold a clip twice.
     clips_per_epoch : int, optional
         Cut a pass over a large corpus into epochs of so many clips.
     balanced : bool
@@ -230,9 +229,9 @@ class ClipOrder:
     multi_label : bool
         Whether a label cell holds several labels.
     length_buckets : int, optional
-        Sort so many batches by length and cut them again, see `LengthBuckets`.
+        Number of batches that are sorted by length; see `LengthBuckets`.
     crop_seconds : float
-        Longer clips count as so long there.
+        Length of a crop: for sorting, longer clips have this length.
 
     Raises
     ------
@@ -278,14 +277,14 @@ class ClipOrder:
             )
 
     def n_epochs(self, passes, n_clips):
-        """Return the epochs of a training.
+        """Return the number of epochs of a training.
 
         Arguments
         ---------
         passes : int
-            Over the corpus, where `clips_per_epoch` cuts it; else epochs.
+            Passes over the corpus if `clips_per_epoch` is set; else epochs.
         n_clips : int
-            Clips of the corpus.
+            Number of clips in the corpus.
 
         Returns
         -------
@@ -301,7 +300,7 @@ class ClipOrder:
         return math.ceil(passes * n_clips / self.clips_per_epoch)
 
     def __call__(self, opts, dataset):
-        """Return options of a loader, with this order.
+        """Return the options of a loader that draws clips in this order.
 
         Arguments
         ---------
@@ -333,7 +332,7 @@ class ClipOrder:
         return opts
 
     def _sampler(self, dataset):
-        """Return what draws the clips, or None for each clip once."""
+        """Return the sampler; None if each clip is drawn once."""
         n_clips = len(dataset)
         if self.balanced:
             labels = [dataset.data[key]["label"] for key in dataset.data_ids]
@@ -347,11 +346,11 @@ class ClipOrder:
 
 
 class RankBatchSampler(Sampler):
-    """The batches that one of several processes evaluates: every n-th.
+    """Choose the batches that one of n processes evaluates: every n-th.
 
-    Nothing is repeated to make the parts equal, so that each clip counts
-    once. Batches stay whole: in the same company a clip has the same result,
-    bit by bit, as in one process.
+    No batch is repeated to make the parts equal, so each clip counts once.
+    Batches keep their clips. Each clip thus has exactly the result that it has
+    in one process, bit by bit.
 
     Arguments
     ---------
@@ -360,7 +359,7 @@ class RankBatchSampler(Sampler):
     rank : int
         Number of this process.
     n_processes : int
-        How many share the batches.
+        Number of processes that share the batches.
 
     Example
     -------

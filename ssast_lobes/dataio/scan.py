@@ -27,9 +27,9 @@ _DURATIONS = os.path.join("save", "durations.csv")
 def find_audio(folder):
     """List the audio files of a folder and all its subfolders.
 
-    Kinds that need the extra `codec` are among them, with or without it.
-    Hidden files and folders (names with a leading dot) are left out; links to
-    folders are followed, each folder is visited once.
+    The list includes formats that need the extra `codec`, even if it is not
+    installed. Hidden files and folders (names with a leading dot) are left out.
+    Links to folders are followed; each folder is visited once.
 
     Arguments
     ---------
@@ -111,13 +111,13 @@ class AudioScan(NamedTuple):
     unreadable : list of tuple
         (path, reason) of each file set aside as unreadable.
     n_files : int
-        Rows that there were.
+        Number of rows before the scan.
     n_short : int
-        Those that are shorter than `min_seconds`.
+        Number of files shorter than `min_seconds`.
     min_seconds : float
-        The limit.
+        Shortest accepted duration.
     folder : str
-        Where `write` puts the lists.
+        Folder that `write` writes the lists to.
     cache : dict
         Path -> (size, time of change, duration) of each file read so far.
     """
@@ -133,9 +133,8 @@ class AudioScan(NamedTuple):
     def write(self, max_unreadable=0.01):
         """Write the lists, and raise if too little audio is left.
 
-        Unreadable files are listed in `<folder>/unreadable.csv` (path,
-        reason), durations are kept in `<folder>/save/durations.csv` for the
-        next scan.
+        `<folder>/unreadable.csv` (path, reason) lists the unreadable files.
+        `<folder>/save/durations.csv` keeps the durations for the next scan.
 
         Arguments
         ---------
@@ -145,7 +144,7 @@ class AudioScan(NamedTuple):
         Raises
         ------
         ManifestError
-            If more files than that are unreadable, or no row is left.
+            If more files are unreadable, or no row is left.
         """
         _write_durations(self.folder, self.cache)
         listed = os.path.join(self.folder, "unreadable.csv")
@@ -179,16 +178,17 @@ class AudioScan(NamedTuple):
 def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     """Read every header; separate unreadable and short files.
 
-    Call it once with the rows of all splits. Only files are read whose path,
-    size or time of change is not in `<output_folder>/save/durations.csv`.
-    Nothing is written, unless the scan is interrupted: a rerun then resumes it.
+    Call it once with the rows of all splits. It reads only files that are new
+    or changed since `<output_folder>/save/durations.csv` was written, by their
+    path, size and time of change. It writes nothing unless it is interrupted; a
+    rerun then resumes it.
 
     Arguments
     ---------
     rows : list of dict
         From `read_manifest` or `folder_rows`.
     output_folder : str or os.PathLike
-        Folder of the lists of an earlier scan.
+        Folder with the lists of an earlier scan, if there was one.
     min_seconds : float
         Shorter files are left out.
     workers : int
@@ -242,7 +242,7 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
 def check_unreadable(unreadable_file, n_files, max_unreadable):
     """Count the unreadable files; raise if there are too many.
 
-    The list grows while training decodes, so ask again after each epoch.
+    The list grows while training decodes, so call this again after each epoch.
 
     Arguments
     ---------
@@ -261,7 +261,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     Raises
     ------
     ManifestError
-        If they are more than `max_unreadable` of all files.
+        If their fraction of all files is above `max_unreadable`.
 
     Example
     -------
@@ -321,8 +321,8 @@ def _scan(paths, cache, workers):
             else:
                 cache[path] = entry
                 durations[path] = entry[2]
-    # Tried once more, alone: libsndfile keeps the reason of a failure in a
-    # variable that all threads share.
+    # Read these once more, without threads: all threads share the variable in
+    # which libsndfile keeps the reason of a failure.
     unreadable = []
     for path in failed:
         try:

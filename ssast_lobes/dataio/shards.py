@@ -1,11 +1,11 @@
 """Pack audio into few large files, and read the audio of recipes from them.
 
-A shard is a tar as WebDataset has it: of each clip `KEY.flac` (or `KEY.wav`,
-int16) and `KEY.json`. A folder of shards has a `manifest.csv` whose paths are
-addresses in the tars (`dataio.addresses`), so that it can be given wherever a
-manifest can. Packing is a function of the rows and the settings alone: the
-number of workers changes no byte, and a run that was killed resumes at the
-shard that it was making.
+A shard is a tar in the format of WebDataset, with `KEY.flac` (or `KEY.wav`,
+int16) and `KEY.json` for each clip. A folder of shards has a `manifest.csv`
+whose paths are addresses in the tars (`dataio.addresses`). It can be used like
+any other manifest. The bytes of the shards depend only on the rows and the
+settings, not on the number of workers. A run that was killed resumes at the
+shard that it was writing.
 """
 
 import csv
@@ -38,7 +38,7 @@ from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.utils.files import atomic_write, write_json
 
-# Extension of a codec, and libsndfile's name of the container.
+# Extension of each codec, and libsndfile's name of the container.
 CODECS = {"flac": ("flac", "FLAC"), "int16": ("wav", "WAV")}
 MANIFEST = "manifest.csv"
 INDEX = "index.json"
@@ -48,7 +48,7 @@ _PARTS = "parts"
 _FORMAT_VERSION = 1
 _FULL_SCALE = 2**15
 
-# Clips that wait for each worker.
+# Number of clips queued for each worker.
 _AHEAD = 4
 _SHOWN_CLIPS = 5
 
@@ -59,13 +59,13 @@ class Packed(NamedTuple):
     Arguments
     ---------
     manifest : str
-        Path of its manifest.
+        Path of the manifest.
     clips, shards : int
-        How many there are.
+        Number of clips and of shards.
     hours : float
         Hours of audio.
     clipped : int
-        Clips with samples beyond full scale, which were cut off.
+        Number of clips with samples beyond full scale, which were clipped.
     unreadable : list of tuple
         (path, reason) of the files that were left out.
     """
@@ -89,21 +89,22 @@ def pack(
 ):
     """Pack audio into shards.
 
-    Audio is stored as 16 bit mono. That of a 16-bit mono file of the same
-    rate comes back exactly; other audio is averaged, resampled and rounded.
-    Samples beyond full scale are cut off; `clipped` in the manifest says how
-    many of a clip. The folder gets the shards, `manifest.csv` (the columns of
-    the rows; `path`, `duration` and `sample_rate` are those of the packed
-    clip, `source_path` is the original), `index.json` (shards for the `wids`
-    package), `unreadable.csv`, and the notes by which a rerun resumes.
+    Audio is stored as 16-bit mono. A 16-bit mono file with the same rate is
+    stored without loss; other audio is averaged, resampled and rounded.
+    Samples beyond full scale are clipped; `clipped` in the manifest counts them
+    for each clip. The folder gets the shards, `manifest.csv`, `index.json`
+    (the list of shards for the `wids` package), `unreadable.csv`, and files
+    from which a rerun resumes. The manifest has the columns of the rows. Its
+    `path`, `duration` and `sample_rate` are those of the packed clip;
+    `source_path` is the original path.
 
     Arguments
     ---------
     rows : list of dict of str
         From `read_manifest` or `folder_rows`.
     folder : str or os.PathLike
-        New, empty, or of an earlier run with the same arguments, which is
-        completed.
+        New or empty folder, or that of an earlier run with the same arguments,
+        which is then completed.
     codec : str
         "flac", or "int16": twice the bytes, and faster to read.
     sample_rate : int
@@ -122,7 +123,7 @@ def pack(
     Raises
     ------
     ManifestError
-        If too many files are unreadable, or the folder holds anything else.
+        If too many files are unreadable, or the folder holds other files.
     OSError
         If the shards cannot be written, or a worker was killed.
 
@@ -185,27 +186,27 @@ def pack(
 def read_from_shards(parts, folder, manifest):
     """Read the clips of an experiment from shards.
 
-    Audio that could not be read when the shards were made stays where it is.
+    Audio that was unreadable when the shards were made keeps its path.
 
     Arguments
     ---------
     parts : dict
         From `dataio.splits.read_splits`.
     folder : str or os.PathLike
-        Folder of the shards; they have the ids of the manifest they were made
-        from.
+        Folder of the shards. Their clips have the ids of the manifest that they
+        were made from.
     manifest : str or os.PathLike
-        That of the experiment, for the command in error messages.
+        Manifest of the experiment, for the command in error messages.
 
     Returns
     -------
     dict
-        As `parts`; the rows have the `path` and `duration` of the packed clip.
+        Like `parts`, with the `path` and `duration` of the packed clips.
 
     Raises
     ------
     ManifestError
-        If there are no shards, or clips are not among them.
+        If there are no shards, or they lack clips.
 
     Example
     -------
@@ -261,7 +262,7 @@ class _Clip(NamedTuple):
 
 
 def _as_utf8(text):
-    """Return a CSV's text as bytes, names that are not UTF-8 too."""
+    """Return a CSV's text as bytes, also if names are not UTF-8."""
     escaped = text.encode("utf-8", "surrogateescape")
     return escaped.decode("utf-8", "backslashreplace")
 
@@ -278,7 +279,7 @@ def _settings(rows, codec, sample_rate, shard_bytes):
 
 
 def _open_folder(folder, settings):
-    """Make the folder, or see that it is of a run with these settings."""
+    """Make the folder, or check that its run has the same settings."""
     path = folder / _SETTINGS
     if path.is_file():
         then = json.loads(path.read_text("utf-8"))
@@ -298,7 +299,7 @@ def _open_folder(folder, settings):
             )
         write_json(path, settings)
     (folder / _PARTS).mkdir(exist_ok=True)
-    # Of a run that was killed.
+    # A run that was killed leaves these.
     for partial in folder.rglob("*.partial"):
         partial.unlink()
 
@@ -312,7 +313,7 @@ def _part_file(folder, number):
 
 
 def _finished(folder):
-    """Return the index of the first shards, as far as they are whole."""
+    """Return the index of the shards before the first incomplete one."""
     parts = []
     while True:
         number = len(parts)
@@ -367,7 +368,7 @@ def _table(folder, name):
 
 
 def _numbered(clips, number, shard_bytes):
-    """Yield the number of its shard and each clip; shards begin readable."""
+    """Yield shard number and clip; shards begin with a readable clip."""
     size = 0
     for clip in clips:
         if size and clip.data and size + len(clip.data) > shard_bytes:
@@ -377,7 +378,7 @@ def _numbered(clips, number, shard_bytes):
 
 
 def _noting(clips, bar, unreadable, max_unreadable, audit):
-    """Yield the same clips; count them, and raise if too many are bad."""
+    """Yield the clips unchanged; count them, raise if too many are bad."""
     for clip in clips:
         if clip.reason is not None:
             unreadable.append((clip.row["path"], clip.reason))
@@ -388,7 +389,7 @@ def _noting(clips, bar, unreadable, max_unreadable, audit):
 
 
 def _write_shard(folder, number, clips, codec, sample_rate):
-    """Write a shard and its part of the index; return the part, less rows."""
+    """Write a shard and its index; return the index without its rows."""
     name = _shard_name(number)
     part = {"next": 0, "clips": 0, "seconds": 0.0, "clipped": 0}
     rows, unreadable = [], []
@@ -406,7 +407,7 @@ def _write_shard(folder, number, clips, codec, sample_rate):
                 part["seconds"] += clip.frames / sample_rate
                 part["clipped"] += clip.clipped > 0
         part["bytes"] = file.tell()
-        # What the index tells of is on the disk.
+        # The shard must be on disk before its index.
         file.flush()
         os.fsync(file.fileno())
     part["unreadable"] = unreadable
@@ -419,7 +420,7 @@ def _add(tar, shard, clip, codec, sample_rate):
     """Add a clip to a shard; return its row of the manifest."""
     extension, _ = CODECS[codec]
     digest = hashlib.blake2b(clip.data, digest_size=4).hexdigest()
-    # With it, the address is that of this audio alone, see `TarMember`.
+    # With the digest, the address fits only this audio; see `TarMember`.
     key = f"{clip.number:09d}-{digest}"
     address = Address(
         shard,
@@ -448,7 +449,7 @@ def _add(tar, shard, clip, codec, sample_rate):
 
 
 def _clips(rows, start, encode, workers):
-    """Yield the clips of all rows from one on; workers read ahead."""
+    """Yield the clips of all rows from `start` on; workers read ahead."""
     with ProcessPoolExecutor(workers, initializer=_start_worker) as pool:
         waiting = deque()
         try:
@@ -468,7 +469,7 @@ def _clip(rows, number, future):
 
 
 def _start_worker():
-    """Use one thread, for the same bytes anywhere; ignore Ctrl-C."""
+    """Use one thread, so that bytes are the same anywhere; ignore Ctrl-C."""
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
@@ -480,7 +481,7 @@ def _end_with_parent():
 
 
 def _encode(codec, sample_rate, path):
-    """Encode the audio of a file as `_Clip` says."""
+    """Encode the audio of a file for a `_Clip`."""
     try:
         wav = read_audio(path, sample_rate)
     except UnreadableAudio as error:

@@ -1,10 +1,10 @@
 """Write the rows of a dataset as train, valid and test parts.
 
 A prepare script reads the official lists of its dataset into rows (dicts with
-`id`, `path`, `label` and whatever else is known), puts them into parts and
-hands these to `write_splits`; `prepare_folds` does both where the protocol has
-folds. `write_splits` checks the parts, sets unreadable audio aside, and writes
-one JSON file for the experiment and one CSV for people.
+`id`, `path`, `label` and any other keys), and assigns the rows to parts.
+`write_splits` checks the parts, leaves out unreadable audio, and writes one
+JSON file for the experiment and one CSV for people. For protocols with folds,
+`prepare_folds` makes the parts and writes them.
 """
 
 import csv
@@ -55,40 +55,40 @@ def write_splits(
 ):
     """Check the parts of a dataset and write them for the experiment.
 
-    Writes `<output_folder>/save/splits.json`, which `read_splits` reads, and
-    `manifest.csv` next to it, for people and for other recipes (columns id,
-    path, label, split, any other keys of the rows, duration in seconds); see
-    `dataio.scan.scan_audio` for what else. A second call costs little. Where
-    something was trained in the folder, the clips must be those of its first
-    start: the same ids, labels, parts and durations, and the same paths from
-    the common folder of all on. That folder may be another one.
+    The function writes `<output_folder>/save/splits.json`, which `read_splits`
+    reads. It writes `manifest.csv` next to it, for people and other recipes,
+    with the columns id, path, label, split, any other keys of the rows, and
+    duration in seconds. `dataio.scan.scan_audio` lists further files. A second
+    call is fast. If a model was trained in the folder, the clips must be those
+    of its first start: the same ids, labels, parts, durations, and paths
+    relative to their common folder. The common folder may change.
 
     Arguments
     ---------
     splits : dict of str to list of dict
         Rows of train, valid and test. A row has `id`, unique; `path`,
-        absolute; `label`, or `events` (list of `Event`), which then say the
-        labels; and any other keys, which are kept. Valid and test may be one
-        list.
+        absolute; `label`, or `events` (list of `Event`), whose labels are then
+        used; and any other keys, which are kept. Valid and test may be the
+        same list.
     output_folder : str or os.PathLike
         Output folder of the experiment.
     corpus : str
-        What the data is, for messages and model cards: "ESC-50, fold 1".
+        Name of the data, for messages and model cards: "ESC-50, fold 1".
     labeled : bool
-        False for pretraining: labels do not matter, valid may be empty and
-        test left out.
+        False for pretraining: labels do not matter, valid may be empty, and
+        test may be missing.
     multi_label : bool
         Whether a label cell holds several labels, separated by semicolons.
     classes : list of str, optional
-        All expected labels; those of train by default.
+        All expected labels; by default those of train.
     group : str
         Key of what should not be in both train and another part. A warning
         names it, unless it is the label.
     min_seconds, max_unreadable : float
         See `dataio.scan.scan_audio`.
     valid_fraction : float
-        Fraction of the usable clips of train to move to valid, chosen by a hash
-        of the id; at least one, none if it is 0.
+        Fraction of the usable training clips to move to valid, chosen by a hash
+        of the id. With 0 no clip is moved, otherwise at least one.
 
     Returns
     -------
@@ -99,11 +99,11 @@ def write_splits(
     ------
     ManifestError
         If ids occur twice, files are missing, a part or a class is empty,
-        labels are unknown or cannot be saved, or all clips of train have the
-        same; lists all problems at once.
+        labels are unknown or cannot be saved, or all training clips have the
+        same label. The message lists all problems.
     OtherClips
-        If a model was trained in the folder on other clips; names the first
-        that differs. The folder is as it was.
+        If a model was trained in the folder on other clips; the message names
+        the first that differs. The folder does not change.
 
     Example
     -------
@@ -177,7 +177,7 @@ def prepare_folds(
 ):
     """Count the clips of a corpus, and write the parts of one fold.
 
-    Prepare scripts of protocols with folds share this.
+    Prepare scripts use this if their protocol has folds.
 
     Arguments
     ---------
@@ -188,21 +188,22 @@ def prepare_folds(
     fold : int or str
         The fold to test on.
     corpus : str
-        What the data is, before the number of the fold: "ESC-50, test fold".
+        Name of the data, before the number of the fold: "ESC-50, test fold".
     found, published : dict of str to int
         See `dataio.corpus_checks.check_counts`.
     source : str
-        Where the counts were published.
+        Publication with the counts.
     group : str
         Key of what must not be in two parts: the speaker or the recording.
     valid_group : str, optional
-        Key of the units that validation holds out whole; `group` by default.
+        Key of the groups that are not divided between train and valid; by
+        default `group`.
     valid_fraction : float
-        Fraction of the other folds that chooses the epoch, see `hold_out`.
+        Fraction of the other folds that becomes valid; see `hold_out`.
     valid_is_test : bool
         True: choose the epoch on the test fold, see `fold_splits`.
     require_counts : bool
-        Whether a part of the archive is an error.
+        Whether an incomplete archive is an error.
     **writing
         `classes`, `min_seconds` and `max_unreadable` of `write_splits`.
 
@@ -214,7 +215,7 @@ def prepare_folds(
     Raises
     ------
     ManifestError
-        If the data cannot be used; says what to fix.
+        If the data cannot be used; the message says what to fix.
 
     Example
     -------
@@ -253,7 +254,7 @@ def has_begun(folder):
     >>> has_begun(getfixture("tmpdir"))
     False
     """
-    # One that is half written or damaged counts too.
+    # An incomplete or damaged checkpoint counts too.
     return any(Path(folder, "save").glob("*CKPT+*"))
 
 
@@ -265,19 +266,19 @@ def read_splits(path, shards=None):
     path : str or os.PathLike
         The JSON file.
     shards : str or os.PathLike, optional
-        Folder that ``ssast-lobes shard`` made of the ``manifest.csv`` next to
-        it, to read the audio from.
+        Folder to read the audio from: ``ssast-lobes shard`` made it of the
+        ``manifest.csv`` next to the JSON file.
 
     Returns
     -------
     dict
-        `corpus` (str); `labels` of labeled data (list of str); and of each
-        part the rows by id.
+        `corpus` (str); `labels` (list of str) if the data is labeled; and for
+        each part its rows by id.
 
     Raises
     ------
     ManifestError
-        If clips are not among the shards.
+        If the shards lack clips.
     """
     with open(path, encoding="utf-8") as file:
         rows = json.load(file)
@@ -400,7 +401,7 @@ def _unfit(splits, labels, multi_label):
 def warn_of_shared_groups(corpus, splits, group):
     """Warn if groups of valid or test are in train: scores are too high.
 
-    Where each row's group is its label nothing is told.
+    There is no warning if the group of each row is its label.
 
     Arguments
     ---------

@@ -1,8 +1,8 @@
 """Read manifests, and check them before training starts.
 
-A manifest is a CSV with a column `path` and, where a task needs them,
-`label`, `split` (train, valid or test) and `speaker`. One `ManifestError`
-lists all problems with it.
+A manifest is a CSV with a column `path` and, if a task needs them, `label`,
+`split` (train, valid or test) and `speaker`. One `ManifestError` lists all
+problems with it.
 """
 
 import csv
@@ -27,12 +27,11 @@ class ManifestError(ValueError):
 def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     """Read and check a manifest.
 
-    The first line names the columns, in any case and order; unknown columns
-    are kept, with lower-case names. Of columns that
-    differ only in case, the one that is written as it is asked for is taken.
-    Columns without a name are left out. A file without that line, with one
-    path a line, is accepted if only paths are needed. All values
-    stay text.
+    The first line names the columns, in upper or lower case and in any order.
+    Unknown columns are kept, with lower-case names. If several columns differ
+    only in case, the exact name is used. Columns without a name are left out.
+    If only paths are needed, the file may have one path a line, without names
+    of columns. All values stay text.
 
     Arguments
     ---------
@@ -41,28 +40,30 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     needs : sequence of str
         Columns in which every row must have a value.
     root : str or os.PathLike, optional
-        Folder that relative paths start from; that of the CSV by default.
+        Folder that relative paths start from; by default that of the CSV.
     columns : dict, optional
-        Where the file names a column otherwise: for example
-        `{"label": "speaker", "split": "split_spkid"}`. A column that stands
-        here and not in `needs` may be blank in some rows. A name that a YAML
-        reads as a number is taken as text.
+        Other names of columns in the file, for example
+        `{"label": "speaker", "split": "split_spkid"}`. A column that is named
+        here but not in `needs` may be blank in some rows. A name that YAML
+        reads as a number becomes text.
 
     Returns
     -------
     list of dict
-        One dict of str a row: `path`, absolute; `id`, unique and the same on
-        every machine (column `id`, else the path as written, from the common
-        folder on where all are absolute); the other columns.
+        One dict of str for each row: `path`, absolute; `id`, unique and the
+        same on every machine; the other columns. Without a column `id`, it is
+        the path as written or, if all paths are absolute, relative to their
+        common folder.
 
     Raises
     ------
     ManifestError
-        If the file or a needed column is missing, a column is there twice, or
-        any row is bad: cells missing or surplus, no such audio file, a file or
-        id twice, an unknown split, a label that cannot be saved. Lists the
-        line numbers, the first 20 and how many there are. Names the reason
-        where a file or column is there under another spelling.
+        If the file or a needed column is missing, a column occurs twice, or
+        any row is bad. A row is bad if it has too few or too many cells, a
+        missing audio file, a repeated file or id, an unknown split, or a label
+        that cannot be saved. The message gives the number of bad lines and
+        lists the first 20. It also names files and columns that exist under
+        another spelling.
 
     Example
     -------
@@ -90,7 +91,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
         problem = _problem(row, len(cells), width, needs, source, seen)
         if problem is None and not os.path.isfile(file_of(row["path"])):
             problem = f"no such file: {row['path']}"
-            # Problems that are not shown are not worth a search.
+            # Other spellings are searched only for problems that are shown.
             if len(problems) < _SHOWN_PROBLEMS:
                 problem += _other_spelling(written, root)
         if problem:
@@ -112,11 +113,11 @@ def raise_problems(source, problems, name="problem{} with the data"):
     Arguments
     ---------
     source : str or os.PathLike
-        What has the problems.
+        Name of the data with the problems.
     problems : list of str
-        A line each.
+        One line for each problem.
     name : str
-        What they are; the braces stand for the s of several.
+        What to call the problems; the braces stand for the plural s.
 
     Raises
     ------
@@ -214,12 +215,12 @@ def label_problem(label):
     Arguments
     ---------
     label : str
-        Any text, also a cell of several labels.
+        Any text, also a cell with several labels.
 
     Returns
     -------
     str or None
-        Names the label and what to do.
+        A text that names the label and the fix.
 
     Example
     -------
@@ -244,7 +245,7 @@ def all_alike(targets):
     Returns
     -------
     str or None
-        Names the labels.
+        A text that names the labels.
 
     Example
     -------
@@ -334,7 +335,7 @@ def _separator(first, missing):
 
 
 def _other_names(first, missing, source):
-    """Name columns that differ from a missing one in spelling alone."""
+    """Name columns that differ from a missing one only in spelling."""
     hint = ""
     for name in missing:
         near = [cell for cell in first if _bare(cell) == _bare(name)]
@@ -357,13 +358,13 @@ def _other_names(first, missing, source):
 
 
 def _bare(name):
-    """Strip a name of invisible differences: case, quotes, blanks, form."""
+    """Strip a name of differences in case, quotes, blanks and Unicode form."""
     bare = unicodedata.normalize("NFC", name).strip(f"{_QUOTES} \t")
     return bare.casefold()
 
 
 def _other_spelling(written, root):
-    """Say why a file is not found that is there under another spelling."""
+    """Say why a file that exists under another spelling is not found."""
     spellings = {
         "write / in place of \\": written.replace("\\", "/"),
         "cells must be separated by commas, not tabs": written.split("\t")[0],
@@ -384,7 +385,7 @@ def _other_spelling(written, root):
 
 
 def _numbered_lines(csv_path):
-    """Yield the number and the stripped cells of each line not blank."""
+    """Yield the number and the stripped cells of each nonblank line."""
     try:
         # utf-8-sig drops the byte order mark that spreadsheets write.
         with open(csv_path, encoding="utf-8-sig", newline="") as file:

@@ -11,7 +11,7 @@ import torchaudio
 # The energies of a spectrum of louder samples overflow in float32.
 _LOUDEST = 1e15
 
-# Value of silence and full scale of integer samples, as libsndfile has them.
+# Value of silence and full scale of integer samples, as in libsndfile.
 _PCM = {
     torch.uint8: (128, 128),
     torch.int8: (0, 128),
@@ -27,8 +27,8 @@ class UnreadableAudio(RuntimeError):
 def to_mono(audio, source_rate, sample_rate=16000):
     """Average the channels and resample, as `read_audio` does.
 
-    With these arguments it also stands where SpeechBrain's interfaces have
-    their `audio_normalizer`, whose resampler differs from ours.
+    The function can replace the `audio_normalizer` of SpeechBrain's interfaces,
+    whose resampler differs from ours.
 
     Arguments
     ---------
@@ -55,10 +55,10 @@ def to_mono(audio, source_rate, sample_rate=16000):
 
 
 def to_float(samples):
-    """Return samples as float32 with full scale 1, as files are read.
+    """Return samples as float32 with full scale 1, as `read_audio` does.
 
-    Integers are scaled by the range of their type, and unsigned bytes, which
-    WAV centers at 128, by theirs. Floating point stays as it is.
+    Integers are scaled by the range of their type; unsigned bytes are first
+    centered, since WAV centers them at 128. Floating point is not scaled.
 
     Arguments
     ---------
@@ -82,7 +82,7 @@ def to_float(samples):
     """
     if not isinstance(samples, torch.Tensor):
         array = np.asarray(samples)
-        # A copy in the machine's own order of bytes, which may be written to.
+        # A writable copy in the byte order of the machine.
         array = array.astype(array.dtype.newbyteorder("="), order="C")
         samples = torch.from_numpy(array)
     if samples.is_floating_point():
@@ -102,14 +102,14 @@ def check_samples(name, samples):
     Arguments
     ---------
     name : str
-        What to call the audio in the error.
+        Name of the audio, for the error.
     samples : torch.Tensor
         Samples of any shape, at least one.
 
     Raises
     ------
     UnreadableAudio
-        If they are.
+        If any sample is.
 
     Example
     -------
@@ -128,10 +128,10 @@ def check_samples(name, samples):
 
 
 def resampling_ratio(source, target):
-    """Return source over target rate; exact for every rate in common use.
+    """Return source over target rate, exact for every common rate.
 
-    The kernel grows with the denominator: for odd rates (22255 Hz) the exact
-    ratio would take gigabytes, and this one is off by less than a cent.
+    The kernel grows with the denominator. For unusual rates (22255 Hz) the
+    exact ratio would need gigabytes; the error of this one is less than a cent.
     """
     return Fraction(source, target).limit_denominator(1000)
 
@@ -140,8 +140,8 @@ def resampling_ratio(source, target):
 def _resampler(ratio):
     """Build the resampler of one ratio, flat to 7 kHz at 16 kHz.
 
-    The default width of 6 lets 9 kHz alias with only 17 dB of damping; here it
-    is 68 dB, for 1 ms to 13 ms a clip of 10 s.
+    With the default width of 6, 9 kHz aliases with only 17 dB of damping. Here
+    the damping is 68 dB, and takes 1 ms to 13 ms for a clip of 10 s.
     """
     return torchaudio.transforms.Resample(
         ratio.numerator,

@@ -1,1 +1,1 @@
-"""Evaluate frozen encoders: with probes, or in the harnesses of others."""
+"""Evaluate frozen encoders: with probes, or with external benchmarks."""

@@ -1,14 +1,15 @@
-"""Metrics of sound event detection, by the package `sed_scores_eval`.
+"""Compute metrics of sound event detection with `sed_scores_eval`.
 
 - Segment-based and event-based F1 (Mesaros et al., "Metrics for polyphonic
-  sound event detection", Applied Sciences 2016) of decided events, the mean
-  over classes: segments of 1 s; onsets within 200 ms, and offsets within the
-  larger of 200 ms and 20 % of the event.
+  sound event detection", Applied Sciences 2016) of decided events, as the mean
+  over classes. Segments have 1 s. An event counts as found if its onset is
+  within 200 ms, and its offset within the larger of 200 ms and 20 % of the
+  event.
 - PSDS 1 and 2 (Bilen et al., "A framework for the robust evaluation of sound
   event detection", ICASSP 2020) of scores, over all thresholds (Ebbers et al.,
   ICASSP 2022), with the parameters of DCASE 2021 task 4.
 
-Only the formats are our own. The module needs the extra `events`.
+This module only converts the formats. It needs the extra `events`.
 """
 
 import numpy as np
@@ -39,7 +40,7 @@ def require_metrics():
     Raises
     ------
     ImportError
-        Says how to install it.
+        If it is not; the message says how to install it.
     """
     try:
         import sed_scores_eval  # noqa: F401
@@ -121,7 +122,7 @@ def score_metrics(scores, truth, seconds, labels, timing):
     Arguments
     ---------
     scores : dict of str to numpy.ndarray
-        Clip -> (T', C), filtered as for the decision of events.
+        Clip -> (T', C), with the filter that is used to decide events.
     truth, seconds
         See `decided_metrics`.
     labels : list of str
@@ -132,8 +133,8 @@ def score_metrics(scores, truth, seconds, labels, timing):
     Returns
     -------
     dict of str to dict
-        ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS: the
-        mean over classes, less its penalty for their deviation.
+        ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS. This is
+        the mean over classes minus a penalty for their deviation.
     """
     truth, occurring = _triples(truth)
     frames = {

@@ -26,7 +26,7 @@ MEDIAN_SECONDS = (0.0, 0.12, 0.2, 0.36, 0.52, 0.76, 1.0)
 MIN_SECONDS = (0.0, 0.1, 0.2, 0.4)
 GAP_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 KINDS = ("median", "sebbs")
-# The ranges that `sebbs` itself tries, one limit at a time.
+# The values that `sebbs` itself tries, for one limit at a time.
 STEP_SECONDS = (0.32, 0.48, 0.64)
 LIMITS = (
     *((absolute, None) for absolute in (0.15, 0.2, 0.3)),

@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the log-mel energies of files."""
+"""Measure the mean and standard deviation of log-mel energies of files."""
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
@@ -9,7 +9,7 @@ from ssast_lobes.inference.audio import read_blocks, require_length
 from ssast_lobes.models.features import KaldiFbank
 from ssast_lobes.models.normalization import RunningStatistics
 
-# 30 s: long files need no more memory than that times the batch.
+# 30 s: the blocks of long files limit the memory of a batch.
 BLOCK_FRAMES = 3000
 _BATCH_SIZE = 8
 
@@ -22,7 +22,7 @@ def frame_blocks(path, fbank):
     path : str or path
         The file, of any length.
     fbank : KaldiFbank
-        Whose frames and sampling rate.
+        Front end that determines the frames and the sampling rate.
 
     Yields
     ------
@@ -59,9 +59,9 @@ def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
     paths : list of str
         The files.
     unreadable : list
-        Takes (path, reason) of the files that give no audio.
+        List to which (path, reason) of files without usable audio are appended.
     sample_rate : int
-        Rate in Hz that audio is converted to.
+        Sampling rate in Hz to convert audio to.
     n_mels : int
         Number of mel bins.
 

@@ -1,4 +1,4 @@
-"""Command lines of recipes: SpeechBrain's, with names for presets."""
+"""Parse command lines of recipes: SpeechBrain's, with names for presets."""
 
 import contextlib
 import copy
@@ -37,7 +37,7 @@ from ssast_lobes.utils.presets import (
     tag_of,
 )
 
-# What other toolkits call a setting.
+# Names of settings in other toolkits.
 _ELSEWHERE = {
     "learning_rate": "lr",
     "epochs": "number_of_epochs",
@@ -45,58 +45,59 @@ _ELSEWHERE = {
     "model": "source",
     "checkpoint": "source",
 }
-# Comment of overrides that names a file of the user's, which they come from.
+# Comment in overrides that names the user's file from which they come.
 FROM = "# from "
-# Folders of hparams/ whose files a word chooses: --objective eat.
+# Folders of hparams/ whose files a word selects: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
-# Tag of a node that takes the place of what it overrides.
+# Tag of a node that replaces what it overrides.
 REPLACE = "!applyref:ssast_lobes.utils.presets.replace"
-# Plain tables: they take the place of null, which has no settings to change.
+# Plain tables: they replace null, which has no settings to change.
 TABLES = ("class_weights",)
 # Tags that a class or a function follows.
 _CALLS = ("!new", "!name", "!apply")
 # Keys of an object that may be left out.
 _OPTIONAL = ("degradation", "masker", "mixup", "weight_decay_schedule")
-# Stands for what is no plain value.
+# Stands for anything that is not a plain value.
 _OBJECT = object()
 
 
 def parse_arguments(arguments):
     """Parse a command line, as ``speechbrain.parse_arguments`` does.
 
-    ``--objective NAME`` stands for all that a file of ``hparams/objective/``
-    says, or a file of one's own, ``NAME.yaml``: its keys take the place of the
-    recipe's. So do ``--training NAME`` and ``--degradation NAME``. Other
-    settings of the command line are put over them: a plain mapping changes
-    what is there (``--masker '{ratio: 0.5}'``), one that names a class takes
-    its place (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``).
-    A preset may add keys that it refers to, which then are settings too
+    ``--objective NAME`` stands for the settings in a file of
+    ``hparams/objective/``, or in your own file ``NAME.yaml``. Its keys replace
+    those of the recipe. ``--training NAME`` and ``--degradation NAME`` do the
+    same. Other settings of the command line override them: a plain mapping
+    changes the existing one (``--masker '{ratio: 0.5}'``), and a mapping that
+    names a class replaces it
+    (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``). A preset may
+    add keys that it refers to, which are then settings too
     (``--objective distillation --teachers "[FOLDER]"``).
 
-    Where no ``--output_folder`` is given, that of the recipe gets the words and
-    the seed of the command line (``results/pretrain_m2d_seed2``): the same
-    command resumes its run, and another word or seed has a folder of its own.
+    Without ``--output_folder``, the words and the seed of the command line are
+    added to the folder of the recipe (``results/pretrain_m2d_seed2``). The same
+    command thus resumes its run, and another word or seed has its own folder.
 
     Arguments
     ---------
     arguments : list of str
-        As ``sys.argv[1:]``.
+        Like ``sys.argv[1:]``.
 
     Returns
     -------
     hparams_file : str
         The YAML of the recipe.
     run_opts : speechbrain.utils.run_opts.RunOptions
-        Such as the device.
+        Options such as the device.
     overrides : str
         For `load_hyperpyyaml` and `create_experiment_directory`.
 
     Raises
     ------
     SettingsError
-        If a word, a key, a class or an argument of a class is not known, a
-        key is given twice, a setting would have no effect, or none may have
-        such a value: all that can be told before an object is built.
+        If a word, a key, a class or an argument of a class is unknown, a key
+        occurs twice, a setting would have no effect, or a value is impossible,
+        as far as this is known before an object is built.
 
     Example
     -------
@@ -124,10 +125,10 @@ def parse_arguments(arguments):
         for word, preset in presets.items():
             _check_keys(preset, recipe, hparams_file, f", which {word} sets")
             merge(tree, preset)
-        # What the recipe becomes, to look at: overrides stay short.
+        # A merged copy, only for the checks: the overrides stay short.
         whole = merge(copy.deepcopy(recipe), copy.deepcopy(tree))
         instead = list(presets)
-        # First, or a mapping would ask for a class where nothing uses one.
+        # Check this first: otherwise the error would ask for an unused class.
         _check_effect(given, recipe, whole, instead)
         for key, node in given.items():
             was_object = isinstance(recipe.get(key), dict)
@@ -151,7 +152,7 @@ def parse_arguments(arguments):
 
 
 def with_settings(overrides, **settings):
-    """Return overrides with further ones, which count.
+    """Return overrides with further settings, which replace earlier ones.
 
     Arguments
     ---------
@@ -186,7 +187,7 @@ def plain_settings(hparams_file, overrides):
     Returns
     -------
     dict
-        None in place of what would be an object.
+        Values by key; None instead of an object.
 
     Example
     -------
@@ -209,7 +210,7 @@ def flag_value(value):
     Arguments
     ---------
     value : object
-        A text, which stays as it is, or what YAML can hold.
+        A text, which does not change, or any value that YAML can hold.
 
     Returns
     -------
@@ -227,14 +228,14 @@ def flag_value(value):
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Reads the plain values of a YAML; what builds an object is None."""
+    """Reads the plain values of a YAML; None instead of objects."""
 
 
 _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def _parse(arguments):
-    """Call SpeechBrain's parser; tell a wrong option of a run in one line."""
+    """Call SpeechBrain's parser; report a wrong run option in one line."""
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
@@ -270,13 +271,13 @@ def _check_keys(settings, known, hparams_file, source=""):
             hint = f"; did you mean {near[0]}?" if near else ""
             unknown.append(f"{key}{source}{hint}")
     if unknown:
-        # A preset for another recipe would fill the screen.
+        # For a preset of another recipe, name one key: all would be too many.
         told = "; it has no key ".join(unknown[:1] if source else unknown)
         raise ValueError(f"{hparams_file} has no key {told}")
 
 
 def _pop_words(given, recipe):
-    """Take the words out of the settings; return the presets they name."""
+    """Remove the words from the settings; return the presets they name."""
     presets = {}
     for kind in WORDS:
         value = given.get(kind)
@@ -291,10 +292,10 @@ def _pop_words(given, recipe):
 
 
 def _fill_in(preset, recipe, given):
-    """Put the keys that a preset adds to those of a recipe where it uses them.
+    """Insert the values of keys that a preset adds where it refers to them.
 
-    So the recipe stays as it is: ``teachers`` of ``distillation.yaml`` is an
-    option of the command line only with ``--objective distillation``.
+    The recipe itself does not change: ``teachers`` of ``distillation.yaml`` is
+    an option of the command line only with ``--objective distillation``.
     """
     added = {
         key: given.pop(key, preset.pop(key))
@@ -332,8 +333,8 @@ def _includes(node):
 
 
 def _check_effect(given, recipe, whole, instead):
-    """Raise where a setting serves only objects that others replace."""
-    # What a plain key refers to, such as <seed> in a path, is used elsewhere.
+    """Raise if a setting is used only by objects that others replace."""
+    # A key in a plain value, such as <seed> in a path, is used elsewhere.
     objects = [x for x in recipe.values() if isinstance(x, dict | list)]
     idle = references(objects) - references(whole)
     for key in given:
@@ -345,7 +346,7 @@ def _check_effect(given, recipe, whole, instead):
 
 
 def _check_calls(name, node):
-    """Raise where a class is not there, or does not take an argument."""
+    """Raise if a class is missing, or does not take an argument."""
     kind, _, path = tag_of(node).partition(":")
     if kind in _CALLS:
         callable_ = pydoc.locate(path)
@@ -369,7 +370,7 @@ def _check_arguments(kind, name, path, callable_, node):
         signature = inspect.signature(callable_)
     except (TypeError, ValueError):  # no class, or one written in C
         return
-    # Of what is only named, the program gives the other arguments.
+    # The program adds the missing arguments of a !name: entry.
     bind = signature.bind_partial if kind == "!name" else signature.bind
     try:
         bind(**dict(children(node)))
@@ -381,14 +382,14 @@ def _check_arguments(kind, name, path, callable_, node):
 
 
 def _instead(node):
-    """Return a node that takes the place of what it overrides."""
+    """Return a node that replaces what it overrides."""
     marked = CommentedSeq([node])
     marked.yaml_set_ctag(Tag(suffix=REPLACE))
     return marked
 
 
 def _check_values(recipe, whole):
-    """Raise where a value cannot be, as far as no object is needed to tell."""
+    """Raise if a value is impossible, as far as this shows without objects."""
     settings = {key: _plain(node, whole) for key, node in whole.items()}
     for key, node in recipe.items():
         _check_kind(key, node, settings[key])
@@ -404,7 +405,7 @@ def _check_values(recipe, whole):
 
 
 def _check_kind(key, node, value):
-    """Raise where a plain value stands for an object, or for a mapping."""
+    """Raise if a plain value is given for an object or a mapping."""
     called = tag_of(node).partition(":")[0] in _CALLS
     is_object = value is _OBJECT or isinstance(value, dict)
     if key in _OPTIONAL:
@@ -452,10 +453,10 @@ def _plain(node, tree):
 
 
 def _try(key, callable_, arguments, settings):
-    """Call what the program calls later with these arguments, on a small scale.
+    """Call a function with these arguments, as the program does later.
 
-    Otherwise a wrong argument of a ``!name:`` entry would show only after the
-    audio has been read.
+    Without this trial, a wrong argument of a ``!name:`` entry would cause an
+    error only after the audio has been read.
     """
     with torch.random.fork_rng(devices=()):
         try:
@@ -471,7 +472,7 @@ def _try(key, callable_, arguments, settings):
                 callable_(torch.zeros(2, 2), torch.eye(2), **arguments)
         except ArgumentError as error:
             raise ArgumentError(f"{key}: {error}") from error
-        except Exception as error:  # of PyTorch, whatever the argument was
+        except Exception as error:  # PyTorch may raise any kind
             given = ", ".join(f"{k}={v!r}" for k, v in arguments.items())
             raise ArgumentError(
                 f"{key}: {callable_.__name__} does not take {given}: {error}"
@@ -479,7 +480,7 @@ def _try(key, callable_, arguments, settings):
 
 
 def _depth(settings):
-    """Return the blocks of the encoder; of a source, enough to freeze."""
+    """Return the number of blocks; with a source, enough to freeze any."""
     size = settings.get("model_size")
     if settings.get("source") is None and isinstance(size, str):
         try:
@@ -491,7 +492,7 @@ def _depth(settings):
 
 
 def _replacing(node):
-    """Mark what names a class, so that it takes the place of another."""
+    """Mark a node that names a class, so that it replaces another."""
     if not isinstance(node, dict):
         return node
     if tag_of(node):
@@ -504,7 +505,7 @@ def _replacing(node):
 def _in_lines(node):
     """Write a node without braces and brackets.
 
-    Inside of these ruamel.yaml writes a tagged mapping of one key wrongly.
+    Inside these, ruamel.yaml writes a tagged mapping with one key incorrectly.
     """
     if isinstance(node, CommentedMap | CommentedSeq):
         node.fa.set_block_style()

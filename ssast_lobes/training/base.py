@@ -1,10 +1,11 @@
 """The base of all Brains: the training step, skipped steps, exact resume.
 
-SpeechBrain's `Brain` clips the first parameter group only, drops the tail of
-an epoch under gradient accumulation, saves amid an accumulation, steps where
-the loss is not finite, and has no schedule by step. This class mends them;
-``docs/upstream.md`` shows each. Its randomness is a function of seed, epoch,
-step and process, so that a resumed run equals an uninterrupted one.
+SpeechBrain's `Brain` clips only the first parameter group. With gradient
+accumulation, it drops the last batches of an epoch and saves between two steps.
+It steps if the loss is not finite, and has no schedule by step. This class
+fixes these; ``docs/upstream.md`` describes each. All random numbers are a
+function of seed, epoch, step and process, so a resumed run equals an
+uninterrupted one.
 """
 
 import math
@@ -46,10 +47,10 @@ from ssast_lobes.utils.schedules import (
 
 logger = get_logger(__name__)
 
-# Drawing takes a second: at short epochs it would take most of the time.
+# Drawing takes a second: with short epochs it would take most of the time.
 SECONDS_BETWEEN_PICTURES = 60
 
-# Compiled code may meet so many shapes; PyTorch's own limit is 8.
+# Number of shapes to compile code for; PyTorch's own limit is 8.
 RECOMPILE_LIMIT = 64
 
 
@@ -85,11 +86,12 @@ class SpectrogramBrain(sb.Brain):
     ``output_folder`` and ``max_unreadable``.
 
     All processes skip a step if its loss or gradients are not finite in any of
-    them: weights, optimizer, teacher, running statistics and averages stay.
+    them. Weights, optimizer, teacher, running statistics and averages then do
+    not change.
     ``nonfinite.csv`` in the output folder lists the clips. The run ends after
     more than ``nonfinite_patience`` such steps in an epoch (SpeechBrain's run
     option, or a key of ``hparams``; 3 by default). Clips of evaluated batches
-    are listed too, and do not count.
+    are listed too, but do not end the run.
 
     Arguments
     ---------
@@ -100,23 +102,23 @@ class SpectrogramBrain(sb.Brain):
         (step, total steps) -> factor of the learning rate, such as
         `ssast_lobes.utils.schedules.WarmupCosine`.
     weight_decay_schedule : callable, optional
-        (step, total steps) -> weight decay. The default is the constant one
-        of the optimizer.
+        (step, total steps) -> weight decay. By default the optimizer's value
+        stays constant.
     train_logger : speechbrain.utils.train_logger.TrainLogger
         Gets the statistics of each epoch.
     use_tensorboard : bool
         Whether TensorBoard gets them too, in ``<output_folder>/events``.
     readers : list of ClipReader
-        Get the epoch, for their crops, and the rate of the front end, which a
-        pretrained model brings.
+        They get the epoch, for their crops, and the sampling rate of the
+        front end, which a pretrained model determines.
     n_files : int
-        Clips in all the datasets. ``max_unreadable`` is a fraction of these
-        and of the files that are already listed as unreadable.
+        Number of clips in all datasets. ``max_unreadable`` is a fraction of
+        these plus the files that are already listed as unreadable.
 
     Raises
     ------
     ImportError
-        If TensorBoard is asked for and not installed.
+        If TensorBoard is requested but not installed.
     """
 
     # SpeechBrain sets it under DDP only.
@@ -140,7 +142,7 @@ class SpectrogramBrain(sb.Brain):
         given = getattr(run_opts, "overridden_args", run_opts) or ()
         steps, minutes = "ckpt_interval_steps", "ckpt_interval_minutes"
         if steps in given and minutes not in given:
-            # The YAML has the other interval; with both SpeechBrain stops.
+            # SpeechBrain allows one interval; the YAML has the other one.
             hparams = {**hparams, minutes: 0}
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         self.schedule = schedule
@@ -155,17 +157,17 @@ class SpectrogramBrain(sb.Brain):
         self.batches_per_epoch = None
         self._sums = {}
         self._kept = []
-        # The batches of this step, and sums and buffers from before them.
+        # Batches of this step; sums and buffers before these batches.
         self._group = []
         self._before = None
         self._skipped = 0
-        # In the run whose checkpoint was loaded.
+        # Number of processes in the run whose checkpoint was loaded.
         self._n_processes_before = None
         self.clips = {}  # rows by id, of each stage
         self.progress = None
-        # All runs draw at their end.
+        # Count from now: every run draws at its end.
         self._last_picture = time.time()
-        # From the command line it comes as text.
+        # The command line gives it as text.
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)
         if self.debug:
@@ -194,10 +196,10 @@ class SpectrogramBrain(sb.Brain):
                 # SpeechBrain ignores the seed of the recipe.
                 self.train_sampler.seed = self.hparams.seed
                 if kwargs.get("batch_sampler") is not None:
-                    # Batches of like length stay in the same step.
+                    # Keep batches of similar length in the same step.
                     self.train_sampler.shuffle = False
             else:
-                # SpeechBrain sets the epoch of its own samplers only.
+                # SpeechBrain sets only the epoch of its own samplers.
                 own = kwargs.get("batch_sampler") or kwargs.get("sampler")
                 self.train_sampler = own or self.train_sampler
             self.batches_per_epoch = len(loader)
@@ -208,12 +210,12 @@ class SpectrogramBrain(sb.Brain):
     def on_fit_start(self):
         """Resume; end the epochs if the run has taken all its steps.
 
-        SpeechBrain's `SaveableDataLoader` skips the batches that a resumed
-        epoch has had; samplers and crops are functions of seed and epoch.
+        SpeechBrain's `SaveableDataLoader` skips the batches that were used
+        before; samplers and crops are functions of seed and epoch.
         """
         if self.compile or self.compile_module_keys:
-            # Each length, the last batch and evaluation have their own code;
-            # beyond the limit PyTorch runs uncompiled.
+            # Each length, the last batch and evaluation need their own code.
+            # Beyond the limit, PyTorch runs without compilation.
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         super().on_fit_start()
         self._check_processes()
@@ -263,7 +265,7 @@ class SpectrogramBrain(sb.Brain):
         raise NotImplementedError
 
     def task(self):
-        """Return what the start of a run says of its task, text by name."""
+        """Return the lines about the task that a run prints first (dict)."""
         return {}
 
     def fit_batch(self, batch):
@@ -288,13 +290,13 @@ class SpectrogramBrain(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            # A loss that is not finite spoils all gradients, and DDP those of
-            # all processes: they agree to skip without another message.
+            # A loss that is not finite makes all gradients so, and DDP those
+            # of all processes. Thus all skip the step without communication.
             spoilt = torch.where(loss.isfinite(), 1.0, math.nan)
             self.scaler.scale(loss * spoilt / group).backward()
         value = loss.detach().float()
         if should_step:
-            # Only here does a step wait for the device.
+            # A step waits for the device only here.
             value, norm = torch.stack([value, self.clip_gradients()]).cpu()
         self._group.append((batch.id, value))
         stepped = should_step and self._step_or_skip(norm)
@@ -367,7 +369,7 @@ class SpectrogramBrain(sb.Brain):
         return False
 
     def _list_nonfinite(self, batches, stage):
-        """Write the clips of batches, each (ids, loss), to the list."""
+        """Add the clips of batches (ids, loss) to ``nonfinite.csv``."""
         clips = self.clips.get(stage, {})
         for ids, loss in batches:
             for clip in ids:
@@ -379,9 +381,9 @@ class SpectrogramBrain(sb.Brain):
     # Evaluation -----------------------------------------------------------
 
     def network(self, name, stage):
-        """Return a module as a stage calls it: in evaluation without DDP.
+        """Return the module to call in a stage: without DDP in evaluation.
 
-        A call of DDP waits for the other processes, which may have fewer
+        DDP waits for the other processes at each call, but they may have fewer
         batches to evaluate.
 
         Arguments
@@ -403,7 +405,7 @@ class SpectrogramBrain(sb.Brain):
 
     def evaluate_batch(self, batch, stage):
         """Evaluate a batch; return NaN if none of its clips was decoded."""
-        # A batch without clips takes its turn too, which keeps the order.
+        # A batch without clips gets an entry too, which keeps the order.
         self._kept.append({})
         if batch is None:
             return torch.tensor(math.nan)
@@ -427,14 +429,14 @@ class SpectrogramBrain(sb.Brain):
         Arguments
         ---------
         **values
-            By name; tensors are moved to the CPU.
+            Results by name; tensors are moved to the CPU.
         """
         for name, value in values.items():
             value = value.cpu() if torch.is_tensor(value) else value
             self._kept[-1][name] = value
 
     def evaluated(self):
-        """Return what all processes have kept of their batches.
+        """Return the results that all processes have kept.
 
         Returns
         -------
@@ -467,7 +469,7 @@ class SpectrogramBrain(sb.Brain):
         logs : dict of str to torch.Tensor
             Scalars, means over the batch.
         count : int or torch.Tensor
-            Number of clips that these are the means of.
+            Number of clips in the batch.
         """
         for name, value in logs.items():
             total, clips = self._sums.get(name, (0.0, 0))
@@ -475,7 +477,7 @@ class SpectrogramBrain(sb.Brain):
             self._sums[name] = (total + value, clips + count)
 
     def averages(self):
-        """Return the means of what the stage has accumulated.
+        """Return the means of the values that the stage has accumulated.
 
         Returns
         -------
@@ -525,7 +527,7 @@ class SpectrogramBrain(sb.Brain):
                 self._last_picture = time.time()
 
     def told_epochs(self):
-        """Return the epoch of the weights and their number, as cards tell."""
+        """Return the epoch of the weights and the total, for the card."""
         counter = self.hparams.epoch_counter
         return f"{counter.current} of {counter.limit}"
 
@@ -546,7 +548,7 @@ class SpectrogramBrain(sb.Brain):
         ManifestError
             See `check_unreadable`.
         """
-        # The others may still be reading, and listing, their clips.
+        # Other processes may still be reading and listing their clips.
         ddp_barrier()
         limit = self.hparams.max_unreadable
         count = self._count_unreadable(self.n_files, limit)
@@ -565,7 +567,7 @@ class SpectrogramBrain(sb.Brain):
     # Checkpoints ----------------------------------------------------------
 
     def _should_save_intra_epoch_ckpt(self, *args):
-        # A checkpoint has no gradients: wait until they are used.
+        # A checkpoint contains no gradients: wait until a step uses them.
         is_used = self.step % self.grad_accumulation_factor == 0
         return is_used and super()._should_save_intra_epoch_ckpt(*args)
 

@@ -20,25 +20,25 @@ from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import write_json
 
 RESULT_FILE = "test_result.json"
-# Functions of other modules are told with the name of theirs.
+# Functions of other modules are written with the name of their module.
 _KNOWN = ("ssast_lobes.", "speechbrain.", "torch.")
 
 
 def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
-    """Return the seconds that an export takes at once.
+    """Return the length of the windows of an export, in seconds.
 
-    Call it before the training, which would otherwise end in an error.
+    Call it before training: otherwise its error would come only at the end.
 
     Arguments
     ---------
     lobe : SpectrogramLobe
-        With the encoder that is trained.
+        Lobe with the encoder to train.
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
         Training clips with their ``duration``.
     crop_seconds : float
         Longest audio that training sees at once.
     window_seconds : float, optional
-        What is asked for; by default the longest that training sees.
+        Requested length; by default the longest audio that training sees.
 
     Returns
     -------
@@ -47,7 +47,7 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
     Raises
     ------
     SettingsError
-        If less is asked for than a crop and the position table span.
+        If the requested length is less than a crop or the position table.
     """
     if window_seconds is not None:
         table = table_seconds(lobe.encoder.config, lobe.features.config)
@@ -59,21 +59,21 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
 
 
 def check_window(window, least, name="window_seconds"):
-    """Raise unless an export can be given a window.
+    """Raise unless an export can have windows of a length.
 
     Arguments
     ---------
     window : float or None
-        Seconds that it is to take at once; None asks for nothing.
+        Length of the windows in seconds; None is always allowed.
     least : float
-        Seconds of a crop, or of the position table if that spans more.
+        Seconds of a crop, or of the position table if it is longer.
     name : str
-        What the message calls the window.
+        Name of the window in the message.
 
     Raises
     ------
     SettingsError
-        If the window is less, or no finite number.
+        If the window is shorter, or not a finite number.
 
     Example
     -------
@@ -91,7 +91,7 @@ def check_window(window, least, name="window_seconds"):
 
 
 def model_card(hparams_file, rows, metrics, **settings):
-    """Return the entries on the training for the model card.
+    """Return the entries of the model card about the training.
 
     Arguments
     ---------
@@ -100,11 +100,11 @@ def model_card(hparams_file, rows, metrics, **settings):
     rows : dict
         From `dataio.splits.read_splits`.
     metrics : dict of str to float
-        What was measured.
+        Measured values by name.
     **settings
-        By name; functions are told by their names and arguments. What is
-        None or False is left out, but for a `source` of None. Of a source the
-        card also tells the objective and the license.
+        Settings by name. Functions are written as their names and arguments.
+        Settings that are None or False are left out, except a `source` of None.
+        For a source, the card also names its objective and license.
 
     Returns
     -------
@@ -145,7 +145,7 @@ def model_card(hparams_file, rows, metrics, **settings):
 
 
 def _amounts(rows):
-    """Tell how many clips each part has, and how long the training ones are."""
+    """Say how many clips each part has, and how long the training clips are."""
     minutes = sum(clip["duration"] for clip in rows["train"].values()) / 60
     length = (
         f"{minutes / 60:.1f} hours" if minutes > 99 else f"{minutes:.0f} min"
@@ -158,15 +158,15 @@ def _amounts(rows):
 
 
 def _origin(source):
-    """Return what is known of the weights that a training began from."""
+    """Return the known facts about the weights that training started from."""
     place = Path(resolve_name(source)).expanduser()
     told_there, found = read_card(place), {}
     if source in bundled_names() or not place.exists():
         # The name of a bundled model, or one on the hub.
         found["base_model"] = os.fspath(source).partition("@")[0]
     weights = load_weights(source)
-    # A released file has no card; what is made of its weights is bound to
-    # their license nevertheless.
+    # A released file has no card, but its license also applies to the models
+    # that start from its weights.
     family = FAMILIES.get(weights.config.get("family"))
     known = {} if family is None else family.card
     for name, heading in (("license", "license"), ("weights", "Weights")):

@@ -1,10 +1,10 @@
 """Checkpoints that are written completely or not at all.
 
 SpeechBrain's `Checkpointer` writes into the folder that recovery looks at,
-its meta file first: a run killed in mid-save then cannot resume. Here a
-checkpoint grows in a hidden folder, reaches the disk, and appears under its
-name by one rename. It holds the checksums of its files: what has been
-damaged since is told, put aside and skipped.
+starting with the meta file. A run that is killed during a save then cannot
+resume. Here a checkpoint is written to a hidden folder, flushed to the disk,
+and renamed once. It contains the checksums of its files. A damaged checkpoint
+is reported, renamed and skipped.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _PARTIAL_PREFIX = f".partial-{CKPT_PREFIX}"
 _DELETED_PREFIX = f".deleted-{CKPT_PREFIX}"
 _DAMAGED_PREFIX = f"damaged-{CKPT_PREFIX}"
 
-# Still has that prefix: until its successor is in place, it is the checkpoint.
+# It keeps the prefix of checkpoints, and is one until its successor is there.
 _REPLACED_SUFFIX = "+replaced"
 
 # In the format of the command sha256sum: `sha256sum -c SHA256SUMS` checks too.
@@ -51,11 +51,11 @@ class CheckpointError(RuntimeError):
 class AtomicCheckpointer(Checkpointer):
     """SpeechBrain's checkpointer, safe if the run is killed at any moment.
 
-    The arguments are those of `speechbrain.utils.checkpoints.Checkpointer`,
-    and it takes its place in any recipe. What a killed save has left is never
-    listed, and removed at the next save. A damaged checkpoint is renamed to
-    ``damaged-CKPT+...`` and skipped for the one before; those of
-    SpeechBrain's own checkpointer, without checksums, are taken as they are.
+    It takes the arguments of `speechbrain.utils.checkpoints.Checkpointer`, and
+    can replace it in any recipe. The files of a killed save are never listed,
+    and the next save removes them. A damaged checkpoint is renamed to
+    ``damaged-CKPT+...``, and the one before is loaded. Checkpoints of
+    SpeechBrain's own checkpointer have no checksums, and are not checked.
 
     Example
     -------
@@ -76,8 +76,8 @@ class AtomicCheckpointer(Checkpointer):
         custom_save_hooks=None,
         allow_partial_load=False,
     ):
-        # Of several processes the first alone writes; the parent would make
-        # the folder in all of them.
+        # Only the first process writes; the parent class would make the folder
+        # in all processes.
         super().__init__(
             checkpoints_dir if if_main_process() else os.curdir,
             recoverables,
@@ -95,7 +95,7 @@ class AtomicCheckpointer(Checkpointer):
         Arguments
         ---------
         meta : dict, optional
-            What to note in the meta file, for example the validation metric.
+            Entries of the meta file, for example the validation metric.
         end_of_epoch : bool
             Whether the epoch is over.
         name : str, optional
@@ -112,13 +112,13 @@ class AtomicCheckpointer(Checkpointer):
         Raises
         ------
         CheckpointError
-            If it cannot be written, for want of space for example. Those
-            before are as they were, and nothing is left of this one.
+            If it cannot be written, for example because the disk is full. The
+            earlier checkpoints do not change, and this one leaves no files.
         """
         if if_main_process():
             self._remove_leftovers()
         with self._writing():
-            # The parent would report the hidden folder: it logs at no level.
+            # The parent class would log the hidden folder: log nothing.
             partial = super().save_checkpoint(
                 meta or {}, end_of_epoch, name, verbosity=logging.NOTSET
             )
@@ -136,9 +136,9 @@ class AtomicCheckpointer(Checkpointer):
     def save_and_keep_only(self, *args, importance_keys=(), **kwargs):
         """Save a checkpoint, then delete the least important ones.
 
-        The parent adds to its own default list of importance keys each time:
-        a later `keep_recent=False` is not heeded, and each save searches the
-        folder more often than the one before. A fresh list mends both.
+        The parent class extends its own default list of importance keys at each
+        call. It then ignores a later `keep_recent=False`, and each save
+        searches the folder more often. A new list at each call avoids both.
 
         Arguments
         ---------
@@ -163,10 +163,10 @@ class AtomicCheckpointer(Checkpointer):
         ckpt_predicate=None,
         verbosity=logging.INFO,
     ):
-        """Delete all but the most important checkpoints, each at once.
+        """Delete all but the most important checkpoints, each in one step.
 
-        The parent's deletion, where it is killed, leaves a folder that lacks
-        some files and looks like a damaged checkpoint.
+        If a deletion of the parent class is killed, it leaves a folder without
+        some of its files, which looks like a damaged checkpoint.
 
         Arguments
         ---------
@@ -175,7 +175,7 @@ class AtomicCheckpointer(Checkpointer):
         min_keys, max_keys : list of str, optional
             Entries of the meta whose lowest and highest values are important.
         importance_keys : sequence of callable
-            Further orders: functions of a checkpoint, the highest first.
+            Further orders: functions of a checkpoint, the highest value first.
         ckpt_predicate : callable, optional
             Which checkpoints may be deleted; all by default.
         verbosity : int
@@ -191,7 +191,7 @@ class AtomicCheckpointer(Checkpointer):
             )
             known |= {checkpoint.path: checkpoint for checkpoint in found}
             kept |= {checkpoint.path for checkpoint in found[:num_to_keep]}
-        # No process may still be reading what goes.
+        # No process may still be reading a deleted checkpoint.
         ddp_barrier()
         if if_main_process():
             for path in known.keys() - kept:
@@ -210,12 +210,12 @@ class AtomicCheckpointer(Checkpointer):
         Returns
         -------
         Checkpoint or None
-            What was loaded; None if there is none yet.
+            The loaded checkpoint; None if there is none yet.
 
         Raises
         ------
         CheckpointError
-            If there were some and all are damaged, or one does not fit.
+            If all checkpoints are damaged, or one does not fit.
         """
         if if_main_process():
             self._put_damaged_aside()
@@ -237,7 +237,7 @@ class AtomicCheckpointer(Checkpointer):
         Arguments
         ---------
         checkpoint : Checkpoint
-            As `find_checkpoint` gives it.
+            From `find_checkpoint`.
 
         Raises
         ------
@@ -340,7 +340,7 @@ def _visible_name(path):
 
 
 def _discard(path):
-    # Out of sight first: half a deletion must not look like a checkpoint.
+    # Rename first: a half-deleted folder must not look like a checkpoint.
     if path.exists():
         hidden = path.with_name(f"{_DELETED_PREFIX}{path.name}")
         os.replace(path, hidden)

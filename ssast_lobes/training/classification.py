@@ -35,7 +35,7 @@ SELECTIONS = {
     True: ("mAP",),
 }
 LOWER_IS_BETTER = ("eer",)
-# Of the way from the weights at the start to the trained ones.
+# Fractions of the way from the initial to the trained weights.
 FRACTIONS = tuple(n / 8 for n in range(9))
 
 
@@ -45,7 +45,7 @@ def best_key(selection):
     Arguments
     ---------
     selection : str
-        The metric that chooses it.
+        The metric that chooses the epoch.
 
     Returns
     -------
@@ -80,7 +80,7 @@ class ClassificationBrain(SpectrogramBrain):
         (scores (B, C), soft targets (B, C)) -> loss, such as
         `ssast_lobes.training.losses.cross_entropy`.
     class_weights : str or dict, optional
-        Weights that `compute_cost` is given as ``weight``; see
+        Weights that `compute_cost` gets as ``weight``; see
         `ssast_lobes.training.losses.class_weights`.
     mixup : callable, optional
         See `ssast_lobes.augment.augmentation.Mixup`.
@@ -93,17 +93,17 @@ class ClassificationBrain(SpectrogramBrain):
     head_lr_scale, layer_decay : float
         See `parameter_groups`.
     swa_start_epoch : int, optional
-        Choose no epoch: test the mean of the weights at the end of this epoch
-        and all later ones, as in PSLA (Gong et al., IEEE/ACM TASLP 2021). The
-        mean so far is in the checkpoints, and is what is validated.
+        Choose no epoch, but test the mean of the weights at the end of this
+        epoch and all later ones, as in PSLA (Gong et al., IEEE/ACM TASLP 2021).
+        Validation uses the mean so far, which the checkpoints contain.
     wise_ft : bool
-        Whether `mix_with_start` will be called: keep the weights at the start.
+        Whether to keep the initial weights, which `mix_with_start` needs.
 
     Raises
     ------
     SettingsError
-        If loss or selection do not go with the kind of labels, or there is
-        no epoch to average.
+        If the loss or the selection does not fit the kind of labels, or there
+        is no epoch to average.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class ClassificationBrain(SpectrogramBrain):
     ):
         super().__init__(*args, **kwargs)
         self.label_encoder = label_encoder
-        # Or SpeechBrain warns that nobody has counted the classes.
+        # Without this, SpeechBrain warns that the number of classes is unknown.
         label_encoder.expect_len(len(label_encoder))
         self.multi_label = multi_label
         self.selection = selection
@@ -219,7 +219,7 @@ class ClassificationBrain(SpectrogramBrain):
         SettingsError
             If clips may have several labels.
         """
-        # Few runs need scikit-learn's solvers, which take a second to load.
+        # Import scikit-learn here: few runs need it, and it loads for a second.
         from ssast_lobes.training.lp_init import fit_head
 
         if self.multi_label:
@@ -227,7 +227,7 @@ class ClassificationBrain(SpectrogramBrain):
                 "lp_init_penalty needs clips with one label each"
             )
         if not self.checkpointer.list_checkpoints():
-            # Sorted, since a batch needs the memory of its longest clip.
+            # Sort, since the longest clip of a batch determines its memory.
             clips = clips.filtered_sorted(sort_key="duration")
             features = self.modules.features
             fit_head(self.model, features, clips, penalty, batch_size)
@@ -318,14 +318,14 @@ class ClassificationBrain(SpectrogramBrain):
         return functional.one_hot(target, len(self.label_encoder)).float()
 
     def keep_scores(self, scores, batch):
-        """Keep what metrics and predictions are made of.
+        """Keep the scores of a batch for metrics and predictions.
 
         Arguments
         ---------
         scores : torch.Tensor
             (B, C).
         batch : speechbrain.dataio.batch.PaddedBatch
-            Whose scores they are.
+            The batch.
         """
         self.keep(
             ids=batch.id,
@@ -360,7 +360,7 @@ class ClassificationBrain(SpectrogramBrain):
             stats[f"loss{CHANCE}"] = chance
         if stage == sb.Stage.VALID:
             self.log_epoch(epoch, self._train_stats, stats)
-            # The few batches of a trial may be of one class.
+            # The few batches of a trial may have only one class.
             if not self.debug:
                 self._check_selection(stats)
             if self._validates_mean(epoch):
@@ -376,7 +376,7 @@ class ClassificationBrain(SpectrogramBrain):
             self._write_test(stats, summary, kept)
 
     def _measured(self, kept):
-        """Return the averages and metrics of a part, and all of its metrics."""
+        """Return the numbers to log, and all metrics of a part."""
         metrics = ClassificationMetrics(self.multi_label)
         for batch in kept:
             metrics.append(batch["scores"], batch["targets"])
@@ -411,13 +411,14 @@ class ClassificationBrain(SpectrogramBrain):
 
     @torch.no_grad()
     def mix_with_start(self, valid_set, loader_kwargs):
-        """Mix the trained weights with those at the start, as valid chooses.
+        """Mix the trained and the initial weights; valid chooses the fraction.
 
-        Wortsman et al., "Robust fine-tuning of zero-shot models" (WiSE-FT),
-        CVPR 2022. The result is a fraction of the way from the start to the
-        trained weights, one of `FRACTIONS`. It has the lowest loss on valid of
-        those whose selection metric is no worse than that of the start. (The
-        loss chooses better than the metric where valid is small.)
+        This is WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot
+        models", CVPR 2022). The candidates are the `FRACTIONS` of the way from
+        the initial to the trained weights. A candidate must have a selection
+        metric on valid that is no worse than the initial one. Among these, the
+        lowest loss on valid wins (if valid is small, the loss chooses better
+        than the metric).
 
         Arguments
         ---------
@@ -442,7 +443,7 @@ class ClassificationBrain(SpectrogramBrain):
             found[fraction], _ = self._measured(self.evaluated())
             self._check_selection(found[fraction])
         sign = -1 if "min_key" in key else 1
-        # Averages of the same recalls may differ in their last digits.
+        # Averages of equal recalls may differ in their last digits.
         score = {
             fraction: round(sign * stats[self.selection], 9)
             for fraction, stats in found.items()
@@ -462,7 +463,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def _mix(self, end, fraction):
-        """Load weights that lie between the start and the end."""
+        """Load weights between the initial and the trained ones."""
         start = self.start.state_dict()
         self.model.load_state_dict(
             {key: torch.lerp(start[key], end[key], fraction) for key in end}
@@ -476,7 +477,7 @@ class ClassificationBrain(SpectrogramBrain):
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         if self.fraction is not None:
             meta["fraction from the start"] = f"{self.fraction:g}"
-        # On all processes: it has a broadcast in it.
+        # All processes must call it, since it broadcasts.
         self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
         if not if_main_process():
@@ -496,7 +497,7 @@ class ClassificationBrain(SpectrogramBrain):
                 table.writerows(self._predictions(batch, names))
 
     def _predictions(self, batch, names):
-        """Return the predictions of a kept batch, a row a clip."""
+        """Return the predictions of a kept batch, one row for each clip."""
         scores, multi = batch["scores"], self.multi_label
         probabilities = torch.sigmoid(scores) if multi else scores.softmax(-1)
         clips = zip(batch["ids"], batch["labels"], probabilities, strict=True)
@@ -535,13 +536,13 @@ class ClassificationBrain(SpectrogramBrain):
         Arguments
         ---------
         folder : str or os.PathLike
-            Where to; see `export_classifier`.
+            The folder; see `export_classifier`.
         hparams_file, rows
             For the model card; see `model_card`.
         window : float
             Seconds that the export takes at once; see `export_window`.
         **settings
-            What the card tells next to what the Brain knows.
+            Further entries of the model card.
         """
         if if_main_process():
             known = {

@@ -1,4 +1,4 @@
-"""Errors in the user's data and settings, with one message each."""
+"""Report errors in the user's data and settings, with one message each."""
 
 import errno
 import gc
@@ -42,18 +42,18 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def yaml_errors(hparams_file):
     """Turn errors in a YAML or an override into one message.
 
-    What a constructor says of its arguments is told with its place in the
-    YAML: ``masker: mask ratio must be a number between 0 and 1, got 2``.
+    The message of a constructor gets the key in the YAML as a prefix:
+    ``masker: mask ratio must be a number between 0 and 1, got 2``.
 
     Arguments
     ---------
     hparams_file : str or path
-        The YAML that is loaded inside of the context.
+        The YAML that is loaded inside the context.
 
     Raises
     ------
     SettingsError
-        In place of errors of a file to include, a placeholder, a key or an
+        Instead of an error about an included file, a placeholder, a key or an
         argument of a class.
 
     Example
@@ -87,11 +87,11 @@ def yaml_errors(hparams_file):
 
 
 def _place(error):
-    """Return the keys, joined by points, whose object raises an error."""
+    """Return the keys, joined by dots, of the object that raised an error."""
     keys = [
         str(frame.f_locals["key"])
         for frame, _ in traceback.walk_tb(error.__traceback__)
-        # HyperPyYAML builds what a key holds from within its mapping.
+        # HyperPyYAML builds the value of a key while it builds its mapping.
         if frame.f_code.co_name == "construct_mapping"
         and "key" in frame.f_locals
     ]
@@ -102,11 +102,10 @@ def _place(error):
 def exit_on_user_error():
     """End a script with the message of a user's error, without a traceback.
 
-    Their messages say what to fix; a traceback would bury them. So it is
-    where a file cannot be written because the disk is full, and where the
-    user stops the script. The exit status is 2, as for a wrong command line,
-    and 130 after Ctrl-C. Of several processes, those that come to the end
-    first wait there for the others.
+    The message says what to fix, and a traceback would hide it. A full disk
+    and Ctrl-C also end the script without a traceback. The exit status is 2, as
+    for a wrong command line, and 130 after Ctrl-C. Processes that end first
+    wait for the others.
 
     Example
     -------
@@ -133,8 +132,8 @@ def exit_on_user_error():
         )
         raise SystemExit(130) from error
     if is_distributed_initialized():
-        # A process that leaves its group open may abort as it ends; so may one
-        # whose group is still held by a model, in a cycle with its Brain.
+        # A process may abort at its end if its group is still open, or if a
+        # model still refers to the group, in a cycle with its Brain.
         gc.collect()
         torch.distributed.barrier()
         torch.distributed.destroy_process_group()

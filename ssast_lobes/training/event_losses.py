@@ -11,9 +11,9 @@ def event_cross_entropy(
 ):
     """Return the binary cross-entropy of frames and of clips.
 
-    Clips whose targets of frames are known (strong labels) count in both
-    terms, the others (weak labels) in that of clips alone. Padding never
-    counts. A term without clips is 0.
+    Clips with known frame targets (strong labels) count in both terms. Other
+    clips (weak labels) count only in the clip term. Padding never counts. A
+    term without clips is 0.
 
     Arguments
     ---------
@@ -26,7 +26,7 @@ def event_cross_entropy(
     is_strong : torch.Tensor
         (B,) bool.
     weak_weight : float
-        Weight of the clips' term; 0 leaves it out.
+        Weight of the clip term; 0 leaves it out.
 
     Returns
     -------

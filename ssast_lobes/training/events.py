@@ -212,7 +212,7 @@ class EventBrain(SpectrogramBrain):
         Arguments
         ---------
         rows, test_set, **kwargs
-            See `tune`; here of the test part.
+            See `tune`, but for the test part.
 
         Raises
         ------

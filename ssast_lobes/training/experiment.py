@@ -24,8 +24,8 @@ from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.presets import merge, read_tree, tag_of
 
 SETTINGS_FILE = "save/settings.json"
-# What may change between two starts of one experiment: how it is run, and
-# where its data lie (the clips themselves are compared).
+# Settings that may change between two starts of one experiment: how it runs,
+# and where its data are (the clips themselves are compared).
 _FREE = {
     "allow_download",
     "audio",
@@ -47,7 +47,7 @@ _FREE = {
     "use_tensorboard",
     "window_seconds",
 }
-# What no user has written.
+# Packages that are not the user's code.
 _PACKAGES = {"ssast_lobes", "speechbrain", "torch", *sys.stdlib_module_names}
 _NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 
@@ -56,15 +56,15 @@ _NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 def experiment(hparams_file, overrides, folder):
     """Hold an output folder for one run of one experiment.
 
-    A folder accepts only the settings that it was first started with;
-    `dataio.splits.write_splits` compares the clips. So prepare the
-    data, and call SpeechBrain's ``create_experiment_directory``, inside of
-    this context, in this order: a refused start then changes nothing. A
-    folder to export to that holds something else is refused, too.
+    A folder accepts only the settings of its first start;
+    `dataio.splits.write_splits` compares the clips. Inside this context, first
+    prepare the data, then call SpeechBrain's ``create_experiment_directory``: a
+    refused start then changes nothing. An export folder with other files is
+    refused too.
 
-    The first start copies the user's own files, YAMLs that a word names and
-    modules of classes, to ``code`` in the folder. At the end of the context
-    the screen shows what came of the run.
+    The first start copies the user's own files (YAMLs that a word names, and
+    modules of classes) to ``code`` in the folder. At the end of the context,
+    the result of the run is printed.
 
     Arguments
     ---------
@@ -78,10 +78,10 @@ def experiment(hparams_file, overrides, folder):
     Raises
     ------
     FileExistsError
-        If ``export_folder`` holds something else than an export.
+        If ``export_folder`` contains anything but an export.
     SettingsError
-        If another process holds the folder, or a setting has changed that
-        makes it another experiment; names the settings.
+        If another process holds the folder, or settings of the experiment have
+        changed; the message names them.
 
     Example
     -------
@@ -100,7 +100,7 @@ def experiment(hparams_file, overrides, folder):
     """
     with folder_lock(folder) if if_main_process() else nullcontext():
         run_on_main(_keep_or_compare, [hparams_file, overrides, Path(folder)])
-        # Messages show before the folder has its log file.
+        # Show messages even before the folder has its log file.
         setup_logging(DEFAULT_LOG_CONFIG, _NO_LOG_FILE)
         with quiet():
             yield
@@ -109,7 +109,7 @@ def experiment(hparams_file, overrides, folder):
 
 
 def _finish(folder, settings):
-    # SpeechBrain's description of the machine.
+    # SpeechBrain describes the machine in this file.
     if (folder / "env.log").is_file():
         os.replace(folder / "env.log", folder / "save" / "env.log")
     export = settings.get("export_folder")
@@ -118,12 +118,12 @@ def _finish(folder, settings):
 
 
 def _keep_or_compare(hparams_file, overrides, folder):
-    # Not to be told it after a long training.
+    # Check this now, not after a long training.
     export_folder = plain_settings(hparams_file, overrides).get("export_folder")
     if export_folder is not None:
         check_export_folder(export_folder)
-    # By place in the YAML, as JSON has them. References stay as written, so
-    # that moving the output folder changes no setting.
+    # Values by their place in the YAML. References are not resolved, so moving
+    # the output folder changes no setting.
     tree = merge(read_tree(hparams_file), YAML().load(overrides) or {})
     now = json.loads(json.dumps(dict(_flat("", tree)), default=str))
     path = folder / SETTINGS_FILE
@@ -155,7 +155,7 @@ def _keep_or_compare(hparams_file, overrides, folder):
 
 
 def _own_files(overrides, tree):
-    """Return the files of the user's own that settings come from."""
+    """Return the user's own files that the settings come from."""
     yamls = [
         Path(line.removeprefix(FROM))
         for line in overrides.splitlines()
@@ -182,7 +182,7 @@ def _module(tag):
 
 
 def _flat(place, node):
-    """Yield (place, plain value) of all that a node says."""
+    """Yield (place, plain value) for each value below a node."""
     tag = tag_of(node)
     if tag == REPLACE:
         yield from _flat(place, node[0])

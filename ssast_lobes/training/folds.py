@@ -1,4 +1,4 @@
-"""Cross-validation: which folds to run, which are done, and the table."""
+"""Cross-validate: which folds to run, which are done, and their table."""
 
 import json
 import statistics
@@ -33,7 +33,7 @@ def chosen_folds(fold, folds, epoch_chosen_on):
     Raises
     ------
     SettingsError
-        If there is no such fold, or `epoch_chosen_on` is something else.
+        If there is no such fold, or `epoch_chosen_on` is another word.
 
     Example
     -------
@@ -61,7 +61,7 @@ def finished_result(folder, number_of_epochs):
     folder : str or os.PathLike
         Its output folder.
     number_of_epochs : int
-        Epochs that are asked for: more than there were are still to be run.
+        Requested epochs. If the experiment has run fewer, it is not finished.
 
     Returns
     -------
@@ -81,16 +81,16 @@ def report_folds(
 ):
     """Print the table of the folds; write it when all folds are done.
 
-    Where the test folds choose the epoch, all folds are reported at one epoch,
-    that with the best mean, as official scripts report it.
+    If the test folds choose the epoch, all folds are reported at the same
+    epoch: the one with the best mean, as in official scripts.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        That has ``fold_1`` and so on; gets ``results.json`` and
-        ``results.png``.
+        Folder with ``fold_1`` and so on. ``results.json`` and ``results.png``
+        are written to it.
     results : dict of dict
-        For each fold the content that `write_result` wrote.
+        For each fold, the result that `write_result` wrote.
     folds : sequence of int or str
         Names of all folds.
     selection, epoch_chosen_on, swa_start_epoch
@@ -105,7 +105,7 @@ def report_folds(
         fold: {"epoch": one["epoch"], **one["metrics"]}
         for fold, one in results.items()
     }
-    # With a mean of epochs there is none to choose.
+    # With a mean of the weights, there is no epoch to choose.
     on_test = epoch_chosen_on == "test" and swa_start_epoch is None
     all_there = len(results) == len(folds)
     if on_test and all_there:
@@ -141,13 +141,14 @@ def format_table(results):
     Arguments
     ---------
     results : dict of dict
-        For each fold the epoch (int) and statistics (float); fractions between
-        0 and 1, but for "loss". What chance gives is left out.
+        For each fold, the epoch (int) and statistics (float). All but "loss"
+        are fractions between 0 and 1. Chance levels are left out.
 
     Returns
     -------
     str
-        Lines: fractions in percent; the deviation is that of a sample (n - 1).
+        Lines with fractions in percent; the standard deviation divides by
+        n - 1.
 
     Example
     -------
@@ -185,7 +186,7 @@ def format_table(results):
 
 
 def _at_common_epoch(folder, results, selection):
-    """Return the results at the epoch that is best on the mean of test."""
+    """Return the results at the epoch with the best mean over test folds."""
     logs = {
         fold: {row["epoch"]: row for row in read_log(folder / f"fold_{fold}")}
         for fold in results

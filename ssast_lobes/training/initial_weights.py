@@ -10,24 +10,24 @@ from ssast_lobes.checkpoints.warm_start import initialize
 
 logger = get_logger(__name__)
 
-# Labeled clips of a class; the preset was measured with 10 to 36.
+# Labeled clips in a class; the preset was measured with 10 to 36.
 FEW = 50
 
 
 def log_source(lobe):
-    """Log what a lobe has loaded from its source, and what it left out.
+    """Log what a lobe has loaded from its source, and what it has not.
 
     Arguments
     ---------
     lobe : SSAST
-        Built before the output folder had its log.
+        A lobe that was built before the output folder had its log.
     """
     for line in lobe.report:
         logger.info(line)
 
 
 def recommend_training(rows):
-    """Log the preset for few labels where training has few.
+    """Log a recommendation of the preset for few labels, if they are few.
 
     Arguments
     ---------
@@ -49,7 +49,7 @@ def recommend_training(rows):
 
 
 def load_pretrained(source, encoder, objective):
-    """Load an encoder, and what fits of its objective, to train on.
+    """Load an encoder and the parts of its objective that fit, for training.
 
     Arguments
     ---------
@@ -58,8 +58,8 @@ def load_pretrained(source, encoder, objective):
     encoder : SpectrogramEncoder
         Changed in place.
     objective : Objective
-        Its heads and decoders are loaded where the source has them; the log
-        tells what was.
+        Its heads and decoders are loaded if the source has them; the log lists
+        the loaded ones.
 
     Raises
     ------

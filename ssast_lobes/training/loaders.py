@@ -1,8 +1,9 @@
 """Loaders that skip batches in which no clip can be decoded.
 
-`collate` drops the clips without audio, and raises when none is left. A
-training of days must not end there. In training, where all processes have to
-take the same steps, another clip replaces such a batch; elsewhere it is None.
+`collate` drops the clips without audio, and raises if none is left. A long
+training must not end because of that. All processes must train on the same
+number of batches, so there another clip replaces the batch. In evaluation, the
+batch is None.
 """
 
 import torch
@@ -27,7 +28,7 @@ def loader_options(options, dataset, is_training, device, rank=None):
         In evaluation each process takes a part of the batches; SpeechBrain
         distributes the training clips.
     device : str or torch.device
-        Where the batches go.
+        Device that the batches are copied to.
     rank : int, optional
         Number of the process, if there are several.
 
@@ -96,7 +97,7 @@ def cuda_loading(loading):
     Arguments
     ---------
     loading : dict
-        Arguments of the loader; what they say already stays.
+        Arguments of the loader; the given ones do not change.
 
     Returns
     -------
@@ -116,7 +117,7 @@ def cuda_loading(loading):
 
 
 class SkipUndecodable:
-    """Collate examples; where none can be decoded, skip them.
+    """Collate examples; skip them if none can be decoded.
 
     Arguments
     ---------

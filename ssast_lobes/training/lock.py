@@ -16,7 +16,7 @@ from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import write_json
 
 logger = get_logger(__name__)
-# Logs of recipes take all levels, and it tells of each attempt.
+# Logs of recipes include all levels, and filelock logs each attempt.
 logging.getLogger("filelock").setLevel(logging.INFO)
 
 LOCK_FILE = "save/.lock"
@@ -30,19 +30,20 @@ def folder_lock(folder):
     """Keep other runs out of an output folder.
 
     A second run would delete the checkpoints that the first is writing. The
-    operating system frees the lock of a process that has died, whichever way;
-    loader workers that outlive it do not hold it.
+    operating system releases the lock when the process ends, for any reason.
+    Loader workers that outlive the process do not hold it.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        The output folder; made if it is not there. Call this on the main
-        process of a run.
+        The output folder; made if it does not exist. Call this only on the
+        main process of a run.
 
     Raises
     ------
     SettingsError
-        If another process holds the folder; names its host and number.
+        If another process holds the folder; the message names its host and
+        process number.
 
     Example
     -------
@@ -94,7 +95,7 @@ def folder_lock(folder):
 
 
 def _read_owner(path):
-    """Return what the owner wrote; it may be writing just now."""
+    """Return what the owner wrote; it may still be writing."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

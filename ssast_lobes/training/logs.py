@@ -10,7 +10,7 @@ LOG_FILE = "metrics.jsonl"
 
 
 def read_log(folder):
-    """Return the logged epochs of a run; one that is logged again counts once.
+    """Return the logged epochs of a run; a repeated epoch counts once.
 
     Arguments
     ---------
@@ -61,7 +61,7 @@ def draw_curves(folder):
 
 
 class EpochLog:
-    """Write the statistics of each epoch; call it on the main process alone.
+    """Write the statistics of each epoch; use it only on the main process.
 
     Arguments
     ---------
@@ -73,7 +73,7 @@ class EpochLog:
     Raises
     ------
     ImportError
-        If TensorBoard is asked for and not installed.
+        If TensorBoard is requested but not installed.
 
     Example
     -------

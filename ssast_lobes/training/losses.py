@@ -1,7 +1,7 @@
 """Losses of classifiers, for soft targets.
 
-Targets are (B, C): one-hot, multi-hot, or what mixup makes of them. Any other
-function of scores and targets takes the place of these in a recipe's YAML:
+Targets are (B, C): one-hot, multi-hot, or mixed by mixup. A recipe's YAML can
+use any other function of scores and targets instead:
 ``compute_cost: !name:my_module.my_loss``.
 """
 
@@ -24,7 +24,7 @@ def cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     weight : torch.Tensor, optional
         (C,): weight of each class.
     label_smoothing : float
-        What is taken from the targets and spread over all classes, 0 to 1
+        Fraction of the targets that is distributed over all classes, 0 to 1
         (Szegedy et al., CVPR 2016, section 7).
 
     Returns
@@ -57,7 +57,7 @@ def binary_cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     weight : torch.Tensor, optional
         (C,): weight of each class where it is present.
     label_smoothing : float
-        Targets move so much towards a half, 0 to 1.
+        Fraction of the way that targets move towards 0.5, from 0 to 1.
 
     Returns
     -------
@@ -123,9 +123,9 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
     targets, weight
         As for `cross_entropy`; the targets must be one-hot (no mixup).
     margin : float
-        Angle that the right class has to be nearer, in radians.
+        Angle by which the right class has to be closer, in radians.
     scale : float
-        That of the head.
+        Scale of the head.
 
     Returns
     -------
@@ -170,7 +170,7 @@ def needs_one_label(compute_cost):
 
 
 def loss_at_chance(compute_cost, targets):
-    """Return the loss of an answer that knows only class frequencies.
+    """Return the loss of a model that knows only the class frequencies.
 
     Arguments
     ---------
@@ -182,7 +182,7 @@ def loss_at_chance(compute_cost, targets):
     Returns
     -------
     float or None
-        None of a loss other than the two cross-entropies.
+        None if the loss is not one of the two cross-entropies.
 
     Example
     -------
@@ -211,10 +211,10 @@ def class_weights(kind, labels, classes, multi_label=False):
     Arguments
     ---------
     kind : str or dict
-        ``"balanced"``: in inverse proportion to the clips of a class, 1 on
-        average over the clips; or, of several labels a clip, clips without
-        the class over clips with it. A dict gives the weight of each label
-        that is not to have 1.
+        ``"balanced"``: inversely proportional to the clips of a class, with a
+        mean of 1 over the clips. For several labels in a clip: the number of
+        clips without the class over the number with it. A dict gives the weight
+        of each label whose weight is not 1.
     labels : list of list of str
         The labels of each training clip.
     classes : list of str
@@ -230,7 +230,7 @@ def class_weights(kind, labels, classes, multi_label=False):
     Raises
     ------
     ArgumentError
-        If `kind` is neither, or names an unknown label.
+        If `kind` is anything else, or names an unknown label.
 
     Example
     -------

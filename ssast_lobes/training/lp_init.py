@@ -1,9 +1,9 @@
-"""LP-FT: fine-tuning that begins with the head of a linear probe.
+"""LP-FT: start fine-tuning with the head of a linear probe.
 
-A new head is random, and its first gradients spoil what the encoder has
+A new head is random, and its first gradients damage what the encoder has
 learned. Kumar et al., "Fine-Tuning can Distort Pretrained Features and
-Underperform Out-of-Distribution", ICLR 2022, therefore train the head alone
-first. Here this head is the optimum of a logistic regression, found at once.
+Underperform Out-of-Distribution", ICLR 2022, therefore first train only the
+head. Here this head is the optimum of a logistic regression, without training.
 """
 
 import torch
@@ -21,22 +21,22 @@ from ssast_lobes.training.loaders import SkipUndecodable
 def fit_head(model, features, dataset, penalty, batch_size=16):
     """Set a classifier's linear layer to the logistic regression on a dataset.
 
-    All processes compute the same, each in float64: meant for thousands of
-    clips. The mode of the model stays as it was.
+    Each process computes the same result in float64, which is fast enough for
+    thousands of clips. The mode of the model (train or eval) does not change.
 
     Arguments
     ---------
     model : SpectrogramClassifier
         Changed in place.
     features : FrontEnd
-        Waveforms to normalized log-mel.
+        Converts waveforms to normalized log-mel.
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
-        Training clips with items ``sig`` and ``target``, see `make_dataset`;
-        of a single label each. Clips that cannot be read are skipped.
+        Training clips with one label each, and items ``sig`` and ``target``;
+        see `make_dataset`. Clips that cannot be read are skipped.
     penalty : float
         Weight of the squared weights; see `logistic_regression`.
     batch_size : int
-        Clips computed at once.
+        Number of clips computed at once.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Memory of the CPU during training: kept from step to step.
+"""Keep the memory of the CPU from one training step to the next.
 
-Each step allocates what the step before has freed. glibc gives freed memory
-back to the system, which clears every page of it again when it is next used.
+Each step allocates as much memory as the step before has freed. glibc returns
+freed memory to the system, which clears every page before its next use.
 """
 
 import ctypes
@@ -14,8 +14,8 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 def keep_freed_memory():
     """Keep the memory that tensors free, as PyTorch does on a GPU.
 
-    The process holds its peak from then on. Does nothing where the C library
-    is not glibc.
+    The process then always keeps its peak memory. The function does nothing if
+    the C library is not glibc.
 
     Example
     -------

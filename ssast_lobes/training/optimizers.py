@@ -1,9 +1,9 @@
-"""Parameter groups: head rate, layer-wise decay, weights without decay."""
+"""Group parameters: rate of the head, decay of the rate, no weight decay."""
 
 import re
 
 _BLOCK = re.compile(r"(?:^|\.)blocks\.(\d+)\.")
-# All that comes before the first block.
+# Parameters before the first block.
 _FIRST = (
     *("patch_embedding", "patch_norm", "projection", "positions"),
     *("convolution", "distance_bias", "class_tokens", "class_positions"),
@@ -14,19 +14,19 @@ _FIRST = (
 def parameter_groups(
     module, head_lr_scale=1.0, layer_decay=1.0, decay_vectors=True
 ):
-    """Group the trainable parameters; each group has its scale of the rate.
+    """Group the trainable parameters by the scale of their learning rate.
 
     Arguments
     ---------
     module : torch.nn.Module
         A model with an ``encoder``, perhaps a ``pooling`` and a ``head``.
     head_lr_scale : float
-        Rate of pooling and head over that of the encoder.
+        Learning rate of pooling and head, divided by that of the encoder.
     layer_decay : float
-        Rate of each encoder block over that of the block above it; 1 gives
-        all the same (Clark et al., ELECTRA, ICLR 2020, section 3).
+        Learning rate of each encoder block, divided by that of the block above
+        it; 1 gives all the same (Clark et al., ELECTRA, ICLR 2020, section 3).
     decay_vectors : bool
-        False takes biases, norms and Mamba's decay rates out of weight decay.
+        Whether weight decay applies to biases, norms and Mamba's decay rates.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def parameter_groups(
     groups = {}
     for name, parameter in named:
         scale = _scale(name, depth, head_lr_scale, layer_decay)
-        # Mamba's decay rates are vectors to it, one for each state.
+        # Mamba's decay rates count as vectors, one for each state.
         vector = parameter.dim() < 2 or name.endswith("A_log")
         kept = vector and not decay_vectors
         group = groups.setdefault(

@@ -1,4 +1,4 @@
-"""Pretraining: any objective, on unlabeled audio."""
+"""Pretrain with any objective, on unlabeled audio."""
 
 import speechbrain as sb
 import torch
@@ -17,11 +17,11 @@ from ssast_lobes.utils.schedules import WarmupPlateau, count_steps
 
 logger = get_logger(__name__)
 
-# Clips whose embeddings tell the effective rank.
+# Number of clips whose embeddings give the effective rank.
 RANK_CLIPS = 1000
 
-# A run that is at chance after so many steps is told so: the slowest that
-# learned began after 1,100 (hparams/objective/mspm_small_data.yaml).
+# A run that is at chance after so many steps logs a warning: the slowest run
+# that learned began after 1,100 (hparams/objective/mspm_small_data.yaml).
 STEPS_TO_BEGIN = 1200
 
 
@@ -29,9 +29,10 @@ class PretrainingBrain(SpectrogramBrain):
     """Train an objective, and evaluate it on held-out audio without labels.
 
     The arguments are those of `SpectrogramBrain`. ``modules`` holds
-    ``pretrainer``, a `PretrainingLobe`. Next to what the objective logs, the
-    validation tells the effective rank of the clip embeddings and their mean
-    deviation per dimension, which fall when a representation collapses.
+    ``pretrainer``, a `PretrainingLobe`. In addition to the logs of the
+    objective, validation logs the effective rank of the clip embeddings and
+    their mean deviation per dimension. Both fall when a representation
+    collapses.
     """
 
     def __init__(self, *args, **kwargs):
@@ -51,7 +52,7 @@ class PretrainingBrain(SpectrogramBrain):
         return {"objective": type(self.objective).__name__}
 
     def parameter_groups(self):
-        """Return all trainable parameters, at one rate."""
+        """Return all trainable parameters in one group, at one rate."""
         decay = not self.remove_vector_weight_decay
         return parameter_groups(self.objective, decay_vectors=decay)
 
@@ -62,7 +63,7 @@ class PretrainingBrain(SpectrogramBrain):
 
     def compute_forward(self, batch, stage):
         """Return the loss of the objective, and what it logs."""
-        # Asked on the CPU: without padding, attention needs no mask.
+        # Check this on the CPU: without padding, attention needs no mask.
         is_padded = bool((batch.sig.lengths < 1).any())
         batch = batch.to(self.device, non_blocking=True)
         wavs, wav_lens = batch.sig
@@ -99,7 +100,7 @@ class PretrainingBrain(SpectrogramBrain):
         features = unwrap(self.modules.pretrainer).features
         feats, n_frames = features(wavs, wav_lens)
         if self._n_watched == 0:
-            # The liveliest clip of the first batch shows most.
+            # Draw the clip of the first batch that varies most.
             one = int(feats.var(1).mean(1).argmax())
             parts = (part[one : one + 1] for part in (feats, n_frames, keys))
             self.keep(picture=(*(part.cpu() for part in parts), ids[one]))
@@ -113,13 +114,13 @@ class PretrainingBrain(SpectrogramBrain):
             self.objective.after_step(self.optimizer_step, self.total_steps)
 
     def on_stage_start(self, stage, epoch=None):
-        """Count the clips to watch anew for each validation."""
+        """Reset the number of clips to watch, for each validation."""
         super().on_stage_start(stage, epoch)
         self._n_watched = 0
         self._picture = None
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log, and save a checkpoint; after validation if there is any."""
+        """Log and save a checkpoint, after validation if there is one."""
         self.check_audio()
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
@@ -140,15 +141,15 @@ class PretrainingBrain(SpectrogramBrain):
         )
 
     def _warn_at_chance(self, stages):
-        """Warn of a run that has not begun to learn, after one epoch only.
+        """Warn once if a run has not begun to learn.
 
-        That is the first to end after the warm-up and `STEPS_TO_BEGIN`, or
-        the last of a shorter run.
+        The check follows the first epoch that ends after the warm-up and
+        `STEPS_TO_BEGIN`, or the last epoch of a shorter run.
 
         Arguments
         ---------
         stages : list of dict of str to float
-            Averages of the training, and of the validation if there is any.
+            Averages of training, and of validation if there is one.
         """
         if not all(map(is_at_chance, stages)):
             return
@@ -159,7 +160,7 @@ class PretrainingBrain(SpectrogramBrain):
         if not before[-1] < due <= row:
             return
         name = next(n for n in stages[0] if f"{n}{CHANCE}" in stages[0])
-        # Learned positions are slow to tell masked patches apart.
+        # With learned positions, the model tells masked patches apart late.
         told_apart = getattr(self.objective, "sincos_positions", True)
         logger.warning(
             f"After {row} steps the model is no better than chance "
@@ -172,7 +173,7 @@ class PretrainingBrain(SpectrogramBrain):
         )
 
     def _watched(self):
-        """Spread of the first clips' embeddings; keeps the first picture."""
+        """Return the spread of the first embeddings; keep the first picture."""
         kept = self.evaluated()
         pictures = (part["picture"] for part in kept if "picture" in part)
         self._picture = next(pictures, None)
@@ -189,7 +190,7 @@ class PretrainingBrain(SpectrogramBrain):
         Returns
         -------
         dict
-            What was logged of the epoch whose weights the objective has now.
+            Logged values of the epoch whose weights are loaded.
         """
         if self.has_valid:
             self.checkpointer.recover_if_possible(min_key="loss")
@@ -204,16 +205,15 @@ class PretrainingBrain(SpectrogramBrain):
         Arguments
         ---------
         folder : str or os.PathLike
-            Where to; see `export_pretrained`.
+            The folder; see `export_pretrained`.
         hparams_file, rows
             For the model card; see `model_card`.
         metrics : dict of str to float
-            From `finish`; the card tells those of validation, if there are
-            any.
+            From `finish`; the card has those of validation, if there are any.
         window : float
             Seconds that the export takes at once; see `export_window`.
         **settings
-            What the card tells next to what the Brain knows.
+            Further entries of the model card.
         """
         if if_main_process():
             part = "valid_" if self.has_valid else "train_"
@@ -268,8 +268,7 @@ def items_of(batch):
     Returns
     -------
     dict
-        By the names that `PretrainingLobe` takes; None where the batch does
-        not tell.
+        Items by their names in `PretrainingLobe`; None if the batch has none.
 
     Example
     -------

@@ -1,7 +1,8 @@
 """Speech recognition: the base of a recipe's Brain.
 
-Rates by block, logs, the best epoch by its word error rate, and the words of a
-test. A recipe derives its Brain and says how scores and loss are computed.
+The base has learning rates by block, logs, the choice of the epoch by its word
+error rate, and the words of a test. A recipe derives its Brain from it, and
+defines how scores and loss are computed.
 """
 
 import speechbrain as sb
@@ -15,7 +16,7 @@ from ssast_lobes.training.report import readable
 
 
 def load_tokenizer(tokenizer_class):
-    """Return a tokenizer; the main process trains it where there is none.
+    """Return a tokenizer; the main process trains it if there is none.
 
     Arguments
     ---------
@@ -27,13 +28,13 @@ def load_tokenizer(tokenizer_class):
     Returns
     -------
     object
-        What `tokenizer_class` gives.
+        The tokenizer from `tokenizer_class`.
 
     Raises
     ------
     SettingsError
-        If the transcripts do not give as many pieces as are asked for; says
-        how many they give.
+        If the transcripts have fewer pieces than requested; the message says
+        how many they have.
 
     Example
     -------
@@ -48,7 +49,7 @@ def _train(tokenizer_class):
     try:
         tokenizer_class()
     except (RuntimeError, ValueError) as error:
-        # SentencePiece begins with a place in its source, in brackets.
+        # The message begins with a line of SentencePiece's source, in brackets.
         reason = str(error).rpartition("]")[2].strip()
         raise SettingsError(
             f"vocabulary_size does not fit these transcripts: {reason}"
@@ -95,7 +96,7 @@ class RecognitionBrain(SpectrogramBrain):
         self.augment = augment or ()
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
-        self.part = None  # name of what is tested
+        self.part = None  # name of the part that is tested
         self.test_stats = {}
         self._n_tested = {}
         self._train_stats = {}
@@ -122,7 +123,7 @@ class RecognitionBrain(SpectrogramBrain):
         heard : list of list of str
             Words of each clip.
         batch : speechbrain.dataio.batch.PaddedBatch
-            With what is said as ``label``.
+            Batch with the transcripts as ``label``.
         """
         # SpeechBrain's tokenizer makes one empty word of no pieces.
         heard = [[word for word in words if word] for words in heard]
@@ -130,12 +131,12 @@ class RecognitionBrain(SpectrogramBrain):
         self.keep(ids=batch.id, heard=heard, said=said)
 
     def test(self, parts, **kwargs):
-        """Test the best epoch on each of several parts by itself.
+        """Test the best epoch separately on each of several parts.
 
         Arguments
         ---------
         parts : dict of str to DynamicItemDataset
-            By name.
+            Datasets by name.
         **kwargs
             Arguments of SpeechBrain's `Brain.evaluate`.
         """
@@ -164,7 +165,7 @@ class RecognitionBrain(SpectrogramBrain):
 
     def _write_test(self, stats, errors):
         self.test_stats[self.part] = stats
-        # On all processes: it has a broadcast in it.
+        # All processes must call it, since it broadcasts.
         self.train_logger.log_stats(
             stats_meta={
                 "best epoch": self.hparams.epoch_counter.current,

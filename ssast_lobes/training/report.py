@@ -23,11 +23,11 @@ from ssast_lobes.utils.distributed import n_processes
 
 logger = get_logger(__name__)
 
-# SpeechBrain's messages of each start and epoch: in log.txt, not on the screen.
+# SpeechBrain's messages at each start and epoch go to log.txt, not the screen.
 _DETAILS = ("core", "utils.quirks", "utils.checkpoints", "utils.epoch_loop")
 # Last words of the names of metrics that are fractions.
 _FRACTIONS = ("accuracy", "eer", "f1", "mAP", "uar", "used", "wer")
-# Its module says that it cannot save figures, which no run here asks it to.
+# Hide the warning that it cannot save figures: no run here saves any by it.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision" not in record.getMessage()
 )
@@ -36,7 +36,7 @@ logging.getLogger("speechbrain.utils.train_logger").addFilter(
 class Percentage(float):
     """A fraction that prints as a percentage, whatever the format.
 
-    So SpeechBrain's loggers keep the number, and print it as people read it.
+    SpeechBrain's loggers thus keep the number, but print a percentage.
 
     Example
     -------
@@ -109,7 +109,7 @@ def block(title, rows):
     ---------
     title : str
     rows : dict of str to str
-        By name; None is not known.
+        Values by name; None if unknown.
 
     Returns
     -------
@@ -134,9 +134,9 @@ class Progress:
     Arguments
     ---------
     brain : SpectrogramBrain
-        Ready to train; resumed, if it is.
+        A Brain that is ready to train, perhaps resumed.
     rows : dict of str to str
-        What the Brain says of its task.
+        Lines about the task, from the Brain.
     """
 
     def __init__(self, brain, rows):
@@ -192,7 +192,7 @@ class Progress:
 def quiet():
     """Log SpeechBrain's messages of starts and epochs at debug level.
 
-    Workers of loaders, too, leave out the warning that its collation raises in
+    Loader workers also hide the warning that SpeechBrain's collation raises in
     each of them.
 
     Example
@@ -250,7 +250,7 @@ def _next(folder, export):
         with open(table, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
             clips = (row["path"] for row in rows if row["split"] == "test")
-            # Of shards only the table has the places.
+            # For shards, only the table has the addresses.
             clip = next(filter(os.path.isfile, clips), table)
         command = "events" if kind == "detector" else "classify"
         return {"next": _command(command, export, clip)}
@@ -266,12 +266,12 @@ def _command(*words):
 
 
 def _result(folder):
-    """Return in a line what was measured of the exported weights."""
+    """Return the metrics of the exported weights in one line."""
     path = folder / RESULT_FILE
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         parts = found["metrics"]
-        # Several parts are tested each by itself.
+        # Several parts are tested separately.
         if not all(isinstance(value, dict) for value in parts.values()):
             parts = {"test": parts}
         told = [f"{part}: {_told(one)}" for part, one in parts.items()]
@@ -323,7 +323,7 @@ def _data(clips):
     told = []
     for stage, rows in clips.items():
         if rows and stage != sb.Stage.TEST:
-            # A long clip may stand there for each of its crops.
+            # A long clip may have one row for each of its crops.
             seconds = {r["path"]: r["duration"] for r in rows.values()}
             seconds = sum(seconds.values())
             hours = f"{seconds / 3600:,.1f} h"

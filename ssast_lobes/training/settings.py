@@ -45,7 +45,7 @@ def _limit(name, value):
 
 
 def _step_limit(name, value):
-    # The one number that SpeechBrain's command line leaves as text.
+    # SpeechBrain's command line leaves only this number as text.
     text = isinstance(value, str) and value.isdecimal()
     whole(name, int(value) if text else value, null=True)
 
@@ -96,8 +96,8 @@ _length = partial(real, least=0, inside=True)
 _length_or_null = partial(real, least=0, inside=True, null=True)
 _path_or_null = partial(_path, null=True)
 
-# What the settings may be that no constructor checks as the YAML is loaded,
-# and the run options of SpeechBrain.
+# Checks of SpeechBrain's run options, and of settings that no constructor
+# checks while the YAML is loaded.
 _CHECKS = {
     "allow_download": flag,
     "audio": _paths,
@@ -177,13 +177,14 @@ def check_settings(settings):
     Arguments
     ---------
     settings : dict
-        Plain settings of a recipe. Those that this table does not know may be
-        anything: their objects check them.
+        Plain settings of a recipe. Settings that are not in `_CHECKS` may have
+        any value: their objects check them.
 
     Raises
     ------
     ArgumentError
-        Names each wrong setting, what is allowed, and its value.
+        If any is; the message names each wrong setting, the allowed values and
+        its value.
 
     Example
     -------

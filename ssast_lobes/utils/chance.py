@@ -1,21 +1,22 @@
 """Chance levels of logged numbers."""
 
-# A log of a name with this end tells what chance gives of the other one.
+# Suffix: the log ``accuracy_chance`` is the chance level of ``accuracy``.
 CHANCE = "_chance"
 
-# Better than chance: so much more of an accuracy, or less of a loss.
+# Factors on the chance level: better is a higher accuracy or a lower loss.
 _ACCURACY, _LOSS = 1.25, 0.95
 
 
 def is_at_chance(stats):
     """Return whether no number of a stage is better than chance.
 
-    An accuracy is better when it is above 1.25 times its chance level, a loss
-    below 0.95 times. Measured with MSPM of `micro` on two hours of audio,
-    means over 25 steps: untrained and diverged runs were at 0.96 to 1.01 and
-    above 1.06 times chance; those that learn were at 2.0 and 0.96 to 0.90
-    times chance after 100 steps, with tokens that span all mel bins at 1.3 to
-    1.7 and 0.96 to 0.95.
+    An accuracy is better if it is above 1.25 times its chance level, a loss
+    if it is below 0.95 times. The factors were chosen with MSPM of `micro` on
+    two hours of audio, from means over 25 steps. Untrained and diverged runs
+    had accuracies of 0.96 to 1.01 times chance, and losses above 1.06 times.
+    Runs that learn had accuracies of 2.0 times chance after 100 steps, and
+    losses of 0.96 to 0.90 times. With tokens that span all mel bins these were
+    1.3 to 1.7, and 0.96 to 0.95.
 
     Arguments
     ---------
@@ -25,7 +26,7 @@ def is_at_chance(stats):
     Returns
     -------
     bool
-        False where no chance level is known.
+        False if no chance level is known.
 
     Example
     -------

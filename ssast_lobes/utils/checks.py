@@ -1,8 +1,9 @@
-"""Checks of arguments, with one form of message.
+"""Check arguments, with one form of message.
 
-``dropout must be a number from 0 to 1, got 2``: the name, what is allowed, and
-the value. The constructors of the package call these, and so does what reads
-the settings of a recipe. None passes a check that has ``null=True``.
+A message has the name, the allowed values and the value:
+``dropout must be a number from 0 to 1, got 2``. The constructors of the package
+call these checks, and so does the code that reads the settings of a recipe.
+With ``null=True`` a check also accepts None.
 """
 
 import math
@@ -23,14 +24,14 @@ def require(right, name, allowed, value):
     name : str
         Name of the argument.
     allowed : str
-        What it must be, after "must be".
+        Allowed values, as text after "must be".
     value : object
-        What it is.
+        The given value.
 
     Raises
     ------
     ArgumentError
-        Unless `right`.
+        If `right` is False.
 
     Example
     -------
@@ -51,11 +52,11 @@ def whole(name, value, least=1, most=None, null=False):
     name : str
         Name of the argument.
     value : object
-        To check.
+        Value to check.
     least : int
-        Lowest that is allowed.
+        Lowest allowed value.
     most : int, optional
-        Highest that is allowed.
+        Highest allowed value.
     null : bool
         Whether None is allowed too.
 
@@ -66,7 +67,7 @@ def whole(name, value, least=1, most=None, null=False):
     Raises
     ------
     ArgumentError
-        If it is no whole number, or out of range.
+        If it is not a whole number, or out of range.
 
     Example
     -------
@@ -94,11 +95,11 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     name : str
         Name of the argument.
     value : object
-        To check. Infinity and NaN are not allowed.
+        Value to check. Infinity and NaN are not allowed.
     least, most : float
-        Lowest and highest that are allowed.
+        Lowest and highest allowed value.
     inside : bool
-        Whether the number must lie between these, and be none of them.
+        Whether the limits themselves are not allowed.
     null : bool
         Whether None is allowed too.
 
@@ -109,7 +110,7 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     Raises
     ------
     ArgumentError
-        If it is no number, or out of range.
+        If it is not a number, or out of range.
 
     Example
     -------
@@ -141,22 +142,22 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
     name : str
         Name of the argument.
     value : object
-        To check.
+        Value to check.
     least, most : float
-        Lowest and highest that are allowed.
+        Lowest and highest allowed value.
     count : int, optional
-        How many there must be. Two are a range: the first must not be above
-        the second. None: any number of them, in any order.
+        Required length of the list. Two numbers are a range: the first must not
+        be above the second. None: any length, in any order.
 
     Returns
     -------
     list or tuple
-        As it came.
+        The unchanged value.
 
     Raises
     ------
     ArgumentError
-        If it is no such list.
+        If it is not such a list.
 
     Example
     -------
@@ -194,7 +195,7 @@ def flag(name, value, null=False):
     name : str
         Name of the argument.
     value : object
-        To check.
+        Value to check.
     null : bool
         Whether None is allowed too.
 
@@ -226,7 +227,7 @@ def one_of(name, value, allowed, null=False):
     name : str
         Name of the argument.
     value : object
-        To check.
+        Value to check.
     allowed : iterable of str
         The words.
     null : bool

@@ -1,4 +1,4 @@
-"""Check that installed packages fit each other."""
+"""Check that installed packages fit together."""
 
 
 class UnusableTorchaudio(ImportError):
@@ -27,7 +27,7 @@ def check_torchaudio():
         older = tuple(map(int, release.split(".")[:2])) < (2, 11)
         wheel = f"torchaudio=={release}" if older else "'torchaudio>=2.11.1'"
         if build:
-            # PyPI has the CUDA build of torchaudio alone.
+            # PyPI has only the CUDA build of torchaudio.
             index = f"https://download.pytorch.org/whl/{build}"
             wheel = f"{wheel} --index-url {index}"
         raise UnusableTorchaudio(

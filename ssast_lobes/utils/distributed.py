@@ -1,4 +1,4 @@
-"""Means, sums, batch norm and gathering over all processes."""
+"""Compute means, sums and batch norm over all processes, and gather."""
 
 import itertools
 
@@ -18,7 +18,7 @@ def mean_over_processes(x):
     Returns
     -------
     torch.Tensor
-        The same shape; `x` itself, detached, where there is one process.
+        The same shape; in a single process, `x` itself, detached.
 
     Example
     -------
@@ -50,7 +50,7 @@ class _SumOverProcesses(torch.autograd.Function):
 
 
 def sum_over_processes(x):
-    """Sum of a tensor over the processes, with gradient.
+    """Return the sum of a tensor over the processes, with gradient.
 
     Arguments
     ---------
@@ -75,8 +75,8 @@ def sum_over_processes(x):
 def gather_rows(x):
     """Return the rows of all processes, with gradient.
 
-    Waits for the device where there are processes: their numbers of rows may
-    differ, as unreadable clips are skipped.
+    With several processes it waits for the device: their numbers of rows may
+    differ, since unreadable clips are skipped.
 
     Arguments
     ---------
@@ -88,7 +88,7 @@ def gather_rows(x):
     rows : torch.Tensor
         (M, D), in the order of the processes.
     first : int
-        Place of the first row of `x` among them.
+        Index of the first row of `x` in `rows`.
 
     Example
     -------
@@ -105,24 +105,24 @@ def gather_rows(x):
     counts = counts.tolist()
     first = sum(counts[:rank])
     after = sum(counts) - first - len(x)
-    # Rows of others are zero here, so that the sum holds all of them.
+    # Rows of other processes are zero here, so that the sum contains all rows.
     return sum_over_processes(nn.functional.pad(x, (0, 0, first, after))), first
 
 
 class SharedBatchNorm(nn.Module):
     """Batch norm over the rows of all processes, on any backend.
 
-    PyTorch's SyncBatchNorm needs CUDA. Rows can be weighted, so that padded
-    rows do not count. Computed in float32.
+    PyTorch's SyncBatchNorm needs CUDA; this does not. Rows can be weighted, so
+    that padded rows do not count. The result is computed in float32.
 
     Arguments
     ---------
     dim : int
         Columns D.
     affine : bool
-        Learn a scale and an offset of each column.
+        Whether to learn a scale and an offset for each column.
     momentum : float
-        Weight of a batch in the running statistics, which serve in evaluation.
+        Weight of a batch in the running statistics, which evaluation uses.
     eps : float
         Added to the variance.
 
@@ -151,7 +151,7 @@ class SharedBatchNorm(nn.Module):
         x : torch.Tensor
             (N, D).
         weight : torch.Tensor, optional
-            (N,), 0 at rows that do not count; by default all count alike.
+            (N,), 0 at rows that do not count; by default all count equally.
 
         Returns
         -------
@@ -178,7 +178,7 @@ class SharedBatchNorm(nn.Module):
         spread = ((x - mean).square() * weight).sum(0)
         variance = sum_over_processes(spread) / some
         with torch.no_grad():
-            # A batch without rows leaves the running statistics alone.
+            # A batch without rows does not change the running statistics.
             weight = self.momentum * (count > 0)
             unbiased = variance * count / (count - 1).clamp(min=1)
             self.running_mean.lerp_(mean, weight)
@@ -187,7 +187,7 @@ class SharedBatchNorm(nn.Module):
 
 
 def gather_in_turn(own):
-    """Gather the items of all processes: the first of each, and so on.
+    """Gather the items of all processes: all first items, then all second.
 
     Arguments
     ---------
@@ -198,7 +198,7 @@ def gather_in_turn(own):
     Returns
     -------
     list
-        The same in all processes; `own` where there is one.
+        The same in all processes; in a single process, `own`.
 
     Example
     -------
@@ -215,7 +215,7 @@ def gather_in_turn(own):
 
 
 def n_processes():
-    """Return how many processes there are: 1 without a group.
+    """Return the number of processes, which is 1 without a group.
 
     Returns
     -------
@@ -232,7 +232,7 @@ def n_processes():
 
 
 def gather_sums(sums):
-    """Return the sums over the processes, each of which sees other clips.
+    """Return the sums over all processes, which have different clips.
 
     Arguments
     ---------

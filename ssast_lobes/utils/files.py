@@ -1,4 +1,4 @@
-"""Files that appear when they are complete, and errors that name them."""
+"""Write files that appear when they are complete; name files in errors."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def filename_in_errors(path):
-    """Add the name of a file to errors of writing it.
+    """Add the name of a file to errors that occur while writing it.
 
     Arguments
     ---------
@@ -30,7 +30,7 @@ def filename_in_errors(path):
         yield
     except OSError as error:
         if error.errno is None:
-            # Its text is all that it has: a file name would garble it.
+            # This error has only a text, so a filename attribute garbles it.
             error.args = (f"{path}: {error}",)
         elif error.filename is None:
             error.filename = os.fspath(path)
@@ -44,14 +44,14 @@ def atomic_write(path, mode="w"):
     Arguments
     ---------
     path : str or os.PathLike
-        Where it appears; an older file is replaced.
+        The file; an older one is replaced.
     mode : str
         ``"w"`` for text, ``"wb"`` for bytes.
 
     Yields
     ------
     file
-        To write to.
+        The open file.
 
     Example
     -------
@@ -145,12 +145,12 @@ def write_json(path, content):
 def append_row(path, row):
     """Append a row to a CSV that several processes write.
 
-    One write in append mode: the rows stay whole.
+    The row is one write in append mode, so rows of processes do not mix.
 
     Arguments
     ---------
     path : str or os.PathLike
-        The file; made if it is not there.
+        The file; made if it does not exist.
     row : sequence
         The cells.
 
@@ -172,14 +172,14 @@ def append_row(path, row):
 
 
 def absolute(path, root=""):
-    """Return the absolute path of a file, home resolved.
+    """Return the absolute path of a file, with ``~`` resolved.
 
     Arguments
     ---------
     path : str
-        May be relative to `root`.
+        Path, absolute or relative to `root`.
     root : str
-        May be relative to the working folder.
+        Folder, absolute or relative to the working folder.
 
     Returns
     -------
@@ -217,7 +217,7 @@ def resolved(folder):
 def atomic_replace_dir(folder, files, check):
     """Replace a folder by a new one when the block ends.
 
-    The folder is there whole or, when anything is raised inside, as before.
+    If the block raises an error, the old folder does not change.
 
     Arguments
     ---------
@@ -226,7 +226,7 @@ def atomic_replace_dir(folder, files, check):
     files : tuple of str
         Names that belong to the old folder; its other entries are kept.
     check : callable
-        Called with the folder; raises where it must not be replaced.
+        Called with the folder; raises if it must not be replaced.
 
     Yields
     ------
@@ -244,7 +244,7 @@ def atomic_replace_dir(folder, files, check):
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
     if old.exists() and not folder.exists():
-        # A run was killed between the two renames below.
+        # An earlier run was killed between the two renames below.
         os.replace(old, folder)
     check(folder)
     shutil.rmtree(partial, ignore_errors=True)

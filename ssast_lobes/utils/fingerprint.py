@@ -1,4 +1,4 @@
-"""A hash of weights and settings, to recognize what was computed with them."""
+"""Hash weights and settings, to recognize what was computed with them."""
 
 import hashlib
 
@@ -11,9 +11,9 @@ def fingerprint(module, settings=""):
     Arguments
     ---------
     module : torch.nn.Module
-        Module, whose parameters and buffers count, with their names.
+        Module whose parameters and buffers are hashed, with their names.
     settings : str
-        All else that counts.
+        Settings to hash, as text.
 
     Returns
     -------

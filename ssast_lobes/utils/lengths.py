@@ -12,7 +12,7 @@ def length_to_mask(lengths, max_len):
     Arguments
     ---------
     lengths : torch.Tensor
-        Such as frame counts, (B,), int64.
+        Lengths, such as frame counts, (B,), int64.
     max_len : int
         Number of columns of the mask.
 
@@ -69,9 +69,9 @@ def sample_counts(wav, wav_lens=None):
     Raises
     ------
     ValueError
-        If there is not one length a clip, or one is not in (0, 1]. Lengths
-        on a GPU are not waited for: a wrong one there stops the process with
-        CUDA's "device-side assert", which quotes the same reason.
+        If there is not one length for each clip, or one is not in (0, 1]. The
+        function does not wait for lengths on a GPU: a wrong one there ends the
+        process with CUDA's "device-side assert", which quotes the same reason.
 
     Example
     -------
@@ -95,8 +95,8 @@ def sample_counts(wav, wav_lens=None):
 
 
 def _require_relative(wav_lens):
-    # An exported graph raises nothing: it is given lengths in samples. Dynamo
-    # says that it exports where it compiles, too.
+    # An exported graph takes lengths in samples, and raises nothing. Dynamo
+    # reports an export also when it compiles.
     compiling = torch.compiler.is_dynamo_compiling()
     if torch.compiler.is_exporting() and not compiling:
         return
@@ -106,8 +106,8 @@ def _require_relative(wav_lens):
         "relative lengths (1: the longest clip) must be above 0 and at most "
         "1; divide lengths in samples by wav.shape[1]"
     )
-    # To look would make each step of training wait for the GPU, and would
-    # break a compiled graph in two.
+    # A check of the values would make each training step wait for the GPU, and
+    # would split a compiled graph.
     if wav_lens.device.type != "cpu" or compiling:
         torch._assert_async(good.all(), reason)
     elif not good.all():

@@ -1,12 +1,11 @@
-"""Metrics of classifiers and embeddings.
+"""Compute metrics of classifiers and embeddings.
 
-Classification is measured by scikit-learn. Every function takes tensors or
-arrays of a whole evaluation set and returns a fraction between 0 and 1, never
-a percentage (``effective_rank`` apart, which is a number of dimensions).
-`ClassificationMetrics` collects the batches of an evaluation and hands back
-the numbers that belong to its kind of label. Numbers that cannot be defined
-(no clips, scores that are NaN) raise ``ValueError`` instead of passing for a
-result.
+scikit-learn computes the metrics of classification. Every function takes
+tensors or arrays of a whole evaluation set. It returns a fraction between 0 and
+1, never a percentage, except ``effective_rank``, a number of dimensions.
+`ClassificationMetrics` collects the batches of an evaluation and returns the
+metrics for its kind of label. If a metric is undefined (no clips, scores that
+are NaN), a ``ValueError`` is raised.
 """
 
 import numpy as np
@@ -24,10 +23,10 @@ from ssast_lobes.utils.chance import CHANCE
 
 
 def unweighted_average_recall(target, predicted):
-    """Return the mean over the classes of each class's recall (UAR).
+    """Return the mean of the recalls of all classes (UAR).
 
-    Also called balanced accuracy. A class that no clip truly belongs to has
-    no recall and is left out of the mean.
+    It is also called balanced accuracy. A class without clips has no recall,
+    and is left out of the mean.
 
     Arguments
     ---------
@@ -58,20 +57,20 @@ def unweighted_average_recall(target, predicted):
 
 
 def average_precision(scores, targets):
-    """Average precision of each class, over all clips.
+    """Return the average precision of each class, over all clips.
 
-    The sum over the distinct thresholds n of ``(R_n - R_(n-1)) * P_n`` with
-    precision P and recall R, not interpolated: the definition of
-    scikit-learn and of the AudioSet literature. Clips with equal scores
-    pass a threshold together, so that the order of the clips never matters.
+    It is the sum of ``(R_n - R_(n-1)) * P_n`` over the distinct thresholds n,
+    with precision P and recall R, without interpolation. scikit-learn and the
+    AudioSet literature define it so. Clips with equal scores pass a threshold
+    together, so the order of the clips does not matter.
 
     Arguments
     ---------
     scores : torch.Tensor
-        Score of each clip for each class, shape (N, C). Only the order
-        within a class counts: logits and probabilities serve alike.
+        Score of each clip for each class, shape (N, C). Only the order within
+        a class counts, so logits give the same result as probabilities.
     targets : torch.Tensor
-        1 where the clip has the class, else 0, shape (N, C).
+        1 if the clip has the class, else 0, shape (N, C).
 
     Returns
     -------
@@ -106,11 +105,10 @@ def average_precision(scores, targets):
 
 
 def equal_error_rate(scores, labels):
-    """Return the rate where false acceptances equal false rejections (EER).
+    """Return the rate at which false acceptances equal false rejections (EER).
 
-    Between two neighboring thresholds the ROC curve is taken as a straight
-    line, so that the rate is exact and the same for any order of the trials,
-    however few they are.
+    The ROC curve is a straight line between two neighboring thresholds. The
+    rate is thus exact even for few trials, and does not depend on their order.
 
     Arguments
     ---------
@@ -148,27 +146,28 @@ def equal_error_rate(scores, labels):
             f"{int(targets)} and {int(impostors)}"
         )
     false_accepts, hits, _ = roc_curve(labels, scores, drop_intermediate=False)
-    # Both rise with each threshold, and false rejections are 1 - hits: find
-    # where the sum passes 1.
+    # False rejections are 1 - hits. Both false accepts and hits rise along the
+    # thresholds: the rates are equal where their sum passes 1.
     return float(np.interp(1.0, false_accepts + hits, false_accepts))
 
 
 def mean_deviation(embeddings):
     """Return the mean deviation of embeddings over their dimensions.
 
-    The standard deviation of each dimension over clips, of embeddings scaled
-    to length sqrt(D): near 1 where they point everywhere, near 0 where all
-    are the same (Bardes et al., "VICReg", ICLR 2022, watch the like).
+    The embeddings are scaled to length sqrt(D), and the standard deviation of
+    each dimension over the clips is averaged. The result is near 1 if
+    directions are evenly distributed, and near 0 if all are the same (Bardes et
+    al., "VICReg", ICLR 2022, use a similar measure).
 
     Arguments
     ---------
     embeddings : torch.Tensor
-        One embedding a clip, shape (N, D).
+        One embedding for each clip, shape (N, D).
 
     Returns
     -------
     float
-        From 0 to about 1.
+        Mean deviation, from 0 to about 1.
 
     Example
     -------
@@ -186,24 +185,24 @@ def mean_deviation(embeddings):
 def effective_rank(embeddings):
     """Return the number of dimensions that a set of embeddings fills.
 
-    The exponential of the entropy of the singular values divided by their
-    sum (Roy & Vetterli, "The effective rank", EUSIPCO 2007). The embeddings
-    are not centered, as in RankMe (Garrido et al., ICML 2023), which adds a
-    small constant that is left out here. Needs no labels: during
-    pretraining a value that falls towards 1 shows a collapse.
+    The singular values are divided by their sum; the effective rank is the
+    exponential of their entropy (Roy & Vetterli, "The effective rank", EUSIPCO
+    2007). As in RankMe (Garrido et al., ICML 2023), the embeddings are not
+    centered; RankMe's small constant is left out. No labels are needed. During
+    pretraining, a value that falls towards 1 shows a collapse.
 
-    Two values compare only for the same number of clips, because the result
-    is at most min(N, D).
+    Compare values only for the same number of clips, because the result is at
+    most min(N, D).
 
     Arguments
     ---------
     embeddings : torch.Tensor
-        One embedding a clip, shape (N, D).
+        One embedding for each clip, shape (N, D).
 
     Returns
     -------
     float
-        Effective rank, 1 to min(N, D); 0 where every embedding is zero.
+        Effective rank, 1 to min(N, D); 0 if every embedding is zero.
 
     Raises
     ------
@@ -299,16 +298,16 @@ class ClassificationMetrics:
         Returns
         -------
         dict
-            What chance gives stands next to a number: ``accuracy_chance``, the
-            best that one answer for all clips can reach.
+            Each number has its chance level, such as ``accuracy_chance``: the
+            best score of a constant answer.
             Single-label: ``accuracy``, ``uar`` and ``macro_f1`` (float), and
-            ``confusion_matrix`` (int64 (C, C), rows are the truth). Where
-            there are two classes, and clips of both: ``eer`` (float), the
-            equal error rate of telling them apart by the difference of their
-            scores, the same whichever class is the target.
+            ``confusion_matrix`` (int64 (C, C), rows are the truth). For two
+            classes with clips: ``eer`` (float), the equal error rate of the
+            difference of their scores; it does not depend on which class is
+            the target.
             Multi-label: ``mAP`` (float), ``average_precision``
             (float64 (C,), NaN for a class without positives) and
-            ``classes_scored`` (int, how many classes the mAP is a mean of).
+            ``classes_scored`` (int, number of classes in the mAP).
 
         Raises
         ------
@@ -350,12 +349,12 @@ class ClassificationMetrics:
 
 
 def _on_cpu(values):
-    """Return anything that can become a tensor, detached, on the CPU."""
+    """Return values as a detached tensor on the CPU."""
     return torch.as_tensor(values).detach().cpu()
 
 
 def _check_binary(scores, targets):
-    """Raise unless scores and 0/1 targets of one shape can be ranked."""
+    """Raise unless scores can be ranked, and targets are 0 or 1."""
     if scores.shape != targets.shape:
         raise ValueError(
             "expected scores and targets of one shape, got "

@@ -1,10 +1,10 @@
-"""Plots: the pictures of a training run.
+"""Plot the pictures of a training run.
 
-Each function draws one picture, writes it to a file, whose suffix chooses
-the format (.png, .pdf, .svg), and returns the figure. Figures are made
-without pyplot, so that neither the caller's backend nor the caller's settings
-take part. The colors tell apart under every common color-blindness and in
-grey print: maps that grow evenly in lightness, and the palette of Okabe & Ito.
+Each function draws one picture, writes it to a file and returns the figure. The
+suffix of the file chooses the format (.png, .pdf, .svg). Figures are made
+without pyplot, so the caller's backend and settings have no effect. The colors
+can be distinguished with every common color blindness and in gray print: maps
+with evenly increasing lightness, and the palette of Okabe & Ito.
 """
 
 import math
@@ -21,7 +21,7 @@ from ssast_lobes.utils.chance import CHANCE
 _BLUE, _ORANGE, _GREEN = "#0072B2", "#D55E00", "#009E73"
 _SKY, _GREY = "#56B4E9", "0.8"
 
-# One look for every picture, whatever the user's matplotlibrc says.
+# One style for all pictures, independent of the user's matplotlibrc.
 _STYLE = [
     "default",
     {
@@ -57,7 +57,7 @@ _METRIC_NAMES = {
 }
 _MOST_MARKERS = 40
 
-# Beyond this many classes neither names nor counts can be read.
+# With more classes than this, neither names nor counts are readable.
 _MOST_NAMED_CLASSES = 150
 _MOST_PANELS_ACROSS = 4
 
@@ -72,16 +72,16 @@ def plot_reconstruction(
 ):
     """Plot a spectrogram, its visible patches and its reconstruction.
 
-    Three panels side by side on one color scale, which is set by the
-    spectrogram. The third shows the prediction only where the mask hides the
-    spectrogram: elsewhere the model was not asked.
+    The three panels have one color scale, that of the spectrogram. The third
+    shows the prediction only at masked patches: elsewhere the model predicts
+    nothing.
 
     Arguments
     ---------
     spectrogram : torch.Tensor
         Normalized log-mel features of one clip without padding, (T, M).
     mask_frames : torch.Tensor
-        Boolean, True where the model saw nothing, (T, M).
+        Boolean, True where the spectrogram was masked, (T, M).
     reconstruction : torch.Tensor
         The model's prediction on the scale of `spectrogram`, (T, M).
     path : str or Path
@@ -99,7 +99,7 @@ def plot_reconstruction(
     Raises
     ------
     ValueError
-        If the three shapes are not one (T, M).
+        If the three shapes differ, or are not (T, M).
 
     Example
     -------
@@ -128,7 +128,7 @@ def plot_reconstruction(
         "Masked part predicted": np.where(hidden, prediction, spectrogram),
     }
     frames, mels = spectrogram.shape
-    # A few extreme cells must not wash out the rest.
+    # A few extreme cells must not compress the color scale.
     low, high = np.percentile(spectrogram, [0.5, 99.5])
     with matplotlib.style.context(_STYLE):
         figure = Figure(figsize=(10, 2.8), layout="constrained")
@@ -154,19 +154,19 @@ def plot_reconstruction(
 
 
 def plot_training_curves(log_rows, path):
-    """Plot every logged number over time, a panel for each metric.
+    """Plot every logged number over time, with a panel for each metric.
 
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
-    part of the data; train, valid and test share the panel of their metric.
-    A key without such a first word (``lr``) has a panel of its own. What
-    chance gives, ``train_accuracy_chance``, is a thin line, dashed, in the
-    panel of its metric. Values that are missing or not finite are left out.
+    part of the data. Train, valid and test share the panel of their metric.
+    A key without such a first word (``lr``) has its own panel. A chance level,
+    ``train_accuracy_chance``, is a thin dashed line in the panel of its metric.
+    Values that are missing or not finite are left out.
 
     Arguments
     ---------
     log_rows : list of dict
-        One row a log entry: ``step`` or ``epoch`` (``step`` where a row has
-        both) and numbers under their names.
+        One row for each log entry: ``step`` or ``epoch`` (``step`` if a row has
+        both), and numbers by name.
     path : str or Path
         File to write.
 
@@ -178,7 +178,7 @@ def plot_training_curves(log_rows, path):
     Raises
     ------
     ValueError
-        If the rows hold no number to draw, or one has no step or epoch.
+        If the rows have no number to draw, or a row has no step or epoch.
 
     Example
     -------
@@ -230,10 +230,10 @@ def plot_confusion_matrix(matrix, labels, path):
     """Plot a confusion matrix: colors by row, counts in the cells.
 
     The color is the fraction of the row's clips, so that rare and frequent
-    classes read alike; cells without clips stay empty, and the row of a
-    class that never occurs is grey. The picture grows with the number of
-    classes, to beyond a page above about 35; above 150 classes there is room
-    for colors only.
+    classes can be compared. Cells without clips stay empty, and the row of a
+    class that never occurs is gray. The picture grows with the number of
+    classes; with more than about 35 it is larger than a page. With more than
+    150 classes it has colors only.
 
     Arguments
     ---------
@@ -273,11 +273,11 @@ def plot_confusion_matrix(matrix, labels, path):
     cell, font = _cell_size(n_classes, digits=len(f"{counts.max():.0f}"))
     side = cell * n_classes
     clips = counts.sum(axis=1)
-    # 0 / 0 for a class that never occurs: NaN, drawn in grey.
+    # A class that never occurs gives 0 / 0 = NaN, drawn in gray.
     with np.errstate(invalid="ignore"):
         percent = 100 * counts / clips[:, None]
     with matplotlib.style.context([*_STYLE, {"font.size": max(9.0, side)}]):
-        # Axes of a fixed size; saving makes room for labels of any length.
+        # The axes have a fixed size; saving adds space for long labels.
         figure = Figure(figsize=(side, side))
         axis = figure.add_axes((0, 0, 1, 1), facecolor=_GREY)
         image = axis.imshow(percent, cmap="Blues", vmin=0, vmax=100)
@@ -309,7 +309,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
     path : str or Path
         File to write.
     label : str
-        Name of the number. Say here what the spread is.
+        Name of the number, which should say what the spread is.
 
     Returns
     -------
@@ -336,7 +336,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
     means = 100 * np.array(means, dtype=float)
     spreads = 100 * np.array([spread or 0 for spread in spreads], dtype=float)
     with matplotlib.style.context(_STYLE):
-        # Axes of a fixed size; saving makes room for names of any length.
+        # The axes have a fixed size; saving adds space for long names.
         figure = Figure(figsize=(3.6, 0.36 * len(rows)))
         axis = figure.add_axes((0, 0, 1, 1))
         places = np.arange(len(rows))
@@ -377,7 +377,7 @@ def plot_intervals(panels, path, grey=()):
     path : str or Path
         File to write.
     grey : collection of str
-        Systems on a grey ground, such as baselines.
+        Systems on a gray background, such as baselines.
 
     Returns
     -------
@@ -447,7 +447,7 @@ def _save(figure, path, **options):
 
 
 def _curves_by_metric(log_rows, unit):
-    """Return the points (x, y) of each metric and split, nested dicts."""
+    """Return the points (x, y) by metric and split, in nested dicts."""
     panels = {}
     for row in log_rows:
         if unit not in row:
@@ -482,7 +482,7 @@ def _draw_curve(axis, split, points):
     """Draw one curve and return its handle for the legend."""
     _, color, line, marker = _SPLITS.get(split, ("", "black", "-", "o"))
     steps, values = zip(*points, strict=True)
-    # Markers tell the curves apart where they fit, else the kind of line.
+    # Markers distinguish the curves if there is space, else kinds of line.
     if len(points) <= _MOST_MARKERS:
         style = {"marker": marker, "markersize": 3.5}
     else:
@@ -491,7 +491,7 @@ def _draw_curve(axis, split, points):
 
 
 def _draw_chance(axis, points):
-    """Draw what chance gives, and return its handle for the legend."""
+    """Draw the chance level, and return its handle for the legend."""
     steps, values = zip(*points, strict=True)
     # A single epoch has a point, which no line shows.
     marker = "_" if len(points) == 1 else None
@@ -537,7 +537,7 @@ def _metric_name(metric):
 
 
 def _cell_size(n_classes, digits):
-    """Return the side of a cell in inches, its text size in points."""
+    """Return the side of a cell in inches, and its text size in points."""
     if n_classes > _MOST_NAMED_CLASSES:
         return 16.0 / n_classes, None
     # A digit is about 0.64 of the font size wide; 5 points can be read.
@@ -557,12 +557,12 @@ def _write_counts(axis, counts, percent, font):
             fontsize=font,
             color="white" if percent[true, predicted] > 65 else "black",
         )
-        # Inside the axes for certain; measuring thousands takes long.
+        # The text is always inside the axes; measuring thousands is slow.
         text.set_in_layout(False)
 
 
 def _name_classes(axis, labels, cell):
-    """Name every class on both axes, upright where there is no room."""
+    """Name every class on both axes, vertically if there is no space."""
     size = min(9.0, 72 * cell * 0.8)
     longest = max(len(label) for label in labels)
     upright = 0.6 * size * longest > 72 * cell

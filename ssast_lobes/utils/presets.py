@@ -1,11 +1,11 @@
-"""Named settings: the presets of ``hparams/``, read as plain numbers.
+"""Read named settings: the presets of ``hparams/``.
 
-A number of a paper or an official script stands in one preset only; Python
-code that needs it (``SSAST(model_size="tiny")``) reads it from there.
+A number from a paper or an official script is in one preset only. Python code
+that needs it (``SSAST(model_size="tiny")``) reads it from there.
 
-A *preset* (objective, training, degradation) is a piece of YAML that takes the
-place of the keys of the same names in a recipe. It may refer to any key of the
-recipe. It may begin with ``base: NAME``, and then says only what differs.
+A *preset* (objective, training, degradation) is a piece of YAML whose keys
+replace the same keys of a recipe. It may refer to any key of the recipe. It may
+begin with ``base: NAME``, and then has only the keys that differ.
 """
 
 import io
@@ -23,7 +23,7 @@ _PACKAGE = Path(__file__).parents[1]
 def hparams_folder():
     """Return the folder of the presets.
 
-    An installed wheel carries it inside the package; in a checkout it is
+    In an installed wheel it is inside the package; in a checkout it is
     ``hparams/`` next to the package.
 
     Returns
@@ -58,7 +58,7 @@ def preset_path(kind, name):
     Raises
     ------
     ValueError
-        If there is no such preset; the message lists those there are.
+        If there is no such preset; the message lists the existing ones.
 
     Example
     -------
@@ -74,7 +74,7 @@ def preset_path(kind, name):
 
 
 def load_preset(kind, name):
-    """Read one preset that holds numbers only.
+    """Read one preset that contains only numbers.
 
     Arguments
     ---------
@@ -91,7 +91,7 @@ def load_preset(kind, name):
     Raises
     ------
     ValueError
-        If there is no such preset; the message lists those there are.
+        If there is no such preset; the message lists the existing ones.
 
     Example
     -------
@@ -116,12 +116,12 @@ def read_preset(kind, name):
     Returns
     -------
     ruamel.yaml.comments.CommentedMap
-        By key, with what comes from the base.
+        Nodes by key, including those of the base.
 
     Raises
     ------
     ValueError
-        If there is no such preset, or it is no mapping of keys.
+        If there is no such preset, or it is not a mapping of keys.
 
     Example
     -------
@@ -166,7 +166,7 @@ def read_tree(path):
     Raises
     ------
     ValueError
-        If there is no such file, or it is no YAML of keys and values.
+        If there is no such file, or it is not a YAML of keys and values.
 
     Example
     -------
@@ -193,7 +193,7 @@ def tag_of(node):
     Returns
     -------
     str
-        Empty without a tag.
+        The tag; empty if there is none.
 
     Example
     -------
@@ -226,7 +226,7 @@ def references(node):
 
 
 def children(node):
-    """Return (key, node) of all that a mapping or a list holds.
+    """Return (key, node) for each entry of a mapping or a list.
 
     Arguments
     ---------
@@ -248,11 +248,10 @@ def children(node):
 
 
 def merge(tree, changes):
-    """Put settings over others, in place.
+    """Override settings by others, in place.
 
-    A plain mapping changes the mapping that is there, key by key. Everything
-    else, so too a mapping that names a class, takes the place of what is
-    there.
+    A plain mapping changes the existing mapping, key by key. Everything else
+    replaces the existing value, also a mapping that names a class.
 
     Arguments
     ---------
@@ -267,7 +266,7 @@ def merge(tree, changes):
     Raises
     ------
     ValueError
-        If a plain mapping meets something that has no settings.
+        If a plain mapping overrides a value that has no settings.
 
     Example
     -------
@@ -293,8 +292,8 @@ def merge(tree, changes):
 def replace(node):
     """Return a node unchanged: it replaces what it overrides.
 
-    HyperPyYAML puts a mapping that overrides another *into* the other, whose
-    class stays. What ``!applyref:`` of this function gives takes its place.
+    HyperPyYAML merges a mapping *into* the one that it overrides, which keeps
+    its class. The result of ``!applyref:`` with this function replaces it.
 
     Arguments
     ---------
@@ -341,7 +340,7 @@ def build(tree):
     Arguments
     ---------
     tree : dict
-        With references to its own keys only.
+        Tree that refers only to its own keys.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""Seeds and draws that depend on a position in the training only.
+"""Make seeds and draws that depend only on a position in the training.
 
-A clip's draws follow from its id, and a step's from its number: a resumed run
-and one on more processes draw the same.
+The draws of a clip depend on its id, and those of a step on its number. A
+resumed run and a run with more processes thus draw the same numbers.
 """
 
 import hashlib
@@ -43,7 +43,7 @@ def hash63(text):
     Arguments
     ---------
     text : str
-        Such as the id of a clip.
+        A text, such as the id of a clip.
 
     Returns
     -------
@@ -86,21 +86,21 @@ def mix_bits(keys):
 
 
 def _shift(x, bits):
-    """Shift int64 right without the sign, which torch's own keeps."""
+    """Shift int64 right without the sign; torch's own shift keeps it."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def keyed_uniform(keys, rows, columns):
     """Return uniform draws that depend only on a clip's key and the position.
 
-    A draw does not change when the clip is padded further.
+    A draw does not change if the clip has more padding.
 
     Arguments
     ---------
     keys : torch.Tensor
-        One int64 key a clip, (B,).
+        One int64 key for each clip, (B,).
     rows, columns : int
-        Size for each clip.
+        Number of draws for each clip.
 
     Returns
     -------
@@ -126,14 +126,14 @@ class RandomSource:
     Arguments
     ---------
     n_clips : int
-        B.
+        Number of clips B.
     device : torch.device
-        Where the draws go.
+        Device of the draws.
     generator : torch.Generator, optional
         Source of the draws, on that device; by default PyTorch's own.
     clip_keys : torch.Tensor, optional
-        (B,) int64: draws become a function of the clip's key, the number of
-        the call and the place alone.
+        (B,) int64. If given, draws depend only on the clip's key, the number of
+        the call and the position.
 
     Example
     -------
@@ -152,12 +152,12 @@ class RandomSource:
         self.clip_keys = clip_keys
 
     def __call__(self, rows, columns):
-        """Draw.
+        """Return the next draws.
 
         Arguments
         ---------
         rows, columns : int
-            Size for each clip.
+            Number of draws for each clip.
 
         Returns
         -------
@@ -180,7 +180,7 @@ def place_seed(*place):
     Arguments
     ---------
     *place : int
-        Such as seed, epoch, step and rank.
+        Numbers such as seed, epoch, step and rank.
 
     Returns
     -------
@@ -192,7 +192,7 @@ def place_seed(*place):
     >>> place_seed(0, 1, 2) == place_seed(0, 1, 2) != place_seed(0, 2, 1)
     True
     """
-    # Mixed, so that neighboring places have unrelated seeds (splitmix64).
+    # Mix the numbers, so that neighbors have unrelated seeds (splitmix64).
     state = 0
     for number in place:
         state = (state ^ (number & _BITS)) * 0x9E3779B97F4A7C15 & _BITS

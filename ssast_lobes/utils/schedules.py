@@ -1,9 +1,9 @@
 """Schedules of a value over the optimizer steps of a run.
 
-Each is called with the steps taken so far and the steps of the whole run, and
-gives a number: a multiplier of the learning rate, a weight decay, a momentum
-or a temperature. They hold no state, so that a resumed run continues the same
-curve; only `WarmupPlateau` remembers, because it follows a metric.
+Each schedule is called with the steps taken so far and the steps of the whole
+run. It returns a number: a multiplier of the learning rate, a weight decay, a
+momentum or a temperature. Schedules have no state, so a resumed run continues
+the same curve. Only `WarmupPlateau` has one, because it follows a metric.
 """
 
 import math
@@ -59,16 +59,16 @@ def _duration(name, value):
 
 
 def warmup_factor(step, warmup_steps):
-    """Rise linearly to 1, which the last warm-up step reaches.
+    """Return a factor that rises linearly to 1 at the last warm-up step.
 
-    The first step already moves: a step at learning rate 0 is a wasted one.
+    It is above 0 at the first step, since a step at learning rate 0 is wasted.
 
     Arguments
     ---------
     step : int
         Optimizer steps taken so far.
     warmup_steps : int
-        Length of the rise in steps; 0 for none.
+        Number of steps of the rise; 0 for none.
 
     Returns
     -------
@@ -86,7 +86,7 @@ def warmup_factor(step, warmup_steps):
 
 
 class Constant:
-    """The same value throughout.
+    """Return the same value at each step.
 
     Arguments
     ---------
@@ -103,7 +103,7 @@ class Constant:
         self.value = real("value", value)
 
     def __call__(self, step, total_steps):
-        """Give the value at a step.
+        """Return the value at a step.
 
         Arguments
         ---------
@@ -121,7 +121,7 @@ class Constant:
 
 
 class Linear:
-    """A straight line from one value to another.
+    """Return values on a straight line from one value to another.
 
     Arguments
     ---------
@@ -130,10 +130,10 @@ class Linear:
     end : float
         Value from the end of `duration` on.
     warmup : int or float
-        Linear rise from 0 to `start` before it, in steps (int) or as a fraction
-        of the run (float).
+        Length of a linear rise from 0 to `start`, in steps (int) or as a
+        fraction of the run (float).
     duration : int or float
-        Where `end` is reached, counted from step 0, in steps (int) or as a
+        Step that reaches `end`, counted from step 0, in steps (int) or as a
         fraction of the run (float).
 
     Example
@@ -150,7 +150,7 @@ class Linear:
         self.duration = _duration("duration", duration)
 
     def __call__(self, step, total_steps):
-        """Give the value at a step.
+        """Return the value at a step.
 
         Arguments
         ---------
@@ -177,11 +177,11 @@ class Linear:
 
 
 class WarmupCosine(Linear):
-    """Half a cosine from one value to another (Loshchilov & Hutter, 2017).
+    """Return values on half a cosine (Loshchilov & Hutter, 2017).
 
-    With a warm-up and an `end` above 0 it is the learning-rate schedule of
-    this project's own recipes; without a warm-up and with `end` above `start`
-    the rising momentum of a teacher or the rising weight decay of DINO.
+    With a warm-up and an `end` above 0, it is the learning-rate schedule of
+    this project's own recipes. Without a warm-up and with `end` above `start`,
+    it is the rising momentum of a teacher, or the rising weight decay of DINO.
 
     Arguments
     ---------
@@ -190,10 +190,10 @@ class WarmupCosine(Linear):
     end : float
         Value from the end of `duration` on.
     warmup : int or float
-        Linear rise from 0 to `start` before it, in steps (int) or as a fraction
-        of the run (float).
+        Length of a linear rise from 0 to `start`, in steps (int) or as a
+        fraction of the run (float).
     duration : int or float
-        Where `end` is reached, counted from step 0, in steps (int) or as a
+        Step that reaches `end`, counted from step 0, in steps (int) or as a
         fraction of the run (float).
 
     Example
@@ -211,11 +211,12 @@ class WarmupCosine(Linear):
 class WarmupStepDecay:
     """Multiply by a factor every few epochs, after a linear warm-up.
 
-    SSAST's fine-tuning schedule (`src/traintest.py`, `MultiStepLR` on
-    `range(first, 1000, every)`): epochs 0 to `first` - 1 keep the full rate,
-    then each `every` epochs multiply it by `factor` once more. Its warm-up
-    moves in stairs of 50 steps from 0 and undoes the decay; this one does not.
-    A run that is cut short or longer than `epochs` squeezes or stretches it.
+    This is SSAST's fine-tuning schedule (`src/traintest.py`, `MultiStepLR` on
+    `range(first, 1000, every)`). Epochs 0 to `first` - 1 have the full rate;
+    then the rate is multiplied by `factor` every `every` epochs. SSAST's
+    warm-up starts at 0, rises every 50 steps and overrides the decay; this one
+    does not. If a run is shorter or longer than `epochs`, the schedule is
+    scaled to its length.
 
     Arguments
     ---------
@@ -224,11 +225,12 @@ class WarmupStepDecay:
     factor : float
         Multiplier of each decay.
     first : int
-        Full epochs before the first decay.
+        Number of epochs before the first decay.
     every : int
         Epochs between two decays.
     warmup : int or float
-        Linear rise in steps (int) or as a fraction of the run (float).
+        Length of the linear rise, in steps (int) or as a fraction of the run
+        (float).
 
     Example
     -------
@@ -266,22 +268,25 @@ class WarmupStepDecay:
 
 
 class WarmupPlateau(nn.Module):
-    """Shrink when a metric stops improving, after a linear warm-up.
+    """Reduce the rate when a metric stops improving, after a linear warm-up.
 
-    SSAST's pretraining schedule (`src/traintest_mask.py`): warm-up to step
-    1000, then halved at the third evaluation in a row without a better masked
-    accuracy. The rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`
-    with `mode="max"`, for metrics of either sign. A module only so that its
-    state is checkpointed like any other; it has no parameters.
+    This is SSAST's pretraining schedule (`src/traintest_mask.py`). The warm-up
+    ends at step 1000. The rate is halved at the third evaluation in a row
+    without a better masked accuracy. The rule is that of
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` with `mode="max"`, for metrics
+    of either sign. The class is a module without parameters, so that its state
+    is checkpointed like that of other modules.
 
     Arguments
     ---------
     warmup : int or float
-        Linear rise in steps (int) or as a fraction of the run (float).
+        Length of the linear rise, in steps (int) or as a fraction of the run
+        (float).
     factor : float
         Multiplier of each reduction.
     patience : int
-        Evaluations without improvement to wait for; the next one reduces.
+        Number of evaluations without improvement before the one that reduces
+        the rate.
     threshold : float
         Relative gain that counts as an improvement.
 
@@ -328,7 +333,7 @@ class WarmupPlateau(nn.Module):
         Arguments
         ---------
         metric : float
-            The higher, the better; give a loss with its sign changed.
+            Result; higher is better, so negate a loss.
         """
         gain = 0.0 if math.isinf(self.best) else abs(self.best) * self.threshold
         if metric > self.best + gain:
@@ -360,7 +365,7 @@ class WarmupPlateau(nn.Module):
         Arguments
         ---------
         state : dict
-            As `get_extra_state` gives it.
+            From `get_extra_state`.
         """
         self.best = state["best"]
         self.bad_evaluations = state["bad_evaluations"]
@@ -373,8 +378,8 @@ def apply_learning_rate(optimizer, lr):
     Arguments
     ---------
     optimizer : torch.optim.Optimizer
-        A group may hold `"lr_scale"`: the head's factor, or the layer-wise
-        decay of its block. A group without one takes the rate as it is.
+        A group may have `"lr_scale"`: the head's factor, or the layer-wise
+        decay of its block. A group without it gets the unscaled rate.
     lr : float
         Base rate times the schedule's multiplier.
 
@@ -398,7 +403,7 @@ def apply_weight_decay(optimizer, weight_decay):
     Arguments
     ---------
     optimizer : torch.optim.Optimizer
-        A group may hold `"decays"`, False where its weights must not decay.
+        A group may have `"decays"`, False if its weights must not decay.
     weight_decay : float
         The decay.
 

@@ -1,4 +1,4 @@
-"""Plot a recording with its events: spectrogram, scores, found and true."""
+"""Plot a recording: spectrogram, scores, detected and true events."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -6,7 +6,7 @@ from matplotlib.style import context
 
 from ssast_lobes.utils.plots import _STYLE, _save
 
-# Okabe and Ito's palette, but black; then again with other dashes.
+# Okabe and Ito's palette without black; further curves reuse it with dashes.
 _COLORS = "#0072B2 #D55E00 #009E73 #CC79A7 #E69F00 #56B4E9 #F0E442".split()
 _DASHES = ("-", "--", ":")
 _MOST_CLASSES = 20
@@ -15,8 +15,8 @@ _MOST_CLASSES = 20
 def plot_timeline(features, scores, edges, labels, events, path, truth=None):
     """Plot spectrogram, score curves and events of one recording.
 
-    Classes that neither occur in the events nor in the truth, nor reach a
-    score of 0.3, have no curve.
+    A class has a curve if it occurs in the events or the truth, or reaches a
+    score of 0.3.
 
     Arguments
     ---------
@@ -25,11 +25,11 @@ def plot_timeline(features, scores, edges, labels, events, path, truth=None):
     scores : numpy.ndarray
         Probabilities (T', C).
     edges : list of float
-        T' + 1 times in seconds.
+        Borders of the T' frames: T' + 1 times in seconds.
     labels : list of str
         Class of each column.
     events : list of tuple
-        Found: onset, offset (seconds), label, and perhaps a score.
+        Detected events: onset, offset (seconds), label, and perhaps a score.
     path : str or Path
         File to write; its suffix chooses the format.
     truth : list of tuple, optional

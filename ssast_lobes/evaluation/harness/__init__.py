@@ -1,4 +1,4 @@
-"""Evaluation harnesses: exported folders where HEAR, X-ARES and s3prl look.
+"""Adapters that let HEAR, X-ARES and s3prl evaluate exported folders.
 
 Each harness has a file with what it wants to find: functions of HEAR's common
 API in `hear`, the base of an encoder class in `xares`, an upstream in `s3prl`.

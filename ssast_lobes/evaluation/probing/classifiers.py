@@ -110,7 +110,7 @@ def logistic_regression(
         _principal_axes(), train_x, valid_x, test_x
     )
     model, fits = _solver(), []
-    # From strong to weak, each fit beginning where the last one ended.
+    # Fit from strong to weak penalties; each fit starts at the last result.
     for penalty in penalties:
         with warnings.catch_warnings():
             # The weakest penalties may need more steps. What they have
@@ -202,8 +202,8 @@ def nearest_neighbors(
 def linear_weights(x, y, n_classes, penalty):
     """Fit a logistic regression, and return it as a linear layer.
 
-    As `logistic_regression` with one penalty. The layer takes raw features:
-    it contains their standardization.
+    The fit is that of `logistic_regression`, with one penalty. The layer takes
+    raw features, since it contains their standardization.
 
     Arguments
     ---------

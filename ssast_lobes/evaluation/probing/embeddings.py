@@ -66,7 +66,7 @@ class PooledEncoder(AudioEncoder):
     source : str or path
         Exported folder, or official ``.pth`` file (AudioSet's normalization).
     device : str
-        Where to compute.
+        Device that computes the vectors.
     batch_size : int
         Windows computed at once.
 
@@ -258,7 +258,7 @@ class LogMelStatistics:
 
     @property
     def key(self):
-        """Names all that the vectors depend on."""
+        """Text that names everything the vectors depend on."""
         fbank = self.fbank
         return f"log-mel-{fbank.sample_rate}-{fbank.n_mels}-{_VERSION}"
 
@@ -322,7 +322,7 @@ class MFCCStatistics(LogMelStatistics):
 
     @property
     def key(self):
-        """Names all that the vectors depend on."""
+        """Text that names everything the vectors depend on."""
         n_mfcc = self.transform.shape[1]
         return super().key.replace("log-mel", f"mfcc-{n_mfcc}")
 
@@ -353,7 +353,7 @@ def cached_vectors(source, name, paths, folder, unreadable):
     Returns
     -------
     dict of str to torch.Tensor
-        As the source gives them, by path, without the unreadable files.
+        Vectors of the source by path, without the unreadable files.
     """
     file = Path(folder) / f"{source.key}.npz"
     known = _read(file)
@@ -397,7 +397,7 @@ def _by_duration(paths, unreadable):
 
 
 def _read(file):
-    """Read (stamp, vectors) by path; nothing where there is no cache yet."""
+    """Read (stamp, vectors) by path; return nothing without a cache."""
     if not file.exists():
         return {}
     try:

@@ -66,13 +66,13 @@ def train_heads(
     tasks : list of Task
         From `read_task`; their names are those of the heads.
     folder : str or path
-        Where to. An older export there is replaced, and all its heads.
+        Folder to write to. An older export in it is replaced with its heads.
     licenses : str, optional
         Markdown for the model card: the licenses of the training audio.
     cache_folder : str or path, optional
         Where the vectors of the clips are kept for another run.
     device : str
-        Where the encoder computes.
+        Device that computes the encoder.
     batch_size : int
         Windows of audio computed at once.
     pooling, layers : str
@@ -108,7 +108,7 @@ def train_heads(
     variants = variants_of(pooling, layers)
     clip_pooling = _clip_pooling(weights.config, variants)
     card = read_card(resolved(model))
-    # Heads of the model itself are not in the copy.
+    # The copy does not get the heads of the model.
     card = {key: card[key] for key in card if "head" not in key.lower()}
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
@@ -133,7 +133,7 @@ def train_heads(
 
 
 def _write_encoder(folder, weights, clip_pooling, card):
-    """Write the encoder alone, in half precision."""
+    """Write only the encoder, in half precision."""
     config = weights.config
     plain = {
         "kind": "pretrained",

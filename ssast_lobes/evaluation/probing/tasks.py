@@ -184,7 +184,7 @@ def parse_task(text, **defaults):
         ``[NAME=]CSV[,label=COLUMN][,split=COLUMN][,group=COLUMN]
         [,metric=METRIC]``.
     **defaults
-        Arguments of `read_task`, where the text does not say otherwise.
+        Arguments of `read_task`, unless the text says otherwise.
 
     Returns
     -------
@@ -221,7 +221,7 @@ def split_name(text):
     Returns
     -------
     name : str or None
-        None where there is none.
+        None if there is none.
     path : str
         The path, whether it exists or not.
 
