@@ -22,6 +22,7 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -155,22 +156,6 @@ def cross_validated(task, vectors):
     return metric(torch.cat(truth), torch.cat(predicted))
 
 
-def scores(source, name, tasks, cache):
-    """Return the cross-validated score of each task, by its name."""
-    found = {}
-    for task in tasks:
-        paths = task.paths("train") + task.paths("valid")
-        vectors = cached_vectors(source, name, paths, cache, unreadable=[])
-        if isinstance(source, PooledEncoder):
-            stacked = torch.stack(list(vectors.values()))
-            stacked = pooled(stacked, "dynamics", "all")
-            vectors = dict(zip(vectors, stacked, strict=True))
-        else:
-            vectors = {path: v.flatten() for path, v in vectors.items()}
-        found[task.name] = round(cross_validated(task, vectors), 4)
-    return found
-
-
 class Comparison:
     """The rows of a YAML, and what is known of them."""
 
@@ -192,7 +177,7 @@ class Comparison:
             )
             for name, task in TASKS.items()
         ]
-        for command in self.plan.get("before", []):
+        for command in self.plan["before"]:
             if not (work / command["output"]).exists():
                 subprocess.run(command["run"], cwd=work, check=True, shell=True)
 
@@ -240,26 +225,37 @@ class Comparison:
         self.add({**result, "scores": found})
 
     def scores(self, source, name):
-        """Return the scores of the tasks, with vectors from the cache."""
-        return scores(source, name, self.tasks, self.work / "vectors")
+        """Return the score of each task, by its name."""
+        found = {}
+        for task in self.tasks:
+            paths = task.paths("train") + task.paths("valid")
+            cache = self.work / "vectors"
+            vectors = cached_vectors(source, name, paths, cache, unreadable=[])
+            stacked = torch.stack(list(vectors.values()))
+            if isinstance(source, PooledEncoder):
+                stacked = pooled(stacked, "dynamics", "all")
+            vectors = dict(zip(vectors, stacked.flatten(1), strict=True))
+            found[task.name] = round(cross_validated(task, vectors), 4)
+        return found
 
     def add_baselines(self):
-        """Score statistics of features, and untrained encoders."""
-        statistics = {"log-mel": LogMelStatistics(), "MFCC": MFCCStatistics()}
-        for name, source in statistics.items():
-            if not self.known(name, 0):
-                found = self.scores(source, name)
-                self.add({"row": name, "seed": 0, "scores": found})
-        for name, source in self.plan.get("models", {}).items():
-            if not self.known(name, 0):
-                found = self.scores(PooledEncoder(source), name)
-                self.add({"row": name, "seed": 0, "scores": found})
-        for seed in (1, 2, 3):
-            if not self.known("untrained", seed):
-                first = next(r for r in self.results if "steps" in r)
-                encoder = PooledEncoder(self.export(first["row"], 1))
-                found = self.scores(encoder.untrained(seed), "untrained")
-                self.add({"row": "untrained", "seed": seed, "scores": found})
+        """Score statistics of features, models, and untrained encoders."""
+        trained = next(result for result in self.results if "steps" in result)
+        encoder = PooledEncoder(self.export(trained["row"], trained["seed"]))
+        sources = [("log-mel", 0, LogMelStatistics)]
+        sources += [("MFCC", 0, MFCCStatistics)]
+        sources += [
+            (name, 0, partial(PooledEncoder, source))
+            for name, source in self.plan["models"].items()
+        ]
+        sources += [
+            ("untrained", seed, partial(encoder.untrained, seed))
+            for seed in (1, 2, 3)
+        ]
+        for name, seed, opened in sources:
+            if not self.known(name, seed):
+                found = self.scores(opened(), name)
+                self.add({"row": name, "seed": seed, "scores": found})
 
     def best(self, count):
         """Return the rows with the highest mean score of the first seed."""
@@ -271,7 +267,7 @@ class Comparison:
 
     def test(self):
         """Add the scores of the test parts where they are missing."""
-        models = dict(self.plan.get("models", {}))
+        models = dict(self.plan["models"])
         for result in self.results:
             if "steps" in result:
                 name = f"{result['row']}_{result['seed']}"

@@ -109,7 +109,11 @@ def train_heads(
     clip_pooling = _clip_pooling(weights.config, variants)
     card = read_card(resolved(model))
     # The copy does not get the heads of the model.
-    card = {key: card[key] for key in card if "head" not in key.lower()}
+    card = {
+        title: card[title]
+        for title in card
+        if not {"head", "heads"} & set(title.lower().split())
+    }
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
     with tempfile.TemporaryDirectory() as scratch:
