@@ -136,6 +136,8 @@ def parse_arguments(arguments):
                 instead.append(f"--{key}")
         whole = merge(whole, copy.deepcopy(given))
         _check_effect(given, recipe, whole, instead)
+        if whole.get("source") is not None:
+            _check_brought(given)
         merge(tree, given)
         if "output_folder" in whole and "output_folder" not in given:
             _name_folder(tree, whole["output_folder"], presets)
@@ -342,6 +344,16 @@ def _check_effect(given, recipe, whole, instead):
             raise ValueError(
                 f"{key} has no effect with {' and '.join(instead)}: leave it "
                 "out"
+            )
+
+
+def _check_brought(given):
+    """Raise if a setting is given that a source brings."""
+    for key in ("model_size", "geometry"):
+        if key in given:
+            raise ValueError(
+                f"{key} has no effect with --source, which brings its own: "
+                "leave it out"
             )
 
 

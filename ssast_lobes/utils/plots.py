@@ -15,6 +15,7 @@ import matplotlib.style
 import numpy as np
 import torch
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from ssast_lobes.utils.chance import CHANCE
 
@@ -54,6 +55,8 @@ _METRIC_NAMES = {
     "wer": "Word error rate",
     "nce": "InfoNCE",
     "mse": "MSE",
+    "clip_nce": "InfoNCE of clips",
+    "clip_accuracy": "Accuracy of clips",
 }
 _MOST_MARKERS = 40
 
@@ -159,7 +162,8 @@ def plot_training_curves(log_rows, path):
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
     part of the data. Train, valid and test share the panel of their metric.
     A key without such a first word (``lr``) has its own panel. A chance level,
-    ``train_accuracy_chance``, is a thin dashed line in the panel of its metric.
+    ``train_accuracy_chance``, is a thin dashed line in the panel of its metric,
+    in the color of its part of the data.
     Values that are missing or not finite are left out.
 
     Arguments
@@ -203,7 +207,8 @@ def plot_training_curves(log_rows, path):
         for axis, (metric, curves) in zip(axes, panels.items(), strict=False):
             for split, points in curves.items():
                 if str(split).endswith(CHANCE):
-                    shown["chance"] = _draw_chance(axis, points)
+                    part = split.removesuffix(CHANCE)
+                    shown["chance"] = _draw_chance(axis, part, points)
                 else:
                     shown[split] = _draw_curve(axis, split, points)
             axis.set(xlabel=unit.capitalize(), ylabel=_metric_name(metric))
@@ -490,14 +495,16 @@ def _draw_curve(axis, split, points):
     return axis.plot(steps, values, color=color, linewidth=1.2, **style)[0]
 
 
-def _draw_chance(axis, points):
-    """Draw the chance level, and return its handle for the legend."""
+def _draw_chance(axis, split, points):
+    """Draw a chance level, and return a gray handle for the legend."""
     steps, values = zip(*points, strict=True)
+    look = {"linewidth": 0.9, "linestyle": "--"}
     # A single epoch has a point, which no line shows.
     marker = "_" if len(points) == 1 else None
-    return axis.plot(
-        steps, values, color="0.4", linewidth=0.9, linestyle="--", marker=marker
-    )[0]
+    # Batches of train and valid may differ in size, and so in chance.
+    color = _SPLITS.get(split, ("", "black"))[1]
+    axis.plot(steps, values, color=color, marker=marker, **look)
+    return Line2D([], [], color="0.4", **look)
 
 
 def _draw_intervals(axis, systems, scores):

@@ -45,8 +45,13 @@ opt_class: !name:torch.optim.AdamW
 degradation: null
 norm: !new:torch.nn.LayerNorm
     normalized_shape: 4
+source: null
+model_size: micro
+geometry: patch
 lobe: !new:ssast_lobes.SSAST
-    model_size: micro
+    model_size: !ref <model_size>
+    geometry: !ref <geometry>
+    source: !ref <source>
     table_frames: 100
 mask_ratio: 0.75
 cluster_sizes: [3, 4]
@@ -349,6 +354,11 @@ def test_the_saved_yaml_is_a_whole_recipe(recipe, tmp_path):
             ],
             "mask_ratio has no effect with --masker",
         ),
+        (
+            ["--source=run/export", "--model_size=micro"],
+            "model_size has no effect with --source, which brings its own",
+        ),
+        (["--geometry=frame", "--source=run/export"], "geometry has no effec"),
     ],
 )
 def test_mistakes_are_told_in_one_line(recipe, words, message):

@@ -268,5 +268,6 @@ def test_chance_is_a_dashed_line_in_the_panel_of_its_metric(tmp_path):
     assert list(curve.get_ydata()) == [3, 2]
     assert list(chance.get_ydata()) == [4.1, 4.1]
     assert chance.get_linestyle() == "--"
+    assert chance.get_color() == curve.get_color()
     [legend] = figure.legends
     assert [t.get_text() for t in legend.texts] == ["Validation", "Chance"]
