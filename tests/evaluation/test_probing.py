@@ -740,6 +740,19 @@ def results_of(task, systems):
     ]
 
 
+def test_the_best_score_is_bold_also_that_of_a_baseline(probed):
+    task = probed[1][0]
+    systems = [
+        ("log-mel", True, 0.6, 0.9),
+        ("a", False, 0.4, 0.8),
+        ("b", False, 0.5, 0.9),
+    ]
+    text = markdown(results_of(task.name, systems), [task])
+    table = text.partition("## Linear probe")[2].splitlines()[2:7]
+    bold = [line.split("|")[1].strip() for line in table if "**90.0**" in line]
+    assert bold == ["log-mel", "b"] and "**80.0**" not in text
+
+
 def test_report_orders_models_by_valid_and_says_which_to_take(probed):
     tasks = probed[1]
     first = [

@@ -129,7 +129,7 @@ def _verdict(results):
 
 
 def _score_table(rows, tasks, value, low, high, sign=""):
-    """Return the lines of a table; the best of several models is bold."""
+    """Return the lines of a table; the best score of each task is bold."""
     with_valid = value == "score"
     lines = [["system"]]
     for task in tasks:
@@ -137,11 +137,9 @@ def _score_table(rows, tasks, value, low, high, sign=""):
         lines[0] += ["valid"] * with_valid
     cells = {(row.system, row.task): row for row in rows}
     best = {}
-    several = len({row.system for row in rows if not row.baseline}) > 1
     for row in rows:
-        if not row.baseline:
-            score = getattr(row, value)
-            best[row.task] = max(score, best.get(row.task, score))
+        score = getattr(row, value)
+        best[row.task] = max(score, best.get(row.task, score))
     baselines = dict.fromkeys(row.system for row in rows if row.baseline)
     by_valid = _means([row for row in rows if not row.baseline], "valid_score")
     for system in [*baselines, *by_valid]:
@@ -152,8 +150,7 @@ def _score_table(rows, tasks, value, low, high, sign=""):
                 f"{100 * getattr(row, name):{sign}.1f}"
                 for name in (value, low, high)
             )
-            leads = not row.baseline and getattr(row, value) == best[task.name]
-            if several and leads:
+            if getattr(row, value) == best[task.name]:
                 number = f"**{number}**"
             line.append(f"{number} [{', '.join(edges)}]")
             line += [f"{100 * row.valid_score:.1f}"] * with_valid
