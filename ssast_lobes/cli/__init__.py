@@ -1,9 +1,9 @@
-"""The command ``ssast-lobes``.
+"""Run the command ``ssast-lobes``.
 
-A mistake in the input is an error of one line on stderr, with exit code 2.
-Commands skip audio that they cannot read, and list it at the end. Each command
-is a module with `add_parser` and `run`. Heavy imports are inside `run`, so
-that ``--help`` answers at once.
+A mistake in the input prints one line on stderr and exits with code 2. Commands
+skip audio that they cannot read, and list it at the end. Each command is a
+module with `add_parser` and `run`. Heavy imports are inside `run`, so that
+``--help`` answers at once.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from ssast_lobes.cli import (
 )
 from ssast_lobes.utils.dependencies import UnusableTorchaudio, check_torchaudio
 
-# In the order of the help.
+# The help lists the commands in this order.
 _COMMANDS = (
     suggest,
     pretrain,
@@ -53,7 +53,7 @@ _COMMANDS = (
     recipes,
 )
 
-# These copy files, or start a script.
+# These commands only copy files or start a script.
 _WITHOUT_TORCH = ("finetune", "pretrain", "recipes")
 
 
@@ -68,8 +68,8 @@ def main(arguments=None):
     Returns
     -------
     int
-        Exit code: 0, 2 for an error in the input, 130 after Ctrl-C, or that of
-        the script that was run.
+        Exit code: 0; 2 for an error in the input; 130 after Ctrl-C; or the code
+        of the script that was run.
 
     Example
     -------
@@ -83,8 +83,8 @@ def main(arguments=None):
         code = options.run(options) or 0
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader of a pipe, such as `head`, has ended. Without this, Python
-        # would fail when it flushes stdout at exit.
+        # The reader of the pipe, such as `head`, has ended. Redirect stdout,
+        # since Python would fail when it flushes the pipe at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except KeyboardInterrupt:
@@ -131,7 +131,7 @@ def _parse(arguments):
 
 
 def _own_errors():
-    # Python calls this only after an error, which avoids heavy imports.
+    # Import here, since Python calls this function only after an error.
     from ssast_lobes.checkpoints.format import WeightsError
     from ssast_lobes.dataio.waveforms import UnreadableAudio
 

@@ -1,4 +1,4 @@
-"""``ssast-lobes average``: a model soup."""
+"""``ssast-lobes average``: average models, as a "model soup"."""
 
 from ssast_lobes.cli import common
 
@@ -30,7 +30,7 @@ def add_parser(commands):
 
 
 def run(options):
-    """Write the mean of models.
+    """Write the mean of the weights of models.
 
     Arguments
     ---------
@@ -40,7 +40,7 @@ def run(options):
     from ssast_lobes.checkpoints.averaging import export_mean
     from ssast_lobes.utils.files import resolved
 
-    # If OUTPUT was forgotten, it is one of the models.
+    # If OUTPUT is missing, argparse takes the last model for it.
     if (resolved(options.dest) / "config.json").exists():
         raise ValueError(
             f"OUTPUT comes last, and {options.dest} is an exported folder: "

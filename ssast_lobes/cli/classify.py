@@ -1,4 +1,4 @@
-"""``ssast-lobes classify``: labels of audio files."""
+"""``ssast-lobes classify``: label audio files."""
 
 import sys
 
@@ -107,7 +107,7 @@ def run(options):
 
 
 def _warn_of_long(results, classifier, windows):
-    """Print that files are longer than the classifier's training clips."""
+    """Warn of files that are longer than the classifier's training clips."""
     n_cut = sum(len(result.windows) > 1 for result in results)
     if n_cut:
         told = (
@@ -125,7 +125,7 @@ def _warn_of_long(results, classifier, windows):
 
 
 def _print_table(results, windows, min_score):
-    """Print a row for each result, or each of its windows, in columns."""
+    """Print a row for each result, or for each of its windows."""
     lines = [("labels", "score", "start", "end", "path")]
     for result in results:
         for row in result.rows(windows):

@@ -1,4 +1,4 @@
-"""Arguments, inputs, models and unreadable files, for all commands."""
+"""Handle arguments, inputs, models and unreadable files of all commands."""
 
 import argparse
 import csv
@@ -57,7 +57,7 @@ def add_command(commands, name, run, summary, text, example):
 
 
 def add_model(command):
-    """Add an optional model, inputs, and options of computation.
+    """Add an optional model, the inputs, and the options of computation.
 
     Arguments
     ---------
@@ -81,7 +81,7 @@ def add_model(command):
 
 
 def add_tasks(command):
-    """Add the tasks of probes and heads, and the output.
+    """Add the options for tasks and output, of probes and heads.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def add_tasks(command):
 
 
 def add_computing(command):
-    """Add device, batch size and precision.
+    """Add device and batch size.
 
     Arguments
     ---------
@@ -147,7 +147,7 @@ def file_name(*extensions):
 
 
 def positive(text):
-    """Read a positive integer: an argument type.
+    """Read a positive integer, as a `type` of argparse.
 
     Arguments
     ---------
@@ -281,7 +281,7 @@ def make_parent(output):
     Arguments
     ---------
     output : str or None
-        The file; nothing happens without one.
+        The file. If None, nothing happens.
 
     Raises
     ------
@@ -322,7 +322,9 @@ def check_device(name):
 
 
 def find_model(options):
-    """Separate the model from the inputs: it is first, unless that is audio.
+    """Separate the model from the inputs.
+
+    The first argument is the model, unless it is audio.
 
     Arguments
     ---------
@@ -376,7 +378,7 @@ def load_model(interface, options, **more):
     Arguments
     ---------
     interface : type
-        `AudioEncoder` or `AudioClassifier`.
+        `AudioEncoder`, `AudioClassifier` or `EventDetector`.
     options : argparse.Namespace
         After `find_model`.
     **more
@@ -413,8 +415,8 @@ def report_unreadable(unreadable, n_files, output):
     n_files : int
         Number of all files.
     output : str or None
-        The output file; the list goes to ``OUTPUT.unreadable.csv``. If None,
-        it is only printed.
+        The output file. The list is written to ``OUTPUT.unreadable.csv``. If
+        None, it is only printed.
 
     Raises
     ------
@@ -423,7 +425,8 @@ def report_unreadable(unreadable, n_files, output):
     """
     listed = f"{output}.unreadable.csv"
     if output is not None and os.path.exists(listed):
-        os.remove(listed)  # from an earlier run
+        # This list is from an earlier run.
+        os.remove(listed)
     if not unreadable:
         return
     print(

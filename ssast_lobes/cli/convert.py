@@ -122,7 +122,7 @@ def run(options):
 
 
 def _stride(text):
-    """Read a stride, such as 10,10: an argument type."""
+    """Read a stride, such as 10,10, as a `type` of argparse."""
     try:
         bins, frames = map(common.positive, text.split(","))
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""``ssast-lobes events``: sound events in audio files."""
+"""``ssast-lobes events``: find sound events in audio files."""
 
 import os
 import sys
@@ -101,7 +101,7 @@ def _write(found, ids, output, layout, tracks):
     from ssast_lobes.dataio.event_tables import write_events
 
     if not tracks:
-        # Tables of DESED have file names, ours have paths.
+        # Tables of DESED have file names; tables of this package have paths.
         names = ids if layout == "tsv" else {path: path for path in ids}
         clips = [(names[result.path], result.events) for result in found]
         write_events(output, clips, layout)
@@ -112,7 +112,7 @@ def _write(found, ids, output, layout, tracks):
 
 
 def _flat_name(name, extension):
-    """Return a file name made from an id and its folders."""
+    """Return a file name that joins an id and its folders."""
     stem = os.path.splitext(os.path.normpath(name))[0]
     return stem.strip(os.sep + ".").replace(os.sep, "_") + extension
 
@@ -130,7 +130,7 @@ def _print_table(found):
 
 
 def _read_truth(table):
-    """Return the true events by path, and by name if names are unique."""
+    """Return the true events by path, and by file name if it is unique."""
     if table is None:
         return {}
     from ssast_lobes.dataio.event_tables import read_event_table

@@ -1,4 +1,4 @@
-"""``ssast-lobes finetune``: CustomData's classification from anywhere."""
+"""``ssast-lobes finetune``: run CustomData's classifier from anywhere."""
 
 from ssast_lobes.cli.recipe_run import add_training
 

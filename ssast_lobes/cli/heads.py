@@ -1,4 +1,4 @@
-"""``ssast-lobes heads``: linear heads on a frozen encoder."""
+"""``ssast-lobes heads``: fit linear heads to a frozen encoder."""
 
 import shlex
 from pathlib import Path

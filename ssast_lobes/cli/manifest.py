@@ -1,4 +1,4 @@
-"""``ssast-lobes manifest``: a table of audio in class folders."""
+"""``ssast-lobes manifest``: write a table of audio in class folders."""
 
 import argparse
 import math
@@ -113,7 +113,7 @@ def run(options):
 
 
 def _below(output, path):
-    """Return a path relative to the folder of the table, if it is below."""
+    """Return a path, relative to the table's folder if it is inside."""
     relative = os.path.relpath(path, os.path.dirname(output))
     return path if relative.startswith(os.pardir + os.sep) else relative
 
@@ -124,7 +124,7 @@ def _is_unicode(path):
 
 
 def _print_counts(table, splits, grouped):
-    """Print the clips, and groups, of each label and split."""
+    """Print the clips of each label and split, and the groups of each label."""
     lines = [("label", *(["groups"] if grouped else []), *splits)]
     members = {}
     for row in table:
@@ -139,7 +139,7 @@ def _print_counts(table, splits, grouped):
 
 
 def _pattern(text):
-    """Compile a regular expression with one group: an argument type."""
+    """Compile a regular expression with one group, as a `type` of argparse."""
     try:
         pattern = re.compile(text)
     except re.error as error:
@@ -155,7 +155,7 @@ def _pattern(text):
 
 
 def _fractions(text):
-    """Read the fractions of train, valid and test: an argument type."""
+    """Read fractions of train, valid and test, as a `type` of argparse."""
     try:
         fractions = tuple(map(float, text.split(",")))
     except ValueError:

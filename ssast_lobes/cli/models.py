@@ -1,4 +1,4 @@
-"""``ssast-lobes models``: list the models that come with the package."""
+"""``ssast-lobes models``: list the bundled models."""
 
 from ssast_lobes.cli import common
 

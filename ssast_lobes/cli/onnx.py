@@ -1,4 +1,4 @@
-"""``ssast-lobes onnx``: a model as one graph."""
+"""``ssast-lobes onnx``: write a model as one graph."""
 
 from ssast_lobes.cli import common
 
@@ -43,7 +43,7 @@ def add_parser(commands):
 
 
 def run(options):
-    """Write a model as an ONNX file, a program, or both.
+    """Write a model as an ONNX file, as a program, or as both.
 
     Arguments
     ---------

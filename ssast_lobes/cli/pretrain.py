@@ -1,4 +1,4 @@
-"""``ssast-lobes pretrain``: CustomData's pretraining from anywhere."""
+"""``ssast-lobes pretrain``: run CustomData's pretraining from anywhere."""
 
 from ssast_lobes.cli.recipe_run import add_training
 

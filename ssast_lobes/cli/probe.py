@@ -1,4 +1,4 @@
-"""``ssast-lobes probe``: choose among frozen encoders."""
+"""``ssast-lobes probe``: compare frozen encoders."""
 
 import os
 
@@ -139,12 +139,12 @@ def run(options):
 
 
 def name_models(words):
-    """Name models by the word before a =, or by the part of their path.
+    """Name models by the word before an equals sign, or by their paths.
 
     Arguments
     ---------
     words : list of str
-        ``[NAME=]MODEL`` each.
+        Each is ``[NAME=]MODEL``. See `short_names` for a model without a name.
 
     Returns
     -------

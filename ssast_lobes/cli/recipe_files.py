@@ -1,9 +1,9 @@
 """List and copy the recipes that are shipped with the package.
 
 A recipe is a folder of scripts and YAMLs to run and to change, so users copy
-it. The copy keeps the layout of the repository, ``recipes/`` next to
-``hparams/``, so that paths in the READMEs hold. Links become files, as in a
-wheel, so that imports of a script are next to it.
+it. The copy keeps the layout of the repository, with ``recipes/`` next to
+``hparams/``, so that paths in the READMEs stay valid. Links become files, as in
+a wheel, so that a script finds its imports next to it.
 """
 
 import filecmp
@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 _PACKAGE = Path(__file__).parents[1]
 
-# Folders that runs and Python leave in a recipe's folder.
+# Runs and Python leave these folders in a recipe's folder.
 _LEFTOVERS = {"results", "__pycache__"}
 
-# Recipes that run scripts of other recipes.
+# These recipes run scripts of other recipes.
 _RUNS = {"SyntheticCommands": ["CustomData"]}
 
 
@@ -39,8 +39,8 @@ class Recipe(NamedTuple):
 def recipes_folder():
     """Return the folder of the recipes.
 
-    An installed wheel carries it inside the package; in a checkout it is
-    ``recipes/`` next to the package.
+    In an installed wheel it is inside the package. In a checkout it is
+    ``recipes/``, next to the package.
 
     Returns
     -------
@@ -78,19 +78,20 @@ def list_recipes():
 
 
 def copy_recipe(name, folder):
-    """Copy a recipe, and all that it needs, to a folder.
+    """Copy a recipe, and everything that it needs, to a folder.
 
-    Files that exist with the same content are kept. So several recipes fit
-    into one folder, and a copy that was stopped can be completed.
+    Existing files with the same content are kept. So several recipes fit into
+    one folder, and a stopped copy can be completed.
 
     Arguments
     ---------
     name : str
         One of `list_recipes`.
     folder : str or path
-        Gets ``recipes/NAME``, other recipes whose scripts this one uses, and
-        the presets in ``hparams/``, as examples. A name (``--training
-        esc50_frame``) chooses the preset of the package.
+        Where to copy to. The copies are ``recipes/NAME``, other recipes whose
+        scripts this one uses, and the presets in ``hparams/``. The presets are
+        examples: a name (``--training esc50_frame``) chooses the preset of the
+        package.
 
     Returns
     -------
@@ -102,7 +103,7 @@ def copy_recipe(name, folder):
     ValueError
         If there is no such recipe; the message lists all.
     FileExistsError
-        If other files exist there; then nothing is copied.
+        If files with other content exist there. Then nothing is copied.
 
     Example
     -------
@@ -112,7 +113,7 @@ def copy_recipe(name, folder):
     >>> (copy / "pretrain" / "train.py").exists()
     True
     """
-    # This imports the YAML reader, which only copies need.
+    # Import here, since only copies need the YAML reader.
     from ssast_lobes.utils.presets import hparams_folder
 
     known = [recipe.name for recipe in list_recipes()]
@@ -135,7 +136,7 @@ def copy_recipe(name, folder):
         if target.exists():
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Copy all files or none.
+        # Rename at the end, so that a stopped copy leaves no incomplete file.
         partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
         try:
             shutil.copyfile(source, partial)
@@ -146,7 +147,7 @@ def copy_recipe(name, folder):
 
 
 def _files(folder):
-    """Return the files of a folder, without hidden ones and leftovers."""
+    """Return the files of a folder, without hidden files and leftovers."""
     paths = [(path, path.relative_to(folder)) for path in folder.rglob("*")]
     return sorted(
         path

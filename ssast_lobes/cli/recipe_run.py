@@ -1,4 +1,4 @@
-"""Run the scripts of CustomData from any folder."""
+"""Run the training scripts of CustomData from any folder."""
 
 import argparse
 import os
@@ -37,8 +37,8 @@ def script_and_yaml(command):
 def pretrain(audio, output_folder, *options, **settings):
     """Pretrain an encoder on audio: run ``CustomData/pretrain/train.py``.
 
-    The script runs in its own process, and prints its progress. If it was
-    stopped, call this again with the same arguments to resume.
+    The script runs in its own process, and prints its progress. To resume a
+    stopped run, call this again with the same arguments.
 
     Arguments
     ---------
@@ -55,7 +55,7 @@ def pretrain(audio, output_folder, *options, **settings):
     Returns
     -------
     str
-        The exported folder, for `SSAST`, `finetune`, ...
+        The exported folder, a source for `SSAST` and `finetune`.
 
     Raises
     ------
@@ -93,7 +93,8 @@ def finetune(manifest, output_folder, *options, **settings):
     Returns
     -------
     str
-        The exported folder, for `ssast_lobes.inference.AudioClassifier`.
+        The exported folder, a source for
+        `ssast_lobes.inference.AudioClassifier`.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""``ssast-lobes shard``: a corpus in a few large files."""
+"""``ssast-lobes shard``: pack a corpus into a few large files."""
 
 import os
 import sys

@@ -1,4 +1,4 @@
-"""``ssast-lobes stats``: log-mel statistics of audio."""
+"""``ssast-lobes stats``: measure log-mel statistics of audio."""
 
 from ssast_lobes.cli import common
 

@@ -1,4 +1,4 @@
-"""``ssast-lobes suggest``: advice on the first step, with measurements."""
+"""``ssast-lobes suggest``: suggest a first step, with measurements."""
 
 import math
 import os
@@ -11,17 +11,17 @@ from typing import NamedTuple
 from ssast_lobes.cli import common
 
 BUNDLED = "ssast-lobes-micro-1"
-# Of clips without splits, `ssast-lobes manifest` draws so many for training.
+# `ssast-lobes manifest` draws this fraction of the clips for training.
 _TRAIN_FRACTION = 0.7
 
 
 class Advice(NamedTuple):
-    """A suggestion for at least this much data.
+    """A suggestion for a certain amount of data.
 
     Arguments
     ---------
     least : float
-        Labeled clips a class, or hours of audio.
+        Smallest amount: labeled clips per class, or hours of audio.
     what : str
         What to begin with.
     why : str
@@ -47,8 +47,8 @@ _FINETUNE = (
     "--training finetune_few_labels --output_folder results/finetuned"
 )
 
-# Means over the tasks of the files in experiments/transfer/; a test compares
-# them.
+# The scores are means over the tasks of the files in experiments/transfer/. A
+# test compares them with these files.
 BY_LABELS = (
     Advice(
         0,
@@ -141,7 +141,7 @@ def add_parser(commands):
 
 
 def run(options):
-    """Print what to begin with.
+    """Print a suggestion for each kind of data.
 
     Arguments
     ---------
@@ -219,7 +219,7 @@ def _number(text):
 
 
 def _labels_per_class(source):
-    """Return the median training clips of a class; whether there are splits."""
+    """Return the median training clips per class, and if there are splits."""
     from ssast_lobes.dataio.class_folders import class_rows
     from ssast_lobes.dataio.tables import read_manifest
 
@@ -240,7 +240,7 @@ def _labels_per_class(source):
 
 
 def _hours(source):
-    """Return the hours of audio by the headers of all files."""
+    """Return the hours of audio, read from the headers of all files."""
     from ssast_lobes.dataio.scan import scan_audio
 
     rows = list(common.read_rows([source]))

@@ -1,4 +1,4 @@
-"""``ssast-lobes tokenizer``: codes of audio for the objective `Codes`."""
+"""``ssast-lobes tokenizer``: fit and write codes for objective `Codes`."""
 
 import argparse
 
@@ -135,7 +135,7 @@ def _add_device(command):
 
 
 def _features(text):
-    """Check the kind of features: an argument type."""
+    """Check the kind of features, as a `type` of argparse."""
     name, _, block = text.partition(":")
     right = not block if name != "block" else block.isdecimal()
     if name not in ("logmel", "cepstra", "chroma", "block") or not right:

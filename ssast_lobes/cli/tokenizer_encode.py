@@ -1,4 +1,4 @@
-"""Write the ids of audio, one file for each clip."""
+"""Write the ids of audio, with one file for each clip."""
 
 import numpy as np
 import torch
@@ -75,7 +75,7 @@ def encode_files(options):
 
 
 def _paths_by_id(inputs):
-    """Return paths by id, with the ids that pretraining gives the inputs."""
+    """Return paths by id. The ids are those of pretraining on the inputs."""
     paths = {}
     for number, one in enumerate(inputs):
         start = f"{number}/" if len(inputs) > 1 else ""

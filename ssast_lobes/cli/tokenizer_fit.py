@@ -1,4 +1,4 @@
-"""Fit k-means to audio: collect tokens part by part, then cluster them."""
+"""Fit k-means to audio: collect tokens in parts, then cluster them."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
 
-# This many vectors suffice for a few hundred centers, and fit into memory.
+# This number of tokens suffices for a few hundred codes, and fits into memory.
 MOST_TOKENS = 200_000
 SECONDS = 10.0
-# Files of a part, the most that a stopped run loses.
+# Number of files in a part. A stopped run loses at most one part.
 FILES_AT_ONCE = 200
 
 
@@ -44,7 +44,7 @@ def fit_tokenizer(options):
     features.to(options.device)
     paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
-    # Runs whose tokens differ have separate folders.
+    # The tokens depend on these settings, so each set has its own folder.
     settings = [
         options.features,
         options.geometry,

@@ -1,13 +1,14 @@
 """Compute metrics of sound event detection with `sed_scores_eval`.
 
-- Segment-based and event-based F1 (Mesaros et al., "Metrics for polyphonic
-  sound event detection", Applied Sciences 2016) of decided events, as the mean
-  over classes. Segments have 1 s. An event counts as found if its onset is
-  within 200 ms, and its offset within the larger of 200 ms and 20 % of the
-  event.
-- PSDS 1 and 2 (Bilen et al., "A framework for the robust evaluation of sound
-  event detection", ICASSP 2020) of scores, over all thresholds (Ebbers et al.,
-  ICASSP 2022), with the parameters of DCASE 2021 task 4.
+- `decided_metrics` returns the segment-based and event-based F1 of decided
+  events, as the mean over classes (Mesaros et al., "Metrics for polyphonic
+  sound event detection", Applied Sciences 2016). Segments have 1 s. An event
+  counts as found if its onset is within 200 ms, and its offset within the
+  larger of 200 ms and 20 % of the event.
+- `score_metrics` returns PSDS 1 and 2 of scores (Bilen et al., "A framework for
+  the robust evaluation of sound event detection", ICASSP 2020). It integrates
+  over all thresholds (Ebbers et al., ICASSP 2022), with the parameters of DCASE
+  2021 task 4.
 
 This module only converts the formats. It needs the extra `events`.
 """
@@ -40,7 +41,7 @@ def require_metrics():
     Raises
     ------
     ImportError
-        If it is not; the message says how to install it.
+        If it is not installed. The message says how to install it.
     """
     try:
         import sed_scores_eval  # noqa: F401
@@ -122,7 +123,7 @@ def score_metrics(scores, truth, seconds, labels, timing):
     Arguments
     ---------
     scores : dict of str to numpy.ndarray
-        Clip -> (T', C), with the filter that is used to decide events.
+        Clip -> scores (T', C), filtered as for the decided events.
     truth, seconds
         See `decided_metrics`.
     labels : list of str
@@ -133,8 +134,8 @@ def score_metrics(scores, truth, seconds, labels, timing):
     Returns
     -------
     dict of str to dict
-        ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS. This is
-        the mean over classes minus a penalty for their deviation.
+        ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS. The
+        PSDS is the mean over classes minus a penalty for their deviation.
     """
     truth, occurring = _triples(truth)
     frames = {
@@ -145,7 +146,7 @@ def score_metrics(scores, truth, seconds, labels, timing):
 
 
 def psds_of_frames(frames, truth, seconds):
-    """Return PSDS 1 and 2 of score frames of `sed_scores_eval`.
+    """Return PSDS 1 and 2 of scores in the format of `sed_scores_eval`.
 
     Arguments
     ---------

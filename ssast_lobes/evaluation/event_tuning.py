@@ -1,4 +1,4 @@
-"""Choose on the validation part how the scores of a class become events."""
+"""Choose the rules that turn scores into events, on the validation part."""
 
 import itertools
 
@@ -26,7 +26,7 @@ MEDIAN_SECONDS = (0.0, 0.12, 0.2, 0.36, 0.52, 0.76, 1.0)
 MIN_SECONDS = (0.0, 0.1, 0.2, 0.4)
 GAP_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 KINDS = ("median", "sebbs")
-# The values that `sebbs` itself tries, for one limit at a time.
+# `sebbs` itself tries these values, with one limit at a time.
 STEP_SECONDS = (0.32, 0.48, 0.64)
 LIMITS = (
     *((absolute, None) for absolute in (0.15, 0.2, 0.3)),
@@ -37,9 +37,9 @@ LIMITS = (
 def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     """Choose the rule of each class by event-based F1.
 
-    First choose the filter and the threshold, over all thresholds; then, for
-    ``"median"``, the shortest event and the longest gap. Among equal scores,
-    the rule that changes the scores least wins.
+    Choose the filter and the threshold first, over all thresholds. For
+    ``"median"``, then choose the shortest event and the longest gap. Among
+    rules of equal F1, take the one that changes the scores least.
 
     Arguments
     ---------
@@ -54,12 +54,12 @@ def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     timing : FrameTiming
         Frame timing of the model.
     kind : str
-        ``"median"``: `EventRule`, or ``"sebbs"``: `ChangePointRule`.
+        ``"median"`` for `EventRule`, ``"sebbs"`` for `ChangePointRule`.
 
     Returns
     -------
     dict of str to EventRule or ChangePointRule
-        By class; a class that does not occur gets the default.
+        By class. A class without events gets the default rule.
 
     Raises
     ------
@@ -107,7 +107,7 @@ def _best_thresholds(frames, truth):
     from sed_scores_eval import collar_based
 
     f1, _, _, threshold, _ = collar_based.best_fscore(frames, truth, **COLLAR)
-    # The threshold is infinite if no threshold finds an event.
+    # If no threshold finds an event, the best one is infinite.
     return {
         label: (float(f1[label]), float(value) if 0 <= value <= 1 else 0.5)
         for label, value in threshold.items()
@@ -116,7 +116,7 @@ def _best_thresholds(frames, truth):
 
 
 def _gaps(scores, rules, truth, seconds, labels, timing, chosen):
-    """Return the rules with the best shortest event and longest gap."""
+    """Return the rules with the best shortest event and best longest gap."""
     best = {}
     pairs = list(itertools.product(MIN_SECONDS, GAP_SECONDS))
     for shortest, gap in tqdm(pairs, "Choosing durations", delay=2):
@@ -153,7 +153,7 @@ def _change_points(scores, truth, seconds, labels, timing, chosen):
 
 
 def boxed_frames(scores, seconds, rules, timing, chosen):
-    """Return the scores of the event candidates of `sebbs`, 0 elsewhere.
+    """Return the scores of event candidates of `sebbs`, and 0 elsewhere.
 
     Arguments
     ---------
@@ -187,7 +187,7 @@ def boxed_frames(scores, seconds, rules, timing, chosen):
 
 
 def evaluate_events(scores, truth, seconds, rules, timing):
-    """Return the events by chosen rules, and all metrics.
+    """Find events by the chosen rules; return all metrics and the events.
 
     Arguments
     ---------

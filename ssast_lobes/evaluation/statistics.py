@@ -9,20 +9,20 @@ from ssast_lobes.inference.audio import read_blocks, require_length
 from ssast_lobes.models.features import KaldiFbank
 from ssast_lobes.models.normalization import RunningStatistics
 
-# 30 s: the blocks of long files limit the memory of a batch.
+# Read long files in blocks of 30 s, which limits the memory of a batch.
 BLOCK_FRAMES = 3000
 _BATCH_SIZE = 8
 
 
 def frame_blocks(path, fbank):
-    """Read a file in blocks that give each of its analysis frames once.
+    """Read a file in blocks that together have each analysis frame once.
 
     Arguments
     ---------
     path : str or path
         The file, of any length.
     fbank : KaldiFbank
-        Front end that determines the frames and the sampling rate.
+        Filterbank, which determines the frames and the sampling rate.
 
     Yields
     ------
@@ -52,14 +52,14 @@ def frame_blocks(path, fbank):
 def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
     """Measure mean and standard deviation of log-mel energies over files.
 
-    If a file ends with an error, the blocks before it count.
+    If a file ends with an error, the blocks before the error count.
 
     Arguments
     ---------
     paths : list of str
         The files.
     unreadable : list
-        List to which (path, reason) of files without usable audio are appended.
+        Collects (path, reason) of unreadable files.
     sample_rate : int
         Sampling rate in Hz to convert audio to.
     n_mels : int
@@ -70,7 +70,7 @@ def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
     statistics : RunningStatistics
         With `mean` and `std` over all frames and mel bins.
     hours : float
-        Duration of the frames.
+        Duration of all frames.
 
     Example
     -------
@@ -94,7 +94,7 @@ def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
 
 
 def _batches(paths, fbank, unreadable):
-    """Yield lists of blocks of all files."""
+    """Yield batches of blocks, each a list, over all files."""
     blocks = []
     for path in tqdm(paths, "Measuring", unit="file"):
         try:

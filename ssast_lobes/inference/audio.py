@@ -1,11 +1,11 @@
-"""Audio files in blocks, for interfaces that read long recordings."""
+"""Read audio files in blocks, for interfaces that take long recordings."""
 
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.inference.windows import count_windows
 
-# A whole number of samples at every common rate, and longer than the
-# resampler's filter.
+# Extra audio around a block, longer than the resampler's filter. It is a whole
+# number of samples at every common rate.
 _MARGIN_SECONDS = 0.04
 
 
@@ -21,14 +21,14 @@ def read_blocks(path, sample_rate, length, hop):
     length : int
         Length of a block in samples; the last one may be shorter.
     hop : int
-        Samples from the start of a block to that of the next.
+        Samples from the start of a block to the start of the next.
 
     Yields
     ------
     start : int
         First sample of the block.
     wav : torch.Tensor
-        Waveform (samples,), equal to that part of the whole file.
+        Waveform (samples,), equal to this part of the whole file.
 
     Raises
     ------
@@ -68,14 +68,14 @@ def require_length(name, n_samples, fbank):
     name : str
         Name of the clip for the error.
     n_samples : int
-        Its length in samples.
+        Length of the clip in samples.
     fbank : KaldiFbank
-        Filterbank, whose analysis window the clip has to fill.
+        Filterbank. The clip has to fill one of its analysis windows.
 
     Raises
     ------
     UnreadableAudio
-        If the clip is shorter.
+        If the clip is too short.
 
     Example
     -------

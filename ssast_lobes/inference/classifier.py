@@ -15,7 +15,7 @@ _SHOWN_LABELS = 3
 
 
 def _best(scores):
-    """Return a short text with the best labels and their scores."""
+    """Return a short text of the best labels and their scores."""
     ranked = sorted(scores, key=scores.get, reverse=True)
     shown = [f"{name} {scores[name]:.2f}" for name in ranked[:_SHOWN_LABELS]]
     return ", ".join(shown + ["..."] * (len(ranked) > _SHOWN_LABELS))
@@ -27,7 +27,7 @@ class WindowScores(NamedTuple):
     Arguments
     ---------
     start, end : float
-        The part, in seconds.
+        Start and end of the part, in seconds.
     labels : list of str
         See `Classification`.
     scores : dict of str to float
@@ -51,13 +51,13 @@ class Classification(NamedTuple):
     path : str or None
         The file, or None for a waveform.
     labels : list of str
-        Single-label: the best label. Multi-label: the labels whose score
-        reaches the threshold, best first; may be empty.
+        For single-label models, the best label. For multi-label models, the
+        labels whose score reaches the threshold, best first, or none.
     scores : dict of str to float
         Probability of each label, in the order of the classes. In single-label
-        models they sum to 1.
+        models they sum to 1. See `AudioClassifier` for the mean over windows.
     windows : list of WindowScores
-        The parts of the clip; `scores` is their mean weighted by duration.
+        The parts of the clip.
     """
 
     path: str
@@ -79,7 +79,7 @@ class Classification(NamedTuple):
 
     @property
     def seconds(self):
-        """Duration of the clip."""
+        """Duration of the clip in seconds."""
         return self.windows[-1].end
 
     def as_dict(self):
@@ -93,7 +93,7 @@ class Classification(NamedTuple):
         Arguments
         ---------
         windows : bool
-            A row for each window.
+            Whether to return a row for each window.
 
         Returns
         -------
@@ -116,15 +116,16 @@ class Classification(NamedTuple):
 
 
 class AudioClassifier(Interface):
-    """Classify audio by the export of a classifier, or by a linear head.
+    """An interface that classifies audio, by a classifier or a linear head.
 
-    The probabilities of single-label models sum to 1; those of multi-label
+    The probabilities of single-label models sum to 1. Those of multi-label
     models are independent for each label. If a clip has several windows, its
-    probabilities are the mean over the windows, weighted by duration.
+    probabilities are the mean over the windows, weighted by duration. For a
+    linear head, this is the mean of the scores before the softmax.
 
-    `fitted_seconds` is the longest clip that the classifier is meant for: for
-    a linear head, the longest clip it was fitted or tested on; else what the
-    model takes at once.
+    `fitted_seconds` is the longest clip that the classifier is meant for. For a
+    linear head, it is the longest clip that the head was fitted or tested on.
+    Otherwise it is the window of the model.
 
     Example
     -------
@@ -186,14 +187,14 @@ class AudioClassifier(Interface):
             See `AudioEncoder.from_hparams`.
         task : str, optional
             Name of a linear head of the folder, on its frozen encoder; see
-            `ssast_lobes.checkpoints.linear_heads.head_names`. An export with
-            one head needs no name.
+            `ssast_lobes.checkpoints.linear_heads.head_names`. A pretrained
+            export with one head needs no name.
         window_seconds : float, optional
             Length of the windows that longer audio is cut into. By default
-            `fitted_seconds`, or what the model takes at once if that is less.
+            `fitted_seconds`, or the window of the model if it is shorter.
         hop_seconds : float, optional
             Time between the starts of two windows, rounded down to whole
-            patches; by default half a window.
+            patches. By default half a window.
 
         Returns
         -------
@@ -202,10 +203,10 @@ class AudioClassifier(Interface):
         Raises
         ------
         ValueError
-            If the window is shorter than a patch or longer than what the model
-            takes at once, or the hop is longer than the window.
+            If the window is shorter than a patch or longer than the window of
+            the model, or the hop is longer than the window.
         WeightsError
-            As of `AudioEncoder.from_hparams`, or if there is no such head.
+            See `AudioEncoder.from_hparams`. Also if there is no such head.
         """
         return cls(
             *(source, device, batch_size, precision, task),
@@ -290,7 +291,7 @@ class AudioClassifier(Interface):
         path : str or path
             Audio of any rate, channel count, format and length.
         threshold : float
-            Least score of a label; multi-label models only.
+            Lowest score of a label, for multi-label models only.
 
         Returns
         -------
@@ -336,7 +337,7 @@ class AudioClassifier(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); by default all clips are full.
+            Relative lengths (B,). By default all clips are full.
         threshold : float
             See `classify_file`.
 
@@ -348,7 +349,7 @@ class AudioClassifier(Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            If a clip is shorter than 25 ms, or has NaN, infinite or
             absurdly loud samples.
         ValueError
             If `wavs` have another shape or type, or `wav_lens` are not
@@ -365,9 +366,9 @@ class AudioClassifier(Interface):
     def _probabilities(self, encoded):
         scores = self.head(self.lobe.pooling(encoded)).float()
         if self.task is not None:
-            # A linear head was trained on mean vectors of whole clips, whose
-            # scores are the mean of the windows' scores: so softmax comes
-            # last.
+            # A linear head was trained on mean vectors of whole clips. The
+            # scores of a mean vector are the mean of the windows' scores, so
+            # the softmax comes after the mean.
             return scores
         return scores.sigmoid() if self.multi_label else scores.softmax(-1)
 

@@ -1,10 +1,10 @@
 """Write an exported folder as one graph: waveform in, scores out.
 
 Front end, encoder and classifier become a ``torch.export`` program or an ONNX
-file that needs neither Python nor this package. Batch size and length stay
-variable, and a clip's result does not depend on its neighbors. Before an ONNX
-file is written, it is run with ONNX Runtime and compared with the model. The
-module needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this package.
+file, which needs neither Python nor this package. Batch size and length stay
+variable, and the result of a clip does not depend on its neighbors. An ONNX
+file is only kept if ONNX Runtime gives the results of the model. This module
+needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this package.
 """
 
 import importlib.util
@@ -31,7 +31,7 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class DeploymentError(ValueError):
-    """A model cannot be deployed; the message names the reason and a fix."""
+    """An error with the reason why a model cannot be deployed, and a fix."""
 
 
 class DeployedModel(nn.Module):
@@ -45,7 +45,8 @@ class DeployedModel(nn.Module):
     Raises
     ------
     DeploymentError
-        If its blocks scan tokens, as in SSAMBA: no graph fits all lengths.
+        If its blocks scan tokens, as in SSAMBA, since no graph then fits all
+        lengths.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -101,24 +102,24 @@ class DeployedModel(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S), float32, at the model's rate, any padding.
+            Mono waveforms (B, S), float32, at the model's rate. Padding may
+            have any values.
         lengths : torch.Tensor
             Samples of each clip (B,), int64, at least 25 ms each.
 
         Returns
         -------
         tuple of torch.Tensor
-            For a classifier, the probabilities (B, C) of `AudioClassifier` for
-            one window. For a pretrained model, the clip vectors (B, D or
-            more), the frames (B, T', D), 0 at padding, and the number of
-            frames of each clip (B,), int64. With reference padding, frames
-            after the first `pad_frames` of a clip are dropped.
+            For a classifier, the probabilities (B, C), as from
+            `AudioClassifier` for one window. For a pretrained model, the clip
+            vectors (B, D or more), the frames (B, T', D), 0 at padding, and
+            the number of frames of each clip (B,), int64. With reference
+            padding, audio after the first `pad_frames` of a clip is dropped.
         """
         lengths = lengths.clamp(max=wav.shape[1])
         wav, max_frames = self._fill(wav)
         encoder, pooling = self.lobe.encoder, self.lobe.pooling
-        # Filling cuts audio after the last patch, or after the reference
-        # padding.
+        # `_fill` may cut audio after the last patch or the reference padding.
         kept = lengths.clamp(max=wav.shape[1])
         feats, n_frames = self.lobe.features(wav, kept.double() / wav.shape[1])
         encoded = encoder(
@@ -129,7 +130,7 @@ class DeployedModel(nn.Module):
         clip = pooling(encoded)
         if self.head is None:
             own = self.lobe.features.fbank.frames_of(lengths)
-            # Reference padding cuts longer clips.
+            # Reference padding cuts longer clips, so limit their frames.
             n_time = encoder.grid.n_time(own)
             n_time = n_time.clamp(max=encoded.frames.shape[1])
             return clip, encoded.frames, n_time
@@ -139,11 +140,11 @@ class DeployedModel(nn.Module):
         return (scores.softmax(-1),)
 
     def _fill(self, wav):
-        """Return waveforms, and features with whole patches only.
+        """Return waveforms for whole patches, and their number of frames.
 
-        A graph has no branches, so it cannot treat a partial last patch, or a
-        single patch, differently. The added samples come after the end of
-        every clip and are masked.
+        A graph has no branches, so it cannot treat a partial last patch or a
+        single patch differently. Added samples come after the end of every
+        clip and are masked.
         """
         fbank, grid = self.lobe.features.fbank, self.lobe.encoder.grid
         samples = wav.shape[1]
@@ -154,7 +155,7 @@ class DeployedModel(nn.Module):
             n_frames = (n_time - 1) * grid.stride[1] + grid.patch[1]
         wanted = fbank.samples_of(n_frames)
         if isinstance(fbank, MelSpectrogram):
-            # The last frames need samples after them.
+            # The last frames need the samples that come after them.
             wanted = torch.sym_max(wanted, samples)
         index = torch.arange(wanted, device=wav.device).clamp(max=samples - 1)
         return wav.index_select(1, index), n_frames
@@ -171,8 +172,8 @@ def export_program(source):
     Returns
     -------
     torch.export.ExportedProgram
-        With inputs and outputs of `DeployedModel.forward`, for batches and
-        clips of any size, on the CPU.
+        Inputs and outputs are those of `DeployedModel.forward`, for batches
+        and clips of any size, on the CPU.
 
     Raises
     ------
@@ -222,9 +223,9 @@ def write_program(source, path):
     source : str or path
         Exported folder.
     path : str or path
-        The file to write; it appears when complete. Call
-        ``torch.export.load(path).module()`` as `DeployedModel`. The extra file
-        ``metadata.json`` holds the labels and the sampling rate.
+        The file to write, which appears when complete. Call
+        ``torch.export.load(path).module()`` like a `DeployedModel`. The extra
+        file ``metadata.json`` has the labels and the sampling rate.
 
     Raises
     ------
@@ -243,23 +244,23 @@ def write_program(source, path):
 def write_onnx(source, path):
     """Write an exported folder as an ONNX file, checked with ONNX Runtime.
 
-    Inputs and outputs are those of `DeployedModel.forward`, by the names
-    ``wav``, ``lengths`` and ``scores``, or ``clip``, ``frames`` and
-    ``n_time``. The file's metadata holds kind, sampling rate, window and
-    labels, each as JSON.
+    Inputs and outputs are those of `DeployedModel.forward`. The inputs are
+    called ``wav`` and ``lengths``. The outputs are called ``scores``, or
+    ``clip``, ``frames`` and ``n_time``. The file's metadata has the kind, the
+    sampling rate, the window and the labels, each as JSON.
 
     Arguments
     ---------
     source : str or path
         Exported folder.
     path : str or path
-        Where to; it appears when complete.
+        The file to write, which appears when complete.
 
     Returns
     -------
     float
-        Largest difference between ONNX Runtime and the model, at most 1e-4, on
-        noise of several lengths in batches of one and two.
+        Largest difference between ONNX Runtime and the model, at most 1e-4. It
+        is measured on noise of several lengths, in batches of one and two.
 
     Raises
     ------
@@ -327,14 +328,14 @@ def _compare(model, path):
             assert named["n_time"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
-            # A comparison with NaN is never true, so NaN counts as an infinite
+            # Comparisons with NaN are never true, so count NaN as an infinite
             # difference.
             worst = max(worst, gap if gap == gap else float("inf"))
     return worst
 
 
 def _lengths_to_compare(model):
-    """Return sample counts of test batches; one is beyond the padding."""
+    """Return sample counts of test batches, also beyond any padding."""
     rate, features = model.metadata["sample_rate"], model.lobe.features
     batches = [[rate // 4], [rate, rate // 3], [5 * rate // 2]]
     if features.pad_frames is not None:
@@ -358,7 +359,7 @@ def _progress(*steps):
 
 @contextmanager
 def _quiet():
-    """Hide the exporter's warnings on torchvision and deprecations."""
+    """Hide the exporter's warnings about torchvision and deprecations."""
     logger = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -372,7 +373,7 @@ def _quiet():
 
 @contextmanager
 def _whole(path):
-    """Yield a name to write to; rename it to the file at the end."""
+    """Yield a temporary name to write to; rename the file at the end."""
     path = os.path.abspath(os.fspath(path))
     folder, name = os.path.split(path)
     os.makedirs(folder, exist_ok=True)

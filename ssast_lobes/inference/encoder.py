@@ -8,13 +8,13 @@ from ssast_lobes.lobes.spectrogram import OUTPUTS
 
 
 class AudioEncoder(Interface):
-    """Embed audio with an exported folder of any kind.
+    """An interface that embeds audio with an exported folder of any kind.
 
     If a clip has several windows, its vector is the mean over the windows,
     weighted by duration. Frames and patches of several windows are joined in
-    time order: where two windows overlap, each time step comes from the window
+    time order. Where two windows overlap, each time step comes from the window
     whose center is nearer. Clip vectors are the input of the export's
-    classifier (with its class tokens or layer weights); frames and patches
+    classifier, with its class tokens or layer weights. Frames and patches
     always come from the last layer.
 
     Example
@@ -39,7 +39,7 @@ class AudioEncoder(Interface):
 
     @property
     def clip_size(self):
-        """Size of a clip's vector: D, or more, depending on the pooling."""
+        """Size of the vector of a clip: D or more, depending on the pooling."""
         return self.lobe.clip_size
 
     @property
@@ -58,7 +58,7 @@ class AudioEncoder(Interface):
         Returns
         -------
         int
-            T', without padding.
+            Number of frames T', without padding.
         """
         grid = self.lobe.encoder.grid
         return grid.n_time(self.fbank.frames_of(n_samples))
@@ -116,7 +116,7 @@ class AudioEncoder(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); by default all clips are full.
+            Relative lengths (B,). By default all clips are full.
         output : str
             ``"clip"``, ``"frames"`` or ``"patches"``.
 
@@ -128,7 +128,7 @@ class AudioEncoder(Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            If a clip is shorter than 25 ms, or has NaN, infinite or
             absurdly loud samples.
         ValueError
             If `wavs` have another shape or type, or `wav_lens` are not
@@ -165,8 +165,8 @@ class AudioEncoder(Interface):
         return [x[:n] for x, n in zip(patches, n_time, strict=True)]
 
     def _stitch(self, windows, results):
-        """Join results over time, cutting in the middle of each overlap."""
-        # Under reference padding a window gives frames beyond its audio.
+        """Join results over time; cut each overlap in its middle."""
+        # With reference padding, a window has more frames than its audio.
         results = [
             result[: self.n_time(window.length)]
             for window, result in zip(windows, results, strict=True)

@@ -56,15 +56,15 @@ class Detection(NamedTuple):
 
 
 class EventDetector(Interface):
-    """Find sound events in audio, with onset and offset.
+    """An interface that finds sound events with onset and offset.
 
     Long audio is cut into windows that overlap by half. Their scores are
     joined before the search for events, so an event may be longer than a
-    window, and borders between windows leave no trace. A file of any length
-    needs the memory of a few windows (but see `ChangePointRule`).
+    window, and borders of windows do not cut events. A file of any length needs
+    the memory of a few windows, except with `ChangePointRule`.
 
-    `labels` are the classes. `rules` hold, for each class, how scores become
-    events; you may change them (see `ssast_lobes.inference.events.EventRule`).
+    `labels` are the classes. `rules` tell for each class how scores become
+    events. You may change them; see `ssast_lobes.inference.events.EventRule`.
 
     Example
     -------
@@ -122,8 +122,8 @@ class EventDetector(Interface):
             See `AudioEncoder.from_hparams`.
         task : str, optional
             Name of a head of events on the frozen encoder of the folder; see
-            `ssast_lobes.checkpoints.frame_heads.frame_head_names`. Needed only
-            if there are several.
+            `ssast_lobes.checkpoints.frame_heads.frame_head_names`. It is needed
+            only if the folder has several heads.
 
         Returns
         -------
@@ -132,8 +132,8 @@ class EventDetector(Interface):
         Raises
         ------
         WeightsError
-            As of `AudioEncoder.from_hparams`, or if there is no such head, or
-            the rules are those of `sebbs`, which is not installed.
+            See `AudioEncoder.from_hparams`. Also if there is no such head, or
+            if the rules need `sebbs` and it is not installed.
         """
         return cls(source, device, batch_size, precision, task)
 
@@ -214,7 +214,7 @@ class EventDetector(Interface):
         wavs : torch.Tensor or numpy.ndarray
             Mono waveforms at the model's rate, (B, S) or (S,).
         wav_lens : torch.Tensor, optional
-            Relative lengths (B,); by default all clips are full.
+            Relative lengths (B,). By default all clips are full.
 
         Returns
         -------
@@ -224,7 +224,7 @@ class EventDetector(Interface):
         Raises
         ------
         UnreadableAudio
-            If a clip is shorter than 25 ms, or holds NaN, infinite or
+            If a clip is shorter than 25 ms, or has NaN, infinite or
             absurdly loud samples.
         ValueError
             If `wavs` have another shape or type, or `wav_lens` are not
@@ -235,9 +235,9 @@ class EventDetector(Interface):
         return [self._detection(None, pairs) for _, pairs in clips]
 
     def detect_stream(self, pieces):
-        """Find the events of a stream; yield each when it is certain.
+        """Find the events of a stream; yield each as soon as it is final.
 
-        The events are those of a file with the same audio.
+        The events are the same as those of a file with this audio.
 
         Arguments
         ---------
@@ -319,7 +319,7 @@ class EventDetector(Interface):
         return Detection(path, events, spans[-1] if spans else 0.0)
 
     def _events(self, pairs, spans):
-        """Yield the events of one clip; list where its windows end."""
+        """Yield the events of one clip; collect the ends of its windows."""
         tracker = make_tracker(self.rules, self.timing)
         for scores, window in self._merged(pairs):
             spans.append((window.start + window.length) / self.sample_rate)
@@ -328,10 +328,10 @@ class EventDetector(Interface):
             yield from tracker.finish(spans[-1])
 
     def _merged(self, pairs):
-        """Yield the final scores (frames, C) after each window, with it."""
+        """Yield the new final scores (frames, C) and the window, in turn."""
         merger, window = ScoreMerger(), None
         for window, scores in pairs:
-            # Under reference padding a window gives frames beyond its audio.
+            # With reference padding, a window has more frames than its audio.
             scores = scores[: self.timing.n_time(window.length)].numpy()
             yield merger.add(window.start // self._hop_samples, scores), window
         if window is not None:

@@ -1,7 +1,8 @@
-"""Turn scores into events: filters, thresholds, and joins of windows.
+"""Turn scores into events: join windows, filter, and apply thresholds.
 
-Everything here works on consecutive parts of a recording, so that hours take
-no more memory than minutes. The size of the parts does not change the result.
+The classes take consecutive parts of a recording, so that hours need no more
+memory than minutes. Only `ChangePointTracker` keeps all scores. The size of the
+parts does not change the result.
 """
 
 from typing import NamedTuple
@@ -21,9 +22,10 @@ class DetectedEvent(NamedTuple):
     onset, offset : float
         Seconds from the start of the recording.
     label : str
-        Its class.
+        Class of the sound.
     score : float
-        Mean probability of the class during the event.
+        Mean probability of the class during the event. Frames of closed gaps
+        do not count.
     """
 
     onset: float
@@ -33,7 +35,7 @@ class DetectedEvent(NamedTuple):
 
 
 class EventRule(NamedTuple):
-    """Turn the scores of a class into events by a threshold.
+    """A rule that turns the scores of a class into events by a threshold.
 
     A median filter smooths the scores, and frames that reach the threshold are
     active. Then short gaps are closed and short events dropped.
@@ -41,9 +43,9 @@ class EventRule(NamedTuple):
     Arguments
     ---------
     threshold : float
-        Least probability, 0 to 1.
+        Lowest probability of an active frame, 0 to 1.
     median_seconds : float
-        Length of the median filter; none if at most one frame.
+        Length of the median filter. It has no effect if at most one frame.
     min_seconds : float
         Shorter events are dropped.
     gap_seconds : float
@@ -61,20 +63,20 @@ class EventRule(NamedTuple):
 
 
 class ChangePointRule(NamedTuple):
-    """Turn change points of the scores of a class into events.
+    """A rule that turns change points of the scores of a class into events.
 
-    Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024, by their
-    package `sebbs`. It needs all scores of a recording in memory.
+    It follows Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024, by
+    their package `sebbs`. It needs all scores of a recording in memory.
 
     Arguments
     ---------
     threshold : float
-        Least mean probability of an event.
+        Events have a higher mean probability than this.
     step_seconds : float
         Length of the filter that finds changes.
     merge_absolute, merge_relative : float or None
-        Largest drop of the score between two events that are merged, as a
-        difference and as a ratio; None: no limit.
+        Largest drop of the score between two events to merge them, as a
+        difference and as a ratio. None is no limit.
     """
 
     threshold: float = 0.5
@@ -164,10 +166,10 @@ def _filter_inside(scores, widths, reach):
 
 
 class ScoreMerger:
-    """Join the scores of windows that overlap.
+    """A merger of the scores of overlapping windows.
 
-    Where windows overlap, the scores are a mean whose weights fall from the
-    middle of each window to its edges.
+    Where windows overlap, the result is a weighted mean of their scores. The
+    weights fall from the middle of a window to its edges.
 
     Example
     -------
@@ -188,14 +190,14 @@ class ScoreMerger:
         Arguments
         ---------
         start : int
-            First frame of the window; not before that of the previous window.
+            First frame of the window, not before that of the previous window.
         scores : numpy.ndarray
             (frames, C).
 
         Returns
         -------
         numpy.ndarray
-            (frames, C), which follow the frames returned before.
+            (frames, C), the next after the frames that were returned before.
         """
         place = np.arange(len(scores), dtype=scores.dtype)
         weight = np.minimum(place + 1, place[::-1] + 1)[:, None]
@@ -221,7 +223,7 @@ class ScoreMerger:
 
 
 class EventTracker:
-    """Find events in scores that come in parts, by `EventRule`.
+    """A search for events by `EventRule`, in scores that come in parts.
 
     An event is returned when no later score can change it. The size of the
     parts does not change the events.
@@ -251,10 +253,11 @@ class EventTracker:
         self.timing = timing
         self._widths = [rule.median_frames(timing.step) for rule in self.rules]
         self._reach = max(self._widths) // 2
-        self._kept = None  # scores that the filter still needs
+        # The filter still needs these scores.
+        self._kept = None
         self._n_done = 0
-        # For each class: first frame, frame after the last, sum of scores,
-        # frames.
+        # The open event of each class: first frame, frame after the last, sum
+        # and number of scores of active frames.
         self._open = [None] * len(rules)
 
     def add(self, scores):
@@ -332,7 +335,7 @@ class EventTracker:
 
 
 class ChangePointTracker:
-    """Find events by `ChangePointRule`, after all scores were added.
+    """A search for events by `ChangePointRule`, in all scores at the end.
 
     Arguments
     ---------
@@ -419,7 +422,7 @@ def require_sebbs():
     Raises
     ------
     ImportError
-        Says how to install it.
+        If it is not installed. The message says how to install it.
     """
     try:
         import sebbs  # noqa: F401
@@ -447,7 +450,7 @@ def make_tracker(rules, timing):
     Raises
     ------
     ImportError
-        If `sebbs` is needed and not installed.
+        If `sebbs` is needed but not installed.
     """
     whole = isinstance(next(iter(rules.values())), ChangePointRule)
     return (ChangePointTracker if whole else EventTracker)(rules, timing)

@@ -1,4 +1,4 @@
-"""The base class of the interfaces: files, windows and batches."""
+"""Define the base class of the interfaces: files, windows and batches."""
 
 import itertools
 import os
@@ -27,7 +27,7 @@ from ssast_lobes.inference.windows import Windowing
 from ssast_lobes.lobes.spectrogram import lobe_of
 from ssast_lobes.utils.lengths import sample_counts
 
-# Approximate length of the blocks in which long files are read.
+# Long files are read in blocks of about this length.
 _BLOCK_SECONDS = 60
 
 
@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """Base class: compute a lobe on windows of audio.
+    """The base class of interfaces, which computes a lobe on windows of audio.
 
     Arguments
     ---------
@@ -93,14 +93,14 @@ class Interface:
         Arguments
         ---------
         source : str or path, optional
-            The folder, written by a recipe or by ``ssast-lobes convert``, or
-            one of Hugging Face's AST; or a repository on the hub that holds
-            such a folder, ``user/repo`` or ``user/repo@revision``; or a name
-            that ``ssast-lobes models`` lists. By default the bundled model.
+            A folder, written by a recipe or by ``ssast-lobes convert``, or one
+            of Hugging Face's AST. Or a repository on the hub with such a
+            folder, ``user/repo`` or ``user/repo@revision``. Or a name that
+            ``ssast-lobes models`` lists. By default the bundled model.
         device : str
-            Where to compute, such as ``"cpu"`` or ``"cuda"``.
+            Device to compute on, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
-            Windows computed at once; bounds the memory needed.
+            Windows computed at once, which limits the memory needed.
         precision : str
             ``"fp32"``, ``"bf16"`` or ``"fp16"`` for the network; features are
             always float32.
@@ -145,7 +145,7 @@ class Interface:
             )
         wavs = wavs if wavs.dim() == 2 else wavs[None]
         if wav_lens is not None:
-            # On the CPU a wrong length is an error at once.
+            # On the CPU, a wrong length raises an error at once.
             wav_lens = torch.as_tensor(wav_lens).cpu()
         lengths = sample_counts(wavs, wav_lens).tolist()
         batch = f"the batch of {wavs.shape[0]} clips x {wavs.shape[1]} samples"
@@ -169,7 +169,7 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Drop the waveforms: those of many windows would fill the
+                # Drop the waveform, since those of many windows would fill the
                 # memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
@@ -183,7 +183,8 @@ class Interface:
         ):
             encoded = self.lobe.extract_features(wav, lengths / wav.shape[1])
             results = finish(encoded)
-        # A copy outside of inference mode may train a head.
+        # Copy the results outside of inference mode, so that they can be used
+        # to train a head.
         return [result.float().cpu().clone() for result in results]
 
     def _spans(self, windows):
@@ -203,7 +204,7 @@ class Interface:
         return torch.einsum("w,w...->...", weights, torch.stack(results))
 
     def _files(self, paths, finish, unreadable, progress):
-        """Yield path, windows and results of each readable file."""
+        """Yield path, windows and results of files; list unreadable files."""
         paths = [os.fspath(path) for path in paths]
         clips = self._clips(self._file_windows(paths, progress), finish)
         for clip, windows, results in clips:

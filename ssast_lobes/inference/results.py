@@ -9,19 +9,19 @@ from ssast_lobes.utils.files import atomic_write
 
 
 def write_results(results, path, windows=False, min_score=-math.inf):
-    """Write results of the interfaces to a file that appears when complete.
+    """Write results of the interfaces to a file, which appears when complete.
 
     Arguments
     ---------
     results : list of Classification or list of Verification
         The results.
     path : str or path
-        ``.json`` holds everything, with windows and their times. ``.csv`` has
-        a row for each clip; see `Classification.rows`.
+        A ``.json`` file has everything, with windows and their times. A
+        ``.csv`` file has a row for each clip; see `Classification.rows`.
     windows : bool
-        Write a row for each window into a CSV.
+        Whether a CSV has a row for each window instead of each clip.
     min_score : float
-        Drop rows with a lower score from a CSV.
+        Lowest score of the rows of a CSV. Other rows are dropped.
 
     Raises
     ------
@@ -61,7 +61,7 @@ def write_results(results, path, windows=False, min_score=-math.inf):
 
 
 def _rounded(value):
-    """Round to six significant digits, the precision of float32."""
+    """Round floats to six significant digits, the precision of float32."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):

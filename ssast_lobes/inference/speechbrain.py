@@ -1,4 +1,4 @@
-"""Modules and hooks for SpeechBrain's interfaces to an export."""
+"""Define modules and hooks for SpeechBrain's interfaces to an export."""
 
 import torch
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
@@ -13,10 +13,10 @@ from ssast_lobes.utils.lengths import sample_counts
 
 
 class PassThrough(nn.Module):
-    """Return the first argument.
+    """A module that returns its first argument.
 
-    Replace the features and normalization of SpeechBrain's
-    `EncoderClassifier`, since our lobe takes the waveform.
+    It replaces features and normalization of SpeechBrain's `EncoderClassifier`,
+    since `WindowedLobe` takes the waveform.
 
     Example
     -------
@@ -30,7 +30,7 @@ class PassThrough(nn.Module):
 
 
 class WindowClassifier(nn.Module):
-    """Return the log-probabilities of clip vectors, as `AudioClassifier` does.
+    """A head that returns log-probabilities of clips, like `AudioClassifier`.
 
     If a clip has several windows, its probabilities are the mean over the
     windows, weighted by duration.
@@ -40,7 +40,7 @@ class WindowClassifier(nn.Module):
     head : ClassificationHead
         Returns the scores (logits) of a vector.
     multi_label : bool
-        Whether labels are independent; else their probabilities sum to 1.
+        Whether labels are independent. Otherwise, probabilities sum to 1.
 
     Example
     -------
@@ -77,17 +77,17 @@ class WindowClassifier(nn.Module):
 
 
 class ExportPretrainer(Pretrainer):
-    """SpeechBrain's Pretrainer with `paths` relative to the source.
+    """SpeechBrain's Pretrainer, with `paths` relative to the source.
 
-    The parent looks for a bare file name in the working folder, and for files
-    without a path only under the name ``<loadable>.ckpt``. This one takes the
-    files of `paths` from the source that ``from_hparams`` was given: a
-    folder, a URL or a model hub.
+    The parent looks for a bare file name in the working folder. It looks for
+    files without a path only by the name ``<loadable>.ckpt``. This class takes
+    the files of `paths` from the source of ``from_hparams``: a folder, a URL or
+    a model hub.
 
     Arguments
     ---------
     **arguments
-        See ``speechbrain.utils.parameter_transfer.Pretrainer``; `paths` maps
+        See ``speechbrain.utils.parameter_transfer.Pretrainer``. `paths` maps
         each loadable to a file name.
 
     Example
@@ -166,7 +166,7 @@ def load_labels(label_encoder, path):
     Arguments
     ---------
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
-        Loaded in place.
+        The encoder to load into.
     path : str or path
         The file.
 
@@ -191,24 +191,24 @@ def load_labels(label_encoder, path):
 
 
 class WindowedLobe(SpectrogramLobe):
-    """Return clip vectors of audio of any length.
+    """A lobe that returns clip vectors of audio of any length.
 
-    This is the `embedding_model` of an exported folder. The vector of a clip
-    of several windows is the mean of their vectors, weighted by duration. But
-    its scores are the mean of the windows' scores, not the scores of that
-    vector, and SpeechBrain hands its classifier this one tensor only
-    (``self.mods.classifier(emb)`` in `EncoderClassifier`). So the tensor
-    carries an attribute `windows` for `WindowClassifier`: vectors (B, W, D)
-    and weights (B, W). A tensor computed from it has no `windows`.
+    This is the `embedding_model` of an exported folder. If a clip has several
+    windows, its vector is the mean of their vectors, weighted by duration. Its
+    probabilities are the mean of those of the windows, which the mean vector
+    does not determine. But SpeechBrain passes only one tensor to its classifier
+    (``self.mods.classifier(emb)`` in `EncoderClassifier`). So this tensor has
+    an attribute `windows` for `WindowClassifier`: vectors (B, W, D) and weights
+    (B, W). A tensor computed from it has no `windows`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
-        Maps waveforms to features.
+        The front end.
     pooling : ClipPooling
-        Makes the clip vector.
+        The pooling to a clip vector.
     window_seconds : float
         Length of a window.
 

@@ -1,8 +1,8 @@
 """Classify a stream of audio, window by window.
 
 Audio comes in pieces of any size, from a microphone, a socket or a long file.
-Labels with times are returned as soon as a window is full. Only one window is
-in memory, not the recording.
+Labels with times are returned as soon as a window is full. Memory holds one
+window, not the recording.
 """
 
 import torch
@@ -11,7 +11,7 @@ from ssast_lobes.dataio.waveforms import check_samples, to_float
 from ssast_lobes.inference.classifier import WindowScores
 
 # If a piece has at most this many entries along one axis, and more along the
-# other, its channels are along the short axis.
+# other, the short axis is that of the channels.
 _MAX_CHANNELS = 8
 
 
@@ -21,10 +21,10 @@ def cut_stream(pieces, window, hop):
     Arguments
     ---------
     pieces : iterable of torch.Tensor or numpy.ndarray
-        Parts of one waveform, in order, of any sizes: mono (samples,), or
-        (samples, channels) as sounddevice and soundfile give them, or
-        (channels, samples) as torchaudio does, which are averaged. Integers
-        are scaled as `ssast_lobes.dataio.waveforms.to_float` does.
+        Parts of one waveform, in order, of any sizes. They are mono
+        (samples,), or (samples, channels) as from sounddevice and soundfile,
+        or (channels, samples) as from torchaudio. Channels are averaged.
+        Integers are scaled by `ssast_lobes.dataio.waveforms.to_float`.
     window : int
         Length of a window in samples.
     hop : int
@@ -35,16 +35,16 @@ def cut_stream(pieces, window, hop):
     start : int
         First sample of the window.
     wav : torch.Tensor
-        Waveform (samples,), float32. The last one ends with the stream and
-        may be shorter; there is none if the one before it reaches the end.
+        Waveform (samples,), float32. The last window ends with the stream and
+        may be shorter. It is left out if the window before it reaches the end.
 
     Raises
     ------
     ValueError
-        If `hop` is not between 1 and `window`, since audio would be lost, or
+        If `hop` is below 1, or above `window` so that audio would be lost, or
         if a piece has another shape or type.
     UnreadableAudio
-        If a piece holds NaN, infinite or absurdly loud samples.
+        If a piece has NaN, infinite or absurdly loud samples.
 
     Example
     -------
@@ -62,7 +62,7 @@ def cut_stream(pieces, window, hop):
         while len(kept) >= window:
             yield start, kept[:window]
             start, kept = start + hop, kept[hop:]
-    # The overlap with the last full window is not new.
+    # The last full window has this overlap already.
     seen = window - hop if start > 0 else 0
     if len(kept) > seen:
         yield start, kept
@@ -81,12 +81,11 @@ def classify_stream(
         Parts of one waveform at the classifier's rate; see `cut_stream`.
     window_seconds : float, optional
         Length of a window, at least 25 ms. Short windows answer sooner, long
-        ones have more context. By default the window of the classifier's
-        training.
+        windows have more context. By default the window of the classifier.
     hop_seconds : float, optional
-        Time between the starts of two windows; by default half a window.
+        Time between the starts of two windows. By default half a window.
     threshold : float
-        Least score of a label; multi-label models only.
+        Lowest score of a label, for multi-label models only.
 
     Yields
     ------
@@ -97,7 +96,8 @@ def classify_stream(
     Raises
     ------
     ValueError
-        If the window is too short for one frame, or the hop longer than it.
+        If the window is too short for one frame, or the hop is longer than the
+        window.
     ValueError, UnreadableAudio
         See `cut_stream`.
 
@@ -152,8 +152,8 @@ def classify_stream(
 
 def _mono_pieces(pieces):
     """Yield the pieces of a stream as float32 (samples,) on the CPU."""
-    # The first piece shows the axis of the channels; the last piece may be too
-    # short for this.
+    # The first piece shows the axis of the channels. The last piece may be too
+    # short to show it.
     axis = channels = None
     for number, piece in enumerate(pieces):
         name = f"piece {number} of the stream"

@@ -31,17 +31,18 @@ class Verification(NamedTuple):
         return self._asdict()
 
     def rows(self, windows=False):
-        """Return the flat row for a CSV, in a list; there are no windows."""
+        """Return a list of the one row for a CSV; `windows` has no effect."""
         return [self._asdict()]
 
 
 class SpeakerVerifier(AudioEncoder):
-    """Verify whether two files have the same speaker, by a cosine.
+    """An interface that tells whether two files have the same speaker.
 
-    It works best with the export of a speaker classifier. Scores of different
-    models are not comparable, so no threshold suits all. Choose one on your
-    own pairs, for example where false acceptances equal false rejections
-    (`ssast_lobes.utils.metrics.equal_error_rate`).
+    The score is the cosine of two clip embeddings. It works best with
+    the export of a speaker classifier. Scores of different models are not
+    comparable, so no threshold suits all models. Choose one on your own pairs,
+    for example where the rates of false acceptances and false rejections are
+    equal (`ssast_lobes.utils.metrics.equal_error_rate`).
 
     Example
     -------
@@ -68,7 +69,7 @@ class SpeakerVerifier(AudioEncoder):
         path_a, path_b : str or path
             Audio of any rate, channel count, format and length.
         threshold : float, optional
-            Least score that counts as the same speaker.
+            Lowest score that counts as the same speaker.
 
         Returns
         -------

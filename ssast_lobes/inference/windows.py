@@ -12,7 +12,7 @@ import torch
 
 
 class Windowing:
-    """Cut clips into windows, compute them, and weigh them.
+    """A rule that cuts clips into windows, computes them and weighs them.
 
     Arguments
     ---------
@@ -23,8 +23,8 @@ class Windowing:
     seconds : float
         Length of a window.
     hop_seconds : float, optional
-        Time between the starts of two windows, rounded down to whole patches,
-        at least one; by default half a window.
+        Time between the starts of two windows, rounded down to whole patches
+        but at least one. By default half a window.
 
     Example
     -------
@@ -36,7 +36,7 @@ class Windowing:
 
     def __init__(self, fbank, grid, seconds, hop_seconds=None):
         self.samples = round(seconds * fbank.sample_rate)
-        # With one more sample there would be another frame.
+        # This is the longest piece without another frame.
         self.reach = self.samples + fbank.hop_samples - 1
         self.n_time = grid.n_time(fbank.frames_of(self.samples))
         step = grid.stride[1] * fbank.hop_samples
@@ -103,7 +103,7 @@ class Windowing:
                 [1., 0.]])
         """
         number = torch.arange(n_windows, device=lengths.device)
-        # All windows of a clip are full but for the last one.
+        # All windows of a clip are full, except the last one.
         last = self.count(lengths)[:, None] - 1
         left = (lengths[:, None] - last * self.hop).clamp(min=1)
         weight = torch.where(number < last, self.samples, left)
@@ -118,17 +118,17 @@ class Windowing:
         lobe : SpectrogramLobe
             The model.
         wav : torch.Tensor
-            Waveforms (B, S), any padding.
+            Waveforms (B, S). Padding may have any values.
         lengths : torch.Tensor
             Samples of each clip (B,), int64.
         hidden_states : bool
-            Keep the output of every block.
+            Whether to keep the output of every block.
 
         Yields
         ------
         EncoderOutput
-            Output for all clips. Ignore that of clips that ended before the
-            window.
+            Output of a window for all clips. Ignore it for clips that end
+            before the window.
         """
         for start, piece in self.cut(wav):
             left = (lengths - start).clamp(1, piece.shape[1])
@@ -160,7 +160,7 @@ def count_windows(total, length, hop):
     total : int or torch.Tensor
         Samples to cover.
     length, hop : int
-        Samples of a window, and between the starts of two windows.
+        Samples of a window, and samples between the starts of two windows.
 
     Returns
     -------

@@ -1,7 +1,7 @@
-"""HEAR's common API, for exported folders.
+"""Provide HEAR's common API for exported folders.
 
-Turian et al., "HEAR: Holistic Evaluation of Audio Representations", PMLR 176,
-2022. The module itself is what HEAR's tools are given:
+The API is that of Turian et al., "HEAR: Holistic Evaluation of Audio
+Representations", PMLR 176, 2022. HEAR's tools take the name of this module:
 ``hear-validator ssast_lobes.evaluation.harness.hear --model FOLDER``.
 """
 
@@ -11,7 +11,7 @@ from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 
 
 class HearModel(WindowedModel):
-    """An exported folder with the attributes that HEAR asks for.
+    """An exported folder with the attributes that HEAR expects.
 
     Arguments
     ---------
@@ -36,7 +36,7 @@ def load_model(model_file_path=""):
     Arguments
     ---------
     model_file_path : str or path
-        The folder; HEAR's tools pass what follows ``--model``.
+        The folder. HEAR's tools pass the value of ``--model``.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def load_model(model_file_path=""):
     Raises
     ------
     ValueError
-        If no folder is given: there is no model that suits all.
+        If no folder is given, since there is no default model.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -75,9 +75,8 @@ def get_timestamp_embeddings(audio, model):
     Returns
     -------
     embeddings : torch.Tensor
-        (B, T, D). A last patch that lies behind the end of the audio by more
-        than half is left out, so that timestamps stay evenly spaced and
-        within the audio.
+        (B, T, D). The last time step is dropped if its center is after the end
+        of the audio. So timestamps stay evenly spaced and within the audio.
     timestamps : torch.Tensor
         Centers of the time steps in milliseconds, (B, T).
 
@@ -126,7 +125,7 @@ def get_scene_embeddings(audio, model):
     Returns
     -------
     torch.Tensor
-        (B, D), pooled as the export pools.
+        (B, D), by the pooling of the export.
 
     Raises
     ------

@@ -1,8 +1,8 @@
-"""An s3prl upstream, for exported folders.
+"""Provide exported folders as an upstream of s3prl.
 
-Yang et al., "SUPERB: Speech processing Universal PERformance Benchmark",
-Interspeech 2021. s3prl looks upstreams up by their names in ``s3prl.hub``:
-``s3prl.hub.ssast_lobes = UpstreamExpert`` makes this one known.
+s3prl is the toolkit of Yang et al., "SUPERB: Speech processing Universal
+PERformance Benchmark", Interspeech 2021. It finds upstreams by their names in
+``s3prl.hub``: register this one by ``s3prl.hub.ssast_lobes = UpstreamExpert``.
 """
 
 import torch
@@ -17,22 +17,22 @@ SAMPLE_RATE = 16000
 class UpstreamExpert(WindowedModel):
     """An upstream with the hidden states of all layers.
 
-    Time runs in order for patch models too: a time step is the mean over
-    frequency. s3prl counts the steps of a clip as its samples over the
-    downsample rate, rounded up, which may be more than the last analysis
-    window reaches: the last step is repeated there.
+    A time step is the mean over frequency, so that time runs in order for patch
+    models too. s3prl expects as many steps as a clip's samples over the
+    downsample rate, rounded up. This may be more than the model has, so the
+    last step is repeated.
 
     Arguments
     ---------
     ckpt : str or path
-        Exported folder; s3prl passes what follows ``--upstream_ckpt``.
+        Exported folder. s3prl passes the value of ``--upstream_ckpt``.
     model_config, **others
-        s3prl passes them; not needed.
+        s3prl passes them. They are not used.
 
     Raises
     ------
     ValueError
-        If no folder is given, or the model is not for audio at 16 kHz.
+        If no folder is given, or the model needs another rate than 16 kHz.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -55,12 +55,12 @@ class UpstreamExpert(WindowedModel):
                 f"{ckpt}: takes audio at {self.sample_rate} Hz, s3prl gives "
                 f"{SAMPLE_RATE} Hz: HEAR and X-ARES ask a model for its rate"
             )
-        # s3prl decides whether to train it, and disables gradients if not.
+        # s3prl disables gradients itself if it does not train the model.
         self.lobe.freeze = False
         self.lobe.encoder.requires_grad_(True)
 
     def get_downsample_rates(self, key=None):
-        """Return the samples between time steps, equal for all layers."""
+        """Return the samples between time steps, the same for all layers."""
         return self.samples_per_step
 
     def forward(self, wavs):
@@ -74,11 +74,10 @@ class UpstreamExpert(WindowedModel):
         Returns
         -------
         dict
-            ``"hidden_states"``: L + 1 tensors (B, T, D), what enters the
-            first block and the output of each; ``"last_hidden_state"``
-            (B, T, D), after the final norm. T is the longest clip's samples
-            over the downsample rate, rounded up; 0 behind a shorter clip's
-            own.
+            ``"hidden_states"``: L + 1 tensors (B, T, D), the input of the first
+            block and the output of each block. ``"last_hidden_state"``: (B, T,
+            D), after the final norm. T is the longest clip's samples over the
+            downsample rate, rounded up. Padding is 0.
 
         Raises
         ------
@@ -93,7 +92,7 @@ class UpstreamExpert(WindowedModel):
         return {"hidden_states": states, "last_hidden_state": last}
 
     def _in_full(self, states, lengths, longest):
-        """Repeat each clip's last step up to where s3prl expects one."""
+        """Repeat each clip's last step to the number that s3prl expects."""
         rate = self.samples_per_step
         time = torch.arange(-(-longest // rate), device=states.device)
         place = torch.minimum(time, self.n_time(lengths)[:, None] - 1)

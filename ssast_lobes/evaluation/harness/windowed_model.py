@@ -1,8 +1,8 @@
 """Compute an exported folder on batches of audio of any length.
 
-The same windows and results as `ssast_lobes.inference.AudioEncoder`, as a
-module: it moves between devices, it can be trained, and nothing waits for the
-device.
+The windows and results are those of `ssast_lobes.inference.AudioEncoder`. But
+this is a module, which moves between devices and can be trained. It never waits
+for the device.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 
 class WindowedModel(nn.Module):
-    """Compute an exported folder on waveforms of any length.
+    """An exported folder as a module for waveforms of any length.
 
     Audio longer than the window of the export is cut into windows that overlap
     by half; see `ssast_lobes.inference`.
@@ -81,14 +81,14 @@ class WindowedModel(nn.Module):
         ---------
         wav : torch.Tensor
             Mono waveforms (B, S) at the model's rate, floating point with full
-            scale 1, and any padding.
+            scale 1. Padding may have any values.
         lengths : torch.Tensor, optional
-            Samples of each clip (B,), int64; by default all are full.
+            Samples of each clip (B,), int64; by default all clips are full.
 
         Returns
         -------
         torch.Tensor
-            (B, D), or wider, depending on the pooling.
+            (B, D), or more than D, depending on the pooling.
 
         Raises
         ------
@@ -121,7 +121,7 @@ class WindowedModel(nn.Module):
         frames : torch.Tensor
             (B, T', D), after the final norm, 0 at padding.
         states : torch.Tensor
-            (L + 1, B, T', D), before the final norm: what enters the first
+            (L + 1, B, T', D), before the final norm: the input of the first
             block, then the output of each block; 0 at padding.
         """
         lengths = self._lengths(wav, lengths)
@@ -148,13 +148,13 @@ class WindowedModel(nn.Module):
     def _stitch(self, parts, lengths, n_time):
         """Join windows (.., B, W, D) to (.., B, T', D); 0 at padding.
 
-        Where two windows overlap, each step comes from the one whose center
+        Where two windows overlap, each step comes from the window whose center
         is nearer.
         """
         steps, hop = self._windowing.n_time, self._windowing.hop_time
         missing = max(0, steps - parts[-1].shape[-2])
         parts[-1] = nn.functional.pad(parts[-1], (0, 0, 0, missing))
-        # Under reference padding a window gives more steps than it has audio.
+        # With reference padding, a window has more steps than its audio.
         joined = torch.cat([part[..., :steps, :] for part in parts], dim=-2)
         time = torch.arange(n_time, device=lengths.device)
         number = ((time - (hop + steps) // 2) // hop + 1).clamp(min=0)

@@ -1,19 +1,21 @@
-"""The base of an X-ARES encoder, for exported folders.
+"""Provide exported folders as encoders of X-ARES.
 
-Zhang et al., "X-ARES: A Comprehensive Framework for Assessing Audio Encoder
-Performance", Interspeech 2025. Its runner takes a Python file with exactly one
-name that ends in ``Encoder``, builds that class without arguments, and keeps
-embeddings by the name of the class: write a file and a class for each model.
+The framework is that of Zhang et al., "X-ARES: A Comprehensive Framework for
+Assessing Audio Encoder Performance", Interspeech 2025. Its runner takes a
+Python file with exactly one name that ends in ``Encoder``. It builds this class
+without arguments, and keeps embeddings by the name of the class. So write a
+file and a class for each model.
 """
 
 from ssast_lobes.evaluation.harness.windowed_model import WindowedModel
 
 
 class XaresEncoder(WindowedModel):
-    """The base of an encoder for X-ARES: derive a class and set `source`.
+    """The base class of an encoder for X-ARES.
 
-    X-ARES pads the clips of a batch with zeros and does not tell their
-    lengths: padding counts as audio, as with every encoder there.
+    Derive a class and set its `source`. X-ARES pads the clips of a batch with
+    zeros and does not pass their lengths. So padding counts as audio, as for
+    every encoder of X-ARES.
 
     Arguments
     ---------

@@ -1,9 +1,9 @@
-"""Probes: how well simple classifiers work on frozen encoders.
+"""Measure how well simple classifiers work on frozen encoders.
 
-An L2-penalized logistic regression and weighted nearest neighbors, next to
-three baselines that a trained encoder has to beat, with intervals that follow
-the speakers. Use it to choose a checkpoint: see `probe`, and the command
-``ssast-lobes probe``.
+The probes are an L2-penalized logistic regression and weighted nearest
+neighbors. Three baselines are next to them, which a trained encoder has to
+beat. The confidence intervals resample groups, such as speakers. Use probes to
+choose a checkpoint: see `probe`, and the command ``ssast-lobes probe``.
 """
 
 from ssast_lobes.evaluation.probing.classifiers import (

@@ -1,8 +1,8 @@
-"""Classifiers on fixed features: logistic regression and nearest neighbors.
+"""Classify fixed features by logistic regression and nearest neighbors.
 
-Both are scikit-learn's. They standardize every feature on the training part,
-choose their one setting on the validation part and classify the test part.
-They compute in float64 on the CPU, without random numbers.
+Both classifiers are scikit-learn's. They standardize every feature on the
+training part, choose their one setting on the validation part and classify the
+test part. They compute in float64 on the CPU, without random numbers.
 """
 
 import warnings
@@ -18,8 +18,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-# Of the gradient. All predictions on the audio compared were those of L-BFGS
-# at a tolerance of 1e-9, which takes four times as long for 109 classes.
+# Tolerance of the gradient. On the audio compared, all predictions were equal
+# to those of L-BFGS at a tolerance of 1e-9. For 109 classes, L-BFGS takes four
+# times as long.
 _TOLERANCE = 1e-7
 _MAX_STEPS = 1000
 
@@ -32,11 +33,11 @@ class Fit(NamedTuple):
     predictions : torch.Tensor
         Class indices (M,), int64.
     setting : float
-        The penalty, or the number of neighbors, that was chosen.
+        The chosen penalty, or the chosen number of neighbors.
     valid_score : float
-        The metric on the validation part under this setting.
+        The metric on the validation part, with this setting.
     valid_loss : float
-        The cross-entropy there, in nats.
+        The cross-entropy on the validation part, in nats.
     """
 
     predictions: torch.Tensor
@@ -46,8 +47,8 @@ class Fit(NamedTuple):
 
     @property
     def rank(self):
-        """Return the metric and minus the cross-entropy, to be made large."""
-        # Averages of the same recalls may differ in their last digits.
+        """Metric and negative cross-entropy on valid: the largest wins."""
+        # Round, since means of the same recalls may differ in the last digits.
         return round(self.valid_score, 9), -self.valid_loss
 
 
@@ -62,11 +63,11 @@ def logistic_regression(
 ):
     """Fit a multinomial logistic regression and classify the test part.
 
-    Every feature is brought to mean 0 and deviation 1 on the training part.
-    The loss is the mean cross-entropy plus `penalty / 2` times the squared
-    weights (not the biases), minimized by Newton's method. The penalty with the
-    highest validation score is taken; of equals, the one with the lowest
-    validation cross-entropy; of equals again, the strongest.
+    Every feature is standardized to mean 0 and deviation 1 on the training
+    part. The loss is the mean cross-entropy plus `penalty / 2` times the
+    squared weights (not the biases). Newton's method minimizes it. The penalty
+    with the highest validation score wins. Among equal scores, the lowest
+    validation cross-entropy wins, then the strongest penalty.
 
     Arguments
     ---------
@@ -75,7 +76,7 @@ def logistic_regression(
     train_y : torch.Tensor
         Class indices (N,), int64.
     valid_x : torch.Tensor
-        Features (V, D) on which the penalty is chosen.
+        Features (V, D) to choose the penalty on.
     valid_y : torch.Tensor
         Class indices (V,), int64.
     test_x : torch.Tensor
@@ -83,8 +84,8 @@ def logistic_regression(
     penalties : iterable of float
         Penalties to choose from.
     metric : callable
-        Takes true and predicted classes, as scikit-learn's do; gives a score
-        to make large.
+        Maps true and predicted classes to a score, as those of scikit-learn
+        do. Larger is better.
 
     Returns
     -------
@@ -110,11 +111,11 @@ def logistic_regression(
         _principal_axes(), train_x, valid_x, test_x
     )
     model, fits = _solver(), []
-    # Fit from strong to weak penalties; each fit starts at the last result.
+    # Fit from strong to weak penalties, so that each fit starts from the last.
     for penalty in penalties:
         with warnings.catch_warnings():
-            # The weakest penalties may need more steps. What they have
-            # reached is judged on valid, like any other setting.
+            # The weakest penalties may need more steps. Their last weights
+            # are validated like those of any other setting.
             warnings.simplefilter("ignore", ConvergenceWarning)
             _fit(model, train_x, train_y, penalty)
         valid = _validated(model, valid_x, valid_y, metric)
@@ -137,23 +138,25 @@ def nearest_neighbors(
 
     The k training clips of the highest cosine similarity s vote for their
     class with weight `exp(s / temperature)`, as in DINO (Caron et al., ICCV
-    2021), whose temperature is the default. Here the features are
-    standardized on the training part before, since the mean of pooled
-    features would make all of them similar. The k with the highest validation
-    score is taken; of equals, the one with the lowest validation
-    cross-entropy; of equals again, the largest. The probability of a class
-    there is its share of the votes and of one vote more, split evenly among
-    all classes: else one neighbor would be sure.
+    2021). The default temperature is that of DINO. Unlike in DINO, the features
+    are first standardized on the training part, since the mean of pooled
+    features would make all of them similar.
+
+    The k with the highest validation score wins. Among equal scores, the lowest
+    validation cross-entropy wins, then the largest k. For the cross-entropy,
+    the probability of a class is its fraction of the votes, after one more vote
+    is split evenly among all classes. Without this vote, the class of a single
+    neighbor would have probability 1.
 
     Arguments
     ---------
     train_x, train_y, valid_x, valid_y, test_x, metric
         As in `logistic_regression`.
     counts : iterable of int
-        Numbers of neighbors k to choose from; those above the number of
+        Numbers of neighbors k to choose from. Those above the number of
         training clips are skipped.
     temperature : float
-        Smaller: the nearest count more.
+        With a smaller value, the nearest neighbors count more.
 
     Returns
     -------
@@ -183,7 +186,8 @@ def nearest_neighbors(
     )
 
     def weights(distances):
-        # Of the weights only the ratios matter: none underflows.
+        # Only ratios of weights matter. Scale them so that the largest is 1,
+        # since otherwise all of them could underflow.
         return np.exp(
             (distances.min(1, keepdims=True) - distances) / temperature
         )
@@ -203,7 +207,7 @@ def linear_weights(x, y, n_classes, penalty):
     """Fit a logistic regression, and return it as a linear layer.
 
     The fit is that of `logistic_regression`, with one penalty. The layer takes
-    raw features, since it contains their standardization.
+    raw features, since it includes their standardization.
 
     Arguments
     ---------
@@ -214,14 +218,14 @@ def linear_weights(x, y, n_classes, penalty):
     n_classes : int
         Number of classes C.
     penalty : float
-        Weight of the squared weights, on standardized features.
+        Factor of the squared weights, for standardized features.
 
     Returns
     -------
     weight : torch.Tensor
         (C, D), float64.
     bias : torch.Tensor
-        (C,), float64: class scores (logits) are ``x @ weight.T + bias``.
+        (C,), float64. Class scores (logits) are ``x @ weight.T + bias``.
 
     Raises
     ------
@@ -239,14 +243,14 @@ def linear_weights(x, y, n_classes, penalty):
     _fit(model, axes.fit_transform(_array(x, "x")), y, penalty)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:
-        # The solver has one row for two classes: the difference of theirs.
+        # For two classes, the solver has one row: the difference of their rows.
         weight, bias = (np.stack([-v[0], v[0]]) / 2 for v in (weight, bias))
     scaler, rotation = (step for _, step in axes.steps)
     weight = weight @ rotation.components_
     bias = bias - weight @ rotation.mean_
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
-    # A class without clips is less likely than any other.
+    # Make a class without clips less likely than any other.
     all_weights = np.zeros((n_classes, weight.shape[1]))
     all_biases = np.full(n_classes, bias.min() - np.log(len(x)))
     all_weights[model.classes_], all_biases[model.classes_] = weight, bias
@@ -254,25 +258,25 @@ def linear_weights(x, y, n_classes, penalty):
 
 
 def _validated(model, x, y, metric, even=0.0):
-    """Return metric and cross-entropy; a part of all probability is even."""
+    """Return metric and cross-entropy, with a fraction `even` uniform."""
     probabilities, y = model.predict_proba(x), y.numpy()
     predicted = model.classes_[probabilities.argmax(1)]
     own = np.where(y[:, None] == model.classes_, probabilities, 0).sum(1)
     own = (1 - even) * own + even / len(model.classes_)
-    # A class without training clips has no probability.
+    # A class without training clips has probability 0, whose log is infinite.
     own = own.clip(np.finfo(np.float64).tiny)
     return metric(y, predicted), float(-np.log(own).mean())
 
 
 def _array(x, name):
-    """Return features in float64, as scikit-learn takes them."""
+    """Return features as a float64 array; raise unless they are finite."""
     if not torch.isfinite(x).all():
         raise ValueError(f"{name} has values that are not finite")
     return x.detach().cpu().double().numpy()
 
 
 def _transformed(transform, train_x, valid_x, test_x):
-    """Return all features by a transform that is fitted on the first."""
+    """Fit a transform to the training features, and apply it to all."""
     parts = {"train_x": train_x, "valid_x": valid_x, "test_x": test_x}
     parts = [_array(x, name) for name, x in parts.items()]
     transform.fit(parts[0])
@@ -280,8 +284,8 @@ def _transformed(transform, train_x, valid_x, test_x):
 
 
 def _principal_axes():
-    # Along its principal axes the problem is the same, but the solver needs
-    # far fewer steps.
+    # A rotation to the principal axes does not change the problem, but the
+    # solver then needs far fewer steps.
     return make_pipeline(StandardScaler(), PCA())
 
 
@@ -295,10 +299,10 @@ def _solver():
 
 
 def _fit(model, x, y, penalty):
-    """Fit; the penalty is that of the mean loss and a weight vector a class."""
+    """Fit with a penalty for the mean loss and one weight vector per class."""
     n_classes = len(y.unique())
-    # scikit-learn has one weight vector for two classes, half of whose square
-    # the two vectors have together.
+    # For two classes, scikit-learn has one weight vector w. The two vectors
+    # w / 2 and -w / 2 together have half of its square.
     factor = 2 if n_classes == 2 else 1
     model.C = factor / (penalty * len(x))
     model.fit(x, y.numpy())

@@ -31,7 +31,7 @@ from ssast_lobes.utils.metrics import unweighted_average_recall
 
 PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
-# A choice left to the validation part.
+# With this choice, the validation part decides.
 BEST = "best"
 MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
 SCORES = {
@@ -43,24 +43,24 @@ SCORES = {
 class Result(NamedTuple):
     """The scores of one system on one task, by one probe.
 
-    Scores are fractions, 0 to 1. Intervals hold 95 % of the scores under
-    bootstrap resampling of the groups of the test part.
+    Scores are fractions, 0 to 1. Intervals contain 95 % of the scores when the
+    groups of the test part are bootstrapped.
 
     Arguments
     ---------
     task, metric : str
-        Name of the task, and metric of its scores.
+        Name of the task, and its metric.
     system : str
         Name of the model or the baseline.
     baseline : bool
-        Whether it is a baseline.
+        Whether the system is a baseline.
     probe : str
         ``"linear"`` or ``"k-NN"``.
     score, low, high : float
         Score on the test part, with its interval.
     gain, gain_low, gain_high : float or None
-        Gain of the encoder over an untrained encoder of its architecture, with
-        the interval of the paired difference; None for baselines.
+        Gain over an untrained encoder of the same architecture, with the
+        interval of the paired difference; None for baselines.
     valid_score : float
         Score on the validation part.
     setting : float or None
@@ -87,7 +87,7 @@ class Result(NamedTuple):
 
 
 class _System(NamedTuple):
-    """Something to probe: what opens it, and its untrained twin's name."""
+    """A system to probe, with the name of its untrained twin."""
 
     name: str
     open: object
@@ -107,42 +107,41 @@ def probe(
 ):
     """Measure how well simple classifiers work on frozen encoders.
 
-    Nothing of the test part is used but for the scores: features are
-    standardized on train; penalty, number of neighbors and, under
-    ``"best"``, the pooling are chosen on valid: by the metric, then by the
-    cross-entropy. The three baselines are the
-    most frequent class, mean and deviation of the log-mel energies over time,
-    and each architecture with random weights.
+    The test part is used only for the scores. Features are standardized on
+    train. The penalty, the number of neighbors and, for ``"best"``, the pooling
+    are chosen on valid, by the metric and then by the cross-entropy. The three
+    baselines are the most frequent class, the mean and deviation of the log-mel
+    energies over time, and each architecture with random weights.
 
     Arguments
     ---------
     models : list or dict
-        Exported folders or official ``.pth`` files; or a dict of these by the
-        names to use in tables. See `short_names`.
+        Exported folders or official ``.pth`` files, named by `short_names`; or
+        a dict of these by the names to use in tables.
     tasks : list of Task
         From `read_task`.
     cache_folder : str or path
-        Where the vectors of the clips are kept for the next run.
+        Folder that keeps the vectors of the clips for the next run.
     pooling : str
         ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
         and deviation of the tokens), ``"dynamics"`` (these, and how much the
-        tokens change over one and two steps of time) or ``"best"``: each
-        model by what is best for it. One pooling for all may reverse an order.
+        tokens change over one and two time steps) or ``"best"`` (the best for
+        each model). A single pooling for all models may reverse their order.
     layers : str
         ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
-        ``"all"`` (side by side, for statistics and dynamics) or ``"best"``.
+        ``"all"`` (concatenated, for statistics and dynamics) or ``"best"``.
     device : str
-        Where encoders compute; the probes do on the CPU.
+        Device that computes the encoders. Probes are computed on the CPU.
     batch_size : int
         Windows of audio computed at once.
     unreadable : list, optional
-        Takes (path, reason) of the files that give no audio. They are left
-        out for all systems; the first is an error when there is no list.
+        Collects (path, reason) of unreadable files, which are skipped for all
+        systems. Without a list, the first such file is an error.
 
     Returns
     -------
     list of Result
-        Task by task, baselines first, then the models in their order.
+        Task by task: first the baselines, then the models in their order.
 
     Raises
     ------
@@ -178,7 +177,7 @@ def probe(
 
 
 def short_names(sources):
-    """Name models by the parts in which their paths differ.
+    """Name models by those parts of their paths that differ.
 
     Arguments
     ---------
@@ -212,7 +211,7 @@ def short_names(sources):
 
 
 def _n_common(paths):
-    """Count the parts that all paths have in common, from the first."""
+    """Count the first parts that all paths have in common."""
     columns = list(zip(*paths, strict=False))
     return next(
         (n for n, column in enumerate(columns) if len(set(column)) > 1),
@@ -277,7 +276,7 @@ def _check_names(models, tasks):
 
 
 def _systems(models, variants, device, batch_size):
-    """Return baselines, then models; load every model once."""
+    """Return baselines, then models. Load every model to check it."""
     twins, systems = {}, []
     fbank = {}
     for name, source in models.items():
@@ -309,7 +308,7 @@ def _untrained(open_model):
 
 
 def _all_vectors(systems, tasks, cache_folder):
-    """Return vectors by system and path, and reasons by unreadable path."""
+    """Return vectors by system and path, and reasons by unreadable file."""
     paths = [path for task in tasks for path in task.paths()]
     vectors, missing = {}, {}
     for system in systems:
@@ -360,35 +359,35 @@ def _probe_task(task, systems, vectors, variants, bar):
 
 
 def _majority(y, metric):
-    """Give every clip the class that most training clips have."""
+    """Return a fit that predicts the most frequent class of train."""
     label = y["train"].bincount().argmax()
     valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
     return Fit(test, None, metric(y["valid"], valid), None)
 
 
 def best_fit(classify, x, y, task, variants=VARIANTS):
-    """Return the fit that ranks first on validation, and its pooling.
+    """Return the fit that ranks first on valid, and its pooling.
 
     Arguments
     ---------
     classify : callable
         One of `PROBES`.
     x : dict of str to torch.Tensor
-        Vectors (N, R, D) by split, see `PooledEncoder.vectors`; (N, 1, D) of
-        a source with one way only.
+        Vectors (N, R, D) by split; see `PooledEncoder.vectors`. A source
+        without pooling has (N, 1, D).
     y : dict of str to torch.Tensor
-        Class indices (N,) by split; those of test are not used.
+        Class indices (N,) by split. Those of test are not used.
     task : Task
-        For its number of classes and its metric.
+        The task, which has the metric.
     variants : sequence of tuple
-        Those of the `VARIANTS` to choose from; all by default.
+        Items of `VARIANTS` to choose from; by default all.
 
     Returns
     -------
     fit : Fit
         See `ssast_lobes.evaluation.probing.classifiers`.
     variant : tuple
-        Pooling and layers; both None where vectors are not pooled.
+        Pooling and layers; both None if vectors are not pooled.
 
     Example
     -------

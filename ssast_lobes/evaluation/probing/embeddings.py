@@ -1,9 +1,9 @@
-"""Vectors of clips for probes: frozen encoders and log-mel statistics.
+"""Compute clip vectors for probes, by frozen encoders or log-mel statistics.
 
-A source gives every clip all the vectors that any way of pooling needs, from
-one pass. Vectors are cached by what the source is, never by where it lies: a
-file is computed anew if it has changed, and so is everything if the weights
-have.
+A source computes the vectors of a clip for all ways of pooling in one pass. The
+cache identifies a source by its weights and settings, never by its path. If an
+audio file has changed, its vectors are recomputed. If the weights have changed,
+all vectors are recomputed.
 """
 
 import copy
@@ -36,7 +36,7 @@ logger = get_logger(__name__)
 
 READOUTS = ("last", "all-mean", "all")
 
-# The ways of pooling that probes choose from: a pooling and layers each.
+# Probes choose from these ways of pooling: pairs of a pooling and layers.
 VARIANTS = (
     ("mean", "last"),
     ("class", "last"),
@@ -48,10 +48,10 @@ VARIANTS = (
     ("dynamics", "all"),
 )
 
-# Vectors of a layer: the dynamics of its tokens, the mean of its classes.
+# Vectors of a layer: the dynamics of its tokens, the mean of its class tokens.
 _PER_LAYER = POOLINGS["dynamics"] + 1
 
-# Part of every key: raise it when the same weights give other vectors.
+# This is a part of every key. Raise it when the same weights give new vectors.
 _VERSION = 3
 _FLUSH_SECONDS = 120
 
@@ -59,12 +59,14 @@ _FLUSH_SECONDS = 120
 class PooledEncoder(AudioEncoder):
     """A frozen encoder that returns the vectors of all `VARIANTS`.
 
-    Only the encoder of a classifier is used, without head and pooling.
+    If the source is a classifier, only its encoder is used, without head and
+    pooling.
 
     Arguments
     ---------
     source : str or path
-        Exported folder, or official ``.pth`` file (AudioSet's normalization).
+        Exported folder, or official ``.pth`` file, which gets AudioSet's
+        normalization.
     device : str
         Device that computes the vectors.
     batch_size : int
@@ -77,7 +79,7 @@ class PooledEncoder(AudioEncoder):
     """
 
     def __init__(self, source, device="cpu", batch_size=16):
-        # An official checkpoint has no configuration for the parent to read.
+        # The parent needs a configuration, which an official checkpoint lacks.
         self.source = source
         self.device = torch.device(device)
         self.batch_size = batch_size
@@ -86,7 +88,7 @@ class PooledEncoder(AudioEncoder):
         _complete(weights.config)
         self._build(weights)
         self.lobe.pooling = _AllLayers()
-        # Complete, whatever the source leaves to the defaults.
+        # These have all settings, also those that the source leaves out.
         self.architecture = {
             "encoder": self.lobe.encoder.config,
             "features": self.lobe.features.config,
@@ -115,7 +117,7 @@ class PooledEncoder(AudioEncoder):
         return other
 
     def check_variants(self, variants):
-        """Raise if this encoder has none of the requested variants.
+        """Raise if this encoder can compute none of the requested variants.
 
         Arguments
         ---------
@@ -125,7 +127,7 @@ class PooledEncoder(AudioEncoder):
         Raises
         ------
         ValueError
-            If all are of class tokens, and it has no class tokens.
+            If all variants pool class tokens, and the encoder has none.
         """
         asked = {pooling for pooling, _ in variants}
         if asked == {"class"} and self.lobe.encoder.n_class_tokens == 0:
@@ -136,7 +138,7 @@ class PooledEncoder(AudioEncoder):
 
     @property
     def key(self):
-        """A hash of the weights, and of all that the vectors depend on."""
+        """Hash of the weights and of all settings that change the vectors."""
         settings = json.dumps([_VERSION, VARIANTS, self.architecture])
         return fingerprint(self.lobe.encoder, settings)
 
@@ -146,21 +148,21 @@ class PooledEncoder(AudioEncoder):
         Arguments
         ---------
         paths : list of str
-            The files; best sorted by duration.
+            The files, preferably sorted by duration.
         name : str
-            What the progress bar calls the encoder.
+            Name of the encoder in the progress bar.
         unreadable : list
-            Takes (path, reason) of the files that give no audio.
+            Collects (path, reason) of unreadable files.
 
         Yields
         ------
         path : str
             The file.
         vectors : torch.Tensor
-            (5 (L + 2), D): the dynamics of the tokens, see
-            `ssast_lobes.models.pooling.pool`, and the mean of the class
-            tokens, after the final norm, before the first block, and after
-            each.
+            (5 (L + 2), D). Each layer has five vectors: four of the dynamics
+            of the tokens (see `ssast_lobes.models.pooling.pool`), and the mean
+            of the class tokens. The layers are the output of the final norm,
+            the input of the first block, and the output of each block.
         """
         yield from self._encode(paths, "clip", unreadable, f"Embedding, {name}")
 
@@ -177,7 +179,7 @@ def _complete(config):
 
 
 class _AllLayers(nn.Module):
-    """An `EncoderOutput` to (B, 5 (L + 2), D), see `PooledEncoder.vectors`."""
+    """A pooling to (B, 5 (L + 2), D); see `PooledEncoder.vectors`."""
 
     needs_hidden_states = True
 
@@ -190,8 +192,8 @@ class _AllLayers(nn.Module):
         for tokens, classes in parts:
             of_tokens = encoded.pool_tokens(tokens, classes, "dynamics")
             vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
-            # Where there are no class tokens, a further mean changes nothing:
-            # of equal choices the first is taken. See `check_variants`.
+            # Without class tokens, repeat the mean. It is never chosen, since
+            # the first of equal choices wins. See `check_variants`.
             pooling = "class" if classes.shape[1] else "mean"
             vectors.append(encoded.pool_tokens(tokens, classes, pooling))
         return torch.stack(vectors, dim=1)
@@ -203,19 +205,20 @@ def pooled(vectors, pooling, layers):
     Arguments
     ---------
     vectors : torch.Tensor
-        (N, 5 (L + 2), D), see `PooledEncoder.vectors`.
+        (N, 5 (L + 2), D); see `PooledEncoder.vectors`.
     pooling : str
-        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` or
-        ``"dynamics"`` of the tokens, see `ssast_lobes.models.pooling.pool`.
+        ``"mean"`` of the tokens, mean of the ``"class"`` tokens,
+        ``"statistics"`` or ``"dynamics"`` of the tokens; see
+        `ssast_lobes.models.pooling.pool`.
     layers : str
-        ``"last"``: after the final norm; ``"all-mean"``: the mean of the
-        outputs of all blocks before it; ``"all"``: what enters the first
-        block and the outputs of all, side by side.
+        ``"last"``: the output of the final norm; ``"all-mean"``: the mean of
+        the outputs of all blocks, before the norm; ``"all"``: the input of the
+        first block and the outputs of all blocks, concatenated.
 
     Returns
     -------
     torch.Tensor
-        (N, D'), as `ssast_lobes.models.pooling.ClipPooling` gives it.
+        (N, D'), equal to that of `ssast_lobes.models.pooling.ClipPooling`.
 
     Example
     -------
@@ -239,9 +242,9 @@ class LogMelStatistics:
     Arguments
     ---------
     sample_rate : int
-        Rate in Hz that audio is converted to.
+        Rate in Hz to convert audio to.
     n_mels : int
-        Mel bins M.
+        Number of mel bins M.
 
     Example
     -------
@@ -258,12 +261,12 @@ class LogMelStatistics:
 
     @property
     def key(self):
-        """Text that names everything the vectors depend on."""
+        """Text with all settings that change the vectors."""
         fbank = self.fbank
         return f"log-mel-{fbank.sample_rate}-{fbank.n_mels}-{_VERSION}"
 
     def vectors(self, paths, name, unreadable):
-        """As `PooledEncoder.vectors`, with vectors (1, 2 M)."""
+        """Yield vectors (1, 2 M); see `PooledEncoder.vectors`."""
         for path in tqdm(paths, f"Measuring, {name}", unit="file"):
             try:
                 yield path, self._statistics(path)[None]
@@ -285,26 +288,27 @@ class LogMelStatistics:
         return torch.cat([mean, deviation]).float()
 
     def _frames(self, feats):
-        """Return the features to measure (T, M') of log-mel energies (T, M)."""
+        """Return the features (T, M') to measure, from log-mel energies."""
         return feats
 
 
 class MFCCStatistics(LogMelStatistics):
-    """Mean and deviation over time of cepstra and of their changes.
+    """Mean and deviation over time of cepstra and of their slopes.
 
-    Mel-frequency cepstral coefficients, the cosine transform (orthonormal
-    DCT-II) of the log-mel energies, with the slopes over five frames and the
-    slopes of these: the usual features before there were networks. Long
-    files are read in blocks of 30 s, and slopes do not see across.
+    Mel-frequency cepstral coefficients are the orthonormal cosine transform
+    (DCT-II) of the log-mel energies. Their slopes over five frames are added,
+    and the slopes of these slopes. These features were usual before neural
+    networks. Long files are read in blocks of 30 s, and slopes do not cross the
+    borders of blocks.
 
     Arguments
     ---------
     sample_rate : int
-        Rate in Hz that audio is converted to.
+        Rate in Hz to convert audio to.
     n_mels : int
-        Mel bins.
+        Number of mel bins.
     n_mfcc : int
-        Coefficients C that are kept, the first among them.
+        Number of coefficients C to keep, including the first.
 
     Example
     -------
@@ -322,7 +326,7 @@ class MFCCStatistics(LogMelStatistics):
 
     @property
     def key(self):
-        """Text that names everything the vectors depend on."""
+        """Text with all settings that change the vectors."""
         n_mfcc = self.transform.shape[1]
         return super().key.replace("log-mel", f"mfcc-{n_mfcc}")
 
@@ -333,7 +337,7 @@ class MFCCStatistics(LogMelStatistics):
 
 
 def cached_vectors(source, name, paths, folder, unreadable):
-    """Return the vectors of files, from the cache if it has them.
+    """Return the vectors of files, from the cache where it has them.
 
     The cache is written every two minutes, and when the run is stopped.
 
@@ -342,13 +346,13 @@ def cached_vectors(source, name, paths, folder, unreadable):
     source : PooledEncoder or LogMelStatistics
         Computes the vectors.
     name : str
-        What the progress bar calls it.
+        Name of the source in the progress bar.
     paths : iterable of str
         The files.
     folder : str or path
-        Where the cache is; a file for each source.
+        Folder of the cache, with a file for each source.
     unreadable : list
-        Takes (path, reason) of the files that give no audio.
+        Collects (path, reason) of unreadable files.
 
     Returns
     -------
@@ -371,7 +375,7 @@ def cached_vectors(source, name, paths, folder, unreadable):
 
 
 def _compute(source, name, paths, stamps, known, file, unreadable):
-    """Add the vectors of files to those known, and to the cache."""
+    """Add the vectors of files to the known ones, and to the cache."""
     written = time.monotonic()
     ordered = _by_duration(paths, unreadable)
     try:
@@ -385,7 +389,10 @@ def _compute(source, name, paths, stamps, known, file, unreadable):
 
 
 def _by_duration(paths, unreadable):
-    """Sort paths from long to short: little padding; memory fails early."""
+    """Sort readable paths from long to short; list the unreadable ones.
+
+    This order needs little padding, and a lack of memory shows at once.
+    """
     seconds = {}
     for path in paths:
         try:
@@ -397,7 +404,7 @@ def _by_duration(paths, unreadable):
 
 
 def _read(file):
-    """Read (stamp, vectors) by path; return nothing without a cache."""
+    """Return (stamp, vectors) by path; none if there is no usable cache."""
     if not file.exists():
         return {}
     try:
@@ -414,7 +421,7 @@ def _read(file):
 
 
 def _write(file, known):
-    """Write the cache, whole or not at all."""
+    """Write the cache, complete or not at all."""
     if not known:
         return
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
-"""Linear heads: probes, kept for use.
+"""Fit linear heads to a frozen encoder, as probes do, and keep them.
 
-The copy of an encoder that `train_heads` writes is small: half precision, no
+`train_heads` writes a small copy of the encoder. It has half precision, no
 pretext heads, and a linear layer for each task.
 """
 
@@ -37,7 +37,7 @@ from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
 
-# The words of `ClipPooling` for layers. "weighted": equal without training.
+# Names of layers in `ClipPooling`. "weighted" has equal weights until trained.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
 
 
@@ -54,42 +54,42 @@ def train_heads(
 ):
     """Write a copy of an encoder with linear heads, in half precision.
 
-    The penalty of each head is chosen on the validation part, as in `probe`;
-    then it is trained on train and valid together, and measured once on test.
-    Heads are trained on the rounded encoder.
+    The penalty of each head is chosen on the validation part, as in `probe`.
+    Then the head is trained on train and valid together, and tested once. Heads
+    are trained on the rounded encoder.
 
     Arguments
     ---------
     model : str or path
-        Exported folder of any kind, or a name of a bundled model; of a
-        classifier the encoder is taken.
+        Exported folder of any kind, or the name of a bundled model. Only the
+        encoder of a classifier is used.
     tasks : list of Task
-        From `read_task`; their names are those of the heads.
+        From `read_task`. The heads get the names of the tasks.
     folder : str or path
-        Folder to write to. An older export in it is replaced with its heads.
+        Folder to write to. An older export there is replaced, also its heads.
     licenses : str, optional
         Markdown for the model card: the licenses of the training audio.
     cache_folder : str or path, optional
-        Where the vectors of the clips are kept for another run.
+        Folder that keeps the vectors of the clips for another run.
     device : str
         Device that computes the encoder.
     batch_size : int
         Windows of audio computed at once.
     pooling, layers : str
-        How clips become vectors, as in `probe`. ``"best"`` chooses for
-        each head; without a task, as in `ssast-lobes embed`, a clip is then
-        the mean of its tokens after the last layer.
+        How clips become vectors, as in `probe`. ``"best"`` chooses for each
+        head. `ssast-lobes embed`, which uses no head, then writes the mean of
+        the tokens of the last layer.
 
     Returns
     -------
     dict of str to tuple of float
-        Scores of each head, 0 to 1: on valid, of one trained on train alone,
-        and on test.
+        Two scores of each head, 0 to 1. The score on valid is that of a head
+        trained on train alone. The score on test is that of the final head.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder has other content than an export.
     UnreadableAudio
         If a clip cannot be read.
     ValueError
@@ -162,7 +162,7 @@ def _clip_pooling(config, variants):
 
 
 def _chance(task):
-    """Return the best test score of one answer for all clips."""
+    """Return the best test score of a constant answer."""
     counts = torch.bincount(task.targets("test"))
     if task.metric == "uar":
         return 1 / int((counts > 0).sum())
@@ -189,7 +189,7 @@ def _head(task, encoder, variants, cache_folder):
     )
     scores = x["test"].double() @ weight.T + bias
     score = SCORES[task.metric](y["test"], scores.argmax(1))
-    # The rate of the model may add a sample: rounded up to 10 ms.
+    # Resampling to the model's rate may add a sample, so round up to 10 ms.
     longest = max(audio_info(path).seconds for path in task.paths())
     seconds = math.ceil(100 * longest) / 100
     plain = task.labels, pooling, _KINDS[layers], seconds

@@ -1,8 +1,8 @@
-"""Confidence intervals over the choice of the test part.
+"""Compute confidence intervals over the choice of the test part.
 
-Clips of one speaker succeed and fail together, so that whole groups of clips
-are resampled (the cluster bootstrap), not clips. Two systems under one seed
-see the same groups: the differences of their scores are paired.
+Clips of one speaker succeed and fail together. So the bootstrap resamples whole
+groups of clips, not clips (cluster bootstrap). Two systems with the same seed
+get the same groups, so the differences of their scores are paired.
 """
 
 import torch
@@ -10,12 +10,12 @@ import torch
 METRICS = ("accuracy", "uar")
 REPLICATES = 2000
 
-# Draws at once: all of them would need much memory.
+# Number of draws at a time. All draws at once would need much memory.
 _CHUNK = 100
 
 
 def bootstrap(predicted, target, groups, metric, seed=0):
-    """Return scores of the test part under resampling of its groups.
+    """Return bootstrapped scores of the test part.
 
     Arguments
     ---------
@@ -25,15 +25,15 @@ def bootstrap(predicted, target, groups, metric, seed=0):
         Group index of each clip (M,), int64, from 0 without gaps.
     metric : str
         ``"accuracy"`` or ``"uar"``; see `ssast_lobes.utils.metrics`. A class
-        that is not among the drawn groups has no recall and is left out.
+        that does not occur in the drawn groups has no recall and is skipped.
     seed : int
-        Seed of the draws, which depend only on it and the number of groups.
+        Seed of the draws. They depend only on it and on the number of groups.
 
     Returns
     -------
     torch.Tensor
-        Scores (2000,), float64, one a draw of as many groups as there are,
-        with replacement.
+        Scores (2000,), float64. Each is of one draw, with replacement, of as
+        many groups as the test part has.
 
     Example
     -------
@@ -59,7 +59,7 @@ def bootstrap(predicted, target, groups, metric, seed=0):
 
 
 def interval(scores):
-    """Return the middle 95 % of bootstrapped scores, or of differences.
+    """Return the middle 95 % of bootstrapped scores or differences.
 
     Arguments
     ---------
@@ -84,5 +84,5 @@ def _scores(hits, totals, metric):
     """Return scores (R,) of hits and clips by class, both (R, C)."""
     if metric == "accuracy":
         return hits.sum(1) / totals.sum(1)
-    # An absent class gives 0 / 0, NaN, which the mean skips.
+    # A class without clips gives 0 / 0 = NaN, which the mean skips.
     return (hits / totals).nanmean(1)

@@ -1,4 +1,4 @@
-"""The report of a probe: a table to read, two to compute with, a picture."""
+"""Write the report of a probe as Markdown, CSV, JSON and a picture."""
 
 import csv
 import os
@@ -16,26 +16,27 @@ _PROBE_NAMES = {
     "k-NN": "Nearest neighbors",
 }
 
-# A bootstrap over fewer groups says little.
+# A bootstrap over fewer groups says little, so the report warns of it.
 _FEW_GROUPS = 10
 
 
 def markdown(results, tasks):
-    """Return all results as Markdown tables, aligned for a screen too.
+    """Return all results as Markdown tables with aligned columns.
 
     Arguments
     ---------
     results : list of Result
         From `probe`.
     tasks : list of Task
-        The tasks they are of.
+        The tasks of the results.
 
     Returns
     -------
     str
-        Markdown: what the tasks are, and for each kind of probe the scores
-        and the gains over the untrained encoder, in percent, models by their
-        mean validation score; the last line names the one to take.
+        Markdown. A table describes the tasks. For each kind of probe, two
+        tables have the scores and the gains over the untrained encoder, in
+        percent. Models are sorted by their mean validation score. The last
+        line names the system to take.
 
     Example
     -------
@@ -91,7 +92,7 @@ def _task_row(task):
 def _means(rows, value):
     """Return the mean over tasks of each system, the largest first.
 
-    Among equals, models come before baselines.
+    Among equal means, models come before baselines.
     """
     scores, baselines = {}, {row.system for row in rows if row.baseline}
     for row in rows:
@@ -159,7 +160,7 @@ def _score_table(rows, tasks, value, low, high, sign=""):
 
 
 def _table(rows, left=1):
-    """Return aligned lines of a Markdown table; the first is the header."""
+    """Return aligned lines of a Markdown table; the first row is the header."""
     rows = [[str(cell).replace("|", "\\|") for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * width for width in widths]
@@ -175,17 +176,17 @@ def _table(rows, left=1):
 
 
 def write_report(results, tasks, folder):
-    """Write the results in every form, each file whole or not at all.
+    """Write all files of the report, each complete or not at all.
 
     Arguments
     ---------
     results : list of Result
         From `probe`.
     tasks : list of Task
-        The tasks they are of.
+        The tasks of the results.
     folder : str or path
-        Gets ``probe.md``, ``probe.csv`` (a row for each result),
-        ``probe.json`` (the same, and the tasks) and ``probe.png``.
+        Where to write ``probe.md``, ``probe.csv`` (a row for each result),
+        ``probe.json`` (the same rows, and the tasks) and ``probe.png``.
 
     Returns
     -------
@@ -214,7 +215,7 @@ def write_report(results, tasks, folder):
 
 
 def plot_results(results, path):
-    """Draw scores and intervals, a panel for each task.
+    """Draw scores and intervals, with a panel for each task.
 
     Arguments
     ---------

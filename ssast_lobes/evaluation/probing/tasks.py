@@ -1,4 +1,4 @@
-"""Tasks: labeled clips in three parts, from a CSV."""
+"""Read tasks from CSVs: labeled clips in three parts."""
 
 import os
 import re
@@ -15,7 +15,7 @@ from ssast_lobes.dataio.tables import (
 )
 from ssast_lobes.evaluation.probing.intervals import METRICS
 
-# The first that a table has; `ssast-lobes manifest` writes the second.
+# Use the first that a table has. `ssast-lobes manifest` writes the second.
 _GROUP_COLUMNS = ("speaker", "group")
 _KEYS = ("label", "split", "group", "metric")
 
@@ -26,13 +26,13 @@ class Task(NamedTuple):
     Arguments
     ---------
     name : str
-        Its name in tables.
+        Name in tables.
     metric : str
         ``"accuracy"`` or ``"uar"``.
     rows : dict
         Rows (dicts with ``id``, ``path``, ``label`` and ``group``) by split.
     grouped : bool
-        Whether the groups come from a column; else each clip is its own.
+        Whether a column has the groups. Otherwise each clip is a group.
     """
 
     name: str
@@ -42,21 +42,21 @@ class Task(NamedTuple):
 
     @property
     def labels(self):
-        """Return the classes: labels of the training part, sorted."""
+        """Classes: the sorted labels of the training part."""
         return sorted({row["label"] for row in self.rows["train"]})
 
     @property
     def n_groups(self):
-        """Count the groups of the test part."""
+        """Number of groups in the test part."""
         return len({row["group"] for row in self.rows["test"]})
 
     def paths(self, split=None):
-        """Return the files of a part, or of all parts, a list of str."""
+        """Return the files of a part, or of all parts, as a list of str."""
         parts = self.rows.values() if split is None else [self.rows[split]]
         return [row["path"] for part in parts for row in part]
 
     def targets(self, split):
-        """Return the classes of a part, int64 (N,)."""
+        """Return the class indices of a part, int64 (N,)."""
         index = {label: number for number, label in enumerate(self.labels)}
         return torch.tensor([index[row["label"]] for row in self.rows[split]])
 
@@ -68,7 +68,7 @@ class Task(NamedTuple):
         }
 
     def groups(self):
-        """Return the groups of the test part, int64 (M,), without gaps."""
+        """Return group indices of the test part, int64 (M,), without gaps."""
         names = [row["group"] for row in self.rows["test"]]
         index = {
             name: number for number, name in enumerate(dict.fromkeys(names))
@@ -76,7 +76,7 @@ class Task(NamedTuple):
         return torch.tensor([index[name] for name in names])
 
     def without(self, paths):
-        """Return the task without some files, checked again.
+        """Return the task without some files; check it again.
 
         Arguments
         ---------
@@ -90,8 +90,8 @@ class Task(NamedTuple):
         Raises
         ------
         ManifestError
-            If a part is left empty, a class is left without training, or
-            training is left with one class.
+            If a part is then empty, valid or test has a class that train does
+            not have, or train has only one class.
         """
         rows = {
             split: [row for row in part if row["path"] not in paths]
@@ -114,17 +114,17 @@ def read_task(
     Arguments
     ---------
     csv_path : str or path
-        With a path, a label and a split (train, valid or test) a row.
+        Each row has a path, a label and a split (train, valid or test).
     name : str, optional
-        Its name in tables; the file's name when left out, or that of its
-        folder if the file is called ``manifest.csv``.
+        Name in tables. By default that of the file, or that of its folder if
+        the file is called ``manifest.csv``.
     label, split : str
-        Columns of the class and of the part. Rows with an empty cell are
-        left out where a column has another name than "label" or "split".
+        Columns of the class and of the part. If a column has another name than
+        "label" or "split", rows with an empty cell in it are skipped.
     group : str, optional
-        Column of the groups that the intervals resample; "speaker" or "group"
-        when left out, if there is such a column. A clip with an empty cell is
-        its own group.
+        Column of the groups that the intervals resample. By default "speaker"
+        or "group", if there is such a column. A clip with an empty cell is its
+        own group.
     metric : str
         ``"accuracy"`` or ``"uar"`` (unweighted average recall).
 
@@ -135,8 +135,8 @@ def read_task(
     Raises
     ------
     ManifestError
-        If rows are bad, a split is empty, labels of valid and test do not
-        occur in train, or all clips of train have the same.
+        If rows are bad, a split is empty, labels of valid or test do not occur
+        in train, or all clips of train have the same label.
     ValueError
         If the metric is unknown.
 
@@ -156,7 +156,8 @@ def read_task(
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got '{metric}'")
     columns = {"label": label, "split": split}
-    # A column of another name belongs to a table of more than one task.
+    # A column of another name is in a table of several tasks. There, cells may
+    # be empty.
     needs = [role for role, column in columns.items() if role == column]
     if group is not None:
         columns["group"] = group
@@ -184,7 +185,7 @@ def parse_task(text, **defaults):
         ``[NAME=]CSV[,label=COLUMN][,split=COLUMN][,group=COLUMN]
         [,metric=METRIC]``.
     **defaults
-        Arguments of `read_task`, unless the text says otherwise.
+        Arguments of `read_task`. Those in the text take precedence.
 
     Returns
     -------
@@ -193,7 +194,7 @@ def parse_task(text, **defaults):
     Raises
     ------
     ManifestError, ValueError
-        As `read_task`.
+        See `read_task`.
 
     Example
     -------
@@ -215,13 +216,13 @@ def split_name(text):
     Arguments
     ---------
     text : str
-        ``[NAME=]PATH``. What exists is a path, even with a = in it; and a
-        name has no slash.
+        ``[NAME=]PATH``. An existing path may have an equals sign. A name has
+        no slash.
 
     Returns
     -------
     name : str or None
-        None if there is none.
+        None if the text has no name.
     path : str
         The path, whether it exists or not.
 
@@ -243,7 +244,7 @@ def _name(csv_path):
 
 
 def _check(source, rows):
-    """Raise unless a probe can be trained, tuned and tested."""
+    """Raise unless a probe can be trained, validated and tested."""
     empty = [split for split, part in rows.items() if not part]
     if empty:
         raise ManifestError(f"{source}: no usable rows of {' or '.join(empty)}")
