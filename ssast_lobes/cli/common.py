@@ -98,8 +98,8 @@ def add_tasks(command):
     command.add_argument("--output", required=True, metavar="FOLDER")
 
 
-def add_computing(command):
-    """Add device and batch size.
+def add_device(command):
+    """Add the device.
 
     Arguments
     ---------
@@ -109,6 +109,17 @@ def add_computing(command):
     command.add_argument(
         "--device", default="cpu", help="such as cpu or cuda (default: cpu)"
     )
+
+
+def add_computing(command):
+    """Add device and batch size.
+
+    Arguments
+    ---------
+    command : argparse.ArgumentParser
+        From `add_command`.
+    """
+    add_device(command)
     command.add_argument(
         "--batch-size",
         type=positive,
@@ -367,8 +378,8 @@ def find_model(options):
     options.inputs = others if is_model else [first, *others]
     if not options.inputs:
         raise ValueError(
-            f"{first} holds no audio and is a model: name audio too (for a "
-            "folder of shards, its manifest.csv)"
+            f"{first} is a model: name audio after it (for a folder of shards, "
+            "its manifest.csv)"
         )
 
 

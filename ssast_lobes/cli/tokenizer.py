@@ -97,7 +97,7 @@ def _add_fit(parts):
     command.add_argument(
         "--seed", type=int, default=1986, help="seed of k-means (default: 1986)"
     )
-    _add_device(command)
+    common.add_device(command)
 
 
 def _add_encode(parts):
@@ -125,13 +125,7 @@ def _add_encode(parts):
         "objective vector_quantizer",
     )
     command.add_argument("--output", metavar="FOLDER", required=True)
-    _add_device(command)
-
-
-def _add_device(command):
-    command.add_argument(
-        "--device", default="cpu", help="such as cpu or cuda (default: cpu)"
-    )
+    common.add_device(command)
 
 
 def _features(text):

@@ -72,8 +72,8 @@ class DeployedModel(nn.Module):
         if interface.lobe.encoder.scans:
             raise DeploymentError(
                 f"{source}: its {interface.lobe.encoder.kind} blocks scan "
-                "tokens one by one, which no graph for all lengths holds; only "
-                "attention blocks can be exported"
+                "tokens one by one, which a graph cannot do for all lengths; "
+                "only attention blocks can be exported"
             )
         self.metadata = {
             "kind": interface.kind,
@@ -323,9 +323,6 @@ def _compare(model, path):
             expected = model(wav, lengths)
         inputs = (wav.numpy(), lengths.numpy())
         results = session.run(None, dict(zip(INPUTS, inputs, strict=True)))
-        named = dict(zip(model.outputs, results, strict=True))
-        if "n_time" in named:
-            assert named["n_time"].max() <= named["frames"].shape[1]
         for result, wanted in zip(results, expected, strict=True):
             gap = (torch.from_numpy(result) - wanted).abs().max().item()
             # Comparisons with NaN are never true, so count NaN as an infinite

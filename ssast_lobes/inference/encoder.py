@@ -135,19 +135,19 @@ class AudioEncoder(Interface):
             relative; see `ssast_lobes.utils.lengths.sample_counts`.
         """
         windows = self._batch_windows(wavs, wav_lens)
-        finish, merge = self._recipe(output)
+        finish, merge = self._finish_and_merge(output)
         clips = [merge(*rest) for _, *rest in self._clips(windows, finish)]
         clips = pad_sequence(clips, batch_first=True)
         return clips.transpose(1, 2) if output == "patches" else clips
 
     def _encode(self, paths, output, unreadable, progress):
-        finish, merge = self._recipe(output)
+        finish, merge = self._finish_and_merge(output)
         files = self._files(paths, finish, unreadable, progress)
         for path, windows, results in files:
             clip = merge(windows, results)
             yield path, clip.transpose(0, 1) if output == "patches" else clip
 
-    def _recipe(self, output):
+    def _finish_and_merge(self, output):
         """Return the functions that finish and merge windows."""
         if output not in OUTPUTS:
             raise ValueError(f"output must be one of {OUTPUTS}, got '{output}'")

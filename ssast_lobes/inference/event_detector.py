@@ -259,7 +259,7 @@ class EventDetector(Interface):
         windows = (
             Window(0, start, len(wav), wav)
             for start, wav in cut
-            if len(wav) >= self.fbank.window_samples
+            if len(wav) >= self.fbank.least_samples
         )
         pairs = (
             (window, self._compute([window.wav], self._probabilities)[0])

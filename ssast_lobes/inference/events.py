@@ -118,7 +118,9 @@ def read_rules(labels, config):
         for name, value in values.items():
             real(f"{name} of {label}", value, 0, null=True)
     if len({type(rule) for rule in rules.values()}) > 1:
-        raise ValueError("rules of two kinds")
+        raise ValueError(
+            "all rules must be of one kind: thresholds or change points"
+        )
     return rules
 
 

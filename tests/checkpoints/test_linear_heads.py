@@ -273,7 +273,7 @@ def test_older_heads_go_and_the_model_itself_stays(pretrained, tasks, tmp_path):
     assert head_names(folder) == ["kinds"]
     with pytest.raises(WeightsError, match="another folder"):
         train_heads(pretrained, tasks, pretrained)
-    with pytest.raises(ValueError, match="names that differ"):
+    with pytest.raises(ValueError, match="a name of its own"):
         train_heads(pretrained, [tasks[0], tasks[0]], folder)
 
 

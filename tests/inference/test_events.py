@@ -229,6 +229,26 @@ def test_files_batches_and_streams_agree(folder, recording, tmp_path):
     assert len(list(pieces)) > 3
 
 
+def test_a_short_stream_is_as_long_as_a_short_file_may_be(model, tmp_path):
+    """Centered frames need less than a window."""
+    fbank = {"kind": "centered"}
+    folder = export_detector(
+        tmp_path / "export",
+        model[0],
+        FrontEnd(n_mels=GRID.n_mels, fbank=fbank),
+        label_encoder_of(["low", "high"]),
+        {label: {"threshold": 0.0} for label in ("low", "high")},
+        card={},
+        least_window=2.0,
+    )
+    detector = EventDetector.from_hparams(folder)
+    wav = torch.zeros(detector.fbank.least_samples + 50)
+    assert len(wav) < detector.fbank.window_samples
+    [whole] = detector.detect_batch(wav)
+    assert len(whole.events) == 2
+    assert times(detector.detect_stream([wav])) == times(whole.events)
+
+
 def test_unreadable_files_are_left_out(folder, recording, tmp_path):
     detector = EventDetector.from_hparams(folder)
     bad = tmp_path / "bad.wav"

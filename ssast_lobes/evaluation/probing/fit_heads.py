@@ -99,7 +99,7 @@ def train_heads(
     """
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"tasks need names that differ, got {names}")
+        raise ValueError(f"each task needs a name of its own, got {names}")
     folder, model = resolved(folder), resolve_name(model)
     if folder == resolved(model):
         raise WeightsError(f"{folder}: choose another folder for the copy")

@@ -97,7 +97,7 @@ class Task(NamedTuple):
             split: [row for row in part if row["path"] not in paths]
             for split, part in self.rows.items()
         }
-        _check(f"{self.name}, without what cannot be read", rows)
+        _check(f"{self.name}, without the unreadable files", rows)
         return self._replace(rows=rows)
 
 
