@@ -99,7 +99,8 @@ __all__ = [*_MODULE_OF, *_FOLDERS]
 def __getattr__(name):
     """Import a public name from its module on first use."""
     if name in __all__:
-        # Else the first import that needs it fails with a missing symbol.
+        # Without this check, a torchaudio for another torch fails later with
+        # an error about a missing symbol.
         dependencies = importlib.import_module("ssast_lobes.utils.dependencies")
         dependencies.check_torchaudio()
     if name in _MODULE_OF:

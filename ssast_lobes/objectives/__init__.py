@@ -1,13 +1,14 @@
-"""Pretraining objectives: one class a file, next to what they share.
+"""Pretraining objectives, one class in each file, and their shared modules.
 
 An objective is a module that owns its encoder. ``forward(feats, n_frames,
-mask=None, generator=None, clip_keys=None)`` gives an `ObjectiveOutput`;
-``after_step(step, total_steps)`` runs once per optimizer step. `base` has what
-they share, `maskers` and `block_maskers` the masks, `views` and `corruption`
-what is done to clips, `projections` heads and prototypes.
+mask=None, generator=None, clip_keys=None)`` returns an `ObjectiveOutput`.
+``after_step(step, total_steps)`` runs once per optimizer step. `base` has the
+base class and shared functions. `maskers`, `block_maskers` and
+`multi_block_masker` draw masks. `views` and `corruption` alter clips.
+`projections` has heads and prototypes.
 
-A new objective is a file here, a name below and in ``ssast_lobes.__init__``,
-and a preset in ``hparams/objective/``.
+To add an objective, add a file here, its name below and in
+``ssast_lobes.__init__``, and a preset in ``hparams/objective/``.
 """
 
 from ruamel.yaml.tag import Tag
@@ -57,24 +58,24 @@ __all__ = [
 
 
 def load_objective(name):
-    """Return an objective with the numbers of ``hparams/objective/``.
+    """Return a function that builds an objective with the numbers of a preset.
 
     Arguments
     ---------
     name : str
-        File name without ``.yaml``, or the path of a preset of one's own; see
-        `read_preset`.
+        File name in ``hparams/objective/`` without ``.yaml``, or the path of
+        your own preset; see `read_preset`.
 
     Returns
     -------
     callable
-        Takes an encoder and, by name, other arguments than those of the
-        preset, such as `masker`. Gives an `Objective`.
+        Takes an encoder and, by name, arguments that add to those of the
+        preset or replace them, such as `masker`. Returns an `Objective`.
 
     Raises
     ------
     ValueError
-        If there is no such preset, or it holds no objective.
+        If there is no such preset, or it has no objective.
 
     Example
     -------
@@ -88,7 +89,7 @@ def load_objective(name):
     class_name = tag_of(objective).removeprefix("!new:")
     if not isinstance(objective, dict) or class_name == tag_of(objective):
         raise ValueError(f"{name}: a preset has objective: !new:CLASS {{...}}")
-    # The caller brings what a recipe has, such as the encoder.
+    # Leave out what refers to a recipe, such as the encoder: callers pass it.
     for name, node in list(objective.items()):
         if references(node) - preset.keys():
             del objective[name]

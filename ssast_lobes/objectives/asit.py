@@ -2,7 +2,7 @@
 
 Atito et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer for
 Event Classification", TASLP 2024. The student sees crops with corrupted groups
-of pixels, the teacher sees clean crops. The student restores the corrupted
+of pixels; the teacher sees clean crops. The student restores the corrupted
 pixels. It also predicts the teacher's prototypes of each patch in the same
 view, and of the whole clip in the other view.
 """
@@ -31,7 +31,7 @@ from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
 
 class ASiT(Objective):
-    """Restore corrupted pixels, with global and local distillation.
+    """Reconstruction of corrupted pixels, with global and local distillation.
 
     The published numbers are in ``hparams/objective/asit.yaml``; see
     `load_objective`. The mean of the encoder's class tokens replaces the
@@ -49,8 +49,8 @@ class ASiT(Objective):
     projector : list of float
         Sizes of the projector's hidden layers, as multiples of D.
     projection : int
-        Size of the projections. It does not shrink with the encoder: how
-        much cosines differ, and so the temperatures, depend on it.
+        Size of the projections, the same for each encoder size. It determines
+        how much cosines differ, and so which temperatures fit.
     class_prototypes, patch_prototypes : float
         Number of prototypes, as a multiple of D.
     decoder : list of float
@@ -62,12 +62,12 @@ class ASiT(Objective):
         Temperature of the teacher's softmax at the first step, and after
         the warm-up.
     temperature_warmup : float
-        Fraction of the run in which it rises linearly.
+        Fraction of the run in which this temperature changes linearly.
     center_momentum : float
         See `Center`.
     momentum : tuple of float
-        Momentum of the teacher at the first and the last step, with a
-        cosine between.
+        Momentum of the teacher at the first and the last step; a cosine
+        between them.
     class_weight, patch_weight, reconstruction_weight : float
         Weights of the three losses.
 
@@ -162,8 +162,8 @@ class ASiT(Objective):
         self.patch_prototypes = Prototypes(projection, n_patch)
         self.class_center = Center(n_class, center_momentum)
         self.patch_center = Center(n_patch, center_momentum)
-        # The paper's transposed convolution on patches that do not overlap is
-        # a linear layer.
+        # The paper has a transposed convolution. On patches that do not
+        # overlap, this is a linear layer.
         self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
         self.teacher = EMATeacher(
             encoder=self.encoder,
@@ -175,7 +175,7 @@ class ASiT(Objective):
         self.temperature = Linear(
             *teacher_temperature, duration=float(temperature_warmup)
         )
-        # A buffer, so that a resumed run has it before its first step.
+        # This is a buffer, so that a resumed run has it before its first step.
         self.register_buffer(
             "teacher_temperature", torch.tensor(float(teacher_temperature[0]))
         )
@@ -239,7 +239,7 @@ class ASiT(Objective):
         return clip_mean(error.abs().flatten(1), weight.flatten(1))
 
     def _distill(self, encoded, clean, counts):
-        """Return the cross-entropies of classes and patches, and spread."""
+        """Return the cross-entropies of clips and patches, and the spread."""
         temperatures = (
             self._config["student_temperature"],
             self.teacher_temperature,
@@ -267,7 +267,10 @@ class ASiT(Objective):
 
     @staticmethod
     def _logits(network, encoded):
-        """Return raw logits (2B, ..), (2B, N, ..), and class projections."""
+        """Return the logits of clips (2B, ..) and patches (2B, N, ..).
+
+        The third result is the projections of the clips.
+        """
         projected = network.projector(encoded.clip("class"))
         patches = network.projector(encoded.tokens)
         return (
@@ -277,14 +280,14 @@ class ASiT(Objective):
         )
 
     def after_step(self, step, total_steps):
-        """Move teacher and temperature; see `Objective.after_step`."""
+        """Update teacher and temperature; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))
         self.teacher_temperature.fill_(self.temperature(step, total_steps))
 
     def picture(self, feats, n_frames, clip_keys):
         """Return the corrupted pixels of clips, and their reconstruction.
 
-        See `Objective.picture`; only dropped blocks are shown.
+        See `Objective.picture`. Blocks are dropped here, never pasted.
         """
         rand = self.random_source(feats, clip_keys=clip_keys)
         corrupted, hidden = self.corrupt(feats, n_frames, rand)

@@ -2,8 +2,8 @@
 
 Li, Shao and Li, "Self-Supervised Audio Teacher-Student Transformer for Both
 Clip-Level and Frame-Level Tasks", TASLP 2024. The student sees a view with
-masked spans of time. There it predicts the teacher's vectors of another view
-without masks.
+masked spans of time. At the masked times it predicts the teacher's vectors of
+another view. The teacher sees its view without masks.
 """
 
 import torch
@@ -22,13 +22,13 @@ from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):
-    """Predict a teacher's frames of another view at masked times.
+    """Prediction of a teacher's frames of another view at masked times.
 
-    One view is the clip unchanged, the other is mixed with another clip and
-    resized along frequency. So both views have the same sound at each time.
-    Each view is predicted from the other, with the same mask. On a grid with
-    several bands, whole times are masked, and the means over frequency are
-    compared. The published numbers are in
+    One view is the clip unchanged. The other is the clip mixed with another
+    one and resized along frequency. So both views have the same sound at each
+    time. Each view is predicted from the other, with the same mask. On a grid
+    with several bands, whole times are masked, and the means over frequency
+    are compared. The published numbers are in
     ``hparams/objective/atst_frame.yaml``; see `load_objective`.
 
     Arguments

@@ -1,8 +1,9 @@
 """AudioMosaic: compare two views of each clip that drop tokens.
 
 "AudioMosaic", ICML 2026; HanxunH/AudioMosaic, models/audiomosaic.py and
-losses/ntxent.py: one view drops times, the other frequencies. The vectors of
-the two views shall be nearer to each other than to those of all other clips.
+losses/ntxent.py. One view drops times, the other drops frequencies. The loss
+moves the vectors of the two views nearer to each other than to those of all
+other clips.
 """
 
 import torch
@@ -29,12 +30,12 @@ from ssast_lobes.utils.distributed import (
 
 
 class AudioMosaic(Objective):
-    """Tell clips apart by two augmented views with dropped tokens (NT-Xent).
+    """Contrast of two augmented views of clips, with dropped tokens (NT-Xent).
 
     Negatives are the views of all other clips of the batch, in all processes.
-    Gradients reach them too, so processes train as one on the joined batch. In
-    evaluation the loss must be a function of the clip, so negatives are the
-    last vectors of the training.
+    Gradients reach them too, so several processes train as one process on the
+    joined batch. In evaluation the loss must be a function of the clip, so
+    negatives are the last vectors of the training.
 
     The released code augments the waveform. Here the spectrogram is augmented:
     by a roll along time, another clip as background, and a filter with a gain.
@@ -167,7 +168,7 @@ class AudioMosaic(Objective):
     def _embed(self, feats, n_frames, drop, rand):
         """Return the mean of the kept tokens of a view, (B, D)."""
         view = roll(feats, n_frames, rand(1, 1)[:, 0, 0])
-        # In evaluation the clips of a batch must not meet.
+        # In evaluation a loss must not depend on other clips of the batch.
         if self.training:
             view = self.background(view, n_frames, rand)
         view = self.channel(view, n_frames, rand)
@@ -185,7 +186,7 @@ class AudioMosaic(Objective):
         )
 
     def _compare(self, unit):
-        """Return losses of views, hits, and the number of candidates."""
+        """Return the losses of views, hits, and the number of candidates."""
         n_clips = len(unit) // 2
         if not self.training:
             own = (unit * unit.roll(n_clips, 0)).sum(1, keepdim=True)
@@ -208,7 +209,7 @@ class AudioMosaic(Objective):
         partner = first + place.roll(n_clips)
         self._remember(every.detach())
         losses = cross_entropy(scores, partner, reduction="none")
-        # So the mean over processes is the mean over all clips.
+        # With this factor, the mean over processes is that over all clips.
         share = len(unit) * n_processes() / len(every)
         n_candidates = itself.new_full((1,), len(every) - 1)
         right = scores.detach().argmax(1) == partner

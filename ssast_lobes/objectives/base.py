@@ -1,8 +1,8 @@
 """The base class of objectives, maskers by name, and helpers for tokens.
 
-The masks of a batch differ in their numbers of tokens. Tokens are gathered to
-a given length that fits all clips, and surplus entries have no weight; nothing
-is read back from the device.
+The clips of a batch differ in their number of masked tokens. Tokens are
+therefore gathered to one given length that fits all clips, and surplus entries
+have the weight 0. So nothing is read back from the device.
 """
 
 from typing import NamedTuple
@@ -32,7 +32,7 @@ class ObjectiveOutput(NamedTuple):
     loss : torch.Tensor
         Scalar to minimize.
     logs : dict of str to torch.Tensor
-        Detached scalars. If the chance level of a log is known, it is the log
+        Detached scalars. The chance level of a log, if known, is the log
         ``NAME_chance``; see `matching_logs`. Logs whose name ends in
         ``accuracy`` are better above chance, others below.
     """
@@ -49,32 +49,32 @@ class Objective(nn.Module):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks of an objective that masks tokens, or the `config` of
-        one; by default the masker of `preset`.
+        Draws the masks, if the objective masks tokens: a masker, or the
+        `config` of one. By default the masker of `preset`.
 
     Raises
     ------
     ValueError
-        If the masker is neither; see `make_masker`.
+        If `masker` is neither; see `make_masker`.
     """
 
     # File of ``hparams/objective/`` with the published masker of the class;
     # None for an objective that masks no tokens.
     preset = None
 
-    # Prefixes of tensors for this training only, which are in its checkpoints
-    # but not in exports. A teacher starts as a copy of a loaded student.
+    # Prefixes of tensors that only this training needs. Checkpoints have them,
+    # exports do not. A teacher starts as a copy of a loaded student.
     training_only = ("teacher",)
-    # Whether `forward` takes `positive_pairs`, see `ContrastiveMSPM`.
+    # Whether `forward` takes `positive_pairs`; see `ContrastiveMSPM`.
     uses_positive_pairs = False
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
-    # (B,) and, where the data tell them, ``crop_starts`` (B,) in samples.
+    # (B,) and, if the data have them, ``crop_starts`` (B,) in samples.
     needs_audio = False
     # Whether `forward` takes the source of each clip: ``clip_ids``, a list of
     # B texts, and ``crop_starts`` (B,) in samples.
     needs_place = False
-    # Whether `forward` takes None for `n_frames`: no clip has padding, which
-    # saves the attention its mask.
+    # Whether `forward` takes None for `n_frames`, if no clip has padding. The
+    # attention then needs no mask.
     n_frames_optional = False
 
     def __init__(self, encoder, masker=None):
@@ -140,7 +140,7 @@ class Objective(nn.Module):
         Returns
         -------
         dict of str to torch.Tensor
-            Without those of `training_only`.
+            The tensors without those of `training_only`.
         """
         return {
             key: value
@@ -162,7 +162,7 @@ class Objective(nn.Module):
     def picture(self, feats, n_frames, clip_keys):
         """Return the masked pixels of clips, and the model's reconstruction.
 
-        Only objectives that reconstruct define it.
+        Only objectives that reconstruct have pictures; see `reconstructs`.
 
         Arguments
         ---------
@@ -224,8 +224,8 @@ def make_masker(masker):
     Raises
     ------
     ValueError
-        If it is neither, names no masker of this package, or the arguments do
-        not fit.
+        If `masker` is neither, names no masker of this package, or its
+        arguments do not fit.
 
     Example
     -------
@@ -259,12 +259,12 @@ class TokenSplit(NamedTuple):
     Arguments
     ---------
     ids_masked : torch.Tensor
-        Places of the masked tokens, int64 (B, K), then surplus ones.
+        Positions of the masked tokens, int64 (B, K), then surplus ones.
     weight : torch.Tensor
         float32 (B, K), 1 at masked tokens and 0 at the surplus.
     keep : tuple of torch.Tensor
-        Positions of the visible tokens (B, V), and whether an entry counts, in
-        the format of the encoder.
+        Positions of the visible tokens (B, V), and whether each entry counts
+        (B, V), in the format of the encoder.
     visible : torch.Tensor
         Boolean (B, N).
     is_token : torch.Tensor
@@ -288,8 +288,9 @@ def split_tokens(mask, is_token, n_masked=None):
     is_token : torch.Tensor
         Boolean (B, F' * T'), True at tokens that are audio.
     n_masked : int, optional
-        Tokens that a masker masks in a clip without padding; then K is that
-        number and V the rest. Both are all N for a mask of unknown origin.
+        Number of masked tokens of a clip without padding. K is this number,
+        and V the number of the other tokens. By default K and V are N, which
+        fits any mask.
 
     Returns
     -------
@@ -322,8 +323,8 @@ def ids_masked(mask, max_masked):
     mask : torch.Tensor
         Boolean (B, F', T').
     max_masked : int
-        K, at least the number of masked tokens of any clip; given, so that
-        nothing is read back from the device.
+        K, at least the number of masked tokens of any clip. It is an argument,
+        so that nothing is read back from the device.
 
     Returns
     -------
@@ -374,7 +375,7 @@ def ids_keep(mask, is_token, max_kept):
 
 
 def gather_tokens(x, index):
-    """Gather rows of each clip: (B, N, D) at (B, K) to (B, K, D)."""
+    """Return the rows (B, K, D) of `x` (B, N, D) at positions (B, K)."""
     return x.gather(1, index[:, :, None].expand(-1, -1, x.shape[2]))
 
 
@@ -409,14 +410,14 @@ def matching_logs(nce, accuracy, n_candidates):
     """Return the logs of an InfoNCE loss, each next to its chance level.
 
     A guess among K candidates has a loss of ln K, and is right in one of K
-    cases. Both are means over the clips that have candidates.
+    cases. Both chance levels are means over the clips that have candidates.
 
     Arguments
     ---------
     nce, accuracy : torch.Tensor
         Scalars.
     n_candidates : torch.Tensor
-        K of each clip, (B,); not above 0 where a clip has nothing to match.
+        K of each clip, (B,); 0 or less for a clip that has nothing to match.
 
     Returns
     -------
@@ -444,8 +445,8 @@ def matching_logs(nce, accuracy, n_candidates):
 def projection_std(x, weight):
     """Return how much the vectors of a batch differ; 0 means collapse.
 
-    The standard deviation of each dimension over all vectors, each scaled to
-    length sqrt(D), as a mean over the dimensions.
+    Each vector is scaled to length sqrt(D). The result is the standard
+    deviation over the vectors, averaged over the dimensions.
 
     Arguments
     ---------
@@ -457,7 +458,7 @@ def projection_std(x, weight):
     Returns
     -------
     torch.Tensor
-        Scalar: near 1 if vectors have all directions, 0 if all are equal.
+        Scalar: near 1 if vectors have all directions, 0 if all have the same.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Maskers of EAT and ATST-Frame: visible blocks, and spans of time."""
+"""Maskers of EAT, ATST-Frame and AudioMosaic: blocks, spans, rows, chunks."""
 
 import torch
 
@@ -7,20 +7,20 @@ from ssast_lobes.utils.checks import whole
 
 
 class InverseBlockMasker(Masker):
-    """Keep square blocks of tokens and mask the rest: EAT's masks.
+    """Masker of all tokens outside some square blocks, as in EAT.
 
-    The visible tokens are whole blocks, and a part of one more where the
-    count does not come out even. As in `ClusterMasker` a block that crosses
-    an edge of the clip continues at the opposite edge, so that every token is
-    visible equally often; the official code cuts it off, and then adds or
-    removes single tokens until the count is right. See Chen et al., "EAT:
+    The visible tokens are whole blocks, and a part of one more if the count
+    requires it. As in `ClusterMasker`, a block that crosses an edge of the
+    clip continues at the opposite edge, so that every token is visible equally
+    often. The official code cuts the block off, and then adds or removes
+    single tokens until the count is right. See Chen et al., "EAT:
     Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
     2024, section 3.2.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`: tokens to mask, not to keep.
+        See `Masker`. They count tokens to mask, not to keep.
     block_size : int
         Tokens along each side of a block.
 
@@ -46,19 +46,21 @@ class InverseBlockMasker(Masker):
         return {**super().config, "block_size": self.block_size}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return scores, lowest far from blocks; see `Masker.scores`."""
+        """Return scores that are highest in blocks; see `Masker.scores`."""
         return -square_scores(
             (self.block_size,), rand, n_time, n_freq, max_time
         )
 
 
 class TimeMasker(Masker):
-    """Base of maskers of whole times: a subclass scores times, of one row.
+    """Base class of maskers of whole times.
+
+    A subclass scores the times, as those of a grid with one frequency.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`, but of times: all frequencies of a time are masked.
+        See `Masker`. They count times, and all tokens of a time are masked.
     """
 
     def max_masked(self, n_freq, n_time):
@@ -72,19 +74,20 @@ class TimeMasker(Masker):
 
 
 class SpanMasker(TimeMasker):
-    """Mask spans over all frequencies: the masks of ATST-Frame.
+    """Masker of spans of time over all frequencies, as in ATST-Frame.
 
-    Unlike `compute_mask_indices` of fairseq, which the official code uses, a
-    clip masks exactly the ratio asked for: fairseq counts overlaps of spans
-    twice, so that its 0.65 masks half of a clip. The last span is cut
-    short where the count does not come out even. Spans wrap at the clip's
-    own edges, so that every time is masked equally often. Li et al., "ATST:
-    Audio Representation Learning with Teacher-Student Transformer", 2023.
+    A clip has exactly the requested ratio of masked times. The official code
+    uses `compute_mask_indices` of fairseq, which counts overlaps of spans
+    twice, so that its 0.65 masks half of a clip. The last span is cut short if
+    the count requires it. Spans wrap at the clip's own edges, so that every
+    time is masked equally often. See Li, Shao and Li, "Self-Supervised Audio
+    Teacher-Student Transformer for Both Clip-Level and Frame-Level Tasks",
+    TASLP 2024.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`, but of times: all frequencies of a time are masked.
+        See `Masker`. They count times, and all tokens of a time are masked.
     span : int
         Tokens of a span along time.
 
@@ -111,24 +114,24 @@ class SpanMasker(TimeMasker):
         return {**super().config, "span": self.span}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return the least draw of spans over a time; see `Masker.scores`."""
+        """Return the least draw of a time's spans; see `Masker.scores`."""
         seeds = rand(1, max_time)
         time = torch.arange(max_time + self.span - 1, device=seeds.device)
         time = (time % n_time[:, None])[:, None]
         spans = seeds.gather(2, time).unfold(2, self.span, 1)
-        # Tokens of one span would tie: those at its end come first, so that a
-        # span that is cut short stays in one piece.
+        # Tokens of one span would tie. Those at its end get lower scores, so
+        # that a span that is cut short stays in one piece.
         within = torch.arange(self.span, device=seeds.device)
         return (spans + 1e-6 * within).amin(3)
 
 
 class RowMasker(Masker):
-    """Mask whole frequency rows: the drops of AudioMosaic, as it is written.
+    """Masker of whole frequency rows, as AudioMosaic's authors describe it.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`, but of rows: all times of a row are masked.
+        See `Masker`. They count rows, and all times of a row are masked.
 
     Example
     -------
@@ -153,16 +156,15 @@ class RowMasker(Masker):
 
 
 class ChunkMasker(TimeMasker):
-    """Mask chunks of time: the first drops of AudioMosaic, as released.
+    """Masker of chunks of time, as in the first view of AudioMosaic's code.
 
-    A clip is cut into chunks of equal length, of which some are masked whole;
-    the last one to be masked is cut short where the count does not come out
-    even.
+    A clip is cut into chunks of equal length, and some are masked whole. The
+    last one to be masked is masked in part if the count requires it.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`, but of times: all frequencies of a time are masked.
+        See `Masker`. They count times, and all tokens of a time are masked.
     size : int
         Tokens of a chunk along time.
 
@@ -195,18 +197,18 @@ class ChunkMasker(TimeMasker):
 
 
 class PeriodicMasker(Masker):
-    """Mask cells that recur: the second drops of AudioMosaic, as released.
+    """Masker of recurring cells, as in the second view of AudioMosaic's code.
 
-    The mask of a chunk of time, frequencies by times, is that of all chunks.
-    (The released code means frequencies, and takes a grid of 64 x 8 for one
-    of 8 x 64.)
+    All chunks of time have the same mask, frequencies by times. (The released
+    code is meant to mask frequencies, but reads a grid of 64 x 8 as one of
+    8 x 64.)
 
     Arguments
     ---------
     ratio, count
         See `Masker`.
     period : int
-        Tokens along time after which the mask recurs.
+        Tokens of a chunk along time, after which the mask recurs.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Base of the two ATST objectives: BYOL's heads and teacher, and mixing.
+"""The base class of the ATST objectives: BYOL's heads and teacher, and mixing.
 
-Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a student predicts
-the vectors of a teacher, its own moving average, for another view.
+Grill et al., "Bootstrap Your Own Latent", NeurIPS 2020: a student predicts a
+teacher's vectors of another view. The teacher is the student's moving average.
 """
 
 from ssast_lobes.models.ema_teacher import EMATeacher
@@ -22,17 +22,18 @@ class BYOL(Objective):
     masker : Masker or dict, optional
         Masker of an objective that masks tokens; see `Objective`.
     hidden : float
-        Hidden size of projector and predictor over the encoder's D.
+        Hidden size of projector and predictor, as a multiple of the encoder's
+        D.
     out : float
-        Size of the projections over D.
+        Size of the projections, as a multiple of D.
     momentum : tuple of float
-        Momentum of the teacher at the first and the last step, with a
-        cosine between.
+        Momentum of the teacher at the first and the last step; a cosine
+        between them.
     mixup : float
         Greatest weight of another clip in a view.
     memory : int
-        Clips to remember for mixing, as long as the encoder's position table.
-        They are a part of the checkpoints.
+        Number of clips to remember for mixing, each as long as the encoder's
+        position table. They are a part of the checkpoints.
     """
 
     training_only = ("teacher", "mixup")

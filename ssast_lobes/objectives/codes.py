@@ -27,15 +27,15 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class Codes(Objective):
-    """Predict the codes of masked tokens from the visible tokens.
+    """Prediction of the codes of masked tokens from the visible tokens.
 
     With a `decoder`, the encoder sees the visible tokens alone, as in BEATs.
     Without one, a learned vector replaces the masked tokens, as in BEST-RQ and
     HuBERT. The loss is the cross-entropy of the codes of masked tokens,
     averaged within a clip, then over clips. With several codebooks, their
-    losses are summed. The encoder gets fixed sin-cos positions: learned
-    positions begin so small that masked tokens stay alike for hundreds of
-    steps. (BEATs has convolutional and relative positions instead.)
+    losses are summed. The encoder gets fixed sin-cos positions, because
+    learned positions begin so small that masked tokens stay alike for hundreds
+    of steps. (BEATs has convolutional and relative positions instead.)
 
     Arguments
     ---------
@@ -136,12 +136,12 @@ class Codes(Objective):
         -------
         ObjectiveOutput
             Logs: ``cross_entropy`` in nats, without label smoothing, and
-            ``accuracy``, each with its chance level. Chance is an answer that
-            knows only how frequent the codes of the batch are; for the
-            cross-entropy it is the entropy of the codes. ``codes_used`` is the
-            fraction of the codes that masked tokens of the batch have,
-            ``codes_recently_used`` that of the last hundred training batches.
-            All are means over the codebooks.
+            ``accuracy``, each with its chance level. Chance is a guess that
+            knows only how frequent the codes of the batch are; its
+            cross-entropy is the entropy of the codes. ``codes_used`` is the
+            fraction of the codes that masked tokens of the batch have.
+            ``codes_recently_used`` is the same of the last hundred training
+            batches. All are means over the codebooks.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         outputs = self.outputs(feats, n_frames, mask, split)
@@ -171,7 +171,7 @@ class Codes(Objective):
 
     def ids(self, feats, n_frames, split, **audio):
         """Return the codes of masked tokens, (B, K, n_books) int64."""
-        # Codes describe what the encoder sees: nothing beyond a clip's end.
+        # Set padding to 0, so that codes describe only what the encoder sees.
         feats = feats * length_to_mask(n_frames, feats.shape[1])[:, :, None]
         ids = self.tokenizer(feats, n_frames, **audio)
         return gather_tokens(ids, split.ids_masked)

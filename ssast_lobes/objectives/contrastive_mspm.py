@@ -25,18 +25,17 @@ from ssast_lobes.utils.checks import real
 
 
 class ContrastiveMSPM(MSPM):
-    """Compute joint MSPM over two crops of each clip, and InfoNCE between
-    them.
+    """MSPM over two crops of each clip, with InfoNCE between the crops.
 
-    Both losses need one pass. The mask, a background and a random channel make
-    the contrast harder; without the last two, the recording channel alone
-    would identify the clip. The vector of a crop is mean and deviation over
-    time of the tokens after a middle block, so that the last blocks can
-    specialize on patches.
+    One forward pass serves both losses. The mask, a background and a random
+    channel make the contrast harder. Without the last two, the recording
+    channel alone would identify the clip. The vector of a crop is the mean and
+    the standard deviation of its tokens after a middle block, so that the last
+    blocks can specialize on patches.
 
-    Positive pairs are clips whose halves are two takes. They are cut into
-    halves instead of crops, without masks, and compared with each other
-    through a separate projection. Negatives are the other crops, or halves, in
+    A positive pair is a clip with two takes, one in each half. Its views are
+    the two halves, without masks, instead of two crops. A separate projection
+    serves to compare the halves. Negatives are the other crops, or halves, in
     the batch of the process. In evaluation the loss must be a function of the
     clip, so there are no crops and no contrast: the losses are those of
     `MSPM`.
@@ -47,15 +46,15 @@ class ContrastiveMSPM(MSPM):
         The encoder to train; its patches must not overlap.
     crop : float or list of float
         Length of a crop as a fraction of the clip, or the least and the
-        greatest. If the greatest is below 1, whole clips have positions that
-        training never used.
+        greatest fraction. If the greatest is below 1, whole clips have
+        positions that training never used.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
         The block whose tokens are compared, as a fraction of the depth.
     contrast_weight, pair_weight : float
-        Weights of the contrast of crops, and of positive pairs, which are
-        added to the loss of `MSPM`.
+        Weights of the contrast of crops and of that of positive pairs. Both
+        are added to the loss of `MSPM`.
     temperature : float
         Divisor of the cosines.
     projection : float
@@ -92,7 +91,7 @@ class ContrastiveMSPM(MSPM):
     )
     training_only = ("projector", "pair_projector")
     uses_positive_pairs = True
-    # Crops differ in length.
+    # Crops differ in length, so their frame counts are always needed.
     n_frames_optional = False
 
     def __init__(
@@ -178,7 +177,8 @@ class ContrastiveMSPM(MSPM):
             return super().forward(feats, n_frames, mask, generator, clip_keys)
         is_pair = positive_pairs
         if is_pair is None:
-            # The projection still gets gradients, for which DDP waits.
+            # Compute the loss of pairs without pairs too, since DDP waits for
+            # gradients of their projection.
             is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
         rand = self.random_source(feats, generator, clip_keys)
         views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
@@ -202,14 +202,14 @@ class ContrastiveMSPM(MSPM):
             nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
             if name == "clip" or positive_pairs is not None:
-                # A crop is compared with all the others.
+                # A crop or half is compared with all other ones.
                 others = chosen.sum(0, keepdim=True) - 1
                 matching = matching_logs(nce, accuracy, others)
                 logs |= {f"{name}_{key}": matching[key] for key in matching}
         return ObjectiveOutput(loss, logs)
 
     def _view(self, feats, n_frames, is_pair, number, rand):
-        """Cut the first or the second view of each clip: a crop, or a half."""
+        """Return view 0 or 1 of each clip, a crop or a half, and its frames."""
         first, counts = self.crop.draw(n_frames, rand)
         half = (n_frames // 2).clamp(min=1)
         first = torch.where(is_pair, number * half, first)
@@ -225,8 +225,8 @@ class ContrastiveMSPM(MSPM):
         Rows that are not chosen stay in the computation, so that no shape
         depends on data.
         """
-        # Divided by a temperature of 0.1, rounding errors of bf16 become
-        # hundredths.
+        # Compute in float32: divided by a temperature of 0.1, rounding errors
+        # of bf16 would become hundredths.
         with torch.autocast(vectors.device.type, enabled=False):
             unit = nn.functional.normalize(projector(vectors))
             scores = unit @ unit.T / self.temperature

@@ -1,8 +1,8 @@
 """Corruption of spectrograms by groups of pixels, not by tokens.
 
-Group masked model learning hides blocks of any place and size. Vectorized
-over the batch, within each clip's own length, without waiting for the device;
-all draws come from a given `RandomSource`.
+Group masked model learning hides blocks of any position and size. Blocks are
+drawn for the whole batch at once, within each clip's own length, and never
+wait for the device. All draws come from a given `RandomSource`.
 """
 
 import torch
@@ -12,20 +12,20 @@ from ssast_lobes.objectives.views import draw_whole
 from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Blocks to draw. They cover nine tenths of a clip when the largest is a third
-# of each axis; only as many count as the wanted area needs.
+# Number of blocks to draw. If the largest is a third of each axis, all of them
+# cover nine tenths of a clip. Only as many are used as the wanted area needs.
 _BLOCKS = 128
 
 
 class GroupCorruption(nn.Module):
-    """Hide blocks of a clip, or paste blocks of another clip over it.
+    """Corruption of clips by blocks of zeros, or by blocks of another clip.
 
-    The group masked model learning of SiT and ASiT (Atito et al.). Blocks are
-    added until they cover the wanted area of the clip's own pixels. Most
-    clips have them set to zero; some have them filled with what another clip
-    of the batch has at that place, with zeros after its end. Unlike in the
-    released code blocks also begin before the clip's edges, so that every
-    pixel is hidden equally often.
+    This is the group masked model learning of SiT and ASiT (Atito et al.).
+    Blocks are added until they cover the wanted area of the clip's own pixels.
+    In some clips, the pixels of another clip of the batch fill the blocks,
+    with zeros after the end of that clip. In the other clips, the blocks are
+    set to zero. Unlike in the released code, blocks also begin before the
+    clip's edges, so that every pixel is hidden equally often.
 
     Arguments
     ---------
@@ -34,12 +34,12 @@ class GroupCorruption(nn.Module):
     paste_area : float
         Fraction of the pixels to paste.
     paste_probability : float
-        Fraction of the clips with pasting, which replaces the zeros.
+        Fraction of the clips with pasted blocks instead of zeros.
     block : float
-        Greatest size of a block over that of either axis.
+        Greatest size of a block along either axis, as a fraction of the axis.
     align : tuple of int
-        Blocks begin and end at multiples of so many (mel bins, frames):
-        (1, 1) hides most patches in part, the patch size only whole patches.
+        Blocks begin and end at multiples of this many (mel bins, frames).
+        (1, 1) hides most patches in part; the patch size hides whole patches.
 
     Example
     -------
@@ -68,7 +68,7 @@ class GroupCorruption(nn.Module):
         self.align = tuple(align)
 
     def forward(self, feats, n_frames, rand, paste=False):
-        """Corrupt.
+        """Corrupt a batch.
 
         Arguments
         ---------
@@ -79,7 +79,7 @@ class GroupCorruption(nn.Module):
         rand : RandomSource
             Source of the draws.
         paste : bool
-            Paste too. The result then depends on the other clips.
+            Whether to paste too. The result then depends on the other clips.
 
         Returns
         -------
@@ -136,7 +136,7 @@ class GroupCorruption(nn.Module):
 
         wanted = area * n_frames * n_mels
         low, high = torch.zeros_like(mels), torch.full_like(mels, _BLOCKS)
-        # Bisection: the fewest blocks that cover the wanted area.
+        # Find the fewest blocks that cover the wanted area, by bisection.
         for _ in range(_BLOCKS.bit_length()):
             middle = (low + high) // 2
             enough = union(middle).sum((1, 2)) >= wanted

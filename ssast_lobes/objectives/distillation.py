@@ -26,20 +26,21 @@ from ssast_lobes.utils.checks import ArgumentError, real, whole
 
 
 class Distillation(Objective):
-    """Match layers of the encoder to layers of frozen teachers.
+    """Distillation of layers of frozen teachers into layers of the encoder.
 
-    Of K pairs, pair k compares the student's block floor(k L_S / K) with the
-    teacher's layer floor(k L_T / K), through a linear head of its own. Pairs
-    with a layer 0 are dropped. The student's last block is taken after its
-    final norm. The loss compares frames, the mean of the patches over
-    frequency, so student and teachers may have other patches, mel bins and
-    steps. Targets are resampled to the student's steps: by the mean over a
-    step if the teacher's steps are finer, by linear interpolation if they are
-    coarser. Then they are layer-normalized without weights.
+    The student has L_S blocks, a teacher L_T layers. Of K pairs, pair k
+    compares the student's block floor(k L_S / K) with the teacher's layer
+    floor(k L_T / K), through a linear head of its own. Pairs with a layer 0
+    are dropped. The student's last block is taken after its final norm. The
+    loss compares frames, which are means of the tokens over frequency. So
+    student and teachers may differ in patches, mel bins and steps. Targets are
+    resampled to the student's steps: by the mean over a step if the teacher's
+    steps are finer, by linear interpolation if they are coarser. Then they are
+    layer-normalized without weights.
 
-    Teachers get the crop as the recipe has read it, without augmentation. The
+    Teachers get the crop as the recipe reads it, without augmentation. The
     student sees all tokens of the crop. Teachers are no part of the module's
-    state: checkpoints and exports hold their names alone.
+    state: checkpoints and exports have only their names.
 
     Arguments
     ---------
@@ -53,11 +54,11 @@ class Distillation(Objective):
     cosine_weight : float
         Weight of the cosine term, next to L1 with weight 1.
     features : FrontEnd, optional
-        Front end of the student, which tells the times of its tokens; by
+        Front end of the student, which determines the times of its tokens; by
         default that of SSAST.
     cache : str or os.PathLike, optional
-        Folder that keeps targets; see `TargetCache`. Teachers then get clips
-        one by one.
+        Folder to cache the targets in; see `TargetCache`. Teachers then get
+        clips one by one.
     crop_seconds : float, optional
         Cache only clips shorter than this, since crops of longer clips differ
         in each epoch. In evaluation, and if None, all clips are cached.
@@ -65,8 +66,8 @@ class Distillation(Objective):
     Raises
     ------
     ValueError
-        If there is no teacher, one takes audio of another rate, or an
-        argument is out of range.
+        If a teacher takes audio of another rate, or an argument is out of
+        range.
 
     Example
     -------
@@ -108,7 +109,7 @@ class Distillation(Objective):
         self.cosine_weight = real("cosine_weight", cosine_weight, 0)
         fbank = KaldiFbank() if features is None else features.fbank
         self.timing = FrameTiming(encoder.grid, fbank)
-        # A tuple hides teachers from the optimizer, DDP, checkpoints and
+        # The tuple hides teachers from the optimizer, DDP, checkpoints and
         # exports.
         self.teachers = tuple(teachers() if callable(teachers) else teachers)
         for teacher in self.teachers:
@@ -150,7 +151,7 @@ class Distillation(Objective):
         }
 
     def _apply(self, fn, recurse=True):
-        # Teachers follow to another device.
+        # The tuple hides teachers, so move them to the device here.
         for teacher in self.teachers:
             teacher._apply(fn)
         return super()._apply(fn, recurse)
@@ -187,8 +188,9 @@ class Distillation(Objective):
         ObjectiveOutput
             Logs: ``l1`` and ``cosine``, means over pairs and teachers; with
             several teachers also ``cosine_1``, ``cosine_2`` and so on;
-            ``target_std`` and ``projection_std`` of the last pair, which fall
-            towards 0 if all frames are alike.
+            ``target_std`` and ``projection_std`` of each teacher's last pair,
+            averaged over teachers, which fall towards 0 if all frames are
+            alike.
         """
         encoded = self.encoder(feats, n_frames, hidden_states=True)
         grid = (encoded.n_freq, -1)
@@ -243,7 +245,7 @@ class Distillation(Objective):
         Returns
         -------
         list of torch.Tensor
-            For each teacher (pairs, B, T', D), 0 at steps without audio.
+            (pairs, B, T', D) for each teacher, 0 at steps without audio.
         """
         max_time = is_step.shape[1]
         if self.cache is None:
@@ -283,7 +285,7 @@ class Distillation(Objective):
             weights = weights * output.is_step[:, None]
             total = weights.sum(2, keepdim=True)
             weights = weights / torch.where(total > 0, total, 1)
-            # Times must be exact under bf16 too.
+            # Resampling must be exact under bf16 too.
             with torch.autocast(wavs.device.type, enabled=False):
                 values = weights @ output.states.float()
             heard.append(layer_norm(values, values.shape[3:]))
@@ -303,8 +305,8 @@ def layer_pairs(pairs, student, teacher):
     Returns
     -------
     list of tuple of int
-        (student's, teacher's) layer of each pair, counted from 1, without
-        duplicates.
+        (student's layer, teacher's layer) of each pair, counted from 1,
+        without duplicates.
 
     Example
     -------
@@ -319,18 +321,18 @@ def layer_pairs(pairs, student, teacher):
 
 
 def time_weights(centers, step, own_centers, own_step):
-    """Return the weight of each teacher's step at each of the student's.
+    """Return the weight of each teacher's step at each student's step.
 
     Arguments
     ---------
     centers : torch.Tensor
         Middles of the teacher's steps in seconds, (B, T).
     step : torch.Tensor
-        Seconds from one to the next, (B,).
+        Seconds from one step of the teacher to the next, (B,).
     own_centers : torch.Tensor
-        Middles of the student's steps, (T',).
+        Middles of the student's steps in seconds, (T',).
     own_step : float
-        Seconds from one to the next.
+        Seconds from one step of the student to the next.
 
     Returns
     -------

@@ -25,7 +25,7 @@ from ssast_lobes.objectives.base import (
 from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.schedules import Linear
 
-# Added to variances by torch's instance and layer norm.
+# Torch's instance and layer norm add this to variances.
 _EPS = 1e-5
 
 
@@ -48,12 +48,12 @@ class StudentOutput(NamedTuple):
 
 
 class EAT(Objective):
-    """Predict the mean of a teacher's layers, at masked tokens and per clip.
+    """Prediction of the mean of a teacher's layers, for tokens and the clip.
 
     The teacher sees the whole clip once. The student sees a few blocks of it,
     under several masks. A convolutional decoder predicts the teacher's tokens
     at masked positions, and the mean of the class tokens predicts the mean of
-    the teacher's tokens. Both errors are squared lengths over sqrt(D). The
+    the teacher's tokens. Both errors are squared distances over sqrt(D). The
     encoder gets fixed sin-cos positions.
 
     Arguments
@@ -64,12 +64,13 @@ class EAT(Objective):
         Draws the masks; by default it masks 80 %, all but blocks of 5 x 5
         tokens.
     n_masks : int
-        Masks of each clip in training; a passed mask is the only one.
+        Number of masks of each clip. A mask passed to `forward` is the only
+        one.
     momentum : list of float
         Momentum of the teacher at the first step and from `momentum_duration`
         on; linear between them.
     momentum_duration : int or float
-        Steps, or a fraction of the run.
+        Steps (int), or a fraction of the run (float).
     utterance_weight : float
         Weight of the class tokens' error.
     noise_std : float
@@ -150,15 +151,15 @@ class EAT(Objective):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; `n_masks` for each clip
-            are drawn when left out.
+            Boolean (B, F', T'), True where masked; by default `n_masks` masks
+            are drawn for each clip.
         generator, clip_keys
             Source of masks and noise; see `Objective.random_source`.
 
         Returns
         -------
         ObjectiveOutput
-            Logs: ``regression`` and ``utterance`` errors, ``projection_std``
+            Logs: ``regression`` and ``utterance`` errors; ``projection_std``
             of the predictions and ``target_std`` of the targets, both near 0
             after a collapse.
         """
@@ -181,7 +182,7 @@ class EAT(Objective):
         Returns
         -------
         masks : torch.Tensor
-            Boolean (B, n_masks, F', T'), or (B, 1, F', T').
+            Boolean (B, n_masks, F', T'), or (B, 1, F', T') of a passed mask.
         n_masked : int or None
             See `split_tokens`.
         is_token : torch.Tensor
@@ -195,7 +196,7 @@ class EAT(Objective):
         return masks, n_masked, self.encoder.grid.is_token(n_time, max_time)
 
     def draw_masks(self, rand, n_time, max_time):
-        """Draw masks of a batch, (B, n_masks, F', T'); see `Masker.draw`."""
+        """Draw the masks (B, n_masks, F', T'); see `Masker.draw`."""
         n_freq = self.encoder.grid.n_freq
         masks = [
             self.masker.draw(rand, n_time, n_freq, max_time)
@@ -269,7 +270,7 @@ class EAT(Objective):
         encoded : EncoderOutput
             Output for the visible tokens of B * M clips.
         split : TokenSplit
-            Places of the visible tokens.
+            Positions of the visible and masked tokens.
         rand : RandomSource
             Draws the decoder's input at masked tokens, for B clips.
 
@@ -292,9 +293,9 @@ class EAT(Objective):
     def targets(self, feats, n_frames, is_token, keep=None):
         """Return the mean of the teacher's layers for whole clips.
 
-        The outputs of the MLPs (of the blocks, where these have no MLP) are
-        standardized over the valid tokens of a clip, channel by channel; so
-        is their mean over the layers, token by token.
+        The outputs of the MLPs (of the blocks, if these have no MLP) are
+        standardized over the valid tokens of a clip, channel by channel. Their
+        mean over the layers is then standardized, token by token.
 
         Arguments
         ---------
@@ -303,8 +304,8 @@ class EAT(Objective):
         is_token : torch.Tensor
             Boolean (B, N), True at tokens that are audio.
         keep : tuple of torch.Tensor, optional
-            Tokens that the teacher sees, as the encoder takes them; all when
-            left out. Then N is their number, and `is_token` is of them.
+            Tokens that the teacher sees, as the encoder takes them; by default
+            all. N is their number, and `is_token` describes them.
 
         Returns
         -------
@@ -357,7 +358,7 @@ def mean_of_layers(layers, is_token):
 
 
 def targets_at(targets, ids_masked):
-    """Gather tokens (B, N, D) at the places (B * M, K): (B * M, K, D)."""
+    """Return the rows (B * M, K, D) of (B, N, D) at positions (B * M, K)."""
     ids = ids_masked.unflatten(0, (len(targets), -1)).flatten(1)
     return (
         gather_tokens(targets, ids)
@@ -396,5 +397,6 @@ def _layer_outputs(encoder, feats, n_frames, keep):
 
 def _normal(uniform):
     """Turn uniform draws in [0, 1) into normal ones."""
-    # 0 would become infinite; the draws have 24 bits.
+    # A draw of 0 would become infinite. Draws have 24 bits, so the other ones
+    # are above this limit.
     return (2 * uniform.clamp(min=2**-25) - 1).erfinv() * 2**0.5

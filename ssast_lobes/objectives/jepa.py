@@ -24,7 +24,7 @@ from ssast_lobes.utils.schedules import Linear
 
 
 class JEPA(MaskedPrediction):
-    """Predict a teacher's layers at several groups of blocks, one by one.
+    """Prediction of a teacher's layers at several groups of blocks, in turn.
 
     The encoder sees the context of a clip once. The predictor, a transformer,
     runs once for each group of targets. It sees the context and the positions
@@ -33,17 +33,17 @@ class JEPA(MaskedPrediction):
     channel by channel, and averaged. The teacher sees the whole clip. The loss
     is the mean squared error.
 
-    If you pass a mask, as validation does, all that it masks is one group.
-    Unlike in WavJEPA, tokens are patches of a spectrogram, the encoder has two
-    class tokens, which the predictor sees too, and a batch holds one crop of
-    each clip.
+    If you pass a mask, as validation does, all masked tokens are one group.
+    Unlike in WavJEPA, tokens are patches of a spectrogram, and a batch has one
+    crop of each clip. The encoder has two class tokens, which the predictor
+    sees too.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws context and targets, see `Masker.draw_targets`; by default four
+        Draws context and targets; see `Masker.draw_targets`. By default four
         groups of blocks. If the masker draws a single mask, all of it is one
         group.
     layers : float
@@ -53,7 +53,7 @@ class JEPA(MaskedPrediction):
         Momentum of the teacher at the first step, and from `momentum_duration`
         on; linear between them.
     momentum_duration : int or float
-        Steps, or a fraction of the run.
+        Steps (int), or a fraction of the run (float).
     decoder : dict
         Arguments of the predictor; see `MaskedPrediction`.
 
@@ -162,7 +162,7 @@ class JEPA(MaskedPrediction):
         context : TokenSplit
             Positions of the contexts, and of all masked tokens.
         groups : torch.Tensor
-            Boolean (B, M, F', T'), the targets.
+            Boolean (B, M, F', T'), True at the targets.
 
         Returns
         -------

@@ -7,31 +7,31 @@ from ssast_lobes.models.filterbank import ExactBuffers
 from ssast_lobes.utils.lengths import length_to_mask
 
 N_BANDS = 84
-# C1, and seven octaves of semitones from there: up to 3,951 Hz.
+# The bands are seven octaves of semitones, from C1 up to 3,951 Hz.
 _LOWEST_HZ = 32.703
 _PER_OCTAVE = 12
 _FFT_SIZES = (512, 1024, 2048)
 _SAMPLE_RATE = 16000
-# Step of Kaldi's frames, and the sample in the middle of the first.
+# Hop of Kaldi's frames, and the sample in the middle of the first frame.
 _HOP = 160
 _FIRST_CENTER = 200
-# Frame counts may differ by this many where features begin or end elsewhere.
+# Features may begin or end elsewhere, so frame counts may differ by this many.
 _FRAMES_APART = 3
 _LEAST_STD = 1e-5
 
 
 class LogFrequencySpectra(ExactBuffers):
-    """Compute spectra in 84 bands of a semitone for each token.
+    """Spectra of tokens in 84 bands of a semitone.
 
     Each band sums the magnitudes of a short-time Fourier transform under a
-    triangle that reaches from one neighboring note to the other. Of three
-    transforms (512, 1,024 and 2,048 samples) it takes the shortest whose bins
-    are no further apart than two notes. So high notes are sharp in time and
-    low notes in frequency, as in a constant-Q transform, at a small fraction
-    of its cost. Below 139 Hz even the bins of the longest transform are
-    further apart than notes, so bands there are as wide as its bins. The
-    logarithm of one plus the sum is standardized over the clip, band by band,
-    and averaged over the frames of a token.
+    triangle that reaches from one neighboring note to the other. There are
+    three transforms (512, 1,024 and 2,048 samples). A band takes the shortest
+    one with bins that are no further apart than neighboring notes. So high
+    notes are sharp in time and low notes in frequency, as in a constant-Q
+    transform, at a small fraction of its cost. Below 139 Hz even the bins of
+    the longest transform are further apart than notes, so bands there are as
+    wide as its bins. The logarithm of one plus the sum is standardized over
+    the clip, band by band, and averaged over the frames of a token.
 
     Arguments
     ---------
@@ -71,13 +71,13 @@ class LogFrequencySpectra(ExactBuffers):
         Returns
         -------
         torch.Tensor
-            float32 (B, N, 84), the same at all frequencies of a time, 0 at
+            float32 (B, N, 84), the same for all tokens of a time, 0 at
             padding.
 
         Raises
         ------
         ValueError
-            If the features have other frames than 10 ms of 16 kHz.
+            If the features do not have a hop of 10 ms at 16 kHz.
         """
         if abs(max_frames - wavs.shape[1] / _HOP) > _FRAMES_APART:
             raise ValueError(
@@ -126,8 +126,8 @@ def log_filters():
     Returns
     -------
     list of torch.Tensor
-        (Fourier bins, 84) each. A band has weights in one of the three, with a
-        sum of 1.
+        (Fourier bins, 84) each. A band has weights in one of the three. They
+        sum to 1.
 
     Example
     -------

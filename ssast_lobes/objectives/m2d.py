@@ -17,12 +17,12 @@ from ssast_lobes.objectives.projections import cosine_distance
 from ssast_lobes.utils.checks import reals
 from ssast_lobes.utils.schedules import Linear
 
-# Added to the variance of a target, as in the paper's code.
+# The paper's code adds this to the variance of a target.
 _EPS = 1e-6
 
 
 class M2D(MaskedPrediction):
-    """Predict a teacher's outputs at masked tokens from visible tokens.
+    """Prediction of a teacher's outputs at masked tokens from visible tokens.
 
     The teacher, a moving average of the encoder, sees the masked tokens
     *only*, so both networks must model the whole from a part. Its outputs are
@@ -112,7 +112,7 @@ class M2D(MaskedPrediction):
         feats, n_frames
             As in `forward`.
         split : TokenSplit
-            Places of the masked tokens.
+            Positions of the masked tokens.
 
         Returns
         -------

@@ -14,7 +14,7 @@ from ssast_lobes.utils.checks import real
 
 
 class MAEAST(MaskedAutoencoder):
-    """Tell masked patches apart and reconstruct them, from the visible ones.
+    """Discrimination and reconstruction of masked patches from visible ones.
 
     ``loss = nce + generative_weight * mse``, with the raw patches as
     targets. The softmax of the InfoNCE runs over all targets of a clip.
@@ -24,8 +24,8 @@ class MAEAST(MaskedAutoencoder):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; clusters of patches, or single frames, 75 %, when
-        left out.
+        Draws the masks; by default it masks clusters of patches, or single
+        frames, 75 % of them.
     generative_weight : float
         Weight of the reconstruction.
     decoder : dict
@@ -64,9 +64,8 @@ class MAEAST(MaskedAutoencoder):
     def losses(self, decoded, patches, weight):
         """Return both losses; see `MaskedAutoencoder.losses`.
 
-        Logs are ``nce``, ``accuracy`` (fraction of masked patches whose
-        prediction fits best to its own target), what chance gives of both,
-        and ``mse``.
+        Logs are ``nce``, ``accuracy`` (the fraction of masked patches whose
+        prediction fits its own target best), their chance levels, and ``mse``.
         """
         reconstruction = super().losses(decoded, patches, weight)
         nce, accuracy = info_nce(
@@ -78,6 +77,6 @@ class MAEAST(MaskedAutoencoder):
 
     @staticmethod
     def scale(patches):
-        """Return means of 0 and deviations of 1: patches stay raw."""
+        """Return means of 0 and deviations of 1, so that patches stay raw."""
         mean = torch.zeros_like(patches[..., :1])
         return mean, torch.ones_like(mean)

@@ -15,15 +15,15 @@ from ssast_lobes.objectives.base import (
 from ssast_lobes.objectives.masked_prediction import MaskedPrediction
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Added to the variance of a patch, as in both papers' code.
+# The code of both papers adds this to the variance of a patch.
 _EPS = 1e-6
 
 
 class MaskedAutoencoder(MaskedPrediction):
-    """Reconstruct masked patches from the visible ones.
+    """Reconstruction of masked patches from the visible ones.
 
-    A patch is standardized by its own mean and standard deviation before the
-    squared error is taken.
+    The loss is the mean squared error. The target is the patch, standardized
+    by its own mean and standard deviation.
 
     Arguments
     ---------
@@ -129,8 +129,8 @@ class MaskedAutoencoder(MaskedPrediction):
     def reconstruct(self, feats, n_frames, mask):
         """Return spectrograms with the masked patches filled in by the model.
 
-        The model predicts the shape of a patch; the prediction gets
-        its own mean and deviation, as usual in pictures of such models.
+        The model predicts standardized patches. Here they get the mean and the
+        deviation of the true patch, as usual in pictures of such models.
 
         Arguments
         ---------

@@ -1,4 +1,4 @@
-"""The base of masked autoencoders and M2D.
+"""The base class of masked autoencoders, M2D and JEPA.
 
 The encoder sees visible tokens only, and a light decoder predicts all tokens.
 """
@@ -15,7 +15,7 @@ from ssast_lobes.objectives.base import (
 
 
 class MaskedPrediction(Objective):
-    """Base class: encode visible tokens, and decode all tokens.
+    """Base class of objectives that encode visible and decode all tokens.
 
     The encoder gets fixed sin-cos positions.
 
@@ -26,7 +26,7 @@ class MaskedPrediction(Objective):
     masker : Masker or dict or None
         Draws the masks; see `Objective`.
     output_size : int
-        Values to predict at a token.
+        Number of values to predict at each token.
     decoder : dict
         Arguments of `TransformerDecoder`: width, depth and head_size.
 
@@ -83,7 +83,7 @@ class MaskedPrediction(Objective):
         feats, n_frames
             As in `split`.
         split : TokenSplit
-            Places of the tokens that the encoder sees.
+            Positions of the tokens that the encoder sees.
 
         Returns
         -------

@@ -1,7 +1,7 @@
 """Maskers, which draw masks over the tokens of clips.
 
 A mask is boolean (B, F', T'), True where a token is masked. Maskers mask only
-a clip's own valid tokens, and exactly as many as asked for.
+a clip's own valid tokens, and exactly the requested number.
 
 A masker is a setting of an objective: `Masker.config` describes it in plain
 words and numbers, and `make_masker` builds it again.
@@ -15,21 +15,23 @@ from ssast_lobes.utils.random import RandomSource
 
 
 class Masker(nn.Module):
-    """Base of the maskers: how many tokens, and how scores become a mask.
+    """Base class of maskers, which mask the tokens with the lowest scores.
 
-    A subclass gives each token a score; the lowest are masked.
+    A subclass gives each token a score.
 
     Arguments
     ---------
     ratio : float, optional
-        Ratio of a clip's valid tokens to mask.
+        Fraction of a clip's valid tokens to mask.
     count : int, optional
-        Number of tokens to mask, at most all but one. Give one of the two.
+        Number of tokens to mask, at most all but one. Give either `ratio` or
+        `count`.
 
     Raises
     ------
     ValueError
-        If not exactly one of `ratio` and `count` is given, or out of range.
+        If not exactly one of `ratio` and `count` is given, or it is out of
+        range.
     """
 
     def __init__(self, ratio=None, count=None):
@@ -73,8 +75,7 @@ class Masker(nn.Module):
         [0, 1, 384]
         """
         if not isinstance(n_tokens, torch.Tensor):
-            # No tensor on the way: reading it back would break a compiled
-            # graph in two.
+            # Make no tensor: reading it back would split a compiled graph.
             wanted = self.count or round(self.ratio * n_tokens)
             return max(0, min(max(1, wanted), n_tokens - 1))
         if self.count is not None:
@@ -84,10 +85,10 @@ class Masker(nn.Module):
         return torch.minimum(wanted.clamp(min=1), n_tokens - 1).clamp(min=0)
 
     def max_masked(self, n_freq, n_time):
-        """Return how many tokens are masked in a clip, for buffers of losses.
+        """Return the number of masked tokens of a clip, for buffers of losses.
 
-        A masker with a `draw` of its own answers this too: tokens beyond this
-        number would leave the loss.
+        A subclass with a `draw` of its own may need its own number here too:
+        the loss ignores masked tokens beyond this number.
 
         Arguments
         ---------
@@ -119,8 +120,8 @@ class Masker(nn.Module):
         generator : torch.Generator, optional
             Source of the draws, on the device of `n_time`.
         clip_keys : torch.Tensor, optional
-            (B,) int64: the mask becomes a function of the clip's key alone,
-            for validation.
+            (B,) int64, for validation: the mask of a clip is then a function
+            of its key alone.
 
         Returns
         -------
@@ -136,7 +137,7 @@ class Masker(nn.Module):
         Arguments
         ---------
         rand : RandomSource
-            Source of the draws; another call gives another mask.
+            Source of the draws. Another call returns another mask.
         n_time, n_freq, max_time
             As in `forward`.
 
@@ -161,7 +162,8 @@ class Masker(nn.Module):
         mask : torch.Tensor
             The mask of `draw`, from the same draws.
         targets : torch.Tensor
-            Boolean (B, M, F', T'), M parts of the mask; here one, the whole.
+            Boolean (B, M, F', T'), M parts of the mask; by default M is 1, and
+            the part is the whole mask.
         """
         mask = self.draw(rand, n_time, n_freq, max_time)
         return mask, mask[:, None]
@@ -172,7 +174,7 @@ class Masker(nn.Module):
         Arguments
         ---------
         rand : RandomSource
-            ``rand(rows, columns)`` gives uniform draws (B, rows, columns).
+            ``rand(rows, columns)`` returns uniform draws (B, rows, columns).
         n_time, n_freq, max_time
             As in `forward`.
 
@@ -194,7 +196,7 @@ def lowest(scores, n_time, counts):
     n_time : torch.Tensor
         Valid patches along time of each clip, (B,) int64.
     counts : torch.Tensor
-        Tokens to mask of each clip, (B,) int64.
+        Number of tokens to mask in each clip, (B,) int64.
 
     Returns
     -------
@@ -215,7 +217,7 @@ def lowest(scores, n_time, counts):
 
 
 class RandomMasker(Masker):
-    """Mask tokens one by one, uniformly: SSAST's frame masks.
+    """Masker of single tokens, drawn uniformly, as SSAST masks frames.
 
     See `Masker` for the arguments.
 
@@ -227,21 +229,21 @@ class RandomMasker(Masker):
     """
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return plain draws; see `Masker.scores`."""
+        """Return independent draws; see `Masker.scores`."""
         return rand(n_freq, max_time)
 
 
 class ClusterMasker(Masker):
-    """Mask square clusters of tokens: SSAST's patch masks, without its bias.
+    """Masker of square clusters of tokens, as SSAST masks patches.
 
     Each clip draws a cluster size C, and random draws seed the clusters. A
-    cluster that crosses an edge of the clip continues at the opposite edge:
-    only so is every token masked equally often, in clips of any length (the
-    official generator masks the lowest mel row half as often as the middle).
-    See section 2.2 of the paper.
+    cluster that crosses an edge of the clip continues at the opposite edge.
+    So every token is masked equally often, in clips of any length. (The
+    official generator is biased: it masks the lowest mel row half as often as
+    the middle.) See section 2.2 of SSAST (Gong et al., AAAI 2022).
 
-    On a grid with F' = 1 tokens are masked one by one, as by `RandomMasker`:
-    the paper has clusters of patches, but not of frames.
+    On a grid with F' = 1, tokens are masked one by one, as by `RandomMasker`,
+    since the paper has clusters of patches, but not of frames.
 
     Arguments
     ---------
@@ -280,7 +282,7 @@ class ClusterMasker(Masker):
         return {**super().config, "cluster_sizes": list(self.cluster_sizes)}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return the least draw within C x C; see `Masker.scores`."""
+        """Return the least draw in C x C tokens; see `Masker.scores`."""
         if n_freq == 1:
             return rand(n_freq, max_time)
         return square_scores(self.cluster_sizes, rand, n_time, n_freq, max_time)
@@ -292,7 +294,7 @@ def square_scores(sizes, rand, n_time, n_freq, max_time):
     Arguments
     ---------
     sizes : tuple of int
-        Sides of the squares, of which each clip draws one.
+        Sides of the squares in tokens. Each clip draws one.
     rand, n_time, n_freq, max_time
         See `Masker.draw`.
 
@@ -307,7 +309,7 @@ def square_scores(sizes, rand, n_time, n_freq, max_time):
     >>> square_scores((3,), rand, torch.tensor([4]), 4, 4).shape
     torch.Size([1, 4, 4])
     """
-    # The first column is spare: it draws the size.
+    # The first column draws the size.
     drawn = rand(n_freq, 1 + max_time)
     choice = (drawn[:, 0, 0] * len(sizes)).long()
     seeds = drawn[:, :, 1:]
@@ -322,5 +324,5 @@ def square_scores(sizes, rand, n_time, n_freq, max_time):
         extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
         lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
         scores = scores + lowest * (choice == number)[:, None, None]
-    # Tokens of one square tie: their own draws decide, not their order.
+    # Tokens of one square tie. Let their own draws decide, not their order.
     return scores + 1e-5 * seeds

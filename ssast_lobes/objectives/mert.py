@@ -14,7 +14,7 @@ from ssast_lobes.utils.checks import real
 
 
 class MERT(Codes):
-    """Predict codes and a constant-Q-like spectrum of masked tokens.
+    """Prediction of codes and a constant-Q-like spectrum of masked tokens.
 
     Some clips get another clip of the batch mixed in as background. The codes
     and spectra to predict are those of the clip alone. A second head predicts
@@ -29,7 +29,7 @@ class MERT(Codes):
     mixes pieces of other clips at full volume; here the signal-to-noise ratio
     is drawn.
 
-    It also needs the waveforms, which `PretrainingLobe` passes on.
+    The objective also needs the waveforms; `PretrainingLobe` passes them.
 
     Arguments
     ---------
@@ -113,7 +113,7 @@ class MERT(Codes):
         n_samples : torch.Tensor
             Valid samples (B,) int64.
         **place
-            What the tokenizer needs next to these; see `Objective`.
+            Further items that the tokenizer needs; see `Objective`.
 
         Returns
         -------

@@ -26,7 +26,7 @@ SOFTMAX_OVER = ("predictions", "targets")
 
 
 class MSPM(Objective):
-    """Tell masked patches apart, and reconstruct them.
+    """Discrimination and reconstruction of masked patches.
 
     One forward pass and one mask serve both losses, as in Algorithm 1 of the
     paper: ``loss = nce + generative_weight * mse``. Losses are averaged
@@ -47,9 +47,9 @@ class MSPM(Objective):
         of all masked tokens, as in the official code. ``"targets"``: for each
         prediction, it is over all targets, as in equation 1 of the paper.
     sincos_positions : bool
-        Use fixed sin-cos positions, as masked autoencoders do. Learned
-        positions begin so small that masked tokens, which differ in nothing
-        else, stay alike for hundreds of steps. The paper has learned
+        Whether to use fixed sin-cos positions, as masked autoencoders do.
+        Learned positions begin so small that masked tokens, which differ in
+        nothing else, stay alike for hundreds of steps. The paper has learned
         positions.
 
     Raises
@@ -98,7 +98,7 @@ class MSPM(Objective):
         if sincos_positions:
             encoder.fix_positions()
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
-        # Xavier's deviation for the official (1, 1, D) tensor.
+        # This is Xavier's deviation for the official (1, 1, D) tensor.
         nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)
         size = encoder.grid.patch_size
         if task != "generative":
@@ -146,7 +146,7 @@ class MSPM(Objective):
         else:
             max_masked = mask[0].numel()
         if n_frames is not None:
-            # Targets are what the encoder sees: nothing beyond a clip's end.
+            # Set padding to 0, so that targets are what the encoder sees.
             is_frame = length_to_mask(n_frames, feats.shape[1])
             feats = feats * is_frame[:, :, None]
         encoded = self.encoder(feats, n_frames, mask, self.mask_embedding)
@@ -271,11 +271,12 @@ def info_nce(predictions, targets, weight, softmax_over):
     >>> round(loss.item(), 3), accuracy.item()
     (0.0, 1.0)
     """
-    # Raw log-mel products reach hundreds: bf16 would round them to integers.
+    # Products of log-mel patches reach hundreds, which bf16 would round to
+    # integers.
     with torch.autocast(predictions.device.type, enabled=False):
         scores = targets.float() @ predictions.float().transpose(1, 2)
     absent = weight == 0
-    # Not -inf: a clip without a mask would turn gradients into NaN.
+    # With -inf, a clip without a mask would turn gradients into NaN.
     lowest = torch.finfo(scores.dtype).min
     over, other = (2, 1) if softmax_over == "predictions" else (1, 2)
     hide = absent.unsqueeze(other).expand_as(scores)

@@ -1,8 +1,9 @@
 """SSAST's objective with the behavior of the official code, quirks included.
 
-For reproducing published numbers (YuanGongND/ssast at a1a3eec): two forward
-passes with two independent masks, its biased mask generator, padding treated
-as audio, and its accuracy. Train with `MSPM` instead.
+It serves to reproduce published numbers (YuanGongND/ssast at a1a3eec). It has
+two forward passes with independent masks, the biased mask generator and the
+accuracy of the official code, and treats padding as audio. For training, use
+`MSPM` instead.
 """
 
 import random
@@ -31,7 +32,7 @@ def official_mask(n_freq, n_time, count, rng):
     n_freq, n_time : int
         F' and T'.
     count : int
-        Tokens to mask, at most F' * T' - 2; all of them for frames.
+        Number of tokens to mask, at most F' * T' - 2, or F' * T' if F' = 1.
     rng : random.Random
         Source of the draws.
 
@@ -81,8 +82,8 @@ class MSPMReference(MSPM):
     encoder : SpectrogramEncoder
         The encoder to train.
     count : int
-        Tokens to mask; 400 in the official scripts. The official generator
-        draws the masks, so that there is no masker to choose.
+        Number of tokens to mask; 400 in the official scripts. The official
+        generator draws the masks, so there is no masker to choose.
 
     Example
     -------
@@ -104,10 +105,10 @@ class MSPMReference(MSPM):
     def forward(
         self, feats, n_frames=None, mask=None, generator=None, clip_keys=None
     ):
-        """Loss of a batch; `n_frames` is ignored, as padding was.
+        """Return the loss of a batch; see `MSPM.forward`.
 
-        See `MSPM.forward`; a given `mask`, or that of `clip_keys`, serves
-        both passes.
+        `n_frames` is ignored, since the official code treats padding as audio.
+        A given `mask`, or the one of `clip_keys`, serves both passes.
         """
         if mask is None and clip_keys is not None:
             mask = self.draw_mask(feats, None, clip_keys=clip_keys)
@@ -149,9 +150,9 @@ class MSPMReference(MSPM):
 def official_info_nce(predictions, targets):
     """Return the official discriminative loss and accuracy.
 
-    The loss runs the softmax over the predictions for a fixed target; the
-    accuracy then takes the best target for a fixed prediction on those
-    probabilities, so it is neither direction of retrieval exactly.
+    For each target, the loss has a softmax over the predictions. For each
+    prediction, the accuracy then takes the target with the highest of these
+    probabilities. So it is exactly neither direction of retrieval.
 
     Arguments
     ---------

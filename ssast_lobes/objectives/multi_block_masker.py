@@ -1,4 +1,4 @@
-"""Masks of joint-embedding predictive architectures (JEPA)."""
+"""The masker of joint-embedding predictive architectures (JEPA)."""
 
 import torch
 
@@ -7,22 +7,22 @@ from ssast_lobes.utils.checks import real, whole
 
 
 class MultiBlockMasker(Masker):
-    """Mask several groups of blocks to predict, and further blocks.
+    """Masker of several groups of blocks to predict, and of further blocks.
 
     Each group has exactly `target_ratio` of a clip's tokens, in square blocks
-    that wrap at the clip's own edges, as those of `ClusterMasker`; groups may
+    that wrap at the clip's own edges, as those of `ClusterMasker`. Groups may
     overlap. The mask covers the groups, and further blocks until it has
-    exactly the requested ratio; the encoder does not see masked tokens. So
+    exactly the requested ratio. The encoder does not see masked tokens, so
     some tokens are neither seen nor predicted. If the groups together exceed
-    the ratio, some of their tokens stay visible and are no targets. After
-    Assran et al., "Self-Supervised Learning from Images with a Joint-Embedding
-    Predictive Architecture", CVPR 2023, whose blocks are larger rectangles;
-    WavJEPA has spans.
+    the ratio, some of their tokens stay visible and are no targets. The masks
+    follow Assran et al., "Self-Supervised Learning from Images with a
+    Joint-Embedding Predictive Architecture", CVPR 2023. The paper has larger
+    rectangles; WavJEPA has spans.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`; they count all tokens that the encoder does not see.
+        See `Masker`. They count all tokens that the encoder does not see.
     n_targets : int
         Number of groups in each clip.
     target_ratio : float

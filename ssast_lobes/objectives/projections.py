@@ -14,7 +14,7 @@ def sizes_of(dim, ratios):
     dim : int
         Token size D of the encoder.
     ratios : float or list of float
-        Sizes over D.
+        Sizes as multiples of D.
 
     Returns
     -------
@@ -60,13 +60,13 @@ def gelu_mlp(sizes):
 class BatchNormMLP(nn.Module):
     """Projector or predictor of BYOL (Grill et al., NeurIPS 2020).
 
-    Two linear layers without offsets, batch norm over all processes and ReLU
-    between.
+    It has two linear layers without biases. Between them are batch norm over
+    all processes and ReLU.
 
     Arguments
     ---------
     dim, hidden, out : int
-        Sizes before, between and after.
+        Sizes before, between and after the layers.
 
     Example
     -------
@@ -101,8 +101,8 @@ class BatchNormMLP(nn.Module):
 class Prototypes(nn.Module):
     """Cosine similarity to learned directions: DINO's last layer.
 
-    The weight-normed linear layer with fixed gain of Caron et al., "Emerging
-    Properties in Self-Supervised Vision Transformers", ICCV 2021.
+    This is the weight-normed linear layer with fixed gain of Caron et al.,
+    "Emerging Properties in Self-Supervised Vision Transformers", ICCV 2021.
 
     Arguments
     ---------
@@ -125,7 +125,8 @@ class Prototypes(nn.Module):
 
     def forward(self, x):
         """Return logits float32 (.., count) of projections (.., dim)."""
-        # A temperature of 0.04 would make bf16's roundings tenths.
+        # Compute in float32: divided by a temperature of 0.04, rounding errors
+        # of bf16 would become tenths.
         with torch.autocast(x.device.type, enabled=False):
             directions = nn.functional.normalize(self.weight, dim=1)
             unit = nn.functional.normalize(x.float(), dim=-1)
@@ -133,12 +134,12 @@ class Prototypes(nn.Module):
 
 
 class Center(nn.Module):
-    """Running mean of the teacher's logits, taken off before its softmax.
+    """Running mean of the teacher's logits, subtracted before its softmax.
 
-    Keeps one prototype from winning everywhere (Caron et al., section 3.1).
-    The first batch sets it, and each batch counts before it is centered:
-    released codes start at 0, and for some twenty steps teach every clip the
-    same prototype.
+    It keeps one prototype from winning everywhere (Caron et al., section 3.1).
+    The first batch sets the mean. Each later batch updates the mean before its
+    own logits are centered. Released code starts at a mean of 0, and teaches
+    every clip the same prototype for some twenty steps.
 
     Arguments
     ---------
@@ -167,7 +168,7 @@ class Center(nn.Module):
         return logits - self.mean
 
     def update(self, mean):
-        """Take in a batch; nothing in evaluation.
+        """Update the mean with a batch; do nothing in evaluation.
 
         Arguments
         ---------
@@ -232,7 +233,7 @@ def cosine_distance(x, y):
 
 
 def swap_views(x):
-    """Return the rows (2B, ..) of two views, with the second view's first.
+    """Return the rows (2B, ..) of two views, with those of the second first.
 
     Arguments
     ---------

@@ -14,9 +14,9 @@ from ssast_lobes.utils.checks import real
 
 
 class SSLAM(EAT):
-    """Predict a teacher's outputs for clips, for mixtures and for their parts.
+    """Prediction of a teacher's outputs for clips, mixtures and their parts.
 
-    Each clip of a batch is mixed with the one before it, its partner: a pixel
+    Each clip of a batch is mixed with its partner, the clip before it. A pixel
     of the mixture is the louder of the two, except in two windows that stay
     clean. The student sees clip and mixture under the same masks, and has
     EAT's targets for both. For the mixture it also predicts the mean of the
@@ -24,7 +24,7 @@ class SSLAM(EAT):
     errors have equal weight.
 
     So the loss of a clip depends on its partner, by design. After the end of a
-    shorter partner the clip is alone; a longer partner is cut, so that padding
+    shorter partner the clip is alone. A longer partner is cut, so that padding
     never counts. In a batch of one, the clip is its own partner. In evaluation
     the loss must be a function of the clip, so nothing is mixed, and the loss
     is EAT's.
@@ -96,8 +96,8 @@ class SSLAM(EAT):
         sounds = (sounds & (frame < n_partner[:, None]))[:, :, None]
         mixture = torch.where(sounds, feats.maximum(partner), feats)
 
-        # Clips and mixtures alternate, so the draws are still those of B
-        # clips.
+        # Clips and mixtures alternate, so that both take the draws of the
+        # clip.
         views = torch.stack([feats, mixture], 1).flatten(0, 1)
         n_views, masks, is_views = (
             x.repeat_interleave(2, 0) for x in (n_frames, masks, is_token)

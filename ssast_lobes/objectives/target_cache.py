@@ -10,7 +10,7 @@ from ssast_lobes.utils.files import atomic_write
 
 
 class TargetCache:
-    """Cache the targets of clips in a folder, one file for each clip.
+    """Cache of the targets of clips in a folder, one file for each clip.
 
     The name of a file is a hash of the clip's samples and of `maker`. Targets
     are float16 even when they are first computed, so that they do not depend
@@ -19,9 +19,9 @@ class TargetCache:
     Arguments
     ---------
     folder : str or os.PathLike
-        Created when it is first needed.
+        Folder of the files, created when it is first needed.
     maker : str
-        Text that differs where the targets would, by weights or layers.
+        Text about all that determines targets, such as weights and layers.
 
     Example
     -------
@@ -46,7 +46,7 @@ class TargetCache:
         Arguments
         ---------
         clip : torch.Tensor
-            Its samples, without padding.
+            Samples of the clip, without padding.
         make : callable
             Function of `clip` that returns a list of tensors; called if there
             is no file.
@@ -68,7 +68,7 @@ class TargetCache:
             kept = load_file(path, device=str(clip.device))
             return [kept[str(number)] for number in range(len(kept))]
         except (FileNotFoundError, SafetensorError):
-            # Replace a damaged file.
+            # This replaces a damaged file too.
             made = [x.half().contiguous() for x in make(clip)]
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, "wb") as file:

@@ -24,22 +24,22 @@ logger = get_logger(__name__)
 
 
 class VectorQuantizer(Objective):
-    """Quantize tokens so that a decoder restores a frozen teacher's tokens.
+    """Objective of a tokenizer: a decoder restores a teacher's tokens.
 
     The encoder sees all tokens. `Quantizer` gives each a code. A light decoder
     predicts the teacher's tokens from the codes alone; its error is 1 -
     cosine. Gradients pass straight through the codes, and a second error pulls
     the vectors towards their codes. The teacher is a frozen copy of the
-    encoder at the start, so begin from a pretrained encoder by ``--source``.
-    (BEATs' tokenizer starts from random weights next to that teacher.) The
-    export is a tokenizer for `Codes`, see `VectorQuantizerTokenizer`.
+    initial encoder, so start from a pretrained encoder by ``--source``. (BEATs
+    starts the tokenizer from random weights, and has a pretrained teacher.)
+    The export is a tokenizer for `Codes`; see `VectorQuantizerTokenizer`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder of the tokenizer, to train.
     n_codes, dim : int
-        Number of codes, and their size.
+        Number of codes, and size of each.
     code_momentum : float
         Weight of the old code in an update.
     restart_after : int or None
@@ -128,7 +128,7 @@ class VectorQuantizer(Objective):
         ObjectiveOutput
             Logs: ``cosine_error``, 1 - cosine to the teacher's tokens;
             ``commitment``; ``codes_used``, the fraction of the codes that the
-            batch has, and ``codes_recently_used``, that of the last hundred
+            batch has; ``codes_recently_used``, the same of the last hundred
             batches; ``code_entropy`` in nats, at most ln n_codes.
         """
         encoded = self.encoder(feats, n_frames)
@@ -164,7 +164,7 @@ class VectorQuantizer(Objective):
         self.quantizer.started = bool(self.quantizer.codes.any())
 
     def after_step(self, step, total_steps):
-        """Keep the codes of the first step, and warn of collapse."""
+        """Keep the initial codes from now on, and warn of collapse."""
         self.quantizer.started = True
         self.usage.warn_of_collapse(step, total_steps)
         if step == 1 and not self._has_source:
@@ -175,7 +175,7 @@ class VectorQuantizer(Objective):
 
 
 class _Decoder(nn.Module):
-    """Transformer blocks as wide as the encoder, from codes to its tokens."""
+    """Transformer blocks as wide as the encoder, from codes to tokens."""
 
     def __init__(self, encoder, code_dim, depth, head_size):
         super().__init__()

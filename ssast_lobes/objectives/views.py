@@ -1,9 +1,9 @@
-"""Views: several looks at one clip, for objectives that compare them.
+"""Views of clips, for objectives that compare several views of one clip.
 
-Random crops, random resizing of the mel and time axes, other channels, and
-mixing with other clips. All work on a whole batch on its own device, draw from
-a given `RandomSource`, follow each clip's own length and never wait for the
-device. Padding stays 0.
+The views come from random crops, random resizing of the mel and time axes,
+random channels, and mixing with other clips. All modules work on a whole batch
+on its own device, and never wait for the device. They draw from a given
+`RandomSource`, and follow each clip's own length. Padding stays 0.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import nn
 from ssast_lobes.utils.checks import real, reals, require, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Parameter of the cubic convolution kernel in PyTorch's bicubic resizing.
+# This is the parameter of the kernel in PyTorch's bicubic resizing.
 _CUBIC = -0.75
 
 
@@ -26,7 +26,7 @@ def draw_whole(draw, choices):
     draw : torch.Tensor
         float32 in [0, 1), as `RandomSource` gives it.
     choices : int or torch.Tensor
-        How many numbers there are to choose from.
+        Number of whole numbers to choose from.
 
     Returns
     -------
@@ -38,19 +38,19 @@ def draw_whole(draw, choices):
     >>> draw_whole(torch.tensor([0.0, 0.5, 0.99]), 4)
     tensor([0, 2, 3])
     """
-    # In float32 the largest draw times a number may round up to the number.
+    # In float32 the largest draw times `choices` may round up to `choices`.
     return (draw.double() * choices).floor().long()
 
 
 class RandomCrop(nn.Module):
-    """Cut a random stretch out of each clip.
+    """Random stretch of each clip.
 
     Arguments
     ---------
     fraction : float or tuple of float
-        Length of the stretch over the clip's own frames; at least one frame.
-        With two numbers, the length is drawn uniformly between them for each
-        clip.
+        Length of the stretch as a fraction of the clip's own frames; at least
+        one frame. With two numbers, the fraction of each clip is drawn
+        uniformly between them.
 
     Raises
     ------
@@ -80,7 +80,7 @@ class RandomCrop(nn.Module):
         self._least, self._greatest = least, greatest
 
     def forward(self, feats, n_frames, rand):
-        """Cut.
+        """Cut a random stretch out of each clip.
 
         Arguments
         ---------
@@ -94,10 +94,10 @@ class RandomCrop(nn.Module):
         Returns
         -------
         crops : torch.Tensor
-            (B, round(fraction * T), n_mels) of the greatest fraction, 0 at
+            (B, round(f * T), n_mels), where f is the greatest fraction; 0 at
             padding.
         n_frames : torch.Tensor
-            Their valid frames (B,) int64.
+            Valid frames of the crops, (B,) int64.
         """
         first, counts = self.draw(n_frames, rand)
         return cut(feats, first, counts, self.longest(feats)), counts
@@ -126,7 +126,7 @@ class RandomCrop(nn.Module):
         return first[:, 0], counts
 
     def longest(self, feats):
-        """Return the frames (int) of the longest stretch of such a batch."""
+        """Return the frames (int) of the longest possible stretch."""
         return max(1, round(self._greatest * feats.shape[1]))
 
 
@@ -160,7 +160,7 @@ def cut(feats, first, counts, longest):
 
 
 def roll(feats, n_frames, offset):
-    """Turn clips around along time, each within its own length.
+    """Rotate clips along time, each within its own length.
 
     Arguments
     ---------
@@ -169,12 +169,12 @@ def roll(feats, n_frames, offset):
     n_frames : torch.Tensor
         Valid frames (B,) int64.
     offset : torch.Tensor
-        (B,), over the clip's length, from 0 to 1.
+        Rotation as a fraction of the clip's length, (B,) from 0 to 1.
 
     Returns
     -------
     torch.Tensor
-        (B, T, n_mels), padding as it came.
+        (B, T, n_mels), with unchanged padding.
 
     Example
     -------
@@ -190,23 +190,24 @@ def roll(feats, n_frames, offset):
 
 
 class RandomResizedCrop(nn.Module):
-    """Resize a random part of each spectrogram to the size of the whole.
+    """Random part of each spectrogram, resized to the size of the whole.
 
-    From BYOL-A (Niizumi et al., IJCNN 2021), with which ATST makes its views.
-    Along an axis a part of random size is cut at a random place and resized
-    with cubic convolution. Parts may be larger than a clip as far as an empty
-    canvas around it reaches: the clip then shrinks and has zeros around it.
+    It comes from BYOL-A (Niizumi et al., IJCNN 2021), and ATST makes its views
+    with it. Along an axis, a part of random size is cut at a random position
+    and resized with cubic convolution. An empty canvas around the clip allows
+    parts longer than the clip, which then shrinks and has zeros around it.
 
     Arguments
     ---------
     freq_scale : tuple of float
-        Least and greatest part of the mel axis, over its size. More than
-        the whole axis takes the whole.
+        Least and greatest size of the part, as a fraction of the mel axis.
+        Above 1, the part is the whole axis.
     time_scale : tuple of float, optional
-        The same of each clip's own frames; frames stay where they are when
-        left out.
+        The same for the time axis, as a fraction of the clip's own frames. By
+        default the time axis stays unchanged.
     time_canvas : float
-        Length of the canvas over that of the clip, which lies in its middle.
+        Length of the canvas as a multiple of the clip's. The clip is in the
+        middle of the canvas.
 
     Example
     -------
@@ -226,7 +227,7 @@ class RandomResizedCrop(nn.Module):
         self.time_canvas = real("time_canvas", time_canvas, 1)
 
     def forward(self, feats, n_frames, rand):
-        """Resize.
+        """Resize a random part of each clip.
 
         Arguments
         ---------
@@ -254,7 +255,7 @@ class RandomResizedCrop(nn.Module):
 
 
 def _draw_part(rand, sizes, canvas, scale):
-    """Draw size and first place of a part of each canvas, both (B,)."""
+    """Draw size and first position of a part of each canvas, both (B,)."""
     draws = rand(1, 2)[:, 0]
     factor = scale[0] + draws[:, 0].double() * (scale[1] - scale[0])
     size = (factor * sizes).floor().long().clamp(min=1).minimum(canvas)
@@ -264,8 +265,8 @@ def _draw_part(rand, sizes, canvas, scale):
 def resize_part(x, sizes, canvas, size, first):
     """Resize a part of each clip's canvas to the clip's own size.
 
-    Cubic convolution along dimension 1, as ``interpolate(mode="bicubic",
-    align_corners=True)`` of the part does.
+    This is cubic convolution along dimension 1, as in
+    ``interpolate(mode="bicubic", align_corners=True)`` of the part.
 
     Arguments
     ---------
@@ -274,9 +275,10 @@ def resize_part(x, sizes, canvas, size, first):
     sizes : torch.Tensor
         Valid entries along L of each clip, (B,) int64.
     canvas : torch.Tensor
-        Entries of the canvas, (B,); the clip lies in its middle, zeros around.
+        Entries of the canvas, (B,). The clip is in the middle of the canvas,
+        with zeros around it.
     size, first : torch.Tensor
-        Entries of the part and its first place on the canvas, (B,).
+        Entries of the part and its first position on the canvas, (B,).
 
     Returns
     -------
@@ -319,24 +321,27 @@ def _cubic(distance):
 
 
 class LogMixup(nn.Module):
-    """Mix each clip with one of the clips seen before.
+    """Mixture of each clip with one of the clips seen before.
 
-    BYOL-A's log-mixup-exp: the exponentials of the normalized log-mels are
-    averaged, as released (the scale of the normalization is not undone). The
-    memory is first in, first out, and a part of the training state: float16,
-    so that it stays small. Where a remembered clip is over, nothing is mixed
-    in. In evaluation nothing is mixed or remembered. All processes mix
-    from the memory of the first: DDP sends its buffers to the others, and so
-    a checkpoint of the first resumes them all.
+    This is BYOL-A's log-mixup-exp. The exponentials of the normalized log-mels
+    are averaged, as in the released code, which does not undo the scale of the
+    normalization. After the end of a remembered clip, nothing is mixed in. In
+    evaluation nothing is mixed or remembered.
+
+    The memory is first in, first out. It is a part of the checkpoints, so it
+    is float16 to stay small. All processes mix from the memory of the first
+    process, because DDP sends its buffers to the others. So a checkpoint of
+    the first process resumes them all.
 
     Arguments
     ---------
     ratio : float
-        Greatest weight of the remembered clip; drawn uniformly from 0 on.
+        Greatest weight of the remembered clip. The weight is drawn uniformly
+        from 0 to this.
     memory : int
-        Clips to remember.
+        Number of clips to remember.
     frames : int
-        Frames to remember of each.
+        Frames to remember of each clip.
     n_mels : int
         Mel bins.
 
@@ -363,7 +368,7 @@ class LogMixup(nn.Module):
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
 
     def forward(self, feats, n_frames, rand):
-        """Mix.
+        """Mix each clip with a remembered clip.
 
         Arguments
         ---------
@@ -377,7 +382,7 @@ class LogMixup(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, T, n_mels), padding as it came.
+            (B, T, n_mels), with unchanged padding.
         """
         if not self.training:
             return feats
@@ -415,20 +420,22 @@ class LogMixup(nn.Module):
 
 
 class Background(nn.Module):
-    """Put another clip of the batch behind some of the clips.
+    """Background of some clips: another clip of the batch.
 
-    Powers add up, as those of two sounds at once do; the partner's level is
-    set by the mean of the log-mels. Where it is over, nothing is added.
+    The powers of the two clips are added, as those of two simultaneous sounds.
+    The level of the background depends on the mean of both log-mels. After the
+    end of a shorter background, nothing is added.
 
     Arguments
     ---------
     probability : float
         Fraction of the clips that get a background.
     snr : tuple of float
-        Least and greatest level over the background in dB; drawn uniformly.
+        Least and greatest level of the clip over the background, in dB; drawn
+        uniformly.
     scale : float
-        Log-mel in nats of one unit of the normalized features: twice the
-        deviation that `SpectrogramNorm` divides by.
+        Nats of log-mel in one unit of the normalized features: 2 * std of
+        `SpectrogramNorm`.
 
     Example
     -------
@@ -447,7 +454,7 @@ class Background(nn.Module):
         self.scale = real("background scale", scale, 0, inside=True)
 
     def forward(self, feats, n_frames, rand):
-        """Mix.
+        """Add a background to some of the clips.
 
         Arguments
         ---------
@@ -461,10 +468,11 @@ class Background(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, T, n_mels), padding as it came.
+            (B, T, n_mels), with unchanged padding.
         """
         draws = rand(1, 3)[:, 0]
-        # The clip that follows in a random order; one alone has none.
+        # The partner is the previous clip in a random order. A clip alone in
+        # its batch has none.
         order = draws[:, 0].argsort()
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
@@ -482,20 +490,22 @@ class Background(nn.Module):
 
 
 class RandomChannel(nn.Module):
-    """Another level and another linear filter for each clip.
+    """Random level and random linear filter of each clip.
 
-    A filter multiplies the spectrum, so it adds to the log-mel: here a sum of
-    cosines over the mel axis, the k-th with 1 / k of the reach. It is the same
-    at all frames, as room and microphone are.
+    A filter multiplies the spectrum, so it adds to the log-mel. Here it is a
+    sum of cosines over the mel axis; the k-th cosine has 1 / k of the greatest
+    amplitude of the first. The filter is the same at all frames, as those of
+    room and microphone are.
 
     Arguments
     ---------
     level : float
         Greatest offset up or down, in units of the normalized features.
     tilt : float
-        The same of the first cosine, which has half a period.
+        Greatest amplitude of the first cosine in the same units. The first
+        cosine has half a period.
     cosines : int
-        Their number.
+        Number of cosines.
 
     Example
     -------
@@ -514,13 +524,13 @@ class RandomChannel(nn.Module):
         self.cosines = whole("channel cosines", cosines, 0)
 
     def forward(self, feats, n_frames, rand):
-        """Filter; arguments and result as in `Background.forward`."""
+        """Filter each clip; see `Background.forward`."""
         draws = 2 * rand(1, 1 + self.cosines)[:, 0] - 1
         n_mels = feats.shape[2]
         number = torch.arange(1, self.cosines + 1, device=feats.device)
         place = (torch.arange(n_mels, device=feats.device) + 0.5) / n_mels
         waves = torch.cos(math.pi * number[:, None] * place) / number[:, None]
-        # No matrix product: autocast would round it to bf16.
+        # This is no matrix product, because autocast would round it to bf16.
         tilt = (draws[:, 1:, None] * waves).sum(1)
         response = self.level * draws[:, :1] + self.tilt * tilt
         is_frame = length_to_mask(n_frames, feats.shape[1])[:, :, None]
@@ -528,6 +538,6 @@ class RandomChannel(nn.Module):
 
 
 def _fit(feats, frames):
-    """Cut (B, T, n_mels) to so many frames, or pad with zeros."""
+    """Cut (B, T, n_mels) to a number of frames, or pad it with zeros."""
     missing = max(0, frames - feats.shape[1])
     return nn.functional.pad(feats[:, :frames], (0, 0, 0, missing))

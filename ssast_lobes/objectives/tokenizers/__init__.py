@@ -3,8 +3,8 @@
 A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
 ``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
 N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
-arguments, as an `Objective` does. It is frozen, and its tensors are buffers,
-so that neither an optimizer nor a change of precision moves a code.
+arguments, as an `Objective` does. It is frozen and its codes are buffers, so
+that no optimizer changes them. It computes in float32 under autocast too.
 """
 
 import functools
@@ -66,8 +66,8 @@ def make_tokenizer(tokenizer, grid):
     ---------
     tokenizer : callable or dict or torch.nn.Module
         A function of the grid that returns a tokenizer, such as a class, or
-        ``!name:`` with arguments in a YAML; the `config` of one of this
-        package's tokenizers; or a tokenizer, which is returned unchanged.
+        ``!name:`` with arguments in a YAML. Or the `config` of one of this
+        package's tokenizers. Or a tokenizer, which is returned unchanged.
     grid : Grid
         Grid of the encoder.
 
@@ -78,7 +78,7 @@ def make_tokenizer(tokenizer, grid):
     Raises
     ------
     ValueError
-        If it is none of these, or the arguments do not fit.
+        If `tokenizer` is none of these, or its arguments do not fit.
 
     Example
     -------
@@ -105,7 +105,7 @@ def make_tokenizer(tokenizer, grid):
 
 
 def load_tokenizer(source):
-    """Load a fitted tokenizer, and the front end that it was fitted with.
+    """Load a fitted tokenizer, and the front end of its fit.
 
     Arguments
     ---------
@@ -116,13 +116,13 @@ def load_tokenizer(source):
     Returns
     -------
     tokenizer : torch.nn.Module
-        The tokenizer, for the grid that it was fitted for.
+        The tokenizer, for the grid of its fit.
     front_end : FrontEnd
 
     Raises
     ------
     ValueError
-        If it is neither.
+        If `source` is neither.
 
     Example
     -------

@@ -10,10 +10,10 @@ from ssast_lobes.utils.checks import ArgumentError
 
 logger = get_logger(__name__)
 
-# If fewer codes are used in the data of the fit, the codes have collapsed:
-# most clusters are empty.
+# If the data of the fit use less than this fraction of the codes, the codes
+# have collapsed: most clusters are empty.
 _LEAST_USED = 0.5
-# The limit is lower in training, whose audio may differ.
+# The limit is lower in training, since its audio may differ from the fit's.
 _FEW_USED = 0.1
 _BATCHES = 100
 
@@ -114,7 +114,7 @@ def refuse_collapse(frequency, source):
 
 
 class CodeUsage(nn.Module):
-    """Count which codes the last hundred training batches had.
+    """Usage of the codes in the last hundred training batches.
 
     A single batch has few of many codes, so usage shows over many batches.
     With several processes, the first one counts, since DDP sends its buffers
@@ -140,7 +140,7 @@ class CodeUsage(nn.Module):
         self.register_buffer("unused_for", unused_for)
 
     def forward(self, frequency):
-        """Add a training batch.
+        """Add a batch in training.
 
         Arguments
         ---------
@@ -166,7 +166,7 @@ class CodeUsage(nn.Module):
         return self.used().item() < _FEW_USED
 
     def told(self):
-        """Return a sentence with the fraction."""
+        """Return the fraction in words."""
         return (
             f"{100 * self.used().item():.1f} % of {self.unused_for.shape[1]} "
             f"are used in {_BATCHES} batches"
@@ -178,7 +178,7 @@ class CodeUsage(nn.Module):
         Arguments
         ---------
         step, total_steps : int
-            Number of this step, and of all steps of the training.
+            Number of this step, and number of steps of the training.
         """
         # By then the first batches, from before a collapse, no longer count.
         due = min(2 * _BATCHES, total_steps)

@@ -1,4 +1,4 @@
-"""Features for k-means: log-mel, cepstra, chroma, or an encoder's."""
+"""Features for k-means: log-mel, cepstra, chroma, or an encoder's block."""
 
 import torch
 from torch import nn
@@ -21,13 +21,14 @@ _SAMPLE_RATE = 16000
 
 
 class Chroma(LogMel):
-    """Compute the strength of the twelve pitch classes at each token.
+    """Strength of the twelve pitch classes at each token.
 
     It sums the magnitudes of a Fourier transform, from 130 to 4,200 Hz, over
     128 ms of the waveform (16 kHz) around the middle of the token. A bin
     counts for the two classes nearest to its pitch. The vector of twelve has
-    length 1, and is 0 in silence. Mel bins are too wide for this, since they
-    do not resolve low pitches. All tokens of a time step have the same vector.
+    length 1, and is 0 in silence. All tokens of a time step have the same
+    vector. Mel bins are too wide for chroma, since they do not resolve low
+    pitches.
 
     Example
     -------
@@ -46,7 +47,7 @@ class Chroma(LogMel):
         super().__init__(grid)
         bins = torch.arange(_CHROMA_WINDOW // 2 + 1)
         hertz = bins.double() * _SAMPLE_RATE / _CHROMA_WINDOW
-        # Semitones above a C.
+        # These are semitones above a C.
         pitch = 12 * (hertz.clamp(min=1) / 440).log2() + 9
         distance = (pitch[:, None] - torch.arange(12) + 6) % 12 - 6
         weights = (1 - distance.abs()).clamp(min=0)
@@ -63,7 +64,8 @@ class Chroma(LogMel):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalized log-mel (B, T, n_mels); only their number counts.
+            Normalized log-mel (B, T, n_mels); only its number of frames is
+            used.
         n_frames : torch.Tensor
             Valid frames (B,).
         wavs : torch.Tensor
@@ -92,7 +94,7 @@ class Chroma(LogMel):
 
 
 class EncoderBlock(LogMel):
-    """Take the output of a frozen encoder's block at the time of each token.
+    """Output of a frozen encoder's block at the time of each token.
 
     These are the features of HuBERT's second iteration. The frozen encoder has
     its own front end, so its mel bins, patches and steps may differ. A token
@@ -134,7 +136,8 @@ class EncoderBlock(LogMel):
         self.front_end = FrontEnd(**features)
         self.encoder = make_encoder(encoder)
         self.block = whole("block", block, 1, self.encoder.depth)
-        # Later blocks are not needed, and the fitted file gets smaller.
+        # Without later blocks, which are not needed, the fitted file is
+        # smaller.
         del self.encoder.blocks[block:]
         self.requires_grad_(False)
         self.eval()

@@ -21,11 +21,11 @@ _TENSORS = ("centers", "mean", "std")
 
 
 class KMeansTokenizer(nn.Module):
-    """Give tokens the nearest of the centers that k-means has found.
+    """Tokenizer that gives each token the nearest center of k-means.
 
     One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as
     in MERT's first version (Li et al., ICLR 2024). A file is complete: for
-    ``--features block`` it also holds the frozen encoder.
+    ``--features block`` it also has the frozen encoder.
 
     Arguments
     ---------
@@ -33,7 +33,8 @@ class KMeansTokenizer(nn.Module):
         Grid of the encoder to train.
     files : list of str
         Files of ``ssast-lobes tokenizer fit``, one for each codebook.
-        `n_codes` is that of the largest; smaller codebooks do not use all ids.
+        `n_codes` is the size of the largest codebook; smaller ones do not use
+        all ids.
 
     Raises
     ------
@@ -101,7 +102,7 @@ class KMeansTokenizer(nn.Module):
 
 
 class _Book(nn.Module):
-    """Hold the centers of a file, and the module of their features."""
+    """Centers of a file, and the module of their features."""
 
     def __init__(self, file):
         super().__init__()
@@ -140,7 +141,7 @@ def read_fitted(file):
     Raises
     ------
     ValueError
-        If it is not a file of `fit_kmeans`.
+        If `file` is not a file of `fit_kmeans`.
 
     Example
     -------

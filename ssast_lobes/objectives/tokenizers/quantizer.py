@@ -12,21 +12,20 @@ _MOST_ROWS = 2**16
 
 
 class Quantizer(nn.Module):
-    """Project tokens, and give each the code with the highest cosine.
+    """Projection of tokens, and codes with the highest cosine to them.
 
-    van den Oord et al., "Neural Discrete Representation Learning", NeurIPS
-    2017, with codes and vectors of length 1 and without gradients to the
-    codes, as in Chen et al., "BEATs", ICML 2023. k-means on the first batch
-    initializes the codes. Then each code is a moving average of the vectors
-    that have it. Both count valid tokens of all processes. The codes are
-    buffers.
+    It follows van den Oord et al., "Neural Discrete Representation Learning",
+    NeurIPS 2017. As in Chen et al., "BEATs", ICML 2023, codes and vectors have
+    length 1, and codes get no gradients. k-means on the first batch
+    initializes the codes. Then each code is a moving average of its vectors.
+    Both use the valid tokens of all processes. The codes are buffers.
 
     Arguments
     ---------
     token_dim : int
-        Size of a token D.
+        Size D of a token.
     n_codes, dim : int
-        Number of codes, and their size.
+        Number of codes, and size of each.
     momentum : float
         Weight of the old code in an update.
 
@@ -48,7 +47,7 @@ class Quantizer(nn.Module):
             nn.Linear(token_dim, dim),
         )
         self.register_buffer("codes", torch.zeros(n_codes, dim))
-        # Known on the CPU, so that nothing waits for the device.
+        # This is no tensor, so that nothing waits for the device.
         self.started = False
 
     def _load_from_state_dict(self, *arguments):

@@ -12,7 +12,7 @@ NORMS = ("layer", "l2")
 
 
 class RandomProjectionTokenizer(nn.Module):
-    """Give each patch the random code nearest to its random projection.
+    """Tokenizer with the random code nearest to a patch's random projection.
 
     Nothing is fitted. ``norm="layer"`` follows the first iteration of BEATs
     (Chen et al., ICML 2023; ESPnet's ``espnet2/beats/random_tokenizer.py``): a
@@ -29,7 +29,7 @@ class RandomProjectionTokenizer(nn.Module):
     dim : int
         Size of a code.
     n_books : int
-        Independent tokenizers side by side.
+        Number of codebooks, each with its own projections.
     norm : str
         ``"layer"`` or ``"l2"``.
     center : bool
@@ -79,7 +79,7 @@ class RandomProjectionTokenizer(nn.Module):
 
         patch = grid.patch_size
         if norm == "layer":
-            # Xavier's deviations, with which ESPnet starts both projections.
+            # ESPnet initializes both projections with Xavier's deviations.
             sizes = [patch, 2 * dim, dim]
             spreads = [(2 / (a + b)) ** 0.5 for a, b in pairwise(sizes)]
             codes = normal(n_codes, dim)
@@ -114,7 +114,7 @@ class RandomProjectionTokenizer(nn.Module):
         feats : torch.Tensor
             Normalized log-mel (B, T, n_mels), 0 at padding.
         n_frames : torch.Tensor, optional
-            Valid frames (B,); a patch's code is a function of the patch alone.
+            Not used: a patch's code is a function of the patch alone.
 
         Returns
         -------

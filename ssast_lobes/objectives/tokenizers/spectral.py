@@ -14,7 +14,7 @@ _CEPSTRA = 20
 
 
 class LogMel(nn.Module):
-    """Return the pixels of each token's patch.
+    """Pixels of each token's patch.
 
     Arguments
     ---------
@@ -46,7 +46,7 @@ class LogMel(nn.Module):
 
 
 class Cepstra(LogMel):
-    """Compute 20 cepstral coefficients for each token.
+    """The 20 cepstral coefficients of each token.
 
     The coefficients of whole frames are averaged over the frames of a token,
     so all tokens of a time step have the same vector.
@@ -64,7 +64,7 @@ class Cepstra(LogMel):
         """Return cepstra (B, N, 20) of normalized log-mel (B, T, n_mels)."""
         grid, n_mels = self.grid, feats.shape[2]
         patches = grid.unfold(feats)
-        # The cosine transform, type II, of all mel bins.
+        # This is the cosine transform, type II, of all mel bins.
         places = math.pi / n_mels * (torch.arange(n_mels) + 0.5)
         rows = torch.arange(1, _CEPSTRA + 1)
         cosines = (rows[:, None] * places).cos().to(feats)

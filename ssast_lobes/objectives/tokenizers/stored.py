@@ -13,22 +13,22 @@ from ssast_lobes.utils.checks import ArgumentError, real, whole
 from ssast_lobes.utils.files import write_json
 
 CONFIG_FILE = "codes.json"
-# Ids that may be missing at a clip's end, since codecs round differently.
+# This many ids may be missing at a clip's end, since codecs round differently.
 _MISSING = 2
 _SAMPLE_RATE = 16000
 
 
 class StoredTokenizer(nn.Module):
-    """Read the ids of tokens from files, such as those of a codec.
+    """Tokenizer that reads ids from files, such as those of a codec.
 
     MERT (Li et al., ICLR 2024) predicts the eight codebooks of EnCodec. A
-    token gets the id that is nearest in time to its middle, counted from the
-    start of the crop. Augmentation must not move sounds in time, as a change
-    of speed does, since the ids would not follow.
+    token gets the id at the time of its middle in the file, which follows from
+    the start of the crop. Augmentation must not move sounds in time, as a
+    change of speed does, since the ids would not follow.
 
-    The folder has a file for each clip, ``ID.npy``, with the id of the clip's
-    row in the table. It holds whole numbers (times, n_books), or (times, F',
-    n_books) if each band of the grid has its own ids. ``codes.json`` has
+    The folder has a file for each clip, ``ID.npy``; ID is the id of the clip's
+    row in the table. The file has whole numbers (times, n_books), or (times,
+    F', n_books) if each band of the grid has its own ids. ``codes.json`` has
     ``rate`` (ids a second), ``n_books``, ``n_codes``, and optionally
     ``start``, the time of the first id in seconds. ``ssast-lobes tokenizer
     encode`` writes such a folder.
@@ -45,7 +45,7 @@ class StoredTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If ``codes.json`` is missing, or its numbers are impossible.
+        If ``codes.json`` is missing, or one of its numbers is out of range.
 
     Example
     -------
@@ -95,7 +95,8 @@ class StoredTokenizer(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            Normalized log-mel (B, T, n_mels); only their number counts.
+            Normalized log-mel (B, T, n_mels); only its number of frames is
+            used.
         n_frames : torch.Tensor
             Valid frames (B,).
         clip_ids : list of str
@@ -113,8 +114,8 @@ class StoredTokenizer(nn.Module):
         Raises
         ------
         ValueError
-            If a file is missing, too short for its clip, or its codebooks and
-            ids do not match ``codes.json``.
+            If a file is missing or too short for its clip, or its codebooks
+            and ids do not match ``codes.json``.
         """
         n_freq, n_time = self.grid.n_freq, self.grid.n_time(feats.shape[1])
         ids = np.zeros((len(feats), n_freq, n_time, self.n_books), np.int64)
@@ -198,7 +199,7 @@ def write_stored_config(folder, **numbers):
     Arguments
     ---------
     folder : str or os.PathLike
-        Created if it is missing.
+        The folder; created if it is missing.
     **numbers
         ``rate``, ``n_books``, ``n_codes``, and optionally ``start`` and
         others.
@@ -206,7 +207,7 @@ def write_stored_config(folder, **numbers):
     Raises
     ------
     ValueError
-        If the folder has one with other numbers.
+        If the folder has a ``codes.json`` with other numbers.
 
     Example
     -------
