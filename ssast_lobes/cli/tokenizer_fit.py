@@ -95,7 +95,9 @@ def _load_features(kind, encoder, grid):
     """Return the module that computes the features of tokens."""
     name, _, block = kind.partition(":")
     if (name == "block") != (encoder is not None):
-        raise ArgumentError("give --encoder MODEL with --features block:N, and only then")
+        raise ArgumentError(
+            "give --encoder MODEL with --features block:N, and only then"
+        )
     if name != "block":
         return make_features(name, grid)
     lobe = lobe_of(load_weights(encoder))

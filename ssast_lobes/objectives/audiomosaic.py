@@ -90,7 +90,7 @@ class AudioMosaic(Objective):
         memory,
     ):
         super().__init__(encoder)
-        encoder.positions.fix_sincos()
+        encoder.fix_positions()
         self.drop_time = make_masker(drop_time)
         self.drop_freq = make_masker(drop_freq)
         self.background = Background(**background)

@@ -81,7 +81,7 @@ class Codes(Objective):
         refuse_overlap(encoder.grid)
         super().__init__(encoder, masker)
         self.label_smoothing = real("label_smoothing", label_smoothing, 0, 1)
-        encoder.positions.fix_sincos()
+        encoder.fix_positions()
         self.tokenizer = make_tokenizer(tokenizer, encoder.grid)
         self.tokenizer.requires_grad_(False)
         self.needs_audio = getattr(self.tokenizer, "needs_audio", False)

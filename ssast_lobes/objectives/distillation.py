@@ -66,8 +66,8 @@ class Distillation(Objective):
     Raises
     ------
     ValueError
-        If a teacher takes audio of another rate, or an argument is out of
-        range.
+        If there is no teacher, one takes audio of another rate, or an argument
+        is out of range.
 
     Example
     -------
@@ -112,6 +112,8 @@ class Distillation(Objective):
         # The tuple hides teachers from the optimizer, DDP, checkpoints and
         # exports.
         self.teachers = tuple(teachers() if callable(teachers) else teachers)
+        if not self.teachers:
+            raise ArgumentError("distillation needs at least one teacher")
         for teacher in self.teachers:
             if teacher.sample_rate != fbank.sample_rate:
                 raise ArgumentError(

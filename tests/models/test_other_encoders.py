@@ -7,6 +7,7 @@ from ssast_lobes import BEATsEncoder, Grid, SpectrogramEncoder
 from ssast_lobes.models.encoders import make_encoder
 from ssast_lobes.models.patches import PositionTable
 from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.objectives import load_objective
 
 GRID = Grid(32, (8, 8))
 OTHERS = [
@@ -92,6 +93,16 @@ def test_beats_replaces_masked_tokens():
     torch.testing.assert_close(changed.tokens, plain.tokens)
     with pytest.raises(ValueError, match="mask needs mask_embedding"):
         encoder(feats, mask=mask)
+
+
+@pytest.mark.parametrize("name", ["beats", "best_rq", "audiomosaic", "m2d"])
+def test_objectives_train_beats(name):
+    objective = load_objective(name)(small_beats())
+    output = objective(torch.randn(3, 32, 32), torch.tensor([32, 32, 16]))
+    output.loss.backward()
+    assert output.loss > 0
+    found = objective.encoder.parameters()
+    assert any(p.grad is not None and p.grad.any() for p in found)
 
 
 def test_a_short_clip_takes_the_start_of_the_table():

@@ -385,6 +385,11 @@ def test_teachers_that_cannot_be_are_told(sources, message):
     assert "\n" not in str(info.value)
 
 
+def test_no_teacher_is_refused():
+    with pytest.raises(ArgumentError, match="at least one teacher"):
+        build([])
+
+
 def test_a_student_of_another_rate_is_refused():
     with pytest.raises(ArgumentError, match="16000 Hz, the student at 8000"):
         build(features=FrontEnd(sample_rate=8000))
