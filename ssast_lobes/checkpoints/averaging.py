@@ -8,12 +8,12 @@ from ssast_lobes.checkpoints.loading import load_weights
 
 
 def export_mean(folder, sources):
-    """Write the mean of exported pretrainings of one model to a folder.
+    """Write the mean of several pretrained exports of one model to a folder.
 
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     sources : list of str or path
         The exported folders. The first also gives the settings of the
         objective, and the window.
@@ -26,9 +26,9 @@ def export_mean(folder, sources):
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
     WeightsError
-        If the sources are not of one model, see `load_alike`.
+        If the sources are not of one model; see `load_alike`.
 
     Example
     -------
@@ -49,12 +49,12 @@ def export_mean(folder, sources):
 
 
 def load_alike(sources):
-    """Read exported pretrainings of the same model, to average them.
+    """Read pretrained exports of one model, to average them.
 
     Arguments
     ---------
     sources : list of str or path
-        See `load_weights`; at least two.
+        At least two sources; see `load_weights`.
 
     Returns
     -------
@@ -63,8 +63,8 @@ def load_alike(sources):
     Raises
     ------
     WeightsError
-        If one is no exported pretraining; or if its encoder, its front end, or
-        any tensor is of another kind than those of the first.
+        If a source is not a pretrained export, or if its encoder, its front end
+        or the shape of a tensor differs from that of the first source.
 
     Example
     -------
@@ -99,19 +99,19 @@ def load_alike(sources):
 def average(models):
     """Return the mean of the weights of models.
 
-    For models that were trained on from the same one: a "model soup"
-    (Wortsman et al., ICML 2022).
+    This is a "model soup" (Wortsman et al., ICML 2022), for models whose
+    training started from the same weights.
 
     Arguments
     ---------
     models : list of Weights
-        From `load_alike`.
+        The result of `load_alike`.
 
     Returns
     -------
     Weights
-        As the first, which also gives what does not have a mean, such as
-        counts.
+        The mean of each floating-point tensor. The configuration, and tensors
+        without a mean, such as counts, are those of the first model.
 
     Example
     -------

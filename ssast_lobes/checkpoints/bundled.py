@@ -1,8 +1,8 @@
 """The bundled models, by name.
 
-A name is that of the model's exported folder in `pretrained/`. It ends in a
-version, so that it never changes its weights: new ones get a new name.
-`resolve_name` stands behind every ``source`` of this package.
+The name of a model is that of its exported folder in `pretrained/`. It ends in
+a version: new weights get a new name. Every ``source`` of this package may be
+such a name; `resolve_name` finds its folder.
 """
 
 import os
@@ -15,12 +15,12 @@ _START = "ssast-lobes-"
 
 
 def bundled_names():
-    """List the names of the bundled models.
+    """Return the names of the bundled models.
 
     Returns
     -------
     list of str
-        Sorted; empty where an installation has none.
+        Sorted names; empty if the installation has no models.
 
     Example
     -------
@@ -45,7 +45,7 @@ def bundled_model(name=None):
     Raises
     ------
     WeightsError
-        If there is none of this name; lists those that there are.
+        If there is no model of this name; the message lists all names.
 
     Example
     -------
@@ -76,9 +76,9 @@ def resolve_name(source=None):
     Arguments
     ---------
     source : str or path, optional
-        Whatever `load_weights` takes; by default the bundled model. A name
-        goes before a folder of the same name, which needs ``./``, or to be
-        given as a path object.
+        Any source of `load_weights`; by default the first bundled model. A
+        bundled name has priority over a folder of the same name: for the
+        folder, pass ``./NAME`` or a path object.
 
     Returns
     -------
@@ -87,8 +87,8 @@ def resolve_name(source=None):
     Raises
     ------
     WeightsError
-        If it is like a name, and there is neither such a name nor such a file;
-        lists the names.
+        If `source` starts like a bundled name, but there is neither such a
+        model nor such a file; the message lists the names.
 
     Example
     -------

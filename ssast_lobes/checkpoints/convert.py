@@ -52,45 +52,46 @@ def convert(
     Arguments
     ---------
     source : str or path
-        See `load_weights`: an exported folder, an official SSAST or AST
-        ``.pth`` file, a Hugging Face folder, or a checkpoint of another lab.
+        An exported folder, an official SSAST, SSAMBA or AST ``.pth`` file, a
+        Hugging Face folder, or a checkpoint of another lab; see `load_weights`.
     dest : str or path
-        Where to: a folder, or a ``.pth`` file.
+        The folder or ``.pth`` file to write.
     to : str, optional
         ``"export"``, ``"official"`` or ``"huggingface"``; by default official
         if `dest` ends in ``.pth``, else export.
     stride : tuple of int, optional
-        Stride of the patches (mel bins, frames) of an official classifier.
+        Patch stride (mel bins, frames) of an official classifier.
     pad_frames : int, optional
-        Reference padding of an official model, or to how many frames a
-        Hugging Face model pads.
+        Frames of the reference padding of an official model or one of another
+        lab, or frames to which a Hugging Face model pads.
     statistics : str, optional
-        Preset or YAML file of the normalization that an official model was
-        trained with; AudioSet's by default.
+        Preset or YAML file of the normalization in the training of an official
+        model; by default AudioSet's.
     labels : str or path, optional
-        File with a label a line, for the classes of an official classifier;
-        numbers by default.
+        File with one label a line, for the classes of an official classifier
+        or one of another lab; by default the labels are numbers.
     multi_label : bool
         Whether a clip may have several of the labels.
     pooling : str, optional
         Input of the head of an official classifier: the ``"mean"`` of the
         tokens (the default), or the ``"class"`` tokens.
     family : str, optional
-        Whose checkpoint it is, where the keys do not tell it.
+        Family of the checkpoint; needed if its keys do not show it.
 
     Returns
     -------
     Weights
-        As read from the source; `report` lists all changes and omissions.
+        The weights as read from the source; `report` lists all changes and
+        omissions.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an earlier result.
+        If the folder contains anything else than an earlier result.
     ValueError
         If there is no such conversion, or an option would have no effect.
     WeightsError
-        If the source does not load, or the other form cannot hold it.
+        If the source does not load, or the other form cannot represent it.
 
     Example
     -------
@@ -156,7 +157,7 @@ def convert(
 
 
 def _kinds(weights, source, dest, to):
-    """Return the kind of the source, and that of the result."""
+    """Return the kinds of the source and of the result."""
     is_pth = str(dest).endswith(".pth")
     to = to or ("official" if is_pth else "export")
     if is_pth != (to == "official"):
@@ -189,7 +190,7 @@ def _kinds(weights, source, dest, to):
 
 
 def _refuse_idle(options, weights, source, kind, to):
-    """Raise if an option is given that would have no effect."""
+    """Raise if an option would have no effect."""
     if kind == "checkpoint":
         used = {"stride", "statistics", "pad_frames"}
         if weights.part("head"):
@@ -220,7 +221,7 @@ def _export_config(weights, options):
     """Return the configuration of an export of an official checkpoint."""
     encoder, pad_frames = dict(weights.config["encoder"]), options["pad_frames"]
     if pad_frames is not None:
-        # The official code drops a part of a patch at the end.
+        # The official code drops a partial last patch.
         encoder["grid"] = {**encoder["grid"], "keep_partial": False}
     features = FrontEnd(
         options["statistics"] or "audioset",
@@ -260,7 +261,7 @@ def _peer_config(weights, options):
         features = {**config["features"], "pad_frames": frames}
         config["features"] = features
         config["window_seconds"] = window_seconds(config["encoder"], features)
-        # Every clip has this length; what it leaves of a patch is dropped.
+        # Every clip has this length, and a partial last patch is dropped.
         grid = {**config["encoder"]["grid"], "keep_partial": False}
         config["encoder"] = {**config["encoder"], "grid": grid}
         config.pop("chunks", None)
@@ -273,7 +274,7 @@ def _peer_config(weights, options):
 
 
 def _labels(path, n_classes, report):
-    """Read the labels of a file, or name the classes by numbers."""
+    """Read the labels from a file, or use numbers as labels."""
     if path is None:
         report.append(f"no labels given: {n_classes} classes named by numbers")
         return [str(number) for number in range(n_classes)]

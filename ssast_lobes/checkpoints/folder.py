@@ -1,10 +1,11 @@
 """Exported folders: the models that trainings write.
 
-A folder holds the weights (`model.safetensors`), what builds the model
-(`config.json`, read by `ssast_lobes.inference`, which executes nothing; and
-`hyperparams.yaml` for SpeechBrain's ``from_hparams``), the labels and a model
-card. It refers to itself by file names only, so that it can be moved or put
-on a model hub. It appears when it is complete.
+A folder contains the weights (`model.safetensors`), the configuration of the
+model, the labels and a model card. `ssast_lobes.inference` reads the
+configuration from `config.json` and executes nothing. SpeechBrain's
+``from_hparams`` reads it from `hyperparams.yaml`. The files refer to each other
+by name only, so that the folder can be moved or published on a model hub. The
+folder appears when it is complete.
 """
 
 import os
@@ -45,18 +46,19 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     objective : Objective
-        Owns the encoder; not wrapped for distributed training.
+        The objective, which owns the encoder; not wrapped for distributed
+        training.
     features : FrontEnd
         The front end it was trained with.
     card : dict
-        What the model card tells: ``"recipe"`` and ``"data"`` (text),
+        Entries of the model card: ``"recipe"`` and ``"data"`` (text),
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
         entries of both kinds.
     least_window : float
-        Seconds that interfaces give it at once, where this is more than the
-        position table spans: the longest audio it was trained on, or more.
+        Seconds of audio that interfaces pass to the model at once, if the
+        position table spans less: at least the longest audio of the training.
 
     Returns
     -------
@@ -66,7 +68,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
 
     Example
     -------
@@ -79,7 +81,8 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     ['README.md', 'config.json', 'hyperparams.yaml', 'model.safetensors']
     """
     encoder = objective.encoder
-    # Its own, not that of weights it began from.
+    # `card` may describe the pretraining of the initial weights. Replace that
+    # entry, and keep the new one at the top.
     own = {"pretraining": objective_text(type(objective))}
     if "teachers" in objective.config:
         teachers = ", ".join(objective.config["teachers"])
@@ -97,12 +100,12 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
 
 
 def objective_text(cls):
-    """Return the text of a model card on an objective.
+    """Return the name of an objective and its paper, for a model card.
 
     Arguments
     ---------
     cls : type
-        The class of the objective; its `paper` is told, where it has one.
+        The class of the objective; `paper` is optional.
 
     Returns
     -------
@@ -130,12 +133,12 @@ def export_classifier(
     card,
     least_window=0.0,
 ):
-    """Write a fine-tuned classifier to a folder, with merged adapters.
+    """Write a fine-tuned classifier to a folder; merge its adapters.
 
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     model : SpectrogramClassifier
         The classifier; not wrapped for distributed training.
     features : FrontEnd
@@ -157,9 +160,9 @@ def export_classifier(
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
     WeightsError
-        If the model has not as many classes as there are labels.
+        If the numbers of classes and of labels differ.
 
     Example
     -------
@@ -202,7 +205,7 @@ def export_detector(
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     model : SpectrogramDetector
         The detector; not wrapped for distributed training.
     features : FrontEnd
@@ -210,8 +213,8 @@ def export_detector(
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         Label of each class index.
     rules : dict of str to dict
-        How the scores of each class become events: arguments of
-        `ssast_lobes.inference.events.EventRule` or `ChangePointRule`.
+        Arguments of `ssast_lobes.inference.events.EventRule` or
+        `ChangePointRule` for each class, which turn its scores into events.
     card : dict
         See `export_pretrained`.
     least_window : float
@@ -225,7 +228,7 @@ def export_detector(
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
 
     Example
     -------
@@ -282,12 +285,12 @@ def _labels_of(label_encoder):
 
 
 def export_encoder(folder, encoder, features, card, least_window=0.0):
-    """Write only an encoder to a folder, whatever its training was.
+    """Write only an encoder to a folder, after any kind of training.
 
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
@@ -305,7 +308,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
 
     Example
     -------
@@ -333,7 +336,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
 
 
 def label_encoder_of(labels):
-    """Make SpeechBrain's label encoder for labels in the order of classes.
+    """Return SpeechBrain's label encoder for labels in the order of classes.
 
     Arguments
     ---------
@@ -347,7 +350,7 @@ def label_encoder_of(labels):
     Raises
     ------
     ValueError
-        If a label is in the list twice.
+        If there are duplicate labels.
 
     Example
     -------
@@ -366,17 +369,18 @@ def label_encoder_of(labels):
 def check_export_folder(folder):
     """Raise unless an export may be written to a folder.
 
-    Ask before training, not only after it.
+    A training calls this before it starts, so that the export cannot fail at
+    its end.
 
     Arguments
     ---------
     folder : str or path
-        New, empty, or an older export, which would be replaced.
+        A new or empty folder, or an older export, which would be replaced.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
 
     Example
     -------
@@ -413,12 +417,12 @@ def write_export(
     Arguments
     ---------
     folder : str or path
-        Where to; an older export there is replaced, other files in it stay.
+        Folder to write. An older export there is replaced; other files stay.
     state : dict of str to torch.Tensor
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
-        The entries ``kind``, ``encoder``, ``features``, ``pooling`` and, of a
-        classifier or a detector, more; see `export_classifier`.
+        The entries ``kind``, ``encoder``, ``features`` and ``pooling``; a
+        classifier or a detector needs more, see `export_classifier`.
     card : dict
         See `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
@@ -426,7 +430,7 @@ def write_export(
     least_window : float
         See `export_pretrained`.
     half : bool
-        Store the tensors in half precision (float16), in half the space. They
+        Store the tensors in half precision (float16), to halve the file. They
         are read as float32.
 
     Returns
@@ -437,10 +441,10 @@ def write_export(
     Raises
     ------
     FileExistsError
-        If the folder holds something else than an export.
+        If the folder contains anything else than an export.
     WeightsError
-        If the tensors do not fit the configuration, or the disk is full:
-        what was there before stays.
+        If the tensors do not fit the configuration, or the disk is full. An
+        older export stays unchanged.
 
     Example
     -------
@@ -478,13 +482,13 @@ def write_export(
             key: value.half() if value.is_floating_point() else value
             for key, value in state.items()
         }
-    # Heads of the older encoder would be wrong next to this one.
+    # Heads of an older encoder would be wrong for this one, so remove them.
     replaced = (*EXPORT_FILES, HEADS_FOLDER, FRAME_HEADS_FOLDER)
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:
             save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
             write_json(partial / CONFIG_FILE, config)
-            # safetensors lets only the owner read; the umask shall decide.
+            # safetensors lets only the owner read the file; follow the umask.
             shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
             text = hyperparams_text(config)
             (partial / HYPERPARAMS_FILE).write_text(text, "utf-8")

@@ -25,8 +25,8 @@ EXPORT_FILES = (
     LABELS_FILE,
     CARD_FILE,
 )
-# What this package reads. Version 1 knew SSAST's and SSAMBA's models; a folder
-# has the lowest version that can hold it.
+# The newest version that this package reads. Version 1 has only SSAST's and
+# SSAMBA's models. A folder has the lowest version that can represent it.
 FORMAT_VERSION = 2
 _SINCE_2 = {
     "encoder": {"n_class_tokens", "norms", "crop", "qkv_bias", "patch_dim"},
@@ -38,11 +38,17 @@ PARTS = ("encoder", "objective", "pooling", "head")
 
 
 class WeightsError(RuntimeError):
-    """A checkpoint does not fit; the message names tensors and reason."""
+    """The error of a checkpoint that does not fit.
+
+    The message names the tensors and the reason.
+    """
 
 
 class HubError(WeightsError):
-    """A hub refuses a download or a push; the message names the reason."""
+    """The error of a hub that refuses a download or a push.
+
+    The message names the reason.
+    """
 
 
 @dataclass
@@ -55,10 +61,10 @@ class Weights:
         Keys start with ``encoder.``, ``objective.``, ``pooling.`` or
         ``head.``.
     config : dict
-        ``encoder``: arguments of `SpectrogramEncoder`; further entries as an
-        exported folder has them.
+        ``encoder``, the arguments of `SpectrogramEncoder` or `BEATsEncoder`,
+        and further entries of an exported folder.
     report : list of str
-        What was left out or adapted, a line each.
+        What was left out or adapted, one line each.
     """
 
     state: dict
@@ -87,7 +93,7 @@ class Weights:
 
 @contextmanager
 def error_context(source):
-    """Put the name of a file in front of every `WeightsError`.
+    """Put the name of a file before the message of a `WeightsError`.
 
     Arguments
     ---------
@@ -114,16 +120,16 @@ def compare(wanted, state, name):
     Arguments
     ---------
     wanted : dict of str to torch.Tensor
-        The model's own; may be on the meta device.
+        State dict of the model; it may be on the meta device.
     state : dict of str to torch.Tensor
-        What was read.
+        State dict that was read.
     name : str
-        What to call it in the error.
+        Name of the part, for the message.
 
     Raises
     ------
     WeightsError
-        Lists the missing, unexpected and misshapen tensors.
+        If tensors are missing, unexpected or misshapen; the message lists them.
 
     Example
     -------
@@ -157,11 +163,11 @@ def load_strictly(module, state, name):
     Arguments
     ---------
     module : torch.nn.Module
-        Loaded in place.
+        The module, which is loaded in place.
     state : dict of str to torch.Tensor
         All tensors of the module, and no others.
     name : str
-        What to call it in the error.
+        Name of the module, for the message.
 
     Raises
     ------
@@ -209,12 +215,12 @@ def check_weights(weights):
     Arguments
     ---------
     weights : Weights
-        With the configuration of an exported folder.
+        Weights with the configuration of an exported folder.
 
     Raises
     ------
     WeightsError
-        Lists the missing, unexpected and misshapen tensors.
+        If tensors are missing, unexpected or misshapen; the message lists them.
 
     Example
     -------
@@ -237,7 +243,7 @@ def check_weights(weights):
 
 
 def version_of(config):
-    """Return the lowest format version that can hold a configuration.
+    """Return the lowest format version that can represent a configuration.
 
     Arguments
     ---------
@@ -271,13 +277,13 @@ def exported_state(objective):
     Arguments
     ---------
     objective : Objective
-        Owns the encoder.
+        The objective, which owns the encoder.
 
     Returns
     -------
     dict of str to torch.Tensor
-        Keys start with ``encoder.`` or ``objective.``; the values are those
-        of the module.
+        Keys start with ``encoder.`` or ``objective.``; the values are the
+        module's own tensors.
 
     Example
     -------
@@ -294,10 +300,11 @@ def exported_state(objective):
 
 
 def window_seconds(encoder, features):
-    """Return the shortest window that audio is cut into for a model.
+    """Return the shortest window into which audio is cut for a model.
 
-    This is what its position table spans, the pretraining length, or where
-    every clip is padded to, under reference padding. An export may name more.
+    This is the length of the position table, which is the pretraining length.
+    With reference padding it is the length to which every clip is padded. An
+    export may have a longer window.
 
     Arguments
     ---------
@@ -309,7 +316,7 @@ def window_seconds(encoder, features):
     Returns
     -------
     float
-        Seconds of audio that give exactly so many frames.
+        Seconds of the shortest audio with this number of frames.
 
     Example
     -------

@@ -1,9 +1,10 @@
-"""Heads of events next to a frozen encoder.
+"""Event heads next to a frozen encoder.
 
-An exported folder may hold a folder `frame_heads/`, with one safetensors file
-for each: the tensors of a `FrameClassifier` and of the weighting of layers,
-and in the file's metadata what builds them, the labels, and how scores become
-events. `ssast_lobes.inference.EventDetector` reads them.
+An exported folder may contain a folder `frame_heads/` with one safetensors file
+for each head. The file stores the tensors of a `FrameClassifier` and of the
+weighting of layers. Its metadata has the arguments of both, the labels, and the
+rules that turn scores into events. `ssast_lobes.inference.EventDetector` reads
+these files.
 """
 
 from pathlib import Path
@@ -21,7 +22,7 @@ class FrameHead(NamedTuple):
     state : dict of str to torch.Tensor
         Keys start with ``pooling.`` or ``head.``.
     config : dict
-        ``pooling``, ``head``, ``labels`` and ``rules`` of the
+        ``pooling``, ``head``, ``labels`` and ``rules``, as in the
         ``config.json`` of a detector.
     """
 
@@ -30,16 +31,16 @@ class FrameHead(NamedTuple):
 
 
 def write_frame_head(folder, name, head):
-    """Put a head into an exported folder; the file appears when complete.
+    """Write a head to an exported folder; the file appears when complete.
 
     Arguments
     ---------
     folder : str or path
         The exported folder.
     name : str
-        Name of the head; an older one of this name is replaced.
+        Name of the head; an older head of this name is replaced.
     head : FrameHead
-        Its tensors are stored in float32.
+        The head, which is stored in float32.
 
     Returns
     -------
@@ -61,14 +62,14 @@ def write_frame_head(folder, name, head):
 
 
 def read_frame_head(folder, name=None):
-    """Read a head of events.
+    """Read an event head.
 
     Arguments
     ---------
     folder : str or path
         The exported folder.
     name : str, optional
-        Name of the head; may be left out where there is one only.
+        Name of the head; needed if there are several.
 
     Returns
     -------
@@ -77,7 +78,8 @@ def read_frame_head(folder, name=None):
     Raises
     ------
     WeightsError
-        If there is no such head, several and no name, or the file is damaged.
+        If there is no such head, if `name` is missing and there are several,
+        or if the file is damaged.
 
     Example
     -------
@@ -100,7 +102,7 @@ def read_frame_head(folder, name=None):
 
 
 def frame_head_names(folder):
-    """List the heads of events in an exported folder.
+    """Return the names of the event heads in an exported folder.
 
     Arguments
     ---------
@@ -110,7 +112,7 @@ def frame_head_names(folder):
     Returns
     -------
     list of str
-        Sorted; empty where there are none.
+        Sorted names; empty if there are none.
 
     Example
     -------

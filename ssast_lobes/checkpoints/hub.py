@@ -1,10 +1,10 @@
 """Fetch exported folders from a model hub.
 
 An exported folder is a complete repository: weights, configuration, labels and
-model card. `fetch` stands behind every ``source`` of this package,
-so that ``user/repo`` may be given wherever a folder may. Which hub is asked
-(``HF_ENDPOINT``), where files are cached (``HF_HOME``) and as whom
-(``hf auth login``) is as for all of ``huggingface_hub``.
+model card. Every ``source`` of this package may also be ``user/repo``, which
+`fetch` downloads. The settings are those of ``huggingface_hub``:
+``HF_ENDPOINT`` is the hub, ``HF_HOME`` the cache, and ``hf auth login`` the
+user.
 """
 
 import os
@@ -31,7 +31,7 @@ _REPOSITORY = re.compile(
 
 
 def fetch(source):
-    """Download the files that `load_weights` reads of a repository.
+    """Download the files of a repository that `load_weights` reads.
 
     Arguments
     ---------
@@ -41,15 +41,16 @@ def fetch(source):
     Returns
     -------
     pathlib.Path
-        Its folder in the cache. Without network, what was fetched before.
+        The repository's folder in the cache. Without network, an earlier
+        download is used.
 
     Raises
     ------
     HubError
-        If there is no such repository or revision, no leave to read it, no
-        network, or no place for it in the cache.
+        If there is no such repository or revision, no permission to read it, no
+        network, or no space in the cache.
     WeightsError
-        If `source` is no name of a repository at all.
+        If `source` is not the name of a repository.
 
     Example
     -------
@@ -74,7 +75,7 @@ def fetch(source):
                     weights.replace(".", "-*-of-*."),
                 ],
             )
-            # Many repositories hold both, and one is enough.
+            # Many repositories contain both kinds of weights; one is enough.
             if any(Path(folder).glob(f"{weights}*")):
                 break
     except Exception as error:
@@ -95,7 +96,7 @@ def hub_refusal(error, name, action, endpoint=None):
     name : str
         Name of the repository.
     action : str
-        What was tried: ``"read"`` or ``"write"``.
+        The failed action, ``"read"`` or ``"write"``.
     endpoint : str, optional
         Address of the hub.
 
@@ -110,7 +111,7 @@ def hub_refusal(error, name, action, endpoint=None):
     """
     hub = endpoint or constants.ENDPOINT
     if isinstance(error, errors.LocalEntryNotFoundError):
-        # It is not in the cache either; the cause is the answer of the hub.
+        # The file is not in the cache either. The cause is the hub's answer.
         error = error.__cause__ or error
     if isinstance(error, errors.GatedRepoError):
         return f"{name} is gated: ask for access at {hub}/{name}, and log in"
@@ -131,7 +132,7 @@ def hub_refusal(error, name, action, endpoint=None):
         return f"{hub} answers: {_first_line(error)}"
     if isinstance(error, errors.HFValidationError):
         return f"{name} is no name of a repository ({_first_line(error)})"
-    # The errors of HTTP clients and sockets are kinds of OSError, too.
+    # Errors of HTTP clients and sockets are OSErrors, too.
     is_ours = isinstance(error, OSError) and (
         type(error).__module__ == "builtins"
     )

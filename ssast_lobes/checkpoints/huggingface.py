@@ -1,11 +1,11 @@
 """Read folders of Hugging Face's audio spectrogram transformer.
 
-`ASTModel` and `ASTForAudioClassification` of ``transformers`` are the same
-network under other names, with two habits of their own: every clip is padded
-or cut to one length before the normalization, and the padding counts as audio
-(`FrontEnd` calls it reference padding); and a clip is the mean of the two
-class tokens. Folders are read and written without ``transformers``; this module
-has the names of both, and `huggingface_export` writes.
+`ASTModel` and `ASTForAudioClassification` of ``transformers`` are SSAST's
+network with other names and two differences. Every clip is padded or cut to one
+length before the normalization, and the padding counts as audio (`FrontEnd`
+calls this reference padding). A clip vector is the mean of the two class
+tokens. No code here needs ``transformers``. This module reads the folders and
+maps the names; `huggingface_export` writes the folders.
 """
 
 import json
@@ -34,21 +34,21 @@ from ssast_lobes.models.transformer import NORM_EPS
 MODEL_TYPE = "audio-spectrogram-transformer"
 PREPROCESSOR_FILE = "preprocessor_config.json"
 
-# Until 2023, before safetensors, transformers wrote this file.
+# transformers wrote this file until 2023, before safetensors.
 PICKLED_FILE = "pytorch_model.bin"
 
-# Follows the name of the weights where several files hold them.
+# If the weights are in several files, their index has this ending.
 INDEX_ENDING = ".index.json"
 HF_FILES = (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE, CARD_FILE)
 
-# Hugging Face has one epsilon for all norms: 1e-12 in its released model, the
-# encoder's in what we write. Our head has 1e-5, as in the official code, which
-# changes a score by some millionths of it.
+# Hugging Face has one epsilon for all norms: 1e-12 in its released model. We
+# write the epsilon of our encoder. Our head has 1e-5, as in the official code,
+# so a score changes by a few millionths of its value.
 _LARGEST_EPS = 1e-5
 CLASSIFIER = "ASTForAudioClassification"
 ENCODER = "ASTModel"
 
-# Stands in front of the encoder's names in a classifier.
+# Prefix of the encoder's names in a classifier.
 PREFIX = "audio_spectrogram_transformer."
 CLASS_TOKEN = "embeddings.cls_token"
 DISTILLATION_TOKEN = "embeddings.distillation_token"
@@ -59,8 +59,8 @@ _PROJECTION = "embeddings.patch_embeddings.projection"
 _ENCODER_NAMES = {"patch_embedding": _PROJECTION, "norm": "layernorm"}
 HEAD_NAMES = {"norm": "classifier.layernorm", "linear": "classifier.dense"}
 
-# transformers 4 wrote these, and 5 still does unless told not to; it reads
-# both, 4 only its own. So these are the names we write.
+# transformers 4 writes these names, and so does 5 by default. Version 5 reads
+# both, but version 4 only these, so we write these.
 _BLOCK_NAMES_4 = {
     "attn.query": "attention.attention.query",
     "attn.key": "attention.attention.key",
@@ -90,26 +90,27 @@ KINDS_OF_TENSOR = ("weight", "bias")
 def from_huggingface(folder):
     """Read a folder of ``save_pretrained`` of ``transformers``.
 
-    Key names of transformers 4 and 5 are understood, and weights as safetensors
-    or as ``pytorch_model.bin``, in one file or several. The folder needs its
-    ``preprocessor_config.json`` too, which tells normalization and length.
+    The key names may be those of transformers 4 or 5. The weights may be
+    safetensors or ``pytorch_model.bin``, in one file or several. The folder
+    needs its ``preprocessor_config.json``, which has the normalization and the
+    length.
 
     Arguments
     ---------
     folder : str or path
-        Holds an `ASTModel` or an `ASTForAudioClassification`.
+        Folder of an `ASTModel` or an `ASTForAudioClassification`.
 
     Returns
     -------
     Weights
-        With the configuration of an exported folder: reference padding, and
-        of a classifier pooling by class tokens, and its labels.
+        Weights with the configuration of an exported folder. It has reference
+        padding, pooling of the class tokens, and the labels of a classifier.
 
     Raises
     ------
     WeightsError
-        If files or tensors are missing, unexpected or of another shape, or
-        the configuration asks for what our encoder does not have.
+        If files or tensors are missing, unexpected or misshapen, or our encoder
+        does not support the configuration.
 
     Example
     -------
@@ -151,7 +152,7 @@ def read_json(path):
     Raises
     ------
     WeightsError
-        If the file is missing or no JSON, or holds no object.
+        If the file is missing, is not JSON, or does not contain an object.
 
     Example
     -------
@@ -175,7 +176,7 @@ def read_folder_tensors(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        As ``save_pretrained`` writes it.
+        A folder of ``save_pretrained``.
 
     Returns
     -------
@@ -206,7 +207,7 @@ def read_folder_tensors(folder):
 
 
 def _parts(index):
-    """Return the names of the files that an index lists, each once."""
+    """Return the names of the files in an index, without duplicates."""
     try:
         names = sorted(set(read_json(index)["weight_map"].values()))
         inside = all(Path(name).name == name for name in names)
@@ -218,10 +219,10 @@ def _parts(index):
 
 
 def _our_config(config, front):
-    """Return the configuration of an exported folder for that of theirs."""
+    """Return the configuration of an exported folder for an AST folder."""
     _check_supported(config, front)
     size, frames = config["patch_size"], config["max_length"]
-    # As their convolution, which has no place for a part of a patch.
+    # Their convolution drops a partial last patch.
     grid = Grid(
         config["num_mel_bins"],
         (size, size),
@@ -260,13 +261,13 @@ def _our_config(config, front):
 
 
 def _on_meta(module, *arguments, **named):
-    """Build a module without values, for its shapes."""
+    """Build a module on the meta device, for the shapes of its tensors."""
     with torch.device("meta"):
         return module(*arguments, **named)
 
 
 def _check_supported(config, front):
-    """Raise where their configuration is not one of ours."""
+    """Raise if our encoder does not support their configuration."""
     if config["model_type"] != MODEL_TYPE:
         raise WeightsError(
             f"a model of type '{config['model_type']}', only '{MODEL_TYPE}' "
@@ -300,7 +301,7 @@ def _check_supported(config, front):
 
 
 def _labels(id2label):
-    """Return labels in the order of the classes, each there once."""
+    """Return the labels in the order of the classes; raise for duplicates."""
     by_number = {int(key): str(label) for key, label in id2label.items()}
     labels = [by_number[number] for number in range(len(id2label))]
     twice = sorted({label for label in labels if labels.count(label) > 1})
@@ -310,7 +311,7 @@ def _labels(id2label):
 
 
 def _our_state(state, config):
-    """Translate their tensors; raise unless these are all, and no others."""
+    """Translate their tensors; raise if one is missing or unexpected."""
     encoder = config["encoder"]
     classifier = config["kind"] == "classifier"
     newer = any(f"{_BLOCKS_5}.0." in key for key in state)
@@ -347,21 +348,21 @@ def _our_state(state, config):
 
 
 def encoder_names(depth, newer=False, prefix=""):
-    """Return the names of an encoder's tensors, theirs by ours.
+    """Return Hugging Face's names of an encoder's tensors, by our names.
 
     Arguments
     ---------
     depth : int
         Number of blocks.
     newer : bool
-        Whether the names are those of transformers 5, not 4.
+        Whether to return the names of transformers 5, not 4.
     prefix : str
-        What stands in front of their names.
+        Prefix of Hugging Face's names.
 
     Returns
     -------
     dict of str to str
-        With queries, keys and values apart.
+        The names, with queries, keys and values as separate tensors.
 
     Example
     -------
@@ -378,14 +379,14 @@ def encoder_names(depth, newer=False, prefix=""):
 
 
 def with_kinds(names, prefix=""):
-    """Return the names of the tensors of layers: weights and biases.
+    """Return the names of the weights and biases of layers.
 
     Arguments
     ---------
     names : dict of str to str
-        Names of the layers, theirs by ours.
+        Hugging Face's names of the layers, by our names.
     prefix : str
-        What stands in front of their names.
+        Prefix of Hugging Face's names.
 
     Returns
     -------
@@ -404,7 +405,7 @@ def with_kinds(names, prefix=""):
 
 
 def _join(layers, tokens, positions, encoder):
-    """Join their tensors to our encoder's, by our names."""
+    """Return the tensors of our encoder, joined from Hugging Face's."""
     out = dict(layers)
     for number in range(encoder["depth"]):
         for kind in KINDS_OF_TENSOR:

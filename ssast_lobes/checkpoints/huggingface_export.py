@@ -40,12 +40,13 @@ def check_huggingface_folder(folder):
     Arguments
     ---------
     folder : str or path
-        New, empty, or an older one, which would be replaced.
+        A new or empty folder, or an older AST, which would be replaced.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else, be it another model of theirs.
+        If the folder contains anything else, such as another model of Hugging
+        Face.
 
     Example
     -------
@@ -72,36 +73,36 @@ def check_huggingface_folder(folder):
 
 
 def to_huggingface(weights, folder, max_length=None):
-    """Write weights as a folder that ``transformers`` loads, 4 or 5.
+    """Write weights as a folder that ``transformers`` 4 and 5 load.
 
     A classifier becomes an `ASTForAudioClassification`, other weights an
-    `ASTModel`. The tensors of a pretraining objective are left out. Weights
-    that `from_huggingface` has read go back exactly.
+    `ASTModel`. The tensors of a pretraining objective are left out. The result
+    of `from_huggingface` is written back exactly.
 
     Arguments
     ---------
     weights : Weights
         Weights of an exported folder, from `load_weights`.
     folder : str or path
-        Where to; an older one there is replaced, its other files stay.
+        Folder to write. An older AST there is replaced; other files stay.
     max_length : int, optional
-        Frames that Hugging Face is to pad or cut every clip to. Left out,
-        those of the reference padding of `weights`, or else what the
-        position table spans.
+        Number of frames to which Hugging Face pads or cuts every clip. By
+        default that of the reference padding of `weights`, or else the length
+        of the position table.
 
     Returns
     -------
     list of str
-        What was adapted or left out, a line each.
+        What was adapted or left out, one line each.
 
     Raises
     ------
     FileExistsError
-        If the folder holds something else than Hugging Face's AST.
+        If the folder contains anything else than Hugging Face's AST.
     WeightsError
-        If Hugging Face cannot hold the model: its patches are not square,
-        its classifier does not see the class tokens, or its blocks have no
-        attention.
+        If Hugging Face's AST cannot represent the model: a detector, patches
+        that are not square, blocks without attention, a classifier that does
+        not see the class tokens of the last layer, or a head with a projection.
 
     Example
     -------
@@ -133,13 +134,13 @@ def to_huggingface(weights, folder, max_length=None):
         card = _card(folder.name, weights.config, frames)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
         save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
-        # safetensors lets only the owner read; the umask shall decide.
+        # safetensors lets only the owner read the file; follow the umask.
         (partial / WEIGHTS_FILE).chmod((partial / CONFIG_FILE).stat().st_mode)
     return report
 
 
 def _check_holdable(config):
-    """Raise where their model has no place for ours."""
+    """Raise if Hugging Face's AST cannot represent our model."""
     if "kind" not in config:
         raise WeightsError(
             "an official checkpoint does not tell its features: make an "
@@ -178,7 +179,7 @@ def _check_holdable(config):
 
 
 def _their_config(weights, frames):
-    """Return the text of their ``config.json``, as a dict."""
+    """Return the content of Hugging Face's ``config.json``, as a dict."""
     config = weights.config
     encoder, grid = config["encoder"], config["encoder"]["grid"]
     hidden = weights.state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
@@ -234,7 +235,7 @@ def _their_front_end(features, frames):
 
 
 def _their_state(weights, frames, report):
-    """Translate our tensors."""
+    """Return our tensors with Hugging Face's names and shapes."""
     encoder = weights.config["encoder"]
     classifier = weights.config["kind"] == "classifier"
     prefix = PREFIX if classifier else ""
@@ -264,12 +265,12 @@ def _their_state(weights, frames, report):
         report.append(
             f"left out: {len(aside)} tensors of the pretraining objective"
         )
-    # Parts of one tensor must not share their memory in the file.
+    # safetensors refuses tensors that share memory.
     return {key: value.clone().contiguous() for key, value in state.items()}
 
 
 def _table(table, grid, frames, report):
-    """Return positions (N, D) of so many frames, as our encoder has them."""
+    """Return the positions (N, D) of our encoder for a number of frames."""
     n_freq, n_time, dim = table.shape
     grid = Grid(**{**grid, "keep_partial": False})
     wanted = (grid.n_freq, grid.n_time(frames))
@@ -285,7 +286,7 @@ def _table(table, grid, frames, report):
 
 
 def _report_padding(config, frames, report):
-    """Say where the habits of Hugging Face change what is computed."""
+    """Report where Hugging Face computes something else than the export."""
     if config["features"].get("pad_frames") != frames:
         seconds = _seconds(config, frames)
         report.append(

@@ -9,7 +9,7 @@ from ssast_lobes.checkpoints.format import LABELS_FILE, WEIGHTS_FILE
 from ssast_lobes.models.encoders import encoder_class
 from ssast_lobes.models.heads import head_arguments
 
-# SpeechBrain's interfaces find these modules in every export.
+# SpeechBrain's interfaces need these modules in every export.
 _MODULES = """
 modules:
     compute_features: !new:ssast_lobes.PassThrough
@@ -62,7 +62,8 @@ pretrainer: !new:ssast_lobes.ExportPretrainer
 def hyperparams_text(config):
     """Return the YAML from which SpeechBrain's interfaces build a model.
 
-    It names public names of ``ssast_lobes`` only, so that modules may move.
+    The YAML contains only public names of ``ssast_lobes``, so that modules may
+    move.
 
     Arguments
     ---------

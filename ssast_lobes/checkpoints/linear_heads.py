@@ -1,10 +1,10 @@
 """Linear heads next to a frozen encoder.
 
-An exported folder may hold a folder `heads/`, with one safetensors file for
-each task: a linear layer from clip vectors to class scores, and in the file's
-metadata the labels, how clips are pooled and how long they were.
-`ssast-lobes heads` writes them, `ssast_lobes.inference.AudioClassifier` reads
-them.
+An exported folder may contain a folder `heads/` with one safetensors file for
+each task. The file stores a linear layer from clip vectors to class scores. Its
+metadata has the labels, the pooling and the duration of the clips.
+`ssast-lobes heads` writes these files, and
+`ssast_lobes.inference.AudioClassifier` reads them.
 """
 
 from pathlib import Path
@@ -32,11 +32,11 @@ class LinearHead(NamedTuple):
     labels : list of str
         Label of each class.
     pooling, layers : str
-        How clips become vectors, see `ssast_lobes.models.pooling.ClipPooling`;
-        layers that are ``"weighted"`` weigh the same.
+        How clips become vectors; see `ssast_lobes.models.pooling.ClipPooling`.
+        ``"weighted"`` layers have equal weights.
     seconds : float or None
-        Duration of the longest clip it was fitted or measured on; None where
-        that is not known.
+        Duration of the longest clip that the head was fitted or measured on;
+        None if unknown.
     """
 
     weight: torch.Tensor
@@ -48,16 +48,16 @@ class LinearHead(NamedTuple):
 
 
 def write_head(folder, task, head):
-    """Put a head into an exported folder; the file appears when complete.
+    """Write a head to an exported folder; the file appears when complete.
 
     Arguments
     ---------
     folder : str or path
         The exported folder.
     task : str
-        Name of the head; an older one of this name is replaced.
+        Name of the head; an older head of this name is replaced.
     head : LinearHead
-        Its tensors are stored in float32.
+        The head, which is stored in float32.
 
     Returns
     -------
@@ -128,7 +128,7 @@ def read_head(folder, task):
 
 
 def head_names(folder):
-    """List the tasks for which an exported folder has heads.
+    """Return the tasks for which an exported folder has heads.
 
     Arguments
     ---------
@@ -138,7 +138,7 @@ def head_names(folder):
     Returns
     -------
     list of str
-        Sorted; empty where there are none.
+        Sorted names; empty if there are none.
 
     Example
     -------

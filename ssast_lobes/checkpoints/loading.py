@@ -29,23 +29,24 @@ from ssast_lobes.checkpoints.tensors import (
 
 
 def load_weights(source, stride=None, family=None):
-    """Read a checkpoint of any format; nothing in it is executed.
+    """Read a checkpoint of any format, without executing anything in it.
 
     Arguments
     ---------
     source : str or path
-        Folder written by a recipe or ``ssast-lobes convert``; folder of
-        Hugging Face's AST (see `ssast_lobes.checkpoints.huggingface`);
-        either of them on the hub, ``user/repo`` or
-        ``user/repo@revision``; a name that ``ssast-lobes models`` lists (see
+        One of: a folder that a recipe or ``ssast-lobes convert`` wrote; a
+        folder of Hugging Face's AST (see
+        `ssast_lobes.checkpoints.huggingface`); either of them on the hub, as
+        ``user/repo`` or ``user/repo@revision``; a bundled model (see
         `ssast_lobes.checkpoints.bundled`); a released SSAST, SSAMBA or AST
         checkpoint, pretrained or fine-tuned, with or without the ``module.``
-        prefix; or one of another lab, see `ssast_lobes.checkpoints.peers`.
+        prefix; or a checkpoint of another lab (see
+        `ssast_lobes.checkpoints.peers`).
     stride : tuple of int, optional
-        Patch stride (mel bins, frames) of a fine-tuned checkpoint, which does
-        not tell it; needed only where two strides would fit.
+        Patch stride (mel bins, frames) of a fine-tuned official checkpoint;
+        needed only if two strides fit its tensors.
     family : str, optional
-        Whose checkpoint it is, where the keys do not tell it.
+        Family of the checkpoint; needed if its keys do not show it.
 
     Returns
     -------
@@ -54,7 +55,7 @@ def load_weights(source, stride=None, family=None):
     Raises
     ------
     WeightsError
-        If the source is not there, not readable, or not of a known layout.
+        If the source is missing, not readable, or not of a known layout.
 
     Example
     -------
@@ -118,7 +119,7 @@ def _load_folder(path, family=None):
 
 
 def _may_be_peer(path, config):
-    """Return whether a folder holds weights that are neither ours nor AST's."""
+    """Return whether a folder has weights that are neither ours nor AST's."""
     if not isinstance(config, dict) or "format_version" in config:
         return False
     names = (WEIGHTS_FILE, PICKLED_FILE)

@@ -2,7 +2,7 @@
 
 import re
 
-# It loads its parts when they are used: an export needs no client of a hub.
+# This package loads its parts lazily, so an export loads no client of a hub.
 import huggingface_hub
 import yaml
 
@@ -74,9 +74,9 @@ _KINDS = {
 USE_HEADING = "## Use"
 _USE_SECTION = re.compile(rf"^{USE_HEADING}\n.*?(?=^## |\Z)", re.M | re.S)
 _SECTION = re.compile(r"^## (.*?)\n(.*?)(?=^## |\Z)", re.M | re.S)
-# Entries of a card that stand in the front matter.
+# Entries of a card that belong in the front matter.
 _FRONT = ("license", "base_model")
-# An absolute path of more than one part, not within an address of the web.
+# An absolute path of more than one part, outside of web addresses.
 _PATH = re.compile(
     r"""(?<![\w.:/~-])(?:~|[A-Za-z]:)?(?:[/\\]+[^\s/\\"'`,;|(){}\[\]]+){2,}/?"""
 )
@@ -88,20 +88,20 @@ def model_card_text(folder, config, card, n_parameters):
     Arguments
     ---------
     folder : pathlib.Path
-        Where the export goes; its name is that of the model, unless `card`
-        has a ``"name"``.
+        Folder of the export. The model has its name, unless `card` has a
+        ``"name"``.
     config : dict
         Configuration of the exported folder.
     card : dict
         See `ssast_lobes.checkpoints.folder.export_pretrained`.
     n_parameters : int
-        Parameters of the model, without its objective.
+        Number of parameters of the model, without its objective.
 
     Returns
     -------
     str
-        Markdown. Absolute paths, which tell of a person's computer, have
-        become names; see `without_private_paths`.
+        Markdown. Absolute paths reveal a person's computer, so they become
+        names; see `without_private_paths`.
     """
     kind, name = config["kind"], folder.name
     metrics = {} if kind == "pretrained" else card.get("metrics", {})
@@ -132,7 +132,7 @@ def model_card_text(folder, config, card, n_parameters):
 
 
 def without_private_paths(text):
-    """Return a text in which absolute paths are names of files and folders.
+    """Replace absolute paths in a text by names of files and folders.
 
     Arguments
     ---------
@@ -153,7 +153,8 @@ def without_private_paths(text):
 
     def name(match):
         *above, last = re.split(r"[/\\]+", match[0].rstrip("/\\"))
-        # All runs call theirs so; the folder of a person tells who it is.
+        # All runs call their folder `export`, so add the name of the run. The
+        # home folder of a person would reveal who it is.
         run = above[-1] if len(above) > 2 else ""
         private = not run or above[-2] in ("home", "Users")
         if above[-1] in ("home", "Users"):
@@ -169,14 +170,14 @@ def read_card(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        The folder, with a card or without.
+        The folder; without a card, the result is empty.
 
     Returns
     -------
     dict of str to str
-        Sections by their headings, but for ``Use``; ``license`` and
-        ``base_model`` of the front matter, where they are told. Such a dict
-        is the `card` of another export.
+        Sections by heading, without ``Use``, and ``license`` and
+        ``base_model`` of the front matter if it has them. The dict may be the
+        `card` of another export.
 
     Example
     -------
@@ -199,7 +200,7 @@ def read_card(folder):
 
 
 def use_section(kind, source, place):
-    """Return the section of a model card on loading the model.
+    """Return the section of a model card that explains how to load the model.
 
     Arguments
     ---------
@@ -208,12 +209,12 @@ def use_section(kind, source, place):
     source : str
         Argument of ``from_hparams``: a folder, or a name on the hub.
     place : str
-        A sentence that tells where `source` is found.
+        A sentence that tells where to find `source`.
 
     Returns
     -------
     str
-        Markdown, from its heading ``## Use`` to the end of its last line.
+        Markdown, from the heading ``## Use`` to the end of the last line.
 
     Example
     -------
@@ -244,7 +245,7 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     Arguments
     ---------
     text : str
-        The card in the exported folder.
+        The card of the exported folder.
     kind : str
         ``"pretrained"``, ``"classifier"`` or ``"detector"``.
     repo_id, license, datasets, tags
@@ -253,12 +254,13 @@ def hub_card(text, kind, repo_id, license=None, datasets=(), tags=()):
     Returns
     -------
     str
-        The card: front matter completed, section ``Use`` as on the hub.
+        The card with the complete front matter, and with a section ``Use``
+        that names the repository.
 
     Raises
     ------
     HubError
-        If no license is named, or the front matter is damaged.
+        If there is no license, or the front matter is damaged.
 
     Example
     -------
@@ -360,7 +362,7 @@ def _title(config):
 
 
 def _pooled(config):
-    """Tell how a clip becomes one vector, from the configuration of it."""
+    """Describe how a clip becomes one vector, by the pooling's settings."""
     what = {
         "mean": "the mean of its tokens",
         "class": "the mean of its class tokens",
@@ -384,9 +386,9 @@ def _pooled(config):
 
 
 def _table(values):
-    """Return the lines of a table; nested names are joined with dots.
+    """Return the lines of a table, with nested names joined by dots.
 
-    What chance gives of a value stands next to it.
+    The chance level of a value is next to it.
     """
     cells = {name: _cell(value) for name, value in _flat(values)}
     chances = {key for key in cells if key.endswith(CHANCE)}

@@ -9,11 +9,11 @@ from ssast_lobes.utils.presets import load_preset
 
 HEAD_SIZE = 64
 
-# A fine-tuned checkpoint does not tell its mel bins; every official recipe has
-# these.
+# A fine-tuned checkpoint does not contain its number of mel bins. All official
+# recipes use this one.
 FINETUNED_MELS = 128
 
-# Official names (after "module.") and ours; one to one.
+# Official names (after "module.") and our names, one to one.
 _RENAMED = {
     "v.norm.": "encoder.norm.",
     "v.blocks.": "encoder.blocks.",
@@ -24,7 +24,7 @@ _RENAMED = {
     "mlp_head.1.": "head.linear.",
 }
 
-# The same of SSAMBA, whose layers have names of their own (`_mamba_names`).
+# The same for SSAMBA; `_mamba_names` returns the names of its layers.
 _RENAMED_MAMBA = {
     "v.norm_f.": "encoder.norm.",
     **{
@@ -34,11 +34,11 @@ _RENAMED_MAMBA = {
     },
 }
 
-# ImageNet heads that the backbones bring along; they are never used.
+# ImageNet heads of the backbones, which are never used.
 _UNUSED = ("v.head.", "v.head_dist.")
 _SIZES = ("p_input_fdim", "p_input_tdim")
 
-# Parts that have all of these layers, or none.
+# Parts that have either all of these layers or none.
 _HEADS = {
     "objective.discriminator": ("0", "2"),
     "objective.generator_head": ("0", "2"),
@@ -52,7 +52,7 @@ def from_official(state, stride=None):
     Arguments
     ---------
     state : dict of str to torch.Tensor
-        As ``torch.load`` gives it.
+        The result of ``torch.load``.
     stride : tuple of int, optional
         See `load_weights`.
 
@@ -114,24 +114,25 @@ def from_official(state, stride=None):
 
 
 def to_official(weights):
-    """Return our weights in the official layout, ``module.`` prefix included.
+    """Return our weights in the official layout, with the ``module.`` prefix.
 
     Arguments
     ---------
     weights : Weights
-        With an encoder, and pretext heads or a classification head.
+        Weights of an encoder, with or without pretext heads or a classification
+        head.
 
     Returns
     -------
     dict of str to torch.Tensor
-        Loads in the official code, except that the unused ImageNet heads are
-        not made up.
+        Tensors that load in the official code. Only its unused ImageNet heads
+        are missing.
 
     Raises
     ------
     WeightsError
-        If a part has no place in the official layout, or the layout would
-        not tell how to build the model again.
+        If the official layout has no place for a part, or the model could not
+        be rebuilt from this layout.
 
     Example
     -------
@@ -173,7 +174,7 @@ def to_official(weights):
 
 
 def _transformer_sizes(state, dim):
-    """Return the arguments of the encoder that an SSAST layout tells."""
+    """Return the encoder's arguments that an SSAST layout determines."""
     if dim % HEAD_SIZE:
         raise WeightsError(
             f"tokens of size {dim}, not a multiple of the official heads' "
@@ -191,7 +192,7 @@ def _transformer_sizes(state, dim):
 
 
 def _mamba_sizes(state, dim):
-    """Return the arguments of the encoder that an SSAMBA layout tells."""
+    """Return the encoder's arguments that an SSAMBA layout determines."""
     layers = _count(state, "v.layers.")
     if layers % 2:
         raise WeightsError(
@@ -203,7 +204,7 @@ def _mamba_sizes(state, dim):
 
 
 def _mamba_names(encoder):
-    """Return official names of the layers of SSAMBA, and ours; one to one."""
+    """Return our names of the layers of SSAMBA, by the official names."""
     names = {}
     for layer in range(2 * encoder["depth"]):
         half = "flipped" if layer % 2 else "straight"
@@ -223,7 +224,7 @@ def _mamba_names(encoder):
 
 
 def _check_depth(encoder, model, preset):
-    """Raise where a paper's size has lost its last blocks."""
+    """Raise if the last blocks of a published model size are missing."""
     for name in ("tiny", "small", "base"):
         size = load_preset("model", preset.format(name))
         if size["dim"] == encoder["dim"] and size["depth"] != encoder["depth"]:
@@ -234,7 +235,7 @@ def _check_depth(encoder, model, preset):
 
 
 def _count(state, prefix):
-    """Return how many blocks there are, by the highest number."""
+    """Return the number of blocks, by the highest number in a name."""
     place = prefix.count(".")
     numbers = [
         int(key.split(".")[place]) for key in state if key.startswith(prefix)
@@ -243,7 +244,10 @@ def _count(state, prefix):
 
 
 def _official_table(state, patch, stride, classes):
-    """Return rows and columns of the position table, the grid, its frames."""
+    """Return rows and columns of the position table, the grid and the frames.
+
+    The frames are those that the table spans.
+    """
     tokens = state["v.pos_embed"].shape[1] - classes
     if all(name in state for name in _SIZES):
         n_mels, frames = (int(state[name]) for name in _SIZES)
@@ -276,7 +280,7 @@ def _official_table(state, patch, stride, classes):
 
 
 def _translate(key, value, table_size, names, classes):
-    """Return one tensor by our name; the position table becomes two."""
+    """Return a tensor by our name; split the position table in two."""
     if key == "v.pos_embed":
         table = value[0, classes:].reshape(*table_size, -1)
         return {
@@ -298,7 +302,7 @@ def _translate(key, value, table_size, names, classes):
 
 
 def _renamed(key, names):
-    """Return a tensor's other name: its own, or that of its module."""
+    """Return the new name of a tensor, by its own name or its module's."""
     for former, new in names.items():
         if key == former or (former[-1] == "." and key.startswith(former)):
             return new + key[len(former) :]
@@ -306,7 +310,7 @@ def _renamed(key, names):
 
 
 def _check_grid(weights):
-    """Raise where a grid would come back as another."""
+    """Raise if reading the official layout would give another grid."""
     grid = Grid(**weights.config["encoder"]["grid"])
     rows = weights.state["encoder.positions.table"].shape[0]
     if rows != grid.n_freq:
@@ -323,7 +327,7 @@ def _check_grid(weights):
 
 
 def _official_names(config):
-    """Return official names by ours, for a kind of encoder."""
+    """Return the official names by our names, for a kind of encoder."""
     blocks = config.get("blocks", "attention")
     if blocks == "mamba":
         raise WeightsError(

@@ -31,27 +31,26 @@ def push_to_hub(
 ):
     """Push an exported folder to a model hub, in one commit.
 
-    The repository is made if there is none. The model card goes there with
-    license, data sets and tags, and tells how to load the model by its name
-    there; the card in the folder stays as it is. The section ``Use`` is
-    replaced. The rest of the card is published as it stands, such as the name
-    of a data file that the export has put there.
+    A missing repository is created. The published model card has the license,
+    data sets and tags. Its section ``Use`` explains how to load the model from
+    the hub. The rest of the card is published unchanged, including names of
+    data files. The card in the folder does not change.
 
     Arguments
     ---------
     folder : str or path
-        The exported folder. Other files in it stay at home.
+        The exported folder. Other files in it, such as heads, are not uploaded.
     repo_id : str
         ``user/repo``.
     license : str, optional
         Identifier of the weights' license, such as ``"cc-by-4.0"``; needed
         unless the card's front matter has one.
     datasets : list of str
-        Names on the hub of the data sets it was trained on.
+        Names, on the hub, of the data sets that the model was trained on.
     tags : list of str
-        Tags next to those of the export.
+        Tags in addition to those of the export.
     private : bool
-        Show a new repository to its owner only.
+        Whether a new repository is visible to its owner only.
     message : str
         Message of the commit.
     token : str, optional
@@ -67,9 +66,9 @@ def push_to_hub(
     Raises
     ------
     HubError
-        If no license is named, or the hub does not take it.
+        If there is no license, or the hub refuses the upload.
     WeightsError
-        If the folder is no whole export.
+        If the folder is not a complete export.
 
     Example
     -------
@@ -81,7 +80,7 @@ def push_to_hub(
     folder = Path(folder).expanduser()
     kind = _check_export(folder)
     text = (folder / CARD_FILE).read_text(encoding="utf-8")
-    # An export is called after its folder unless it was given a name.
+    # The title of a card is the folder's name, unless the export has its own.
     own, name = f"\n# {folder.resolve().name}\n", repo_id.rpartition("/")[2]
     text = text.replace(own, f"\n# {name}\n", 1)
     card = hub_card(text, kind, repo_id, license, datasets, tags)
@@ -94,7 +93,7 @@ def push_to_hub(
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
-        # `upload_folder` would take the card as it is in the folder.
+        # `upload_folder` would upload the card of the folder, without changes.
         commit = api.create_commit(
             repo_id,
             [CommitOperationAdd(*content) for content in contents.items()],
@@ -107,7 +106,7 @@ def push_to_hub(
 
 
 def _check_export(folder):
-    """Return the kind of a whole exported folder; raise if it is none."""
+    """Return the kind of a complete exported folder, or raise."""
     config = {}
     if folder.is_dir():
         weights = load_weights(folder)

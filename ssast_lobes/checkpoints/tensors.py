@@ -1,4 +1,4 @@
-"""Read files of tensors; nothing in them is executed."""
+"""Read files of tensors without executing anything in them."""
 
 import argparse
 import json
@@ -24,12 +24,13 @@ def read_state(path):
     Returns
     -------
     dict of str to torch.Tensor
-        In float32, also those that are stored in half precision.
+        Tensors in float32, also if they are stored in half precision.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, or holds tensors of no known part.
+        If the file is missing or damaged, or contains tensors of an unknown
+        part.
 
     Example
     -------
@@ -50,12 +51,12 @@ def read_state(path):
 
 
 def read_tensors(path):
-    """Read named tensors from a file of any origin; nothing is executed.
+    """Read named tensors from a file of any origin, without executing it.
 
     Arguments
     ---------
     path : pathlib.Path
-        A file of ``torch.save``, or a safetensors file by its ending.
+        A file of ``torch.save``, or a ``.safetensors`` file.
 
     Returns
     -------
@@ -64,7 +65,8 @@ def read_tensors(path):
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, or holds anything but named tensors.
+        If the file is missing or damaged, or contains anything but named
+        tensors.
 
     Example
     -------
@@ -78,23 +80,23 @@ def read_tensors(path):
 
 
 def read_checkpoint(path):
-    """Read the content of a file of weights; nothing is executed.
+    """Read the content of a file of weights, without executing it.
 
     Arguments
     ---------
     path : pathlib.Path
-        A file of ``torch.save``, or a safetensors file by its ending.
+        A file of ``torch.save``, or a ``.safetensors`` file.
 
     Returns
     -------
     object
-        Tensors, and plain values next to them. Settings of a training, as
-        ``argparse`` reads them, are plain values too.
+        Tensors and plain values. An ``argparse.Namespace`` with the settings
+        of a training is a plain value too.
 
     Raises
     ------
     WeightsError
-        If the file is missing, damaged, or holds any other object.
+        If the file is missing or damaged, or contains any other object.
 
     Example
     -------
@@ -108,20 +110,20 @@ def read_checkpoint(path):
     with weights_errors(path):
         if path.suffix == ".safetensors":
             return load_file(path)
-        # Building it runs no code of the file.
+        # Building a Namespace runs no code of the file.
         with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def require_tensors(state, path):
-    """Return the content if it is named tensors; raise otherwise.
+    """Return the content of a file, or raise unless it is named tensors.
 
     Arguments
     ---------
     state : object
         Result of `read_checkpoint`.
     path : pathlib.Path
-        What to call it in the error.
+        The file, for the message.
 
     Returns
     -------
@@ -130,7 +132,7 @@ def require_tensors(state, path):
     Raises
     ------
     WeightsError
-        If it is anything else.
+        If the content is anything else.
 
     Example
     -------
@@ -183,12 +185,12 @@ def weights_errors(path):
             or load_refusal(error)
             or f"missing or damaged ({error})"
         )
-        # Not `from error`: a traceback would print torch's advice.
+        # `from error` would print torch's advice to load the file unsafely.
         raise WeightsError(f"{path}: {reason}") from None
 
 
 def _in_place_of_weights(path):
-    """Say what a download has left in place of a file, or None."""
+    """Describe what a download left in place of the weights, or None."""
     try:
         with open(path, "rb") as file:
             start = (
@@ -212,7 +214,7 @@ def _in_place_of_weights(path):
 def load_refusal(error):
     """Explain torch's refusal to load a file safely.
 
-    Those tell how to load the file unsafely.
+    Torch's own message advises to load the file unsafely.
 
     Arguments
     ---------
@@ -222,7 +224,7 @@ def load_refusal(error):
     Returns
     -------
     str or None
-        None if it is another error, which may be passed on.
+        None if it is another error, whose message may be shown.
 
     Example
     -------
@@ -240,16 +242,16 @@ def load_refusal(error):
 
 
 def write_head_file(path, tensors, config):
-    """Write the tensors of a head, and their description.
+    """Write the tensors of a head and their description.
 
     Arguments
     ---------
     path : pathlib.Path
-        A safetensors file; its folder is made.
+        A safetensors file; its folder is created.
     tensors : dict of str to torch.Tensor
-        Written in float32.
+        The tensors, which are stored in float32.
     config : dict
-        Plain values, for the metadata of the file.
+        Plain values for the metadata of the file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     plain = {
@@ -261,7 +263,7 @@ def write_head_file(path, tensors, config):
 
 
 def read_head_file(path):
-    """Read a file of `write_head_file`.
+    """Read a file that `write_head_file` wrote.
 
     Arguments
     ---------
@@ -295,7 +297,7 @@ def read_head_file(path):
 
 @contextmanager
 def damaged_head(path):
-    """Raise a `WeightsError` if the content of a head does not fit.
+    """Raise a `WeightsError` if the content of a head is damaged.
 
     Arguments
     ---------
@@ -305,7 +307,7 @@ def damaged_head(path):
     Raises
     ------
     WeightsError
-        In place of errors of missing entries, wrong types and values.
+        In place of a KeyError, TypeError or ValueError.
     """
     try:
         yield

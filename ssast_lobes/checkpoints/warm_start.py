@@ -10,25 +10,26 @@ from ssast_lobes.models.patches import Grid
 def initialize(encoder, weights, objective=None):
     """Start an encoder, and its objective, from a checkpoint.
 
-    Depth and width must agree. The position table is taken over with the
-    checkpoint's own length. Where the number of mel bins or the patch size
-    differs, the patch projection is resampled, and so are pretext heads.
+    Depth and width must agree. The encoder gets the checkpoint's position
+    table, with its length. If the patch size differs, the patch projection and
+    the pretext heads of MSPM are resampled.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
-        Loaded in place.
+        The encoder, which is loaded in place.
     weights : Weights
-        From `load_weights`.
+        The result of `load_weights`.
     objective : Objective, optional
-        The objective that owns the encoder, to continue pretraining. Its own
-        tensors are loaded where the checkpoint has them and is of the same
-        kind of objective. A teacher starts as the student.
+        The objective that owns the encoder, to continue pretraining. If the
+        checkpoint has the same kind of objective, its tensors are loaded; those
+        that are missing start from scratch. A teacher starts as a copy of the
+        student.
 
     Returns
     -------
     list of str
-        What was loaded, adapted or left out, a line each.
+        What was loaded, adapted or left out, one line each.
 
     Raises
     ------
@@ -88,7 +89,7 @@ def initialize(encoder, weights, objective=None):
 
 
 def _initialize_objective(objective, weights, source, report):
-    """Load what the checkpoint has of the same objective."""
+    """Load the tensors of an objective, if the checkpoint has the same kind."""
     objective.restart_teacher()
     state = weights.part("objective")
     if not state:
@@ -123,17 +124,17 @@ def _initialize_objective(objective, weights, source, report):
                 f"has {tuple(own[key].shape)}: give the objective {former} "
                 "the sizes of the checkpoint, by a YAML of your own"
             )
-        # The values of a state dict are those of the module.
+        # The values of the state are the module's own: copy in place.
         own[key].copy_(state[key])
     objective.restart_teacher()
     report.append("pretext heads loaded")
 
 
 def _resample_all(state, source, target, report, layer):
-    """Resample the tensors that hold patches when the patch size changed.
+    """Resample the tensors with an axis of patches, if the patch size differs.
 
-    `layer` names the linear layer whose patch axis is meant: the inputs of
-    the patch projection, or the outputs of a pretext head.
+    `layer` is the name of the linear layer. The axis is the input of the patch
+    projection, or the output of a pretext head.
     """
     if source.patch == target.patch:
         return state
@@ -143,7 +144,7 @@ def _resample_all(state, source, target, report, layer):
             continue
         if layer == "patch_embedding" and key.endswith("weight"):
             out[key] = resample_patches(value, source.patch, target.patch)
-            # The sum over a patch keeps its size.
+            # Scale, so that the sum over a patch keeps its size.
             out[key] *= source.patch_size / target.patch_size
         elif layer != "patch_embedding":
             rows = value.T if value.dim() == 2 else value
@@ -157,7 +158,7 @@ def _resample_all(state, source, target, report, layer):
 
 
 def resample_patches(flat, old, new):
-    """Resize flattened patches bilinearly, using every value.
+    """Resize flattened patches bilinearly, with antialiasing.
 
     Arguments
     ---------

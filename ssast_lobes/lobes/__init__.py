@@ -1,1 +1,1 @@
-"""Lobes for YAMLs of SpeechBrain: encoders and pretraining."""
+"""Lobes for SpeechBrain's YAMLs: encoders and pretraining."""

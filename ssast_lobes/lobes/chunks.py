@@ -9,29 +9,30 @@ RULES = ("join", "zeros", "mean", "mean_of_long")
 
 
 class Chunks:
-    """Encode the pieces of a clip separately, each with positions from 0.
+    """The separate encoding of a clip's pieces, each with positions from 0.
 
-    This is the alternative to interpolated positions, for a lobe that follows
-    the official code of M2D, ATST or Dasheng. The tokens of the pieces are
-    joined in time. Frames at the end of a piece that do not fill a patch are
-    dropped, except in the last piece of the clip.
+    This replaces interpolated positions in a lobe that follows the official
+    code of M2D, ATST or Dasheng. The tokens of the pieces are joined in time.
+    Frames at the end of a piece that do not fill a patch are dropped, except in
+    the last piece of the clip.
 
     Arguments
     ---------
     frames : int
         Frames of a piece; the last piece of a clip may be shorter.
     rule : str
-        ``"join"``: pool all tokens. ``"zeros"``: the same, but attention sees
-        zeros after the last of several pieces. ``"mean"``: a clip is the mean
-        of its pieces, with equal weights. ``"mean_of_long"``: the variant of
-        ATST-Clip. It drops later pieces of which at most half is audio, and
-        divides the sum of a piece's tokens by the number of tokens from its
-        start to the end of the clip.
+        ``"join"``: pool all tokens. ``"zeros"``: the same, but the last of
+        several pieces is padded with zeros, which attention sees. ``"mean"``:
+        average the clip vectors of the pieces, with equal weights.
+        ``"mean_of_long"``: the variant of ATST-Clip. It drops later pieces with
+        at most half of their frames in the clip. It divides the sum of a
+        piece's tokens by the number of tokens from its start to the end of the
+        clip.
 
     Raises
     ------
     ValueError
-        If `frames` is not positive, or the rule unknown.
+        If `frames` is not positive, or the rule is unknown.
 
     Example
     -------
@@ -49,7 +50,7 @@ class Chunks:
         self.rule = one_of("rule of chunks", rule, RULES)
 
     def joined(self, encoder, feats, n_frames, hidden_states=False):
-        """Encode a batch, and join the tokens of the pieces.
+        """Encode a batch and join the tokens of the pieces.
 
         Arguments
         ---------
@@ -61,7 +62,8 @@ class Chunks:
         Returns
         -------
         EncoderOutput
-            Class tokens are the mean over the pieces of a clip.
+            Outputs of the whole clips. Class tokens are the mean over the
+            pieces of a clip.
         """
         pieces = self._encode(encoder, feats, n_frames, hidden_states)
         outputs, alive = zip(*pieces, strict=True)
@@ -92,18 +94,19 @@ class Chunks:
         )
 
     def clips(self, encoder, feats, n_frames, pooling):
-        """Encode a batch, and pool it to one vector a clip (B, size).
+        """Encode a batch and pool it to one vector for each clip.
 
         Arguments
         ---------
         encoder, feats, n_frames
             See `joined`.
         pooling : ClipPooling
-            How tokens are pooled.
+            The pooling of tokens.
 
         Returns
         -------
         torch.Tensor
+            Clip vectors (B, size).
         """
         states = pooling.needs_hidden_states
         if self.rule in ("join", "zeros"):
@@ -127,7 +130,7 @@ class Chunks:
         return total / count
 
     def _encode(self, encoder, feats, n_frames, hidden_states):
-        """Yield the output of each piece, and which clips have it (B,)."""
+        """Yield the output of each piece, and a mask (B,) of clips with it."""
         grid = encoder.grid
         width = grid.patch[1]
         whole_patches = self.frames // width * width
@@ -154,7 +157,7 @@ class Chunks:
 
 
 def _cut(output, is_token, max_time):
-    """Return some tokens and time steps of an output."""
+    """Return an output with `max_time` time steps, 0 at padding."""
     states, shown = output.hidden_states, is_token[:, :, None]
 
     def cut(x, dim):

@@ -10,7 +10,7 @@ from ssast_lobes.utils.lengths import full_lengths
 
 
 class PretrainingOutput(NamedTuple):
-    """The loss of a batch, and what to log next to it.
+    """The loss of a batch, and the values to log next to it.
 
     Arguments
     ---------
@@ -19,8 +19,8 @@ class PretrainingOutput(NamedTuple):
     logs : dict of str to torch.Tensor
         Detached scalars, means over the clips.
     n_clips : int or torch.Tensor
-        Number of clips in these means; a clip of a single token has no mask
-        and does not count.
+        Number of clips in these means. A clip of a single token has no mask, so
+        it does not count.
     """
 
     loss: torch.Tensor
@@ -34,11 +34,11 @@ class PretrainingLobe(nn.Module):
     Arguments
     ---------
     objective : Objective
-        Such as `MSPM`; owns the encoder to train. If it sets ``needs_audio``,
-        it also gets the waveforms; if it sets ``needs_place``, also the ids
-        and crop starts of the clips.
+        The objective, such as `MSPM`, which owns the encoder to train. With
+        ``needs_audio`` it also gets the waveforms; with ``needs_place``, also
+        the ids and crop starts of the clips.
     features : FrontEnd
-        Maps waveforms to normalized log-mel, such as ``SSAST(...).features``.
+        The front end, such as ``SSAST(...).features``.
 
     Example
     -------
@@ -68,12 +68,12 @@ class PretrainingLobe(nn.Module):
             Relative lengths (B,). By default all clips are full, and attention
             needs no mask.
         clip_keys : torch.Tensor, optional
-            (B,) int64, for validation: the mask of a clip becomes a function
+            Keys (B,), int64, for validation: the mask of a clip is a function
             of its key. By default PyTorch's generator draws the masks.
         **items
-            Other items of a batch, for objectives that need them, or None:
+            Other items of a batch, or None, for objectives that need them:
             ``positive_pairs`` (B,), used in training only; ``clip_ids``, a
-            list of str, and ``crop_starts`` (B,), in samples.
+            list of str; and ``crop_starts`` (B,), in samples.
 
         Returns
         -------
@@ -108,7 +108,7 @@ class PretrainingLobe(nn.Module):
         return PretrainingOutput(*output, mask.flatten(1).any(1).sum())
 
     def _asked_for(self, items):
-        """Return the items that the objective takes and that are not None."""
+        """Return the items that the objective needs and that are not None."""
         objective = self.objective
         asked = {
             "positive_pairs": objective.uses_positive_pairs,

@@ -1,8 +1,8 @@
 """Lobes for recipes: waveform in, representation out.
 
 `SSAST` replaces the wav2vec 2.0 lobe of a recipe's YAML: its ``forward(wav,
-wav_lens)`` returns one tensor. It is a `SpectrogramLobe` built from a preset
-or from a checkpoint; `lobe_of` builds one from an exported folder.
+wav_lens)`` returns one tensor. It is a `SpectrogramLobe` that is built from a
+preset or a checkpoint; `lobe_of` builds one from loaded weights.
 """
 
 import torch
@@ -30,17 +30,17 @@ class SpectrogramLobe(nn.Module):
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd, optional
-        Maps waveforms to features; by default with AudioSet's statistics.
+        The front end; by default with AudioSet's statistics.
     output : str
-        What ``forward`` returns: ``"frames"`` (B, T', D) in time order,
+        Result of ``forward``: ``"frames"`` (B, T', D) in time order,
         ``"patches"`` (B, F', T', D) or ``"clip"`` (B, 1, `clip_size`).
     pooling : ClipPooling, optional
-        Makes the clip vector; by default the mean of the valid tokens.
+        Pooling of the clip vector; by default the mean of the valid tokens.
     freeze : bool
-        Keep the encoder fixed: no gradients, always evaluation mode.
+        Freeze the lobe: no gradients, always evaluation mode.
     chunks : dict, optional
-        Arguments of `ssast_lobes.lobes.chunks.Chunks`, which cuts longer
-        clips. By default their positions are interpolated.
+        Arguments of `ssast_lobes.lobes.chunks.Chunks`, which cuts long clips.
+        By default their positions are interpolated.
 
     Raises
     ------
@@ -79,8 +79,8 @@ class SpectrogramLobe(nn.Module):
         self.pooling = pooling or ClipPooling(encoder.depth)
         self.output = output
         self.freeze = freeze
-        # The output does not depend on it, and DDP would wait for its
-        # gradient.
+        # DDP would wait for the gradient of a part that the output does not
+        # depend on.
         if output != "clip":
             self.pooling.requires_grad_(False)
         elif self.pooling.needs_hidden_states is True:
@@ -96,12 +96,12 @@ class SpectrogramLobe(nn.Module):
 
     @property
     def clip_size(self):
-        """Size of a clip's vector: D, or more, depending on the pooling."""
+        """Size of a clip vector: D, or more, depending on the pooling."""
         return self.pooling.output_size(self.encoder.dim)
 
     @property
     def timing(self):
-        """Which part of the audio each frame covers, a `FrameTiming`."""
+        """The `FrameTiming`: the part of the audio that each frame covers."""
         return FrameTiming(self.encoder.grid, self.features.fbank)
 
     def train(self, mode=True):
@@ -109,7 +109,7 @@ class SpectrogramLobe(nn.Module):
         return super().train(mode and not self.freeze)
 
     def forward(self, wav, wav_lens=None):
-        """Represent a batch of waveforms.
+        """Return the representation of a batch of waveforms.
 
         Arguments
         ---------
@@ -123,9 +123,9 @@ class SpectrogramLobe(nn.Module):
         -------
         torch.Tensor
             (B, T', D), (B, F', T', D) or (B, 1, `clip_size`), depending on
-            `output`; 0 at padding. The dtype is that of the weights: after
-            ``half()`` the network computes in float16, but the features do
-            not.
+            `output`; 0 at padding. The dtype is that of the weights. After
+            ``half()`` the network computes in float16, but the features stay
+            float32.
 
         Raises
         ------
@@ -149,9 +149,9 @@ class SpectrogramLobe(nn.Module):
         Arguments
         ---------
         wav, wav_lens
-            As in `forward`.
+            See `forward`.
         hidden_states : bool
-            Keep the output of every block.
+            Whether to return the hidden states, too.
 
         Returns
         -------
@@ -162,7 +162,7 @@ class SpectrogramLobe(nn.Module):
             return self._encode(feats, n_frames, hidden_states)
 
     def _gradients(self):
-        """Compute gradients where they are on, unless the lobe is frozen."""
+        """Return a context without gradients if the lobe is frozen."""
         return torch.set_grad_enabled(
             torch.is_grad_enabled() and not self.freeze
         )
@@ -183,7 +183,7 @@ class SpectrogramLobe(nn.Module):
         Arguments
         ---------
         folder : str or path
-            Written by a recipe, or by ``ssast-lobes convert``.
+            A folder that a recipe or ``ssast-lobes convert`` wrote.
         output, freeze
             See the class.
 
@@ -207,7 +207,7 @@ def lobe_of(weights, output="frames", freeze=False):
     Arguments
     ---------
     weights : Weights
-        From `load_weights`.
+        The result of `load_weights`.
     output, freeze
         See `SpectrogramLobe`.
 
@@ -233,7 +233,7 @@ def _pooling_of(weights, depth):
 
 
 class SSAST(SpectrogramLobe):
-    """SSAST as a lobe: by size and geometry, or from trained weights.
+    """SSAST as a lobe, from a size and a geometry or from trained weights.
 
     Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
     AAAI 2022.
@@ -242,37 +242,38 @@ class SSAST(SpectrogramLobe):
     ---------
     model_size : str
         ``"micro"`` (for CPUs), ``"tiny"``, ``"small"``, ``"base"`` or
-        ``"large"``; a `source` brings its own.
+        ``"large"``; ignored with a `source`, which has its own.
     geometry : str or tuple of int
-        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); a
-        `source` brings its own.
+        ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); ignored
+        with a `source`.
     source : str or path, optional
         Weights to start from: an exported folder, an official ``.pth``, a
         released checkpoint of another lab (docs/checkpoints.md), a folder of
-        Hugging Face's AST, ``user/repo`` on the hub, or a name that
-        ``ssast-lobes models`` lists. Clips keep their own lengths, also where
-        the source was used with reference padding (see `FrontEnd`).
+        Hugging Face's AST, ``user/repo`` on the hub, or a bundled model that
+        ``ssast-lobes models`` lists. Clips keep their lengths, even if the
+        source has reference padding (see `FrontEnd`).
     freeze : bool
-        Keep the encoder fixed.
+        Freeze the lobe; see `SpectrogramLobe`.
     output : str
         ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
     statistics : str or dict, optional
-        Normalization; see `FrontEnd`. By default those of `source`, else
+        Normalization; see `FrontEnd`. By default that of `source`, or else
         AudioSet's.
     n_mels : int, optional
-        Mel bins; by default those of `source`, else 128.
+        Mel bins of the spectrogram; by default those of `source`, or else 128.
     stride : tuple of int, optional
-        Step between patches (mel bins, frames), smaller for overlap. For a
-        fine-tuned official checkpoint it must be the stride of its training.
+        Step between patches (mel bins, frames), smaller than a patch for
+        overlap. For a fine-tuned official checkpoint it must be the stride of
+        its training.
     table_frames : int, optional
-        See `SpectrogramEncoder`; a `source` brings its own.
+        See `SpectrogramEncoder`; ignored with a `source`.
     drop_path : float
         See `SpectrogramEncoder`.
     checkpointing : bool, optional
         See `SpectrogramEncoder`; by default only the size ``"large"`` uses it.
     family : str, optional
-        Family of the checkpoint `source`, if its keys do not show it; see
-        docs/checkpoints.md.
+        Family of the checkpoint `source`; needed if its keys do not show it.
+        See docs/checkpoints.md.
 
     Raises
     ------
@@ -301,7 +302,7 @@ class SSAST(SpectrogramLobe):
         checkpointing=None,
         family=None,
     ):
-        # Check the settings before anything is loaded.
+        # Loading takes long, so check the settings first.
         whole("n_mels", n_mels, null=True)
         require(isinstance(model_size, str), "model_size", "a name", model_size)
         training = {"drop_path": drop_path}
@@ -344,7 +345,7 @@ class SSAST(SpectrogramLobe):
         super().__init__(
             encoder, FrontEnd(**features), output, pooling, freeze, chunks
         )
-        # A line for each tensor that was loaded, adapted or skipped.
+        # What was loaded, adapted or left out, one line each.
         self.report = report
 
 
@@ -353,7 +354,7 @@ def _adapted_grid(config, n_mels, stride):
     grid = dict(config)
     if n_mels is not None and n_mels != grid["n_mels"]:
         bins, frames = grid["patch"]
-        # A patch that spans all mel bins still does.
+        # A patch that spans all mel bins must do so with the new number, too.
         bins = n_mels if bins == grid["n_mels"] else bins
         overlap = grid["stride"] != grid["patch"]
         grid["stride"] = grid["stride"] if overlap else [bins, frames]

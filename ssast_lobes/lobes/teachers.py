@@ -18,11 +18,11 @@ class TeacherOutput(NamedTuple):
     Arguments
     ---------
     states : torch.Tensor
-        (K, B, T, D): the vectors of each time step after each requested layer.
+        Vectors (K, B, T, D) of each time step after each requested layer.
     centers : torch.Tensor
-        Middle of each step in the clip, in seconds, (B, T).
+        Time of the middle of each step in the clip, in seconds, (B, T).
     step : torch.Tensor
-        Seconds between steps, (B,).
+        Seconds between steps of each clip, (B,).
     is_step : torch.Tensor
         Boolean (B, T), False at padding.
     """
@@ -37,28 +37,28 @@ class Teacher(nn.Module):
     """A frozen lobe that teaches a student; see `Distillation`.
 
     It has no gradients and stays in evaluation mode. Its output for a clip is
-    a function of the clip alone. For lobes of this package the time of each
-    step is exact: a step is the mean over frequency of its patches. For other
-    lobes only the outputs are known. So clips of the same length are computed
-    together, without padding (this waits for the device), and the steps are
-    assumed to be spread evenly over the clip.
+    a function of the clip alone. For lobes of this package, a step is the mean
+    over frequency of its patches, and its time is exact. For other lobes, only
+    the outputs are known. So clips of the same length are computed together,
+    without padding (this waits for the device), and the steps are assumed to be
+    spread evenly over the clip.
 
     Arguments
     ---------
     source : str, path or torch.nn.Module
-        A source of ``SSAST(source=...)``, or a lobe: a module whose
-        ``forward(wav, wav_lens)`` returns (B, T, D), or all hidden states (L +
-        1, B, T, D), or a tuple that begins with one of these. Hidden states
-        begin with the input of the first layer, as those of SpeechBrain's
-        wav2vec 2.0 lobes with ``output_all_hiddens``. A lobe that returns (B,
-        T, D) counts as one layer.
+        A source of ``SSAST(source=...)``, or a lobe, which is a module with
+        ``forward(wav, wav_lens)``. It returns (B, T, D), or all hidden states
+        (L + 1, B, T, D), or a tuple that begins with one of these. Hidden
+        states begin with the input of the first layer, as in SpeechBrain's
+        wav2vec 2.0 lobes with ``output_all_hiddens``. A lobe that returns
+        (B, T, D) counts as one layer.
 
     Raises
     ------
     WeightsError
         If the source does not load.
     ArgumentError
-        If it is neither a source nor a lobe, or the lobe returns no frames.
+        If the module is not a lobe, or the lobe does not return frames.
 
     Example
     -------
@@ -106,11 +106,11 @@ class Teacher(nn.Module):
             self.depth, self.dim = len(states) - 1, states.shape[3]
 
     def train(self, mode=True):
-        """Stay in evaluation mode; ignore `mode`."""
+        """Keep evaluation mode; ignore `mode`."""
         return super().train(False)
 
     def fingerprint(self):
-        """Return a text that identifies weights and settings.
+        """Return a text that identifies the weights and settings.
 
         Returns
         -------
@@ -130,7 +130,7 @@ class Teacher(nn.Module):
         Arguments
         ---------
         wavs : torch.Tensor
-            Waveforms (B, S) at `sample_rate`, any padding.
+            Waveforms (B, S) at `sample_rate`, with any values at padding.
         n_samples : torch.Tensor
             Length of each clip, (B,) int64.
         layers : list of int
@@ -200,7 +200,7 @@ class Teacher(nn.Module):
 
 
 def load_teachers(sources):
-    """Return the teachers that a setting names.
+    """Return the teachers of one or several sources.
 
     Arguments
     ---------
@@ -214,7 +214,7 @@ def load_teachers(sources):
     Raises
     ------
     ArgumentError
-        If `sources` names none.
+        If there is no source.
 
     Example
     -------

@@ -1,1 +1,1 @@
-"""What turns audio into vectors: features, patches, blocks, heads."""
+"""Models that turn audio into vectors: features, patches, blocks, heads."""

@@ -1,9 +1,9 @@
-"""BEATs' encoder: the interface of `SpectrogramEncoder`, another graph.
+"""BEATs' encoder, with the interface of `SpectrogramEncoder`.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023,
-after the released code (microsoft/unilm, beats/). Tokens are in order of time,
-and of frequency at each time. Their positions come from a convolution over
-this sequence, and from an attention bias that depends on distance.
+after the released code (microsoft/unilm, beats/). The sequence is in order of
+time, and of frequency at each time. Positions come from a convolution over this
+sequence and from an attention bias that depends on the distance.
 """
 
 import math
@@ -20,19 +20,19 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 NORM_EPS = 1e-5
 
-# Gates of a query, and the values that are summed for each.
+# Number of gates of a query, and number of values that are summed for each.
 _GATE = (2, 4)
 
 
 class GatedAttention(nn.Module):
-    """Self-attention with a relative position bias, gated by each query.
+    """Self-attention with a relative position bias that each query gates.
 
     Arguments
     ---------
     dim : int
         Token size D.
     heads : int
-        Number of heads H; D must be a multiple.
+        Number of heads H; D must be a multiple of it.
 
     Example
     -------
@@ -59,7 +59,7 @@ class GatedAttention(nn.Module):
         x : torch.Tensor
             Tokens (B, N, D).
         bias : torch.Tensor
-            (1, H, N, N) or (B, H, N, N), for each query and key.
+            Bias of each query and key, (1, H, N, N) or (B, H, N, N).
         attend : torch.Tensor, optional
             Boolean (B, 1, 1, N), True at tokens that may be attended to.
 
@@ -93,7 +93,7 @@ class BEATsBlock(nn.Module):
     dim, heads, mlp_ratio, drop_path
         See `ssast_lobes.models.transformer.TransformerBlock`.
     depth : int
-        Number of blocks of the encoder, which determines the scale.
+        Number of blocks of the encoder, which determines the residual's scale.
     """
 
     def __init__(self, dim, heads, mlp_ratio, drop_path, depth):
@@ -125,14 +125,14 @@ class BEATsEncoder(nn.Module):
     grid, dim, depth, heads, mlp_ratio, drop_path, checkpointing
         See `SpectrogramEncoder`.
     table_frames : int
-        Frames of the training clips; longer clips work too.
+        Frames of the training clips; longer clips are possible.
     patch_dim : int
-        Size of the patch vectors before they are projected to D.
+        Size of the patch vectors before the projection to D.
     kernel, groups : int
         Kernel size and groups of the convolution for positions.
     buckets, max_distance : int
         Number of biases, for both directions together, and the distance in
-        tokens beyond which all share one.
+        tokens from which on all share one bias.
     blocks : str
         ``"beats"``, the name of this encoder in a configuration.
 
@@ -228,7 +228,7 @@ class BEATsEncoder(nn.Module):
         return ["blocks.*.qkv", "blocks.*.proj", "blocks.*.fc?"]
 
     def fix_positions(self):
-        """Do nothing: there is no table of positions."""
+        """Do nothing, since there is no position table."""
 
     def token_lengths(self, n_frames, max_frames):
         """See `SpectrogramEncoder.token_lengths`."""
@@ -266,12 +266,12 @@ class BEATsEncoder(nn.Module):
             x = torch.where(mask.flatten(1)[:, :, None], mask_embedding, x)
         kept = is_token
         if keep is not None:
-            # Surplus entries may repeat a token that is kept.
+            # Surplus entries may repeat a kept token, so count the kept ones.
             counts = torch.zeros_like(is_token, dtype=torch.long)
             kept = counts.scatter_add(1, keep[0], keep[1].long()) > 0
             kept = kept & is_token
         x = self._add_positions(x * kept[:, :, None], n_freq)
-        # Position of each token in the order of time, (1 or B, N).
+        # Place of each token in the order of time, (1 or B, N).
         time = torch.arange(max_time, device=x.device)
         band = torch.arange(n_freq, device=x.device)[:, None]
         place = (time * n_freq + band).flatten()[None]
@@ -307,7 +307,7 @@ class BEATsEncoder(nn.Module):
         )
 
     def _add_positions(self, x, n_freq):
-        """Add the convolution over tokens (B, N, D) in the order of time."""
+        """Add a convolution over tokens (B, N, D) in the order of time."""
         by_time = x.unflatten(1, (n_freq, -1)).transpose(1, 2).flatten(1, 2)
         moved = self.convolution(by_time.transpose(1, 2)).transpose(1, 2)
         # An even kernel returns one token too many.
@@ -321,7 +321,7 @@ class BEATsEncoder(nn.Module):
         side = len(self.distance_bias) // 2
         exact = side // 2
         size = distance.abs()
-        # Further away, buckets grow with the logarithm of the distance.
+        # For larger distances, buckets grow with the logarithm of the distance.
         ratio = (size.clamp(min=1).float() / exact).log()
         ratio = ratio / math.log(self.max_distance / exact)
         far = exact + (ratio * (side - exact)).long()

@@ -1,7 +1,7 @@
-"""Decoders of pretraining: from visible tokens to vectors at every token.
+"""Pretraining decoders: from visible tokens to vectors at every token.
 
 Their sizes are ratios of the encoder's, so that a small encoder has a small
-decoder: a published decoder of 8 x 512 costs more than twice as much as a
+decoder. A published decoder of 8 x 512 costs more than twice as much as a
 whole tiny encoder.
 """
 
@@ -17,22 +17,22 @@ from ssast_lobes.models.transformer import (
 
 
 class TransformerDecoder(nn.Module):
-    """Masked autoencoders' decoder: mask tokens, then transformer blocks.
+    """The decoder of masked autoencoders: mask tokens and transformer blocks.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
-    The decoder puts visible tokens back to their places and a learned mask
-    token into the others, adds sin-cos positions, and mixes them with the class
-    tokens. A clip's positions count from its own start, and attention skips
-    padding.
+    The decoder puts visible tokens back in their places and a learned mask
+    token in the others. It adds sin-cos positions, and mixes the tokens with
+    the class tokens. Positions count from the start of each clip, and attention
+    skips padding.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
-        Gives the sizes.
+        The encoder, which determines the sizes.
     width : float
-        Token size over the encoder's.
+        Token size, as a ratio of the encoder's.
     depth : float
-        Number of blocks or layers over the encoder's blocks.
+        Number of blocks, as a ratio of the encoder's.
     head_size : int
         Dimensions of an attention head; the width is rounded to a multiple.
 
@@ -65,9 +65,9 @@ class TransformerDecoder(nn.Module):
         Arguments
         ---------
         encoded : EncoderOutput
-            Output for the visible tokens.
+            The encoder's output for the visible tokens.
         split : TokenSplit
-            Places of the visible tokens.
+            The places of the visible tokens.
         n_freq : int
             F'.
 
@@ -98,20 +98,20 @@ class TransformerDecoder(nn.Module):
 class ConvDecoder(nn.Module):
     """EAT's decoder: grouped convolutions over the grid of tokens.
 
-    Each layer is a convolution, layer norm and GELU, added to its input. From
-    data2vec 2.0 (Baevski et al., ICML 2023). Padding stays 0 at every layer,
-    so that a clip ends in a batch as it ends alone.
+    Each layer adds a convolution, with layer norm and GELU, to its input. The
+    decoder is from data2vec 2.0 (Baevski et al., ICML 2023). Padding is 0 at
+    every layer, so that a clip's result does not depend on its batch.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
-        Gives the sizes; the decoder is as wide as its tokens.
+        The encoder, which determines the sizes; the token sizes are equal.
     depth : float
-        Number of blocks or layers over the encoder's blocks.
+        Number of layers, as a ratio of the encoder's number of blocks.
     kernel : int
         Tokens along each side of a kernel, an odd number.
     groups : int
-        Groups of channels; divides the token size.
+        Groups of channels, a divisor of the token size.
 
     Example
     -------
@@ -138,7 +138,7 @@ class ConvDecoder(nn.Module):
         Arguments
         ---------
         x : torch.Tensor
-            Tokens (B, F' * T', D), visible ones and fillers.
+            Visible tokens and fillers, (B, F' * T', D).
         is_token : torch.Tensor
             Boolean (B, F' * T'), True at tokens that are audio.
         n_freq : int
@@ -159,19 +159,19 @@ class ConvDecoder(nn.Module):
 
 
 def scatter_tokens(tokens, index, visible, filler):
-    """Put visible tokens back to their places, and a filler into the others.
+    """Put visible tokens back in their places, and a filler in the others.
 
     Arguments
     ---------
     tokens : torch.Tensor
         (B, V, D), with V at most N.
     index : torch.Tensor
-        Their places (B, V); no place is there twice.
+        Places of the tokens (B, V), each at most once.
     visible : torch.Tensor
-        Boolean (B, N), True at the places that `tokens` fill; surplus tokens
-        come elsewhere.
+        Boolean (B, N), True at the places that `tokens` fill. Surplus tokens
+        have other places.
     filler : torch.Tensor
-        Broadcasts to (B, N, D).
+        Vectors of the other places, which broadcast to (B, N, D).
 
     Returns
     -------

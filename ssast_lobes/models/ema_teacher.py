@@ -1,4 +1,4 @@
-"""The teacher: a copy that follows its student as a moving average."""
+"""The teacher: a copy of the student, as its moving average."""
 
 import copy
 
@@ -11,17 +11,17 @@ from ssast_lobes.utils.distributed import SharedBatchNorm
 class EMATeacher(nn.Module):
     """Exponential moving average of modules, as in BYOL, DINO and data2vec.
 
-    Hold a copy of each module under the same name. The copies have no
-    gradient and no stochastic depth, and stay in evaluation mode whatever
-    mode the objective around them is put in. Their buffers are their own.
+    It has a copy of each module under the same name. The copies have no
+    gradient and no stochastic depth, and stay in evaluation mode in every mode
+    of the objective. They have their own buffers.
 
     Arguments
     ---------
     batch_statistics : bool
-        Let batch norms in the copies normalize with the statistics of the
-        batch in training, as ATST's teacher does.
+        Whether batch norms of the copies use the statistics of the batch in
+        training, as ATST's teacher does.
     **students : torch.nn.Module
-        Modules to follow, by name.
+        Modules to average, by name.
 
     Example
     -------
@@ -43,12 +43,12 @@ class EMATeacher(nn.Module):
         self.train()
 
     def train(self, mode=True):
-        """Stay in evaluation mode, except perhaps the batch norms.
+        """Keep evaluation mode, except for batch norms.
 
         Arguments
         ---------
         mode : bool
-            Followed by the batch norms, with `batch_statistics`.
+            Mode of the batch norms if there are `batch_statistics`.
 
         Returns
         -------
@@ -68,7 +68,7 @@ class EMATeacher(nn.Module):
         Arguments
         ---------
         owner : torch.nn.Module
-            Has the students under the names of the copies.
+            Module with the students, under the names of the copies.
         momentum : float
             1 keeps the copies, 0 replaces them.
         """
@@ -81,7 +81,7 @@ class EMATeacher(nn.Module):
         Arguments
         ---------
         owner : torch.nn.Module
-            As for `update`.
+            See `update`.
         """
         for name, _ in list(self.named_children()):
             setattr(self, name, _copy(getattr(owner, name)))

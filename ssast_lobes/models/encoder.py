@@ -1,7 +1,7 @@
 """The encoder: from features of any length to tokens.
 
-Transformer blocks as in SSAST, or Mamba blocks as in SSAMBA, over the same
-patches and positions, and with the same outputs.
+It has transformer blocks, as in SSAST, or Mamba blocks, as in SSAMBA, with the
+same patches, positions and outputs.
 """
 
 from typing import NamedTuple
@@ -32,8 +32,8 @@ from ssast_lobes.utils.presets import load_preset
 
 # SSAST has two class tokens (DeiT's class and distillation token).
 N_CLASS_TOKENS = 2
-#: Kinds of blocks. A kind with attention takes what `TransformerBlock` takes;
-#: docs/extending.md adds one.
+#: Kinds of blocks. A kind with attention takes the arguments of
+#: `TransformerBlock`; docs/extending.md shows how to add one.
 BLOCKS = {
     "attention": TransformerBlock,
     "attention_post_norm": PostNormBlock,
@@ -50,18 +50,18 @@ class EncoderOutput(NamedTuple):
     Arguments
     ---------
     tokens : torch.Tensor
-        Patch tokens (B, N, D) after the final norm, frequency-major.
+        Patch tokens (B, N, D) after the final norm, in frequency-major order.
     is_token : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     class_tokens : torch.Tensor
-        (B, C, D), after the final norm; C is 2, or `n_class_tokens`.
+        Class tokens (B, C, D) after the final norm; C is `n_class_tokens`.
     n_freq : int or None
-        F', and N = F' * T'; None if tokens were dropped.
+        F', with N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
-        Patch tokens (L + 1, B, N, D) before the final norm: what enters the
-        first block, then the output of each block.
+        Patch tokens (L + 1, B, N, D), usually before the final norm: the input
+        of the first block, then the output of each block.
     class_hidden_states : torch.Tensor or None
-        The same of the class tokens, (L + 1, B, C, D).
+        Class tokens (L + 1, B, C, D) of the same places.
     """
 
     tokens: torch.Tensor
@@ -73,7 +73,7 @@ class EncoderOutput(NamedTuple):
 
     @property
     def patches(self):
-        """Tokens on their grid, (B, F', T', D)."""
+        """Patch tokens on their grid, (B, F', T', D)."""
         return self._on_grid(self.tokens)
 
     def _on_grid(self, x):
@@ -92,18 +92,18 @@ class EncoderOutput(NamedTuple):
         return self._on_grid(self.is_token)[:, 0].sum(1)
 
     def clip(self, pooling="mean"):
-        """Return one vector a clip.
+        """Return one vector for each clip.
 
         Arguments
         ---------
         pooling : str
-            ``"mean"`` of the valid tokens, ``"class"``, the mean of the class
-            tokens, ``"statistics"`` and others; see `pool`.
+            ``"mean"`` of the valid tokens, ``"class"`` (mean of the class
+            tokens), ``"statistics"`` and others; see `pool`.
 
         Returns
         -------
         torch.Tensor
-            (B, D), or wider; see `pool`.
+            Clip vectors (B, D), or wider; see `pool`.
         """
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
@@ -113,9 +113,9 @@ class EncoderOutput(NamedTuple):
         Arguments
         ---------
         tokens, class_tokens : torch.Tensor
-            Tokens of the layer, shaped as `tokens` and `class_tokens` here.
+            Tokens of the layer, in the shapes of the class's arguments.
         pooling : str
-            As in `clip`.
+            See `clip`.
 
         Returns
         -------
@@ -131,63 +131,64 @@ class SpectrogramEncoder(nn.Module):
     Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer",
     AAAI 2022, and Shams et al., "SSAMBA: Self-Supervised Audio Representation
     Learning with Mamba State Space Model", SLT 2024. A clip's output never
-    depends on the clips it is batched with: attention masks padding, scans
-    skip it, and positions follow each clip's own length.
+    depends on the other clips of its batch: attention masks padding, scans skip
+    it, and positions depend on each clip's own length.
 
-    There are four kinds of blocks. ``"attention"``: those of a transformer.
-    ``"attention_post_norm"``: the same with the norms after the sums, as EAT
-    has them (see `PostNormBlock`). ``"mamba"``: each a bidirectional Mamba
-    mixer, which scans the tokens in order of time, and of frequency at each
-    time, from one class token at the clip's beginning to the other at its end.
-    ``"mamba_reference"``: the graph
-    of the released SSAMBA models, with two such mixers a block (see
-    `PairedMambaBlock`), scans over all times of the lowest frequency first, one
-    class token in front, and the final norm applied twice.
+    There are four kinds of blocks. ``"attention"`` is a transformer block.
+    ``"attention_post_norm"`` has the norms after the sums, as in EAT (see
+    `PostNormBlock`). ``"mamba"`` is a bidirectional Mamba mixer. It scans the
+    tokens in order of time, and of frequency at each time, from one class token
+    at the clip's start to the other at its end. ``"mamba_reference"`` is the
+    graph of the released SSAMBA models. It has two mixers in each block (see
+    `PairedMambaBlock`) and one class token before all others. It scans all
+    times of the lowest frequency first, and applies the final norm twice.
 
     Arguments
     ---------
     grid : Grid or dict, optional
-        Patch geometry, or the arguments of one; 128 mel bins in 16 x 16
-        patches when left out.
+        Patch geometry, or the arguments of a `Grid`; by default 128 mel bins in
+        16 x 16 patches.
     dim : int
         Token size D.
     depth : int
         Number of blocks L.
     heads : int
-        Attention heads; Mamba has none.
+        Number of attention heads; Mamba has none.
     mlp_ratio : float
-        Hidden size of the MLPs over D; Mamba has none.
+        Hidden size of the MLPs, as a ratio of D; Mamba has none.
     table_frames : int
-        Frames the position table spans; longer clips interpolate it.
+        Number of frames that the position table spans; longer clips interpolate
+        it.
     drop_path : float
-        Stochastic depth of the last block, growing linearly from 0.
+        Stochastic depth of the last block; it grows linearly from 0.
     table : tuple of int, optional
-        Size (frequency, time) of the position table; that of the grid over
-        `table_frames` when left out. Differs where weights were trained with
-        another stride or another number of mel bins.
+        Size (frequency, time) of the position table; by default that of the
+        grid over `table_frames`. It differs if the weights were trained with
+        another stride or number of mel bins.
     blocks : str
         ``"attention"``, ``"attention_post_norm"``, ``"mamba"`` or
         ``"mamba_reference"``.
     n_class_tokens : int, optional
-        Class tokens C, 0 to 2, of an encoder with attention; by default 2.
+        Number of class tokens C, 0 to 2, of an encoder with attention; by
+        default 2.
     norms : list of str
-        Layer norms outside of the blocks: of the ``"patches"`` before they
-        get positions, of all tokens before the ``"first"`` block, and after
-        the ``"last"``. Most encoders have only the last.
+        Layer norms outside of the blocks: of the ``"patches"`` before positions
+        are added, of all tokens before the ``"first"`` block, and of all tokens
+        after the ``"last"`` block. Most encoders have only the last.
     crop : str
         See `PositionTable`.
     qkv_bias : bool
         See `Attention`.
     checkpointing : bool
-        Keep only what enters each block in training, and compute what is
-        within once more in the backward pass: about a third more time for a
-        fraction of the memory (Chen et al., "Training Deep Nets with
-        Sublinear Memory Cost", 2016). The gradients are the same.
+        Store only the input of each block in training, and compute the rest
+        again in the backward pass. This takes about a third more time, but a
+        fraction of the memory (Chen et al., "Training Deep Nets with Sublinear
+        Memory Cost", 2016). The gradients are the same.
 
     Raises
     ------
     ValueError
-        If `blocks` is unknown, or an argument does not go with it.
+        If `blocks` is unknown or does not support another argument.
 
     Example
     -------
@@ -282,18 +283,18 @@ class SpectrogramEncoder(nn.Module):
         Arguments
         ---------
         model_size : str
-            A file of ``hparams/model/``: ``"tiny"``, ``"small"``,
-            ``"base"``, ``"large"`` (with `checkpointing`), or ``"micro"``
-            for CPUs; with Mamba blocks ``"ssamba_tiny"`` and so on, or
+            A file of ``hparams/model/``: ``"tiny"``, ``"small"``, ``"base"``,
+            ``"large"`` (with `checkpointing`), or ``"micro"`` for CPUs. The
+            names of Mamba models are ``"ssamba_tiny"`` and so on, or
             ``"ssamba_tiny_reference"``.
         geometry : str or tuple of int
             See `Grid.from_geometry`.
         n_mels : int
-            Mel bins.
+            Mel bins of the spectrogram.
         stride : tuple of int, optional
             Step between patches (mel bins, frames).
         **arguments
-            Passed to the class.
+            Further arguments of the class.
 
         Returns
         -------
@@ -325,7 +326,8 @@ class SpectrogramEncoder(nn.Module):
         }
         if not self.scans:
             config.update(heads=self.heads, mlp_ratio=self.mlp_ratio)
-        # Only what differs, so that encoders of SSAST are written as ever.
+        # Write only what differs from SSAST, so that the configurations of its
+        # encoders do not change.
         usual = 1 if self.kind == "mamba_reference" else N_CLASS_TOKENS
         if self.n_class_tokens != usual:
             config["n_class_tokens"] = self.n_class_tokens
@@ -364,42 +366,41 @@ class SpectrogramEncoder(nn.Module):
     ):
         """Encode a batch of spectrograms.
 
-        There are three ways in: all tokens; some *replaced* (`mask` and
-        `mask_embedding`); some *dropped* (`keep`). A scan runs over the kept
-        tokens in the order of the full grid, as if the dropped ones had never
-        been there.
+        The blocks see all tokens; or some tokens are *replaced* (`mask` and
+        `mask_embedding`); or some are *dropped* (`keep`). A scan runs over the
+        kept tokens in the order of the full grid.
 
         Arguments
         ---------
         feats : torch.Tensor
-            Normalized log-mel (B, T, n_mels), cast to the type of the
+            Normalized log-mel (B, T, n_mels), which is cast to the type of the
             weights.
         n_frames : torch.Tensor, optional
-            Valid frames (B,) int64. Left out, every frame counts as audio,
-            padding too, as in the official code.
+            Valid frames (B,) int64. By default every frame counts as audio,
+            also padding, as in the official code.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where a token is masked.
+            Boolean (B, F', T'), True at masked tokens.
         mask_embedding : torch.Tensor, optional
-            (D,), replaces the tokens where `mask` is True.
+            Vector (D,) that replaces the masked tokens.
         keep : tuple of torch.Tensor, optional
             Indices (B, K) of the tokens to encode, and boolean (B, K), False
             at surplus entries.
         hidden_states : bool or str
-            Return the output of every block too; ``"normed"``: after the
-            final norm, which is then put on each.
+            Whether to return the hidden states, too; ``"normed"`` returns them
+            after the final norm.
 
         Returns
         -------
         EncoderOutput
-            With N = F' * T', or K under `keep`.
+            Outputs with N = F' * T', or N = K with `keep`.
 
         Raises
         ------
         ValueError
-            If the features do not have the grid's mel bins, or `mask` comes
-            without `mask_embedding`.
+            If the features do not have the grid's number of mel bins, or there
+            is a `mask` but no `mask_embedding`.
         """
-        # Features are float32 whatever the type of the weights.
+        # Features are float32, but the weights may have another type.
         feats = feats.to(self.class_tokens.dtype)
         tokens, is_token = self._embed(feats, n_frames, mask, mask_embedding)
         if keep is not None:
@@ -409,7 +410,7 @@ class SpectrogramEncoder(nn.Module):
             )
             is_token = is_token.gather(1, index) & kept
         head = self.class_tokens + self.class_positions
-        # Not len(): an exported graph would take the number of clips as fixed.
+        # `len()` would fix the number of clips in an exported graph.
         x = torch.cat([head.expand(tokens.shape[0], -1, -1), tokens], dim=1)
         visible = self._visible(is_token, padded=n_frames is not None or keep)
         order, context = self._arrangement(
@@ -446,7 +447,7 @@ class SpectrogramEncoder(nn.Module):
         )
 
     def _through(self, block, x, context):
-        """Return the output of a block, with checkpointing where it is on."""
+        """Return the output of a block, with checkpointing if it is on."""
         if self.checkpointing and self.training and torch.is_grad_enabled():
             return checkpoint(block, x, context, use_reentrant=False)
         return block(x, context)
@@ -471,7 +472,7 @@ class SpectrogramEncoder(nn.Module):
         return tokens + positions, is_token
 
     def token_lengths(self, n_frames, max_frames):
-        """Return the patches along time of each clip, and T' of the batch.
+        """Return the number of patches along time of each clip, and T'.
 
         Arguments
         ---------
@@ -483,24 +484,24 @@ class SpectrogramEncoder(nn.Module):
         Returns
         -------
         tuple
-            (B,) int64 and int.
+            The numbers (B,) int64, and T' of the batch, an int.
         """
         max_time = self.grid.n_time(max_frames)
         return self.grid.n_time(n_frames).clamp(max=max_time), max_time
 
     def _visible(self, is_token, padded):
-        """Return is_token with the class tokens (B, C + N); None if all are."""
+        """Return the mask with class tokens (B, C + N), or None if all True."""
         if not padded:
             return None
-        # Attention is faster without a mask. Only on the CPU can the values be
-        # read without waiting for the device.
+        # Attention is faster without a mask. Reading the values waits for the
+        # device, except on the CPU.
         if is_token.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(is_token.all()):
                 return None
         return nn.functional.pad(is_token, (self.n_class_tokens, 0), value=True)
 
     def _arrangement(self, keep, visible, is_token, max_frames):
-        """Return the `ScanOrder` of the tokens or None, and their mask."""
+        """Return the `ScanOrder` of the tokens (or None) and their mask."""
         if not self.scans:
             return None, None if visible is None else visible[:, None, None, :]
         n_freq, n_time = self.grid.n_freq, self.grid.n_time(max_frames)
@@ -511,8 +512,8 @@ class SpectrogramEncoder(nn.Module):
             place = keep[0]
         ends = [-1]
         if self.kind == "mamba":
-            # In order of time. In frequency-major order the neighboring
-            # frequency would be further away the longer the clip is.
+            # Scan in order of time. In frequency-major order, the distance to
+            # the neighboring frequency would grow with the clip.
             place = place % n_time * n_freq + place // n_time
             ends = [-1, n_freq * n_time]
         elif keep is None and visible is None:

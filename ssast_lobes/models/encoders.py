@@ -5,12 +5,12 @@ from ssast_lobes.models.encoder import SpectrogramEncoder
 
 
 def encoder_class(config):
-    """Return the class of an encoder's configuration.
+    """Return the class of the encoder that a configuration describes.
 
     Arguments
     ---------
     config : dict
-        Arguments, as `SpectrogramEncoder.config` has them.
+        Arguments of the encoder, such as `SpectrogramEncoder.config`.
 
     Returns
     -------

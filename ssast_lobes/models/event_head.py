@@ -1,7 +1,7 @@
 """Sound event detection: scores of every class at every time step.
 
-`FrameClassifier` turns frames into scores, `SpectrogramDetector` joins it to
-an encoder, and `FrameTiming` says which part of the audio a frame covers.
+`FrameClassifier` turns frames into scores. `SpectrogramDetector` joins it to an
+encoder. `FrameTiming` tells which part of the audio a frame covers.
 """
 
 import math
@@ -19,16 +19,16 @@ WEAK_POOLINGS = ("linear_softmax", "attention")
 
 
 class EventScores(NamedTuple):
-    """Scores of events, as logits; those of frames are 0 at padding.
+    """Scores of events, as logits.
 
     Arguments
     ---------
     frames : torch.Tensor
-        (B, T', C), independent for each class.
+        Scores of frames (B, T', C), independent for each class; 0 at padding.
     clip : torch.Tensor
-        (B, C), whether the class occurs anywhere in the clip.
+        Scores of clips (B, C): whether the class occurs anywhere in the clip.
     n_time : torch.Tensor
-        Frames of each clip, (B,) int64.
+        Number of frames of each clip, (B,) int64.
     """
 
     frames: torch.Tensor
@@ -37,7 +37,7 @@ class EventScores(NamedTuple):
 
 
 class FrameClassifier(nn.Module):
-    """Score every class at every time step, and in the clip as a whole.
+    """A head that scores every class at every time step and in the clip.
 
     Arguments
     ---------
@@ -46,13 +46,15 @@ class FrameClassifier(nn.Module):
     n_classes : int
         Number of classes C.
     weak_pooling : str
-        How the probabilities of frames are pooled to that of the clip:
-        ``"linear_softmax"``, the mean weighted by the probabilities themselves
-        (Wang et al., "A comparison of five multiple instance learning pooling
-        functions for sound event detection with weak labeling", ICASSP 2019),
-        or ``"attention"``, weighted by learned scores of each class.
+        Pooling of the frames' probabilities to that of the clip.
+        ``"linear_softmax"`` is the mean weighted by the probabilities
+        themselves (Wang et al., "A comparison of five multiple instance
+        learning pooling functions for sound event detection with weak
+        labeling", ICASSP 2019). ``"attention"`` is the mean weighted by learned
+        scores of each class.
     hidden : int, optional
-        Size of a convolution over time before the scores; by default none.
+        Channels of a convolution over time before the scores; by default there
+        is none.
     context : int
         Width of the convolution in frames, odd.
 
@@ -93,15 +95,15 @@ class FrameClassifier(nn.Module):
                 dim, hidden, context, padding=context // 2
             )
         self.linear = nn.Linear(hidden or dim, n_classes)
-        # Without it, weak labels would push down frames that start much below
-        # the rest of a clip.
+        # With larger weights, weak labels would push down frames that start
+        # with much lower scores than the rest of a clip.
         nn.init.normal_(self.linear.weight, std=0.01)
         if weak_pooling == "attention":
             self.attention = nn.Linear(hidden or dim, n_classes)
 
     @property
     def config(self):
-        """The arguments that rebuild this, without the sizes."""
+        """The arguments that rebuild this head, without the sizes."""
         return {
             "weak_pooling": self.weak_pooling,
             "hidden": self.hidden,
@@ -109,14 +111,14 @@ class FrameClassifier(nn.Module):
         }
 
     def forward(self, frames, n_time):
-        """Return `EventScores`.
+        """Return the `EventScores` of a batch.
 
         Arguments
         ---------
         frames : torch.Tensor
-            (B, T', D).
+            Vectors of frames (B, T', D).
         n_time : torch.Tensor
-            Frames of each clip without padding, (B,) int64.
+            Number of frames of each clip without padding, (B,) int64.
         """
         is_frame = length_to_mask(n_time, frames.shape[1])[:, :, None]
         x = self.norm(frames)
@@ -125,8 +127,8 @@ class FrameClassifier(nn.Module):
             x = (x * is_frame).transpose(1, 2)
             x = functional.gelu(self.convolution(x)).transpose(1, 2)
         scores = self.linear(x).float() * is_frame
-        # With logarithms of the probability, its complement and the weight,
-        # gradients do not vanish where probabilities come close to 0 or 1.
+        # Probabilities, complements and weights are logarithms, so that the
+        # gradients do not vanish if a probability is close to 0 or 1.
         yes = functional.logsigmoid(scores)
         no = functional.logsigmoid(-scores)
         weight = yes
@@ -147,12 +149,12 @@ class SpectrogramDetector(nn.Module):
     n_classes : int
         Number of classes C.
     layers : str
-        Layers that frames are made from: ``"last"``, ``"weighted"``, ``"all"``
+        Layers from which frames are made: ``"last"``, ``"weighted"``, ``"all"``
         or ``"normed"``; see `ClipPooling`.
     weak_pooling, hidden, context
         See `FrameClassifier`.
     freeze_encoder : bool
-        Train only the head and the weights of layers.
+        Train only the head and the weighting of layers.
 
     Raises
     ------
@@ -191,7 +193,7 @@ class SpectrogramDetector(nn.Module):
         if freeze_encoder:
             encoder.requires_grad_(False)
         if self.pooling.needs_hidden_states is True:
-            # The loss does not depend on it, and DDP would wait for its
+            # The loss does not depend on the norm, and DDP would wait for its
             # gradient.
             encoder.norm.requires_grad_(False)
 
@@ -219,7 +221,7 @@ class SpectrogramDetector(nn.Module):
 
 
 class FrameTiming:
-    """Tell which part of the audio each frame (time step) covers.
+    """The part of the audio that each frame (time step) covers.
 
     A frame covers one step around the middle of its patch. The first frame
     begins with the clip, and the last one ends with it.
@@ -256,12 +258,12 @@ class FrameTiming:
         return self.grid.n_time(self.fbank.frames_of(n_samples))
 
     def edge(self, number):
-        """Return where frame `number` begins, in seconds."""
+        """Return the start of frame `number`, in seconds."""
         # Remove the rounding noise of binary fractions.
         return 0.0 if number == 0 else round(self.start + number * self.step, 9)
 
     def edges(self, n_time, seconds):
-        """Return where frames begin, and where the last one ends.
+        """Return the starts of all frames and the end of the last one.
 
         Arguments
         ---------
@@ -287,17 +289,17 @@ class FrameTiming:
         Arguments
         ---------
         events : list of tuple
-            Onset, offset (seconds from the start of the clip) and index of the
-            class; parts outside of the clip do not count.
+            Onset and offset (seconds from the start of the clip) and index of
+            the class; parts outside of the clip do not count.
         n_samples : int
-            Length of the clip.
+            Length of the clip in samples.
         n_classes : int
             Number of classes C.
 
         Returns
         -------
         torch.Tensor
-            (T', C) float32, 0 or 1.
+            Targets (T', C), float32, 0 or 1.
 
         Example
         -------

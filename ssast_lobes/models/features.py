@@ -1,7 +1,7 @@
 """Front end: waveforms in, normalized log-mel spectrograms out.
 
-A batched Kaldi filterbank (what SSAST was trained on), the fixed
-normalization ``(x - mean) / (2 * std)``, and the statistics it needs.
+The default is a batched Kaldi filterbank, as in the training of SSAST, and the
+fixed normalization ``(x - mean) / (2 * std)``.
 """
 
 import torch
@@ -25,29 +25,28 @@ logger = get_logger(__name__)
 
 PRE_EMPHASIS = 0.97
 
-# Kaldi's least energy before the logarithm.
+# Kaldi's smallest energy before the logarithm.
 EPSILON = torch.finfo(torch.float32).eps
 
-# Kaldi's windows as powers of Hann's.
+# Kaldi's windows are powers of Hann's.
 _WINDOW_POWERS = {"hanning": 1, "povey": 0.85}
 
-# Neighboring mel filters that are summed together.
+# Number of neighboring mel filters that are multiplied together.
 _FILTERS_AT_ONCE = 16
 
-# The filterbank of the published SSAST. At 16 kHz its first bin is dead, as
-# it was when the weights were trained: a warning would change nothing.
+# Rate and mel bins of the published SSAST. Its first bin is constant, as it was
+# in the training of the weights, so a warning would not help.
 _PUBLISHED = (16000, 128)
 
 
 class KaldiFbank(Filterbank):
-    """Compute Kaldi's log-mel filterbank for a batch of clips.
+    """Kaldi's log-mel filterbank for a batch of clips.
 
-    Follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
+    It follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
     use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
-    waveform, as SSAST computes it: 25 ms windows every 10 ms, no frame that
-    reaches over the end. Computed in float32, also under autocast and where
-    the module is cast to another type; on CUDA in float64 from the Fourier
-    transform on.
+    waveform, as in SSAST: 25 ms windows every 10 ms, and no frame beyond the
+    end. It computes in float32, also under autocast or if the module is cast to
+    another type. On CUDA it computes in float64 from the Fourier transform on.
 
     Arguments
     ---------
@@ -55,12 +54,12 @@ class KaldiFbank(Filterbank):
         Sampling rate of the waveforms in Hz.
     n_mels : int
         Number of mel bins, from 20 Hz to half the sampling rate. A warning
-        tells if there are more than the Fourier transform resolves: bins that
-        no frequency reaches are constant.
+        reports bins that no frequency of the Fourier transform reaches, because
+        they are constant.
     window : str
-        ``"hanning"``, or Kaldi's own ``"povey"``, as BEATs has it.
+        ``"hanning"``, or Kaldi's own ``"povey"``, as in BEATs.
     gain : float
-        Factor of the waveform; 32768 gives the samples Kaldi's own scale.
+        Factor of the waveform; 32768 gives Kaldi's own scale of samples.
 
     Example
     -------
@@ -86,7 +85,7 @@ class KaldiFbank(Filterbank):
             window = window.pow(_WINDOW_POWERS[self.kind])
         filters = self._mel_filters(n_mels)
         self._warn_of_dead_filters(filters)
-        # Kaldi's filters leave out the Nyquist bin.
+        # Kaldi's filters do not use the Nyquist bin.
         filters = nn.functional.pad(filters, (0, 1)).t().contiguous()
         self.register_buffer("window", window, persistent=False)
         self.register_buffer("mel_filters", filters, persistent=False)
@@ -95,7 +94,7 @@ class KaldiFbank(Filterbank):
         ]
 
     def _mel_filters(self, n_mels):
-        """Return the weights (n_mels, Fourier bins) of so many filters."""
+        """Return the weights (n_mels, Fourier bins) of the filters."""
         return get_mel_banks(
             n_mels,
             self.fft_size,
@@ -125,7 +124,7 @@ class KaldiFbank(Filterbank):
 
     @property
     def settings(self):
-        """The arguments next to rate and mel bins that differ from SSAST's."""
+        """The arguments that differ from SSAST's, without rate and mel bins."""
         settings = {"window": self.kind, "gain": self.gain}
         usual = {"window": "hanning", "gain": 1.0}
         return {k: v for k, v in settings.items() if v != usual[k]}
@@ -162,8 +161,8 @@ class KaldiFbank(Filterbank):
         """Return the log-mel (B, T, n_mels) of waveforms (B, S)."""
         frames = self._frames(wav - _clip_means(wav, n_samples)[:, None])
         if wav.is_cuda:
-            # Another FFT in float32 rounds otherwise where a bin has hardly
-            # any energy, and TF32 products are off in the third digit.
+            # In float32, the FFT of CUDA rounds differently in bins with hardly
+            # any energy, and TF32 products are wrong in the third digit.
             frames = frames.double()
         spectrum = torch.fft.rfft(frames)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)
@@ -179,7 +178,7 @@ class KaldiFbank(Filterbank):
             wav = wav * self.gain
         frames = wav.unfold(1, self.window_samples, self.hop_samples)
         frames = frames - frames.mean(2, keepdim=True)
-        # Hann's window is 0 at the first sample, which has no previous one.
+        # The first sample has no previous one, but the window is 0 there.
         emphasized = -PRE_EMPHASIS * frames[..., :-1]
         emphasized.add_(frames[..., 1:]).mul_(self.window[1:])
         missing = self.fft_size - self.window_samples
@@ -203,25 +202,25 @@ def _n_dead(filters):
 
 
 def _reach(filters):
-    """Return the first and the end of the bins (rows) of some filters."""
+    """Return the first bin (row) of some filters, and the end of their bins."""
     bins = filters.any(1).nonzero().flatten().tolist() or [0]
     return bins[0], bins[-1] + 1
 
 
 def _clip_means(wav, n_samples):
     """Return the mean of each clip's valid samples, (B,)."""
-    # An exported graph cannot read the lengths to loop over the clips.
+    # An exported graph cannot read the lengths, so it cannot loop over clips.
     if wav.is_cuda or torch.compiler.is_exporting():
         is_sample = length_to_mask(n_samples, wav.shape[1])
         total = torch.where(is_sample, wav, 0.0).sum(1, dtype=torch.float64)
         return (total / n_samples.clamp(min=1)).float()
-    # The quietest mel bins, which pre-emphasis nearly cancels, show a mean
-    # that is off by one rounding: a masked sum of the batch, even in float64,
-    # puts one noise clip in five more than 1e-4 from Kaldi's features. So the
-    # B numbers come from the very reduction that a clip alone would use; the
-    # work on frames stays batched.
+    # Pre-emphasis nearly cancels the quietest mel bins, so a mean with another
+    # rounding shows there. With a masked sum of the batch, even in float64, one
+    # noise clip in five differs by more than 1e-4 from Kaldi's features. So
+    # each mean comes from the reduction of a single clip. The work on frames
+    # stays batched.
     if torch.compiler.is_compiling():
-        # Compiled, the loop would be compiled anew for each length.
+        # The loop would be compiled again for each length.
         return torch.compiler.disable(_each_mean)(wav, n_samples)
     return _each_mean(wav, n_samples)
 
@@ -253,7 +252,7 @@ def make_filterbank(sample_rate, n_mels, settings=None):
     Raises
     ------
     ValueError
-        If the kind is unknown, or an argument is none of its class.
+        If the kind is unknown, or its class does not have an argument.
 
     Example
     -------
@@ -274,22 +273,21 @@ class FrontEnd(nn.Module):
     Arguments
     ---------
     statistics : str or dict
-        Name of a preset in ``hparams/features/``, a YAML file such as
-        ``ssast-lobes stats`` writes for own audio, or ``{"mean": ..,
-        "std": ..}``, numbers or one for each mel bin.
+        Name of a preset in ``hparams/features/``; a YAML file, such as
+        ``ssast-lobes stats`` writes; or ``{"mean": .., "std": ..}``, with
+        numbers or with lists of one number for each mel bin.
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
         Number of mel bins.
     pad_frames : int, optional
-        Reference padding: every clip is padded to so many frames, or cut
-        there, before the normalization, and all of them count as audio; so
-        do the official recipes and Hugging Face. Clips keep their own
-        lengths when left out.
+        Reference padding, as in the official recipes and Hugging Face: every
+        clip is padded or cut to this number of frames before the normalization,
+        and all frames count as audio. By default clips keep their lengths.
     fbank : dict, optional
-        Filterbank of other models: ``kind``, ``"kaldi"`` (`KaldiFbank`) or
-        ``"centered"`` (`MelSpectrogram`), and further arguments of that
-        class. SSAST's when left out.
+        Filterbank of another model: its ``kind``, ``"kaldi"`` (`KaldiFbank`) or
+        ``"centered"`` (`MelSpectrogram`), and further arguments of that class.
+        By default SSAST's.
 
     Raises
     ------
@@ -357,7 +355,7 @@ class FrontEnd(nn.Module):
         feats, n_frames = self.fbank(wav, wav_lens)
         if self.pad_frames is None:
             return self.norm(feats, n_frames), n_frames
-        # A negative padding cuts.
+        # A negative number of missing frames cuts the clip.
         missing = self.pad_frames - feats.shape[1]
         feats = nn.functional.pad(feats, (0, 0, 0, missing))
         return self.norm(feats), torch.full_like(n_frames, self.pad_frames)

@@ -1,4 +1,4 @@
-"""The base of all filterbanks: checks, counts, float32, batches in parts."""
+"""The base class of all filterbanks."""
 
 import torch
 from speechbrain.utils.autocast import fwd_default_precision
@@ -7,16 +7,16 @@ from torch import nn
 from ssast_lobes.utils.checks import whole
 from ssast_lobes.utils.lengths import sample_counts
 
-# Number of frames that the CPU computes at once. Their intermediate results
-# stay in the cache, and need no new pages of memory.
+# Number of frames that the CPU computes at once. With so few, intermediate
+# results stay in the cache and need no new pages of memory.
 _FRAMES_AT_ONCE = 1000
 
 
 class ExactBuffers(nn.Module):
-    """A module whose buffers keep their type when it is cast to another."""
+    """A module with buffers that keep their type when the module is cast."""
 
     def _apply(self, fn, recurse=True):
-        # half() and double() are for weights: features need float32.
+        # half() and double() are for weights; features need float32.
         exact = dict(self.named_buffers(recurse=False))
         super()._apply(fn, recurse)
         for name, buffer in exact.items():
@@ -30,9 +30,9 @@ class Filterbank(ExactBuffers):
     """Base class of front ends: waveforms to log-mel energies.
 
     Padding never changes the energies of a clip. A derived class sets
-    `hop_samples`; `least_samples`, the shortest clip that has a frame; and
-    `first_center`, the sample in the middle of the first frame. It defines
-    ``frames_of``, ``samples_of`` and ``_log_mel``.
+    `hop_samples`, `least_samples` (the length of the shortest clip with a
+    frame) and `first_center` (the sample in the middle of the first frame). It
+    defines ``frames_of``, ``samples_of`` and ``_log_mel``.
 
     Arguments
     ---------
@@ -54,7 +54,8 @@ class Filterbank(ExactBuffers):
         Arguments
         ---------
         wav : torch.Tensor
-            Waveforms (B, S), floating point with full scale 1, any padding.
+            Waveforms (B, S), floating point with full scale 1, with any values
+            at padding.
         wav_lens : torch.Tensor, optional
             Relative lengths (B,) in (0, 1]; by default all clips are full.
 
@@ -63,7 +64,7 @@ class Filterbank(ExactBuffers):
         feats : torch.Tensor
             Log-mel energies (B, T, n_mels), 0 at padding. T is at least 1.
         n_frames : torch.Tensor
-                Valid frames (B,), int64, of each clip alone.
+            Valid frames (B,), int64, equal to those of each clip alone.
 
         Raises
         ------

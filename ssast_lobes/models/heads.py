@@ -1,8 +1,8 @@
-"""Heads, and models that join one to an encoder.
+"""Heads, and models of an encoder and a head.
 
-`ClassificationHead` turns clip vectors into class scores,
-`SpectrogramClassifier` classifies clips, and `SpectrogramRecognizer` gives
-scores of units at each time (CTC).
+`ClassificationHead` turns clip vectors into class scores.
+`SpectrogramClassifier` classifies clips. `SpectrogramRecognizer` returns scores
+of units at each time step (CTC).
 """
 
 from speechbrain.nnet.adapters import AdaptedModel, LoRA
@@ -12,7 +12,7 @@ from torch.nn import functional
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.checks import ArgumentError, flag, real, whole
 
-# That of SSAST's head, torch's own.
+# Epsilon of SSAST's head, which is PyTorch's default.
 NORM_EPS = 1e-5
 
 
@@ -26,14 +26,14 @@ class ClassificationHead(nn.Module):
     n_classes : int
         Number of classes C.
     projection : int, optional
-        Size of a linear projection in place of the norm: the head of SUPERB's
-        probes (Yang et al., Interspeech 2021). They project each token before
-        they take the mean, which comes to the same: both are linear.
+        Size of a linear projection in place of the norm, as in SUPERB's probes
+        (Yang et al., Interspeech 2021). They project each token before they
+        take the mean; the result is the same, since both are linear.
     cosine_scale : float, optional
-        Scores are cosines of the vector and of each class's weights, times
-        so much, as margin losses want them; by default linear.
+        Factor of scores that are cosines of the vector and the weights of each
+        class, as margin losses need them; by default scores are linear.
     norm_eps : float, optional
-        Epsilon of the norm; no norm at all where it is null.
+        Epsilon of the norm; None removes the norm.
 
     Raises
     ------
@@ -73,7 +73,7 @@ class ClassificationHead(nn.Module):
 
     @property
     def config(self):
-        """The arguments that rebuild this, without the sizes."""
+        """The arguments that rebuild this head, without the sizes."""
         config = {"projection": self.projection}
         if self.cosine_scale is not None:
             config["cosine_scale"] = self.cosine_scale
@@ -92,7 +92,7 @@ class ClassificationHead(nn.Module):
 
 
 def head_arguments(config):
-    """Return the arguments of the head that an export's config describes.
+    """Return the arguments of a head from the configuration of an export.
 
     Arguments
     ---------
@@ -108,12 +108,12 @@ def head_arguments(config):
     >>> head_arguments({"encoder": {"dim": 32}, "labels": ["cat", "dog"]})
     {'dim': 32, 'n_classes': 2}
     """
-    # Other people's exports have none: the mean of the last layer.
+    # An export without this entry uses the mean of the last layer.
     pooling = ClipPooling(**config.get("pooling", {"depth": 1}))
     return {
         "dim": pooling.output_size(config["encoder"]["dim"]),
         "n_classes": len(config["labels"]),
-        # Former exports do not have it.
+        # Older exports do not have this entry.
         **config.get("head", {}),
     }
 
@@ -136,20 +136,20 @@ class SpectrogramClassifier(nn.Module):
     cosine_scale : float, optional
         See `ClassificationHead`.
     freeze_encoder : bool
-        Train the pooling and the head only.
+        Train only the pooling and the head.
     frozen_blocks : int
-        Keep the patch projection, the positions and the first blocks as they
-        are.
+        Number of first blocks to freeze, together with everything before them,
+        such as the patch projection and the positions.
     lora_rank : int
-        Over 0: freeze the encoder and train low-rank adapters of this rank
-        in all its attention and MLP layers, or in the input and output
-        projections of Mamba's mixers (SpeechBrain's `LoRA`).
+        If not 0, freeze the encoder and train low-rank adapters of this rank
+        (SpeechBrain's `LoRA`). They are in all attention and MLP layers, or in
+        the input and output projections of Mamba's mixers.
 
     Raises
     ------
     ValueError
-        If there are fewer blocks than are to be frozen, or two ways of
-        freezing are asked for.
+        If the encoder has fewer than `frozen_blocks` blocks, or there are two
+        ways of freezing.
 
     Example
     -------
@@ -203,7 +203,8 @@ class SpectrogramClassifier(nn.Module):
         elif frozen_blocks > 0:
             _freeze_first(encoder, frozen_blocks)
         if self.pooling.needs_hidden_states is True:
-            # The loss does not depend on it; DDP would wait for its gradient.
+            # The loss does not depend on the norm, and DDP would wait for its
+            # gradient.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):
@@ -231,19 +232,19 @@ class SpectrogramClassifier(nn.Module):
         return self.head(self.embed(feats, n_frames))
 
     def embed(self, feats, n_frames=None):
-        """Return the clip vectors of a batch; arguments as in `forward`."""
+        """Return the clip vectors of a batch; see `forward` for arguments."""
         encoded = self.encoder(
             feats, n_frames, hidden_states=self.pooling.needs_hidden_states
         )
         return self.pooling(encoded)
 
     def merged_encoder_state(self):
-        """Return the encoder's tensors with adapters folded into the layers.
+        """Return the encoder's tensors, with adapters merged into the layers.
 
         Returns
         -------
         dict of str to torch.Tensor
-            Fits a plain `SpectrogramEncoder`.
+            State dict of a plain `SpectrogramEncoder`.
         """
         if not isinstance(self.encoder, AdaptedModel):
             return self.encoder.state_dict()
@@ -266,7 +267,7 @@ class SpectrogramClassifier(nn.Module):
 
 def _freeze_first(encoder, count):
     for name, parameter in encoder.named_parameters():
-        # All that comes before the blocks, too.
+        # Everything before the blocks is frozen, too.
         if not name.startswith(("blocks.", "norm.")):
             parameter.requires_grad_(False)
     for block in encoder.blocks[:count]:
@@ -281,14 +282,14 @@ def _lora_change(adapter, tensor_name):
 
 
 class SpectrogramRecognizer(nn.Module):
-    """Encoder and head: features in, scores of units at each time out.
+    """Encoder and head: features in, scores of units at each time step out.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder, usually pretrained.
     n_units : int
-        Number of units U, the blank among them.
+        Number of units U, including the blank.
 
     Example
     -------
@@ -308,7 +309,7 @@ class SpectrogramRecognizer(nn.Module):
         self.head = ClassificationHead(encoder.dim, n_units)
 
     def forward(self, feats, n_frames=None):
-        """Return scores of a batch.
+        """Return the scores of a batch.
 
         Arguments
         ---------
@@ -320,9 +321,9 @@ class SpectrogramRecognizer(nn.Module):
         Returns
         -------
         log_probabilities : torch.Tensor
-            (B, T', U), float32.
+            Scores (B, T', U), float32.
         n_time : torch.Tensor
-            Patches along time of each clip, (B,) int64.
+            Number of patches along time of each clip, (B,) int64.
         """
         encoded = self.encoder(feats, n_frames)
         scores = self.head(encoded.frames)

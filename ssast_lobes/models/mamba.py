@@ -1,10 +1,10 @@
 """Bidirectional Mamba blocks in plain PyTorch, for any device.
 
 `selective_scan` is the recurrence of Mamba (Gu and Dao, "Mamba: Linear-Time
-Sequence Modeling with Selective State Spaces", COLM 2024), exact in float32
-and with memory that grows linearly with the number of tokens. `MambaMixer`
-runs it in both directions, as Vision Mamba does (Zhu et al., ICML 2024), and
-the blocks around it stand in the encoder where the transformer's do.
+Sequence Modeling with Selective State Spaces", COLM 2024). It is exact in
+float32, and its memory grows linearly with the number of tokens. `MambaMixer`
+runs it in both directions, as Vision Mamba does (Zhu et al., ICML 2024). In the
+encoder, the blocks with this mixer replace the transformer's.
 """
 
 import math
@@ -16,15 +16,15 @@ from torch import nn
 from ssast_lobes.models.selective_scan import as_they_are, recomputed, run_scan
 from ssast_lobes.models.transformer import drop_path
 
-# Mamba's own sizes, which SSAMBA keeps (state-spaces/mamba, class Mamba).
+# Mamba's own sizes, which SSAMBA uses (state-spaces/mamba, class Mamba).
 STATE = 16
 KERNEL = 4
 EXPAND = 2
 
-# Step sizes at the start.
+# Range of the initial step sizes.
 DELTA_RANGE = (1e-3, 1e-1)
 
-# PyTorch's value, with which the official models were trained.
+# PyTorch's default, with which the official models were trained.
 NORM_EPS = 1e-5
 
 
@@ -52,11 +52,11 @@ class MambaDirection(nn.Module):
             torch.arange(1.0, STATE + 1).log().repeat(channels, 1)
         )
         self.D = nn.Parameter(torch.ones(channels))
-        # As in Mamba: step sizes spread over their range, evenly in the log.
+        # As in Mamba, step sizes are uniform over their range on a log scale.
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         low, high = map(math.log, DELTA_RANGE)
         delta = torch.empty(channels).uniform_(low, high).exp()
-        # The inverse of softplus.
+        # The bias is the inverse softplus of the step size.
         self.dt_proj.bias.data = delta + (-(-delta).expm1()).log()
 
     def forward(self, x, is_token=None, reverse=False):
@@ -65,11 +65,11 @@ class MambaDirection(nn.Module):
         Arguments
         ---------
         x : torch.Tensor
-            (B, N, E), 0 at padding.
+            Channels (B, N, E), 0 at padding.
         is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         reverse : bool
-            From the last token to the first.
+            Whether to scan from the last token to the first.
 
         Returns
         -------
@@ -93,7 +93,7 @@ class MambaDirection(nn.Module):
 
 def _scan_inputs(reverse, x, is_token, *weights):
     """Return the arguments of `selective_scan` for a direction."""
-    # Compute in float32, also with weights in half precision.
+    # The scan needs float32, even if the weights are in half precision.
     x, *weights = as_they_are(x, *weights)
     kernel, bias, x_proj, dt_proj, dt_bias, A_log, D = weights
     u = nn.functional.silu(_convolve(x, kernel, bias, reverse))
@@ -103,16 +103,16 @@ def _scan_inputs(reverse, x, is_token, *weights):
     delta = nn.functional.linear(rank_maps, dt_proj, dt_bias)
     delta = nn.functional.softplus(delta)
     if is_token is not None:
-        # Padding leaves the state as it is.
+        # A step of size 0 keeps the state, so padding does not change it.
         delta = delta * is_token
     return u, delta, -A_log.exp(), B, C, D
 
 
 def _convolve(x, kernel, bias, reverse):
-    """Depthwise convolution over each token and those that came before it.
+    """Return a depthwise convolution over each token and those before it.
 
-    (B, N, E), channels last: a few shifted sums, faster than transposing for
-    ``conv1d`` and back.
+    For (B, N, E), with channels last, a few shifted sums are faster than
+    ``conv1d`` between two transpositions.
     """
     size, tokens = kernel.shape[2], x.shape[1]
     behind = (0, 0, 0, size - 1) if reverse else (0, 0, size - 1, 0)
@@ -128,9 +128,9 @@ class MambaMixer(nn.Module):
     """Bidirectional Mamba layer: one projection for both directions.
 
     Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
-    Bidirectional State Space Model", ICML 2024: one projection in, one gate
-    and one projection out; a convolution and a scan of its own for each
-    direction; their outputs are averaged.
+    Bidirectional State Space Model", ICML 2024. Both directions share the input
+    projection, the gate and the output projection. Each has its own convolution
+    and scan, and the outputs of both are averaged.
 
     Arguments
     ---------
@@ -160,8 +160,8 @@ class MambaMixer(nn.Module):
         is_token : torch.Tensor, optional
             (B, N, 1), 1 at tokens, 0 at the padding, which comes after them.
         flipped : bool
-            Treat each clip as if its tokens stood in opposite order: the
-            directions change places.
+            Whether to swap the directions, as if the tokens of each clip were
+            in reverse order.
 
         Returns
         -------
@@ -174,7 +174,7 @@ class MambaMixer(nn.Module):
         return recomputed(self._leave, ahead + back, gate)
 
     def _leave(self, mixed, gate):
-        # Scans are float32 where the projections may be in half precision.
+        # Scans are in float32, but the projections may be in half precision.
         mixed = mixed * nn.functional.silu(gate) / 2
         return self.out_proj(mixed.to(gate.dtype))
 
@@ -205,7 +205,7 @@ class MambaBlock(nn.Module):
         """Transform tokens (B, N, D); other arguments as in `MambaMixer`."""
         normed = self.norm(x)
         if is_token is not None:
-            # Or the convolution would look beyond the end of a clip.
+            # Without this, the convolution would see padding after a clip.
             normed = normed * is_token.to(normed.dtype)
         branch = self.mixer(normed, is_token, flipped)
         return x + drop_path(branch, self.drop_path, self.training)
@@ -214,9 +214,9 @@ class MambaBlock(nn.Module):
 class PairedMambaBlock(nn.Module):
     """Block of the released SSAMBA models: two blocks in parallel.
 
-    The second sees the tokens in opposite order. Their outputs are added,
-    and with them their residuals: the stream doubles in every block. Each
-    mixer is bidirectional already, so each block scans four times.
+    The second block sees the tokens in reverse order. Their outputs are added,
+    including the residuals, so the stream doubles in every block. Each mixer is
+    bidirectional already, so each block scans four times.
 
     Arguments
     ---------
@@ -246,13 +246,13 @@ class PairedMambaBlock(nn.Module):
 def init_mamba(blocks):
     """Scale the output projections down by the root of their number.
 
-    Mamba initializes them so (after GPT-2), so that the stream does not grow
-    with the depth.
+    Mamba's initialization does this, as GPT-2's does, so that the stream does
+    not grow with the depth.
 
     Arguments
     ---------
     blocks : torch.nn.Module
-        All blocks of the model, changed in place.
+        All blocks of the model, which are changed in place.
     """
     mixers = [x for x in blocks.modules() if isinstance(x, MambaMixer)]
     with torch.no_grad():
@@ -261,15 +261,15 @@ def init_mamba(blocks):
 
 
 class ScanOrder:
-    """Where each token stands in the scan, and the way back.
+    """The order of the tokens in a scan, and its inverse.
 
-    A scan has no mask: tokens that must not be seen stand after all others of
-    their clip, and the scan skips them there.
+    A scan has no mask. So the tokens that must not be seen come after all
+    others of their clip, where the scan skips them.
 
     Arguments
     ---------
     place : torch.Tensor
-        Numbers (B, N) to sort the tokens by.
+        Numbers (B, N) by which the tokens are sorted.
     is_token : torch.Tensor, optional
         Boolean (B, N), False at tokens that must not be seen.
 
@@ -300,5 +300,5 @@ class ScanOrder:
         return x.gather(1, self._index[:, :, None].expand_as(x))
 
     def restore(self, x):
-        """Return tokens (B, N, D) in their former order."""
+        """Return tokens (B, N, D) in their original order."""
         return x.gather(1, self._back[:, :, None].expand_as(x))

@@ -9,19 +9,19 @@ from ssast_lobes.models.filterbank import Filterbank
 from ssast_lobes.utils.checks import flag, one_of, real, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Added to energies as in code with nnAudio; the float32 epsilon.
+# Float32 epsilon, which code with nnAudio adds to energies.
 EPSILON = torch.finfo(torch.float32).eps
 
-# Least energy before decibels, as in torchaudio.
+# Smallest energy before the conversion to decibels, as in torchaudio.
 _LEAST_ENERGY = 1e-10
 
 
 class MelSpectrogram(Filterbank):
-    """Compute log-mel energies of centered frames.
+    """A filterbank of log-mel energies of centered frames.
 
-    Frame t has sample t * `hop_samples` in its middle. Each clip is reflected
-    at its start and its end, so that n samples give n // hop + 1 frames. With
-    their settings this is the front end of M2D (nnAudio), of ATST and Dasheng
+    Sample t * `hop_samples` is in the middle of frame t. Each clip is reflected
+    at its start and its end, so n samples give n // hop + 1 frames. This can be
+    the front end of M2D (nnAudio), of ATST and Dasheng
     (``torchaudio.transforms``) and of MaskSpec.
 
     Arguments
@@ -39,11 +39,12 @@ class MelSpectrogram(Filterbank):
     low_hz, high_hz : float
         Lowest and highest frequency of the mel bins.
     mel_scale : str
-        ``"htk"``; ``"slaney"``, each filter with area 1; or ``"kaldi"``.
+        ``"htk"``, ``"slaney"`` (each filter has area 1) or ``"kaldi"``.
     offset : float
-        Added to energies before the natural logarithm.
+        Value added to energies before the natural logarithm.
     top_db : float, optional
-        Return decibels, clipped this far below the clip's maximum.
+        Return decibels, clipped this far below the clip's maximum, instead of
+        natural logarithms.
     periodic : bool
         Whether the window is periodic.
     pre_emphasis : float
@@ -87,7 +88,7 @@ class MelSpectrogram(Filterbank):
         self.pre_emphasis = real("pre_emphasis", pre_emphasis, 0, 1)
         self.window_samples = window_samples
         self._lost = int(pre_emphasis > 0)
-        # Reflection never reaches the clip's other end.
+        # In shorter clips a reflection would reach beyond the other end.
         self.least_samples = fft_size // 2 + 1 + self._lost
         self.first_center = float(self._lost)
         window = torch.hann_window(window_samples, periodic=periodic)
@@ -125,13 +126,16 @@ class MelSpectrogram(Filterbank):
 
     @property
     def settings(self):
-        """The arguments except rate and mel bins."""
+        """The arguments, without sampling rate and number of mel bins."""
         names = ("fft_size", "window_samples", "hop_samples", "low_hz")
         names += ("high_hz", "mel_scale", "offset", "top_db", "periodic")
         return {name: getattr(self, name) for name in (*names, "pre_emphasis")}
 
     def samples_of(self, n_frames):
-        """Return the fewest samples with this many frames."""
+        """Return the fewest samples with this many frames.
+
+        A clip also needs `least_samples`.
+        """
         return (n_frames - 1) * self.hop_samples + self._lost
 
     def frames_of(self, n_samples):
@@ -182,7 +186,7 @@ class MelSpectrogram(Filterbank):
         return feats.float().masked_fill_(padding, 0.0)
 
     def _frames(self, wav, n_samples):
-        """Return frames (B, T, fft_size), with clips reflected at the ends."""
+        """Return frames (B, T, fft_size) of clips reflected at both ends."""
         half = self.fft_size // 2
         n_frames = max(1, self.frames_of(wav.shape[1] + self._lost))
         reach = (n_frames - 1) * self.hop_samples + self.fft_size

@@ -1,4 +1,4 @@
-"""Mean and deviation of spectrograms: normalize by them, measure them."""
+"""Mean and deviation of spectrograms: normalization and measurement."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from ssast_lobes.utils.presets import load_preset
 
 
 class SpectrogramNorm(ExactBuffers):
-    """Fixed normalization ``(x - mean) / (2 * std)`` with padding kept at 0.
+    """Fixed normalization ``(x - mean) / (2 * std)``, which keeps padding at 0.
 
     Arguments
     ---------
@@ -20,8 +20,8 @@ class SpectrogramNorm(ExactBuffers):
         Mean of the log-mel energies over the valid frames of a data set, or
         the mean of each mel bin.
     std : float or list of float
-        Their standard deviation. Of each mel bin it may be negative, where it
-        stands for a batch norm with such a weight.
+        Standard deviation of the same energies. That of a single mel bin may be
+        negative: it represents a batch norm with a negative weight.
 
     Raises
     ------
@@ -55,8 +55,8 @@ class SpectrogramNorm(ExactBuffers):
         Arguments
         ---------
         name : str
-            ``"audioset"``, ``"esc50"`` or ``"speechcommands"``: a file of
-            ``hparams/features/``.
+            A file of ``hparams/features/``: ``"audioset"``, ``"esc50"``,
+            ``"speechcommands"`` or ``"maskspec"``.
 
         Returns
         -------
@@ -71,8 +71,10 @@ class SpectrogramNorm(ExactBuffers):
 
     @property
     def silence(self):
-        """The value that a raw log-mel energy of 0 gets: the padding of the
-        official code, which pads before it normalizes."""
+        """The normalized value of a raw log-mel energy of 0.
+
+        It is the padding of the official code, which pads before it normalizes.
+        """
         return -self.means / (2 * self.stds)
 
     def forward(self, feats, n_frames=None):
@@ -88,7 +90,7 @@ class SpectrogramNorm(ExactBuffers):
         Returns
         -------
         torch.Tensor
-            Normalized (B, T, M), 0 at padding.
+            Normalized features (B, T, M), 0 at padding.
         """
         feats = (feats - self.means) / (2 * self.stds)
         if n_frames is None:
@@ -108,12 +110,14 @@ def read_statistics(name):
     Returns
     -------
     dict
-        ``{"mean": float, "std": float}``.
+        ``{"mean": .., "std": ..}`` with floats; a preset may have lists, one
+        value for each mel bin.
 
     Raises
     ------
     ValueError
-        If there is no such preset or file, or it lacks a key.
+        If there is no such preset or file, or if the file does not have both
+        numbers.
 
     Example
     -------
@@ -139,7 +143,7 @@ def read_statistics(name):
 class RunningStatistics:
     """Mean and standard deviation of log-mel energies, in float64.
 
-    Feed it batches of raw features; only valid frames count.
+    `update` adds a batch of raw features; only valid frames count.
 
     Example
     -------

@@ -1,7 +1,7 @@
 """Patches of a spectrogram, and positions of tokens.
 
 `Grid` counts and cuts the patches, `PatchEmbedding` projects them, and
-`PositionTable` gives each clip its own positions, whatever its length.
+`PositionTable` fits the positions to the length of each clip.
 """
 
 from dataclasses import asdict, dataclass
@@ -18,10 +18,10 @@ from ssast_lobes.utils.checks import (
 )
 from ssast_lobes.utils.lengths import length_to_mask
 
-# SSAST section 2.1: square patches, or "frames" that span all mel bins.
+# SSAST (section 2.1) has square patches, or "frames" that span all mel bins.
 _PATCH_OF_GEOMETRY = {"patch": (16, 16), "frame": (None, 2)}
 
-# Parts of a position table that a short clip may take.
+# Parts of a position table that a short clip may use.
 CROPS = ("center", "start")
 
 
@@ -29,9 +29,9 @@ CROPS = ("center", "start")
 class Grid:
     """Geometry of the patches over a log-mel spectrogram.
 
-    Tokens are in frequency-major order (all times of the lowest first), as in
-    SSAST. Along time a partial last patch is kept and completed with zeros;
-    along frequency only whole patches are cut, from the lowest.
+    Tokens are in frequency-major order (all times of the lowest band first), as
+    in SSAST. Along time, a partial last patch is kept and filled with zeros.
+    Along frequency, only whole patches are cut, from the lowest mel bin.
 
     Arguments
     ---------
@@ -42,7 +42,7 @@ class Grid:
     stride : tuple of int, optional
         Step between patches (mel bins, frames); by default the patch size.
     keep_partial : bool
-        False drops a partial last patch, as the official code does.
+        Whether to keep a partial last patch; the official code drops it.
 
     Raises
     ------
@@ -64,7 +64,7 @@ class Grid:
     def __post_init__(self):
         whole("n_mels", self.n_mels)
         flag("keep_partial", self.keep_partial)
-        # A YAML file brings lists; a frozen dataclass is set through object.
+        # A YAML has lists. Only `object` can set a field of a frozen dataclass.
         object.__setattr__(self, "patch", _size("patch", self.patch))
         stride = self.patch if self.stride is None else self.stride
         object.__setattr__(self, "stride", _size("stride", stride))
@@ -78,17 +78,17 @@ class Grid:
     def from_geometry(
         cls, geometry="patch", n_mels=128, stride=None, keep_partial=True
     ):
-        """Return the grid of a geometry of the paper.
+        """Return the grid of a named geometry or a patch size.
 
         Arguments
         ---------
         geometry : str or tuple of int
             ``"patch"`` (16 x 16), ``"frame"`` (all mel bins x 2 frames), or
-            any (mel bins, frames).
+            any patch size (mel bins, frames).
         n_mels : int
-            Mel bins.
+            Mel bins of the spectrogram.
         stride : tuple of int, optional
-            Step (mel bins, frames); by default no overlap.
+            Step between patches (mel bins, frames); by default the patch size.
         keep_partial : bool
             See the class.
 
@@ -99,7 +99,7 @@ class Grid:
         Raises
         ------
         ValueError
-            If the name is unknown.
+            If the geometry is unknown.
 
         Example
         -------
@@ -128,30 +128,30 @@ class Grid:
 
     @property
     def patch_size(self):
-        """Return the values in one patch, mel bins times frames."""
+        """Number of values in one patch: mel bins times frames."""
         return self.patch[0] * self.patch[1]
 
     @property
     def n_freq(self):
-        """F', patches along frequency."""
+        """F', the number of patches along frequency."""
         return (self.n_mels - self.patch[0]) // self.stride[0] + 1
 
     def n_time(self, n_frames):
-        """Return T', the patches along time; at least one.
+        """Return T', the number of patches along time; at least one.
 
         Arguments
         ---------
         n_frames : int or torch.Tensor
-            Frames, a number or (B,) int64.
+            Number of frames, an int or (B,) int64.
 
         Returns
         -------
         int or torch.Tensor
-            Patches along time of so many frames.
+            Number of patches along time, of the same kind.
         """
         size, step = self.patch[1], self.stride[1]
         if self.keep_partial:
-            # With gaps between patches, the last must still begin in time.
+            # With gaps between patches, the last one must begin in the clip.
             reach = n_frames - max(size, step) + step - 1
         else:
             reach = n_frames - size
@@ -171,13 +171,13 @@ class Grid:
         Returns
         -------
         torch.Tensor
-            (B, F' * T', patch_size): tokens frequency-major, each patch
+            (B, F' * T', patch_size), in frequency-major order. Each patch is
             flattened mel bin by mel bin.
 
         Raises
         ------
         ValueError
-            If the number of mel bins is not the grid's.
+            If `feats` does not have the grid's number of mel bins.
 
         Example
         -------
@@ -204,7 +204,7 @@ class Grid:
         Arguments
         ---------
         patches : torch.Tensor
-            (B, F' * T', patch_size), as `unfold` cuts them.
+            (B, F' * T', patch_size), as `unfold` returns them.
         n_frames : int
             Frames T of the spectrogram.
 
@@ -279,13 +279,13 @@ def _size(name, value):
 class PatchEmbedding(nn.Linear):
     """Linear projection of flattened patches: (.., patch_size) to (.., D).
 
-    The same map as the strided convolution of a vision transformer, in the
+    This is the strided convolution of a vision transformer, for patches in the
     order of `Grid.unfold`.
 
     Arguments
     ---------
     grid : Grid
-        Its patch size is the input size.
+        The grid; its patch size is the input size.
     dim : int
         Token size D.
 
@@ -300,24 +300,24 @@ class PatchEmbedding(nn.Linear):
 
 
 class PositionTable(nn.Module):
-    """Learned positions for a grid, fitted to each clip's own length.
+    """Learned positions for a grid, fitted to the length of each clip.
 
-    Along time a clip shorter than the table takes its center, or its start; a
-    longer one interpolates it linearly. Along frequency fewer bands take the
-    center, more interpolate. This is what the official code does for whole
-    batches of one length.
+    Along time, a clip that is shorter than the table uses the table's center or
+    start. A longer clip interpolates the table linearly. Along frequency, a
+    grid with fewer bands uses the center, and one with more bands interpolates.
+    The official code does the same for whole batches of one length.
 
     Arguments
     ---------
     n_freq : int
-        F0, rows of the table.
+        F0, the number of rows of the table.
     n_time : int
-        T0, columns of the table.
+        T0, the number of columns of the table.
     dim : int
         Token size D.
     crop : str
-        What a short clip takes: the ``"center"`` of the table along time, as
-        SSAST, or its ``"start"``, as most others.
+        Part of the table along time that a short clip uses: the ``"center"``,
+        as in SSAST, or the ``"start"``, as in most other models.
 
     Example
     -------
@@ -338,10 +338,10 @@ class PositionTable(nn.Module):
         self.is_loaded = True
 
     def fix_sincos(self):
-        """Use fixed sin-cos positions from now on, as masked autoencoders do.
+        """Fix the positions to sines and cosines, as masked autoencoders do.
 
-        See `sincos_positions`. A table that was loaded is kept, and one that is
-        loaded later stays fixed too.
+        See `sincos_positions`. A loaded table keeps its values. A table that is
+        loaded later stays fixed, too.
 
         Raises
         ------
@@ -375,11 +375,12 @@ class PositionTable(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, F' * T', D), arbitrary at padding.
+            Positions (B, F' * T', D), arbitrary at padding.
         """
         table_freq, table_time, _ = self.table.shape
         freq = torch.arange(n_freq, device=n_time.device)
-        # Not torch.tensor: its copy to a GPU would wait for the device.
+        # `torch.tensor` would copy to a GPU and wait for it; `full_like` does
+        # not.
         low, high, weight = _resample(
             freq, torch.full_like(freq, n_freq), table_freq
         )
@@ -403,8 +404,8 @@ class PositionTable(nn.Module):
 def _taken(table, dim, places):
     """Return entries of a table along one dimension.
 
-    Not ``table[places]``: its gradient sums in no fixed order where there are
-    several threads.
+    With several threads, the gradient of ``table[places]`` would sum in an
+    arbitrary order.
     """
     taken = table.index_select(dim, places.flatten())
     return taken.unflatten(dim, places.shape)
@@ -413,8 +414,8 @@ def _taken(table, dim, places):
 def sincos_positions(n_freq, n_time, dim, device=None):
     """Return sine and cosine positions (Vaswani et al., NeurIPS 2017).
 
-    The first half of a position tells the frequency, the second half the
-    time, each in waves of rates from 1 down to 1/10000 (He et al., "Masked
+    The first half of a vector encodes the frequency, the second half the time.
+    Each half has waves with rates from 1 down to 1/10000 (He et al., "Masked
     Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
     Arguments
@@ -424,13 +425,13 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     dim : int
         Token size D, a multiple of 4.
     device : torch.device, optional
-        Where to compute them.
+        Device of the result.
 
     Returns
     -------
     torch.Tensor
-        float32 (F', T', D); that of a place does not depend on the size of
-        the grid.
+        Positions (F', T', D), float32. The vector of a place does not depend on
+        the size of the grid.
 
     Raises
     ------
@@ -457,9 +458,9 @@ def sincos_positions(n_freq, n_time, dim, device=None):
 
 
 def _resample(index, size, full, crop="center"):
-    """Where entry `index` of an axis of `size` lies on a table of `full`.
+    """Return the place of entry `index` of `size` on a table of `full` entries.
 
-    Returns the two neighboring entries and the weight of the second.
+    The result is the two neighboring entries and the weight of the second.
     """
     first = full // 2 - size // 2 if crop == "center" else 0
     stretch = (index + 0.5) * (full / size) - 0.5

@@ -5,7 +5,7 @@ from torch import nn
 
 from ssast_lobes.utils.checks import one_of, whole
 
-# Vectors of size D that each way of pooling gives; None: one a band.
+# Number of vectors of size D in each way of pooling; None is one for each band.
 POOLINGS = {
     "mean": 1,
     "class": 1,
@@ -16,13 +16,13 @@ POOLINGS = {
     "bands": None,
 }
 
-# Time steps over which dynamics compare tokens.
+# Time differences, in tokens, over which dynamics compare tokens.
 _STEPS = (1, 2)
 
-# Added to the variance of tokens over time.
+# Value added to the variances of tokens.
 _LEAST_VARIANCE = 1e-6
 
-# Layers that a clip vector is read from.
+# Layers from which a clip vector is made.
 READOUTS = ("last", "weighted", "all", "normed")
 
 
@@ -36,18 +36,18 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     is_token : torch.Tensor
         Boolean (B, N).
     class_tokens : torch.Tensor or None
-        (B, C, D), with C from 0 to 2; None where `pooling` needs none.
+        (B, C, D), with C from 0 to 2; None if `pooling` needs no class tokens.
     pooling : str
-        ``"mean"``, ``"class"``; ``"statistics"``: mean, then standard
-        deviation; ``"dynamics"``: these, then the root of the mean square
-        of a token's change to the next time, and to the one after (0.001 of
-        a clip that has no two tokens so far apart); ``"tokens"``: mean of
-        patch and class tokens alike, as AudioMosaic; ``"class_mean"``: class,
-        then mean, as ATST-Clip; or ``"bands"``: the mean over time of each
-        frequency, side by side, as M2D.
+        ``"mean"`` of the valid tokens. ``"class"``: mean of the class tokens.
+        ``"statistics"``: mean, then standard deviation. ``"dynamics"``: these,
+        then the root mean square of the changes of a token over one time step
+        and over two (0.001 if the clip is too short). ``"tokens"``: mean of all
+        patch and class tokens, as in AudioMosaic. ``"class_mean"``: class, then
+        mean, as in ATST-Clip. ``"bands"``: mean over time of each frequency,
+        concatenated, as in M2D.
     n_freq : int, optional
-        F', and N = F' * T': for dynamics, which compare within a frequency,
-        and bands.
+        F', with N = F' * T'. It is needed for bands and for dynamics, which
+        compare tokens of the same frequency.
 
     Returns
     -------
@@ -58,8 +58,8 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     Raises
     ------
     ValueError
-        If `pooling` is unknown, or asks for class tokens where there are
-        none, or for `n_freq` where it is left out.
+        If `pooling` is unknown, or needs class tokens or an `n_freq` that are
+        missing.
 
     Example
     -------
@@ -76,7 +76,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         raise ValueError(
             f"pooling must be one of {', '.join(POOLINGS)}, got '{pooling}'"
         )
-    # Others may come without class tokens.
+    # Other ways of pooling work without class tokens.
     if pooling in ("class", "class_mean") and class_tokens.shape[1] == 0:
         raise ValueError(
             f"pooling '{pooling}': this encoder has no class tokens, take the "
@@ -102,7 +102,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         return mean
     if pooling == "class_mean":
         return torch.cat([class_tokens.mean(1), mean], dim=1)
-    # In float32 under bf16 too: squares of small differences.
+    # Squares of small differences need float32, under bf16 too.
     away = (tokens - mean[:, None]).float() * is_token[:, :, None]
     variance = away.square().sum(1) / count
     variances = [variance]
@@ -114,38 +114,39 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
             change = on_grid[:, :, step:] - on_grid[:, :, :-step]
             squares = (change * both[..., None]).square().sum((1, 2))
             variances.append(squares / both.sum((1, 2)).clamp(min=1)[:, None])
-    # The root of 0 has no gradient: a clip of one token.
+    # The variance of a single token is 0, and the root of 0 has no gradient.
     deviations = [(part + _LEAST_VARIANCE).sqrt() for part in variances]
     return torch.cat([mean, *(d.to(mean.dtype) for d in deviations)], dim=1)
 
 
 class ClipPooling(nn.Module):
-    """Pool one vector for each clip, from the last layer or from all.
+    """The pooling of one vector for each clip, from the last layer or from all.
 
     Arguments
     ---------
     depth : int
         Number of encoder blocks L.
     pooling : str
-        ``"mean"`` of the valid tokens, ``"class"`` tokens,
-        ``"statistics"``: mean and standard deviation of the valid tokens, as
-        x-vectors pool (Snyder et al., ICASSP 2018), ``"dynamics"``: these
-        and how much tokens change to the next time and the one after, or
-        ``"tokens"``, ``"class_mean"`` or ``"bands"``; see `pool`.
+        ``"mean"`` of the valid tokens. ``"class"``: mean of the class tokens.
+        ``"statistics"``: mean and standard deviation of the valid tokens, as in
+        x-vectors (Snyder et al., ICASSP 2018). ``"dynamics"``: these, and the
+        changes of tokens over one time step and over two. Or ``"tokens"``,
+        ``"class_mean"`` or ``"bands"``; see `pool`.
     layers : str
-        ``"last"``: after the final norm. ``"weighted"``: the
-        softmax-weighted sum of the L block outputs before it, as SUPERB
-        probes do (Yang et al., Interspeech 2021). ``"all"``: what enters the
-        first block and the L block outputs, pooled and concatenated.
-        ``"normed"``: the final norm of each of the L block outputs, pooled
-        and concatenated, as ATST; of class_mean the L classes first.
+        ``"last"``: tokens after the final norm. ``"weighted"``: the
+        softmax-weighted sum of the L block outputs before the final norm, as in
+        SUPERB's probes (Yang et al., Interspeech 2021). ``"all"``: the input of
+        the first block and the L block outputs, pooled and concatenated.
+        ``"normed"``: the L block outputs after the final norm, pooled and
+        concatenated, as in ATST; with class_mean, the L class vectors come
+        first.
     n_freq : int, optional
-        F' of the encoder, for bands.
+        F' of the encoder, which bands need.
 
     Raises
     ------
     ValueError
-        If a name is unknown, or bands are asked for without `n_freq`.
+        If a name is unknown, or if bands have no `n_freq`.
 
     Example
     -------
@@ -170,7 +171,7 @@ class ClipPooling(nn.Module):
 
     @property
     def config(self):
-        """The arguments that rebuild this."""
+        """The arguments that rebuild this pooling."""
         config = {
             "depth": self.depth,
             "pooling": self.pooling,
@@ -182,7 +183,7 @@ class ClipPooling(nn.Module):
 
     @property
     def needs_hidden_states(self):
-        """Whether the encoder must return its hidden states, or which."""
+        """The argument `hidden_states` of the encoder: a bool or "normed"."""
         return "normed" if self.layers == "normed" else self.layers != "last"
 
     def output_size(self, dim):
@@ -196,9 +197,8 @@ class ClipPooling(nn.Module):
         Returns
         -------
         int
-            D, twice as much for statistics and class_mean, four times for
-            dynamics, F' times for bands; and L + 1 times as much for all
-            layers, L times for normed ones.
+            D, times 2 for statistics and class_mean, 4 for dynamics and F' for
+            bands, times L + 1 for all layers and L for normed ones.
 
         Example
         -------
@@ -224,7 +224,8 @@ class ClipPooling(nn.Module):
             ]
             if self.layers == "all":
                 return torch.cat(pooled, dim=1)
-            # What enters the first block is left out; parts come first.
+            # Leave out the input of the first block. The parts of a pooling are
+            # the outer order, the layers the inner one.
             dim = encoded.tokens.shape[-1]
             stack = torch.stack(pooled[1:], dim=1).unflatten(2, (-1, dim))
             return stack.transpose(1, 2).flatten(1)
@@ -240,13 +241,13 @@ class ClipPooling(nn.Module):
         Arguments
         ---------
         encoded : EncoderOutput
-            With its hidden states where `needs_hidden_states`.
+            The encoder's output, with hidden states if `needs_hidden_states`.
 
         Returns
         -------
         torch.Tensor
-            (B, T', D), the mean over frequency; (B, T', (L + 1) D) for all
-            layers, (B, T', L D) for normed ones. 0 at padding.
+            Means over frequency (B, T', D), (B, T', (L + 1) D) for all layers
+            or (B, T', L D) for normed ones; 0 at padding.
         """
         if self.layers == "last":
             return encoded.frames

@@ -13,31 +13,30 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-# Entries of one work buffer of the scan. On a CPU it should stay in the
-# cache; elsewhere what counts is to start few kernels.
+# Number of entries in a work buffer of the scan. On a CPU the buffer should fit
+# into the cache. Elsewhere the scan should start few kernels.
 _CACHE_ENTRIES = 2**19
 _DEVICE_ENTRIES = 2**25
 
-# Tokens in a segment on a CPU. Each segment keeps one state for the backward
-# pass: with fewer tokens that would be as large as the states themselves.
+# Fewest and most tokens in a segment on a CPU. Each segment stores one state
+# for the backward pass, so the states of short segments would fill the memory.
 _CPU_TOKENS = (16, 128)
 
 
 def selective_scan(u, delta, A, B, C, D=None, reverse=False):
-    """Mamba's recurrence over the tokens, for each clip and channel.
+    """Compute Mamba's recurrence over the tokens, for each clip and channel.
 
-    ``h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t]`` and
-    ``y[t] = C[t] h[t] + D u[t]``, with ``h = 0`` before the first token.
-    A token whose `delta` is 0 leaves the state exactly as it is: so the scan
-    skips padding.
+    The recurrence is ``h[t] = exp(delta[t] A) h[t-1] + delta[t] B[t] u[t]`` and
+    ``y[t] = C[t] h[t] + D u[t]``, with ``h = 0`` before the first token. The
+    scan skips padding, since a `delta` of 0 leaves the state exactly unchanged.
 
-    Computed in float32 (float64 stays float64), under autocast too. The
-    states of all tokens (B, N, E, S) never exist at once, in the backward
-    pass either: the sequence is walked in segments, each of which starts from
-    the state that the one before it left, and the backward pass computes the
-    states of one segment at a time again. Decays are only ever multiplied,
-    never divided by, so that nothing overflows at any length. On CUDA the
-    kernel of the package ``mamba_ssm`` is used where it is installed.
+    The scan computes in float32 (float64 stays float64), also under autocast.
+    The states of all tokens (B, N, E, S) never exist at once. The scan works in
+    segments, and each segment starts from the last state of the previous one.
+    The backward pass computes the states of one segment at a time again. Decays
+    are multiplied and never divided by, so that nothing overflows at any
+    length. On CUDA the kernel of the package ``mamba_ssm`` is used if it is
+    installed, except for float64.
 
     Arguments
     ---------
@@ -46,13 +45,13 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
     delta : torch.Tensor
         Step sizes (B, N, E), 0 or more.
     A : torch.Tensor
-        (E, S), negative.
+        Rates of decay (E, S), negative.
     B, C : torch.Tensor
         Weights into the state and out of it, (B, N, S) each.
     D : torch.Tensor, optional
-        (E,), the weight of the input that goes straight to the output.
+        Weight (E,) of the input in the output; by default 0.
     reverse : bool
-        Walk from the last token to the first.
+        Whether to scan from the last token to the first.
 
     Returns
     -------
@@ -74,7 +73,7 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
 
 
 def as_they_are(*tensors):
-    """Return tensors in float32, or in float64 where they are.
+    """Return tensors in float32; tensors in float64 stay float64.
 
     Arguments
     ---------
@@ -98,17 +97,17 @@ def _exact(x):
 
 
 def run_scan(prepare, reverse, *tensors):
-    """Scan the outputs of `prepare`, in the fastest way there is.
+    """Scan the outputs of `prepare` in the fastest available way.
 
     Arguments
     ---------
     prepare : callable
-        Takes `tensors`; returns u, delta, A, B, C and D of `selective_scan`.
-        It is called again in the backward pass.
+        Function from `tensors` to u, delta, A, B, C and D of `selective_scan`.
+        The backward pass calls it again.
     reverse : bool
         See `selective_scan`.
     *tensors : torch.Tensor
-        Any number; gradients flow to them.
+        Any number of tensors, which get gradients.
 
     Returns
     -------
@@ -138,7 +137,7 @@ def fused_scan():
     Returns
     -------
     callable or None
-        ``selective_scan_fn``, or None where the package does not import.
+        ``selective_scan_fn``, or None if the package cannot be imported.
     """
     try:
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -148,7 +147,7 @@ def fused_scan():
 
 
 def _kernel_scan(prepare, reverse, *tensors):
-    """`run_scan` by the kernel, which wants the tokens in the last axis."""
+    """Scan with the kernel, which needs the tokens on the last axis."""
     with _autocast_off(tensors[0]):
         u, delta, A, B, C, D = prepare(*tensors)
         inputs = [x.transpose(1, 2) for x in (u, delta, B, C)]
@@ -160,12 +159,14 @@ def _kernel_scan(prepare, reverse, *tensors):
 
 
 def recomputed(function, *arguments):
-    """Call a function again in the backward pass: only its arguments are kept.
+    """Call a function, and call it again in the backward pass.
+
+    Only its arguments are stored.
 
     Arguments
     ---------
     function : callable
-        Takes and gives tensors.
+        A function from tensors to tensors.
     *arguments
         Arguments of the function.
 
@@ -190,11 +191,11 @@ def _autocast_off(x):
 class _Walk:
     """A sequence in the order of its scan: segments of tokens, time-major.
 
-    The states of a segment stand in one buffer (T, B, S, E), channels last,
-    so that every operation runs along memory. Where starting an operation
-    costs more than doing it, a segment is cut further into chunks: a loop
-    over the places of a chunk, for all chunks at once, then one over the
-    chunks that hands the state on.
+    The states of a segment are in one buffer (T, B, S, E), channels last, so
+    that every operation runs along memory. On a GPU, starting an operation
+    costs more than computing it, so a segment is split into chunks. One loop
+    runs over the tokens of a chunk, for all chunks at once. A second loop runs
+    over the chunks and passes the state from one to the next.
     """
 
     def __init__(self, u, A, reverse):
@@ -202,7 +203,7 @@ class _Walk:
         self.reverse = reverse
         self.slab = (batch, A.shape[1], channels)
         self.decay = A.t().contiguous()
-        # Powers of 2 take a CPU less than half the time of powers of e.
+        # On a CPU, powers of 2 take less than half the time of powers of e.
         self.octaves = self.decay / math.log(2)
         self.segment, self.chunk = _plan(
             self.tokens, math.prod(self.slab), u.device.type
@@ -211,7 +212,7 @@ class _Walk:
         self.empty = u.new_empty
 
     def buffer(self, extra=0):
-        """Return a buffer for a segment's states, and `extra` more tokens."""
+        """Return a buffer for a segment's states and `extra` more tokens."""
         longest = min(self.segment, self.tokens)
         longest += self._surplus(longest) + extra
         return self.empty(longest, *self.slab)
@@ -221,7 +222,7 @@ class _Walk:
         part = x[:, self._places(start)]
         part = (part.flip(1) if self.reverse else part).transpose(0, 1)
         surplus = self._surplus(part.shape[0])
-        # Zeros: a step of size 0 lets the state pass.
+        # Pad with zeros: a step of size 0 does not change the state.
         return nn.functional.pad(part, (0, 0, 0, 0, 0, surplus))
 
     def put(self, x, start, part):
@@ -231,7 +232,7 @@ class _Walk:
         x[:, places] = part.flip(1) if self.reverse else part
 
     def _surplus(self, tokens):
-        """Return the number of tokens a segment lacks to be whole chunks."""
+        """Return the number of tokens that complete the last chunk."""
         return -tokens % self.chunk if tokens > self.chunk else 0
 
     def _places(self, start):
@@ -246,7 +247,7 @@ class _Walk:
         return torch.mul(delta[:, :, None], self.octaves, out=out).exp2_()
 
     def states(self, start, decays, delta, u, B, out):
-        """Return a segment's states (T + 1, B, S, E), from the one before."""
+        """Return a segment's states (T + 1, B, S, E); the first is `start`."""
         states = out[: len(delta) + 1]
         states[0] = start
         _outer(B, delta * u, states[1:])
@@ -262,10 +263,10 @@ class _Walk:
         return states
 
     def gradients(self, end, decays, delta, C, gradient, out):
-        """Gradients of a segment's states, and of the state before it.
+        """Return the gradients of a segment's states and of the state before.
 
-        `end` is the gradient of the last state as far as later segments
-        make it, `gradient` that of the output.
+        `end` is the gradient of the last state from all later segments, and
+        `gradient` is that of the output.
         """
         grads = _outer(C, gradient, out[: len(delta)])
         inner, factors = self._chunks(grads), self._chunks(decays)
@@ -275,7 +276,7 @@ class _Walk:
             return grads, decays[0] * grads[0]
         _chain(inner.unbind(1)[::-1], factors.unbind(1)[:0:-1])
         steps = self._chunks(delta)
-        # Gradient of the state before each chunk, and after the last.
+        # Gradients of the states before each chunk and after the last one.
         before = torch.cat([factors[:, 0] * inner[:, 0], end[None]])
         whole = self._passed(steps.sum(1))
         _chain(before.unbind(0)[::-1], whole.unbind(0)[::-1])
@@ -287,7 +288,7 @@ class _Walk:
         return x.unflatten(0, (-1, min(self.chunk, len(x))))
 
     def _passed(self, delta):
-        """Return the fraction of the state that is left after these steps."""
+        """Return the fraction of the state that remains after these steps."""
         return (delta.unsqueeze(-2) * self.octaves).exp2_()
 
 
@@ -296,7 +297,7 @@ def _plan(tokens, entries, device):
     if device == "cpu":
         fewest, most = _CPU_TOKENS
         segment = min(most, max(fewest, _CACHE_ENTRIES // entries))
-        # One chunk: a call costs less than handing the states on.
+        # Use one chunk: starting operations costs less than the second loop.
         return segment, segment
     segment = min(tokens, max(64, _DEVICE_ENTRIES // entries))
     chunk = math.isqrt(segment)
@@ -304,24 +305,24 @@ def _plan(tokens, entries, device):
 
 
 def _outer(row, column, out):
-    """Products (T, B, S, E) of (T, B, S) and (T, B, E)."""
+    """Return the products (T, B, S, E) of (T, B, S) and (T, B, E)."""
     return torch.mul(row[..., None], column[:, :, None], out=out)
 
 
 def _rows(rows, matrices):
-    """Products (T, B, J) of (T, B, I) and (T, B, I, J)."""
-    # The row stands on the left: a column on the right is ten times slower.
+    """Return the products (T, B, J) of (T, B, I) and (T, B, I, J)."""
+    # A column on the right would be ten times slower than a row on the left.
     return (rows[:, :, None] @ matrices)[:, :, 0]
 
 
 def _chain(rows, factors):
-    """Add to each row the one before it times its factor, in turn."""
+    """Add to each row, in turn, the row before it times its factor."""
     for before, row, factor in zip(rows, rows[1:], factors, strict=False):
         row.addcmul_(factor, before)
 
 
 def _scan(u, delta, A, B, C, D, reverse):
-    """Return the outputs, and the states before each segment."""
+    """Return the outputs and the states before each segment."""
     walk = _Walk(u, A, reverse)
     decay_buffer, state_buffer = walk.buffer(), walk.buffer(1)
     y = torch.empty_like(u, memory_format=torch.contiguous_format)
@@ -356,7 +357,7 @@ def _scan_gradients(u, delta, A, B, C, D, reverse, kept, gradient):
         walk.put(to_B, start, _rows(steps * x, grads.mT))
         to_input = _rows(b, grads)
         walk.put(to_u, start, to_input * steps)
-        # From here on the gradients of the exponents, delta A.
+        # From here on, `grads` are those of the exponents, delta A.
         grads.mul_(decays).mul_(states[:-1])
         to_steps = torch.mul(grads, walk.decay, out=decays).sum(2)
         walk.put(to_delta, start, to_steps.addcmul_(to_input, x))
@@ -367,10 +368,10 @@ def _scan_gradients(u, delta, A, B, C, D, reverse, kept, gradient):
 
 
 class _Scan(torch.autograd.Function):
-    """The scan over what `prepare` makes of some tensors.
+    """The scan over the outputs of `prepare`, with its gradient.
 
-    For the backward pass only those tensors are kept, and a state a segment:
-    `prepare` is called there once more.
+    Only the inputs of `prepare` and one state for each segment are stored. The
+    backward pass calls `prepare` again.
     """
 
     @staticmethod

@@ -1,21 +1,21 @@
-"""Transformer blocks: pre-norm, of SSAST and most others, and post-norm."""
+"""Transformer blocks: pre-norm, as in SSAST and most others, and post-norm."""
 
 import torch
 from torch import nn
 
-# timm's value, with which the official models were trained.
+# timm's epsilon, with which the official models were trained.
 NORM_EPS = 1e-6
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention, scaled-dot-product kernels.
+    """Multi-head self-attention, with PyTorch's scaled-dot-product kernels.
 
     Arguments
     ---------
     dim : int
         Token size D.
     heads : int
-        Number of heads; D must be a multiple.
+        Number of heads; D must be a multiple of it.
     qkv_bias : bool
         Whether queries, keys and values have a bias.
 
@@ -58,14 +58,14 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """Two linear layers with GELU between: (.., D) to (.., D).
+    """Two linear layers with GELU between them: (.., D) to (.., D).
 
     Arguments
     ---------
     dim : int
         Token size D.
     hidden : int
-        Size between.
+        Size between the layers.
 
     Example
     -------
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
-        """Transform each token (.., D) by itself."""
+        """Transform each token (.., D) on its own."""
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
@@ -93,10 +93,10 @@ class TransformerBlock(nn.Module):
     heads : int
         Attention heads.
     mlp_ratio : float
-        Hidden size of the MLP over D.
+        Hidden size of the MLP, as a ratio of D.
     drop_path : float
-        Fraction of clips that skip a branch in training
-        (stochastic depth); 0 in SSAST.
+        Fraction of clips that skip a branch in training (stochastic depth); 0
+        in SSAST.
     qkv_bias : bool
         See `Attention`.
 
@@ -125,8 +125,9 @@ class TransformerBlock(nn.Module):
 class PostNormBlock(TransformerBlock):
     """Post-norm block: each sum of stream and branch is normalized.
 
-    The order of Vaswani et al., "Attention Is All You Need", NeurIPS 2017,
-    which data2vec 2.0 and EAT have kept. Arguments as of `TransformerBlock`.
+    This is the order of Vaswani et al., "Attention Is All You Need", NeurIPS
+    2017, and of data2vec 2.0 and EAT. The arguments are those of
+    `TransformerBlock`.
 
     Example
     -------
@@ -144,19 +145,19 @@ class PostNormBlock(TransformerBlock):
 
 
 def drop_path(branch, rate, training):
-    """Leave a residual branch out for some clips (stochastic depth).
+    """Drop a residual branch for some clips (stochastic depth).
 
-    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016. What
-    stays is scaled up, so that the mean is kept.
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016. The other
+    clips are scaled up, so that the mean stays the same.
 
     Arguments
     ---------
     branch : torch.Tensor
         (B, N, D).
     rate : float
-        Fraction of clips without it.
+        Fraction of clips without the branch.
     training : bool
-        Without training nothing is left out.
+        Whether the model is in training mode; otherwise nothing is dropped.
 
     Returns
     -------
@@ -175,12 +176,12 @@ def drop_path(branch, rate, training):
 
 
 def init_transformer(module):
-    """Initialize linear layers as timm does: truncated normal, no bias.
+    """Initialize a linear layer as timm does: truncated normal, bias 0.
 
     Arguments
     ---------
     module : torch.nn.Module
-        Blocks to initialize in place; meant for ``Module.apply``.
+        A module of ``Module.apply``; others than linear layers do not change.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

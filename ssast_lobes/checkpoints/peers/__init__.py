@@ -1,9 +1,8 @@
 """Released checkpoints of other labs: a module for each family.
 
-A module holds what is special to a family: names of its tensors, geometry,
-front end, pooling, license and paper. `family.Family` does the work that all
-share, and accounts for every tensor of a file. No code of the families was
-copied.
+A module has the names of the tensors, the geometry, front end, pooling, license
+and paper of a family. `family.Family` does the work that all share, and
+accounts for every tensor of a file. No code of the families was copied.
 """
 
 from ssast_lobes.checkpoints.format import WeightsError
@@ -34,7 +33,7 @@ def family_of(content):
     Arguments
     ---------
     content : object
-        As ``torch.load`` gives it.
+        The result of ``torch.load``.
 
     Returns
     -------
@@ -57,7 +56,7 @@ def is_plain_vit(content):
     Arguments
     ---------
     content : object
-        As ``torch.load`` gives it.
+        The result of ``torch.load``.
 
     Returns
     -------
@@ -74,9 +73,9 @@ def from_peer(content, path, family=None):
     Arguments
     ---------
     content : object
-        As ``torch.load`` gives it.
+        The result of ``torch.load``.
     path : pathlib.Path
-        The file; for M2D, the name of its folder holds the geometry.
+        The file; for M2D, the name of its folder contains the geometry.
     family : str, optional
         One of `FAMILIES`; needed if several have the same keys.
 

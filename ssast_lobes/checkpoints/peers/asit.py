@@ -8,9 +8,9 @@ _OUT = "objective.decoder.6."
 class ASiT(Family):
     """A plain vision transformer; the class token is the clip vector.
 
-    The official code takes 592 frames only; here shorter clips take the first
-    steps of the table. The code says 32 kHz, but users of the weights pass 16
-    kHz, and so does this front end.
+    The official code takes only 592 frames; here shorter clips use the first
+    steps of the table. The official code states 32 kHz, but users of the
+    weights pass 16 kHz, and so does this front end.
     """
 
     name = "asit"
@@ -30,18 +30,18 @@ class ASiT(Family):
         "head_recons.mlp.": "objective.decoder.",
         "head_recons.convTrans.": _OUT,
     }
-    # Gains of the prototypes, which are fixed to 1.
+    # The gains of the prototypes are fixed to 1.
     left_out = ("head_cls.cls_layer.weight_g", "head_cls.data_layer.weight_g")
     pooling = {"pooling": "class", "layers": "last"}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the heads are in the file, without centers."""
+        """See `Family.build`; the file has the heads, without centers."""
         heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
         if _OUT + "weight" not in heads:
             return
         # A transposed convolution on patches that do not overlap is a linear
-        # layer; its kernel is (frames, bins), its one bias that of each pixel.
+        # layer. Its kernel is (frames, bins), and all pixels share one bias.
         kernel = heads[_OUT + "weight"][:, 0].transpose(1, 2)
         heads[_OUT + "weight"] = kernel.flatten(1).t()
         pixels = kernel[0].numel()

@@ -2,8 +2,8 @@
 
 from ssast_lobes.checkpoints.peers.family import VIT, Family
 
-# This is torchaudio's MelSpectrogram and AmplitudeToDB; -79.6482 dB and
-# 50.6842 dB become -1 and 1.
+# Settings of torchaudio's MelSpectrogram and AmplitudeToDB. -79.6482 dB becomes
+# -1, and 50.6842 dB becomes 1.
 FEATURES = {
     "statistics": {"mean": -14.482, "std": 32.5831},
     "fbank": {
@@ -35,7 +35,10 @@ _LAYERS = {
 
 
 class _ATST(Family):
-    """The shared part: frames of 64 mel bins x 4, attention without bias."""
+    """The part that both models share.
+
+    Patches are 64 mel bins x 4 frames; queries, keys and values have no bias.
+    """
 
     paper = (
         "Li, Shao and Li, Self-supervised Audio Teacher-Student Transformer "
@@ -44,7 +47,7 @@ class _ATST(Family):
     license = "CC BY 4.0"
     license_id = "cc-by-4.0"
     source = "https://github.com/Audio-WestlakeU/audiossl"
-    # The teacher is what the official code uses.
+    # The official code uses the teacher.
     prefixes = ("model.teacher.encoder.", "module.", "backbone.")
     names = {
         **VIT,
@@ -59,7 +62,7 @@ class _ATST(Family):
         "model.student.encoder.",
         "model.student.projector.",
         *(f"{name}1.num_batches_tracked" for name in _HEADS),
-        # Of older files, whose predictor is in another entry.
+        # Older files have the predictor in another entry.
         "projector.",
         "predictor.",
         "head.",
@@ -70,7 +73,7 @@ class _ATST(Family):
     objective = ""
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the table is longer than the clips were."""
+        """See `Family.build`; training clips are shorter than the table."""
         heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
@@ -88,10 +91,10 @@ class _ATST(Family):
 
 
 class ATSTFrame(_ATST):
-    """Clip vectors are the normalized means of every block.
+    """The layout of ATST-Frame, without class token.
 
-    There is no class token. Clips over 1001 frames are cut into chunks, whose
-    vectors are averaged.
+    A clip vector is the normalized mean of each block. Clips over 1001 frames
+    are cut into chunks, and the vectors of the chunks are averaged.
     """
 
     name = "atst_frame"
@@ -109,17 +112,18 @@ class ATSTFrame(_ATST):
     chunks = {"frames": 1001, "rule": "mean"}
 
     def build(self, ours, config, content, path, report):
-        """See `_ATST.build`; also convert the vector of masked times."""
+        """See `_ATST.build`; also flatten the mask embedding."""
         key = "objective.mask_embedding"
         ours[key] = ours[key].flatten()
         super().build(ours, config, content, path, report)
 
 
 class ATSTClip(_ATST):
-    """Clip vectors are the class tokens of blocks, then the means.
+    """The layout of ATST-Clip, with one class token.
 
-    It was trained on 6 s. Clips over 601 frames are cut into chunks; a further
-    chunk counts if more than half of it is audio.
+    A clip vector is the class tokens of all blocks, then their means. The model
+    was trained on 6 s. Clips over 601 frames are cut into chunks; a later chunk
+    counts only if more than half of it is audio.
     """
 
     name = "atst_clip"

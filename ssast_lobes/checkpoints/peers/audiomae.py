@@ -11,11 +11,11 @@ from ssast_lobes.checkpoints.peers.family import (
 class AudioMAE(Family):
     """A masked autoencoder, pretrained or fine-tuned.
 
-    Its position table was made for a grid of 8 x 64, but tokens come as 64 x
-    8. So row n belongs to token n, but is not the sin-cos vector of that
-    token's position, and the table is read, never computed. The official code
-    takes 1024 frames only; here shorter clips take the first steps of the
-    table.
+    Its position table was computed for a grid of 8 x 64, but the tokens are in
+    the order of a grid of 64 x 8. Row n belongs to token n, but is not the
+    sin-cos vector of that token's position, so the table must be read. The
+    official code takes only 1024 frames; here shorter clips use the first steps
+    of the table.
     """
 
     name = "audiomae"
@@ -27,7 +27,7 @@ class AudioMAE(Family):
     left_out = MAE_DECODER
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; fine-tuned, the norm follows the pooling."""
+        """See `Family.build`; in a classifier the norm follows the pooling."""
         super().build(ours, config, content, path, report)
         if config["kind"] == "classifier":
             config["encoder"]["norms"] = []

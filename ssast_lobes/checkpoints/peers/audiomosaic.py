@@ -6,11 +6,11 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT, Family
 
 
 class AudioMosaic(Family):
-    """A transformer with norms before the blocks, and none after the last.
+    """A transformer with norms before the first block, and none after the last.
 
     The clip vector is the mean of all tokens, class token included. The table
-    was initialized from AudioMAE's, with its swapped axes, and belongs to
-    tokens row by row.
+    was initialized from AudioMAE's, with swapped axes: row n belongs to token
+    n.
     """
 
     name = "audiomosaic"

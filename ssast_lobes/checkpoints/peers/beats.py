@@ -20,7 +20,7 @@ _BLOCK = {
 }
 _LAYERS = "encoder.layers."
 
-# Settings of the released graph; others need another encoder.
+# Settings of the released graph. Other values would need another encoder.
 _GRAPH = {
     "layer_norm_first": False,
     "deep_norm": True,
@@ -32,11 +32,12 @@ _GRAPH = {
 
 
 class BEATs(Family):
-    """BEATs has its own encoder, without table and class token, with DeepNorm.
+    """The layout of BEATs, which has its own encoder with DeepNorm.
 
-    Three parts are stored in another form and compute the same: queries, keys
-    and values are one layer, the weight norm of the convolution is multiplied
-    out, and the bias that all blocks share is stored once.
+    The encoder has no position table and no class token. Three parts are stored
+    in another form and compute the same: queries, keys and values are one
+    layer, the weight norm of the convolution is multiplied out, and the bias
+    that all blocks share is stored once.
     """
 
     name = "beats"
@@ -113,7 +114,7 @@ class BEATs(Family):
             "depth": given["encoder_layers"],
             "heads": given["encoder_attention_heads"],
             "mlp_ratio": int(ratio) if ratio.is_integer() else ratio,
-            # 10 s.
+            # The number of frames of 10 s.
             "table_frames": 998,
             "patch_dim": given["embed_dim"],
             "kernel": given["conv_pos"],

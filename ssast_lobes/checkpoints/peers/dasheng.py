@@ -5,18 +5,19 @@ import torch
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.peers.family import Family
 
-# Epsilon of the batch norm, which is added to the variances.
+# Epsilon that the batch norm adds to the variances.
 _EPS = 1e-5
 _BN = "front_end.bn."
 
 
 class Dasheng(Family):
-    """Positions are a sum of time and frequency; there is no class token.
+    """The layout of Dasheng, without class token.
 
-    The batch norm of its front end is folded into the statistics of each mel
-    bin. The official code takes the maximum of decibels over a whole batch,
-    this front end over the clip. Clips over 1008 frames are cut into chunks,
-    and attention sees the zeros after the last one.
+    A position is the sum of a time vector and a frequency vector. The batch
+    norm of the front end is folded into the statistics of each mel bin. The
+    official code takes the maximum of decibels over a whole batch, but this
+    front end takes it over the clip. Clips over 1008 frames are cut into
+    chunks. The last chunk is padded with zeros, which attention sees.
     """
 
     name = "dasheng"
@@ -37,7 +38,7 @@ class Dasheng(Family):
         "freq_pos_embed": "frequency",
         "init_bn.1.": _BN,
     }
-    # Window and mel filters, which are those of our front end.
+    # The window and mel filters are those of our front end.
     left_out = ("front_end.", "init_bn.1.num_batches_tracked")
     n_mels = 64
     time_major = False
@@ -59,7 +60,7 @@ class Dasheng(Family):
     sizes = {768: 12, 1280: 32, 1536: 40}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the head count is in the file's config."""
+        """See `Family.build`; the file's config has the number of heads."""
         time, frequency = ours.pop("time"), ours.pop("frequency")
         norm = {
             part: ours.pop(_BN + part).double()
@@ -77,9 +78,9 @@ class Dasheng(Family):
                 raise WeightsError(
                     f"{key} is {tuple(value.shape)}, not {shape}"
                 )
-        # (1, D, 1, steps), one band.
+        # There is only one band, so the sum is (1, D, 1, steps).
         ours["positions"] = (time + frequency)[:, :, 0].transpose(1, 2)
-        # (x - mean) / (2 std) is what the batch norm gives.
+        # Choose mean and std so that (x - mean) / (2 std) is the batch norm.
         scale = norm["weight"] / (norm["running_var"] + _EPS).sqrt()
         if not scale.all():
             raise WeightsError("init_bn.1.weight is 0 for a mel bin")

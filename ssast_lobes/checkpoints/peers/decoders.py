@@ -18,14 +18,14 @@ _BLOCK = re.compile(r"objective\.decoder\.blocks\.(\d+)\.(.*)")
 def take_mae_decoder(ours, name, report):
     """Convert a decoder with sin-cos positions, if there is one.
 
-    Its position vectors hold the time in the first half and the frequency in
+    Its position vectors have the time in the first half and the frequency in
     the second; ours have the opposite order. So the two halves of every vector
-    of the decoder are swapped; nothing else depends on their order.
+    of the decoder are swapped. Nothing else depends on their order.
 
     Arguments
     ---------
     ours : dict of str to torch.Tensor
-        Tensors by our names; changed in place.
+        Tensors by our names, which are changed in place.
     name : str
         Class of the objective.
     report : list of str

@@ -9,11 +9,11 @@ _IMAGE = "modality_encoders.IMAGE."
 
 
 class EAT(Family):
-    """A transformer with post-norm blocks, and a norm before the first.
+    """A transformer with post-norm blocks and a norm before the first block.
 
-    The class token has no position. The table has 768 steps of 16 frames;
-    clips take its first steps. As in the official code, the student's tensors
-    are used. It reads files of fairseq and of Hugging Face.
+    The class token has no position. The table has 768 steps of 16 frames, and a
+    clip uses the first ones. As in the official code, the student's tensors are
+    used. The files may be those of fairseq or of Hugging Face.
     """
 
     name = "eat"
@@ -51,7 +51,7 @@ class EAT(Family):
     sizes = {768: 12, 1024: 24}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the training clips are shorter than the table."""
+        """See `Family.build`; training clips are shorter than the table."""
         objective = self.take_decoder(ours, report)
         if objective is not None:
             config["objective"] = objective
@@ -65,12 +65,12 @@ class EAT(Family):
             )
 
     def take_decoder(self, ours, report):
-        """Turn the decoder into ours; return the objective's config or None."""
+        """Convert the decoder; return the objective's config, or None."""
         found = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         if "objective.head.weight" not in found:
             return None
         for key, value in found.items():
-            # A block's convolution is its module 0; kernels are (time, bands).
+            # The convolution is module 0 of a block. Kernels are (time, bands).
             name = _LAYER.sub(r"\1.", key)
             ours[name] = value.transpose(2, 3) if value.dim() == 4 else value
         depth = sum(value.dim() == 4 for value in found.values())

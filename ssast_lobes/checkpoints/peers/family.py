@@ -12,7 +12,7 @@ from ssast_lobes.checkpoints.format import (
 )
 from ssast_lobes.models.features import FrontEnd
 
-# Entries that may hold the state dict.
+# Entries that may contain the state dict.
 _CONTAINERS = ("model", "state_dict", "teacher")
 
 # Names of timm's vision transformer and our names, one to one.
@@ -27,8 +27,8 @@ VIT = {
 # Decoders of masked autoencoders.
 MAE_DECODER = ("decoder_", "mask_token")
 
-# Tensors of a fine-tuned masked autoencoder: a norm of the clip vector, and
-# classes.
+# Tensors of a fine-tuned masked autoencoder: the norm of the clip vector, and
+# the classifier.
 HEAD = {"fc_norm.": "head.norm.", "head.": "head.linear."}
 
 # The front end of SSAST, which several families share.
@@ -41,7 +41,7 @@ def unwrap(content):
     Arguments
     ---------
     content : object
-        As ``torch.load`` gives it.
+        The result of ``torch.load``.
 
     Returns
     -------
@@ -76,7 +76,7 @@ class Family:
     paper = license = source = ""
     # Identifier of the license on the hub.
     license_id = None
-    # Keys that no other family has; empty if several families share the keys.
+    # Keys that together show this family; empty if families share all keys.
     marks = ()
     # Prefixes to remove from the keys, repeatedly.
     prefixes = ()
@@ -93,14 +93,14 @@ class Family:
     encoder = {"n_class_tokens": 1, "crop": "start"}
     features = AUDIOSET
     pooling = {"pooling": "mean", "layers": "last"}
-    # How long clips are cut into chunks; see `ssast_lobes.lobes.chunks`.
+    # Settings to cut long clips into chunks; see `ssast_lobes.lobes.chunks`.
     chunks = None
     # Token size and number of blocks of the released models.
     sizes = {384: 12, 768: 12}
     head_size = 64
 
     def fits(self, state):
-        """Return whether keys are those of this family alone."""
+        """Return whether the keys of a state dict show this family."""
         keys = {self.short(key) for key in state}
         return bool(self.marks) and set(self.marks) <= keys
 
@@ -117,7 +117,7 @@ class Family:
         Arguments
         ---------
         content : object
-            As ``torch.load`` gives it.
+            The result of ``torch.load``.
         path : pathlib.Path
             The file.
 
@@ -143,7 +143,7 @@ class Family:
             config["window_seconds"] = window_seconds(
                 config["encoder"], config["features"]
             )
-            # safetensors wants each tensor in one piece.
+            # safetensors needs contiguous tensors.
             ours = {key: value.contiguous() for key, value in ours.items()}
             weights = Weights(ours, config, report)
             check_weights(weights)
@@ -195,9 +195,9 @@ class Family:
         Arguments
         ---------
         ours : dict of str to torch.Tensor
-            Tensors by our names; changed in place.
+            Tensors by our names, which are changed in place.
         config : dict
-            Configuration of an exported folder; completed in place.
+            Configuration of an exported folder, which is completed in place.
         content, path
             See `translate`.
         report : list of str
@@ -258,7 +258,7 @@ class Family:
         }
 
     def place_positions(self, ours, n_freq):
-        """Convert position rows to our table and the class token's row."""
+        """Convert the position rows to our table and class positions."""
         rows = ours.pop("positions")[0]
         dim, first = rows.shape[1], self.position_rows
         n_classes = self.encoder["n_class_tokens"]
@@ -285,7 +285,7 @@ class Family:
         ours["encoder.positions.table"] = table.contiguous()
 
     def complete_head(self, ours, config, report):
-        """Configure the head of a fine-tuned checkpoint, if it is one."""
+        """Configure the head, if the checkpoint is fine-tuned."""
         if "head.linear.weight" not in ours:
             norm = [ours.pop(key) for key in list(ours) if "head.norm" in key]
             if norm:
@@ -312,12 +312,14 @@ class Family:
         return card
 
     def at_length(self, weights, frames):
-        """Adapt weights to another length as the official code does.
+        """Adapt weights to another length, as the official code does.
+
+        Most families need no change.
 
         Arguments
         ---------
         weights : Weights
-            The result of `translate`; changed in place.
+            The result of `translate`, which is changed in place.
         frames : int
             Length to which all clips are padded.
         """

@@ -15,11 +15,11 @@ _EPS = 1e-5
 
 
 class M2D(Family):
-    """A vision transformer; clip vectors are the means of bands over time.
+    """A vision transformer; a clip vector is the mean of each band over time.
 
-    The name of the released file's folder holds frames and sampling rate.
-    Longer clips are cut into units of the training length, and the tokens are
-    joined.
+    The name of the released file's folder has the number of frames and the
+    sampling rate. Longer clips are cut into units of the training length, and
+    their tokens are joined.
     """
 
     name = "m2d"
@@ -57,7 +57,7 @@ class M2D(Family):
     features = {}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; see the class for the folder's name."""
+        """See `Family.build`; the class explains the folder's name."""
         statistics = ours.pop("norm_stats", None)
         if statistics is None:
             report.append("norm_stats are not in the file: -7.1 and 4.2 taken")
@@ -68,7 +68,7 @@ class M2D(Family):
             key: ours.pop(key) for key in list(ours) if "head.bn." in key
         }
         if batch_norm:
-            # It has no weights, and is folded into the linear layer.
+            # The batch norm has no weights: fold it into the linear layer.
             mean_of, variance = (
                 batch_norm[f"head.bn.running_{part}"]
                 for part in ("mean", "var")

@@ -11,7 +11,7 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT
 class MaskSpec(AudioMAE):
     """A masked autoencoder at 32 kHz, with statistics of each mel bin.
 
-    Its positions are sin-cos, with the axes in order. The official code
+    Its sin-cos positions have the right order of axes. The official code
     stretches shorter clips to 1000 frames; here they keep their length.
     """
 
@@ -27,7 +27,7 @@ class MaskSpec(AudioMAE):
     left_out = ("decoder_pos_embed",)
     time_major = False
     features = {
-        # From a file of the repository; checkpoints do not hold them.
+        # The statistics are in the repository, not in the checkpoints.
         "statistics": "maskspec",
         "sample_rate": 32000,
         "fbank": {
@@ -45,7 +45,7 @@ class MaskSpec(AudioMAE):
     }
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; a pretrained file has its decoder."""
+        """See `Family.build`; a pretrained file has a decoder."""
         objective = take_mae_decoder(ours, "MaskedAutoencoder", report)
         if objective is not None:
             config["objective"] = objective
