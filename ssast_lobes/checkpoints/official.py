@@ -269,9 +269,10 @@ def _official_table(state, patch, stride, classes):
         if tokens % grid.n_freq == 0:
             fits.append(grid)
     if len(fits) != 1:
+        hint = f"{stride} does not fit" if stride else f"such as {strides[-1]}"
         raise WeightsError(
             f"a fine-tuned checkpoint with {tokens} positions: give the stride "
-            f"it was trained with, such as {strides[-1]}"
+            f"it was trained with, {hint}"
         )
     grid = fits[0]
     n_time = tokens // grid.n_freq

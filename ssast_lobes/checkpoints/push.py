@@ -3,10 +3,13 @@
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
+from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.checkpoints.format import (
     CARD_FILE,
     EXPORT_FILES,
+    FRAME_HEADS_FOLDER,
+    HEADS_FOLDER,
     LABELS_FILE,
     HubError,
     WeightsError,
@@ -16,6 +19,8 @@ from ssast_lobes.checkpoints.format import (
 from ssast_lobes.checkpoints.hub import hub_refusal
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import hub_card
+
+logger = get_logger(__name__)
 
 
 def push_to_hub(
@@ -90,6 +95,9 @@ def push_to_hub(
         if (folder / name).is_file()
     }
     contents[CARD_FILE] = card.encode("utf-8")
+    for name in (HEADS_FOLDER, FRAME_HEADS_FOLDER):
+        if (folder / name).is_dir():
+            logger.warning(f"{folder / name} is not pushed: heads are local")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -28,6 +28,7 @@ from ssast_lobes.checkpoints.folder import (
 )
 from ssast_lobes.checkpoints.format import EXPORT_FILES, HubError, WeightsError
 from ssast_lobes.checkpoints.huggingface_export import to_huggingface
+from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import hub_card
 from ssast_lobes.checkpoints.push import push_to_hub
@@ -59,6 +60,8 @@ def place(tmp_path_factory):
     export(folder / "export")
     objective = MSPM(make_encoder())
     export_pretrained(folder / "pretrained", objective, FrontEnd(), card={})
+    head = LinearHead(torch.ones(2, 64), torch.zeros(2), ["bark", "meow"])
+    write_head(folder / "pretrained", "pets", head)
     to_huggingface(load_weights(folder / "export"), folder / "theirs")
     soundfile.write(folder / "audio.wav", torch.randn(9000).numpy() / 9, 16000)
     return folder
@@ -87,6 +90,8 @@ def as_client(code, folder, endpoint, token=TOKEN):
 
 
 PUSH = """
+import io
+import logging
 import re
 
 from huggingface_hub import hf_hub_download, scan_cache_dir
@@ -100,6 +105,8 @@ def told(function, *arguments, **named):
     except Exception as error:
         return [type(error).__name__, str(error)]
 
+said = io.StringIO()
+logging.getLogger("ssast_lobes").addHandler(logging.StreamHandler(said))
 found["commit"] = push_to_hub(
     "export",
     "me/barks",
@@ -108,6 +115,7 @@ found["commit"] = push_to_hub(
     tags=["dogs"],
 )
 push_to_hub("pretrained", "me/ear", license="mit", private=True)
+found["warnings"] = said.getvalue()
 classifier = AudioClassifier.from_hparams("me/barks")
 found["scores"] = classifier.classify_file("audio.wav").scores
 revision = found["commit"].rpartition("/")[2]
@@ -223,6 +231,11 @@ ERRORS = {
     "name": r"^export was not pushed: me/x/y is no name of a repository",
     "away": r"^export was not pushed: http://127.0.0.1:9 cannot be reached",
 }
+
+
+def test_heads_that_are_not_pushed_are_told(session):
+    warnings = session[0]["warnings"]
+    assert "pretrained/heads is not pushed: heads are local" in warnings
 
 
 @pytest.mark.parametrize("case", ERRORS)

@@ -346,7 +346,7 @@ def test_a_model_is_told_from_inputs(
     output = str(tmp_path / "clips.npz")
     assert main(["embed", folder, "--output", output, path]) == 0
     assert main(["embed", folder, "--output", output]) == 2
-    assert "is a model: name audio too" in capsys.readouterr().err
+    assert "is a model: name audio after it" in capsys.readouterr().err
     assert main(["embed", str(tmp_path), path, "--output", output]) == 2
     assert "not an exported folder" in capsys.readouterr().err
     assert main(["embed", "nowhere.wav", "--output", output]) == 2
@@ -494,7 +494,7 @@ def test_an_unknown_name_is_told_the_names(capsys, tones, tmp_path):
     with pytest.raises(WeightsError, match=f"the bundled models are: {NAME}"):
         SSAST(source="ssast-lobes-micro")
     assert main(["embed", NAME, "--output", str(tmp_path / "x.npz")]) == 2
-    assert "name audio too" in capsys.readouterr().err
+    assert "name audio after it" in capsys.readouterr().err
 
 
 def test_a_folder_of_a_run_is_told_its_export(

@@ -176,6 +176,8 @@ def test_an_ambiguous_stride_is_asked_for(tmp_path):
     assert load_weights(path, stride=(16, 16)).config["encoder"]["grid"][
         "stride"
     ] == [16, 16]
+    with pytest.raises(WeightsError, match=r"\(11, 11\) does not fit"):
+        load_weights(path, stride=(11, 11))
 
 
 def test_a_pretraining_length_that_no_patch_divides():

@@ -168,8 +168,8 @@ def test_codes_of_the_waveform(features, tones, tmp_path):
         (["--codes=99999"], "99999 codes need as many tokens"),
         (["--geometry=hexagon"], "geometry must be one of"),
         (["--statistics=nope"], "nope"),
-        (["--features=block:2"], "--encoder MODEL goes with"),
-        (["--encoder=micro"], "--encoder MODEL goes with"),
+        (["--features=block:2"], "give --encoder MODEL with"),
+        (["--encoder=micro"], "give --encoder MODEL with"),
     ],
 )
 def test_wrong_options(flags, message, tones, tmp_path, capsys):
