@@ -116,7 +116,7 @@ class Classification(NamedTuple):
 
 
 class AudioClassifier(Interface):
-    """An interface that classifies audio, by a classifier or a linear head.
+    """Classify audio by the export of a classifier, or by a linear head.
 
     The probabilities of single-label models sum to 1. Those of multi-label
     models are independent for each label. If a clip has several windows, its

@@ -8,7 +8,7 @@ from ssast_lobes.lobes.spectrogram import OUTPUTS
 
 
 class AudioEncoder(Interface):
-    """An interface that embeds audio with an exported folder of any kind.
+    """Embed audio with an exported folder of any kind.
 
     If a clip has several windows, its vector is the mean over the windows,
     weighted by duration. Frames and patches of several windows are joined in

@@ -56,7 +56,7 @@ class Detection(NamedTuple):
 
 
 class EventDetector(Interface):
-    """An interface that finds sound events with onset and offset.
+    """Find sound events in audio, with onset and offset.
 
     Long audio is cut into windows that overlap by half. Their scores are
     joined before the search for events, so an event may be longer than a

@@ -35,7 +35,7 @@ class DetectedEvent(NamedTuple):
 
 
 class EventRule(NamedTuple):
-    """A rule that turns the scores of a class into events by a threshold.
+    """Turn the scores of a class into events by a threshold.
 
     A median filter smooths the scores, and frames that reach the threshold are
     active. Then short gaps are closed and short events dropped.
@@ -63,7 +63,7 @@ class EventRule(NamedTuple):
 
 
 class ChangePointRule(NamedTuple):
-    """A rule that turns change points of the scores of a class into events.
+    """Turn change points of the scores of a class into events.
 
     It follows Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024, by
     their package `sebbs`. It needs all scores of a recording in memory.
@@ -168,7 +168,7 @@ def _filter_inside(scores, widths, reach):
 
 
 class ScoreMerger:
-    """A merger of the scores of overlapping windows.
+    """Join the scores of windows that overlap.
 
     Where windows overlap, the result is a weighted mean of their scores. The
     weights fall from the middle of a window to its edges.
@@ -225,7 +225,7 @@ class ScoreMerger:
 
 
 class EventTracker:
-    """A search for events by `EventRule`, in scores that come in parts.
+    """Find events in scores that come in parts, by `EventRule`.
 
     An event is returned when no later score can change it. The size of the
     parts does not change the events.
@@ -337,7 +337,7 @@ class EventTracker:
 
 
 class ChangePointTracker:
-    """A search for events by `ChangePointRule`, in all scores at the end.
+    """Find events by `ChangePointRule`, after all scores were added.
 
     Arguments
     ---------

@@ -13,7 +13,7 @@ from ssast_lobes.utils.lengths import sample_counts
 
 
 class PassThrough(nn.Module):
-    """A module that returns its first argument.
+    """Return the first argument.
 
     It replaces features and normalization of SpeechBrain's `EncoderClassifier`,
     since `WindowedLobe` takes the waveform.
@@ -30,7 +30,7 @@ class PassThrough(nn.Module):
 
 
 class WindowClassifier(nn.Module):
-    """A head that returns log-probabilities of clips, like `AudioClassifier`.
+    """Return the log-probabilities of clip vectors, as `AudioClassifier` does.
 
     If a clip has several windows, its probabilities are the mean over the
     windows, weighted by duration.
@@ -191,7 +191,7 @@ def load_labels(label_encoder, path):
 
 
 class WindowedLobe(SpectrogramLobe):
-    """A lobe that returns clip vectors of audio of any length.
+    """Return clip vectors of audio of any length.
 
     This is the `embedding_model` of an exported folder. If a clip has several
     windows, its vector is the mean of their vectors, weighted by duration. Its

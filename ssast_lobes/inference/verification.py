@@ -36,7 +36,7 @@ class Verification(NamedTuple):
 
 
 class SpeakerVerifier(AudioEncoder):
-    """An interface that tells whether two files have the same speaker.
+    """Verify whether two files have the same speaker, by a cosine.
 
     The score is the cosine of two clip embeddings. It works best with
     the export of a speaker classifier. Scores of different models are not

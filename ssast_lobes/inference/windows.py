@@ -12,7 +12,7 @@ import torch
 
 
 class Windowing:
-    """A rule that cuts clips into windows, computes them and weighs them.
+    """Cut clips into windows, compute them, and weigh them.
 
     Arguments
     ---------

@@ -9,7 +9,7 @@ RULES = ("join", "zeros", "mean", "mean_of_long")
 
 
 class Chunks:
-    """The separate encoding of a clip's pieces, each with positions from 0.
+    """Encode the pieces of a clip separately, each with positions from 0.
 
     This replaces interpolated positions in a lobe that follows the official
     code of M2D, ATST or Dasheng. The tokens of the pieces are joined in time.

@@ -37,7 +37,7 @@ class EventScores(NamedTuple):
 
 
 class FrameClassifier(nn.Module):
-    """A head that scores every class at every time step and in the clip.
+    """Score every class at every time step, and in the clip as a whole.
 
     Arguments
     ---------
@@ -221,7 +221,7 @@ class SpectrogramDetector(nn.Module):
 
 
 class FrameTiming:
-    """The part of the audio that each frame (time step) covers.
+    """Tell which part of the audio each frame (time step) covers.
 
     A frame covers one step around the middle of its patch. The first frame
     begins with the clip, and the last one ends with it.

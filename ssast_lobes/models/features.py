@@ -40,7 +40,7 @@ _PUBLISHED = (16000, 128)
 
 
 class KaldiFbank(Filterbank):
-    """Kaldi's log-mel filterbank for a batch of clips.
+    """Compute Kaldi's log-mel filterbank for a batch of clips.
 
     It follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
     use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed

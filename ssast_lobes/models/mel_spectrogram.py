@@ -17,7 +17,7 @@ _LEAST_ENERGY = 1e-10
 
 
 class MelSpectrogram(Filterbank):
-    """A filterbank of log-mel energies of centered frames.
+    """Compute log-mel energies of centered frames.
 
     Sample t * `hop_samples` is in the middle of frame t. Each clip is reflected
     at its start and its end, so n samples give n // hop + 1 frames. This can be

@@ -120,7 +120,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
 
 
 class ClipPooling(nn.Module):
-    """The pooling of one vector for each clip, from the last layer or from all.
+    """Pool one vector for each clip, from the last layer or from all.
 
     Arguments
     ---------

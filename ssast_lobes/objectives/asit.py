@@ -31,7 +31,7 @@ from ssast_lobes.utils.schedules import Linear, WarmupCosine
 
 
 class ASiT(Objective):
-    """Reconstruction of corrupted pixels, with global and local distillation.
+    """Restore corrupted pixels, with global and local distillation.
 
     The published numbers are in ``hparams/objective/asit.yaml``; see
     `load_objective`. The mean of the encoder's class tokens replaces the

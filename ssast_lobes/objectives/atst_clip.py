@@ -15,7 +15,7 @@ from ssast_lobes.objectives.views import RandomCrop, RandomResizedCrop
 
 
 class ATSTClip(BYOL):
-    """Prediction of a teacher's class token of another view.
+    """Predict a teacher's class token of another view.
 
     The published numbers are in ``hparams/objective/atst_clip.yaml``; see
     `load_objective`. The mean of the encoder's class tokens replaces the

@@ -22,7 +22,7 @@ from ssast_lobes.objectives.views import RandomResizedCrop
 
 
 class ATSTFrame(BYOL):
-    """Prediction of a teacher's frames of another view at masked times.
+    """Predict a teacher's frames of another view at masked times.
 
     One view is the clip unchanged. The other is the clip mixed with another
     one and resized along frequency. So both views have the same sound at each

@@ -30,7 +30,7 @@ from ssast_lobes.utils.distributed import (
 
 
 class AudioMosaic(Objective):
-    """Contrast of two augmented views of clips, with dropped tokens (NT-Xent).
+    """Tell clips apart by two augmented views with dropped tokens (NT-Xent).
 
     Negatives are the views of all other clips of the batch, in all processes.
     Gradients reach them too, so several processes train as one process on the

@@ -7,7 +7,7 @@ from ssast_lobes.utils.checks import whole
 
 
 class InverseBlockMasker(Masker):
-    """Masker of all tokens outside some square blocks, as in EAT.
+    """Mask all tokens outside some square blocks, as EAT does.
 
     The visible tokens are whole blocks, and a part of one more if the count
     requires it. As in `ClusterMasker`, a block that crosses an edge of the
@@ -74,7 +74,7 @@ class TimeMasker(Masker):
 
 
 class SpanMasker(TimeMasker):
-    """Masker of spans of time over all frequencies, as in ATST-Frame.
+    """Mask spans of time over all frequencies, as ATST-Frame does.
 
     A clip has exactly the requested ratio of masked times. The official code
     uses `compute_mask_indices` of fairseq, which counts overlaps of spans
@@ -126,7 +126,7 @@ class SpanMasker(TimeMasker):
 
 
 class RowMasker(Masker):
-    """Masker of whole frequency rows, as AudioMosaic's authors describe it.
+    """Mask whole frequency rows, as AudioMosaic's authors describe it.
 
     Arguments
     ---------
@@ -156,7 +156,7 @@ class RowMasker(Masker):
 
 
 class ChunkMasker(TimeMasker):
-    """Masker of chunks of time, as in the first view of AudioMosaic's code.
+    """Mask chunks of time, as in the first view of AudioMosaic's code.
 
     A clip is cut into chunks of equal length, and some are masked whole. The
     last one to be masked is masked in part if the count requires it.
@@ -197,7 +197,7 @@ class ChunkMasker(TimeMasker):
 
 
 class PeriodicMasker(Masker):
-    """Masker of recurring cells, as in the second view of AudioMosaic's code.
+    """Mask recurring cells, as in the second view of AudioMosaic's code.
 
     All chunks of time have the same mask, frequencies by times. (The released
     code is meant to mask frequencies, but reads a grid of 64 x 8 as one of

@@ -27,7 +27,7 @@ from ssast_lobes.utils.lengths import length_to_mask
 
 
 class Codes(Objective):
-    """Prediction of the codes of masked tokens from the visible tokens.
+    """Predict the codes of masked tokens from the visible tokens.
 
     With a `decoder`, the encoder sees the visible tokens alone, as in BEATs.
     Without one, a learned vector replaces the masked tokens, as in BEST-RQ and

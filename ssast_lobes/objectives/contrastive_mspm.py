@@ -25,7 +25,7 @@ from ssast_lobes.utils.checks import real
 
 
 class ContrastiveMSPM(MSPM):
-    """MSPM over two crops of each clip, with InfoNCE between the crops.
+    """Compute joint MSPM over two crops of each clip, and compare the crops.
 
     One forward pass serves both losses. The mask, a background and a random
     channel make the contrast harder. Without the last two, the recording

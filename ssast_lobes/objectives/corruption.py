@@ -18,7 +18,7 @@ _BLOCKS = 128
 
 
 class GroupCorruption(nn.Module):
-    """Corruption of clips by blocks of zeros, or by blocks of another clip.
+    """Hide blocks of a clip, or paste blocks of another clip over it.
 
     This is the group masked model learning of SiT and ASiT (Atito et al.).
     Blocks are added until they cover the wanted area of the clip's own pixels.

@@ -26,7 +26,7 @@ from ssast_lobes.utils.checks import ArgumentError, real, whole
 
 
 class Distillation(Objective):
-    """Distillation of layers of frozen teachers into layers of the encoder.
+    """Match layers of the encoder to layers of frozen teachers.
 
     The student has L_S blocks, a teacher L_T layers. Of K pairs, pair k
     compares the student's block floor(k L_S / K) with the teacher's layer

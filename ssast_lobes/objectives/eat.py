@@ -48,7 +48,7 @@ class StudentOutput(NamedTuple):
 
 
 class EAT(Objective):
-    """Prediction of the mean of a teacher's layers, for tokens and the clip.
+    """Predict the mean of a teacher's layers, at masked tokens and per clip.
 
     The teacher sees the whole clip once. The student sees a few blocks of it,
     under several masks. A convolutional decoder predicts the teacher's tokens

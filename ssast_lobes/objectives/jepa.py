@@ -24,7 +24,7 @@ from ssast_lobes.utils.schedules import Linear
 
 
 class JEPA(MaskedPrediction):
-    """Prediction of a teacher's layers at several groups of blocks, in turn.
+    """Predict a teacher's layers at several groups of blocks, one by one.
 
     The encoder sees the context of a clip once. The predictor, a transformer,
     runs once for each group of targets. It sees the context and the positions

@@ -21,7 +21,7 @@ _LEAST_STD = 1e-5
 
 
 class LogFrequencySpectra(ExactBuffers):
-    """Spectra of tokens in 84 bands of a semitone.
+    """Compute spectra in 84 bands of a semitone for each token.
 
     Each band sums the magnitudes of a short-time Fourier transform under a
     triangle that reaches from one neighboring note to the other. There are

@@ -22,7 +22,7 @@ _EPS = 1e-6
 
 
 class M2D(MaskedPrediction):
-    """Prediction of a teacher's outputs at masked tokens from visible tokens.
+    """Predict a teacher's outputs at masked tokens from visible tokens.
 
     The teacher, a moving average of the encoder, sees the masked tokens
     *only*, so both networks must model the whole from a part. Its outputs are

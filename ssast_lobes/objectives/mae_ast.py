@@ -14,7 +14,7 @@ from ssast_lobes.utils.checks import real
 
 
 class MAEAST(MaskedAutoencoder):
-    """Discrimination and reconstruction of masked patches from visible ones.
+    """Tell masked patches apart and reconstruct them, from the visible ones.
 
     ``loss = nce + generative_weight * mse``, with the raw patches as
     targets. The softmax of the InfoNCE runs over all targets of a clip.

@@ -20,7 +20,7 @@ _EPS = 1e-6
 
 
 class MaskedAutoencoder(MaskedPrediction):
-    """Reconstruction of masked patches from the visible ones.
+    """Reconstruct masked patches from the visible ones.
 
     The loss is the mean squared error. The target is the patch, standardized
     by its own mean and standard deviation.

@@ -217,7 +217,7 @@ def lowest(scores, n_time, counts):
 
 
 class RandomMasker(Masker):
-    """Masker of single tokens, drawn uniformly, as SSAST masks frames.
+    """Mask single tokens, drawn uniformly, as SSAST masks frames.
 
     See `Masker` for the arguments.
 
@@ -234,7 +234,7 @@ class RandomMasker(Masker):
 
 
 class ClusterMasker(Masker):
-    """Masker of square clusters of tokens, as SSAST masks patches.
+    """Mask square clusters of tokens, as SSAST masks patches.
 
     Each clip draws a cluster size C, and random draws seed the clusters. A
     cluster that crosses an edge of the clip continues at the opposite edge.

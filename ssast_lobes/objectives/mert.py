@@ -14,7 +14,7 @@ from ssast_lobes.utils.checks import real
 
 
 class MERT(Codes):
-    """Prediction of codes and a constant-Q-like spectrum of masked tokens.
+    """Predict codes and a constant-Q-like spectrum of masked tokens.
 
     Some clips get another clip of the batch mixed in as background. The codes
     and spectra to predict are those of the clip alone. A second head predicts

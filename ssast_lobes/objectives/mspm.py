@@ -26,7 +26,7 @@ SOFTMAX_OVER = ("predictions", "targets")
 
 
 class MSPM(Objective):
-    """Discrimination and reconstruction of masked patches.
+    """Tell masked patches apart, and reconstruct them.
 
     One forward pass and one mask serve both losses, as in Algorithm 1 of the
     paper: ``loss = nce + generative_weight * mse``. Losses are averaged

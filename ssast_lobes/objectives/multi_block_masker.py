@@ -7,7 +7,7 @@ from ssast_lobes.utils.checks import real, whole
 
 
 class MultiBlockMasker(Masker):
-    """Masker of several groups of blocks to predict, and of further blocks.
+    """Mask several groups of blocks to predict, and further blocks.
 
     Each group has exactly `target_ratio` of a clip's tokens, in square blocks
     that wrap at the clip's own edges, as those of `ClusterMasker`. Groups may

@@ -14,7 +14,7 @@ from ssast_lobes.utils.checks import real
 
 
 class SSLAM(EAT):
-    """Prediction of a teacher's outputs for clips, mixtures and their parts.
+    """Predict a teacher's outputs for clips, for mixtures and for their parts.
 
     Each clip of a batch is mixed with its partner, the clip before it. A pixel
     of the mixture is the louder of the two, except in two windows that stay

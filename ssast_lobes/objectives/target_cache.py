@@ -10,7 +10,7 @@ from ssast_lobes.utils.files import atomic_write
 
 
 class TargetCache:
-    """Cache of the targets of clips in a folder, one file for each clip.
+    """Cache the targets of clips in a folder, one file for each clip.
 
     The name of a file is a hash of the clip's samples and of `maker`. Targets
     are float16 even when they are first computed, so that they do not depend

@@ -24,7 +24,7 @@ logger = get_logger(__name__)
 
 
 class VectorQuantizer(Objective):
-    """Objective of a tokenizer: a decoder restores a teacher's tokens.
+    """Quantize tokens so that a decoder restores a frozen teacher's tokens.
 
     The encoder sees all tokens. `Quantizer` gives each a code. A light decoder
     predicts the teacher's tokens from the codes alone; its error is 1 -

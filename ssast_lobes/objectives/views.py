@@ -43,7 +43,7 @@ def draw_whole(draw, choices):
 
 
 class RandomCrop(nn.Module):
-    """Random stretch of each clip.
+    """Cut a random stretch out of each clip.
 
     Arguments
     ---------
@@ -190,7 +190,7 @@ def roll(feats, n_frames, offset):
 
 
 class RandomResizedCrop(nn.Module):
-    """Random part of each spectrogram, resized to the size of the whole.
+    """Resize a random part of each spectrogram to the size of the whole.
 
     It comes from BYOL-A (Niizumi et al., IJCNN 2021), and ATST makes its views
     with it. Along an axis, a part of random size is cut at a random position
@@ -321,7 +321,7 @@ def _cubic(distance):
 
 
 class LogMixup(nn.Module):
-    """Mixture of each clip with one of the clips seen before.
+    """Mix each clip with one of the clips seen before.
 
     This is BYOL-A's log-mixup-exp. The exponentials of the normalized log-mels
     are averaged, as in the released code, which does not undo the scale of the
@@ -420,7 +420,7 @@ class LogMixup(nn.Module):
 
 
 class Background(nn.Module):
-    """Background of some clips: another clip of the batch.
+    """Put another clip of the batch behind some of the clips.
 
     The powers of the two clips are added, as those of two simultaneous sounds.
     The level of the background depends on the mean of both log-mels. After the

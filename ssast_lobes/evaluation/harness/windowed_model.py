@@ -14,7 +14,7 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 
 class WindowedModel(nn.Module):
-    """An exported folder as a module for waveforms of any length.
+    """Compute an exported folder on waveforms of any length.
 
     Audio longer than the window of the export is cut into windows that overlap
     by half; see `ssast_lobes.inference`.

@@ -114,7 +114,7 @@ def refuse_collapse(frequency, source):
 
 
 class CodeUsage(nn.Module):
-    """Usage of the codes in the last hundred training batches.
+    """Count which codes the last hundred training batches had.
 
     A single batch has few of many codes, so usage shows over many batches.
     With several processes, the first one counts, since DDP sends its buffers

@@ -15,7 +15,7 @@ from ssast_lobes.utils.checks import ArgumentError
 
 
 class VectorQuantizerTokenizer(nn.Module):
-    """Tokenizer with the codes of an export of `VectorQuantizer`.
+    """Give tokens the codes of an export of `VectorQuantizer`.
 
     Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
     2023. The tokenizer's own encoder sees all tokens, and each token gets the

@@ -21,7 +21,7 @@ _SAMPLE_RATE = 16000
 
 
 class Chroma(LogMel):
-    """Strength of the twelve pitch classes at each token.
+    """Compute the strength of the twelve pitch classes at each token.
 
     It sums the magnitudes of a Fourier transform, from 130 to 4,200 Hz, over
     128 ms of the waveform (16 kHz) around the middle of the token. A bin
@@ -94,7 +94,7 @@ class Chroma(LogMel):
 
 
 class EncoderBlock(LogMel):
-    """Output of a frozen encoder's block at the time of each token.
+    """Take the output of a frozen encoder's block at the time of each token.
 
     These are the features of HuBERT's second iteration. The frozen encoder has
     its own front end, so its mel bins, patches and steps may differ. A token

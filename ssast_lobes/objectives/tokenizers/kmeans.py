@@ -21,7 +21,7 @@ _TENSORS = ("centers", "mean", "std")
 
 
 class KMeansTokenizer(nn.Module):
-    """Tokenizer that gives each token the nearest center of k-means.
+    """Give tokens the nearest of the centers that k-means has found.
 
     One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as
     in MERT's first version (Li et al., ICLR 2024). A file is complete: for
@@ -102,7 +102,7 @@ class KMeansTokenizer(nn.Module):
 
 
 class _Book(nn.Module):
-    """Centers of a file, and the module of their features."""
+    """Hold the centers of a file, and the module of their features."""
 
     def __init__(self, file):
         super().__init__()

@@ -12,7 +12,7 @@ _MOST_ROWS = 2**16
 
 
 class Quantizer(nn.Module):
-    """Projection of tokens, and codes with the highest cosine to them.
+    """Project tokens, and give each the code with the highest cosine.
 
     It follows van den Oord et al., "Neural Discrete Representation Learning",
     NeurIPS 2017. As in Chen et al., "BEATs", ICML 2023, codes and vectors have

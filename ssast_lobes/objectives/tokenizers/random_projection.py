@@ -12,7 +12,7 @@ NORMS = ("layer", "l2")
 
 
 class RandomProjectionTokenizer(nn.Module):
-    """Tokenizer with the random code nearest to a patch's random projection.
+    """Give each patch the random code nearest to its random projection.
 
     Nothing is fitted. ``norm="layer"`` follows the first iteration of BEATs
     (Chen et al., ICML 2023; ESPnet's ``espnet2/beats/random_tokenizer.py``): a

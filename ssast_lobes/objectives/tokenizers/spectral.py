@@ -14,7 +14,7 @@ _CEPSTRA = 20
 
 
 class LogMel(nn.Module):
-    """Pixels of each token's patch.
+    """Return the pixels of each token's patch.
 
     Arguments
     ---------
@@ -46,7 +46,7 @@ class LogMel(nn.Module):
 
 
 class Cepstra(LogMel):
-    """The 20 cepstral coefficients of each token.
+    """Compute 20 cepstral coefficients for each token.
 
     The coefficients of whole frames are averaged over the frames of a token,
     so all tokens of a time step have the same vector.

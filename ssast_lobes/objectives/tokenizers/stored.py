@@ -19,7 +19,7 @@ _SAMPLE_RATE = 16000
 
 
 class StoredTokenizer(nn.Module):
-    """Tokenizer that reads ids from files, such as those of a codec.
+    """Read the ids of tokens from files, such as those of a codec.
 
     MERT (Li et al., ICLR 2024) predicts the eight codebooks of EnCodec. A
     token gets the id at the time of its middle in the file, which follows from
