@@ -253,5 +253,5 @@ TABLES = {
     ),
     "ablation": (ablation, f"{TRANSFER}/ablation.json"),
     "events": (events, "experiments/events/events.json"),
-    "equal_time": (equal_time, "experiments/objectives/objectives.json"),
+    "equal_time": (equal_time, "experiments/pretraining/objectives.json"),
 }

@@ -5,11 +5,11 @@
 
 Each row of the YAML is a pretraining. The script measures its time per step,
 trains for as many steps as fit into `minutes` of one core, and reads the frozen
-encoder with a linear classifier on all its layers. Scores are those of valid;
-if valid has few speakers or recordings, they are cross-validated on train and
-valid. The script writes each score to a JSON next to the YAML, and a rerun
-skips the rows that are there. WORK has the audio as wav, the runs and the
-exports.
+encoder with a linear classifier on all its layers. A row of `averages` is the
+mean of the weights of other rows. Scores are those of valid; if valid has few
+speakers or recordings, they are cross-validated on train and valid. The script
+writes each score to a JSON next to the YAML, and a rerun skips the rows that
+are there. WORK has the audio as wav, the runs and the exports.
 
 `--seeds 2 3 --best 4` runs more seeds of the four rows with the highest mean
 score. `--test` reads the test parts, once all is chosen.
@@ -22,7 +22,6 @@ import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -33,10 +32,10 @@ import yaml
 from sklearn.model_selection import GroupKFold
 from tqdm import tqdm
 
+from ssast_lobes.checkpoints.averaging import export_mean
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.evaluation.probing import (
     logistic_regression,
-    probe,
     read_task,
 )
 from ssast_lobes.evaluation.probing.comparison import SCORES
@@ -52,18 +51,8 @@ from ssast_lobes.utils.files import write_json
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parents[1] / "recipes/CustomData/pretrain"
-TASKS = {
-    "keywords": {"csv_path": "speech_commands"},
-    "speakers": {
-        "csv_path": "speech_commands",
-        "label": "speaker",
-        "split": "split_spkid",
-    },
-    "digits": {"csv_path": "fsdd"},
-    "emotion": {"csv_path": "emodb", "metric": "uar"},
-    "events": {"csv_path": "esc10"},
-}
 PENALTIES = (1.0, 0.1, 0.01)
+CHOSEN_ON = ("train", "valid")
 # With fewer speakers or recordings in valid, scores are cross-validated.
 LEAST_GROUPS = 30
 # The time of a step is the difference of the last two of three runs, so that
@@ -117,12 +106,12 @@ def steps_in(seconds, folder, settings):
     _, few, many = (
         pretrain(
             folder / f"timing_{number}",
-            {**settings, "optimizer_step_limit": steps, "number_of_epochs": 1},
+            {**settings, "optimizer_step_limit": steps},
         )
         for number, steps in enumerate(TIMED_STEPS)
     )
     step = (many - few) / (TIMED_STEPS[2] - TIMED_STEPS[1])
-    return round(seconds / step)
+    return max(1, round(seconds / step))
 
 
 def folds(task):
@@ -156,11 +145,24 @@ def cross_validated(task, vectors):
     return metric(torch.cat(truth), torch.cat(predicted))
 
 
+def tested(task, vectors):
+    """Return the score on test of a linear classifier chosen on valid."""
+    parts = []
+    for split in CHOSEN_ON:
+        parts.append(torch.stack([vectors[p] for p in task.paths(split)]))
+        parts.append(task.targets(split))
+    x = torch.stack([vectors[path] for path in task.paths("test")])
+    metric = SCORES[task.metric]
+    found = logistic_regression(*parts, x, metric=metric)
+    return metric(task.targets("test"), found.predictions)
+
+
 class Comparison:
     """The rows of a YAML, and what is known of them."""
 
     def __init__(self, path, data, work):
         text = path.read_text("utf-8").replace("HERE", str(path.parent))
+        text = text.replace("WORK", str(work))
         self.plan = yaml.safe_load(text)
         self.results_file = path.with_suffix(".json")
         self.work = work
@@ -170,12 +172,8 @@ class Comparison:
         self.audio = work / "audio"
         decode(data, self.audio, self.plan["audio"])
         self.tasks = [
-            read_task(
-                self.audio / task["csv_path"] / "manifest.csv",
-                name,
-                **{k: v for k, v in task.items() if k != "csv_path"},
-            )
-            for name, task in TASKS.items()
+            read_task(self.audio / task.pop("set") / "manifest.csv", **task)
+            for task in self.plan["tasks"]
         ]
         for command in self.plan["before"]:
             if not (work / command["output"]).exists():
@@ -187,8 +185,9 @@ class Comparison:
 
     def settings(self, row, seed):
         """Return the settings of the pretraining of a row."""
-        sets = [f"{self.audio / s}/manifest.csv" for s in self.plan["audio"]]
-        own = self.plan["rows"][row] or {}
+        own = dict(self.plan["rows"][row] or {})
+        names = [*self.plan["audio"], *own.pop("more_audio", ())]
+        sets = [f"{self.audio / name}/manifest.csv" for name in names]
         common = {"objective": row, "audio": sets, "seed": seed}
         return {**common, **self.plan["settings"], **own}
 
@@ -200,6 +199,16 @@ class Comparison:
             if (result["row"], result["seed"]) == (row, seed)
         ]
         return found[0] if found else None
+
+    def add_averages(self, seed):
+        """Score the means of rows that have this seed."""
+        for name, rows in self.plan["averages"].items():
+            ready = all(self.known(row, seed) for row in rows)
+            if ready and not self.known(name, seed):
+                sources = [self.export(row, seed) for row in rows]
+                export_mean(self.export(name, seed), sources)
+                found = self.scores(name, seed)
+                self.add({"row": name, "seed": seed, "scores": found})
 
     def add(self, result):
         """Append a result, and write all."""
@@ -220,42 +229,45 @@ class Comparison:
         steps = json.loads(steps_file.read_text("utf-8"))
         settings["optimizer_step_limit"] = steps
         pretrain(folder / "run", settings)
-        found = self.scores(PooledEncoder(self.export(row, seed)), row)
         result = {"row": row, "seed": seed, "steps": steps}
-        self.add({**result, "scores": found})
+        self.add({**result, "scores": self.scores(row, seed)})
 
-    def scores(self, source, name):
+    def source(self, row, seed):
+        """Return what computes the vectors of a row."""
+        if row in self.plan["rows"] or row in self.plan["averages"]:
+            return PooledEncoder(self.export(row, seed))
+        if row in self.plan["models"]:
+            return PooledEncoder(self.plan["models"][row])
+        if row == "untrained":
+            # It has the architecture of the first row.
+            first = next(result for result in self.results if "steps" in result)
+            return self.source(first["row"], first["seed"]).untrained(seed)
+        return {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}[row]()
+
+    def scores(self, row, seed, score=cross_validated, splits=CHOSEN_ON):
         """Return the score of each task, by its name."""
-        found = {}
+        found, source = {}, self.source(row, seed)
+        cache = self.work / "vectors"
         for task in self.tasks:
-            paths = task.paths("train") + task.paths("valid")
-            cache = self.work / "vectors"
-            vectors = cached_vectors(source, name, paths, cache, unreadable=[])
+            paths = [path for split in splits for path in task.paths(split)]
+            vectors = cached_vectors(source, row, paths, cache, unreadable=[])
             stacked = torch.stack(list(vectors.values()))
             if isinstance(source, PooledEncoder):
                 stacked = pooled(stacked, "dynamics", "all")
             vectors = dict(zip(vectors, stacked.flatten(1), strict=True))
-            found[task.name] = round(cross_validated(task, vectors), 4)
+            found[task.name] = round(score(task, vectors), 4)
         return found
 
     def add_baselines(self):
         """Score statistics of features, models, and untrained encoders."""
-        trained = next(result for result in self.results if "steps" in result)
-        encoder = PooledEncoder(self.export(trained["row"], trained["seed"]))
-        sources = [("log-mel", 0, LogMelStatistics)]
-        sources += [("MFCC", 0, MFCCStatistics)]
-        sources += [
-            (name, 0, partial(PooledEncoder, source))
-            for name, source in self.plan["models"].items()
-        ]
-        sources += [
-            ("untrained", seed, partial(encoder.untrained, seed))
-            for seed in (1, 2, 3)
-        ]
-        for name, seed, opened in sources:
-            if not self.known(name, seed):
-                found = self.scores(opened(), name)
-                self.add({"row": name, "seed": seed, "scores": found})
+        names = ["log-mel", "MFCC", *self.plan["models"]]
+        for row, seed in [
+            *((name, 0) for name in names),
+            *(("untrained", seed) for seed in (1, 2, 3)),
+        ]:
+            if not self.known(row, seed):
+                found = self.scores(row, seed)
+                self.add({"row": row, "seed": seed, "scores": found})
 
     def best(self, count):
         """Return the rows with the highest mean score of the first seed."""
@@ -266,26 +278,11 @@ class Comparison:
         return [result["row"] for result in first[:count]]
 
     def test(self):
-        """Add the scores of the test parts where they are missing."""
-        models = dict(self.plan["models"])
+        """Add the scores of the test parts."""
+        splits = (*CHOSEN_ON, "test")
         for result in self.results:
-            if "steps" in result:
-                name = f"{result['row']}_{result['seed']}"
-                models[name] = self.export(result["row"], result["seed"])
-        found = probe(
-            models,
-            self.tasks,
-            self.work / "vectors",
-            pooling="dynamics",
-            layers="all",
-        )
-        for result in self.results:
-            names = {result["row"], f"{result['row']}_{result['seed']}"}
-            result["test"] = {
-                r.task: round(r.score, 4)
-                for r in found
-                if r.system in names and r.probe == "linear"
-            }
+            row, seed = result["row"], result["seed"]
+            result["test"] = self.scores(row, seed, tested, splits)
         write_json(self.results_file, self.results)
 
 
@@ -310,6 +307,8 @@ def main():
     jobs = [(row, seed) for seed in options.seeds for row in rows]
     with ThreadPoolExecutor(options.processes) as pool:
         list(pool.map(lambda job: comparison.run(*job), jobs))
+    for seed in options.seeds:
+        comparison.add_averages(seed)
     comparison.add_baselines()
     if options.test:
         comparison.test()
