@@ -3,9 +3,10 @@
 
 > python benchmarks/objectives.py
 
-All objectives take turns, round by round, in one process: the ratio to the
-joint MSPM is taken within each round, so that a machine that is busy with
-other things slows both. A step is forward, backward, optimizer and teacher.
+Each objective takes turns with joint MSPM, round by round, in one process. The
+ratio is taken within each round, and on a CPU of the CPU time, so that a
+machine that is busy with other things does not change it. A step is forward,
+backward, optimizer and teacher.
 """
 
 import argparse
@@ -25,7 +26,9 @@ from ssast_lobes.objectives import load_objective
 # Name of the preset: geometry and mel bins, each method's own.
 OBJECTIVES = {
     "mspm": ("patch", 128),
+    "contrastive_mspm": ("patch", 128),
     "maskspec": ("patch", 128),
+    "audiomae": ("patch", 128),
     "mae_ast": ("patch", 128),
     "m2d": ("patch", 128),
     "eat": ("patch", 128),
@@ -53,13 +56,10 @@ class Step:
         geometry, n_mels = OBJECTIVES[name]
         torch.manual_seed(0)
         encoder = SpectrogramEncoder.from_size(model_size, geometry, n_mels)
-        own, self.audio = {}, {}
+        own = {}
         if name == "distillation":
             lobe = SpectrogramEncoder.from_size(model_size, geometry, n_mels)
             own["teachers"] = [Teacher(SpectrogramLobe(lobe))]
-            samples = torch.full((batch_size,), N_SAMPLES, device=device)
-            wavs = torch.randn(batch_size, N_SAMPLES, device=device)
-            self.audio = {"wavs": wavs, "n_samples": samples}
         objective = load_objective(name)(encoder, **own)
         self.objective = objective.to(device).train()
         self.optimizer = torch.optim.AdamW(self.objective.parameters(), 1e-4)
@@ -67,45 +67,41 @@ class Step:
         self.n_frames = torch.full((batch_size,), N_FRAMES, device=device)
         self.audio = {}
         if self.objective.needs_audio:
-            wavs = torch.randn(batch_size, 160 * N_FRAMES, device=device)
+            wavs = torch.randn(batch_size, N_SAMPLES, device=device)
             n_samples = torch.full_like(self.n_frames, wavs.shape[1])
             self.audio = {"wavs": wavs, "n_samples": n_samples}
         self.steps = 0
 
     def __call__(self):
-        """Take a step; give its seconds."""
-        _wait(self.feats.device)
-        start = time.perf_counter()
+        """Take a step; return its seconds."""
+        device = self.feats.device
+        clock = time.process_time if device.type == "cpu" else _gpu_time
+        start = clock()
         output = self.objective(self.feats, self.n_frames, **self.audio)
         output.loss.backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.steps += 1
         self.objective.after_step(self.steps, 1000)
-        _wait(self.feats.device)
-        return time.perf_counter() - start
+        return clock() - start
 
 
-def _wait(device):
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _gpu_time():
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def measure(model_size, batch_size, rounds, device):
     """Rows of the table for one size of model."""
-    steps = {
-        name: Step(name, model_size, batch_size, device) for name in OBJECTIVES
-    }
-    for step in tqdm(steps.values(), desc=f"{model_size}: warm-up"):
-        step()
-    seconds = {name: [] for name in steps}
-    for _ in tqdm(range(rounds), desc=f"{model_size}: rounds"):
-        for name, step in steps.items():
-            seconds[name].append(step())
     rows = []
-    for name, own in seconds.items():
-        pairs = zip(own, seconds[BASELINE], strict=True)
-        ratios = sorted(one / base for one, base in pairs)
+    baseline = Step(BASELINE, model_size, batch_size, device)
+    baseline()
+    for name in tqdm(OBJECTIVES, desc=model_size):
+        step = Step(name, model_size, batch_size, device)
+        step()
+        pairs = [(step(), baseline()) for _ in range(rounds)]
+        ratios = sorted(one / other for one, other in pairs)
+        own = [one for one, _ in pairs]
         rows.append(
             {
                 "objective": name,
@@ -116,7 +112,7 @@ def measure(model_size, batch_size, rounds, device):
                 "highest_ratio": ratios[-1],
                 "parameters": sum(
                     p.numel()
-                    for p in steps[name].objective.parameters()
+                    for p in step.objective.parameters()
                     if p.requires_grad
                 ),
             }
