@@ -203,7 +203,7 @@ def test_a_tokenizer_of_another_rate_encodes_nothing(tones, tmp_path, capsys):
 def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
     """The three commands of the docs, and codes from files in a fourth."""
     monkeypatch.chdir(tmp_path)
-    words = ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=6"]
+    words = ["--crop_seconds=0.6", "--batch_size=6"]
     words += ["--number_of_epochs=1", "--num_workers=0", "--noprogressbar"]
 
     def pretrain(name, objective, *more):
@@ -212,7 +212,8 @@ def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
         assert main([*command, *words]) == 0
         return json.loads((tmp_path / name / "export/config.json").read_text())
 
-    pretrain("first", "beats_small_data")
+    micro = "--model_size=micro"
+    pretrain("first", "beats_small_data", micro)
     source = "--source=first/export"
     pretrain("quantizer", "vector_quantizer_small_data", source)
     for name, folder in (
@@ -226,5 +227,5 @@ def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
         )
         if folder == "codes":
             encoded("quantizer/export", folder, tones.manifest)
-        config = pretrain(name, "again.yaml")
+        config = pretrain(name, "again.yaml", micro)
         assert config["objective"]["tokenizer"]["name"] == name
