@@ -19,6 +19,7 @@ import argparse
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -103,6 +104,9 @@ def pretrain(folder, settings):
 
 def steps_in(seconds, folder, settings):
     """Return how many steps fit into so many CPU seconds."""
+    # Runs that an earlier comparison left would resume, which takes less time.
+    for left in folder.glob("timing_*"):
+        shutil.rmtree(left)
     _, few, many = (
         pretrain(
             folder / f"timing_{number}",

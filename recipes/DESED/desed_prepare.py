@@ -24,6 +24,7 @@ Each may be in `data_folder`, or in `dataset`, `dcase_synth` or
 """
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from speechbrain.utils.logger import get_logger
@@ -151,8 +152,10 @@ def prepare_desed(
     )
     unlabeled = _find(folder, UNLABELED)
     if unlabeled is not None:
-        rows = [[audio] for audio in find_audio(unlabeled)]
-        write_csv(Path(output_folder, "unlabeled.csv"), [["path"], *rows])
+        # The folder may be empty, since training does not need this audio.
+        with suppress(ManifestError):
+            rows = [[audio] for audio in find_audio(unlabeled)]
+            write_csv(Path(output_folder, "unlabeled.csv"), [["path"], *rows])
     return path
 
 

@@ -209,6 +209,8 @@ class Soundscapes:
             stop = start + len(sound)
             snr = self.rng.uniform(*self.snr)
             under = np.square(background[start:stop]).mean()
+            if under == 0:
+                continue  # Over digital silence there is no SNR.
             wanted = under * 10 ** (snr / 10)
             gain = np.sqrt(wanted / max(np.square(sound).mean(), 1e-12))
             mixture[start:stop] += gain * sound

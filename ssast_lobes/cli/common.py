@@ -434,10 +434,12 @@ def report_unreadable(unreadable, n_files, output):
     ValueError
         If no file was readable.
     """
-    listed = f"{output}.unreadable.csv"
-    if output is not None and os.path.exists(listed):
-        # This list is from an earlier run.
-        os.remove(listed)
+    if output is not None:
+        # The output may be a folder.
+        listed = f"{os.path.normpath(output)}.unreadable.csv"
+        if os.path.exists(listed):
+            # This list is from an earlier run.
+            os.remove(listed)
     if not unreadable:
         return
     print(

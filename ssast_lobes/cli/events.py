@@ -77,6 +77,10 @@ def run(options):
     ids = common.read_ids(options.inputs)
     truth = _read_truth(options.truth)
     tracks = options.format == "audacity" and len(ids) > 1
+    if options.plot or (options.output and tracks):
+        _require_names(ids, lambda name: _flat_name(name, ""))
+    if options.output and options.format == "tsv":
+        _require_names(ids, str)
     for folder in (options.plot, options.output if tracks else None):
         if folder is not None:
             os.makedirs(folder, exist_ok=True)
@@ -109,6 +113,19 @@ def _write(found, ids, output, layout, tracks):
     for result in found:
         path = os.path.join(output, _flat_name(ids[result.path], ".txt"))
         write_events(path, [(result.path, result.events)], layout)
+
+
+def _require_names(ids, name_of):
+    """Raise if two files would share the name of a file or of a clip."""
+    paths = {}
+    for path, clip_id in ids.items():
+        name = name_of(clip_id)
+        if name in paths:
+            raise ValueError(
+                f"{paths[name]} and {path} would both be called '{name}': name "
+                "a folder that contains both, or find their events one by one"
+            )
+        paths[name] = path
 
 
 def _flat_name(name, extension):

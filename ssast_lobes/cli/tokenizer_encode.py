@@ -13,6 +13,7 @@ from ssast_lobes.objectives.tokenizers.stored import (
     stored_file,
     write_stored_config,
 )
+from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
@@ -29,6 +30,9 @@ def encode_files(options):
     """
     common.check_device(options.device)
     tokenizer, front_end = load_tokenizer(options.tokenizer)
+    rate = front_end.fbank.sample_rate
+    if rate != 16000:
+        raise ArgumentError(f"{options.tokenizer} takes {rate} Hz, not 16000")
     tokenizer.to(options.device)
     front_end.to(options.device)
     grid = tokenizer.grid

@@ -46,7 +46,9 @@ def frame_blocks(path, fbank):
     length = fbank.samples_of(BLOCK_FRAMES)
     for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
         require_length(path, start + len(wav), fbank)
-        yield wav
+        # The rest after the last whole frame gives no block.
+        if len(wav) >= fbank.least_samples:
+            yield wav
 
 
 def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):

@@ -46,7 +46,7 @@ class DeployedModel(nn.Module):
     ------
     DeploymentError
         If its blocks scan tokens, as in SSAMBA, since no graph then fits all
-        lengths.
+        lengths, or if it is a detector of events.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -74,6 +74,11 @@ class DeployedModel(nn.Module):
                 f"{source}: its {interface.lobe.encoder.kind} blocks scan "
                 "tokens one by one, which a graph cannot do for all lengths; "
                 "only attention blocks can be exported"
+            )
+        if interface.kind == "detector":
+            raise DeploymentError(
+                f"{source}: a detector of events has no graph, only "
+                "classifiers and pretrained models have one"
             )
         self.metadata = {
             "kind": interface.kind,

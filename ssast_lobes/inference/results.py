@@ -61,9 +61,9 @@ def write_results(results, path, windows=False, min_score=-math.inf):
 
 
 def _rounded(value):
-    """Round floats to six significant digits, the precision of float32."""
+    """Round to six significant digits, as float32 has; times to 1 us."""
     if isinstance(value, float):
-        return float(f"{value:.6g}")
+        return round(value, 6) if value >= 1 else float(f"{value:.6g}")
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     if isinstance(value, list):

@@ -36,8 +36,6 @@ class Windowing:
 
     def __init__(self, fbank, grid, seconds, hop_seconds=None):
         self.samples = round(seconds * fbank.sample_rate)
-        # This is the longest piece without another frame.
-        self.reach = self.samples + fbank.hop_samples - 1
         self.n_time = grid.n_time(fbank.frames_of(self.samples))
         step = grid.stride[1] * fbank.hop_samples
         hop_time = self.n_time // 2
@@ -46,6 +44,12 @@ class Windowing:
             hop_time = math.floor(hop_seconds * fbank.sample_rate / step + 1e-6)
         self.hop_time = max(1, hop_time)
         self.hop = self.hop_time * step
+        # The longest piece without another frame. With windows that barely
+        # overlap it is longer, so that the last one is never too short.
+        self.reach = max(
+            self.samples + fbank.hop_samples - 1,
+            self.hop + fbank.least_samples - 1,
+        )
 
     def count(self, n_samples):
         """Count the windows that cover a clip.

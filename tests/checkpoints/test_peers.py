@@ -459,6 +459,8 @@ def test_heads_are_fitted_and_used(family, exports, tones, tmp_path):
     classifier = AudioClassifier.from_hparams(tmp_path / "heads", task="sounds")
     [result] = classifier.classify_batch(wave(1, classifier.sample_rate)[None])
     assert set(result.scores) == {"tone", "chirp", "noise"}
+    chunks = load_weights(exports / family).config.get("chunks")
+    assert load_weights(tmp_path / "heads").config.get("chunks") == chunks
     card = (tmp_path / "heads/README.md").read_text()
     assert REGISTRY[family].license in card
 

@@ -23,7 +23,7 @@ from ssast_lobes.checkpoints.folder import (
 )
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
-from ssast_lobes.cli import main
+from ssast_lobes.cli import common, main
 from ssast_lobes.cli.probe import name_models
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
@@ -199,6 +199,12 @@ def test_classify_to_csv_json_and_screen(tmp_path, model, manifest, capsys):
     assert "corrupt.wav" in shown.err
     assert main(["classify", str(model), str(manifest), "--windows"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1 + 1 + 6
+
+
+def test_the_list_is_next_to_a_folder(tmp_path, capsys):
+    folder = f"{tmp_path / 'codes'}{os.sep}"
+    common.report_unreadable([("a.wav", "no audio")], 2, folder)
+    assert (tmp_path / "codes.unreadable.csv").exists()
 
 
 def test_the_list_of_an_earlier_run_is_removed(

@@ -187,11 +187,23 @@ def test_features_that_there_are_not(word, capsys):
     assert f"'{word}' is none of logmel" in capsys.readouterr().err
 
 
+def test_a_tokenizer_of_another_rate_encodes_nothing(tones, tmp_path, capsys):
+    encoder = SpectrogramEncoder({"patch": GEOMETRY}, dim=32, depth=1, heads=2)
+    objective = load_objective("vector_quantizer_small_data")(encoder)
+    objective.usage.unused_for.zero_()
+    folder = tmp_path / "quantizer"
+    export_pretrained(folder, objective, FrontEnd(sample_rate=32000), card={})
+    words = [f"--tokenizer={folder}", f"--output={tmp_path / 'codes'}"]
+    assert main(["tokenizer", "encode", *words, str(tones.manifest)]) == 2
+    assert "takes 32000 Hz, not 16000" in capsys.readouterr().err
+    assert not (tmp_path / "codes").exists()
+
+
 @pytest.mark.slow
 def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
     """The three commands of the docs, and codes from files in a fourth."""
     monkeypatch.chdir(tmp_path)
-    words = ["--model_size=micro", "--crop_seconds=0.6", "--batch_size=6"]
+    words = ["--crop_seconds=0.6", "--batch_size=6"]
     words += ["--number_of_epochs=1", "--num_workers=0", "--noprogressbar"]
 
     def pretrain(name, objective, *more):
@@ -200,7 +212,8 @@ def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
         assert main([*command, *words]) == 0
         return json.loads((tmp_path / name / "export/config.json").read_text())
 
-    pretrain("first", "beats_small_data")
+    micro = "--model_size=micro"
+    pretrain("first", "beats_small_data", micro)
     source = "--source=first/export"
     pretrain("quantizer", "vector_quantizer_small_data", source)
     for name, folder in (
@@ -214,5 +227,5 @@ def test_pretrain_quantize_pretrain_again(tones, tmp_path, monkeypatch):
         )
         if folder == "codes":
             encoded("quantizer/export", folder, tones.manifest)
-        config = pretrain(name, "again.yaml")
+        config = pretrain(name, "again.yaml", micro)
         assert config["objective"]["tokenizer"]["name"] == name

@@ -79,6 +79,18 @@ def test_psds_by_hand():
 
 
 @measured
+def test_psds_of_one_class():
+    truth = {"a": [(1.0, 3.0, "dog")], "b": [(2.0, 4.0, "dog")], "none": []}
+    scores = {clip: scores_of(events) for clip, events in truth.items()}
+    found = score_metrics(scores, truth, SECONDS, ["dog", "cat"], TIMING)
+    assert found["psds1"] == pytest.approx({"dog": 1, "mean": 1})
+    assert found["psds2"] == pytest.approx({"dog": 1, "mean": 1})
+    scores["b"] = np.full_like(scores["b"], 0.1)
+    found = score_metrics(scores, truth, SECONDS, ["dog", "cat"], TIMING)
+    assert found["psds2"] == pytest.approx({"dog": 0.5, "mean": 0.5})
+
+
+@measured
 def test_no_events_at_all_is_an_error():
     with pytest.raises(ValueError, match="no clip has an event"):
         decided_metrics({"a": []}, {"a": []}, {"a": 1.0})

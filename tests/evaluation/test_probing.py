@@ -34,6 +34,7 @@ from ssast_lobes.evaluation.probing.comparison import best_fit
 from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     LogMelStatistics,
+    MFCCStatistics,
     PooledEncoder,
     cached_vectors,
     pooled,
@@ -504,6 +505,19 @@ def test_log_mel_statistics_of_a_file_in_blocks(tmp_path, monkeypatch):
     feats, _ = KaldiFbank()((wav - wav.mean())[None])
     expected = [feats[0].mean(0), feats[0].std(0, correction=0)]
     assert (found[0] - torch.cat(expected)).abs().max() < 1e-3
+
+
+def test_a_rest_without_a_frame_gives_no_block(tmp_path, monkeypatch):
+    monkeypatch.setattr("ssast_lobes.evaluation.statistics.BLOCK_FRAMES", 70)
+    noise = np.random.default_rng(0).standard_normal(70 * 160 + 300) / 9
+    vectors = []
+    # 70 frames end at sample 11440. The rest of 60 is too short for another.
+    for samples in (11440, 11500):
+        path = str(tmp_path / f"{samples}.wav")
+        soundfile.write(path, noise[:samples], 16000)
+        [(_, found)] = MFCCStatistics().vectors([path], "MFCC", [])
+        vectors.append(found)
+    assert torch.equal(*vectors)
 
 
 class Counting(LogMelStatistics):

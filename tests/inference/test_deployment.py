@@ -10,10 +10,12 @@ from ssast_lobes import (
     FrontEnd,
     Grid,
     SpectrogramClassifier,
+    SpectrogramDetector,
     SpectrogramEncoder,
 )
 from ssast_lobes.checkpoints.folder import (
     export_classifier,
+    export_detector,
     export_pretrained,
     label_encoder_of,
 )
@@ -169,6 +171,15 @@ def test_blocks_that_scan_are_refused(tmp_path):
     folder = tmp_path / "export"
     export_pretrained(folder, objective, FrontEnd(), {})
     with pytest.raises(DeploymentError, match="mamba blocks scan"):
+        DeployedModel(folder)
+
+
+def test_detectors_are_refused(tmp_path):
+    model = SpectrogramDetector(encoder_of("frame"), n_classes=1)
+    folder, labels = tmp_path / "export", label_encoder_of(["dog"])
+    rules = {"dog": {"threshold": 0.5}}
+    export_detector(folder, model, FrontEnd(n_mels=32), labels, rules, {})
+    with pytest.raises(DeploymentError, match="a detector of events has no"):
         DeployedModel(folder)
 
 

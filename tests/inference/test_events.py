@@ -373,6 +373,29 @@ def test_command_writes_all_formats_and_pictures(
     assert "--truth is for pictures" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--format", "audacity", "--output", "tracks"],
+        ["--format", "tsv", "--output", "events.tsv"],
+        ["--plot", "pictures"],
+    ],
+    ids=lambda words: words[1],
+)
+def test_files_of_one_name_do_not_replace_each_other(
+    folder, tmp_path, monkeypatch, capsys, words
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        path = tmp_path / name / "a.wav"
+        soundfile.write(path, sound(seconds=1).numpy(), 16000)
+    assert main(["events", str(folder), "one", "two", *words]) == 2
+    error = capsys.readouterr().err
+    assert "one/a.wav and" in error and "would both be called 'a" in error
+    assert main(["events", str(folder), ".", *words]) == 0
+
+
 def test_command_names_what_finds_no_events(recording, tmp_path, capsys):
     encoder = SpectrogramEncoder(GRID, dim=32, depth=1, heads=2)
     features = FrontEnd(**FEATURES)

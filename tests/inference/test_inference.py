@@ -519,6 +519,15 @@ def test_results_as_csv_and_json(tmp_path, folder):
     assert float(some[1][4]) == pytest.approx(scores[1], rel=1e-5)
 
 
+def test_times_of_many_hours_are_exact(tmp_path):
+    windows = [WindowScores(40004.48, 40009.645, ["a"], {"a": 1 / 3})]
+    result = Classification("a.wav", ["a"], {"a": 1 / 3}, windows)
+    write_results([result], tmp_path / "day.csv", windows=True)
+    [row] = csv.DictReader(open(tmp_path / "day.csv", encoding="utf-8"))
+    assert (row["start"], row["end"]) == ("40004.48", "40009.645")
+    assert row["score"] == "0.333333"
+
+
 @pytest.mark.parametrize("multi_label", [False, True])
 def test_windows_of_a_chosen_length_are_clips_of_their_own(
     tmp_path, multi_label
@@ -542,6 +551,18 @@ def test_windows_of_a_chosen_length_are_clips_of_their_own(
     mean = (lengths @ stacked(result.windows)) / lengths.sum()
     close(stacked([result])[0], mean)
     assert plain.window_seconds == plain.fitted_seconds == WINDOW / 16000
+
+
+def test_the_last_window_is_never_too_short_for_a_frame(folder):
+    classifier = AudioClassifier.from_hparams(
+        folder, window_seconds=0.4, hop_seconds=0.4
+    )
+    for samples, count in ((6799, 1), (6800, 2), (13199, 2), (13200, 3)):
+        [result] = classifier.classify_batch(torch.randn(1, samples))
+        assert len(result.windows) == count
+        last = result.windows[-1]
+        assert last.end == samples / 16000
+        assert round(last.end - last.start, 6) >= 0.025
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def test_desed_sets(desed, tmp_path, caplog):
         assert [row["path"][-5:] for row in csv.DictReader(file)] == ["a.wav"]
 
 
+def test_desed_without_unlabeled_audio(desed, tmp_path):
+    unlabeled = "data/dataset/audio/train/unlabel_in_domain"
+    (tmp_path / unlabeled / "a.wav").unlink()
+    assert desed()["train"]
+    assert not (tmp_path / "out" / "unlabeled.csv").exists()
+
+
 def test_desed_other_sets(desed):
     rows = desed(train_sets=["synthetic", "strong"], test_set="public")
     assert len(rows["train"]) == 8 + 2

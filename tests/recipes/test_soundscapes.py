@@ -119,6 +119,23 @@ def test_snr_and_times_are_true(script, tmp_path):
     assert checked > 5
 
 
+def test_no_event_is_over_digital_silence(script, tmp_path):
+    clips, backgrounds = make_clips(tmp_path / "clips")
+    for path in backgrounds.parent.glob("*background.wav"):
+        wav, rate = soundfile.read(path)
+        wav[rate // 2 :] = 0
+        soundfile.write(path, wav, rate)
+    settings = {"events_per_minute": 60.0, "negatives": 0.0}
+    counts = (0, 0, 9)
+    table = script.make_soundscapes(
+        clips, tmp_path, backgrounds, counts, 4.0, **settings
+    )
+    for row in read_event_table(table):
+        wav, rate = soundfile.read(row["path"])
+        for onset, offset, _ in row["events"]:
+            assert wav[round(onset * rate) : round(offset * rate)].any()
+
+
 def test_parts_without_clips_are_named(script, tmp_path):
     clips, backgrounds = make_clips(tmp_path / "clips")
     text = backgrounds.read_text().replace("test_background.wav,test\n", "")

@@ -139,10 +139,10 @@ def train_heads(
 def _write_encoder(folder, weights, clip_pooling, card):
     """Write only the encoder, in half precision."""
     config = weights.config
+    kept = ("encoder", "features", "window_seconds", "chunks")
     plain = {
         "kind": "pretrained",
-        **{key: config[key] for key in ("encoder", "features")},
-        "window_seconds": config["window_seconds"],
+        **{key: config[key] for key in kept if key in config},
         "pooling": clip_pooling.config,
     }
     state = {
