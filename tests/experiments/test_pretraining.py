@@ -1,5 +1,6 @@
 """Pretrainings with equal CPU time: measured, resumed, chosen, tested."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -68,3 +69,18 @@ def test_rows_are_pretrained_scored_and_tested(compare, tmp_path):
     assert added["steps"] == ranked[0]["steps"]
     for result in again:
         assert set(result["test"]) == set(TASKS), result["row"]
+
+
+@pytest.mark.slow
+def test_no_timing_resumes_an_earlier_one(tmp_path):
+    spec = importlib.util.spec_from_file_location("compare_runs", SCRIPT)
+    compare = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(compare)
+    folder = tmp_path / "work" / "mspm_1"
+    checkpoint = folder / "timing_0" / "save" / "CKPT"
+    checkpoint.mkdir(parents=True)
+    # The first run fails, so that the test need not train.
+    with pytest.raises(SystemExit, match="the run failed"):
+        compare.steps_in(60, folder, {"audio": "nowhere"})
+    assert (folder / "timing_0" / "stdout.txt").exists()
+    assert not checkpoint.exists()
