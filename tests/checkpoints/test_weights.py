@@ -9,6 +9,7 @@ from safetensors.torch import save_file
 
 from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
 from ssast_lobes.checkpoints.averaging import average, export_mean, load_alike
+from ssast_lobes.checkpoints.convert import convert
 from ssast_lobes.checkpoints.folder import export_encoder, export_pretrained
 from ssast_lobes.checkpoints.format import Weights, WeightsError, exported_state
 from ssast_lobes.checkpoints.loading import load_weights
@@ -539,3 +540,14 @@ def test_mean_is_of_pretrainings(alike, tmp_path):
         WeightsError, match="released.pth: not the export of a pretr"
     ):
         load_alike([*alike, tmp_path / "released.pth"])
+
+
+def test_an_encoder_alone_goes_out_and_comes_back(tmp_path):
+    encoder = small()
+    ours = export_encoder(tmp_path / "ours", encoder, FrontEnd(), card={})
+    convert(ours, tmp_path / "encoder.pth")
+    convert(tmp_path / "encoder.pth", tmp_path / "back")
+    weights = load_weights(tmp_path / "back")
+    assert "objective" not in weights.config
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(weights.part("encoder")[key], value), key
