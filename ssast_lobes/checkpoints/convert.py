@@ -143,7 +143,7 @@ def convert(
             else:
                 origin = "an official checkpoint"
                 config = _export_config(weights, options)
-            name = os.path.basename(source)
+            name = os.path.basename(os.path.normpath(source))
             card = {"origin": f"`{name}`, {origin}, by `ssast-lobes convert`."}
             if kind == "peer":
                 card |= FAMILIES[weights.config["family"]].card
