@@ -576,6 +576,10 @@ REFUSED = {
         lambda folder: export(folder, projection=5),
         "head has a projection.* a layer norm",
     ),
+    "cosines": (
+        lambda folder: export(folder, cosine_scale=30.0),
+        "scores of the head are cosines",
+    ),
 }
 
 

@@ -7,10 +7,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes import (
+    FrontEnd,
+    SpectrogramClassifier,
+    SpectrogramDetector,
+    SpectrogramEncoder,
+)
 from ssast_lobes.checkpoints.averaging import average, export_mean, load_alike
 from ssast_lobes.checkpoints.convert import convert
-from ssast_lobes.checkpoints.folder import export_encoder, export_pretrained
+from ssast_lobes.checkpoints.folder import (
+    export_classifier,
+    export_detector,
+    export_encoder,
+    export_pretrained,
+    label_encoder_of,
+)
 from ssast_lobes.checkpoints.format import Weights, WeightsError, exported_state
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import from_official, to_official
@@ -318,6 +329,31 @@ def test_what_has_no_official_place_is_refused():
     weights.state["pooling.layer_scores"] = torch.zeros(DEPTH)
     with pytest.raises(WeightsError, match="pooling.layer_scores"):
         to_official(weights)
+
+
+HEADS = {
+    "cosines": ({"cosine_scale": 30.0}, "cosines"),
+    "pooling": (
+        {"pooling": "statistics"},
+        "'statistics' pooling of the 'last'",
+    ),
+    "layers": ({"layers": "all"}, "'mean' pooling of the 'all' layers"),
+    "detector": (None, "a detector of events"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", HEADS.values(), ids=HEADS)
+def test_heads_with_other_scores_are_refused(arguments, message, tmp_path):
+    labels, place = label_encoder_of(["cat", "dog"]), tmp_path / "ours"
+    if arguments is None:
+        model = SpectrogramDetector(small(), 2)
+        rules = {label: {"threshold": 0.5} for label in ("cat", "dog")}
+        export_detector(place, model, FrontEnd(), labels, rules, card={})
+    else:
+        model = SpectrogramClassifier(small(), 2, **arguments)
+        export_classifier(place, model, FrontEnd(), labels, False, card={})
+    with pytest.raises(WeightsError, match=message):
+        to_official(load_weights(place))
 
 
 def test_another_size_is_refused_before_anything_is_loaded():
