@@ -168,7 +168,11 @@ class SpectrogramLobe(nn.Module):
         )
 
     def _in_chunks(self, feats):
-        return self.chunks is not None and feats.shape[1] > self.chunks.frames
+        if self.chunks is None:
+            return False
+        # In chunks, frames that do not fill a patch are dropped at the end of
+        # a piece, also of a clip that is a single piece.
+        return feats.shape[1] > self.chunks.whole_patches(self.encoder.grid)
 
     def _encode(self, feats, n_frames, hidden_states=False):
         wanted = hidden_states or self.pooling.needs_hidden_states
