@@ -225,13 +225,17 @@ def lobe_of(weights, output="frames", freeze=False):
         **config.get("features", {"n_mels": encoder.grid.n_mels})
     )
     load_strictly(encoder, weights.part("encoder"), "encoder")
-    pooling = _pooling_of(weights, encoder.depth)
+    pooling = _pooling_of(weights, encoder)
     chunks = config.get("chunks")
     return SpectrogramLobe(encoder, features, output, pooling, freeze, chunks)
 
 
-def _pooling_of(weights, depth):
-    pooling = ClipPooling(**weights.config.get("pooling", {"depth": depth}))
+def _pooling_of(weights, encoder):
+    config = dict(weights.config.get("pooling", {"depth": encoder.depth}))
+    if "n_freq" in config:
+        # Other mel bins or another stride make other bands.
+        config["n_freq"] = encoder.grid.n_freq
+    pooling = ClipPooling(**config)
     load_strictly(pooling, weights.part("pooling"), "pooling")
     return pooling
 
@@ -341,7 +345,7 @@ class SSAST(SpectrogramLobe):
                 report = initialize(encoder, weights)
                 # Unused parameters would stop distributed training.
                 clip = output == "clip"
-                pooling = _pooling_of(weights, encoder.depth) if clip else None
+                pooling = _pooling_of(weights, encoder) if clip else None
         _refuse_gaps(encoder.grid, stride)
         features["n_mels"] = encoder.grid.n_mels
         if statistics is not None:

@@ -166,6 +166,12 @@ def test_a_unit_that_no_patch_divides_drops_its_end_for_every_clip(tmp_path):
     assert torch.allclose(own, alone.frames[0], atol=2e-5)
 
 
+@pytest.mark.parametrize("other", [{"n_mels": 64}, {"stride": [8, 16]}])
+def test_bands_are_those_of_the_adapted_grid(other, exports):
+    lobe = SSAST(source=exports / "m2d", output="clip", **other)
+    assert lobe(wave(1.0)[None]).shape == (1, 1, lobe.output_size)
+
+
 @families
 def test_loading_is_strict(family, tmp_path):
     state = tiny(family)
