@@ -40,6 +40,11 @@ class PretrainingLobe(nn.Module):
     features : FrontEnd
         The front end, such as ``SSAST(...).features``.
 
+    Raises
+    ------
+    ValueError
+        If the objective needs audio of another rate than the front end.
+
     Example
     -------
     >>> from ssast_lobes import SSAST
@@ -54,6 +59,13 @@ class PretrainingLobe(nn.Module):
 
     def __init__(self, objective, features):
         super().__init__()
+        rate = features.fbank.sample_rate
+        if objective.sample_rate not in (None, rate):
+            raise ArgumentError(
+                f"the objective needs audio at {objective.sample_rate} Hz, the "
+                f"front end takes {rate} Hz: choose another tokenizer, or "
+                "another source"
+            )
         self.objective = objective
         self.features = features
 

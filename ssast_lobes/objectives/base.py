@@ -73,6 +73,8 @@ class Objective(nn.Module):
     # Whether `forward` takes the source of each clip: ``clip_ids``, a list of
     # B texts, and ``crop_starts`` (B,) in samples.
     needs_place = False
+    # Sampling rate in Hz that all audio must have; None: any.
+    sample_rate = None
     # Whether `forward` takes None for `n_frames`, if no clip has padding. The
     # attention then needs no mask.
     n_frames_optional = False
