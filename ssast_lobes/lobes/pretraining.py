@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.utils.checks import ArgumentError
-from ssast_lobes.utils.lengths import full_lengths
+from ssast_lobes.utils.lengths import sample_counts
 
 
 class PretrainingOutput(NamedTuple):
@@ -102,9 +102,7 @@ class PretrainingLobe(nn.Module):
         items = self._asked_for(items)
         feats, n_frames = self.features(wavs, wav_lens)
         if self.objective.needs_audio:
-            n_samples = full_lengths(wavs)
-            if wav_lens is not None:
-                n_samples = (wav_lens * wavs.shape[1]).round().long()
+            n_samples = sample_counts(wavs, wav_lens)
             items |= {"wavs": wavs, "n_samples": n_samples}
         if clip_keys is None:
             if wav_lens is None and self.objective.n_frames_optional:

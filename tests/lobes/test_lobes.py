@@ -414,3 +414,13 @@ def test_full_clips_need_no_lengths_to_pretrain():
     pretrainer(wav)
     given = pretrainer.objective.given
     assert given["n_samples"].tolist() == [8000, 8000]
+
+
+def test_lengths_are_exact_in_minutes_of_audio():
+    n_samples = torch.tensor([8_387_041, 9_600_000])
+    wav, encoder = torch.zeros(2, int(n_samples[1])), small().encoder
+    fbank = {"kind": "centered", "hop_samples": 100_000}
+    features = FrontEnd(n_mels=encoder.grid.n_mels, fbank=fbank)
+    pretrainer = PretrainingLobe(Louder(encoder), features)
+    pretrainer(wav, n_samples / wav.shape[1])
+    assert torch.equal(pretrainer.objective.given["n_samples"], n_samples)
