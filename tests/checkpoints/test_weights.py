@@ -368,6 +368,13 @@ def test_another_size_is_refused_before_anything_is_loaded():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("other", [{"heads": 2}, {"crop": "start"}])
+def test_settings_without_tensors_must_agree(other):
+    [name] = other
+    with pytest.raises(WeightsError, match=f"the checkpoint has {name} "):
+        initialize(small(**other), from_official(official()))
+
+
 def test_the_table_of_the_checkpoint_is_taken_over():
     weights = from_official(official(frames=320))
     encoder = small(table_frames=96)
