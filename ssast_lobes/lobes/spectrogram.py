@@ -330,6 +330,9 @@ class SSAST(SpectrogramLobe):
             )
         else:
             weights = load_weights(source, stride, family)
+            own = weights.config.get("family")
+            allowed = f"{own or 'null'} for the source {source}"
+            require(family in (None, own), "family", allowed, family)
             chunks = weights.config.get("chunks")
             features = dict(weights.config.get("features", {}))
             config = weights.config["encoder"]

@@ -265,6 +265,12 @@ def test_a_folder_with_surplus_or_lost_tensors_is_refused(tmp_path):
         assert "leftover" in str(error.value)
 
 
+def test_a_family_that_a_source_does_not_have_is_refused(tmp_path):
+    folder = exported(tmp_path, own_lobe())
+    with pytest.raises(ValueError, match="family must be null for the source"):
+        SSAST(source=folder, family="m2d")
+
+
 def test_ssast_frozen_from_a_source_learns_nothing(tmp_path):
     lobe = SSAST(source=exported(tmp_path, own_lobe()), freeze=True)
     assert not any(p.requires_grad for p in lobe.parameters())
