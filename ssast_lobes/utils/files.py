@@ -266,7 +266,7 @@ def atomic_replace_dir(folder, files, check):
 
 
 def _keep_others(old, folder, files):
-    """Move all other entries of an old folder to the new one; remove the old."""
+    """Move all other entries of an old folder to a new one; remove the old."""
     for entry in old.iterdir():
         if entry.name not in files and not (folder / entry.name).exists():
             os.replace(entry, folder / entry.name)
