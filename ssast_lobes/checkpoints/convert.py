@@ -143,7 +143,7 @@ def convert(
             else:
                 origin = "an official checkpoint"
                 config = _export_config(weights, options)
-            name = os.path.basename(source)
+            name = os.path.basename(os.path.normpath(source))
             card = {"origin": f"`{name}`, {origin}, by `ssast-lobes convert`."}
             if kind == "peer":
                 card |= FAMILIES[weights.config["family"]].card
@@ -247,7 +247,8 @@ def _export_config(weights, options):
     else:
         heads = {key.split(".")[0] for key in weights.part("objective")}
         task = _TASKS.get(frozenset(heads - {"mask_embedding"}))
-        config["objective"] = {"name": "MSPM", "task": task} if task else None
+        if task is not None:
+            config["objective"] = {"name": "MSPM", "task": task}
     return config
 
 

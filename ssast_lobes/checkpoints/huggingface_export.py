@@ -102,7 +102,8 @@ def to_huggingface(weights, folder, max_length=None):
     WeightsError
         If Hugging Face's AST cannot represent the model: a detector, patches
         that are not square, blocks without attention, a classifier that does
-        not see the class tokens of the last layer, or a head with a projection.
+        not see the class tokens of the last layer, or a head with a projection
+        or with cosines.
 
     Example
     -------
@@ -175,6 +176,11 @@ def _check_holdable(config):
         raise WeightsError(
             "the classifier's head has a projection, that of Hugging Face's "
             "AST a layer norm: fine-tune without projection"
+        )
+    if config.get("head", {}).get("cosine_scale") is not None:
+        raise WeightsError(
+            "the scores of the head are cosines (cosine_scale), those of "
+            "Hugging Face's AST are linear: fine-tune without cosine_scale"
         )
 
 

@@ -145,6 +145,7 @@ def to_official(weights):
     config = weights.config["encoder"]
     names = _official_names(config)
     _check_grid(weights)
+    _check_head(weights.config)
     patch = config["grid"]["patch"]
     out = {}
     for key, value in weights.state.items():
@@ -324,6 +325,30 @@ def _check_grid(weights):
         raise WeightsError(
             f"the official fine-tuned layout has {FINETUNED_MELS} mel bins, "
             f"not {grid.n_mels}"
+        )
+
+
+def _check_head(config):
+    """Raise if the official code would compute other scores with the head."""
+    kind = config.get("kind")
+    if kind == "detector":
+        raise WeightsError(
+            "a detector of events: the official code classifies clips only"
+        )
+    if kind != "classifier":
+        return
+    # Older exports lack these entries.
+    used = config.get("pooling", {"pooling": "mean", "layers": "last"})
+    pooling, layers = used["pooling"], used["layers"]
+    if pooling not in ("mean", "class") or layers != "last":
+        raise WeightsError(
+            f"the classifier sees the '{pooling}' pooling of the '{layers}' "
+            "layers, the official one the 'mean' or 'class' pooling of the last"
+        )
+    if config.get("head", {}).get("cosine_scale") is not None:
+        raise WeightsError(
+            "the scores of the head are cosines (cosine_scale), those of the "
+            "official one are linear"
         )
 
 

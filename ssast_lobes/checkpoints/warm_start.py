@@ -10,9 +10,9 @@ from ssast_lobes.models.patches import Grid
 def initialize(encoder, weights, objective=None):
     """Start an encoder, and its objective, from a checkpoint.
 
-    Depth and width must agree. The encoder gets the checkpoint's position
-    table, with its length. If the patch size differs, the patch projection and
-    the pretext heads of MSPM are resampled.
+    Depth, width, heads and crop must agree. The encoder gets the checkpoint's
+    position table, with its length. If the patch size differs, the patch
+    projection and the pretext heads of MSPM are resampled.
 
     Arguments
     ---------
@@ -72,6 +72,15 @@ def initialize(encoder, weights, objective=None):
             f"the checkpoint has tokens of size {table.shape[2]}, the model "
             f"{encoder.dim}: choose the same model size"
         )
+    # No tensor shows these settings.
+    for name, usual in (("heads", None), ("crop", "center")):
+        found = weights.config["encoder"].get(name, usual)
+        own = encoder.config.get(name, usual)
+        if found != own:
+            raise WeightsError(
+                f"the checkpoint has {name} {found}, the model {own}: build "
+                "the model with the settings of the checkpoint"
+            )
     former = encoder.positions.table
     encoder.positions.table = nn.Parameter(
         former.new_zeros(table.shape), former.requires_grad

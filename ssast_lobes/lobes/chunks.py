@@ -49,6 +49,10 @@ class Chunks:
         self.frames = whole("frames of chunks", frames)
         self.rule = one_of("rule of chunks", rule, RULES)
 
+    def whole_patches(self, grid):
+        """Return the frames of a piece that fill patches of a `Grid`."""
+        return self.frames // grid.patch[1] * grid.patch[1]
+
     def joined(self, encoder, feats, n_frames, hidden_states=False):
         """Encode a batch and join the tokens of the pieces.
 
@@ -132,9 +136,8 @@ class Chunks:
     def _encode(self, encoder, feats, n_frames, hidden_states):
         """Yield the output of each piece, and a mask (B,) of clips with it."""
         grid = encoder.grid
-        width = grid.patch[1]
-        whole_patches = self.frames // width * width
-        least = 1 if grid.keep_partial else width
+        whole_patches = self.whole_patches(grid)
+        least = 1 if grid.keep_partial else grid.patch[1]
         several = n_frames > self.frames
         for start in range(0, feats.shape[1], self.frames):
             left = (n_frames - start).clamp(min=0)

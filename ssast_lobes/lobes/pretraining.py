@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from ssast_lobes.utils.checks import ArgumentError
-from ssast_lobes.utils.lengths import full_lengths
+from ssast_lobes.utils.lengths import sample_counts
 
 
 class PretrainingOutput(NamedTuple):
@@ -40,6 +40,11 @@ class PretrainingLobe(nn.Module):
     features : FrontEnd
         The front end, such as ``SSAST(...).features``.
 
+    Raises
+    ------
+    ValueError
+        If the objective needs audio of another rate than the front end.
+
     Example
     -------
     >>> from ssast_lobes import SSAST
@@ -54,6 +59,13 @@ class PretrainingLobe(nn.Module):
 
     def __init__(self, objective, features):
         super().__init__()
+        rate = features.fbank.sample_rate
+        if objective.sample_rate not in (None, rate):
+            raise ArgumentError(
+                f"the objective needs audio at {objective.sample_rate} Hz, the "
+                f"front end takes {rate} Hz: choose another tokenizer, or "
+                "another source"
+            )
         self.objective = objective
         self.features = features
 
@@ -90,9 +102,7 @@ class PretrainingLobe(nn.Module):
         items = self._asked_for(items)
         feats, n_frames = self.features(wavs, wav_lens)
         if self.objective.needs_audio:
-            n_samples = full_lengths(wavs)
-            if wav_lens is not None:
-                n_samples = (wav_lens * wavs.shape[1]).round().long()
+            n_samples = sample_counts(wavs, wav_lens)
             items |= {"wavs": wavs, "n_samples": n_samples}
         if clip_keys is None:
             if wav_lens is None and self.objective.n_frames_optional:

@@ -168,7 +168,11 @@ class SpectrogramLobe(nn.Module):
         )
 
     def _in_chunks(self, feats):
-        return self.chunks is not None and feats.shape[1] > self.chunks.frames
+        if self.chunks is None:
+            return False
+        # In chunks, frames that do not fill a patch are dropped at the end of
+        # a piece, also of a clip that is a single piece.
+        return feats.shape[1] > self.chunks.whole_patches(self.encoder.grid)
 
     def _encode(self, feats, n_frames, hidden_states=False):
         wanted = hidden_states or self.pooling.needs_hidden_states
@@ -221,13 +225,17 @@ def lobe_of(weights, output="frames", freeze=False):
         **config.get("features", {"n_mels": encoder.grid.n_mels})
     )
     load_strictly(encoder, weights.part("encoder"), "encoder")
-    pooling = _pooling_of(weights, encoder.depth)
+    pooling = _pooling_of(weights, encoder)
     chunks = config.get("chunks")
     return SpectrogramLobe(encoder, features, output, pooling, freeze, chunks)
 
 
-def _pooling_of(weights, depth):
-    pooling = ClipPooling(**weights.config.get("pooling", {"depth": depth}))
+def _pooling_of(weights, encoder):
+    config = dict(weights.config.get("pooling", {"depth": encoder.depth}))
+    if "n_freq" in config:
+        # Other mel bins or another stride make other bands.
+        config["n_freq"] = encoder.grid.n_freq
+    pooling = ClipPooling(**config)
     load_strictly(pooling, weights.part("pooling"), "pooling")
     return pooling
 
@@ -322,6 +330,9 @@ class SSAST(SpectrogramLobe):
             )
         else:
             weights = load_weights(source, stride, family)
+            own = weights.config.get("family")
+            allowed = f"{own or 'null'} for the source {source}"
+            require(family in (None, own), "family", allowed, family)
             chunks = weights.config.get("chunks")
             features = dict(weights.config.get("features", {}))
             config = weights.config["encoder"]
@@ -337,7 +348,7 @@ class SSAST(SpectrogramLobe):
                 report = initialize(encoder, weights)
                 # Unused parameters would stop distributed training.
                 clip = output == "clip"
-                pooling = _pooling_of(weights, encoder.depth) if clip else None
+                pooling = _pooling_of(weights, encoder) if clip else None
         _refuse_gaps(encoder.grid, stride)
         features["n_mels"] = encoder.grid.n_mels
         if statistics is not None:

@@ -187,6 +187,8 @@ class MelSpectrogram(Filterbank):
 
     def _frames(self, wav, n_samples):
         """Return frames (B, T, fft_size) of clips reflected at both ends."""
+        if wav.shape[1] == 0:
+            wav = nn.functional.pad(wav, (0, 1))
         half = self.fft_size // 2
         n_frames = max(1, self.frames_of(wav.shape[1] + self._lost))
         reach = (n_frames - 1) * self.hop_samples + self.fft_size

@@ -15,6 +15,7 @@ from ssast_lobes.objectives.base import (
     ObjectiveOutput,
     clip_mean,
     projection_std,
+    require_class_tokens,
 )
 from ssast_lobes.objectives.corruption import GroupCorruption
 from ssast_lobes.objectives.projections import (
@@ -71,6 +72,11 @@ class ASiT(Objective):
     class_weight, patch_weight, reconstruction_weight : float
         Weights of the three losses.
 
+    Raises
+    ------
+    ValueError
+        If the encoder has no class tokens, or an argument is out of range.
+
     Example
     -------
     >>> from ssast_lobes import SpectrogramEncoder
@@ -113,6 +119,7 @@ class ASiT(Objective):
         patch_weight,
         reconstruction_weight,
     ):
+        require_class_tokens(encoder)
         super().__init__(encoder)
         for name, weight in (
             ("class_weight", class_weight),

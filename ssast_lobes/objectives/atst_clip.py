@@ -8,7 +8,11 @@ token of the other.
 
 import torch
 
-from ssast_lobes.objectives.base import ObjectiveOutput, projection_std
+from ssast_lobes.objectives.base import (
+    ObjectiveOutput,
+    projection_std,
+    require_class_tokens,
+)
 from ssast_lobes.objectives.byol import BYOL
 from ssast_lobes.objectives.projections import cosine_distance, swap_views
 from ssast_lobes.objectives.views import RandomCrop, RandomResizedCrop
@@ -32,6 +36,11 @@ class ATSTClip(BYOL):
     **shared
         ``hidden``, ``out``, ``momentum``, ``mixup`` and ``memory`` of `BYOL`.
 
+    Raises
+    ------
+    ValueError
+        If the encoder has no class tokens, or an argument is out of range.
+
     Example
     -------
     >>> from ssast_lobes import SpectrogramEncoder
@@ -52,6 +61,7 @@ class ATSTClip(BYOL):
     def __init__(
         self, encoder, *, crop, freq_scale, time_scale, time_canvas, **shared
     ):
+        require_class_tokens(encoder)
         super().__init__(encoder, **shared)
         self.crop = RandomCrop(crop)
         self.resize = RandomResizedCrop(freq_scale, time_scale, time_canvas)

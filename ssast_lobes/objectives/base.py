@@ -19,6 +19,7 @@ from ssast_lobes.objectives.block_maskers import (
 )
 from ssast_lobes.objectives.maskers import ClusterMasker, Masker, RandomMasker
 from ssast_lobes.objectives.multi_block_masker import MultiBlockMasker
+from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.lengths import full_lengths
 from ssast_lobes.utils.presets import build, read_preset
 from ssast_lobes.utils.random import RandomSource
@@ -73,6 +74,8 @@ class Objective(nn.Module):
     # Whether `forward` takes the source of each clip: ``clip_ids``, a list of
     # B texts, and ``crop_starts`` (B,) in samples.
     needs_place = False
+    # Sampling rate in Hz that all audio must have; None: any.
+    sample_rate = None
     # Whether `forward` takes None for `n_frames`, if no clip has padding. The
     # attention then needs no mask.
     n_frames_optional = False
@@ -490,4 +493,24 @@ def refuse_overlap(grid):
         raise ValueError(
             "a masked patch must not show in its neighbors: pretrain "
             f"with stride {grid.patch}, not {grid.stride}"
+        )
+
+
+def require_class_tokens(encoder):
+    """Raise if an encoder has no class tokens.
+
+    Arguments
+    ---------
+    encoder : SpectrogramEncoder or BEATsEncoder
+        The encoder to pretrain.
+
+    Raises
+    ------
+    ValueError
+        If it has none.
+    """
+    if encoder.n_class_tokens == 0:
+        raise ArgumentError(
+            "this objective trains the class tokens, and the encoder has none: "
+            "choose another objective or another source"
         )

@@ -86,6 +86,7 @@ class Codes(Objective):
         self.tokenizer.requires_grad_(False)
         self.needs_audio = getattr(self.tokenizer, "needs_audio", False)
         self.needs_place = getattr(self.tokenizer, "needs_place", False)
+        self.sample_rate = getattr(self.tokenizer, "sample_rate", None)
         self.decoder_config = None if decoder is None else dict(decoder)
         width = encoder.dim
         if decoder is None:

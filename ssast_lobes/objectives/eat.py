@@ -20,6 +20,7 @@ from ssast_lobes.objectives.base import (
     gather_tokens,
     projection_std,
     refuse_overlap,
+    require_class_tokens,
     split_tokens,
 )
 from ssast_lobes.utils.checks import real, reals, whole
@@ -81,7 +82,8 @@ class EAT(Objective):
     Raises
     ------
     ValueError
-        If the patches overlap, or the token size is not a multiple of 4.
+        If the patches overlap, the token size is not a multiple of 4, or the
+        encoder has no class tokens.
 
     Example
     -------
@@ -114,6 +116,7 @@ class EAT(Objective):
         decoder,
     ):
         refuse_overlap(encoder.grid)
+        require_class_tokens(encoder)
         super().__init__(encoder, masker)
         encoder.fix_positions()
         reals("momentum", momentum, 0, 1)

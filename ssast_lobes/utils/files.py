@@ -243,9 +243,12 @@ def atomic_replace_dir(folder, files, check):
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
+    # An earlier run may have been killed between the two renames below, or
+    # after them.
     if old.exists() and not folder.exists():
-        # An earlier run was killed between the two renames below.
         os.replace(old, folder)
+    elif old.exists():
+        _keep_others(old, folder, files)
     check(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -257,10 +260,14 @@ def atomic_replace_dir(folder, files, check):
     if not folder.exists():
         os.replace(partial, folder)
         return
-    shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
     os.replace(partial, folder)
+    _keep_others(old, folder, files)
+
+
+def _keep_others(old, folder, files):
+    """Move all other entries of an old folder to a new one; remove the old."""
     for entry in old.iterdir():
-        if entry.name not in files:
+        if entry.name not in files and not (folder / entry.name).exists():
             os.replace(entry, folder / entry.name)
     shutil.rmtree(old)

@@ -152,6 +152,26 @@ def test_the_folder_of_an_m2d_tells_its_rate_and_its_unit(tmp_path):
     assert any("16 kHz" in line for line in report)
 
 
+def test_a_unit_that_no_patch_divides_drops_its_end_for_every_clip(tmp_path):
+    # 610 frames, as the 1001 of released files: 38 patches, 2 frames too many.
+    place = tmp_path / "m2d_vit_base-80x610p16x16-1"
+    lobe = SSAST(source=released(place, "m2d")).eval()
+    clip, longer = wave(6.09), wave(13.0)
+    batch = torch.nn.utils.rnn.pad_sequence([clip, longer], batch_first=True)
+    lengths = torch.tensor([len(clip) / len(longer), 1.0])
+    alone = lobe.extract_features(clip[None])
+    together = lobe.extract_features(batch, lengths)
+    assert int(alone.n_time) == int(together.n_time[0]) == 38
+    own = together.frames[0, :38]
+    assert torch.allclose(own, alone.frames[0], atol=2e-5)
+
+
+@pytest.mark.parametrize("other", [{"n_mels": 64}, {"stride": [8, 16]}])
+def test_bands_are_those_of_the_adapted_grid(other, exports):
+    lobe = SSAST(source=exports / "m2d", output="clip", **other)
+    assert lobe(wave(1.0)[None]).shape == (1, 1, lobe.output_size)
+
+
 @families
 def test_loading_is_strict(family, tmp_path):
     state = tiny(family)

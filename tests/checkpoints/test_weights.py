@@ -7,9 +7,21 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ssast_lobes import FrontEnd, SpectrogramClassifier, SpectrogramEncoder
+from ssast_lobes import (
+    FrontEnd,
+    SpectrogramClassifier,
+    SpectrogramDetector,
+    SpectrogramEncoder,
+)
 from ssast_lobes.checkpoints.averaging import average, export_mean, load_alike
-from ssast_lobes.checkpoints.folder import export_encoder, export_pretrained
+from ssast_lobes.checkpoints.convert import convert
+from ssast_lobes.checkpoints.folder import (
+    export_classifier,
+    export_detector,
+    export_encoder,
+    export_pretrained,
+    label_encoder_of,
+)
 from ssast_lobes.checkpoints.format import Weights, WeightsError, exported_state
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import from_official, to_official
@@ -319,6 +331,31 @@ def test_what_has_no_official_place_is_refused():
         to_official(weights)
 
 
+HEADS = {
+    "cosines": ({"cosine_scale": 30.0}, "cosines"),
+    "pooling": (
+        {"pooling": "statistics"},
+        "'statistics' pooling of the 'last'",
+    ),
+    "layers": ({"layers": "all"}, "'mean' pooling of the 'all' layers"),
+    "detector": (None, "a detector of events"),
+}
+
+
+@pytest.mark.parametrize("arguments, message", HEADS.values(), ids=HEADS)
+def test_heads_with_other_scores_are_refused(arguments, message, tmp_path):
+    labels, place = label_encoder_of(["cat", "dog"]), tmp_path / "ours"
+    if arguments is None:
+        model = SpectrogramDetector(small(), 2)
+        rules = {label: {"threshold": 0.5} for label in ("cat", "dog")}
+        export_detector(place, model, FrontEnd(), labels, rules, card={})
+    else:
+        model = SpectrogramClassifier(small(), 2, **arguments)
+        export_classifier(place, model, FrontEnd(), labels, False, card={})
+    with pytest.raises(WeightsError, match=message):
+        to_official(load_weights(place))
+
+
 def test_another_size_is_refused_before_anything_is_loaded():
     weights = from_official(official())
     for arguments in ({"dim": 128, "heads": 2}, {"depth": 3}):
@@ -331,6 +368,13 @@ def test_another_size_is_refused_before_anything_is_loaded():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("other", [{"heads": 2}, {"crop": "start"}])
+def test_settings_without_tensors_must_agree(other):
+    [name] = other
+    with pytest.raises(WeightsError, match=f"the checkpoint has {name} "):
+        initialize(small(**other), from_official(official()))
+
+
 def test_the_table_of_the_checkpoint_is_taken_over():
     weights = from_official(official(frames=320))
     encoder = small(table_frames=96)
@@ -539,3 +583,14 @@ def test_mean_is_of_pretrainings(alike, tmp_path):
         WeightsError, match="released.pth: not the export of a pretr"
     ):
         load_alike([*alike, tmp_path / "released.pth"])
+
+
+def test_an_encoder_alone_goes_out_and_comes_back(tmp_path):
+    encoder = small()
+    ours = export_encoder(tmp_path / "ours", encoder, FrontEnd(), card={})
+    convert(ours, tmp_path / "encoder.pth")
+    convert(tmp_path / "encoder.pth", tmp_path / "back")
+    weights = load_weights(tmp_path / "back")
+    assert "objective" not in weights.config
+    for key, value in encoder.state_dict().items():
+        assert torch.equal(weights.part("encoder")[key], value), key

@@ -265,6 +265,12 @@ def test_a_folder_with_surplus_or_lost_tensors_is_refused(tmp_path):
         assert "leftover" in str(error.value)
 
 
+def test_a_family_that_a_source_does_not_have_is_refused(tmp_path):
+    folder = exported(tmp_path, own_lobe())
+    with pytest.raises(ValueError, match="family must be null for the source"):
+        SSAST(source=folder, family="m2d")
+
+
 def test_ssast_frozen_from_a_source_learns_nothing(tmp_path):
     lobe = SSAST(source=exported(tmp_path, own_lobe()), freeze=True)
     assert not any(p.requires_grad for p in lobe.parameters())
@@ -414,3 +420,13 @@ def test_full_clips_need_no_lengths_to_pretrain():
     pretrainer(wav)
     given = pretrainer.objective.given
     assert given["n_samples"].tolist() == [8000, 8000]
+
+
+def test_lengths_are_exact_in_minutes_of_audio():
+    wav, n_samples = torch.zeros(1, 9_600_000), torch.tensor([8_387_041])
+    encoder = small().encoder
+    fbank = {"kind": "centered", "hop_samples": 100_000}
+    features = FrontEnd(n_mels=encoder.grid.n_mels, fbank=fbank)
+    pretrainer = PretrainingLobe(Louder(encoder), features)
+    pretrainer(wav, n_samples / wav.shape[1])
+    assert torch.equal(pretrainer.objective.given["n_samples"], n_samples)

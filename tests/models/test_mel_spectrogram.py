@@ -105,3 +105,12 @@ def test_statistics_must_fit_the_mel_bins():
         FrontEnd({"mean": [0.0, 0.0], "std": [1.0, 1.0]})
     with pytest.raises(ValueError, match="std must be a list without 0"):
         FrontEnd({"mean": [0.0] * 8, "std": [0.0] * 8}, n_mels=8)
+
+
+@pytest.mark.parametrize("pre_emphasis", [0.0, 0.97])
+@pytest.mark.parametrize("samples", [0, 1, 2])
+def test_hardly_any_samples_are_no_frame(samples, pre_emphasis):
+    fbank = MelSpectrogram(pre_emphasis=pre_emphasis)
+    feats, n_frames = fbank(torch.ones(1, samples))
+    assert feats.shape == (1, 1, 80) and n_frames.tolist() == [0]
+    assert not feats.any()

@@ -7,8 +7,10 @@ import pytest
 import torch
 from objective_kit import build_with
 
+from ssast_lobes import BEATsEncoder
 from ssast_lobes.models.decoders import scatter_tokens
 from ssast_lobes.models.patches import Grid
+from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.base import (
     gather_tokens,
     ids_keep,
@@ -121,3 +123,10 @@ def test_projection_std_counts_what_has_weight():
     x[weight > 0] = torch.randn(6)
     assert projection_std(x, weight).item() < 1e-3
     assert projection_std(x, torch.zeros(3, 8)) == 0
+
+
+@pytest.mark.parametrize("name", ["eat", "sslam", "asit", "atst_clip"])
+def test_an_encoder_without_class_tokens_is_refused(name):
+    encoder = BEATsEncoder(dim=32, depth=1, heads=2, groups=4)
+    with pytest.raises(ValueError, match="trains the class tokens"):
+        load_objective(name)(encoder)

@@ -5,16 +5,18 @@ import math
 import pytest
 import torch
 
-from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
+from ssast_lobes import FrontEnd, Grid, PretrainingLobe, SpectrogramEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
     CodeUsage,
     KMeansTokenizer,
     RandomProjectionTokenizer,
+    StoredTokenizer,
     fit_kmeans,
     make_features,
     make_tokenizer,
 )
+from ssast_lobes.objectives.tokenizers.stored import write_stored_config
 
 GRIDS = {"patch": Grid(), "frame": Grid(128, (128, 2))}
 
@@ -304,3 +306,20 @@ def test_usage_is_that_of_the_last_hundred_batches(caplog):
     assert not caplog.records
     usage.warn_of_collapse(200, 900)
     assert "collapsed: 5.0 % of 20 are used in 100 batches" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["chroma", "stored"])
+def test_audio_of_another_rate_is_refused(kind, tmp_path):
+    grid = Grid(128, (128, 4))
+    if kind == "stored":
+        write_stored_config(tmp_path, rate=75, n_books=1, n_codes=8)
+        tokenizer = StoredTokenizer(grid, tmp_path)
+    else:
+        features, file = make_features(kind, grid), tmp_path / "chroma.codes"
+        fit_kmeans(features, torch.rand(64, 12), file, 4, FrontEnd())
+        tokenizer = KMeansTokenizer(grid, [file])
+    encoder = SpectrogramEncoder(grid, dim=32, depth=1, heads=2)
+    objective = load_objective("beats")(encoder, tokenizer=tokenizer)
+    assert PretrainingLobe(objective, FrontEnd())
+    with pytest.raises(ValueError, match="audio at 16000 Hz.*takes 32000"):
+        PretrainingLobe(objective, FrontEnd(sample_rate=32000))

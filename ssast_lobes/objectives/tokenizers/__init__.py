@@ -3,8 +3,9 @@
 A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
 ``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
 N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
-arguments, as an `Objective` does. It is frozen and its codes are buffers, so
-that no optimizer changes them. It computes in float32 under autocast too.
+arguments, as an `Objective` does; ``sample_rate`` is the rate of its audio. It
+is frozen and its codes are buffers, so that no optimizer changes them. It
+computes in float32 under autocast too.
 """
 
 import functools

@@ -17,7 +17,8 @@ from ssast_lobes.utils.lengths import length_to_mask
 # Bins of 7.8 Hz at 16 kHz resolve semitones from C3 (131 Hz) on.
 _CHROMA_WINDOW = 2048
 _CHROMA_RANGE = (130.0, 4200.0)
-_SAMPLE_RATE = 16000
+# Sampling rate of the waveforms.
+SAMPLE_RATE = 16000
 
 
 class Chroma(LogMel):
@@ -46,7 +47,7 @@ class Chroma(LogMel):
     def __init__(self, grid):
         super().__init__(grid)
         bins = torch.arange(_CHROMA_WINDOW // 2 + 1)
-        hertz = bins.double() * _SAMPLE_RATE / _CHROMA_WINDOW
+        hertz = bins.double() * SAMPLE_RATE / _CHROMA_WINDOW
         # These are semitones above a C.
         pitch = 12 * (hertz.clamp(min=1) / 440).log2() + 9
         distance = (pitch[:, None] - torch.arange(12) + 6) % 12 - 6
@@ -81,8 +82,8 @@ class Chroma(LogMel):
             (B, N, 12).
         """
         n_time = self.grid.n_time(feats.shape[1])
-        middle = round((self.start + self.step / 2) * _SAMPLE_RATE)
-        hop = round(self.step * _SAMPLE_RATE)
+        middle = round((self.start + self.step / 2) * SAMPLE_RATE)
+        hop = round(self.step * SAMPLE_RATE)
         wavs = wavs.float() * length_to_mask(n_samples, wavs.shape[1])
         reach = (n_time - 1) * hop + _CHROMA_WINDOW
         wavs = nn.functional.pad(wavs, (_CHROMA_WINDOW // 2, middle + reach))

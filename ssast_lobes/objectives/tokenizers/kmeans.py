@@ -13,7 +13,10 @@ from ssast_lobes.objectives.tokenizers.codes import (
     nearest,
     refuse_collapse,
 )
-from ssast_lobes.objectives.tokenizers.features import make_features
+from ssast_lobes.objectives.tokenizers.features import (
+    SAMPLE_RATE,
+    make_features,
+)
 from ssast_lobes.utils.checks import ArgumentError, require, whole
 from ssast_lobes.utils.files import atomic_write
 
@@ -72,6 +75,7 @@ class KMeansTokenizer(nn.Module):
         self.n_books = len(self.books)
         self.n_codes = max(len(book.centers) for book in self.books)
         self.needs_audio = any(b.features.needs_audio for b in self.books)
+        self.sample_rate = SAMPLE_RATE if self.needs_audio else None
 
     @property
     def config(self):

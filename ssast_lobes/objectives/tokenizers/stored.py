@@ -15,7 +15,6 @@ from ssast_lobes.utils.files import write_json
 CONFIG_FILE = "codes.json"
 # This many ids may be missing at a clip's end, since codecs round differently.
 _MISSING = 2
-_SAMPLE_RATE = 16000
 
 
 class StoredTokenizer(nn.Module):
@@ -66,6 +65,7 @@ class StoredTokenizer(nn.Module):
 
     needs_audio = False
     needs_place = True
+    sample_rate = 16000
 
     def __init__(self, grid, folder):
         super().__init__()
@@ -124,7 +124,7 @@ class StoredTokenizer(nn.Module):
         )
         for row, (clip_id, count, first) in zip(ids, places, strict=True):
             tokens = self.grid.n_time(count)
-            begin = first / _SAMPLE_RATE
+            begin = first / self.sample_rate
             middles = self.token_start + self.token_step * (
                 np.arange(tokens) + 0.5
             )
