@@ -244,9 +244,12 @@ def atomic_replace_dir(folder, files, check):
     """
     partial = folder.with_name(f".{folder.name}.partial")
     old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        # An earlier run was killed between the two renames below.
-        os.replace(old, folder)
+    if old.exists():
+        # An earlier run was killed after one of the two renames below.
+        if folder.exists():
+            _keep_others(old, folder, files)
+        else:
+            os.replace(old, folder)
     check(folder)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -258,9 +261,13 @@ def atomic_replace_dir(folder, files, check):
     if not folder.exists():
         os.replace(partial, folder)
         return
-    shutil.rmtree(old, ignore_errors=True)
     os.replace(folder, old)
     os.replace(partial, folder)
+    _keep_others(old, folder, files)
+
+
+def _keep_others(old, folder, files):
+    """Move entries that are none of the files to the new folder."""
     for entry in old.iterdir():
         if entry.name not in files:
             os.replace(entry, folder / entry.name)

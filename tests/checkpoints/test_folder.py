@@ -485,6 +485,15 @@ def test_export_after_a_kill_between_renames(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["export"]
 
 
+def test_export_after_a_kill_behind_the_renames(tmp_path):
+    folder = export(tmp_path / "export", make_classifier())
+    shutil.copytree(folder, tmp_path / ".export.old")
+    (tmp_path / ".export.old" / "notes.txt").write_text("mine")
+    export(folder, make_classifier())
+    assert (folder / "notes.txt").read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["export"]
+
+
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_export_never_replaces_something_else(tmp_path, kind):
     target = tmp_path / "thesis"
