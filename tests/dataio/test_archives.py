@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import struct
 import tarfile
 import threading
@@ -201,6 +202,10 @@ def test_unpack_next_to_other_files(make, name, tmp_path):
     (folder / "top.txt").write_text("changed")
     unpack(archive, folder)
     assert (folder / "top.txt").read_text() == "changed"
+    # What is gone comes back.
+    shutil.rmtree(folder / "data")
+    unpack(archive, folder)
+    assert contents(folder) == FILES
 
 
 @MAKERS
