@@ -109,8 +109,8 @@ class SpectrogramBrain(sb.Brain):
     use_tensorboard : bool
         Whether TensorBoard gets them too, in ``<output_folder>/events``.
     readers : list of ClipReader
-        They get the epoch, for their crops, and the sampling rate of the
-        front end, which a pretrained model determines.
+        They get the epoch in training, for their crops, and the sampling rate
+        of the front end, which a pretrained model determines.
     n_files : int
         Number of clips in all datasets. ``max_unreadable`` is a fraction of
         these plus the files that are already listed as unreadable.
@@ -452,7 +452,8 @@ class SpectrogramBrain(sb.Brain):
         """Set the epoch of the readers; reset the sums."""
         self.epoch = epoch or 0
         for reader in self.readers:
-            reader.epoch = self.epoch
+            # Random crops of valid are the same in each epoch.
+            reader.epoch = self.epoch if stage == sb.Stage.TRAIN else 0
         self._kept = []
         if stage != sb.Stage.TRAIN or self.step == 0:
             self._sums = {}

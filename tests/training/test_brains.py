@@ -37,6 +37,7 @@ from brain_kit import (
 from processes import run_processes
 
 from ssast_lobes.augment.augmentation import Mixup
+from ssast_lobes.dataio.dataset import make_dataset
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training import ClassificationBrain
@@ -493,6 +494,15 @@ def test_validation_does_not_depend_on_batches(task, grid, rows, tmp_path):
         # In float32 the rank depends on the order of its rows.
         assert stats == pytest.approx(alone, rel=1e-5, abs=1e-5)
     assert all(math.isfinite(value) for value in alone.values())
+
+
+def test_random_crops_of_valid_are_those_of_the_clip(rows, tmp_path):
+    run = build("classify", rows, tmp_path, lr=0.0)
+    run.datasets["valid"] = make_dataset(
+        rows["valid"], run.reader, run.brain.label_encoder
+    )
+    first, second = fit(run).brain.log_rows()
+    assert first["valid_loss"] == second["valid_loss"]
 
 
 def test_validation_masks_are_those_of_the_clip(rows, tmp_path):
