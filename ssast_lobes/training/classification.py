@@ -377,12 +377,14 @@ class ClassificationBrain(SpectrogramBrain):
 
     def _measured(self, kept):
         """Return the numbers to log, and all metrics of a part."""
+        # Without a usable clip, this raises the error that names the files.
+        averages = self.averages()
         metrics = ClassificationMetrics(self.multi_label)
         for batch in kept:
             metrics.append(batch["scores"], batch["targets"])
         summary = metrics.summary()
         numbers = {k: v for k, v in summary.items() if isinstance(v, float)}
-        return {**self.averages(), **numbers}, summary
+        return {**averages, **numbers}, summary
 
     def _check_selection(self, stats):
         if self.selection not in stats:

@@ -801,10 +801,9 @@ def test_files_set_aside_before_count_once(rows, tmp_path):
     fit(build("pretrain", rows, tmp_path, max_unreadable=0.04))
 
 
-def test_nothing_to_validate_on_is_an_error(rows, tmp_path):
-    run = build(
-        "pretrain", {**rows, "valid": broken_clip(tmp_path)}, tmp_path / "out"
-    )
+@TASKS
+def test_nothing_to_validate_on_is_an_error(task, rows, tmp_path):
+    run = build(task, {**rows, "valid": broken_clip(tmp_path)}, tmp_path)
     with pytest.raises(UnreadableAudio, match="has no usable clip"):
         fit(run)
 
