@@ -1,8 +1,8 @@
 """Classification: fine-tuning and frozen probing, one or many labels."""
 
 import copy
-import csv
 import functools
+import itertools
 
 import speechbrain as sb
 import torch
@@ -25,6 +25,7 @@ from ssast_lobes.training.losses import (
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.training.report import readable
 from ssast_lobes.utils.chance import CHANCE
+from ssast_lobes.utils.files import write_csv
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
 
@@ -491,12 +492,12 @@ class ClassificationBrain(SpectrogramBrain):
                 names,
                 self.output_folder / "confusion_matrix.png",
             )
-        path = self.output_folder / "test_predictions.csv"
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["id", "label", "predicted", *names])
-            for batch in kept:
-                table.writerows(self._predictions(batch, names))
+        rows = (self._predictions(batch, names) for batch in kept)
+        head = ["id", "label", "predicted", *names]
+        write_csv(
+            self.output_folder / "test_predictions.csv",
+            itertools.chain([head], *rows),
+        )
 
     def _predictions(self, batch, names):
         """Return the predictions of a kept batch, one row for each clip."""

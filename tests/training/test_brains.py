@@ -43,6 +43,7 @@ from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training import ClassificationBrain
 from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.losses import binary_cross_entropy
+from ssast_lobes.utils.files import read_csv
 from ssast_lobes.utils.schedules import Constant, WarmupCosine, WarmupPlateau
 
 # Randomness and resuming --------------------------------------------------
@@ -617,6 +618,13 @@ def test_test_predictions_are_those_of_the_metrics(rows, tmp_path):
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == max(shares, key=shares.get)
     assert (tmp_path / "confusion_matrix.png").is_file()
+
+
+def test_names_that_are_not_utf_8_are_predicted_too(rows, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    test = {name: next(iter(rows["test"].values()))}
+    evaluate(fit(build("classify", rows | {"test": test}, tmp_path)))
+    assert read_csv(tmp_path / "test_predictions.csv")[1][0] == name
 
 
 def several_labels(rows):
