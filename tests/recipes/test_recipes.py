@@ -526,7 +526,7 @@ def test_continued_pretraining_with_other_mels_and_length(pretrained, train):
     folder = train(
         "pretrain",
         f"--source={pretrained / 'export'}",
-        *["--n_mels=64", "--crop_seconds=0.9", "--model_size=base"],
+        *["--n_mels=64", "--crop_seconds=0.9"],
     )
     before, after = (
         load_weights(run / "export").config["encoder"]
