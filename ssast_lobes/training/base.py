@@ -149,10 +149,7 @@ class SpectrogramBrain(sb.Brain):
         self.weight_decay_schedule = weight_decay_schedule
         self.train_logger = train_logger
         self.readers = readers
-        for features in self.modules.modules():
-            if isinstance(features, FrontEnd):
-                for reader in readers:
-                    reader.sample_rate = features.fbank.sample_rate
+        self._set_rate(readers)
         self.epoch = 0
         self.batches_per_epoch = None
         self._sums = {}
@@ -181,6 +178,13 @@ class SpectrogramBrain(sb.Brain):
         self.epoch_log = EpochLog(
             self.output_folder, use_tensorboard and if_main_process()
         )
+
+    def _set_rate(self, takers):
+        """Set the sampling rate of readers or steps to the front end's."""
+        for features in self.modules.modules():
+            if isinstance(features, FrontEnd):
+                for taker in takers:
+                    taker.sample_rate = features.fbank.sample_rate
 
     # Steps ----------------------------------------------------------------
 

@@ -136,6 +136,7 @@ class ClassificationBrain(SpectrogramBrain):
         self.mixup = mixup
         self.augment = augment or ()
         self.degradation = degradation
+        self._set_rate(getattr(degradation, "steps", ()))
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
         self.swa_start_epoch = swa_start_epoch

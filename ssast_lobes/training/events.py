@@ -93,6 +93,7 @@ class EventBrain(SpectrogramBrain):
         self.rule_kind = rule_kind
         self.augment = augment or ()
         self.degradation = degradation
+        self._set_rate(getattr(degradation, "steps", ()))
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
         self.rules = None

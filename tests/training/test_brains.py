@@ -37,6 +37,7 @@ from brain_kit import (
 from processes import run_processes
 
 from ssast_lobes.augment.augmentation import Mixup
+from ssast_lobes.augment.degradation import BandLimit, Degradation
 from ssast_lobes.dataio.dataset import make_dataset
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
@@ -1036,6 +1037,14 @@ def test_chance_stands_next_to_what_a_classifier_reaches(rows, tmp_path):
 
 def own_cost(scores, targets):
     return (scores - targets).square().mean()
+
+
+def test_band_limits_have_the_rate_of_the_front_end(rows, tmp_path):
+    step = BandLimit(high_hz=(2000.0, 2000.0))
+    settings = {"degradation": Degradation([step]), "sample_rate": 8000}
+    build("classify", rows, tmp_path, **settings)
+    wav = torch.sin(torch.arange(8000) * (2 * math.pi * 1500 / 8000))[None]
+    assert step(wav, wav == wav).abs().max() > 0.9
 
 
 @pytest.mark.parametrize("task", ["pretrain", "classify"])
