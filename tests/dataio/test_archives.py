@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 from ssast_lobes.dataio.archives import find_archive, unpack
 from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
@@ -181,6 +182,14 @@ def tarred(path, files, **kind):
 MAKERS = pytest.mark.parametrize(
     ("make", "name"), [(zipped, "a.zip"), (tarred, "a.tar.gz")]
 )
+
+
+def test_a_full_disk_is_no_broken_transfer(tmp_path):
+    (tmp_path / "served.zip").write_bytes(CONTENT)
+    url, path = (tmp_path / "served.zip").as_uri(), tmp_path / "data.zip"
+    with full_disk(100_000), pytest.raises(OSError, match="large.*data.zip"):
+        download(url, path)
+    assert download(url, path, sha256=SHA256).read_bytes() == CONTENT
 
 
 def contents(folder):
