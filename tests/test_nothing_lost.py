@@ -9,7 +9,7 @@ import brain_kit as kit
 import pytest
 from brain_kit import BRAINS, TASKS, build, evaluate, fit, same, weights
 from export_kit import export, make_classifier
-from full_disk import full_disk
+from full_disk import full_disk, resource
 
 from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.inference import AudioClassifier
@@ -112,6 +112,17 @@ def test_result_file_stays_as_it_was(tmp_path, capsys):
     assert str(path) in message and "Make room" in message
     assert path.read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_file_that_cannot_be_opened_says_why(tmp_path):
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limits[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files"):
+            with atomic_write(tmp_path / "result.json"):
+                pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
 
 
 def test_log_goes_on_after_a_line_that_was_cut_short(rows, tmp_path, capsys):

@@ -151,7 +151,7 @@ class BandLimit(nn.Module):
     order : int
         Steepness of the edges: 6 dB an octave for each order.
     sample_rate : int
-        Sampling rate in Hz.
+        Sampling rate in Hz. In training, the Brain sets that of the front end.
 
     Example
     -------

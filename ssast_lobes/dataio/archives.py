@@ -20,6 +20,8 @@ from tqdm import tqdm
 from ssast_lobes.dataio.corpus_checks import check_layout
 from ssast_lobes.dataio.download import BLOCK_BYTES, ArchiveError, download
 
+# Names in a tar may hold bytes that are not UTF-8.
+_TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}
 _BROKEN_ARCHIVE = (
     EOFError,
     RuntimeError,  # encrypted, or of an unknown compression
@@ -35,8 +37,8 @@ def unpack(archive, folder):
     """Unpack a zip or tar archive into a folder, next to its other files.
 
     The members are unpacked into a hidden folder, and moved when all are there.
-    An interrupted call thus leaves no incomplete folder. A second call finds
-    the archive unpacked.
+    An interrupted call thus leaves no incomplete folder. A second call does
+    nothing if all members are still there.
 
     Arguments
     ---------
@@ -71,18 +73,22 @@ def unpack(archive, folder):
     status = archive.stat()
     stamp = f"{status.st_size} {status.st_mtime_ns}"
     done = folder / f".{archive.name}.unpacked"
-    if done.is_file() and done.read_text() == stamp:
-        return folder
+    if done.is_file():
+        then, *names = done.read_text(**_TEXT).split("\n")
+        if then == stamp and all((folder / name).exists() for name in names):
+            return folder
     partial = folder / f".{archive.name}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
+    names = []
     try:
         for name, source in _members(archive):
             _unpack_member(archive, name, source, partial)
+            names.append(name)
         _move(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    done.write_text(stamp)
+    done.write_text("\n".join([stamp, *names]), **_TEXT)
     return folder
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.utils.files import filename_in_errors
 
 BLOCK_BYTES = 1 << 20
 _AGENT = {"User-Agent": "ssast_lobes"}
@@ -127,20 +128,29 @@ def _is_all_there(error, part, start):
 def _receive(answer, part, start, total, name):
     """Append what arrives; return False if the transfer breaks off."""
     bar = tqdm(desc=name, total=total, initial=start, unit="B", unit_scale=True)
-    with bar, open(part, "ab" if start else "wb") as file:
+    mode = "ab" if start else "wb"
+    with bar, filename_in_errors(part), open(part, mode) as file:
+        block, whole = b"begun", True
         try:
-            while block := answer.read(BLOCK_BYTES):
+            # An error of writing, such as a full disk, is none of the transfer.
+            while block and whole:
+                block, whole = _read(answer)
                 file.write(block)
                 bar.update(len(block))
-        except http.client.IncompleteRead as error:
-            file.write(error.partial)
-            return False
-        except (OSError, http.client.HTTPException):
-            return False
         finally:
             file.flush()
             os.fsync(file.fileno())
-    return True
+    return whole
+
+
+def _read(answer):
+    """Return the next bytes, and False if the transfer breaks off."""
+    try:
+        return answer.read(BLOCK_BYTES), True
+    except http.client.IncompleteRead as error:
+        return error.partial, False
+    except (OSError, http.client.HTTPException):
+        return b"", False
 
 
 def _refused(url, part, error):

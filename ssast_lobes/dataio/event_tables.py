@@ -39,6 +39,8 @@ _COLUMNS = {
     "label": ("label", "event_label", "event_labels"),
 }
 FORMATS = ("csv", "tsv", "audacity")
+# Audacity writes labels as they are: a quote in one is no mark.
+_AS_WRITTEN = {"quoting": csv.QUOTE_NONE, "quotechar": None}
 
 
 class Event(NamedTuple):
@@ -179,7 +181,7 @@ def read_label_track(track):
     [Event(onset=0.5, offset=2.0, label='Dog')]
     """
     events, problems = [], []
-    for number, cells in _lines(track, "\t", empty=True):
+    for number, cells in _lines(track, "\t", empty=True, **_AS_WRITTEN):
         if cells[0].startswith("\\"):
             continue
         onset, offset, label, *_ = [*cells, "", "", ""]
@@ -389,7 +391,8 @@ def write_events(path, clips, layout="csv"):
     }
     dialect = "excel" if layout == "csv" else "excel-tab"
     with atomic_write(path) as file:
-        table = csv.writer(file, dialect, lineterminator="\n")
+        quotes = _AS_WRITTEN if layout == "audacity" else {}
+        table = csv.writer(file, dialect, lineterminator="\n", **quotes)
         if layout in columns:
             table.writerow(columns[layout])
         for name, events in clips:
@@ -432,11 +435,11 @@ def _seconds(text):
     return seconds
 
 
-def _lines(path, delimiter, empty=False):
+def _lines(path, delimiter, empty=False, **dialect):
     """Return the number and the stripped cells of each nonblank line."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, delimiter=delimiter)
+            reader = csv.reader(file, delimiter=delimiter, **dialect)
             lines = [(reader.line_num, [*map(str.strip, c)]) for c in reader]
     except OSError as error:
         raise ManifestError(f"{path}: {error.strerror}") from error

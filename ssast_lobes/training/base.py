@@ -109,8 +109,8 @@ class SpectrogramBrain(sb.Brain):
     use_tensorboard : bool
         Whether TensorBoard gets them too, in ``<output_folder>/events``.
     readers : list of ClipReader
-        They get the epoch, for their crops, and the sampling rate of the
-        front end, which a pretrained model determines.
+        They get the epoch in training, for their crops, and the sampling rate
+        of the front end, which a pretrained model determines.
     n_files : int
         Number of clips in all datasets. ``max_unreadable`` is a fraction of
         these plus the files that are already listed as unreadable.
@@ -149,10 +149,7 @@ class SpectrogramBrain(sb.Brain):
         self.weight_decay_schedule = weight_decay_schedule
         self.train_logger = train_logger
         self.readers = readers
-        for features in self.modules.modules():
-            if isinstance(features, FrontEnd):
-                for reader in readers:
-                    reader.sample_rate = features.fbank.sample_rate
+        self._set_rate(readers)
         self.epoch = 0
         self.batches_per_epoch = None
         self._sums = {}
@@ -181,6 +178,13 @@ class SpectrogramBrain(sb.Brain):
         self.epoch_log = EpochLog(
             self.output_folder, use_tensorboard and if_main_process()
         )
+
+    def _set_rate(self, takers):
+        """Set the sampling rate of readers or steps to the front end's."""
+        for features in self.modules.modules():
+            if isinstance(features, FrontEnd):
+                for taker in takers:
+                    taker.sample_rate = features.fbank.sample_rate
 
     # Steps ----------------------------------------------------------------
 
@@ -452,7 +456,8 @@ class SpectrogramBrain(sb.Brain):
         """Set the epoch of the readers; reset the sums."""
         self.epoch = epoch or 0
         for reader in self.readers:
-            reader.epoch = self.epoch
+            # Random crops of valid are the same in each epoch.
+            reader.epoch = self.epoch if stage == sb.Stage.TRAIN else 0
         self._kept = []
         if stage != sb.Stage.TRAIN or self.step == 0:
             self._sums = {}

@@ -1,8 +1,8 @@
 """Classification: fine-tuning and frozen probing, one or many labels."""
 
 import copy
-import csv
 import functools
+import itertools
 
 import speechbrain as sb
 import torch
@@ -25,6 +25,7 @@ from ssast_lobes.training.losses import (
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.training.report import readable
 from ssast_lobes.utils.chance import CHANCE
+from ssast_lobes.utils.files import write_csv
 from ssast_lobes.utils.metrics import ClassificationMetrics
 from ssast_lobes.utils.plots import plot_confusion_matrix
 
@@ -135,6 +136,7 @@ class ClassificationBrain(SpectrogramBrain):
         self.mixup = mixup
         self.augment = augment or ()
         self.degradation = degradation
+        self._set_rate(getattr(degradation, "steps", ()))
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
         self.swa_start_epoch = swa_start_epoch
@@ -377,12 +379,14 @@ class ClassificationBrain(SpectrogramBrain):
 
     def _measured(self, kept):
         """Return the numbers to log, and all metrics of a part."""
+        # Without a usable clip, this raises the error that names the files.
+        averages = self.averages()
         metrics = ClassificationMetrics(self.multi_label)
         for batch in kept:
             metrics.append(batch["scores"], batch["targets"])
         summary = metrics.summary()
         numbers = {k: v for k, v in summary.items() if isinstance(v, float)}
-        return {**self.averages(), **numbers}, summary
+        return {**averages, **numbers}, summary
 
     def _check_selection(self, stats):
         if self.selection not in stats:
@@ -489,12 +493,12 @@ class ClassificationBrain(SpectrogramBrain):
                 names,
                 self.output_folder / "confusion_matrix.png",
             )
-        path = self.output_folder / "test_predictions.csv"
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["id", "label", "predicted", *names])
-            for batch in kept:
-                table.writerows(self._predictions(batch, names))
+        rows = (self._predictions(batch, names) for batch in kept)
+        head = ["id", "label", "predicted", *names]
+        write_csv(
+            self.output_folder / "test_predictions.csv",
+            itertools.chain([head], *rows),
+        )
 
     def _predictions(self, batch, names):
         """Return the predictions of a kept batch, one row for each clip."""

@@ -1,7 +1,5 @@
 """Sound event detection: train, choose rules on valid, test, export."""
 
-import csv
-
 import numpy as np
 import speechbrain as sb
 import torch
@@ -22,6 +20,7 @@ from ssast_lobes.training.card import model_card, told
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.training.report import readable
+from ssast_lobes.utils.files import write_csv
 from ssast_lobes.utils.metrics import average_precision
 
 
@@ -94,6 +93,7 @@ class EventBrain(SpectrogramBrain):
         self.rule_kind = rule_kind
         self.augment = augment or ()
         self.degradation = degradation
+        self._set_rate(getattr(degradation, "steps", ()))
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
         self.rules = None
@@ -278,13 +278,11 @@ class EventBrain(SpectrogramBrain):
             return
         clips = [(clip, events[clip]) for clip in events]
         write_events(self.output_folder / "test_events.csv", clips)
-        path = self.output_folder / "test_classes.csv"
-        with open(path, "w", newline="", encoding="utf-8") as file:
-            table = csv.writer(file)
-            table.writerow(["label", *metrics, "rule"])
-            for label, rule in self.rules.items():
-                values = [of.get(label, "") for of in metrics.values()]
-                table.writerow([label, *values, rule])
+        rows = [["label", *metrics, "rule"]]
+        for label, rule in self.rules.items():
+            values = [of.get(label, "") for of in metrics.values()]
+            rows.append([label, *values, rule])
+        write_csv(self.output_folder / "test_classes.csv", rows)
 
     def result(self):
         """Return the test result for ``test_result.json``.

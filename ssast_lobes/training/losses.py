@@ -103,7 +103,9 @@ def focal_loss(scores, targets, weight=None, gamma=2.0):
     """
     real("gamma", gamma, 0)
     log_p = scores.float().log_softmax(-1)
-    losses = -targets * (1 - log_p.exp()) ** gamma * log_p
+    # A power below 1 has no finite gradient at 0.
+    wrong = (1 - log_p.exp()).clamp(min=1e-9)
+    losses = -targets * wrong**gamma * log_p
     if weight is not None:
         losses = losses * _on(scores, weight)
     return losses.sum(-1).mean()

@@ -13,6 +13,7 @@ from ssast_lobes.training.base import SpectrogramBrain, unwrap
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.training.report import readable
+from ssast_lobes.utils.files import atomic_write
 
 
 def load_tokenizer(tokenizer_class):
@@ -176,7 +177,7 @@ class RecognitionBrain(SpectrogramBrain):
         self.draw()
         if if_main_process():
             path = self.output_folder / f"wer_{self.part}.txt"
-            with open(path, "w", encoding="utf-8") as file:
+            with atomic_write(path) as file:
                 errors.write_stats(file)
 
     def result(self):

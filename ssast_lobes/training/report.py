@@ -247,9 +247,13 @@ def _next(folder, export):
         return {}
     kind = json.loads((export / CONFIG_FILE).read_text("utf-8"))["kind"]
     if kind != "pretrained":
-        with open(table, encoding="utf-8", newline="") as file:
+        # File names on Linux may hold bytes that are not UTF-8, which neither
+        # log.txt nor a screen takes.
+        text = {"encoding": "utf-8", "errors": "surrogateescape"}
+        with open(table, newline="", **text) as file:
             rows = csv.DictReader(file)
             clips = (row["path"] for row in rows if row["split"] == "test")
+            clips = filter(str.isprintable, clips)
             # For shards, only the table has the addresses.
             clip = next(filter(os.path.isfile, clips), table)
         command = "events" if kind == "detector" else "classify"

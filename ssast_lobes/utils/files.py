@@ -71,7 +71,8 @@ def atomic_write(path, mode="w"):
         ):
             yield file
     except BaseException:
-        os.unlink(partial)
+        # If it could not be opened, there is no such file.
+        Path(partial).unlink(missing_ok=True)
         raise
     os.replace(partial, path)
 

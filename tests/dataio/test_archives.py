@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import shutil
 import struct
 import tarfile
 import threading
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
+from full_disk import full_disk
 
 from ssast_lobes.dataio.archives import find_archive, unpack
 from ssast_lobes.dataio.corpus_checks import check_counts, check_layout, tally
@@ -182,6 +184,14 @@ MAKERS = pytest.mark.parametrize(
 )
 
 
+def test_a_full_disk_is_no_broken_transfer(tmp_path):
+    (tmp_path / "served.zip").write_bytes(CONTENT)
+    url, path = (tmp_path / "served.zip").as_uri(), tmp_path / "data.zip"
+    with full_disk(100_000), pytest.raises(OSError, match="large.*data.zip"):
+        download(url, path)
+    assert download(url, path, sha256=SHA256).read_bytes() == CONTENT
+
+
 def contents(folder):
     return {
         path.relative_to(folder).as_posix(): path.read_bytes()
@@ -201,6 +211,10 @@ def test_unpack_next_to_other_files(make, name, tmp_path):
     (folder / "top.txt").write_text("changed")
     unpack(archive, folder)
     assert (folder / "top.txt").read_text() == "changed"
+    # What is gone comes back.
+    shutil.rmtree(folder / "data")
+    unpack(archive, folder)
+    assert contents(folder) == FILES
 
 
 @MAKERS

@@ -38,6 +38,16 @@ def events_of(rows):
 
 # Formats ------------------------------------------------------------------
 
+
+def test_quotes_in_a_label_track_are_letters(tmp_path):
+    text = '0.000\t1.000\t"5\n1.000\t2.000\t"Dog" barks\n'
+    track = table(tmp_path, text, "a.txt")
+    events = read_label_track(track)
+    assert [event.label for event in events] == ['"5', '"Dog" barks']
+    write_events(tmp_path / "b.txt", [("a.wav", events)], "audacity")
+    assert (tmp_path / "b.txt").read_text("utf-8") == text
+
+
 STRONG = {"a.wav": [Event(0.5, 2.0, "Dog"), Event(1.0, 3.0, "Cat")]}
 
 

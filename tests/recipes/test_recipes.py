@@ -36,6 +36,7 @@ from ssast_lobes.dataio.tables import ManifestError, read_manifest
 from ssast_lobes.evaluation.probing.classifiers import linear_weights
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.training.errors import SettingsError, exit_on_user_error
+from ssast_lobes.utils.files import write_csv
 
 ROOT = Path(__file__).parents[2]
 RECIPES = ROOT / "recipes" / "CustomData"
@@ -72,6 +73,8 @@ def flags_of(task, corpus, folder, *more):
         flags += ["--valid_fraction=0.2"]
     more = [str(flag) for flag in more]
     given = {flag.split("=")[0] for flag in more}
+    if "--source" in given:
+        given.add("--model_size")  # the source brings it
     kept = [flag for flag in flags if flag.split("=")[0] not in given]
     return [*kept, "--noprogressbar", *more]
 
@@ -523,7 +526,7 @@ def test_continued_pretraining_with_other_mels_and_length(pretrained, train):
     folder = train(
         "pretrain",
         f"--source={pretrained / 'export'}",
-        *["--n_mels=64", "--crop_seconds=0.9", "--model_size=base"],
+        *["--n_mels=64", "--crop_seconds=0.9"],
     )
     before, after = (
         load_weights(run / "export").config["encoder"]
@@ -701,13 +704,22 @@ def test_few_labels(pretrained, train, tmp_path):
     assert all(torch.equal(after[key], before[key]) for key in shared)
 
 
-def test_lp_init_is_for_single_labels(train, tones, tmp_path):
+def test_lp_init_is_for_single_labels(pretrained, train, tones, tmp_path):
+    rows = read_manifest(tones.manifest, ("path", "label", "split"))
+    rows[0]["label"] = "tone;noise"
+    table = tmp_path / "several.csv"
+    cells = [(row["path"], row["label"], row["split"]) for row in rows]
+    write_csv(table, [("path", "label", "split"), *cells])
     with pytest.raises(SettingsError, match="one label"):
         train(
             "classify",
+            *[f"--manifest={table}", f"--source={pretrained / 'export'}"],
             *["--multi_label=True", "--compute_cost=binary_cross_entropy"],
             *["--selection=mAP", "--lp_init_penalty=0.1"],
         )
+    # The preset for few labels would be refused too.
+    log = (tmp_path / "classify" / "log.txt").read_text()
+    assert "finetune_few_labels" not in log
 
 
 def test_official_settings(train):

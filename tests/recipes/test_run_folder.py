@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import re
 import runpy
 import shlex
@@ -16,6 +17,8 @@ from test_recipes import flags_of, load_script, log_of, yaml_of
 
 from ssast_lobes import cli
 from ssast_lobes.training.arguments import parse_arguments, plain_settings
+from ssast_lobes.training.report import log_end
+from ssast_lobes.utils.files import write_csv
 
 MODULE = """
 class Flat:
@@ -168,6 +171,18 @@ def test_next_command_works_as_printed(runs, name, capsys):
     else:
         assert words[2].endswith("my runs0/other/export")
         assert ".wav" in capsys.readouterr().out
+
+
+def test_next_command_names_no_clip_that_is_not_utf_8(tmp_path, caplog):
+    clip = tmp_path / os.fsdecode(b"caf\xe9.wav")
+    clip.touch()
+    table = tmp_path / "save" / "manifest.csv"
+    table.parent.mkdir()
+    write_csv(table, [("path", "split"), (str(clip), "test")])
+    (tmp_path / "config.json").write_text('{"kind": "classifier"}')
+    with caplog.at_level("INFO"):
+        log_end(tmp_path, tmp_path)
+    assert f"ssast-lobes classify {tmp_path} {table}" in caplog.text
 
 
 # The folder ---------------------------------------------------------------

@@ -37,11 +37,14 @@ from brain_kit import (
 from processes import run_processes
 
 from ssast_lobes.augment.augmentation import Mixup
+from ssast_lobes.augment.degradation import BandLimit, Degradation
+from ssast_lobes.dataio.dataset import make_dataset
 from ssast_lobes.dataio.tables import ManifestError
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.training import ClassificationBrain
 from ssast_lobes.training.base import unwrap
 from ssast_lobes.training.losses import binary_cross_entropy
+from ssast_lobes.utils.files import read_csv
 from ssast_lobes.utils.schedules import Constant, WarmupCosine, WarmupPlateau
 
 # Randomness and resuming --------------------------------------------------
@@ -495,6 +498,15 @@ def test_validation_does_not_depend_on_batches(task, grid, rows, tmp_path):
     assert all(math.isfinite(value) for value in alone.values())
 
 
+def test_random_crops_of_valid_are_those_of_the_clip(rows, tmp_path):
+    run = build("classify", rows, tmp_path, lr=0.0)
+    run.datasets["valid"] = make_dataset(
+        rows["valid"], run.reader, run.brain.label_encoder
+    )
+    first, second = fit(run).brain.log_rows()
+    assert first["valid_loss"] == second["valid_loss"]
+
+
 def test_validation_masks_are_those_of_the_clip(rows, tmp_path):
     run = build("pretrain", rows, tmp_path)
     drawn = {}
@@ -607,6 +619,13 @@ def test_test_predictions_are_those_of_the_metrics(rows, tmp_path):
         assert sum(shares.values()) == pytest.approx(1, abs=1e-5)
         assert row["predicted"] == max(shares, key=shares.get)
     assert (tmp_path / "confusion_matrix.png").is_file()
+
+
+def test_names_that_are_not_utf_8_are_predicted_too(rows, tmp_path):
+    name = os.fsdecode(b"caf\xe9.wav")
+    test = {name: next(iter(rows["test"].values()))}
+    evaluate(fit(build("classify", rows | {"test": test}, tmp_path)))
+    assert read_csv(tmp_path / "test_predictions.csv")[1][0] == name
 
 
 def several_labels(rows):
@@ -791,10 +810,9 @@ def test_files_set_aside_before_count_once(rows, tmp_path):
     fit(build("pretrain", rows, tmp_path, max_unreadable=0.04))
 
 
-def test_nothing_to_validate_on_is_an_error(rows, tmp_path):
-    run = build(
-        "pretrain", {**rows, "valid": broken_clip(tmp_path)}, tmp_path / "out"
-    )
+@TASKS
+def test_nothing_to_validate_on_is_an_error(task, rows, tmp_path):
+    run = build(task, {**rows, "valid": broken_clip(tmp_path)}, tmp_path)
     with pytest.raises(UnreadableAudio, match="has no usable clip"):
         fit(run)
 
@@ -1019,6 +1037,14 @@ def test_chance_stands_next_to_what_a_classifier_reaches(rows, tmp_path):
 
 def own_cost(scores, targets):
     return (scores - targets).square().mean()
+
+
+def test_band_limits_have_the_rate_of_the_front_end(rows, tmp_path):
+    step = BandLimit(high_hz=(2000.0, 2000.0))
+    settings = {"degradation": Degradation([step]), "sample_rate": 8000}
+    build("classify", rows, tmp_path, **settings)
+    wav = torch.sin(torch.arange(8000) * (2 * math.pi * 1500 / 8000))[None]
+    assert step(wav, wav == wav).abs().max() > 0.9
 
 
 @pytest.mark.parametrize("task", ["pretrain", "classify"])

@@ -89,6 +89,14 @@ def test_focal_loss():
     assert loss == near((3 * 0.25**2 * L34 + 2 * 0.5**2 * L12) / 2)
 
 
+@pytest.mark.parametrize("target", [0, 1])
+def test_focal_loss_of_a_sure_clip_has_a_gradient(target):
+    scores = torch.tensor([[30.0, 0.0]], requires_grad=True)
+    focal_loss(scores, torch.eye(2)[[target]], gamma=0.5).backward()
+    expected = torch.tensor([[1.0, -1.0]]) * target
+    torch.testing.assert_close(scores.grad, expected)
+
+
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 def test_focal_loss_of_power_zero_is_the_cross_entropy(weight):
     targets = torch.tensor([[0.6, 0.4], [0.1, 0.9]])

@@ -84,8 +84,9 @@ def main(arguments):
 
         # The data tell how many classes there are.
         lobe, labels = hparams["lobe"], hparams["label_encoder"]
+        penalty, many = hparams["lp_init_penalty"], hparams["multi_label"]
         training.log_source(lobe)
-        if hparams["source"] and not hparams["wise_ft"]:
+        if hparams["source"] and not (hparams["wise_ft"] or many):
             training.recommend_training(rows["train"])
         model = hparams["model_class"](lobe.encoder, len(labels))
         hparams["modules"]["model"] = model
@@ -100,7 +101,7 @@ def main(arguments):
             run_opts=run_opts,
             checkpointer=hparams["checkpointer"],
             label_encoder=labels,
-            multi_label=hparams["multi_label"],
+            multi_label=many,
             selection=hparams["selection"],
             compute_cost=hparams["compute_cost"],
             class_weights=hparams["class_weights"],
@@ -117,12 +118,10 @@ def main(arguments):
             readers=[hparams["train_reader"], hparams["valid_reader"]],
             n_files=len(train) + len(valid) + len(test),
         )
-        if hparams["lp_init_penalty"] is not None:
-            # Whole clips, as valid and test are read.
-            clips = make_dataset(rows["train"], hparams["valid_reader"], labels)
-            brain.fit_head(
-                clips, hparams["lp_init_penalty"], hparams["batch_size"]
-            )
+        if penalty is not None:
+            reader = hparams["valid_reader"]  # whole clips, like valid and test
+            clips = make_dataset(rows["train"], reader, labels, many)
+            brain.fit_head(clips, penalty, hparams["batch_size"])
         brain.fit(
             hparams["epoch_counter"],
             train,
