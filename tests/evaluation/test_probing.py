@@ -388,9 +388,9 @@ def test_bad_tasks(tmp_path):
     with pytest.raises(ValueError, match="f1"):
         read_task(path, metric="f1")
     task = read_task(path)
-    with pytest.raises(ManifestError, match="cannot be read.*every clip"):
+    with pytest.raises(ManifestError, match="unreadable files.*every clip"):
         task.without({str(tmp_path / "d.wav")})
-    with pytest.raises(ManifestError, match="cannot be read.*no usable"):
+    with pytest.raises(ManifestError, match="unreadable files.*no usable"):
         task.without({str(tmp_path / f"{name}.wav") for name in "ad"})
 
 

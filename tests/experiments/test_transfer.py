@@ -450,7 +450,7 @@ def test_tuning_reads_no_test_clip(
         assert not [name for name in names if name.encode() in content], path
     # The test part itself would not have gone unnoticed.
     flags = [flag.replace("only=true", "only=false") for flag in flags]
-    with pytest.raises(ManifestError, match="cannot be read"):
+    with pytest.raises(ManifestError, match="the unreadable files"):
         run(flags)
 
 
