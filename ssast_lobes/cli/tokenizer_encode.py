@@ -57,7 +57,7 @@ def encode_files(options):
         try:
             wavs = read_audio(path)[None].to(options.device)
         except UnreadableAudio as error:
-            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+            unreadable.append((path, error.reason(path)))
             continue
         ids = tokenizer(
             *front_end(wavs), wavs=wavs, n_samples=full_lengths(wavs)

@@ -130,7 +130,7 @@ def _gather(paths, front_end, features, most, draw, device, bar):
         try:
             wav = read_audio(path, seconds=SECONDS)
         except UnreadableAudio as error:
-            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+            unreadable.append((path, error.reason(path)))
             continue
         wavs = wav[None].to(device)
         audio = {}

@@ -109,7 +109,7 @@ class ClipReader:
             return read_audio(path, self.sample_rate, start, seconds)
         except UnreadableAudio as error:
             if self.unreadable_file is not None:
-                reason = str(error).removeprefix(f"{path}: ")
+                reason = error.reason(path)
                 append_row(self.unreadable_file, (path, reason))
             return None
 

@@ -328,7 +328,7 @@ def _scan(paths, cache, workers):
         try:
             durations[path] = audio_info(path).seconds
         except UnreadableAudio as error:
-            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+            unreadable.append((path, error.reason(path)))
     return durations, unreadable
 
 

@@ -485,7 +485,7 @@ def _encode(codec, sample_rate, path):
     try:
         wav = read_audio(path, sample_rate)
     except UnreadableAudio as error:
-        return {"reason": str(error).removeprefix(f"{path}: ")}
+        return {"reason": error.reason(path)}
     levels = (wav * _FULL_SCALE).round()
     kept = levels.clamp(-_FULL_SCALE, _FULL_SCALE - 1)
     encoded = io.BytesIO()

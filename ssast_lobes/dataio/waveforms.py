@@ -23,6 +23,27 @@ _PCM = {
 class UnreadableAudio(RuntimeError):
     """A file without usable audio; the message begins with its path."""
 
+    # Not arguments of the constructor: an error comes out of a loader's worker
+    # with its message alone.
+    def reason(self, path):
+        """Return the message without the path.
+
+        Arguments
+        ---------
+        path : str or os.PathLike
+            The file that was read.
+
+        Returns
+        -------
+        str
+
+        Example
+        -------
+        >>> UnreadableAudio("a.wav: the file is empty").reason("a.wav")
+        'the file is empty'
+        """
+        return str(self).removeprefix(f"{path}: ")
+
 
 def to_mono(audio, source_rate, sample_rate=16000):
     """Average the channels and resample, as `read_audio` does.

@@ -106,6 +106,6 @@ def _batches(paths, fbank, unreadable):
                     yield blocks
                     blocks = []
         except UnreadableAudio as error:
-            unreadable.append((path, str(error).removeprefix(f"{path}: ")))
+            unreadable.append((path, error.reason(path)))
     if blocks:
         yield blocks

@@ -310,8 +310,7 @@ class EventDetector(Interface):
             elif unreadable is None:
                 raise errors[0]
             else:
-                reason = str(errors[0]).removeprefix(f"{path}: ")
-                unreadable.append((path, reason))
+                unreadable.append((path, errors[0].reason(path)))
 
     def _detection(self, path, pairs):
         spans = []

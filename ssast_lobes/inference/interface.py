@@ -214,5 +214,4 @@ class Interface:
             elif unreadable is None:
                 raise error
             else:
-                reason = str(error).removeprefix(f"{paths[clip]}: ")
-                unreadable.append((paths[clip], reason))
+                unreadable.append((paths[clip], error.reason(paths[clip])))

@@ -271,8 +271,7 @@ class LogMelStatistics:
             try:
                 yield path, self._statistics(path)[None]
             except UnreadableAudio as error:
-                reason = str(error).removeprefix(f"{path}: ")
-                unreadable.append((path, reason))
+                unreadable.append((path, error.reason(path)))
 
     def _statistics(self, path):
         """Return the vector (2 M,) of a file of any length."""
@@ -398,8 +397,7 @@ def _by_duration(paths, unreadable):
         try:
             seconds[path] = audio_info(path).seconds
         except UnreadableAudio as error:
-            reason = str(error).removeprefix(f"{path}: ")
-            unreadable.append((path, reason))
+            unreadable.append((path, error.reason(path)))
     return sorted(seconds, key=seconds.get, reverse=True)
 
 
