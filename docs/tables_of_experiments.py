@@ -154,7 +154,7 @@ def few_labels(report):
 
 
 def fewer_labels(*reports):
-    """Return scores of linear classifiers with two and five labels a class."""
+    """Return scores of linear classifiers of two and five labels per class."""
     rows = [["test score, %, of a linear classifier", *header(reports[0])[1:]]]
     for report in reports:
         labels = f"{report['tasks'][0]['labels_per_class']} labels"

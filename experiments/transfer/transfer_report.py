@@ -282,7 +282,7 @@ def title(item):
     """
     metric = _METRIC_NAMES[item.task.metric]
     few = item.labels_per_class
-    few = "" if few is None else f", {few} labels a class"
+    few = "" if few is None else f", {few} labels per class"
     return f"{item.task.name} ({metric}{few})"
 
 

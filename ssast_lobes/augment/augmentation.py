@@ -20,15 +20,15 @@ class Mixup(nn.Module):
     """Mix the waveforms of two clips, and their targets by the same ratio.
 
     Follows SSAST (Gong et al., 2022, `src/dataloader.py`) and, before it,
-    Tokozume et al. (2018). The mean of both waveforms is subtracted, the second
-    is cut or padded to the length of the first, and the mean of the mixture is
-    subtracted. The partner comes from a random permutation of the batch. The
-    soft targets fit both cross-entropy and binary cross-entropy.
+    Tokozume et al. (2018). Each waveform has its own mean subtracted. The
+    second is cut or padded to the length of the first. Then the mean of the
+    mixture is subtracted. The partner comes from a random permutation of the
+    batch. The soft targets fit both cross-entropy and binary cross-entropy.
 
     Arguments
     ---------
     alpha : float
-        The first clip's ratio is drawn from Beta(alpha, alpha).
+        The weight of the first clip is drawn from Beta(alpha, alpha).
     probability : float
         Fraction of the clips that are mixed; the others stay unchanged.
 

@@ -105,7 +105,7 @@ def objective_text(cls):
     Arguments
     ---------
     cls : type
-        The class of the objective; `paper` is optional.
+        The class of the objective. It need not have the attribute `paper`.
 
     Returns
     -------

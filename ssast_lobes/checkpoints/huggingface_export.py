@@ -191,7 +191,8 @@ def _their_config(weights, frames):
     hidden = weights.state["encoder.blocks.0.mlp.fc1.weight"].shape[0]
     if frames < grid["patch"][1]:
         raise WeightsError(
-            f"max_length is {frames}, a patch has {grid['patch'][1]} frames"
+            f"max_length must be at least a patch, {grid['patch'][1]} frames, "
+            f"got {frames}"
         )
     theirs = {
         "architectures": [ENCODER],

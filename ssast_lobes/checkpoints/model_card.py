@@ -175,8 +175,8 @@ def read_card(folder):
     Returns
     -------
     dict of str to str
-        Sections by heading, without ``Use``, and ``license`` and
-        ``base_model`` of the front matter if it has them. The dict may be the
+        Text of each section but ``Use``, by its heading. If the front matter
+        has ``license`` or ``base_model``, they are added. The dict can be the
         `card` of another export.
 
     Example

@@ -59,21 +59,22 @@ BY_LABELS = (
     Advice(
         1,
         "a linear head on the frozen bundled model",
-        "frozen, with 2 labels a class 51.9 % (untrained 39.5 %), with 5 "
-        "68.3 % (49.0 %); fine-tuning was not measured with so few",
+        "frozen, 2 labels per class: 51.9 % (untrained 39.5 %); 5 labels per "
+        "class: 68.3 % (untrained 49.0 %); fine-tuning was not measured with "
+        "so few",
         (_PROBE, _HEADS),
     ),
     Advice(
         10,
-        "a linear head, and fine-tuning next to it: choose on valid",
-        "with 10 labels a class: frozen 77.1 %, fine-tuned 79.2 %, from "
-        "scratch 64.6 %; frozen was better on two tasks of five",
+        "a linear head, and fine-tuning: choose the better one on valid",
+        "10 labels per class: frozen 77.1 %, fine-tuned 79.2 %, from scratch "
+        "64.6 %; frozen was better on two tasks of five",
         (_HEADS, _FINETUNE),
     ),
     Advice(
         30,
         "fine-tune the bundled model",
-        "with 8 to 118 labels a class: frozen 85.1 %, fine-tuned 88.8 %, from "
+        "8 to 118 labels per class: frozen 85.1 %, fine-tuned 88.8 %, from "
         "scratch 78.5 %; fine-tuned was better on four tasks of five",
         (_FINETUNE, _HEADS),
     ),
@@ -82,8 +83,8 @@ BY_HOURS = (
     Advice(
         0,
         "no pretraining: take the bundled model",
-        "frozen, the bundled model has 85.1 %, one of 4.7 hours 71.0 %, and an "
-        "untrained one 69.7 %",
+        "frozen bundled model 85.1 %, a model pretrained on 4.7 hours 71.0 %, "
+        "an untrained model 69.7 %",
     ),
     Advice(
         10,
@@ -98,8 +99,8 @@ BY_HOURS = (
     Advice(
         1000,
         "fine-tune a released checkpoint, or pretrain `base` on a GPU",
-        "SSAST-Base of AudioSet-2M and LibriSpeech: 88.8 % on ESC-50, 98.0 % "
-        "on 35 keywords (Gong et al., Table 1)",
+        "SSAST-Base, pretrained on AudioSet-2M and LibriSpeech: 88.8 % on "
+        "ESC-50, 98.0 % on 35 keywords (Gong et al., Table 1)",
         (
             "ssast-lobes finetune {labels} --source SSAST-Base-Patch-400.pth",
             "ssast-lobes pretrain {audio} --model_size base --compile",
@@ -170,7 +171,7 @@ def run(options):
                     f"first add a column split to {options.labels}: train, "
                     "valid or test for each clip"
                 )
-        parts.append((f"{amount:g} labels a class", BY_LABELS, amount))
+        parts.append((f"{amount:g} labels per class", BY_LABELS, amount))
     if options.audio is not None:
         amount = _number(options.audio)
         if amount is None:
@@ -194,14 +195,17 @@ def table():
     Example
     -------
     >>> table().splitlines()[0]
-    '| labels a class, from | begin with | measured |'
+    '| labels per class, at least | begin with | measured |'
     """
     lines = []
     for unit, advices in (
-        ("labels a class", BY_LABELS),
+        ("labels per class", BY_LABELS),
         ("hours of audio", BY_HOURS),
     ):
-        lines += [f"| {unit}, from | begin with | measured |", "|---|---|---|"]
+        lines += [
+            f"| {unit}, at least | begin with | measured |",
+            "|---|---|---|",
+        ]
         lines += [f"| {a.least:g} | {a.what} | {a.why} |" for a in advices]
         lines.append("")
     return "\n".join(lines[:-1])

@@ -429,7 +429,7 @@ def _seconds(text):
     try:
         seconds = float(text)
     except ValueError:
-        raise ValueError(f'"{text}" is no time in seconds') from None
+        raise ValueError(f'"{text}" is not a number of seconds') from None
     if not 0 <= seconds < float("inf"):
         raise ValueError(f"{text} s is no time in a clip")
     return seconds

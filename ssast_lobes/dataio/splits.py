@@ -192,11 +192,12 @@ def prepare_folds(
     found, published : dict of str to int
         See `dataio.corpus_checks.check_counts`.
     source : str
-        Publication with the counts.
+        Publication that states the counts `published`.
     group : str
-        Key of what must not be in two parts: the speaker or the recording.
+        Key of the group of a clip, such as its speaker or recording. All clips
+        of a group are in the same split.
     valid_group : str, optional
-        Key of the groups that are not divided between train and valid; by
+        Key that is used instead of `group` to separate valid from train; by
         default `group`.
     valid_fraction : float
         Fraction of the other folds that becomes valid; see `hold_out`.

@@ -291,7 +291,8 @@ class AudioClassifier(Interface):
         path : str or path
             Audio of any rate, channel count, format and length.
         threshold : float
-            Lowest score of a label, for multi-label models only.
+            Labels with at least this score are returned, if the model gives a
+            clip several labels. Other models ignore it.
 
         Returns
         -------

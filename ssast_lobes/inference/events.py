@@ -24,8 +24,8 @@ class DetectedEvent(NamedTuple):
     label : str
         Class of the sound.
     score : float
-        Mean probability of the class during the event. Frames of closed gaps
-        do not count.
+        Mean probability of the class during the event. Frames of gaps that an
+        `EventRule` closed do not count.
     """
 
     onset: float

@@ -79,10 +79,11 @@ class WindowClassifier(nn.Module):
 class ExportPretrainer(Pretrainer):
     """SpeechBrain's Pretrainer, with `paths` relative to the source.
 
-    The parent looks for a bare file name in the working folder. It looks for
-    files without a path only by the name ``<loadable>.ckpt``. This class takes
-    the files of `paths` from the source of ``from_hparams``: a folder, a URL or
-    a model hub.
+    If an entry of `paths` is only a file name, the parent searches the working
+    folder. If a loadable has no entry, the parent searches the source for
+    ``<loadable>.ckpt``. This class searches the source for the files of
+    `paths`. The source is that of ``from_hparams``: a folder, a URL or a model
+    hub.
 
     Arguments
     ---------

@@ -20,13 +20,13 @@ class SpectrogramNorm(ExactBuffers):
         Mean of the log-mel energies over the valid frames of a data set, or
         the mean of each mel bin.
     std : float or list of float
-        Standard deviation of the same energies. That of a single mel bin may be
-        negative: it represents a batch norm with a negative weight.
+        Standard deviation of the same energies. A value of a list may be
+        negative, for a batch norm with a negative weight.
 
     Raises
     ------
     ValueError
-        If `std` is not positive, or 0 for a mel bin.
+        If `std` is a number that is not positive, or a list with a 0.
 
     Example
     -------

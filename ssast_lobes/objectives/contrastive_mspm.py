@@ -28,17 +28,17 @@ class ContrastiveMSPM(MSPM):
     """Compute joint MSPM over two crops of each clip, and compare the crops.
 
     One forward pass serves both losses. The mask, a background and a random
-    channel make the contrast harder. Without the last two, the recording
-    channel alone would identify the clip. The vector of a crop is the mean and
-    the standard deviation of its tokens after a middle block, so that the last
-    blocks can specialize on patches.
+    channel make the contrast harder. Without background and random channel, the
+    channel of the recording alone would identify the clip. The vector of a crop
+    is the mean and the standard deviation of its tokens after a middle block,
+    so that the last blocks can specialize on patches.
 
-    A positive pair is a clip with two takes, one in each half. Its views are
-    the two halves, without masks, instead of two crops. A separate projection
-    serves to compare the halves. Negatives are the other crops, or halves, in
-    the batch of the process. In evaluation the loss must be a function of the
-    clip, so there are no crops and no contrast: the losses are those of
-    `MSPM`.
+    A clip may have two takes of the same content, one in each half. The halves
+    are then a positive pair. They replace the two crops, are not masked, and
+    have their own projection head. The negatives of a crop are the other crops
+    in the batch of the process; those of a half are the other halves. In
+    evaluation the loss must be a function of the clip, so there are no crops
+    and no contrast: the losses are those of `MSPM`.
 
     Arguments
     ---------
@@ -46,14 +46,14 @@ class ContrastiveMSPM(MSPM):
         The encoder to train; its patches must not overlap.
     crop : float or list of float
         Length of a crop as a fraction of the clip, or the least and the
-        greatest fraction. If the greatest is below 1, whole clips have
-        positions that training never used.
+        greatest fraction. If the greatest is below 1, the first and the last
+        positions of whole clips are never trained.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
         The block whose tokens are compared, as a fraction of the depth.
     contrast_weight, pair_weight : float
-        Weights of the contrast of crops and of that of positive pairs. Both
+        Weights of the contrastive losses of crops and of positive pairs. Both
         are added to the loss of `MSPM`.
     temperature : float
         Divisor of the cosines.

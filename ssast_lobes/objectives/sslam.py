@@ -14,23 +14,24 @@ from ssast_lobes.utils.checks import real
 
 
 class SSLAM(EAT):
-    """Predict a teacher's outputs for clips, for mixtures and for their parts.
+    """Predict a teacher's outputs for clips, and for mixtures of two clips.
 
-    Each clip of a batch is mixed with its partner, the clip before it. A pixel
-    of the mixture is the louder of the two, except in two windows that stay
-    clean. The student sees clip and mixture under the same masks, and has
-    EAT's targets for both. For the mixture it also predicts the mean of the
-    teacher's outputs for the clip and for the partner, each alone. The three
-    errors have equal weight.
+    Each clip of a batch is mixed with its partner, the clip before it. A bin of
+    the mixture is the larger one of the two clips. In two time windows the clip
+    stays unmixed. The student sees the clip and the mixture with the same
+    masks, and predicts EAT's targets for both. The teacher also sees the clip
+    and the partner separately. For the mixture, the student predicts the mean
+    of these two outputs too. The three errors have equal weight.
 
-    So the loss of a clip depends on its partner, by design. After the end of a
-    shorter partner the clip is alone. A longer partner is cut, so that padding
-    never counts. In a batch of one, the clip is its own partner. In evaluation
-    the loss must be a function of the clip, so nothing is mixed, and the loss
-    is EAT's.
+    So the loss of a clip depends on its partner, by design. If the partner is
+    shorter, the rest of the clip is not mixed. A longer partner is cut, so that
+    padding never counts. In a batch of one, the clip is its own partner. In
+    evaluation the loss must be a function of the clip, so nothing is mixed, and
+    the loss is EAT's.
 
-    Unlike the released code, windows are drawn for each clip, over its own
-    length, and the partner has positions from its own start.
+    The released code differs in two ways. Here windows are drawn for each clip,
+    within its own length, and the positions of the partner begin at its own
+    first frame.
 
     Arguments
     ---------

@@ -85,21 +85,20 @@ class SpectrogramBrain(sb.Brain):
     It reads these keys of ``hparams``: ``seed``, ``epoch_counter``,
     ``output_folder`` and ``max_unreadable``.
 
-    All processes skip a step if its loss or gradients are not finite in any of
-    them. Weights, optimizer, teacher, running statistics and averages then do
-    not change.
-    ``nonfinite.csv`` in the output folder lists the clips. The run ends after
-    more than ``nonfinite_patience`` such steps in an epoch (SpeechBrain's run
-    option, or a key of ``hparams``; 3 by default). Clips of evaluated batches
-    are listed too, but do not end the run.
+    If the loss or a gradient is not finite in one process, all processes skip
+    the step. Weights, optimizer, teacher, running statistics and averaged
+    weights then do not change. ``nonfinite.csv`` in the output folder lists the
+    clips. The run ends if an epoch has more than ``nonfinite_patience`` such
+    steps. This is a run option of SpeechBrain or a key of ``hparams``, by
+    default 3. Clips of evaluated batches are listed too, but do not end the
+    run.
 
     Arguments
     ---------
     modules, opt_class, hparams, run_opts, checkpointer
-        As for SpeechBrain's `Brain`; all but `run_opts` are needed. The
-        schedule multiplies the learning rate of the optimizer.
+        As for SpeechBrain's `Brain`.
     schedule : callable
-        (step, total steps) -> factor of the learning rate, such as
+        (step, total steps) -> factor of the optimizer's learning rate, such as
         `ssast_lobes.utils.schedules.WarmupCosine`.
     weight_decay_schedule : callable, optional
         (step, total steps) -> weight decay. By default the optimizer's value
@@ -109,11 +108,12 @@ class SpectrogramBrain(sb.Brain):
     use_tensorboard : bool
         Whether TensorBoard gets them too, in ``<output_folder>/events``.
     readers : list of ClipReader
-        They get the epoch in training, for their crops, and the sampling rate
-        of the front end, which a pretrained model determines.
+        The Brain sets their epoch in training, on which their crops depend. It
+        also sets their sampling rate to that of the front end, which a
+        pretrained model brings.
     n_files : int
         Number of clips in all datasets. ``max_unreadable`` is a fraction of
-        these plus the files that are already listed as unreadable.
+        their sum with the files that are already listed as unreadable.
 
     Raises
     ------

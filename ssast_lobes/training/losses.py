@@ -254,7 +254,7 @@ def class_weights(kind, labels, classes, multi_label=False):
         return torch.tensor([float(kind.get(name, 1)) for name in classes])
     if kind != "balanced":
         raise ArgumentError(
-            "class_weights must be null, balanced or a table such as "
+            "class_weights must be null, balanced or a mapping such as "
             f"{{{classes[0]}: 2.0}}, got {kind}"
         )
     counts = dict.fromkeys(classes, 0)

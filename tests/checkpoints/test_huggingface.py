@@ -597,7 +597,7 @@ def test_other_blocks_lengths_and_sources_are_refused(tmp_path, ours):
     bare = Weights(weights.state, {"encoder": weights.config["encoder"]})
     for refused, length, message in (
         (mamba(weights), None, "blocks of kind 'mamba'"),
-        (weights, 15, "max_length is 15, a patch has 16 frames"),
+        (weights, 15, "max_length must be at least a patch, 16 frames, got 15"),
         (bare, None, "make an exported folder of it first"),
     ):
         with pytest.raises(WeightsError, match=message):

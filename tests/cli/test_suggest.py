@@ -102,19 +102,19 @@ def test_clips_are_counted(tmp_path, capsys):
     csv = tmp_path / "clips.csv"
     csv.write_text("\n".join(lines))
     assert main(["suggest", f"--labels={csv}"]) == 0
-    assert "3 labels a class" in capsys.readouterr().out
+    assert "3 labels per class" in capsys.readouterr().out
     folder = tmp_path / "my clips"
     assert main(["suggest", f"--labels={folder}", f"--audio={folder}"]) == 0
     out = capsys.readouterr().out
     # The split draws 70 % of 6 for train.
-    assert "\n4 labels a class" in out and " hours of audio" in out
+    assert "\n4 labels per class" in out and " hours of audio" in out
     assert out.startswith("first draw train, valid and test:\n  ssast-lobes ")
     assert f"ssast-lobes manifest '{folder}'" in out
     csv.write_text("\n".join(line.rpartition(",")[0] for line in lines))
     assert main(["suggest", f"--labels={csv}"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"first add a column split to {csv}")
-    assert "\n4 labels a class" in out
+    assert "\n4 labels per class" in out
 
 
 @pytest.mark.parametrize(

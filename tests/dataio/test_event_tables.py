@@ -134,7 +134,7 @@ def test_bad_lines_are_named_all_at_once(tmp_path):
     reasons = [
         "line 2: dog ends at 1 s, before it begins at 2 s",
         "line 3: -1 s is no time in a clip",
-        'line 4: "x" is no time in seconds',
+        'line 4: "x" is not a number of seconds',
         "line 5: an onset without an offset",
         "line 6: times without a label",
         "line 7: no file",

@@ -214,7 +214,7 @@ def test_few_labels_are_drawn_by_seed_and_named(script, reports):
     labels = [row["label"] for row in one.rows["train"]]
     assert sorted(labels) == ["a", "a", "b", "b"]
     assert one.rows["test"] is item.task.rows["test"]
-    assert reports.title(item) == "words (accuracy, 2 labels a class)"
+    assert reports.title(item) == "words (accuracy, 2 labels per class)"
     assert item._replace(labels_per_class=None).drawn(1) is item.task
 
 
@@ -603,7 +603,7 @@ def test_killed_experiment_goes_on_and_adds_up(run, tones, tmp_path):
             assert len(rows[task, system, how]["seeds"]) == seeds
     assert len(content["tuning"]["tones/scratch/pretrained"]["tried"]) == 2
     text = (out / "transfer.md").read_text()
-    assert "| few (UAR, 2 labels a class) |" in text
+    assert "| few (UAR, 2 labels per class) |" in text
     assert "| tones/scratch/pretrained | 2 | " in text
 
     assert run(flags) == content

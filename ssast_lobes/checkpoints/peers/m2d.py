@@ -15,11 +15,11 @@ _EPS = 1e-5
 
 
 class M2D(Family):
-    """A vision transformer; a clip vector is the mean of each band over time.
+    """A vision transformer; clip vectors join the means of bands over time.
 
-    The name of the released file's folder has the number of frames and the
-    sampling rate. Longer clips are cut into units of the training length, and
-    their tokens are joined.
+    The folder name of a released checkpoint states the number of frames and
+    the sampling rate. Clips longer than those of the training are cut into
+    chunks of that length, and the tokens of the chunks are joined.
     """
 
     name = "m2d"
