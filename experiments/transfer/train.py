@@ -646,6 +646,10 @@ class Transfer:
             "output_folder": str(folder),
             "num_workers": self.hparams["num_workers"],
         }
+        if own.get("source") is not None:
+            # The source brings its own.
+            own.pop("model_size", None)
+            own.pop("geometry", None)
         words = [f"--{key}={flag_value(value)}" for key, value in own.items()]
         return [*words, *self.run_options]
 

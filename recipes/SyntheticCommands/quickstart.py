@@ -162,6 +162,9 @@ def classify(manifest, folder, settings, source):
     """Fine-tune, from scratch if `source` is None; return test accuracy."""
     options = {**settings, "manifest": manifest, "output_folder": folder}
     if source is not None:
+        # The source brings its own size and geometry.
+        for key in ("model_size", "geometry"):
+            options.pop(key, None)
         options["source"] = source
     return run_recipe("classify", "classify.yaml", options)["accuracy"]
 

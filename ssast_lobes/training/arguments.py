@@ -18,6 +18,7 @@ from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.tag import Tag
+from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.heads import SpectrogramClassifier
@@ -59,6 +60,10 @@ _CALLS = ("!new", "!name", "!apply")
 _OPTIONAL = ("degradation", "masker", "mixup", "weight_decay_schedule")
 # Stands for anything that is not a plain value.
 _OBJECT = object()
+# Keys that --source replaces.
+_OF_SOURCE = {"geometry", "model_size"}
+
+logger = get_logger(__name__)
 
 
 def parse_arguments(arguments):
@@ -137,7 +142,10 @@ def parse_arguments(arguments):
         whole = merge(whole, copy.deepcopy(given))
         _check_effect(given, recipe, whole, instead)
         if whole.get("source") is not None:
-            _check_brought(given)
+            for key in sorted(_OF_SOURCE & given.keys()):
+                logger.warning(
+                    f"--{key} has no effect: the model has that of --source"
+                )
         merge(tree, given)
         if "output_folder" in whole and "output_folder" not in given:
             _name_folder(tree, whole["output_folder"], presets)
@@ -344,16 +352,6 @@ def _check_effect(given, recipe, whole, instead):
             raise ValueError(
                 f"{key} has no effect with {' and '.join(instead)}: leave it "
                 "out"
-            )
-
-
-def _check_brought(given):
-    """Raise if a setting is given that a source brings."""
-    for key in ("model_size", "geometry"):
-        if key in given:
-            raise ValueError(
-                f"{key} has no effect with --source, which brings its own: "
-                "leave it out"
             )
 
 

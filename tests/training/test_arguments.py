@@ -354,17 +354,25 @@ def test_the_saved_yaml_is_a_whole_recipe(recipe, tmp_path):
             ],
             "mask_ratio has no effect with --masker",
         ),
-        (
-            ["--source=run/export", "--model_size=micro"],
-            "model_size has no effect with --source, which brings its own",
-        ),
-        (["--geometry=frame", "--source=run/export"], "geometry has no effec"),
     ],
 )
 def test_mistakes_are_told_in_one_line(recipe, words, message):
     with pytest.raises(SettingsError, match=message) as info:
         parse_arguments([str(recipe), *words])
     assert "\n" not in str(info.value)
+
+
+def test_settings_that_a_source_brings_are_told(recipe, caplog):
+    words = ["--source=run/export", "--model_size=micro", "--geometry=frame"]
+    parse_arguments([str(recipe), *words])
+    assert [record.getMessage() for record in caplog.records] == [
+        "--geometry has no effect: the model has that of --source",
+        "--model_size has no effect: the model has that of --source",
+    ]
+    caplog.clear()
+    parse_arguments([str(recipe), *words[1:]])
+    parse_arguments([str(recipe), *words[:1]])
+    assert not caplog.records
 
 
 def test_a_missing_recipe_is_named(tmp_path):
