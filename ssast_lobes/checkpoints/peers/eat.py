@@ -1,4 +1,4 @@
-"""EAT and SSLAM: https://github.com/cwx-worst-one/EAT (06c1c34)."""
+"""EAT: https://github.com/cwx-worst-one/EAT (06c1c34)."""
 
 import re
 
@@ -11,9 +11,10 @@ _IMAGE = "modality_encoders.IMAGE."
 class EAT(Family):
     """A transformer with post-norm blocks and a norm before the first block.
 
-    SSLAM has the same graph.     The class token has no position. The table has 768 steps of 16 frames, and a
-    clip uses the first steps. As in the official code, the student's tensors
-    are used. The files may be those of fairseq or of Hugging Face.
+    SSLAM has the same graph. The class token has no position. The table has 768
+    steps of 16 frames, of which a clip uses the first. As in the official code,
+    the student's tensors are used. The files may be those of fairseq or of
+    Hugging Face.
     """
 
     name = "eat"
