@@ -57,9 +57,9 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
         texts or dicts.
     least_window : float
-        Shortest window, in seconds, into which interfaces cut longer audio: at
-        least the longest audio of the training. A longer position table sets a
-        longer window.
+        Shortest window, in seconds, into which interfaces cut longer audio.
+        Pass at least the duration of the longest training clip. A longer
+        position table gives a longer window.
 
     Returns
     -------
@@ -378,7 +378,8 @@ def check_export_folder(folder):
     Arguments
     ---------
     folder : str or path
-        A new or empty folder, or an older export, which would be replaced.
+        A new or empty folder, or one with an older export, which would be
+        replaced.
 
     Raises
     ------
@@ -487,7 +488,8 @@ def write_export(
             key: value.half() if value.is_floating_point() else value
             for key, value in state.items()
         }
-    # Heads of an older encoder would be wrong for this one, so remove them.
+    # Heads of an older encoder would be wrong for the new encoder, so remove
+    # them.
     replaced = (*EXPORT_FILES, HEADS_FOLDER, FRAME_HEADS_FOLDER)
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:

@@ -269,7 +269,7 @@ def _on_meta(module, *arguments, **named):
 
 
 def _check_supported(config, front):
-    """Raise if our encoder does not support their configuration."""
+    """Raise if our encoder does not support Hugging Face's configuration."""
     if config["model_type"] != MODEL_TYPE:
         raise WeightsError(
             f"a model of type '{config['model_type']}', only '{MODEL_TYPE}' "
@@ -313,7 +313,7 @@ def _labels(id2label):
 
 
 def _our_state(state, config):
-    """Translate their tensors; raise if one is missing or unexpected."""
+    """Translate Hugging Face's tensors; raise if missing or unexpected."""
     encoder = config["encoder"]
     classifier = config["kind"] == "classifier"
     newer = any(f"{_BLOCKS_5}.0." in key for key in state)

@@ -94,7 +94,8 @@ def model_card_text(folder, config, card, n_parameters):
     config : dict
         Configuration of the exported folder.
     card : dict
-        See `ssast_lobes.checkpoints.folder.export_pretrained`.
+        Entries of the card; see
+        `ssast_lobes.checkpoints.folder.export_pretrained`.
     n_parameters : int
         Number of parameters of the model, without its objective.
 
@@ -176,9 +177,9 @@ def read_card(folder):
     Returns
     -------
     dict of str to str
-        Text of each section except ``Use``, by heading. If the front matter has
-        ``license`` or ``base_model``, they are added. The dict can be the
-        `card` of another export.
+        Text of each section except ``Use``, by heading. If the front matter
+        states ``license`` or ``base_model``, they are added. The dict can be
+        the `card` of another export.
 
     Example
     -------

@@ -54,7 +54,8 @@ def from_official(state, stride=None):
     state : dict of str to torch.Tensor
         The result of ``torch.load``.
     stride : tuple of int, optional
-        See `load_weights`.
+        Patch stride (mel bins, frames) of a fine-tuned checkpoint; see
+        `load_weights`.
 
     Returns
     -------
@@ -245,9 +246,9 @@ def _count(state, prefix):
 
 
 def _official_table(state, patch, stride, classes):
-    """Return the rows and columns of the position table, grid and frames.
+    """Return rows, columns, grid and frames of a position table.
 
-    The last result is the number of frames that the table spans.
+    The frames are the number of frames that the table spans.
     """
     tokens = state["v.pos_embed"].shape[1] - classes
     if all(name in state for name in _SIZES):
@@ -304,7 +305,7 @@ def _translate(key, value, table_size, names, classes):
 
 
 def _renamed(key, names):
-    """Return the new name of a tensor; `names` lists tensors and prefixes."""
+    """Return the new name of a tensor, by its name or prefix, or None."""
     for former, new in names.items():
         if key == former or (former[-1] == "." and key.startswith(former)):
             return new + key[len(former) :]

@@ -115,8 +115,8 @@ class SpectrogramLobe(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the rate of the features (16 kHz),
-            floating point with full scale 1.
+            Mono waveforms (B, S) at the sampling rate of `features` (by default
+            16 kHz), floating point with full scale 1.
         wav_lens : torch.Tensor, optional
             Relative lengths (B,) in (0, 1]; by default all clips are full.
 
@@ -271,7 +271,7 @@ class SSAST(SpectrogramLobe):
         Normalization; see `FrontEnd`. By default that of `source`; without a
         `source`, AudioSet's.
     n_mels : int, optional
-        Mel bins of the spectrogram; by default those of `source`; without a
+        Mel bins of the spectrogram. By default those of `source`; without a
         `source`, 128.
     stride : tuple of int, optional
         Step between patches (mel bins, frames), smaller than a patch for
@@ -280,9 +280,10 @@ class SSAST(SpectrogramLobe):
     table_frames : int, optional
         Number of frames that the position table spans; ignored with a `source`.
     drop_path : float
-        See `SpectrogramEncoder`.
+        Rate of stochastic depth; see `SpectrogramEncoder`.
     checkpointing : bool, optional
-        See `SpectrogramEncoder`; by default only the size ``"large"`` uses it.
+        Whether to save memory by recomputing blocks; see `SpectrogramEncoder`.
+        By default only the size ``"large"`` does.
     family : str, optional
         Family of the checkpoint `source`; needed if the keys of the checkpoint
         do not determine it. See docs/checkpoints.md.

@@ -167,7 +167,7 @@ def scatter_tokens(tokens, index, visible, filler):
     tokens : torch.Tensor
         (B, V, D), with V at most N.
     index : torch.Tensor
-        Places of the tokens (B, V), each at most once.
+        Places of the tokens (B, V). A place occurs at most once in a clip.
     visible : torch.Tensor
         Boolean (B, N), True at the places that `tokens` fill. Surplus tokens
         have other places.

@@ -63,7 +63,7 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, owner, momentum):
-        """Move each parameter to the student's by a fraction of 1 - momentum.
+        """Add ``(1 - momentum) * (student - copy)`` to each parameter.
 
         Arguments
         ---------

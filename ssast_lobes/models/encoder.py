@@ -179,9 +179,10 @@ class SpectrogramEncoder(nn.Module):
         after the ``"last"`` block. Most encoders have only the norm after the
         last block.
     crop : str
-        See `PositionTable`.
+        Part of the position table that a short clip uses, ``"center"`` or
+        ``"start"``; see `PositionTable`.
     qkv_bias : bool
-        See `Attention`.
+        Whether queries, keys and values have a bias.
     checkpointing : bool
         Whether to store only the input of each block in training, and to
         recompute the rest in the backward pass. This takes about a third more
@@ -291,7 +292,7 @@ class SpectrogramEncoder(nn.Module):
             models are ``"ssamba_tiny"`` and so on. With the blocks of the
             released models, they are ``"ssamba_tiny_reference"`` and so on.
         geometry : str or tuple of int
-            See `Grid.from_geometry`.
+            ``"patch"``, ``"frame"`` or a patch size; see `Grid.from_geometry`.
         n_mels : int
             Mel bins of the spectrogram.
         stride : tuple of int, optional

@@ -130,13 +130,13 @@ class SpectrogramClassifier(nn.Module):
     n_classes : int
         Number of classes C.
     pooling : str
-        See `ClipPooling`.
+        How tokens become a clip vector; see `ClipPooling`.
     layers : str
-        See `ClipPooling`.
+        Layers from which the clip vector is made; see `ClipPooling`.
     projection : int, optional
-        See `ClassificationHead`.
+        Size of a linear projection in the head; see `ClassificationHead`.
     cosine_scale : float, optional
-        See `ClassificationHead`.
+        Factor of scores that are cosines; see `ClassificationHead`.
     freeze_encoder : bool
         Whether to train only the pooling and the head.
     frozen_blocks : int

@@ -188,7 +188,7 @@ class MambaBlock(nn.Module):
     dim : int
         Token size D.
     drop_path : float
-        See `TransformerBlock`.
+        Fraction of clips that skip the mixer in training (stochastic depth).
 
     Example
     -------
@@ -225,7 +225,7 @@ class PairedMambaBlock(nn.Module):
     dim : int
         Token size D.
     drop_path : float
-        See `TransformerBlock`.
+        Fraction of clips that skip the mixer in training (stochastic depth).
 
     Example
     -------

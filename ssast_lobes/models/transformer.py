@@ -79,7 +79,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
-        """Transform each token (.., D) on its own."""
+        """Transform each token (.., D) separately."""
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
@@ -98,7 +98,7 @@ class TransformerBlock(nn.Module):
         Fraction of clips that skip a branch in training (stochastic depth); 0
         in SSAST.
     qkv_bias : bool
-        See `Attention`.
+        Whether queries, keys and values have a bias.
 
     Example
     -------

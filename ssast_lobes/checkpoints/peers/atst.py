@@ -62,7 +62,7 @@ class _ATST(Family):
         "model.student.encoder.",
         "model.student.projector.",
         *(f"{name}1.num_batches_tracked" for name in _HEADS),
-        # Older files have the predictor in another entry.
+        # Older files store projector and predictor in two entries: drop both.
         "projector.",
         "predictor.",
         "head.",
@@ -73,7 +73,7 @@ class _ATST(Family):
     objective = ""
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; `table_frames` is that of training clips."""
+        """See `Family.build`; `table_frames` is the training length."""
         heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]

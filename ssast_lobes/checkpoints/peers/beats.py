@@ -34,10 +34,10 @@ _GRAPH = {
 class BEATs(Family):
     """The layout of BEATs, which has its own encoder with DeepNorm.
 
-    The encoder has no position table and no class token. Our encoder stores
-    three parts in another form, which computes the same: queries, keys and
-    values are one layer, the weight norm of the convolution is multiplied out,
-    and the bias that all blocks share is stored once.
+    BEATs has no position table and no class token. Our encoder stores three
+    parts in another form, which computes the same: queries, keys and values are
+    one layer, the weight norm of the convolution is multiplied out, and the
+    bias that all blocks share is stored once.
     """
 
     name = "beats"

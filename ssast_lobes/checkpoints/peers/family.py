@@ -327,7 +327,7 @@ class Family:
 
 
 def _renamed(key, names):
-    """Return our name of a tensor; `names` lists tensors and prefixes."""
+    """Return our name of a tensor, by its name or prefix, or None."""
     for theirs, ours in names.items():
         if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
             return ours + key[len(theirs) :]
