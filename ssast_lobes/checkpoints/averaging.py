@@ -15,8 +15,8 @@ def export_mean(folder, sources):
     folder : str or path
         Folder to write. An older export there is replaced; other files stay.
     sources : list of str or path
-        The exported folders. The first also gives the settings of the
-        objective, and the window.
+        The exported folders. The settings of the objective and the window are
+        those of the first.
 
     Returns
     -------
@@ -26,9 +26,9 @@ def export_mean(folder, sources):
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
     WeightsError
-        If the sources are not of one model; see `load_alike`.
+        If the sources are exports of different models; see `load_alike`.
 
     Example
     -------
@@ -110,8 +110,8 @@ def average(models):
     Returns
     -------
     Weights
-        The mean of each floating-point tensor. The configuration, and tensors
-        without a mean, such as counts, are those of the first model.
+        The means of the floating-point tensors. Other tensors, such as counts,
+        and the configuration are those of the first model.
 
     Example
     -------

@@ -1,8 +1,8 @@
 """The bundled models, by name.
 
-The name of a model is that of its exported folder in `pretrained/`. It ends in
-a version: new weights get a new name. Every ``source`` of this package may be
-such a name; `resolve_name` finds its folder.
+The name of a model is the name of its exported folder in `pretrained/`. It ends
+in a version number, and new weights get a new name. Every ``source`` of this
+package may be such a name; `resolve_name` finds its folder.
 """
 
 import os
@@ -71,13 +71,13 @@ def bundled_model(name=None):
 
 
 def resolve_name(source=None):
-    """Return the folder of a bundled name; return other sources unchanged.
+    """Return the folder of a bundled model; return other sources unchanged.
 
     Arguments
     ---------
     source : str or path, optional
         Any source of `load_weights`; by default the first bundled model. A
-        bundled name has priority over a folder of the same name: for the
+        bundled name has priority over a folder of the same name. To load the
         folder, pass ``./NAME`` or a path object.
 
     Returns

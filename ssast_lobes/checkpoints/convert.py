@@ -62,36 +62,40 @@ def convert(
     stride : tuple of int, optional
         Patch stride (mel bins, frames) of an official classifier.
     pad_frames : int, optional
-        Frames of the reference padding of an official model or one of another
-        lab, or frames to which a Hugging Face model pads.
+        Number of frames to which every clip is padded: in the export of an
+        official model or another lab's model (reference padding), or by the
+        Hugging Face model that is written.
     statistics : str, optional
-        Preset or YAML file of the normalization in the training of an official
-        model; by default AudioSet's.
+        Preset or YAML file with the normalization that an official model was
+        trained with; by default AudioSet's.
     labels : str or path, optional
-        File with one label a line, for the classes of an official classifier
-        or one of another lab; by default the labels are numbers.
+        File with one label per line, in the order of the classes of an official
+        classifier or another lab's classifier. By default the labels are
+        numbers.
     multi_label : bool
         Whether a clip may have several of the labels.
     pooling : str, optional
         Input of the head of an official classifier: the ``"mean"`` of the
         tokens (the default), or the ``"class"`` tokens.
     family : str, optional
-        Family of the checkpoint; needed if its keys do not show it.
+        Family of another lab's checkpoint; needed if the keys of the checkpoint
+        do not determine it.
 
     Returns
     -------
     Weights
-        The weights as read from the source; `report` lists all changes and
+        The weights of the source. Their `report` lists all changes and
         omissions.
 
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an earlier result.
+        If the folder contains files, but no earlier result.
     ValueError
         If there is no such conversion, or an option would have no effect.
     WeightsError
-        If the source does not load, or the other form cannot represent it.
+        If the source does not load, or the form `to` cannot represent its
+        model.
 
     Example
     -------

@@ -5,7 +5,7 @@ model, the labels and a model card. `ssast_lobes.inference` reads the
 configuration from `config.json` and executes nothing. SpeechBrain's
 ``from_hparams`` reads it from `hyperparams.yaml`. The files refer to each other
 by name only, so that the folder can be moved or published on a model hub. The
-folder appears when it is complete.
+folder appears only when it is complete.
 """
 
 import os
@@ -51,14 +51,15 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
         The objective, which owns the encoder; not wrapped for distributed
         training.
     features : FrontEnd
-        The front end it was trained with.
+        The front end of the training.
     card : dict
         Entries of the model card: ``"recipe"`` and ``"data"`` (text),
         ``"settings"`` and ``"metrics"`` (dicts of plain values), and further
-        entries of both kinds.
+        texts or dicts.
     least_window : float
-        Seconds of audio that interfaces pass to the model at once, if the
-        position table spans less: at least the longest audio of the training.
+        Shortest window, in seconds, into which interfaces cut longer audio.
+        Pass at least the duration of the longest training clip. A longer
+        position table gives a longer window.
 
     Returns
     -------
@@ -68,7 +69,7 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
 
     Example
     -------
@@ -133,7 +134,7 @@ def export_classifier(
     card,
     least_window=0.0,
 ):
-    """Write a fine-tuned classifier to a folder; merge its adapters.
+    """Write a fine-tuned classifier to a folder, with its adapters merged.
 
     Arguments
     ---------
@@ -142,15 +143,16 @@ def export_classifier(
     model : SpectrogramClassifier
         The classifier; not wrapped for distributed training.
     features : FrontEnd
-        The front end it was trained with.
+        The front end of the training.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         Label of each class index.
     multi_label : bool
-        Whether a clip may have several labels: sigmoid, not softmax.
+        Whether a clip may have several labels. Scores then use a sigmoid
+        instead of a softmax.
     card : dict
-        See `export_pretrained`.
+        Entries of the model card; see `export_pretrained`.
     least_window : float
-        See `export_pretrained`.
+        Shortest window in seconds; see `export_pretrained`.
 
     Returns
     -------
@@ -160,7 +162,7 @@ def export_classifier(
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
     WeightsError
         If the numbers of classes and of labels differ.
 
@@ -209,16 +211,17 @@ def export_detector(
     model : SpectrogramDetector
         The detector; not wrapped for distributed training.
     features : FrontEnd
-        The front end it was trained with.
+        The front end of the training.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         Label of each class index.
     rules : dict of str to dict
-        Arguments of `ssast_lobes.inference.events.EventRule` or
-        `ChangePointRule` for each class, which turn its scores into events.
+        For each class, the arguments of the
+        `ssast_lobes.inference.events.EventRule` or `ChangePointRule` that turns
+        its scores into events.
     card : dict
-        See `export_pretrained`.
+        Entries of the model card; see `export_pretrained`.
     least_window : float
-        See `export_pretrained`.
+        Shortest window in seconds; see `export_pretrained`.
 
     Returns
     -------
@@ -228,7 +231,7 @@ def export_detector(
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
 
     Example
     -------
@@ -294,11 +297,11 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
-        The front end it was trained with.
+        The front end of the training.
     card : dict
-        See `export_pretrained`.
+        Entries of the model card; see `export_pretrained`.
     least_window : float
-        See `export_pretrained`.
+        Shortest window in seconds; see `export_pretrained`.
 
     Returns
     -------
@@ -308,7 +311,7 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
 
     Example
     -------
@@ -369,18 +372,19 @@ def label_encoder_of(labels):
 def check_export_folder(folder):
     """Raise unless an export may be written to a folder.
 
-    A training calls this before it starts, so that the export cannot fail at
-    its end.
+    A training calls this function before it starts, so that the export at its
+    end cannot fail.
 
     Arguments
     ---------
     folder : str or path
-        A new or empty folder, or an older export, which would be replaced.
+        A new or empty folder, or one with an older export, which would be
+        replaced.
 
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
 
     Example
     -------
@@ -421,17 +425,18 @@ def write_export(
     state : dict of str to torch.Tensor
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
-        The entries ``kind``, ``encoder``, ``features`` and ``pooling``; a
-        classifier or a detector needs more, see `export_classifier`.
+        The entries ``kind``, ``encoder``, ``features`` and ``pooling``. A
+        classifier or a detector also needs the entries ``head`` and ``labels``,
+        and ``multi_label`` or ``rules``.
     card : dict
-        See `export_pretrained`.
+        Entries of the model card; see `export_pretrained`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
         Labels of a classifier or a detector.
     least_window : float
-        See `export_pretrained`.
+        Shortest window in seconds; see `export_pretrained`.
     half : bool
-        Store the tensors in half precision (float16), to halve the file. They
-        are read as float32.
+        Whether to store the tensors in half precision (float16), which halves
+        the file. They are read as float32.
 
     Returns
     -------
@@ -441,10 +446,11 @@ def write_export(
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than an export.
+        If the folder contains files, but no export.
     WeightsError
-        If the tensors do not fit the configuration, or the disk is full. An
-        older export stays unchanged.
+        If the tensors do not fit the configuration, or the folder cannot be
+        written, for example because the disk is full. An older export then
+        stays unchanged.
 
     Example
     -------
@@ -482,13 +488,15 @@ def write_export(
             key: value.half() if value.is_floating_point() else value
             for key, value in state.items()
         }
-    # Heads of an older encoder would be wrong for this one, so remove them.
+    # Heads of an older encoder would be wrong for the new encoder, so remove
+    # them.
     replaced = (*EXPORT_FILES, HEADS_FOLDER, FRAME_HEADS_FOLDER)
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:
             save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
             write_json(partial / CONFIG_FILE, config)
-            # safetensors lets only the owner read the file; follow the umask.
+            # safetensors makes the file readable for its owner only; follow the
+            # umask.
             shutil.copymode(partial / CONFIG_FILE, partial / WEIGHTS_FILE)
             text = hyperparams_text(config)
             (partial / HYPERPARAMS_FILE).write_text(text, "utf-8")

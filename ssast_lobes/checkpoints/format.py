@@ -25,8 +25,9 @@ EXPORT_FILES = (
     LABELS_FILE,
     CARD_FILE,
 )
-# The newest version that this package reads. Version 1 has only SSAST's and
-# SSAMBA's models. A folder has the lowest version that can represent it.
+# The newest version that this package reads. Version 1 can represent only the
+# models of SSAST and SSAMBA. A folder states the lowest version that can
+# represent its model.
 FORMAT_VERSION = 2
 _SINCE_2 = {
     "encoder": {"n_class_tokens", "norms", "crop", "qkv_bias", "patch_dim"},
@@ -38,7 +39,7 @@ PARTS = ("encoder", "objective", "pooling", "head")
 
 
 class WeightsError(RuntimeError):
-    """The error of a checkpoint that does not fit.
+    """The error of a checkpoint that cannot be read or does not fit.
 
     The message names the tensors and the reason.
     """
@@ -61,8 +62,8 @@ class Weights:
         Keys start with ``encoder.``, ``objective.``, ``pooling.`` or
         ``head.``.
     config : dict
-        ``encoder``, the arguments of `SpectrogramEncoder` or `BEATsEncoder`,
-        and further entries of an exported folder.
+        The entry ``encoder`` contains the arguments of `SpectrogramEncoder` or
+        `BEATsEncoder`. Further entries are those of an exported folder.
     report : list of str
         What was left out or adapted, one line each.
     """
@@ -72,7 +73,7 @@ class Weights:
     report: list = field(default_factory=list)
 
     def part(self, prefix):
-        """Return the tensors of one part, without the prefix.
+        """Return the tensors of one part, without the prefix of their names.
 
         Arguments
         ---------
@@ -172,7 +173,7 @@ def load_strictly(module, state, name):
     Raises
     ------
     WeightsError
-        See `compare`.
+        If tensors are missing, unexpected or misshapen.
 
     Example
     -------
@@ -302,9 +303,9 @@ def exported_state(objective):
 def window_seconds(encoder, features):
     """Return the shortest window into which audio is cut for a model.
 
-    This is the length of the position table, which is the pretraining length.
-    With reference padding it is the length to which every clip is padded. An
-    export may have a longer window.
+    This is the length of the position table, which is the length of the
+    pretraining clips. With reference padding, it is the length to which every
+    clip is padded. An export may have a longer window.
 
     Arguments
     ---------

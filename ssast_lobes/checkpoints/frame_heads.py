@@ -2,9 +2,9 @@
 
 An exported folder may contain a folder `frame_heads/` with one safetensors file
 for each head. The file stores the tensors of a `FrameClassifier` and of the
-weighting of layers. Its metadata has the arguments of both, the labels, and the
-rules that turn scores into events. `ssast_lobes.inference.EventDetector` reads
-these files.
+weighting of layers. Its metadata contains the arguments of the classifier and
+of the weighting, the labels, and the rules that turn scores into events.
+`ssast_lobes.inference.EventDetector` reads these files.
 """
 
 from pathlib import Path

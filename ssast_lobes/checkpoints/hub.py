@@ -3,8 +3,8 @@
 An exported folder is a complete repository: weights, configuration, labels and
 model card. Every ``source`` of this package may also be ``user/repo``, which
 `fetch` downloads. The settings are those of ``huggingface_hub``:
-``HF_ENDPOINT`` is the hub, ``HF_HOME`` the cache, and ``hf auth login`` the
-user.
+``HF_ENDPOINT`` sets the hub, ``HF_HOME`` sets the cache, and ``hf auth login``
+logs a user in.
 """
 
 import os
@@ -31,7 +31,7 @@ _REPOSITORY = re.compile(
 
 
 def fetch(source):
-    """Download the files of a repository that `load_weights` reads.
+    """Download those files of a repository that `load_weights` reads.
 
     Arguments
     ---------

@@ -1,11 +1,11 @@
 """Read folders of Hugging Face's audio spectrogram transformer.
 
 `ASTModel` and `ASTForAudioClassification` of ``transformers`` are SSAST's
-network with other names and two differences. Every clip is padded or cut to one
-length before the normalization, and the padding counts as audio (`FrontEnd`
-calls this reference padding). A clip vector is the mean of the two class
-tokens. No code here needs ``transformers``. This module reads the folders and
-maps the names; `huggingface_export` writes the folders.
+network with other names and two differences. First, every clip is padded or cut
+to one length before the normalization, and the padding counts as audio. This is
+the reference padding of `FrontEnd`. Second, a clip vector is the mean of the
+two class tokens. No code here needs ``transformers``. This module reads the
+folders and maps the names; `huggingface_export` writes the folders.
 """
 
 import json
@@ -41,9 +41,9 @@ PICKLED_FILE = "pytorch_model.bin"
 INDEX_ENDING = ".index.json"
 HF_FILES = (CONFIG_FILE, WEIGHTS_FILE, PREPROCESSOR_FILE, CARD_FILE)
 
-# Hugging Face has one epsilon for all norms: 1e-12 in its released model. We
-# write the epsilon of our encoder. Our head has 1e-5, as in the official code,
-# so a score changes by a few millionths of its value.
+# Hugging Face uses one epsilon for all norms, 1e-12 in its released model. We
+# write the epsilon of our encoder. The norm of our head uses 1e-5, as in the
+# official code, so a score changes by a few millionths of its value.
 _LARGEST_EPS = 1e-5
 CLASSIFIER = "ASTForAudioClassification"
 ENCODER = "ASTModel"
@@ -55,12 +55,13 @@ DISTILLATION_TOKEN = "embeddings.distillation_token"
 POSITIONS = "embeddings.position_embeddings"
 _PROJECTION = "embeddings.patch_embeddings.projection"
 
-# Layers of an encoder, of a block and of a head: our names and theirs.
+# Our names and Hugging Face's names of the layers of an encoder and of a head.
 _ENCODER_NAMES = {"patch_embedding": _PROJECTION, "norm": "layernorm"}
 HEAD_NAMES = {"norm": "classifier.layernorm", "linear": "classifier.dense"}
 
-# transformers 4 writes these names, and so does 5 by default. Version 5 reads
-# both, but version 4 only these, so we write these.
+# Names of the layers of a block. transformers 4 writes these names, and so does
+# version 5 by default. Version 5 reads the names of both versions, but version
+# 4 reads only its own, so we write these.
 _BLOCK_NAMES_4 = {
     "attn.query": "attention.attention.query",
     "attn.key": "attention.attention.key",
@@ -88,12 +89,12 @@ KINDS_OF_TENSOR = ("weight", "bias")
 
 
 def from_huggingface(folder):
-    """Read a folder of ``save_pretrained`` of ``transformers``.
+    """Read a folder that ``save_pretrained`` of ``transformers`` wrote.
 
     The key names may be those of transformers 4 or 5. The weights may be
     safetensors or ``pytorch_model.bin``, in one file or several. The folder
-    needs its ``preprocessor_config.json``, which has the normalization and the
-    length.
+    must contain ``preprocessor_config.json``, which states the normalization
+    and the length to which clips are padded.
 
     Arguments
     ---------
@@ -103,8 +104,9 @@ def from_huggingface(folder):
     Returns
     -------
     Weights
-        Weights with the configuration of an exported folder. It has reference
-        padding, pooling of the class tokens, and the labels of a classifier.
+        Weights with the configuration of an exported folder. The configuration
+        states reference padding, pooling of the class tokens and, for a
+        classifier, the labels.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def read_folder_tensors(folder):
     Arguments
     ---------
     folder : pathlib.Path
-        A folder of ``save_pretrained``.
+        A folder that ``save_pretrained`` wrote.
 
     Returns
     -------
@@ -219,10 +221,10 @@ def _parts(index):
 
 
 def _our_config(config, front):
-    """Return the configuration of an exported folder for an AST folder."""
+    """Translate the configuration of an AST folder to that of an export."""
     _check_supported(config, front)
     size, frames = config["patch_size"], config["max_length"]
-    # Their convolution drops a partial last patch.
+    # Hugging Face's convolution drops a partial last patch.
     grid = Grid(
         config["num_mel_bins"],
         (size, size),
@@ -267,7 +269,7 @@ def _on_meta(module, *arguments, **named):
 
 
 def _check_supported(config, front):
-    """Raise if our encoder does not support their configuration."""
+    """Raise if our encoder does not support Hugging Face's configuration."""
     if config["model_type"] != MODEL_TYPE:
         raise WeightsError(
             f"a model of type '{config['model_type']}', only '{MODEL_TYPE}' "
@@ -311,7 +313,7 @@ def _labels(id2label):
 
 
 def _our_state(state, config):
-    """Translate their tensors; raise if one is missing or unexpected."""
+    """Translate Hugging Face's tensors; raise if missing or unexpected."""
     encoder = config["encoder"]
     classifier = config["kind"] == "classifier"
     newer = any(f"{_BLOCKS_5}.0." in key for key in state)
@@ -355,7 +357,7 @@ def encoder_names(depth, newer=False, prefix=""):
     depth : int
         Number of blocks.
     newer : bool
-        Whether to return the names of transformers 5, not 4.
+        Whether to return the names of transformers 5 instead of 4.
     prefix : str
         Prefix of Hugging Face's names.
 

@@ -40,13 +40,14 @@ def check_huggingface_folder(folder):
     Arguments
     ---------
     folder : str or path
-        A new or empty folder, or an older AST, which would be replaced.
+        A new or empty folder, or one with an older AST, which would be
+        replaced.
 
     Raises
     ------
     FileExistsError
-        If the folder contains anything else, such as another model of Hugging
-        Face.
+        If the folder contains other files, such as another model of Hugging
+        Face, but no AST.
 
     Example
     -------
@@ -75,9 +76,9 @@ def check_huggingface_folder(folder):
 def to_huggingface(weights, folder, max_length=None):
     """Write weights as a folder that ``transformers`` 4 and 5 load.
 
-    A classifier becomes an `ASTForAudioClassification`, other weights an
-    `ASTModel`. The tensors of a pretraining objective are left out. The result
-    of `from_huggingface` is written back exactly.
+    A classifier becomes an `ASTForAudioClassification`, any other model an
+    `ASTModel`. The tensors of a pretraining objective are left out. Weights
+    that `from_huggingface` read are written back exactly.
 
     Arguments
     ---------
@@ -87,8 +88,8 @@ def to_huggingface(weights, folder, max_length=None):
         Folder to write. An older AST there is replaced; other files stay.
     max_length : int, optional
         Number of frames to which Hugging Face pads or cuts every clip. By
-        default that of the reference padding of `weights`, or else the length
-        of the position table.
+        default the length of the reference padding of `weights`. Without
+        reference padding, it is the length of the position table.
 
     Returns
     -------
@@ -98,7 +99,7 @@ def to_huggingface(weights, folder, max_length=None):
     Raises
     ------
     FileExistsError
-        If the folder contains anything else than Hugging Face's AST.
+        If the folder contains files, but not Hugging Face's AST.
     WeightsError
         If Hugging Face's AST cannot represent the model: a detector, patches
         that are not square, blocks without attention, a classifier that does
@@ -135,7 +136,8 @@ def to_huggingface(weights, folder, max_length=None):
         card = _card(folder.name, weights.config, frames)
         (partial / CARD_FILE).write_text(card, encoding="utf-8")
         save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})
-        # safetensors lets only the owner read the file; follow the umask.
+        # safetensors makes the file readable for its owner only; follow the
+        # umask.
         (partial / WEIGHTS_FILE).chmod((partial / CONFIG_FILE).stat().st_mode)
     return report
 
@@ -293,7 +295,7 @@ def _table(table, grid, frames, report):
 
 
 def _report_padding(config, frames, report):
-    """Report where Hugging Face computes something else than the export."""
+    """Report where the results of Hugging Face and of the export differ."""
     if config["features"].get("pad_frames") != frames:
         seconds = _seconds(config, frames)
         report.append(

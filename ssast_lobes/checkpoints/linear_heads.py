@@ -2,7 +2,7 @@
 
 An exported folder may contain a folder `heads/` with one safetensors file for
 each task. The file stores a linear layer from clip vectors to class scores. Its
-metadata has the labels, the pooling and the duration of the clips.
+metadata states the labels, the pooling and the duration of the longest clip.
 `ssast-lobes heads` writes these files, and
 `ssast_lobes.inference.AudioClassifier` reads them.
 """
@@ -33,9 +33,9 @@ class LinearHead(NamedTuple):
         Label of each class.
     pooling, layers : str
         How clips become vectors; see `ssast_lobes.models.pooling.ClipPooling`.
-        ``"weighted"`` layers have equal weights.
+        With ``"weighted"``, all layers have equal weights.
     seconds : float or None
-        Duration of the longest clip that the head was fitted or measured on;
+        Duration of the longest clip that the head was fitted or evaluated on;
         None if unknown.
     """
 

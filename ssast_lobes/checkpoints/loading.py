@@ -34,19 +34,20 @@ def load_weights(source, stride=None, family=None):
     Arguments
     ---------
     source : str or path
-        One of: a folder that a recipe or ``ssast-lobes convert`` wrote; a
-        folder of Hugging Face's AST (see
-        `ssast_lobes.checkpoints.huggingface`); either of them on the hub, as
-        ``user/repo`` or ``user/repo@revision``; a bundled model (see
-        `ssast_lobes.checkpoints.bundled`); a released SSAST, SSAMBA or AST
-        checkpoint, pretrained or fine-tuned, with or without the ``module.``
-        prefix; or a checkpoint of another lab (see
-        `ssast_lobes.checkpoints.peers`).
+        A folder, a file or a name. A folder contains an export of a recipe or
+        of ``ssast-lobes convert``, or Hugging Face's AST (see
+        `ssast_lobes.checkpoints.huggingface`). A file is a released SSAST,
+        SSAMBA or AST checkpoint, pretrained or fine-tuned, with or without the
+        ``module.`` prefix. A folder or a file may also be a checkpoint of
+        another lab (see `ssast_lobes.checkpoints.peers`). A name is that of a
+        bundled model (see `ssast_lobes.checkpoints.bundled`) or of a folder on
+        the hub: ``user/repo`` or ``user/repo@revision``.
     stride : tuple of int, optional
         Patch stride (mel bins, frames) of a fine-tuned official checkpoint;
         needed only if two strides fit its tensors.
     family : str, optional
-        Family of the checkpoint; needed if its keys do not show it.
+        Family of another lab's checkpoint; needed if the keys of the checkpoint
+        do not determine it.
 
     Returns
     -------
@@ -119,7 +120,7 @@ def _load_folder(path, family=None):
 
 
 def _may_be_peer(path, config):
-    """Return whether a folder has weights that are neither ours nor AST's."""
+    """Return whether the weights in a folder are neither ours nor an AST's."""
     if not isinstance(config, dict) or "format_version" in config:
         return False
     names = (WEIGHTS_FILE, PICKLED_FILE)

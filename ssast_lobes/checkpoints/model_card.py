@@ -2,7 +2,8 @@
 
 import re
 
-# This package loads its parts lazily, so an export loads no client of a hub.
+# `huggingface_hub` imports its modules lazily, so an export imports no hub
+# client.
 import huggingface_hub
 import yaml
 
@@ -88,20 +89,21 @@ def model_card_text(folder, config, card, n_parameters):
     Arguments
     ---------
     folder : pathlib.Path
-        Folder of the export. The model has its name, unless `card` has a
-        ``"name"``.
+        Folder of the export. Its name is the title, unless it is ``export`` or
+        `card` contains a ``"name"``.
     config : dict
         Configuration of the exported folder.
     card : dict
-        See `ssast_lobes.checkpoints.folder.export_pretrained`.
+        Entries of the card; see
+        `ssast_lobes.checkpoints.folder.export_pretrained`.
     n_parameters : int
         Number of parameters of the model, without its objective.
 
     Returns
     -------
     str
-        Markdown. Absolute paths reveal a person's computer, so they become
-        names; see `without_private_paths`.
+        Markdown without absolute paths, which would reveal a person's computer;
+        see `without_private_paths`.
     """
     kind, name = config["kind"], folder.name
     metrics = {} if kind == "pretrained" else card.get("metrics", {})
@@ -153,8 +155,8 @@ def without_private_paths(text):
 
     def name(match):
         *above, last = re.split(r"[/\\]+", match[0].rstrip("/\\"))
-        # All runs call their folder `export`, so add the name of the run. The
-        # home folder of a person would reveal who it is.
+        # The export of every run is named `export`, so add the name of the run.
+        # Leave out the name of a home folder, which identifies a person.
         run = above[-1] if len(above) > 2 else ""
         private = not run or above[-2] in ("home", "Users")
         if above[-1] in ("home", "Users"):
@@ -165,7 +167,7 @@ def without_private_paths(text):
 
 
 def read_card(folder):
-    """Read the entries on the training from a model card.
+    """Read the entries of a model card, without its section ``Use``.
 
     Arguments
     ---------
@@ -175,9 +177,9 @@ def read_card(folder):
     Returns
     -------
     dict of str to str
-        Text of each section but ``Use``, by its heading. If the front matter
-        has ``license`` or ``base_model``, they are added. The dict can be the
-        `card` of another export.
+        Text of each section except ``Use``, by heading. If the front matter
+        states ``license`` or ``base_model``, they are added. The dict can be
+        the `card` of another export.
 
     Example
     -------
@@ -214,7 +216,7 @@ def use_section(kind, source, place):
     Returns
     -------
     str
-        Markdown, from the heading ``## Use`` to the end of the last line.
+        Markdown that begins with the heading ``## Use``.
 
     Example
     -------

@@ -10,7 +10,7 @@ from ssast_lobes.utils.presets import load_preset
 HEAD_SIZE = 64
 
 # A fine-tuned checkpoint does not contain its number of mel bins. All official
-# recipes use this one.
+# recipes use this number.
 FINETUNED_MELS = 128
 
 # Official names (after "module.") and our names, one to one.
@@ -54,7 +54,8 @@ def from_official(state, stride=None):
     state : dict of str to torch.Tensor
         The result of ``torch.load``.
     stride : tuple of int, optional
-        See `load_weights`.
+        Patch stride (mel bins, frames) of a fine-tuned checkpoint; see
+        `load_weights`.
 
     Returns
     -------
@@ -131,7 +132,7 @@ def to_official(weights):
     Raises
     ------
     WeightsError
-        If the official layout has no place for a part, or the model could not
+        If the official layout cannot represent a tensor, or the model could not
         be rebuilt from this layout.
 
     Example
@@ -236,7 +237,7 @@ def _check_depth(encoder, model, preset):
 
 
 def _count(state, prefix):
-    """Return the number of blocks, by the highest number in a name."""
+    """Return the number of blocks: the highest number in a key, plus 1."""
     place = prefix.count(".")
     numbers = [
         int(key.split(".")[place]) for key in state if key.startswith(prefix)
@@ -245,9 +246,9 @@ def _count(state, prefix):
 
 
 def _official_table(state, patch, stride, classes):
-    """Return rows and columns of the position table, the grid and the frames.
+    """Return rows, columns, grid and frames of a position table.
 
-    The frames are those that the table spans.
+    The frames are the number of frames that the table spans.
     """
     tokens = state["v.pos_embed"].shape[1] - classes
     if all(name in state for name in _SIZES):
@@ -282,7 +283,7 @@ def _official_table(state, patch, stride, classes):
 
 
 def _translate(key, value, table_size, names, classes):
-    """Return a tensor by our name; split the position table in two."""
+    """Return a tensor by our name; split the position table into two."""
     if key == "v.pos_embed":
         table = value[0, classes:].reshape(*table_size, -1)
         return {
@@ -304,7 +305,7 @@ def _translate(key, value, table_size, names, classes):
 
 
 def _renamed(key, names):
-    """Return the new name of a tensor, by its own name or its module's."""
+    """Return the new name of a tensor, by its name or prefix, or None."""
     for former, new in names.items():
         if key == former or (former[-1] == "." and key.startswith(former)):
             return new + key[len(former) :]
@@ -312,7 +313,7 @@ def _renamed(key, names):
 
 
 def _check_grid(weights):
-    """Raise if reading the official layout would give another grid."""
+    """Raise if the grid could not be recovered from the official layout."""
     grid = Grid(**weights.config["encoder"]["grid"])
     rows = weights.state["encoder.positions.table"].shape[0]
     if rows != grid.n_freq:
@@ -353,7 +354,7 @@ def _check_head(config):
 
 
 def _official_names(config):
-    """Return the official names by our names, for a kind of encoder."""
+    """Return the mapping from our names to the official names of an encoder."""
     blocks = config.get("blocks", "attention")
     if blocks == "mamba":
         raise WeightsError(

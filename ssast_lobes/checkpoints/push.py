@@ -36,20 +36,22 @@ def push_to_hub(
 ):
     """Push an exported folder to a model hub, in one commit.
 
-    A missing repository is created. The published model card has the license,
-    data sets and tags. Its section ``Use`` explains how to load the model from
-    the hub. The rest of the card is published unchanged, including names of
-    data files. The card in the folder does not change.
+    A missing repository is created. The published model card states the
+    license, data sets and tags. Its section ``Use`` explains how to load the
+    model from the hub. A title that is the name of the folder becomes the name
+    of the repository. The rest of the card is published unchanged, including
+    names of data files. The card in the folder does not change.
 
     Arguments
     ---------
     folder : str or path
-        The exported folder. Other files in it, such as heads, are not uploaded.
+        The exported folder. Files that an export did not write, such as heads,
+        are not uploaded.
     repo_id : str
         ``user/repo``.
     license : str, optional
         Identifier of the weights' license, such as ``"cc-by-4.0"``; needed
-        unless the card's front matter has one.
+        unless the card's front matter states one.
     datasets : list of str
         Names, on the hub, of the data sets that the model was trained on.
     tags : list of str

@@ -24,13 +24,13 @@ def read_state(path):
     Returns
     -------
     dict of str to torch.Tensor
-        Tensors in float32, also if they are stored in half precision.
+        Tensors by name. Those stored in float16 are converted to float32.
 
     Raises
     ------
     WeightsError
-        If the file is missing or damaged, or contains tensors of an unknown
-        part.
+        If the file is missing or damaged, or the name of a tensor begins with
+        none of `PARTS`.
 
     Example
     -------
@@ -116,7 +116,7 @@ def read_checkpoint(path):
 
 
 def require_tensors(state, path):
-    """Return the content of a file, or raise unless it is named tensors.
+    """Return the content of a file; raise unless it is named tensors.
 
     Arguments
     ---------
@@ -132,7 +132,7 @@ def require_tensors(state, path):
     Raises
     ------
     WeightsError
-        If the content is anything else.
+        If the content is not a dict of tensors.
 
     Example
     -------
@@ -164,7 +164,7 @@ def weights_errors(path):
     Arguments
     ---------
     path : str or path
-        The file that is read inside.
+        The file that is read inside the context.
 
     Example
     -------
@@ -219,12 +219,12 @@ def load_refusal(error):
     Arguments
     ---------
     error : Exception
-        The error, such as one of ``torch.load``.
+        The error, for example from ``torch.load``.
 
     Returns
     -------
     str or None
-        None if it is another error, whose message may be shown.
+        None for any other error, whose own message may be shown.
 
     Example
     -------

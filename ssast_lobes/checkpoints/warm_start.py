@@ -10,9 +10,10 @@ from ssast_lobes.models.patches import Grid
 def initialize(encoder, weights, objective=None):
     """Start an encoder, and its objective, from a checkpoint.
 
-    Depth, width, heads and crop must agree. The encoder gets the checkpoint's
-    position table, with its length. If the patch size differs, the patch
-    projection and the pretext heads of MSPM are resampled.
+    The encoder must have the depth, token size, number of heads and `crop` of
+    the checkpoint. It gets the position table of the checkpoint, whatever its
+    length. If the patch size differs, the patch projection and the pretext
+    heads of MSPM are resampled.
 
     Arguments
     ---------
@@ -22,9 +23,9 @@ def initialize(encoder, weights, objective=None):
         The result of `load_weights`.
     objective : Objective, optional
         The objective that owns the encoder, to continue pretraining. If the
-        checkpoint has the same kind of objective, its tensors are loaded; those
-        that are missing start from scratch. A teacher starts as a copy of the
-        student.
+        checkpoint contains the same kind of objective, the tensors of that
+        objective are loaded. Tensors that the checkpoint lacks start from
+        scratch. A teacher starts as a copy of the student.
 
     Returns
     -------
@@ -72,7 +73,7 @@ def initialize(encoder, weights, objective=None):
             f"the checkpoint has tokens of size {table.shape[2]}, the model "
             f"{encoder.dim}: choose the same model size"
         )
-    # No tensor shows these settings.
+    # The tensors do not reveal these settings.
     for name, usual in (("heads", None), ("crop", "center")):
         found = weights.config["encoder"].get(name, usual)
         own = encoder.config.get(name, usual)
@@ -98,7 +99,7 @@ def initialize(encoder, weights, objective=None):
 
 
 def _initialize_objective(objective, weights, source, report):
-    """Load the tensors of an objective, if the checkpoint has the same kind."""
+    """Load the tensors of an objective, if the checkpoint has that kind."""
     objective.restart_teacher()
     state = weights.part("objective")
     if not state:
@@ -133,16 +134,16 @@ def _initialize_objective(objective, weights, source, report):
                 f"has {tuple(own[key].shape)}: give the objective {former} "
                 "the sizes of the checkpoint, by a YAML of your own"
             )
-        # The values of the state are the module's own: copy in place.
+        # `own` contains the module's own tensors: copy in place.
         own[key].copy_(state[key])
     objective.restart_teacher()
     report.append("pretext heads loaded")
 
 
 def _resample_all(state, source, target, report, layer):
-    """Resample the tensors with an axis of patches, if the patch size differs.
+    """Resample a linear layer from or to patches, if the patch size differs.
 
-    `layer` is the name of the linear layer. The axis is the input of the patch
+    `layer` is the name of the layer. Patches are the input of the patch
     projection, or the output of a pretext head.
     """
     if source.patch == target.patch:

@@ -9,25 +9,25 @@ RULES = ("join", "zeros", "mean", "mean_of_long")
 
 
 class Chunks:
-    """Encode the pieces of a clip separately, each with positions from 0.
+    """Encode the chunks of a clip separately, each with positions from 0.
 
-    This replaces interpolated positions in a lobe that follows the official
-    code of M2D, ATST or Dasheng. The tokens of the pieces are joined in time.
-    Frames at the end of a piece that do not fill a patch are dropped, except in
-    the last piece of the clip.
+    Chunks replace interpolated positions in a lobe that follows the official
+    code of M2D, ATST or Dasheng. The tokens of the chunks are joined in time. A
+    chunk of the full length drops the frames at its end that do not fill a
+    patch.
 
     Arguments
     ---------
     frames : int
-        Frames of a piece; the last piece of a clip may be shorter.
+        Number of frames of a chunk; the last chunk of a clip may be shorter.
     rule : str
-        ``"join"``: pool all tokens. ``"zeros"``: the same, but the last of
-        several pieces is padded with zeros, which attention sees. ``"mean"``:
-        average the clip vectors of the pieces, with equal weights.
-        ``"mean_of_long"``: the variant of ATST-Clip. It drops later pieces with
-        at most half of their frames in the clip. It divides the sum of a
-        piece's tokens by the number of tokens from its start to the end of the
-        clip.
+        ``"join"``: pool the tokens of all chunks. ``"zeros"``: the same, but
+        the last of several chunks is padded with zeros, which attention does
+        not mask. ``"mean"``: average the clip vectors of the chunks, with equal
+        weights. ``"mean_of_long"``: the variant of ATST-Clip. It drops each
+        chunk after the first that is audio in at most half of its frames. It
+        divides the sum of a chunk's tokens by the number of tokens from the
+        start of the chunk to the end of the clip.
 
     Raises
     ------
@@ -50,11 +50,11 @@ class Chunks:
         self.rule = one_of("rule of chunks", rule, RULES)
 
     def whole_patches(self, grid):
-        """Return the frames of a piece that fill patches of a `Grid`."""
+        """Return the frames of a chunk that fill patches of a `Grid`."""
         return self.frames // grid.patch[1] * grid.patch[1]
 
     def joined(self, encoder, feats, n_frames, hidden_states=False):
-        """Encode a batch and join the tokens of the pieces.
+        """Encode a batch and join the tokens of the chunks.
 
         Arguments
         ---------
@@ -67,7 +67,7 @@ class Chunks:
         -------
         EncoderOutput
             Outputs of the whole clips. Class tokens are the mean over the
-            pieces of a clip.
+            chunks of a clip.
         """
         pieces = self._encode(encoder, feats, n_frames, hidden_states)
         outputs, alive = zip(*pieces, strict=True)
@@ -122,8 +122,9 @@ class Chunks:
                 left = (n_frames - number * self.frames).clamp(min=0)
                 if number > 0:
                     counts = counts & (left > self.frames // 2)
-                # The official code divides the sum of a piece by the number of
-                # tokens from its start to the end of the clip.
+                # The official code divides the sum of a chunk's tokens by the
+                # number of tokens from the start of the chunk to the end of the
+                # clip.
                 n_time = encoder.grid.n_time(left)
                 max_time = encoder.grid.n_time(feats.shape[1])
                 is_token = encoder.grid.is_token(n_time, max_time)
@@ -134,7 +135,7 @@ class Chunks:
         return total / count
 
     def _encode(self, encoder, feats, n_frames, hidden_states):
-        """Yield the output of each piece, and a mask (B,) of clips with it."""
+        """Yield the output of each chunk, and a mask (B,) of clips with it."""
         grid = encoder.grid
         whole_patches = self.whole_patches(grid)
         least = 1 if grid.keep_partial else grid.patch[1]

@@ -19,8 +19,8 @@ class PretrainingOutput(NamedTuple):
     logs : dict of str to torch.Tensor
         Detached scalars, means over the clips.
     n_clips : int or torch.Tensor
-        Number of clips in these means. A clip of a single token has no mask, so
-        it does not count.
+        Number of clips in these means. In validation, a clip of a single token
+        has no mask, so it does not count.
     """
 
     loss: torch.Tensor
@@ -34,9 +34,10 @@ class PretrainingLobe(nn.Module):
     Arguments
     ---------
     objective : Objective
-        The objective, such as `MSPM`, which owns the encoder to train. With
-        ``needs_audio`` it also gets the waveforms; with ``needs_place``, also
-        the ids and crop starts of the clips.
+        The objective, such as `MSPM`, which owns the encoder to train. If its
+        ``needs_audio`` is true, it also gets the waveforms. If its
+        ``needs_place`` is true, it also gets the ids and crop starts of the
+        clips.
     features : FrontEnd
         The front end, such as ``SSAST(...).features``.
 
@@ -75,7 +76,7 @@ class PretrainingLobe(nn.Module):
         Arguments
         ---------
         wavs : torch.Tensor
-            16 kHz mono waveforms (B, S).
+            Mono waveforms (B, S) at the sampling rate of `features`.
         wav_lens : torch.Tensor, optional
             Relative lengths (B,). By default all clips are full, and attention
             needs no mask.
@@ -83,9 +84,9 @@ class PretrainingLobe(nn.Module):
             Keys (B,), int64, for validation: the mask of a clip is a function
             of its key. By default PyTorch's generator draws the masks.
         **items
-            Other items of a batch, or None, for objectives that need them:
-            ``positive_pairs`` (B,), used in training only; ``clip_ids``, a
-            list of str; and ``crop_starts`` (B,), in samples.
+            Other items of a batch, for objectives that need them; each may be
+            None. ``positive_pairs`` (B,) are used in training only.
+            ``clip_ids`` are a list of str. ``crop_starts`` (B,) are in samples.
 
         Returns
         -------
@@ -94,8 +95,8 @@ class PretrainingLobe(nn.Module):
         Raises
         ------
         ValueError
-            If the objective needs clip ids and crop starts, and they are
-            missing.
+            If the objective needs ``clip_ids`` and ``crop_starts``, but one of
+            them is missing.
         """
         if clip_keys is not None:
             items.pop("positive_pairs", None)

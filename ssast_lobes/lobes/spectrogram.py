@@ -1,8 +1,9 @@
 """Lobes for recipes: waveform in, representation out.
 
-`SSAST` replaces the wav2vec 2.0 lobe of a recipe's YAML: its ``forward(wav,
-wav_lens)`` returns one tensor. It is a `SpectrogramLobe` that is built from a
-preset or a checkpoint; `lobe_of` builds one from loaded weights.
+`SSAST` can replace the wav2vec 2.0 lobe in a recipe's YAML, since its
+``forward(wav, wav_lens)`` returns one tensor. It is a `SpectrogramLobe` that is
+built from a preset or a checkpoint. `lobe_of` builds a `SpectrogramLobe` from
+loaded weights.
 """
 
 import torch
@@ -37,10 +38,10 @@ class SpectrogramLobe(nn.Module):
     pooling : ClipPooling, optional
         Pooling of the clip vector; by default the mean of the valid tokens.
     freeze : bool
-        Freeze the lobe: no gradients, always evaluation mode.
+        Whether to freeze the lobe: no gradients, always evaluation mode.
     chunks : dict, optional
         Arguments of `ssast_lobes.lobes.chunks.Chunks`, which cuts long clips.
-        By default their positions are interpolated.
+        By default long clips are not cut, and their positions are interpolated.
 
     Raises
     ------
@@ -79,7 +80,7 @@ class SpectrogramLobe(nn.Module):
         self.pooling = pooling or ClipPooling(encoder.depth)
         self.output = output
         self.freeze = freeze
-        # DDP would wait for the gradient of a part that the output does not
+        # DDP would wait for the gradient of a module that the output does not
         # depend on.
         if output != "clip":
             self.pooling.requires_grad_(False)
@@ -114,8 +115,8 @@ class SpectrogramLobe(nn.Module):
         Arguments
         ---------
         wav : torch.Tensor
-            Mono waveforms (B, S) at the rate of the features (16 kHz),
-            floating point with full scale 1.
+            Mono waveforms (B, S) at the sampling rate of `features` (by default
+            16 kHz), floating point with full scale 1.
         wav_lens : torch.Tensor, optional
             Relative lengths (B,) in (0, 1]; by default all clips are full.
 
@@ -130,7 +131,8 @@ class SpectrogramLobe(nn.Module):
         Raises
         ------
         ValueError
-            See `KaldiFbank.forward`.
+            If `wav` is not (B, S) or not floating point, or `wav_lens` are not
+            relative lengths.
         """
         if self.output != "clip":
             return getattr(self.extract_features(wav, wav_lens), self.output)
@@ -170,8 +172,8 @@ class SpectrogramLobe(nn.Module):
     def _in_chunks(self, feats):
         if self.chunks is None:
             return False
-        # In chunks, frames that do not fill a patch are dropped at the end of
-        # a piece, also of a clip that is a single piece.
+        # A chunk drops the frames at its end that do not fill a patch, even if
+        # it is the only chunk of the clip.
         return feats.shape[1] > self.chunks.whole_patches(self.encoder.grid)
 
     def _encode(self, feats, n_frames, hidden_states=False):
@@ -233,7 +235,8 @@ def lobe_of(weights, output="frames", freeze=False):
 def _pooling_of(weights, encoder):
     config = dict(weights.config.get("pooling", {"depth": encoder.depth}))
     if "n_freq" in config:
-        # Other mel bins or another stride make other bands.
+        # Another number of mel bins or another stride changes the number of
+        # bands.
         config["n_freq"] = encoder.grid.n_freq
     pooling = ClipPooling(**config)
     load_strictly(pooling, weights.part("pooling"), "pooling")
@@ -250,7 +253,7 @@ class SSAST(SpectrogramLobe):
     ---------
     model_size : str
         ``"micro"`` (for CPUs), ``"tiny"``, ``"small"``, ``"base"`` or
-        ``"large"``; ignored with a `source`, which has its own.
+        ``"large"``; ignored with a `source`, which determines the size.
     geometry : str or tuple of int
         ``"patch"``, ``"frame"``, or a patch size (mel bins, frames); ignored
         with a `source`.
@@ -261,27 +264,29 @@ class SSAST(SpectrogramLobe):
         ``ssast-lobes models`` lists. Clips keep their lengths, even if the
         source has reference padding (see `FrontEnd`).
     freeze : bool
-        Freeze the lobe; see `SpectrogramLobe`.
+        Whether to freeze the lobe; see `SpectrogramLobe`.
     output : str
         ``"frames"``, ``"patches"`` or ``"clip"``; see `SpectrogramLobe`.
     statistics : str or dict, optional
-        Normalization; see `FrontEnd`. By default that of `source`, or else
-        AudioSet's.
+        Normalization; see `FrontEnd`. By default that of `source`; without a
+        `source`, AudioSet's.
     n_mels : int, optional
-        Mel bins of the spectrogram; by default those of `source`, or else 128.
+        Mel bins of the spectrogram. By default those of `source`; without a
+        `source`, 128.
     stride : tuple of int, optional
         Step between patches (mel bins, frames), smaller than a patch for
         overlap. For a fine-tuned official checkpoint it must be the stride of
         its training.
     table_frames : int, optional
-        See `SpectrogramEncoder`; ignored with a `source`.
+        Number of frames that the position table spans; ignored with a `source`.
     drop_path : float
-        See `SpectrogramEncoder`.
+        Rate of stochastic depth; see `SpectrogramEncoder`.
     checkpointing : bool, optional
-        See `SpectrogramEncoder`; by default only the size ``"large"`` uses it.
+        Whether to save memory by recomputing blocks; see `SpectrogramEncoder`.
+        By default only the size ``"large"`` does.
     family : str, optional
-        Family of the checkpoint `source`; needed if its keys do not show it.
-        See docs/checkpoints.md.
+        Family of the checkpoint `source`; needed if the keys of the checkpoint
+        do not determine it. See docs/checkpoints.md.
 
     Raises
     ------

@@ -36,22 +36,22 @@ class TeacherOutput(NamedTuple):
 class Teacher(nn.Module):
     """A frozen lobe that teaches a student; see `Distillation`.
 
-    It has no gradients and stays in evaluation mode. Its output for a clip is
-    a function of the clip alone. For lobes of this package, a step is the mean
-    over frequency of its patches, and its time is exact. For other lobes, only
-    the outputs are known. So clips of the same length are computed together,
-    without padding (this waits for the device), and the steps are assumed to be
-    spread evenly over the clip.
+    It has no gradients and stays in evaluation mode. Its output for a clip is a
+    function of the clip alone. For lobes of this package, the vector of a time
+    step is the mean of its patches over frequency, and its time is exact. For
+    other lobes, only the outputs are known, so the steps are assumed to be
+    spread evenly over the clip. Clips of the same length are computed together,
+    without padding. Comparing the lengths waits for the device.
 
     Arguments
     ---------
     source : str, path or torch.nn.Module
         A source of ``SSAST(source=...)``, or a lobe, which is a module with
-        ``forward(wav, wav_lens)``. It returns (B, T, D), or all hidden states
-        (L + 1, B, T, D), or a tuple that begins with one of these. Hidden
-        states begin with the input of the first layer, as in SpeechBrain's
-        wav2vec 2.0 lobes with ``output_all_hiddens``. A lobe that returns
-        (B, T, D) counts as one layer.
+        ``forward(wav, wav_lens)``. The lobe returns (B, T, D), or all hidden
+        states (L + 1, B, T, D), or a tuple whose first entry is one of these.
+        Hidden states begin with the input of the first layer, as in
+        SpeechBrain's wav2vec 2.0 lobes with ``output_all_hiddens``. A lobe that
+        returns (B, T, D) counts as one layer.
 
     Raises
     ------
@@ -185,7 +185,7 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def _layers_of(self, wavs):
-        """Return the outputs (L + 1, B, T, D) of another lobe."""
+        """Return the outputs (L + 1, B, T, D) of a lobe of another package."""
         output = self.lobe(wavs, wavs.new_ones(len(wavs)))
         if isinstance(output, tuple | list):
             output = output[0]

@@ -1,9 +1,10 @@
 """BEATs' encoder, with the interface of `SpectrogramEncoder`.
 
 Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023,
-after the released code (microsoft/unilm, beats/). The sequence is in order of
-time, and of frequency at each time. Positions come from a convolution over this
-sequence and from an attention bias that depends on the distance.
+following the released code (microsoft/unilm, beats/). Tokens are in order of
+time and, at each time, of frequency. Positions come from a convolution over
+the tokens in this order and from an attention bias that depends on the
+distance.
 """
 
 import math
@@ -20,7 +21,8 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 NORM_EPS = 1e-5
 
-# Number of gates of a query, and number of values that are summed for each.
+# Number of gates of a query, and number of values that are summed for each
+# gate.
 _GATE = (2, 4)
 
 
@@ -32,7 +34,7 @@ class GatedAttention(nn.Module):
     dim : int
         Token size D.
     heads : int
-        Number of heads H; D must be a multiple of it.
+        Number of heads H; D must be a multiple of H.
 
     Example
     -------
@@ -117,22 +119,22 @@ class BEATsBlock(nn.Module):
 class BEATsEncoder(nn.Module):
     """BEATs over spectrogram patches, for clips of any length.
 
-    It has no class tokens and no position table. A clip's output never depends
-    on the other clips of its batch.
+    This encoder has no class tokens and no position table. A clip's output
+    never depends on the other clips of its batch.
 
     Arguments
     ---------
     grid, dim, depth, heads, mlp_ratio, drop_path, checkpointing
         See `SpectrogramEncoder`.
     table_frames : int
-        Frames of the training clips; longer clips are possible.
+        Number of frames of the training clips. Other clips may be longer.
     patch_dim : int
         Size of the patch vectors before the projection to D.
     kernel, groups : int
         Kernel size and groups of the convolution for positions.
     buckets, max_distance : int
-        Number of biases, for both directions together, and the distance in
-        tokens from which on all share one bias.
+        Number of biases for both directions together, and the distance in
+        tokens from which all larger distances share one bias.
     blocks : str
         ``"beats"``, the name of this encoder in a configuration.
 
@@ -246,7 +248,7 @@ class BEATsEncoder(nn.Module):
     ):
         """Encode a batch; see `SpectrogramEncoder.forward`.
 
-        The convolution sees dropped tokens as 0.
+        In the input of the convolution, dropped tokens are 0.
         """
         feats = feats.to(self.projection.weight.dtype)
         max_frames = feats.shape[1]
@@ -266,7 +268,8 @@ class BEATsEncoder(nn.Module):
             x = torch.where(mask.flatten(1)[:, :, None], mask_embedding, x)
         kept = is_token
         if keep is not None:
-            # Surplus entries may repeat a kept token, so count the kept ones.
+            # Surplus entries may repeat a kept token, so count the kept
+            # entries.
             counts = torch.zeros_like(is_token, dtype=torch.long)
             kept = counts.scatter_add(1, keep[0], keep[1].long()) > 0
             kept = kept & is_token

@@ -1,8 +1,8 @@
 """Pretraining decoders: from visible tokens to vectors at every token.
 
-Their sizes are ratios of the encoder's, so that a small encoder has a small
-decoder. A published decoder of 8 x 512 costs more than twice as much as a
-whole tiny encoder.
+Their sizes are fractions of the encoder's sizes, so that a small encoder has a
+small decoder. A published decoder of 8 blocks of size 512 costs more than twice
+as much as a whole tiny encoder.
 """
 
 import torch
@@ -20,21 +20,22 @@ class TransformerDecoder(nn.Module):
     """The decoder of masked autoencoders: mask tokens and transformer blocks.
 
     He et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022.
-    The decoder puts visible tokens back in their places and a learned mask
-    token in the others. It adds sin-cos positions, and mixes the tokens with
-    the class tokens. Positions count from the start of each clip, and attention
-    skips padding.
+    The decoder puts visible tokens back in their places, and a learned mask
+    token in all other places. It adds sin-cos positions, which count from the
+    start of each clip. Its blocks mix these tokens with the class tokens, and
+    attention skips padding.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder, which determines the sizes.
     width : float
-        Token size, as a ratio of the encoder's.
+        Token size, as a fraction of the encoder's token size.
     depth : float
-        Number of blocks, as a ratio of the encoder's.
+        Number of blocks, as a fraction of the encoder's number of blocks.
     head_size : int
-        Dimensions of an attention head; the width is rounded to a multiple.
+        Size of an attention head. The token size is rounded to a multiple of
+        it.
 
     Example
     -------
@@ -60,7 +61,7 @@ class TransformerDecoder(nn.Module):
         nn.init.trunc_normal_(self.mask_embedding, std=0.02)
 
     def forward(self, encoded, split, n_freq):
-        """Return vectors at all tokens: visible, masked and padding.
+        """Return a vector for every token: visible, masked or padding.
 
         Arguments
         ---------
@@ -105,9 +106,9 @@ class ConvDecoder(nn.Module):
     Arguments
     ---------
     encoder : SpectrogramEncoder
-        The encoder, which determines the sizes; the token sizes are equal.
+        The encoder. The decoder has the same token size.
     depth : float
-        Number of layers, as a ratio of the encoder's number of blocks.
+        Number of layers, as a fraction of the encoder's number of blocks.
     kernel : int
         Tokens along each side of a kernel, an odd number.
     groups : int
@@ -138,7 +139,7 @@ class ConvDecoder(nn.Module):
         Arguments
         ---------
         x : torch.Tensor
-            Visible tokens and fillers, (B, F' * T', D).
+            Visible tokens, and fillers in all other places, (B, F' * T', D).
         is_token : torch.Tensor
             Boolean (B, F' * T'), True at tokens that are audio.
         n_freq : int
@@ -166,7 +167,7 @@ def scatter_tokens(tokens, index, visible, filler):
     tokens : torch.Tensor
         (B, V, D), with V at most N.
     index : torch.Tensor
-        Places of the tokens (B, V), each at most once.
+        Places of the tokens (B, V). A place occurs at most once in a clip.
     visible : torch.Tensor
         Boolean (B, N), True at the places that `tokens` fill. Surplus tokens
         have other places.

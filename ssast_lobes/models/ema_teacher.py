@@ -1,4 +1,4 @@
-"""The teacher: a copy of the student, as its moving average."""
+"""The teacher: the exponential moving average of the student."""
 
 import copy
 
@@ -11,9 +11,9 @@ from ssast_lobes.utils.distributed import SharedBatchNorm
 class EMATeacher(nn.Module):
     """Exponential moving average of modules, as in BYOL, DINO and data2vec.
 
-    It has a copy of each module under the same name. The copies have no
-    gradient and no stochastic depth, and stay in evaluation mode in every mode
-    of the objective. They have their own buffers.
+    It contains a copy of each module under the same name. The copies have their
+    own buffers, no gradients and no stochastic depth. They stay in evaluation
+    mode, whatever the mode of the objective.
 
     Arguments
     ---------
@@ -48,7 +48,7 @@ class EMATeacher(nn.Module):
         Arguments
         ---------
         mode : bool
-            Mode of the batch norms if there are `batch_statistics`.
+            Mode of the batch norms if `batch_statistics` is true.
 
         Returns
         -------
@@ -63,12 +63,12 @@ class EMATeacher(nn.Module):
 
     @torch.no_grad()
     def update(self, owner, momentum):
-        """Move each parameter by (1 - momentum) of its way to the student.
+        """Add ``(1 - momentum) * (student - copy)`` to each parameter.
 
         Arguments
         ---------
         owner : torch.nn.Module
-            Module with the students, under the names of the copies.
+            Module that contains the students, under the names of the copies.
         momentum : float
             1 keeps the copies, 0 replaces them.
         """

@@ -58,10 +58,11 @@ class EncoderOutput(NamedTuple):
     n_freq : int or None
         F', with N = F' * T'; None if tokens were dropped.
     hidden_states : torch.Tensor or None
-        Patch tokens (L + 1, B, N, D), usually before the final norm: the input
-        of the first block, then the output of each block.
+        Patch tokens (L + 1, B, N, D): the input of the first block, then the
+        output of each block. They are before the final norm, unless
+        ``"normed"`` was requested.
     class_hidden_states : torch.Tensor or None
-        Class tokens (L + 1, B, C, D) of the same places.
+        Class tokens (L + 1, B, C, D) at the same depths as `hidden_states`.
     """
 
     tokens: torch.Tensor
@@ -97,13 +98,13 @@ class EncoderOutput(NamedTuple):
         Arguments
         ---------
         pooling : str
-            ``"mean"`` of the valid tokens, ``"class"`` (mean of the class
+            ``"mean"`` (of the valid tokens), ``"class"`` (mean of the class
             tokens), ``"statistics"`` and others; see `pool`.
 
         Returns
         -------
         torch.Tensor
-            Clip vectors (B, D), or wider; see `pool`.
+            Clip vectors (B, D), or larger ones; see `pool`.
         """
         return self.pool_tokens(self.tokens, self.class_tokens, pooling)
 
@@ -113,7 +114,7 @@ class EncoderOutput(NamedTuple):
         Arguments
         ---------
         tokens, class_tokens : torch.Tensor
-            Tokens of the layer, in the shapes of the class's arguments.
+            Tokens of the layer, (B, N, D) and (B, C, D).
         pooling : str
             See `clip`.
 
@@ -137,11 +138,11 @@ class SpectrogramEncoder(nn.Module):
     There are four kinds of blocks. ``"attention"`` is a transformer block.
     ``"attention_post_norm"`` has the norms after the sums, as in EAT (see
     `PostNormBlock`). ``"mamba"`` is a bidirectional Mamba mixer. It scans the
-    tokens in order of time, and of frequency at each time, from one class token
-    at the clip's start to the other at its end. ``"mamba_reference"`` is the
+    tokens in order of time and, at each time, of frequency. One class token is
+    at the start of the clip, the other at its end. ``"mamba_reference"`` is the
     graph of the released SSAMBA models. It has two mixers in each block (see
-    `PairedMambaBlock`) and one class token before all others. It scans all
-    times of the lowest frequency first, and applies the final norm twice.
+    `PairedMambaBlock`) and one class token before all other tokens. It scans
+    all times of the lowest frequency first, and applies the final norm twice.
 
     Arguments
     ---------
@@ -153,18 +154,19 @@ class SpectrogramEncoder(nn.Module):
     depth : int
         Number of blocks L.
     heads : int
-        Number of attention heads; Mamba has none.
+        Number of attention heads; Mamba blocks ignore it.
     mlp_ratio : float
-        Hidden size of the MLPs, as a ratio of D; Mamba has none.
+        Hidden size of the MLPs, divided by D; Mamba blocks ignore it.
     table_frames : int
-        Number of frames that the position table spans; longer clips interpolate
-        it.
+        Number of frames that the position table spans. For longer clips, the
+        table is interpolated.
     drop_path : float
-        Stochastic depth of the last block; it grows linearly from 0.
+        Rate of stochastic depth in the last block. The rate grows linearly from
+        0 in the first block.
     table : tuple of int, optional
         Size (frequency, time) of the position table; by default that of the
-        grid over `table_frames`. It differs if the weights were trained with
-        another stride or number of mel bins.
+        grid over `table_frames`. The size differs from the default if the
+        weights were trained with another stride or number of mel bins.
     blocks : str
         ``"attention"``, ``"attention_post_norm"``, ``"mamba"`` or
         ``"mamba_reference"``.
@@ -174,21 +176,23 @@ class SpectrogramEncoder(nn.Module):
     norms : list of str
         Layer norms outside of the blocks: of the ``"patches"`` before positions
         are added, of all tokens before the ``"first"`` block, and of all tokens
-        after the ``"last"`` block. Most encoders have only the last.
+        after the ``"last"`` block. Most encoders have only the norm after the
+        last block.
     crop : str
-        See `PositionTable`.
+        Part of the position table that a short clip uses, ``"center"`` or
+        ``"start"``; see `PositionTable`.
     qkv_bias : bool
-        See `Attention`.
+        Whether queries, keys and values have a bias.
     checkpointing : bool
-        Store only the input of each block in training, and compute the rest
-        again in the backward pass. This takes about a third more time, but a
-        fraction of the memory (Chen et al., "Training Deep Nets with Sublinear
-        Memory Cost", 2016). The gradients are the same.
+        Whether to store only the input of each block in training, and to
+        recompute the rest in the backward pass. This takes about a third more
+        time, but a fraction of the memory (Chen et al., "Training Deep Nets
+        with Sublinear Memory Cost", 2016). The gradients are the same.
 
     Raises
     ------
     ValueError
-        If `blocks` is unknown or does not support another argument.
+        If `blocks` is unknown or does not support one of the other arguments.
 
     Example
     -------
@@ -284,11 +288,11 @@ class SpectrogramEncoder(nn.Module):
         ---------
         model_size : str
             A file of ``hparams/model/``: ``"tiny"``, ``"small"``, ``"base"``,
-            ``"large"`` (with `checkpointing`), or ``"micro"`` for CPUs. The
-            names of Mamba models are ``"ssamba_tiny"`` and so on, or
-            ``"ssamba_tiny_reference"``.
+            ``"large"`` (with `checkpointing`), or ``"micro"`` for CPUs. Mamba
+            models are ``"ssamba_tiny"`` and so on. With the blocks of the
+            released models, they are ``"ssamba_tiny_reference"`` and so on.
         geometry : str or tuple of int
-            See `Grid.from_geometry`.
+            ``"patch"``, ``"frame"`` or a patch size; see `Grid.from_geometry`.
         n_mels : int
             Mel bins of the spectrogram.
         stride : tuple of int, optional
@@ -341,7 +345,7 @@ class SpectrogramEncoder(nn.Module):
 
     @property
     def scans(self):
-        """Whether the blocks are Mamba's."""
+        """Whether the blocks are Mamba blocks."""
         return self.kind.startswith("mamba")
 
     @property
@@ -366,9 +370,9 @@ class SpectrogramEncoder(nn.Module):
     ):
         """Encode a batch of spectrograms.
 
-        The blocks see all tokens; or some tokens are *replaced* (`mask` and
-        `mask_embedding`); or some are *dropped* (`keep`). A scan runs over the
-        kept tokens in the order of the full grid.
+        By default the blocks see all tokens. With `mask` and `mask_embedding`,
+        some tokens are *replaced*. With `keep`, some tokens are *dropped*, and
+        a scan runs over the kept tokens in the order of the full grid.
 
         Arguments
         ---------
@@ -377,7 +381,7 @@ class SpectrogramEncoder(nn.Module):
             weights.
         n_frames : torch.Tensor, optional
             Valid frames (B,) int64. By default every frame counts as audio,
-            also padding, as in the official code.
+            including padding, as in the official code.
         mask : torch.Tensor, optional
             Boolean (B, F', T'), True at masked tokens.
         mask_embedding : torch.Tensor, optional
@@ -493,8 +497,8 @@ class SpectrogramEncoder(nn.Module):
         """Return the mask with class tokens (B, C + N), or None if all True."""
         if not padded:
             return None
-        # Attention is faster without a mask. Reading the values waits for the
-        # device, except on the CPU.
+        # Attention is faster without a mask. Reading the values of the mask
+        # waits for the device, except on the CPU.
         if is_token.device.type == "cpu" and not torch.compiler.is_compiling():
             if bool(is_token.all()):
                 return None

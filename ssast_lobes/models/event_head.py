@@ -46,15 +46,15 @@ class FrameClassifier(nn.Module):
     n_classes : int
         Number of classes C.
     weak_pooling : str
-        Pooling of the frames' probabilities to that of the clip.
-        ``"linear_softmax"`` is the mean weighted by the probabilities
+        Pooling of the probabilities of the frames to the probability of the
+        clip. ``"linear_softmax"`` is the mean weighted by the probabilities
         themselves (Wang et al., "A comparison of five multiple instance
         learning pooling functions for sound event detection with weak
         labeling", ICASSP 2019). ``"attention"`` is the mean weighted by learned
         scores of each class.
     hidden : int, optional
-        Channels of a convolution over time before the scores; by default there
-        is none.
+        Number of channels of a convolution over time before the scores; by
+        default there is no convolution.
     context : int
         Width of the convolution in frames, odd.
 
@@ -123,7 +123,8 @@ class FrameClassifier(nn.Module):
         is_frame = length_to_mask(n_time, frames.shape[1])[:, :, None]
         x = self.norm(frames)
         if self.hidden is not None:
-            # The convolution would carry padding into the clip.
+            # Without the mask, the convolution would carry padding into the
+            # clip.
             x = (x * is_frame).transpose(1, 2)
             x = functional.gelu(self.convolution(x)).transpose(1, 2)
         scores = self.linear(x).float() * is_frame
@@ -154,7 +155,7 @@ class SpectrogramDetector(nn.Module):
     weak_pooling, hidden, context
         See `FrameClassifier`.
     freeze_encoder : bool
-        Train only the head and the weighting of layers.
+        Whether to train only the head and the weighting of layers.
 
     Raises
     ------
@@ -193,8 +194,8 @@ class SpectrogramDetector(nn.Module):
         if freeze_encoder:
             encoder.requires_grad_(False)
         if self.pooling.needs_hidden_states is True:
-            # The loss does not depend on the norm, and DDP would wait for its
-            # gradient.
+            # The loss does not depend on the final norm, and DDP would wait for
+            # the gradient of the norm.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):
@@ -284,7 +285,8 @@ class FrameTiming:
         """Return the targets of the frames of a clip.
 
         A frame is positive if an event covers its middle. An event that covers
-        no middle marks the frame that contains the event's own middle.
+        the middle of no frame marks the frame that contains the middle of the
+        event.
 
         Arguments
         ---------

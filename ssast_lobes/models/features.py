@@ -31,31 +31,33 @@ EPSILON = torch.finfo(torch.float32).eps
 # Kaldi's windows are powers of Hann's.
 _WINDOW_POWERS = {"hanning": 1, "povey": 0.85}
 
-# Number of neighboring mel filters that are multiplied together.
+# Number of neighboring mel filters in one matrix product.
 _FILTERS_AT_ONCE = 16
 
-# Rate and mel bins of the published SSAST. Its first bin is constant, as it was
-# in the training of the weights, so a warning would not help.
+# Sampling rate and mel bins of the published SSAST. With these, the first mel
+# bin is constant, as in the training of the weights, so a warning would not
+# help.
 _PUBLISHED = (16000, 128)
 
 
 class KaldiFbank(Filterbank):
     """Compute Kaldi's log-mel filterbank for a batch of clips.
 
-    It follows ``torchaudio.compliance.kaldi.fbank`` with ``htk_compat=True,
-    use_energy=False, window_type="hanning", dither=0.0`` on the mean-removed
-    waveform, as in SSAST: 25 ms windows every 10 ms, and no frame beyond the
-    end. It computes in float32, also under autocast or if the module is cast to
-    another type. On CUDA it computes in float64 from the Fourier transform on.
+    It follows ``torchaudio.compliance.kaldi.fbank`` with
+    ``htk_compat=True, use_energy=False, window_type="hanning", dither=0.0`` on
+    the mean-removed waveform, as in SSAST: 25 ms windows every 10 ms, and no
+    frame beyond the end. It computes in float32, also under autocast or if the
+    module is cast to another type. On CUDA, the Fourier transform and the steps
+    after it are in float64.
 
     Arguments
     ---------
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
-        Number of mel bins, from 20 Hz to half the sampling rate. A warning
-        reports bins that no frequency of the Fourier transform reaches, because
-        they are constant.
+        Number of mel bins, from 20 Hz to half the sampling rate. Bins that no
+        frequency of the Fourier transform reaches are constant; a warning
+        reports them.
     window : str
         ``"hanning"``, or Kaldi's own ``"povey"``, as in BEATs.
     gain : float
@@ -130,7 +132,7 @@ class KaldiFbank(Filterbank):
         return {k: v for k, v in settings.items() if v != usual[k]}
 
     def samples_of(self, n_frames):
-        """Return the fewest samples with this many frames."""
+        """Return the fewest samples that give this many frames."""
         return (n_frames - 1) * self.hop_samples + self.window_samples
 
     def frames_of(self, n_samples):
@@ -202,7 +204,7 @@ def _n_dead(filters):
 
 
 def _reach(filters):
-    """Return the first bin (row) of some filters, and the end of their bins."""
+    """Return the first Fourier bin (row) that filters use, and the end."""
     bins = filters.any(1).nonzero().flatten().tolist() or [0]
     return bins[0], bins[-1] + 1
 
@@ -214,11 +216,11 @@ def _clip_means(wav, n_samples):
         is_sample = length_to_mask(n_samples, wav.shape[1])
         total = torch.where(is_sample, wav, 0.0).sum(1, dtype=torch.float64)
         return (total / n_samples.clamp(min=1)).float()
-    # Pre-emphasis nearly cancels the quietest mel bins, so a mean with another
-    # rounding shows there. With a masked sum of the batch, even in float64, one
-    # noise clip in five differs by more than 1e-4 from Kaldi's features. So
-    # each mean comes from the reduction of a single clip. The work on frames
-    # stays batched.
+    # Pre-emphasis nearly cancels the quietest mel bins, so they reveal a
+    # different rounding of the mean. With a masked sum of the batch, even in
+    # float64, one noise clip in five differs by more than 1e-4 from Kaldi's
+    # features. So each mean comes from the reduction of a single clip. The work
+    # on frames stays batched.
     if torch.compiler.is_compiling():
         # The loop would be compiled again for each length.
         return torch.compiler.disable(_each_mean)(wav, n_samples)
@@ -252,7 +254,7 @@ def make_filterbank(sample_rate, n_mels, settings=None):
     Raises
     ------
     ValueError
-        If the kind is unknown, or its class does not have an argument.
+        If the kind is unknown, or its class does not take one of the arguments.
 
     Example
     -------
@@ -273,9 +275,9 @@ class FrontEnd(nn.Module):
     Arguments
     ---------
     statistics : str or dict
-        Name of a preset in ``hparams/features/``; a YAML file, such as
-        ``ssast-lobes stats`` writes; or ``{"mean": .., "std": ..}``, with
-        numbers or with lists of one number for each mel bin.
+        Name of a preset in ``hparams/features/``, or path of a YAML file that
+        ``ssast-lobes stats`` wrote, or ``{"mean": .., "std": ..}``. The values
+        are numbers, or lists of one number for each mel bin.
     sample_rate : int
         Sampling rate of the waveforms in Hz.
     n_mels : int
@@ -285,9 +287,9 @@ class FrontEnd(nn.Module):
         clip is padded or cut to this number of frames before the normalization,
         and all frames count as audio. By default clips keep their lengths.
     fbank : dict, optional
-        Filterbank of another model: its ``kind``, ``"kaldi"`` (`KaldiFbank`) or
-        ``"centered"`` (`MelSpectrogram`), and further arguments of that class.
-        By default SSAST's.
+        Filterbank of another model. The entry ``kind`` is ``"kaldi"``
+        (`KaldiFbank`) or ``"centered"`` (`MelSpectrogram`). The other entries
+        are arguments of that class. By default SSAST's filterbank.
 
     Raises
     ------

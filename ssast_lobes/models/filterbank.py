@@ -64,13 +64,13 @@ class Filterbank(ExactBuffers):
         feats : torch.Tensor
             Log-mel energies (B, T, n_mels), 0 at padding. T is at least 1.
         n_frames : torch.Tensor
-            Valid frames (B,), int64, equal to those of each clip alone.
+            Number of valid frames (B,), int64, the same as for each clip alone.
 
         Raises
         ------
         ValueError
-            If `wav` is not (B, S) or not floating point, or `wav_lens` are
-            not relative; see `sample_counts`.
+            If `wav` is not (B, S) or not floating point, or `wav_lens` are not
+            relative lengths; see `sample_counts`.
         """
         if wav.dim() != 2:
             raise ValueError(

@@ -27,11 +27,13 @@ class ClassificationHead(nn.Module):
         Number of classes C.
     projection : int, optional
         Size of a linear projection in place of the norm, as in SUPERB's probes
-        (Yang et al., Interspeech 2021). They project each token before they
-        take the mean; the result is the same, since both are linear.
+        (Yang et al., Interspeech 2021). SUPERB projects each token and then
+        takes the mean. The result is the same, since projection and mean are
+        linear.
     cosine_scale : float, optional
-        Factor of scores that are cosines of the vector and the weights of each
-        class, as margin losses need them; by default scores are linear.
+        If given, the score of a class is this factor times the cosine between
+        the clip vector and the weights of the class, as margin losses need it.
+        By default scores are linear.
     norm_eps : float, optional
         Epsilon of the norm; None removes the norm.
 
@@ -128,28 +130,29 @@ class SpectrogramClassifier(nn.Module):
     n_classes : int
         Number of classes C.
     pooling : str
-        See `ClipPooling`.
+        How tokens become a clip vector; see `ClipPooling`.
     layers : str
-        See `ClipPooling`.
+        Layers from which the clip vector is made; see `ClipPooling`.
     projection : int, optional
-        See `ClassificationHead`.
+        Size of a linear projection in the head; see `ClassificationHead`.
     cosine_scale : float, optional
-        See `ClassificationHead`.
+        Factor of scores that are cosines; see `ClassificationHead`.
     freeze_encoder : bool
-        Train only the pooling and the head.
+        Whether to train only the pooling and the head.
     frozen_blocks : int
-        Number of first blocks to freeze, together with everything before them,
-        such as the patch projection and the positions.
+        Number of blocks to freeze, counted from the first. Everything before
+        the blocks is frozen with them, such as the patch projection and the
+        positions.
     lora_rank : int
         If not 0, freeze the encoder and train low-rank adapters of this rank
-        (SpeechBrain's `LoRA`). They are in all attention and MLP layers, or in
-        the input and output projections of Mamba's mixers.
+        (SpeechBrain's `LoRA`). The adapters are in all attention and MLP
+        layers, or in the input and output projections of Mamba's mixers.
 
     Raises
     ------
     ValueError
-        If the encoder has fewer than `frozen_blocks` blocks, or there are two
-        ways of freezing.
+        If the encoder has fewer than `frozen_blocks` blocks, or more than one
+        of `freeze_encoder`, `frozen_blocks` and `lora_rank` is set.
 
     Example
     -------
@@ -203,8 +206,8 @@ class SpectrogramClassifier(nn.Module):
         elif frozen_blocks > 0:
             _freeze_first(encoder, frozen_blocks)
         if self.pooling.needs_hidden_states is True:
-            # The loss does not depend on the norm, and DDP would wait for its
-            # gradient.
+            # The loss does not depend on the final norm, and DDP would wait for
+            # the gradient of the norm.
             encoder.norm.requires_grad_(False)
 
     def train(self, mode=True):

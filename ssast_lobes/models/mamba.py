@@ -4,7 +4,7 @@
 Sequence Modeling with Selective State Spaces", COLM 2024). It is exact in
 float32, and its memory grows linearly with the number of tokens. `MambaMixer`
 runs it in both directions, as Vision Mamba does (Zhu et al., ICML 2024). In the
-encoder, the blocks with this mixer replace the transformer's.
+encoder, the blocks with this mixer replace the transformer blocks.
 """
 
 import math
@@ -24,7 +24,7 @@ EXPAND = 2
 # Range of the initial step sizes.
 DELTA_RANGE = (1e-3, 1e-1)
 
-# PyTorch's default, with which the official models were trained.
+# PyTorch's default epsilon, with which the official models were trained.
 NORM_EPS = 1e-5
 
 
@@ -52,7 +52,8 @@ class MambaDirection(nn.Module):
             torch.arange(1.0, STATE + 1).log().repeat(channels, 1)
         )
         self.D = nn.Parameter(torch.ones(channels))
-        # As in Mamba, step sizes are uniform over their range on a log scale.
+        # As in Mamba, initial step sizes are uniform over their range on a log
+        # scale.
         nn.init.uniform_(self.dt_proj.weight, -(rank**-0.5), rank**-0.5)
         low, high = map(math.log, DELTA_RANGE)
         delta = torch.empty(channels).uniform_(low, high).exp()
@@ -129,8 +130,8 @@ class MambaMixer(nn.Module):
 
     Zhu et al., "Vision Mamba: Efficient Visual Representation Learning with
     Bidirectional State Space Model", ICML 2024. Both directions share the input
-    projection, the gate and the output projection. Each has its own convolution
-    and scan, and the outputs of both are averaged.
+    projection, the gate and the output projection. Each direction has its own
+    convolution and scan, and the outputs of both directions are averaged.
 
     Arguments
     ---------
@@ -187,7 +188,7 @@ class MambaBlock(nn.Module):
     dim : int
         Token size D.
     drop_path : float
-        See `TransformerBlock`.
+        Fraction of clips that skip the mixer in training (stochastic depth).
 
     Example
     -------
@@ -214,16 +215,17 @@ class MambaBlock(nn.Module):
 class PairedMambaBlock(nn.Module):
     """Block of the released SSAMBA models: two blocks in parallel.
 
-    The second block sees the tokens in reverse order. Their outputs are added,
-    including the residuals, so the stream doubles in every block. Each mixer is
-    bidirectional already, so each block scans four times.
+    The second block sees the tokens in reverse order. The outputs of both
+    blocks are added, including the residuals, so the stream doubles in every
+    paired block. Each mixer is bidirectional already, so a paired block scans
+    four times.
 
     Arguments
     ---------
     dim : int
         Token size D.
     drop_path : float
-        See `TransformerBlock`.
+        Fraction of clips that skip the mixer in training (stochastic depth).
 
     Example
     -------
@@ -244,7 +246,7 @@ class PairedMambaBlock(nn.Module):
 
 
 def init_mamba(blocks):
-    """Scale the output projections down by the root of their number.
+    """Divide the output projections by the square root of their number.
 
     Mamba's initialization does this, as GPT-2's does, so that the stream does
     not grow with the depth.

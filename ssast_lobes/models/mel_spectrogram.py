@@ -9,7 +9,7 @@ from ssast_lobes.models.filterbank import Filterbank
 from ssast_lobes.utils.checks import flag, one_of, real, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Float32 epsilon, which code with nnAudio adds to energies.
+# Float32 epsilon, which code based on nnAudio adds to energies.
 EPSILON = torch.finfo(torch.float32).eps
 
 # Smallest energy before the conversion to decibels, as in torchaudio.
@@ -20,8 +20,8 @@ class MelSpectrogram(Filterbank):
     """Compute log-mel energies of centered frames.
 
     Sample t * `hop_samples` is in the middle of frame t. Each clip is reflected
-    at its start and its end, so n samples give n // hop + 1 frames. This can be
-    the front end of M2D (nnAudio), of ATST and Dasheng
+    at its start and its end, so n samples give n // hop + 1 frames. This class
+    can be the front end of M2D (nnAudio), of ATST and Dasheng
     (``torchaudio.transforms``) and of MaskSpec.
 
     Arguments
@@ -43,8 +43,9 @@ class MelSpectrogram(Filterbank):
     offset : float
         Value added to energies before the natural logarithm.
     top_db : float, optional
-        Return decibels, clipped this far below the clip's maximum, instead of
-        natural logarithms.
+        If given, energies are in decibels instead of natural logarithms.
+        Energies more than `top_db` below the maximum of the clip are raised to
+        this limit.
     periodic : bool
         Whether the window is periodic.
     pre_emphasis : float
@@ -132,9 +133,9 @@ class MelSpectrogram(Filterbank):
         return {name: getattr(self, name) for name in (*names, "pre_emphasis")}
 
     def samples_of(self, n_frames):
-        """Return the fewest samples with this many frames.
+        """Return the fewest samples that give this many frames.
 
-        A clip also needs `least_samples`.
+        A clip needs at least `least_samples` in any case.
         """
         return (n_frames - 1) * self.hop_samples + self._lost
 
@@ -169,7 +170,7 @@ class MelSpectrogram(Filterbank):
             n_samples = n_samples - 1
         frames = self._frames(wav, n_samples)
         if wav.is_cuda:
-            # TF32 would be wrong in the third digit.
+            # TF32 products would be wrong in the third digit.
             frames = frames.double()
         spectrum = torch.fft.rfft(frames * self.window)
         power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)

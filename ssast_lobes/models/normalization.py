@@ -1,4 +1,4 @@
-"""Mean and deviation of spectrograms: normalization and measurement."""
+"""Mean and standard deviation of spectrograms: normalize and measure."""
 
 from pathlib import Path
 
@@ -110,13 +110,13 @@ def read_statistics(name):
     Returns
     -------
     dict
-        ``{"mean": .., "std": ..}`` with floats; a preset may have lists, one
-        value for each mel bin.
+        ``{"mean": .., "std": ..}`` with floats. A preset may contain lists of
+        one value for each mel bin.
 
     Raises
     ------
     ValueError
-        If there is no such preset or file, or if the file does not have both
+        If there is no such preset or file, or if the file does not contain both
         numbers.
 
     Example

@@ -31,7 +31,8 @@ class Grid:
 
     Tokens are in frequency-major order (all times of the lowest band first), as
     in SSAST. Along time, a partial last patch is kept and filled with zeros.
-    Along frequency, only whole patches are cut, from the lowest mel bin.
+    Along frequency, patches start at the lowest mel bin, and a partial last
+    patch is dropped.
 
     Arguments
     ---------
@@ -42,7 +43,8 @@ class Grid:
     stride : tuple of int, optional
         Step between patches (mel bins, frames); by default the patch size.
     keep_partial : bool
-        Whether to keep a partial last patch; the official code drops it.
+        Whether to keep a partial last patch along time; the official code drops
+        it.
 
     Raises
     ------
@@ -64,7 +66,8 @@ class Grid:
     def __post_init__(self):
         whole("n_mels", self.n_mels)
         flag("keep_partial", self.keep_partial)
-        # A YAML has lists. Only `object` can set a field of a frozen dataclass.
+        # A YAML contains lists, not tuples. Only `object` can set a field of a
+        # frozen dataclass.
         object.__setattr__(self, "patch", _size("patch", self.patch))
         stride = self.patch if self.stride is None else self.stride
         object.__setattr__(self, "stride", _size("stride", stride))
@@ -90,7 +93,7 @@ class Grid:
         stride : tuple of int, optional
             Step between patches (mel bins, frames); by default the patch size.
         keep_partial : bool
-            See the class.
+            Whether to keep a partial last patch along time.
 
         Returns
         -------
@@ -147,11 +150,11 @@ class Grid:
         Returns
         -------
         int or torch.Tensor
-            Number of patches along time, of the same kind.
+            Number of patches along time, of the same type as `n_frames`.
         """
         size, step = self.patch[1], self.stride[1]
         if self.keep_partial:
-            # With gaps between patches, the last one must begin in the clip.
+            # With gaps between patches, the last patch must begin in the clip.
             reach = n_frames - max(size, step) + step - 1
         else:
             reach = n_frames - size
@@ -303,9 +306,10 @@ class PositionTable(nn.Module):
     """Learned positions for a grid, fitted to the length of each clip.
 
     Along time, a clip that is shorter than the table uses the table's center or
-    start. A longer clip interpolates the table linearly. Along frequency, a
-    grid with fewer bands uses the center, and one with more bands interpolates.
-    The official code does the same for whole batches of one length.
+    start. For a longer clip, the table is interpolated linearly. Along
+    frequency, a grid with fewer bands than the table uses the table's center.
+    For a grid with more bands, the table is interpolated. The official code
+    does the same, but for batches of clips of one length.
 
     Arguments
     ---------
@@ -404,8 +408,8 @@ class PositionTable(nn.Module):
 def _taken(table, dim, places):
     """Return entries of a table along one dimension.
 
-    With several threads, the gradient of ``table[places]`` would sum in an
-    arbitrary order.
+    With several threads, the gradient of ``table[places]`` would be summed in
+    an arbitrary order.
     """
     taken = table.index_select(dim, places.flatten())
     return taken.unflatten(dim, places.shape)
@@ -415,8 +419,8 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     """Return sine and cosine positions (Vaswani et al., NeurIPS 2017).
 
     The first half of a vector encodes the frequency, the second half the time.
-    Each half has waves with rates from 1 down to 1/10000 (He et al., "Masked
-    Autoencoders Are Scalable Vision Learners", CVPR 2022).
+    Each half contains sines and cosines with rates from 1 down to 1/10000 (He
+    et al., "Masked Autoencoders Are Scalable Vision Learners", CVPR 2022).
 
     Arguments
     ---------
@@ -458,9 +462,10 @@ def sincos_positions(n_freq, n_time, dim, device=None):
 
 
 def _resample(index, size, full, crop="center"):
-    """Return the place of entry `index` of `size` on a table of `full` entries.
+    """Map entry `index` of `size` entries to a table of `full` entries.
 
-    The result is the two neighboring entries and the weight of the second.
+    The result is the two neighboring entries of the table, and the weight of
+    the second one.
     """
     first = full // 2 - size // 2 if crop == "center" else 0
     stretch = (index + 0.5) * (full / size) - 0.5

@@ -5,7 +5,8 @@ from torch import nn
 
 from ssast_lobes.utils.checks import one_of, whole
 
-# Number of vectors of size D in each way of pooling; None is one for each band.
+# Number of vectors of size D in each way of pooling; None means one for each
+# band.
 POOLINGS = {
     "mean": 1,
     "class": 1,
@@ -38,28 +39,29 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
     class_tokens : torch.Tensor or None
         (B, C, D), with C from 0 to 2; None if `pooling` needs no class tokens.
     pooling : str
-        ``"mean"`` of the valid tokens. ``"class"``: mean of the class tokens.
-        ``"statistics"``: mean, then standard deviation. ``"dynamics"``: these,
-        then the root mean square of the changes of a token over one time step
-        and over two (0.001 if the clip is too short). ``"tokens"``: mean of all
-        patch and class tokens, as in AudioMosaic. ``"class_mean"``: class, then
-        mean, as in ATST-Clip. ``"bands"``: mean over time of each frequency,
-        concatenated, as in M2D.
+        ``"mean"``: mean of the valid tokens. ``"class"``: mean of the class
+        tokens. ``"statistics"``: mean and standard deviation of the valid
+        tokens. ``"dynamics"``: mean, standard deviation, and the root mean
+        squares of the changes of tokens over one time step and over two time
+        steps (0.001 if the clip is too short). ``"tokens"``: mean of all patch
+        and class tokens, as in AudioMosaic. ``"class_mean"``: mean of the class
+        tokens, then mean of the valid tokens, as in ATST-Clip. ``"bands"``:
+        mean over time of each frequency, concatenated, as in M2D.
     n_freq : int, optional
-        F', with N = F' * T'. It is needed for bands and for dynamics, which
-        compare tokens of the same frequency.
+        F', with N = F' * T'. It is needed for ``"bands"`` and for
+        ``"dynamics"``, which compares tokens of the same frequency.
 
     Returns
     -------
     torch.Tensor
-        (B, D); statistics and class_mean (B, 2 D), dynamics (B, 4 D), bands
-        (B, F' * D).
+        (B, 2 D) for statistics and class_mean, (B, 4 D) for dynamics,
+        (B, F' * D) for bands, otherwise (B, D).
 
     Raises
     ------
     ValueError
-        If `pooling` is unknown, or needs class tokens or an `n_freq` that are
-        missing.
+        If `pooling` is unknown, or if it needs class tokens or `n_freq`, but
+        they are missing.
 
     Example
     -------
@@ -102,7 +104,7 @@ def pool(tokens, is_token, class_tokens, pooling, n_freq=None):
         return mean
     if pooling == "class_mean":
         return torch.cat([class_tokens.mean(1), mean], dim=1)
-    # Squares of small differences need float32, under bf16 too.
+    # Squares of small differences need float32, also under bf16.
     away = (tokens - mean[:, None]).float() * is_token[:, :, None]
     variance = away.square().sum(1) / count
     variances = [variance]
@@ -127,26 +129,27 @@ class ClipPooling(nn.Module):
     depth : int
         Number of encoder blocks L.
     pooling : str
-        ``"mean"`` of the valid tokens. ``"class"``: mean of the class tokens.
-        ``"statistics"``: mean and standard deviation of the valid tokens, as in
-        x-vectors (Snyder et al., ICASSP 2018). ``"dynamics"``: these, and the
-        changes of tokens over one time step and over two. Or ``"tokens"``,
-        ``"class_mean"`` or ``"bands"``; see `pool`.
+        ``"mean"``: mean of the valid tokens. ``"class"``: mean of the class
+        tokens. ``"statistics"``: mean and standard deviation of the valid
+        tokens, as in x-vectors (Snyder et al., ICASSP 2018). ``"dynamics"``:
+        mean, standard deviation, and changes of tokens over one and over two
+        time steps. `pool` explains ``"tokens"``, ``"class_mean"`` and
+        ``"bands"``.
     layers : str
         ``"last"``: tokens after the final norm. ``"weighted"``: the
         softmax-weighted sum of the L block outputs before the final norm, as in
         SUPERB's probes (Yang et al., Interspeech 2021). ``"all"``: the input of
         the first block and the L block outputs, pooled and concatenated.
         ``"normed"``: the L block outputs after the final norm, pooled and
-        concatenated, as in ATST; with class_mean, the L class vectors come
-        first.
+        concatenated, as in ATST. With class_mean, the L class vectors come
+        before the L means.
     n_freq : int, optional
-        F' of the encoder, which bands need.
+        F' of the encoder; needed for ``"bands"``.
 
     Raises
     ------
     ValueError
-        If a name is unknown, or if bands have no `n_freq`.
+        If `pooling` or `layers` is unknown, or if ``"bands"`` lacks `n_freq`.
 
     Example
     -------
@@ -197,8 +200,10 @@ class ClipPooling(nn.Module):
         Returns
         -------
         int
-            D, times 2 for statistics and class_mean, 4 for dynamics and F' for
-            bands, times L + 1 for all layers and L for normed ones.
+            D times the number of vectors of the pooling and the number of
+            layers. The pooling gives 2 vectors for statistics and class_mean, 4
+            for dynamics, F' for bands, otherwise 1. There are L + 1 layers for
+            ``"all"``, L for ``"normed"``, otherwise 1.
 
         Example
         -------
@@ -224,8 +229,8 @@ class ClipPooling(nn.Module):
             ]
             if self.layers == "all":
                 return torch.cat(pooled, dim=1)
-            # Leave out the input of the first block. The parts of a pooling are
-            # the outer order, the layers the inner one.
+            # Leave out the input of the first block. Concatenate the first
+            # vectors of all layers, then their second vectors.
             dim = encoded.tokens.shape[-1]
             stack = torch.stack(pooled[1:], dim=1).unflatten(2, (-1, dim))
             return stack.transpose(1, 2).flatten(1)
@@ -236,7 +241,7 @@ class ClipPooling(nn.Module):
         return encoded.pool_tokens(tokens, classes, self.pooling)
 
     def frames(self, encoded):
-        """Return the vectors of time steps, from the same layers.
+        """Return vectors of time steps, from the same layers as clip vectors.
 
         Arguments
         ---------
@@ -246,8 +251,8 @@ class ClipPooling(nn.Module):
         Returns
         -------
         torch.Tensor
-            Means over frequency (B, T', D), (B, T', (L + 1) D) for all layers
-            or (B, T', L D) for normed ones; 0 at padding.
+            Means over frequency, 0 at padding: (B, T', (L + 1) D) for ``"all"``
+            layers, (B, T', L D) for ``"normed"`` layers, otherwise (B, T', D).
         """
         if self.layers == "last":
             return encoded.frames

@@ -33,9 +33,9 @@ def selective_scan(u, delta, A, B, C, D=None, reverse=False):
     The scan computes in float32 (float64 stays float64), also under autocast.
     The states of all tokens (B, N, E, S) never exist at once. The scan works in
     segments, and each segment starts from the last state of the previous one.
-    The backward pass computes the states of one segment at a time again. Decays
-    are multiplied and never divided by, so that nothing overflows at any
-    length. On CUDA the kernel of the package ``mamba_ssm`` is used if it is
+    The backward pass recomputes the states, one segment at a time. The scan
+    multiplies by decays and never divides by them, so that nothing overflows at
+    any length. On CUDA the kernel of the package ``mamba_ssm`` is used if it is
     installed, except for float64.
 
     Arguments
@@ -147,7 +147,7 @@ def fused_scan():
 
 
 def _kernel_scan(prepare, reverse, *tensors):
-    """Scan with the kernel, which needs the tokens on the last axis."""
+    """Scan with ``mamba_ssm``, which needs the tokens on the last axis."""
     with _autocast_off(tensors[0]):
         u, delta, A, B, C, D = prepare(*tensors)
         inputs = [x.transpose(1, 2) for x in (u, delta, B, C)]
@@ -192,10 +192,10 @@ class _Walk:
     """A sequence in the order of its scan: segments of tokens, time-major.
 
     The states of a segment are in one buffer (T, B, S, E), channels last, so
-    that every operation runs along memory. On a GPU, starting an operation
-    costs more than computing it, so a segment is split into chunks. One loop
-    runs over the tokens of a chunk, for all chunks at once. A second loop runs
-    over the chunks and passes the state from one to the next.
+    that every operation reads contiguous memory. On a GPU, starting an
+    operation costs more than computing it, so a segment is split into chunks.
+    One loop runs over the tokens of a chunk, for all chunks at once. A second
+    loop runs over the chunks and passes the state from one to the next.
     """
 
     def __init__(self, u, A, reverse):
@@ -232,7 +232,7 @@ class _Walk:
         x[:, places] = part.flip(1) if self.reverse else part
 
     def _surplus(self, tokens):
-        """Return the number of tokens that complete the last chunk."""
+        """Return the number of padding tokens that complete the last chunk."""
         return -tokens % self.chunk if tokens > self.chunk else 0
 
     def _places(self, start):
@@ -263,10 +263,10 @@ class _Walk:
         return states
 
     def gradients(self, end, decays, delta, C, gradient, out):
-        """Return the gradients of a segment's states and of the state before.
+        """Return the gradients of a segment's states and of the preceding one.
 
-        `end` is the gradient of the last state from all later segments, and
-        `gradient` is that of the output.
+        `end` is what all later segments contribute to the gradient of the last
+        state. `gradient` is the gradient of the output.
         """
         grads = _outer(C, gradient, out[: len(delta)])
         inner, factors = self._chunks(grads), self._chunks(decays)
@@ -311,12 +311,13 @@ def _outer(row, column, out):
 
 def _rows(rows, matrices):
     """Return the products (T, B, J) of (T, B, I) and (T, B, I, J)."""
-    # A column on the right would be ten times slower than a row on the left.
+    # Multiplying by a column on the right would be ten times slower than by a
+    # row on the left.
     return (rows[:, :, None] @ matrices)[:, :, 0]
 
 
 def _chain(rows, factors):
-    """Add to each row, in turn, the row before it times its factor."""
+    """Add to each row, in turn, its factor times the row before it."""
     for before, row, factor in zip(rows, rows[1:], factors, strict=False):
         row.addcmul_(factor, before)
 
@@ -357,7 +358,7 @@ def _scan_gradients(u, delta, A, B, C, D, reverse, kept, gradient):
         walk.put(to_B, start, _rows(steps * x, grads.mT))
         to_input = _rows(b, grads)
         walk.put(to_u, start, to_input * steps)
-        # From here on, `grads` are those of the exponents, delta A.
+        # From here on, `grads` are the gradients of the exponents, delta A.
         grads.mul_(decays).mul_(states[:-1])
         to_steps = torch.mul(grads, walk.decay, out=decays).sum(2)
         walk.put(to_delta, start, to_steps.addcmul_(to_input, x))

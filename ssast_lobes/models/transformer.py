@@ -1,4 +1,4 @@
-"""Transformer blocks: pre-norm, as in SSAST and most others, and post-norm."""
+"""Transformer blocks: pre-norm, as in SSAST and most models, and post-norm."""
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ class Attention(nn.Module):
     dim : int
         Token size D.
     heads : int
-        Number of heads; D must be a multiple of it.
+        Number of heads, a divisor of D.
     qkv_bias : bool
         Whether queries, keys and values have a bias.
 
@@ -79,7 +79,7 @@ class MLP(nn.Module):
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x):
-        """Transform each token (.., D) on its own."""
+        """Transform each token (.., D) separately."""
         return self.fc2(nn.functional.gelu(self.fc1(x)))
 
 
@@ -93,12 +93,12 @@ class TransformerBlock(nn.Module):
     heads : int
         Attention heads.
     mlp_ratio : float
-        Hidden size of the MLP, as a ratio of D.
+        Hidden size of the MLP, divided by D.
     drop_path : float
         Fraction of clips that skip a branch in training (stochastic depth); 0
         in SSAST.
     qkv_bias : bool
-        See `Attention`.
+        Whether queries, keys and values have a bias.
 
     Example
     -------
@@ -147,8 +147,8 @@ class PostNormBlock(TransformerBlock):
 def drop_path(branch, rate, training):
     """Drop a residual branch for some clips (stochastic depth).
 
-    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016. The other
-    clips are scaled up, so that the mean stays the same.
+    Huang et al., "Deep Networks with Stochastic Depth", ECCV 2016. The branch
+    of the other clips is scaled up, so that its mean stays the same.
 
     Arguments
     ---------
@@ -181,7 +181,7 @@ def init_transformer(module):
     Arguments
     ---------
     module : torch.nn.Module
-        A module of ``Module.apply``; others than linear layers do not change.
+        A module that ``Module.apply`` passes. Only linear layers change.
     """
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)

@@ -1,8 +1,9 @@
 """Released checkpoints of other labs: a module for each family.
 
-A module has the names of the tensors, the geometry, front end, pooling, license
-and paper of a family. `family.Family` does the work that all share, and
-accounts for every tensor of a file. No code of the families was copied.
+A module states the tensor names, geometry, front end, pooling, license and
+paper of a family. `family.Family` does the work that all families share. It
+translates each tensor of a file, reports it as left out, or raises. No code of
+the families was copied.
 """
 
 from ssast_lobes.checkpoints.format import WeightsError
@@ -28,7 +29,7 @@ FAMILIES = {
 
 
 def family_of(content):
-    """Return the family that the keys of a checkpoint show.
+    """Return the family of a checkpoint, recognized by its keys.
 
     Arguments
     ---------
@@ -51,7 +52,9 @@ def family_of(content):
 
 
 def is_plain_vit(content):
-    """Return whether a checkpoint has the keys that several families share.
+    """Return whether a checkpoint contains the keys of a vision transformer.
+
+    Several families share these keys.
 
     Arguments
     ---------
@@ -75,9 +78,10 @@ def from_peer(content, path, family=None):
     content : object
         The result of ``torch.load``.
     path : pathlib.Path
-        The file; for M2D, the name of its folder contains the geometry.
+        The file. For M2D, the name of its folder states the geometry.
     family : str, optional
-        One of `FAMILIES`; needed if several have the same keys.
+        Name in `FAMILIES`; needed if several families have the keys of the
+        file.
 
     Returns
     -------
@@ -89,8 +93,8 @@ def from_peer(content, path, family=None):
     ValueError
         If `family` is unknown.
     WeightsError
-        If no family is named and the keys do not show it, or if a tensor is
-        missing, unknown or of the wrong shape.
+        If `family` is missing and the keys do not determine it, or if a tensor
+        is missing, unknown or of the wrong shape.
 
     Example
     -------

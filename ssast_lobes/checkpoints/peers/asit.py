@@ -8,9 +8,9 @@ _OUT = "objective.decoder.6."
 class ASiT(Family):
     """A plain vision transformer; the class token is the clip vector.
 
-    The official code takes only 592 frames; here shorter clips use the first
-    steps of the table. The official code states 32 kHz, but users of the
-    weights pass 16 kHz, and so does this front end.
+    The official code accepts only clips of 592 frames. Here, shorter clips use
+    the first steps of the table. The official code states 32 kHz, but users of
+    the weights pass audio at 16 kHz. This front end also expects 16 kHz.
     """
 
     name = "asit"
@@ -35,7 +35,7 @@ class ASiT(Family):
     pooling = {"pooling": "class", "layers": "last"}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the file has the heads, without centers."""
+        """See `Family.build`; pretext heads are read, but have no centers."""
         heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
         if _OUT + "weight" not in heads:

@@ -35,9 +35,9 @@ _LAYERS = {
 
 
 class _ATST(Family):
-    """The part that both models share.
+    """The layout that ATST-Frame and ATST-Clip share.
 
-    Patches are 64 mel bins x 4 frames; queries, keys and values have no bias.
+    Patches are 64 mel bins x 4 frames. Queries, keys and values have no bias.
     """
 
     paper = (
@@ -62,7 +62,7 @@ class _ATST(Family):
         "model.student.encoder.",
         "model.student.projector.",
         *(f"{name}1.num_batches_tracked" for name in _HEADS),
-        # Older files have the predictor in another entry.
+        # Older files store projector and predictor in two entries: drop both.
         "projector.",
         "predictor.",
         "head.",
@@ -73,7 +73,7 @@ class _ATST(Family):
     objective = ""
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; training clips are shorter than the table."""
+        """See `Family.build`; `table_frames` is the training length."""
         heads = {key: ours.pop(key) for key in list(ours) if "objective" in key}
         super().build(ours, config, content, path, report)
         encoder = config["encoder"]
@@ -93,8 +93,9 @@ class _ATST(Family):
 class ATSTFrame(_ATST):
     """The layout of ATST-Frame, without class token.
 
-    A clip vector is the normalized mean of each block. Clips over 1001 frames
-    are cut into chunks, and the vectors of the chunks are averaged.
+    A clip vector concatenates, over all blocks, the mean of the normalized
+    tokens. Clips over 1001 frames are cut into chunks, and the vectors of the
+    chunks are averaged.
     """
 
     name = "atst_frame"
@@ -121,9 +122,10 @@ class ATSTFrame(_ATST):
 class ATSTClip(_ATST):
     """The layout of ATST-Clip, with one class token.
 
-    A clip vector is the class tokens of all blocks, then their means. The model
-    was trained on 6 s. Clips over 601 frames are cut into chunks; a later chunk
-    counts only if more than half of it is audio.
+    A clip vector concatenates the class tokens of all blocks, then the means of
+    the tokens of all blocks. The model was trained on clips of 6 s. Clips over
+    601 frames are cut into chunks. A chunk after the first counts only if more
+    than half of it is audio.
     """
 
     name = "atst_clip"

@@ -13,9 +13,9 @@ class AudioMAE(Family):
 
     Its position table was computed for a grid of 8 x 64, but the tokens are in
     the order of a grid of 64 x 8. Row n belongs to token n, but is not the
-    sin-cos vector of that token's position, so the table must be read. The
-    official code takes only 1024 frames; here shorter clips use the first steps
-    of the table.
+    sin-cos vector of that token's position, so the table must be read from the
+    file. The official code accepts only clips of 1024 frames. Here, shorter
+    clips use the first steps of the table.
     """
 
     name = "audiomae"

@@ -8,9 +8,9 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT, Family
 class AudioMosaic(Family):
     """A transformer with norms before the first block, and none after the last.
 
-    The clip vector is the mean of all tokens, class token included. The table
-    was initialized from AudioMAE's, with swapped axes: row n belongs to token
-    n.
+    The clip vector is the mean of all tokens, class token included. The
+    position table was initialized from AudioMAE's table, with swapped axes. Row
+    n belongs to token n.
     """
 
     name = "audiomosaic"
@@ -38,8 +38,8 @@ class AudioMosaic(Family):
     def at_length(self, weights, frames):
         """Resize the table as the official fine-tuning does.
 
-        That code swaps bands and steps: it reads the rows as a grid
-        (rows / steps, steps), and resizes them to (8, steps).
+        The official code swaps bands and steps. It reads the rows of the table
+        as a grid (rows / steps, steps), and resizes this grid to (8, steps).
         """
         table = weights.state["encoder.positions.table"]
         n_freq, n_time = table.shape[0], frames // 16

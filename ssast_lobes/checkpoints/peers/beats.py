@@ -34,10 +34,10 @@ _GRAPH = {
 class BEATs(Family):
     """The layout of BEATs, which has its own encoder with DeepNorm.
 
-    The encoder has no position table and no class token. Three parts are stored
-    in another form and compute the same: queries, keys and values are one
-    layer, the weight norm of the convolution is multiplied out, and the bias
-    that all blocks share is stored once.
+    BEATs has no position table and no class token. Our encoder stores three
+    parts in another form, which computes the same: queries, keys and values are
+    one layer, the weight norm of the convolution is multiplied out, and the
+    bias that all blocks share is stored once.
     """
 
     name = "beats"
@@ -65,7 +65,7 @@ class BEATs(Family):
     }
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`, which shares only the report and the head."""
+        """See `Family.build`, of which only `complete_head` is used."""
         given = content["cfg"]
         for name, value in _GRAPH.items():
             if given[name] != value:

@@ -14,10 +14,11 @@ class Dasheng(Family):
     """The layout of Dasheng, without class token.
 
     A position is the sum of a time vector and a frequency vector. The batch
-    norm of the front end is folded into the statistics of each mel bin. The
-    official code takes the maximum of decibels over a whole batch, but this
-    front end takes it over the clip. Clips over 1008 frames are cut into
-    chunks. The last chunk is padded with zeros, which attention sees.
+    norm of the front end is folded into the statistics of each mel bin.
+    Decibels are clipped relative to a maximum: that of the batch in the
+    official code, that of the clip in this front end. Clips over 1008 frames
+    are cut into chunks. The last chunk is padded with zeros, which attention
+    does not mask.
     """
 
     name = "dasheng"
@@ -38,7 +39,7 @@ class Dasheng(Family):
         "freq_pos_embed": "frequency",
         "init_bn.1.": _BN,
     }
-    # The window and mel filters are those of our front end.
+    # The window and mel filters equal those of our front end.
     left_out = ("front_end.", "init_bn.1.num_batches_tracked")
     n_mels = 64
     time_major = False
@@ -60,7 +61,7 @@ class Dasheng(Family):
     sizes = {768: 12, 1280: 32, 1536: 40}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the file's config has the number of heads."""
+        """See `Family.build`; the file's config states the number of heads."""
         time, frequency = ours.pop("time"), ours.pop("frequency")
         norm = {
             part: ours.pop(_BN + part).double()

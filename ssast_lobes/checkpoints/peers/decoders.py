@@ -4,7 +4,7 @@ import re
 
 import torch
 
-# A masked autoencoder's decoder and prediction, by our names.
+# Names of a masked autoencoder's decoder and prediction layer, and our names.
 MAE_NAMES = {
     "decoder_embed.": "objective.decoder.embedding.",
     "mask_token": "objective.decoder.mask_embedding",
@@ -18,9 +18,10 @@ _BLOCK = re.compile(r"objective\.decoder\.blocks\.(\d+)\.(.*)")
 def take_mae_decoder(ours, name, report):
     """Convert a decoder with sin-cos positions, if there is one.
 
-    Its position vectors have the time in the first half and the frequency in
-    the second; ours have the opposite order. So the two halves of every vector
-    of the decoder are swapped. Nothing else depends on their order.
+    The first half of the decoder's position vectors encodes time, the second
+    half frequency. Our position vectors have the opposite order, so the halves
+    of every vector in the decoder are swapped. Nothing else depends on the
+    order of the halves.
 
     Arguments
     ---------

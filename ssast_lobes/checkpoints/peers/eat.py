@@ -1,4 +1,4 @@
-"""EAT: https://github.com/cwx-worst-one/EAT (06c1c34); SSLAM has its graph."""
+"""EAT: https://github.com/cwx-worst-one/EAT (06c1c34)."""
 
 import re
 
@@ -11,9 +11,10 @@ _IMAGE = "modality_encoders.IMAGE."
 class EAT(Family):
     """A transformer with post-norm blocks and a norm before the first block.
 
-    The class token has no position. The table has 768 steps of 16 frames, and a
-    clip uses the first ones. As in the official code, the student's tensors are
-    used. The files may be those of fairseq or of Hugging Face.
+    SSLAM has the same graph. The class token has no position. The position
+    table has 768 steps of 16 frames. A clip uses the first steps. As in the
+    official code, the student's tensors are used. The files may be those of
+    fairseq or of Hugging Face.
     """
 
     name = "eat"
@@ -51,7 +52,7 @@ class EAT(Family):
     sizes = {768: 12, 1024: 24}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; training clips are shorter than the table."""
+        """See `Family.build`; `table_frames` is the training length."""
         objective = self.take_decoder(ours, report)
         if objective is not None:
             config["objective"] = objective

@@ -76,7 +76,8 @@ class Family:
     paper = license = source = ""
     # Identifier of the license on the hub.
     license_id = None
-    # Keys that together show this family; empty if families share all keys.
+    # Keys that together identify this family; empty if it has no keys of its
+    # own.
     marks = ()
     # Prefixes to remove from the keys, repeatedly.
     prefixes = ()
@@ -85,9 +86,9 @@ class Family:
     left_out = ()
     n_mels = 128
     keep_partial = False
-    # True if patches, kernels and positions have time first.
+    # True if time is the first axis of kernels and of the order of patches.
     time_major = True
-    # Number of rows of the position table before those of patches.
+    # Number of rows of the position table before the rows of patches.
     position_rows = 1
     # Arguments of encoder, front end and pooling for all files of the family.
     encoder = {"n_class_tokens": 1, "crop": "start"}
@@ -100,7 +101,7 @@ class Family:
     head_size = 64
 
     def fits(self, state):
-        """Return whether the keys of a state dict show this family."""
+        """Return whether the keys of a state dict identify this family."""
         keys = {self.short(key) for key in state}
         return bool(self.marks) and set(self.marks) <= keys
 
@@ -190,7 +191,7 @@ class Family:
         return ours
 
     def build(self, ours, config, content, path, report):
-        """Convert tensors to ours, and complete the configuration.
+        """Convert the tensors to our shapes, and complete the configuration.
 
         Arguments
         ---------
@@ -258,7 +259,7 @@ class Family:
         }
 
     def place_positions(self, ours, n_freq):
-        """Convert the position rows to our table and class positions."""
+        """Split the position rows into our table and our class positions."""
         rows = ours.pop("positions")[0]
         dim, first = rows.shape[1], self.position_rows
         n_classes = self.encoder["n_class_tokens"]
@@ -268,7 +269,7 @@ class Family:
             ].clone()
         else:
             ours["encoder.class_tokens"] = rows.new_zeros(0, dim)
-        # A class token without a row has no position.
+        # A class token without a row gets a position of zeros.
         own = rows.new_zeros(n_classes, dim)
         own[:first] = rows[:first][:n_classes]
         ours["encoder.class_positions"] = own
@@ -326,7 +327,7 @@ class Family:
 
 
 def _renamed(key, names):
-    """Return our name of a tensor, by its own name or its module's."""
+    """Return our name of a tensor, by its name or prefix, or None."""
     for theirs, ours in names.items():
         if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
             return ours + key[len(theirs) :]

@@ -57,7 +57,7 @@ class M2D(Family):
     features = {}
 
     def build(self, ours, config, content, path, report):
-        """See `Family.build`; the class explains the folder's name."""
+        """See `Family.build`; the folder name states the geometry."""
         statistics = ours.pop("norm_stats", None)
         if statistics is None:
             report.append("norm_stats are not in the file: -7.1 and 4.2 taken")
@@ -68,7 +68,8 @@ class M2D(Family):
             key: ours.pop(key) for key in list(ours) if "head.bn." in key
         }
         if batch_norm:
-            # The batch norm has no weights: fold it into the linear layer.
+            # The batch norm has no scale or offset: fold it into the linear
+            # layer.
             mean_of, variance = (
                 batch_norm[f"head.bn.running_{part}"]
                 for part in ("mean", "var")

@@ -11,8 +11,9 @@ from ssast_lobes.checkpoints.peers.family import HEAD, VIT
 class MaskSpec(AudioMAE):
     """A masked autoencoder at 32 kHz, with statistics of each mel bin.
 
-    Its sin-cos positions have the right order of axes. The official code
-    stretches shorter clips to 1000 frames; here they keep their length.
+    Unlike AudioMAE's, its sin-cos positions are in the order of the tokens. The
+    official code stretches shorter clips to 1000 frames. Here, shorter clips
+    keep their length.
     """
 
     name = "maskspec"
