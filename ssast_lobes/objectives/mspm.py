@@ -98,7 +98,8 @@ class MSPM(Objective):
         if sincos_positions:
             encoder.fix_positions()
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
-        # This is Xavier's deviation for the official (1, 1, D) tensor.
+        # This is the standard deviation of Xavier's initialization for the
+        # official (1, 1, D) tensor.
         nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)
         size = encoder.grid.patch_size
         if task != "generative":
@@ -136,9 +137,9 @@ class MSPM(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, ``accuracy`` (the fraction of masked patches whose
-            prediction fits its own target best) and their chance levels for
-            the discriminative task; ``mse`` for the generative task.
+            Logs: for the discriminative task ``nce``, ``accuracy`` (the
+            fraction of masked patches whose prediction fits its own target
+            best) and their chance levels. For the generative task ``mse``.
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)

@@ -1,9 +1,9 @@
 """SSAST's objective with the behavior of the official code, quirks included.
 
-It serves to reproduce published numbers (YuanGongND/ssast at a1a3eec). It has
-two forward passes with independent masks, the biased mask generator and the
-accuracy of the official code, and treats padding as audio. For training, use
-`MSPM` instead.
+It serves to reproduce published numbers (YuanGongND/ssast at a1a3eec). It makes
+two forward passes with independent masks, and treats padding as audio. The
+biased mask generator and the accuracy are those of the official code. For
+training, use `MSPM` instead.
 """
 
 import random
@@ -25,7 +25,7 @@ def official_mask(n_freq, n_time, count, rng):
 
     Clusters are laid on the flattened token index, so they wrap into the next
     frequency, grow only towards high frequencies and late times, and never mask
-    the first and the last token.
+    the first or the last token.
 
     Arguments
     ---------
@@ -152,7 +152,7 @@ def official_info_nce(predictions, targets):
 
     For each target, the loss has a softmax over the predictions. For each
     prediction, the accuracy then takes the target with the highest of these
-    probabilities. So it is exactly neither direction of retrieval.
+    probabilities. The result is the accuracy of neither direction of retrieval.
 
     Arguments
     ---------

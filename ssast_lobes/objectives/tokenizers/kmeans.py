@@ -24,11 +24,11 @@ _TENSORS = ("centers", "mean", "std")
 
 
 class KMeansTokenizer(nn.Module):
-    """Give tokens the nearest of the centers that k-means has found.
+    """Assign the nearest center of a k-means fit to each token.
 
-    One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as
-    in MERT's first version (Li et al., ICLR 2024). A file is complete: for
-    ``--features block`` it also has the frozen encoder.
+    One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as in
+    MERT's first version (Li et al., ICLR 2024). A file is complete: for
+    ``--features block`` it also contains the frozen encoder.
 
     Arguments
     ---------
