@@ -1,4 +1,4 @@
-"""Choose the rules that turn scores into events, on the validation part."""
+"""Choose the rules that turn scores into events, on the validation split."""
 
 import itertools
 
@@ -26,7 +26,7 @@ MEDIAN_SECONDS = (0.0, 0.12, 0.2, 0.36, 0.52, 0.76, 1.0)
 MIN_SECONDS = (0.0, 0.1, 0.2, 0.4)
 GAP_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 KINDS = ("median", "sebbs")
-# `sebbs` itself tries these values, with one limit at a time.
+# The tuning of `sebbs` tries these values too, with one limit at a time.
 STEP_SECONDS = (0.32, 0.48, 0.64)
 LIMITS = (
     *((absolute, None) for absolute in (0.15, 0.2, 0.3)),
@@ -107,7 +107,7 @@ def _best_thresholds(frames, truth):
     from sed_scores_eval import collar_based
 
     f1, _, _, threshold, _ = collar_based.best_fscore(frames, truth, **COLLAR)
-    # If no threshold finds an event, the best one is infinite.
+    # If no threshold finds an event, the best threshold is infinite.
     return {
         label: (float(f1[label]), float(value) if 0 <= value <= 1 else 0.5)
         for label, value in threshold.items()

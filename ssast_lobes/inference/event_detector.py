@@ -328,7 +328,7 @@ class EventDetector(Interface):
             yield from tracker.finish(spans[-1])
 
     def _merged(self, pairs):
-        """Yield the scores (frames, C) that each window makes final, and it."""
+        """Yield the newly final scores (frames, C), and the last window."""
         merger, window = ScoreMerger(), None
         for window, scores in pairs:
             # With reference padding, a window has more frames than its audio.

@@ -73,12 +73,12 @@ class ChangePointRule(NamedTuple):
     Arguments
     ---------
     threshold : float
-        Candidates with a mean probability above this are events.
+        Events have a mean probability above this.
     step_seconds : float
         Length of the filter that finds changes.
     merge_absolute, merge_relative : float or None
-        Two candidates are merged if the score between them drops by at most
-        this difference and this ratio. None means no limit.
+        Two events are merged if the score between them drops by at most this
+        difference and this ratio. None means no limit.
     """
 
     threshold: float = 0.5

@@ -112,8 +112,8 @@ class Interface:
         Raises
         ------
         WeightsError
-            If the folder is not an export, is an export of another kind, or if
-            its weights are missing, damaged or do not fit its configuration.
+            If the folder is not an export, or an export of another kind. Also
+            if its weights are missing, damaged or do not fit its configuration.
         """
         return cls(source, device, batch_size, precision)
 
