@@ -340,7 +340,7 @@ def find_model(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Options of `add_model`; its `model` and `inputs` change.
+        Options of `add_model`, whose `model` and `inputs` change.
 
     Raises
     ------

@@ -148,7 +148,7 @@ def _print_table(found):
 
 
 def _read_truth(table):
-    """Return the true events by path, and by file name if it is unique."""
+    """Return the true events by path, and by file name if unique."""
     if table is None:
         return {}
     from ssast_lobes.dataio.event_tables import read_event_table

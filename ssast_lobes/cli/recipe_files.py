@@ -89,9 +89,9 @@ def copy_recipe(name, folder):
         One of `list_recipes`.
     folder : str or path
         Where to copy to. The copies are ``recipes/NAME``, other recipes whose
-        scripts this one uses, and the presets in ``hparams/``. The presets are
-        only examples: the name of a preset, as in ``--training esc50_frame``,
-        refers to the preset in the package.
+        scripts this recipe uses, and the presets in ``hparams/``. The presets
+        are only examples: the name of a preset, as in ``--training
+        esc50_frame``, refers to the preset in the package.
 
     Returns
     -------

@@ -37,9 +37,9 @@ LIMITS = (
 def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     """Choose the rule of each class by event-based F1.
 
-    Choose the filter and the threshold first, over all thresholds. For
-    ``"median"``, then choose the shortest event and the longest gap. Among
-    rules of equal F1, take the one that changes the scores least.
+    First, the filter and the threshold are chosen, over all thresholds. For
+    ``"median"``, the shortest event and the longest gap are chosen next. Among
+    rules of equal F1, the one that changes the scores least is chosen.
 
     Arguments
     ---------
@@ -116,7 +116,7 @@ def _best_thresholds(frames, truth):
 
 
 def _gaps(scores, rules, truth, seconds, labels, timing, chosen):
-    """Return the rules with the best shortest event and best longest gap."""
+    """Return the rules with the best `min_seconds` and `gap_seconds`."""
     best = {}
     pairs = list(itertools.product(MIN_SECONDS, GAP_SECONDS))
     for shortest, gap in tqdm(pairs, "Choosing durations", delay=2):

@@ -35,7 +35,7 @@ class DeploymentError(ValueError):
 
 
 class DeployedModel(nn.Module):
-    """A whole exported folder as one module that can be traced.
+    """An exported folder as one module that can be traced.
 
     Arguments
     ---------

@@ -169,8 +169,8 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Drop the waveform, since those of many windows would fill the
-                # memory.
+                # Drop the waveform, since the waveforms of many windows would
+                # fill the memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
 

@@ -36,7 +36,7 @@ class Verification(NamedTuple):
 
 
 class SpeakerVerifier(AudioEncoder):
-    """Verify whether two files have the same speaker, by a cosine.
+    """Verify whether two files contain the same speaker, by a cosine.
 
     The score is the cosine of two clip embeddings. This works best with the
     export of a speaker classifier. Scores of different models are not

@@ -171,7 +171,7 @@ class ASiT(Objective):
         self.patch_prototypes = Prototypes(projection, n_patch)
         self.class_center = Center(n_class, center_momentum)
         self.patch_center = Center(n_patch, center_momentum)
-        # The paper has a transposed convolution. On patches that do not
+        # The paper uses a transposed convolution. On patches that do not
         # overlap, this is a linear layer.
         self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
         self.teacher = EMATeacher(

@@ -145,9 +145,9 @@ class AudioMosaic(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, the loss; ``accuracy``, the fraction of views whose
-            nearest neighbor is the other view of their clip; the chance levels
-            of both; and ``projection_std``, which falls towards 0 in a
+            Logs: ``nce``, the loss, and ``accuracy``, the fraction of views
+            whose nearest neighbor is the other view of their clip, each with
+            its chance level; and ``projection_std``, which falls towards 0 in a
             collapse.
         """
         rand = self.random_source(feats, generator, clip_keys)

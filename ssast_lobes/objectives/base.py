@@ -144,7 +144,7 @@ class Objective(nn.Module):
         Returns
         -------
         dict of str to torch.Tensor
-            The tensors without those of `training_only`.
+            The tensors, without those that `training_only` names.
         """
         return {
             key: value
@@ -511,7 +511,7 @@ def require_class_tokens(encoder):
     Raises
     ------
     ValueError
-        If it has none.
+        If the encoder has none.
     """
     if encoder.n_class_tokens == 0:
         raise ArgumentError(

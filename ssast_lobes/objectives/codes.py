@@ -35,7 +35,7 @@ class Codes(Objective):
     averaged within a clip, then over clips. With several codebooks, their
     losses are summed. The encoder gets fixed sin-cos positions, because learned
     positions begin so small that masked tokens stay alike for hundreds of
-    steps. (BEATs has convolutional and relative positions instead.)
+    steps. (BEATs uses convolutional and relative positions instead.)
 
     Arguments
     ---------

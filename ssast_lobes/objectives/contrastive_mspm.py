@@ -33,12 +33,13 @@ class ContrastiveMSPM(MSPM):
     is the mean and the standard deviation of its tokens after a middle block,
     so that the last blocks can specialize on patches.
 
-    A clip may have two takes of the same content, one in each half. The halves
-    are then a positive pair. They replace the two crops, are not masked, and
-    have their own projection head. The negatives of a crop are the crops of
-    other clips in the batch of the process. The negatives of a half are the
-    halves of other clips. In evaluation the loss must depend on the clip alone,
-    so there are no crops and no contrast. The losses are then those of `MSPM`.
+    A clip may contain two takes of the same content, one in each half. The
+    halves are then a positive pair. The halves replace the two crops, are not
+    masked, and get their own projection head. The negatives of a crop are the
+    crops of other clips in the batch of the process. The negatives of a half
+    are the halves of other clips. In evaluation the loss must depend on the
+    clip alone, so there are no crops and no contrast. The losses are then those
+    of `MSPM`.
 
     Arguments
     ---------

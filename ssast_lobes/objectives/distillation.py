@@ -1,9 +1,9 @@
 """Distillation: predict the layers of frozen teachers.
 
 Several teachers and sparse pairs of layers follow USAD (Chang et al., "USAD:
-Universal Speech and Audio Representation via Distillation", 2025); the loss,
-L1 and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al.,
-ICASSP 2022). Neither has published training code for several teachers.
+Universal Speech and Audio Representation via Distillation", 2025); the loss, L1
+and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al., ICASSP
+2022). Neither paper has published training code for several teachers.
 """
 
 import json
@@ -66,8 +66,8 @@ class Distillation(Objective):
     Raises
     ------
     ValueError
-        If there is no teacher, one takes audio of another rate, or an argument
-        is out of range.
+        If there is no teacher, a teacher needs another sampling rate, or an
+        argument is out of range.
 
     Example
     -------

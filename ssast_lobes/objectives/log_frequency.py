@@ -78,7 +78,7 @@ class LogFrequencySpectra(ExactBuffers):
         Raises
         ------
         ValueError
-            If the features do not have a hop of 10 ms at 16 kHz.
+            If the hop of the features is not 10 ms at 16 kHz.
         """
         if abs(max_frames - wavs.shape[1] / _HOP) > _FRAMES_APART:
             raise ValueError(

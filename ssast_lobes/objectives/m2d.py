@@ -25,8 +25,8 @@ class M2D(MaskedPrediction):
     """Predict a teacher's outputs at masked tokens from visible tokens.
 
     The teacher, a moving average of the encoder, sees the masked tokens *only*,
-    so both networks must model the whole from a part. The teacher's outputs are
-    standardized token by token, and the loss is ``2 - 2 cos``.
+    so both networks must model the whole clip from a part of it. The teacher's
+    outputs are standardized token by token, and the loss is ``2 - 2 cos``.
 
     Arguments
     ---------

@@ -243,7 +243,7 @@ class ClusterMasker(Masker):
     rows.) See section 2.2 of SSAST (Gong et al., AAAI 2022).
 
     On a grid with F' = 1, tokens are masked one by one, as by `RandomMasker`,
-    since the paper has clusters of patches, but not of frames.
+    since the paper masks clusters of patches, but single frames.
 
     Arguments
     ---------

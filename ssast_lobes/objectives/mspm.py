@@ -49,7 +49,7 @@ class MSPM(Objective):
     sincos_positions : bool
         Whether to use fixed sin-cos positions, as masked autoencoders do.
         Learned positions begin so small that masked tokens, which differ in
-        nothing else, stay alike for hundreds of steps. The paper has learned
+        nothing else, stay alike for hundreds of steps. The paper uses learned
         positions.
 
     Raises

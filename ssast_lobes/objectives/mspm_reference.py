@@ -108,7 +108,7 @@ class MSPMReference(MSPM):
         """Return the loss of a batch; see `MSPM.forward`.
 
         `n_frames` is ignored, since the official code treats padding as audio.
-        A given `mask`, or the one of `clip_keys`, serves both passes.
+        A given `mask`, or the mask drawn by `clip_keys`, serves both passes.
         """
         if mask is None and clip_keys is not None:
             mask = self.draw_mask(feats, None, clip_keys=clip_keys)
@@ -150,7 +150,7 @@ class MSPMReference(MSPM):
 def official_info_nce(predictions, targets):
     """Return the official discriminative loss and accuracy.
 
-    For each target, the loss has a softmax over the predictions. For each
+    For each target, the loss uses a softmax over the predictions. For each
     prediction, the accuracy then takes the target with the highest of these
     probabilities. The result is the accuracy of neither direction of retrieval.
 

@@ -17,7 +17,7 @@ class MultiBlockMasker(Masker):
     predicted. If the groups together exceed this fraction, some of their tokens
     stay visible and are no targets. The masks follow Assran et al.,
     "Self-Supervised Learning from Images with a Joint-Embedding Predictive
-    Architecture", CVPR 2023. The paper has larger rectangles; WavJEPA has
+    Architecture", CVPR 2023. The paper uses larger rectangles, WavJEPA uses
     spans.
 
     Arguments

@@ -403,7 +403,7 @@ class LogMixup(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            (B, T, n_mels); longer clips lose their end.
+            (B, T, n_mels); longer clips are cut at the end.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         """
@@ -503,7 +503,7 @@ class RandomChannel(nn.Module):
         Greatest offset up or down, in units of the normalized features.
     tilt : float
         Greatest amplitude of the first cosine in the same units. The first
-        cosine has half a period.
+        cosine spans half a period.
     cosines : int
         Number of cosines.
 

@@ -93,7 +93,7 @@ class UpstreamExpert(WindowedModel):
         return {"hidden_states": states, "last_hidden_state": last}
 
     def _in_full(self, states, lengths, longest):
-        """Repeat each clip's last step to the number that s3prl expects."""
+        """Repeat each clip's last step up to the number that s3prl expects."""
         rate = self.samples_per_step
         time = torch.arange(-(-longest // rate), device=states.device)
         place = torch.minimum(time, self.n_time(lengths)[:, None] - 1)

@@ -263,7 +263,7 @@ def linear_weights(x, y, n_classes, penalty):
 
 
 def _validated(model, x, y, metric, even=0.0):
-    """Return metric and cross-entropy, smoothed by a uniform part `even`."""
+    """Return metric and cross-entropy, smoothed by the fraction `even`."""
     probabilities, y = model.predict_proba(x), y.numpy()
     predicted = model.classes_[probabilities.argmax(1)]
     own = np.where(y[:, None] == model.classes_, probabilities, 0).sum(1)

@@ -179,7 +179,7 @@ def probe(
 
 
 def short_names(sources):
-    """Name models by those parts of their paths that differ.
+    """Name models by the components of their paths that differ.
 
     Arguments
     ---------
@@ -213,7 +213,7 @@ def short_names(sources):
 
 
 def _n_common(paths):
-    """Count the first parts that all paths have in common."""
+    """Count the leading components that all paths share."""
     columns = list(zip(*paths, strict=False))
     return next(
         (n for n, column in enumerate(columns) if len(set(column)) > 1),

@@ -82,7 +82,7 @@ def interval(scores):
 
 
 def _scores(hits, totals, metric):
-    """Return scores (R,) of hits and clips by class, both (R, C)."""
+    """Return scores (R,) from hits and clips by class, both (R, C)."""
     if metric == "accuracy":
         return hits.sum(1) / totals.sum(1)
     # A class without clips gives 0 / 0 = NaN, which the mean skips.

@@ -75,7 +75,7 @@ def code_frequency(ids, n_codes, weight):
 
 
 def refuse_collapse(frequency, source):
-    """Return how many codes are used, and how evenly; raise if most are not.
+    """Return how many codes are used, and how evenly; raise for too few.
 
     Arguments
     ---------

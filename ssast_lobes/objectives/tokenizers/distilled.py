@@ -32,8 +32,9 @@ class VectorQuantizerTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If the folder is no such export, has another grid, or its codes have
-        collapsed: the last hundred batches used fewer than a tenth.
+        If the folder is no such export, or its grid is another one. Also if the
+        codes have collapsed: the last hundred batches of the training used
+        fewer than a tenth of the codes.
 
     Example
     -------

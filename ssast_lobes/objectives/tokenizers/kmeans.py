@@ -26,9 +26,9 @@ _TENSORS = ("centers", "mean", "std")
 class KMeansTokenizer(nn.Module):
     """Assign the nearest center of a k-means fit to each token.
 
-    One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as in
-    MERT's first version (Li et al., ICLR 2024). A file is complete: for
-    ``--features block`` it also contains the frozen encoder.
+    With one file, labels are as in HuBERT (Hsu et al., TASLP 2021). With two
+    files, labels are as in MERT's first version (Li et al., ICLR 2024). A file
+    is complete: for ``--features block`` it also contains the frozen encoder.
 
     Arguments
     ---------

@@ -138,7 +138,8 @@ class StoredTokenizer(nn.Module):
         """Return the ids (F' or 1, len(times), n_books) of a clip."""
         file = stored_file(self.folder, clip_id)
         if not file.is_file():
-            # Further crops of a long clip have a suffix; see `repeat_long`.
+            # The ids of further crops of a long clip end in a suffix; see
+            # `repeat_long`.
             file = stored_file(self.folder, re.sub(r"#\d+$", "", clip_id))
         try:
             stored = np.load(file, mmap_mode="r", allow_pickle=False)
