@@ -172,7 +172,7 @@ def positive(text):
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is not a positive integer.
+        If `text` is not a positive integer.
 
     Example
     -------

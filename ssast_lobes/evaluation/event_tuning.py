@@ -37,9 +37,9 @@ LIMITS = (
 def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     """Choose the rule of each class by event-based F1.
 
-    First, the filter and the threshold are chosen, over all thresholds. For
-    ``"median"``, the shortest event and the longest gap are chosen next. Among
-    rules of equal F1, the one that changes the scores least is chosen.
+    First, the filter and the threshold are chosen; all thresholds are tried.
+    For ``"median"``, the shortest event and the longest gap are chosen next.
+    Among rules of equal F1, the one that changes the scores least is chosen.
 
     Arguments
     ---------

@@ -119,10 +119,11 @@ class Classification(NamedTuple):
 class AudioClassifier(Interface):
     """Classify audio by the export of a classifier, or by a linear head.
 
-    The probabilities of single-label models sum to 1. Those of multi-label
-    models are independent for each label. If a clip has several windows, its
-    probabilities are the mean over the windows, weighted by duration. For a
-    linear head, the scores are averaged before the softmax instead.
+    The probabilities of single-label models sum to 1. The probabilities of
+    multi-label models are independent for each label. If a clip has several
+    windows, its probabilities are the mean over the windows, weighted by
+    duration. For a linear head, the scores are averaged before the softmax
+    instead.
 
     `fitted_seconds` is the length of the longest clips that the classifier is
     meant for. For a linear head, this is the longest clip that the head was
@@ -294,7 +295,7 @@ class AudioClassifier(Interface):
             Audio of any rate, channel count, format and length.
         threshold : float
             Lowest score of the labels that a multi-label model returns.
-            Single-label models ignore it.
+            Single-label models ignore the threshold.
 
         Returns
         -------
@@ -303,7 +304,7 @@ class AudioClassifier(Interface):
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         files = self._files([path], self._probabilities, None, None)
         [(path, windows, results)] = files

@@ -177,8 +177,8 @@ def export_program(source):
     Returns
     -------
     torch.export.ExportedProgram
-        Inputs and outputs are those of `DeployedModel.forward`, for batches
-        and clips of any size, on the CPU.
+        Inputs and outputs are those of `DeployedModel.forward`, for any batch
+        size and clip length, on the CPU.
 
     Raises
     ------

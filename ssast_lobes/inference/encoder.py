@@ -81,7 +81,7 @@ class AudioEncoder(Interface):
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         [(_, embedding)] = self._encode([path], output, None, None)
         return embedding

@@ -58,10 +58,10 @@ class Detection(NamedTuple):
 class EventDetector(Interface):
     """Find sound events in audio, with onset and offset.
 
-    Long audio is cut into windows that overlap by half. Their scores are
-    joined before the search for events, so an event may be longer than a
-    window, and borders of windows do not cut events. A file of any length needs
-    the memory of a few windows, except with `ChangePointRule`.
+    Long audio is cut into windows that overlap by half. The scores of the
+    windows are joined before the search for events, so an event may be longer
+    than a window, and borders of windows do not cut events. A file of any
+    length needs the memory of a few windows, except with `ChangePointRule`.
 
     `labels` are the classes. `rules` maps each class to the rule that turns its
     scores into events. You may change the rules; see
@@ -184,7 +184,7 @@ class EventDetector(Interface):
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         [detection] = self._detections([path], None, None)
         return detection

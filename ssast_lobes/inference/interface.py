@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """The base class of interfaces, which computes a lobe on windows of audio.
+    """The base class of interfaces, which run a lobe on windows of audio.
 
     Arguments
     ---------

@@ -21,10 +21,10 @@ def cut_stream(pieces, window, hop):
     Arguments
     ---------
     pieces : iterable of torch.Tensor or numpy.ndarray
-        Parts of one waveform, in order, of any sizes. They are mono
-        (samples,), or (samples, channels) as from sounddevice and soundfile,
-        or (channels, samples) as from torchaudio. Channels are averaged.
-        Integers are scaled by `ssast_lobes.dataio.waveforms.to_float`.
+        Parts of one waveform, in order, of any sizes. Their shape is (samples,)
+        for mono, (samples, channels) as from sounddevice and soundfile, or
+        (channels, samples) as from torchaudio. Channels are averaged. Integers
+        are scaled by `ssast_lobes.dataio.waveforms.to_float`.
     window : int
         Length of a window in samples.
     hop : int

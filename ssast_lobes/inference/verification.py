@@ -78,7 +78,7 @@ class SpeakerVerifier(AudioEncoder):
         Raises
         ------
         UnreadableAudio
-            If a file gives no audio, or less than 25 ms.
+            If a file cannot be read, or contains less than 25 ms of audio.
         """
         pair = [self.encode_file(path) for path in (path_a, path_b)]
         score = torch.cosine_similarity(*pair, dim=0).item()

@@ -45,8 +45,8 @@ class Windowing:
         self.hop_time = max(1, hop_time)
         self.hop = self.hop_time * step
         # The most samples that one window covers: up to the next frame. If
-        # windows barely overlap, it covers more, so that the last window is
-        # never too short.
+        # windows barely overlap, one window covers more, so that the last
+        # window is never too short.
         self.reach = max(
             self.samples + fbank.hop_samples - 1,
             self.hop + fbank.least_samples - 1,

@@ -58,7 +58,7 @@ __all__ = [
 
 
 def load_objective(name):
-    """Return a function that builds an objective by a preset.
+    """Return a function that builds an objective from a preset.
 
     Arguments
     ---------

@@ -37,7 +37,7 @@ class ATSTFrame(BYOL):
         The encoder to train.
     masker : Masker or dict, optional
         Draws the masks; by default it masks half of the time steps, in spans of
-        5.
+        5 steps.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared

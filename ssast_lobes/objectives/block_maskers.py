@@ -77,13 +77,13 @@ class TimeMasker(Masker):
 class SpanMasker(TimeMasker):
     """Mask spans of time over all frequencies, as ATST-Frame does.
 
-    Exactly the requested fraction of the time steps is masked; the last span is
-    cut short if this requires it. The official code uses `compute_mask_indices`
-    of fairseq, which counts overlaps of spans twice. So its setting of 0.65
-    masks half of a clip. Spans wrap at the clip's own edges, so that every time
-    step is masked equally often. See Li, Shao and Li, "Self-Supervised Audio
-    Teacher-Student Transformer for Both Clip-Level and Frame-Level Tasks",
-    TASLP 2024.
+    Exactly the requested number of time steps is masked; the last span is cut
+    short if the number requires it. The official code uses
+    `compute_mask_indices` of fairseq, which counts overlaps of spans twice. So
+    its setting of 0.65 masks half of a clip. Spans wrap at the clip's own
+    edges, so that every time step is masked equally often. See Li, Shao and Li,
+    "Self-Supervised Audio Teacher-Student Transformer for Both Clip-Level and
+    Frame-Level Tasks", TASLP 2024.
 
     Arguments
     ---------
@@ -194,7 +194,7 @@ class ChunkMasker(TimeMasker):
         return {**super().config, "size": self.size}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return the draw of each time's chunk; see `Masker.scores`."""
+        """Return the draw of each step's chunk; see `Masker.scores`."""
         chunks = rand(1, -(-max_time // self.size))
         return chunks.repeat_interleave(self.size, dim=2)[:, :, :max_time]
 

@@ -47,8 +47,8 @@ class ContrastiveMSPM(MSPM):
         The encoder to train; its patches must not overlap.
     crop : float or list of float
         Length of a crop as a fraction of the clip, or the least and the
-        greatest fraction. If the greatest is below 1, the first and the last
-        positions of whole clips are never trained.
+        greatest fraction. If the greatest fraction is below 1, the first and
+        the last positions of whole clips are never trained.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float

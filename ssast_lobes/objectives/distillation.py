@@ -1,7 +1,7 @@
 """Distillation: predict the layers of frozen teachers.
 
 Several teachers and sparse pairs of layers follow USAD (Chang et al., "USAD:
-Universal Speech and Audio Representation via Distillation", 2025); the loss, L1
+Universal Speech and Audio Representation via Distillation", 2025). The loss, L1
 and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al., ICASSP
 2022). Neither paper has published training code for several teachers.
 """

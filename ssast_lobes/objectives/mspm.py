@@ -2,7 +2,8 @@
 
 Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022,
 section 2.3. A discriminative task tells masked patches apart (InfoNCE within
-the clip), a generative task reconstructs them (mean squared error).
+the clip). A generative task reconstructs the masked patches (mean squared
+error).
 """
 
 import torch
@@ -45,7 +46,8 @@ class MSPM(Objective):
     softmax_over : str
         ``"predictions"``: for each target, the softmax is over the predictions
         of all masked tokens, as in the official code. ``"targets"``: for each
-        prediction, it is over all targets, as in equation 1 of the paper.
+        prediction, the softmax is over all targets, as in equation 1 of the
+        paper.
     sincos_positions : bool
         Whether to use fixed sin-cos positions, as masked autoencoders do.
         Learned positions begin so small that masked tokens, which differ in

@@ -22,7 +22,7 @@ class SSLAM(EAT):
     masks, and predicts EAT's targets for both. The teacher also sees the clip
     and the partner separately. For the mixture, the student also predicts the
     mean of these two outputs. The error of this prediction is added to EAT's
-    two errors with equal weight.
+    loss with weight 1.
 
     So the loss of a clip depends on its partner, by design. If the partner is
     shorter, the rest of the clip is not mixed. A longer partner is cut, so that

@@ -155,7 +155,7 @@ def nearest_neighbors(
     train_x, train_y, valid_x, valid_y, test_x, metric
         As in `logistic_regression`.
     counts : iterable of int
-        Numbers of neighbors k to choose from. Numbers above that of the
+        Numbers of neighbors k to choose from. Numbers above the number of
         training clips are skipped.
     temperature : float
         Divisor of the similarities. With a smaller value, the nearest neighbors
@@ -248,7 +248,7 @@ def linear_weights(x, y, n_classes, penalty):
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:
         # For two classes, the solver returns one row: the difference of the
-        # two.
+        # rows of both classes.
         weight, bias = (np.stack([-v[0], v[0]]) / 2 for v in (weight, bias))
     scaler, rotation = (step for _, step in axes.steps)
     weight = weight @ rotation.components_

@@ -142,7 +142,7 @@ class CodeUsage(nn.Module):
         self.register_buffer("unused_for", unused_for)
 
     def forward(self, frequency):
-        """Add a batch, only in training.
+        """Record a batch in training, and return the fraction of used codes.
 
         Arguments
         ---------

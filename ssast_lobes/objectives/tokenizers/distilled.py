@@ -32,8 +32,8 @@ class VectorQuantizerTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If the folder is no such export, or its grid is another one. Also if the
-        codes have collapsed: the last hundred batches of the training used
+        If the folder is no such export, or an export with another grid. Also if
+        the codes have collapsed: the last hundred batches of the training used
         fewer than a tenth of the codes.
 
     Example

@@ -25,11 +25,11 @@ class Chroma(LogMel):
     """Compute the strength of the twelve pitch classes at each token.
 
     A Fourier transform is computed over 128 ms of the waveform (16 kHz) around
-    the middle of the token. Its magnitudes from 130 to 4,200 Hz are summed. A
-    bin counts for the two classes nearest to its pitch. The vector of twelve
-    values is scaled to length 1, and is 0 in silence. All tokens of a time step
-    have the same vector. Mel bins are too wide for chroma, since they do not
-    resolve low pitches.
+    the middle of the token. Its magnitudes from 130 to 4,200 Hz are summed for
+    each class. A bin counts for the two classes nearest to its pitch. The
+    vector of twelve values is scaled to length 1, and is 0 in silence. All
+    tokens of a time step have the same vector. Mel bins are too wide for
+    chroma, since they do not resolve low pitches.
 
     Example
     -------

@@ -35,9 +35,9 @@ class KMeansTokenizer(nn.Module):
     grid : Grid
         Grid of the encoder to train.
     files : list of str
-        Files of ``ssast-lobes tokenizer fit``, one for each codebook.
-        `n_codes` is the size of the largest codebook; smaller ones do not use
-        all ids.
+        Files of ``ssast-lobes tokenizer fit``, one for each codebook. `n_codes`
+        is the size of the largest codebook; smaller codebooks do not use all
+        ids.
 
     Raises
     ------
