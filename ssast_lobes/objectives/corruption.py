@@ -40,8 +40,8 @@ class GroupCorruption(nn.Module):
         Greatest size of a block along either axis, as a fraction of the axis.
     align : tuple of int
         Blocks begin and end at multiples of these numbers of mel bins and
-        frames. With (1, 1), most affected patches are hidden only in part. With
-        the patch size, whole patches are hidden.
+        frames. With (1, 1), most patches are hidden only in part. With the
+        patch size, whole patches are hidden.
 
     Example
     -------
