@@ -120,7 +120,7 @@ def _parse(arguments):
     )
     for command in _COMMANDS:
         command.add_parser(commands)
-    # argparse takes inputs only before or only after the options.
+    # argparse accepts inputs only before or only after the options.
     options, more = parser.parse_known_args(arguments)
     strange = [word for word in more if word.startswith("-")]
     if strange or (more and "inputs" not in options):

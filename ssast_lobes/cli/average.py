@@ -40,7 +40,7 @@ def run(options):
     from ssast_lobes.checkpoints.averaging import export_mean
     from ssast_lobes.utils.files import resolved
 
-    # If OUTPUT is missing, argparse takes the last model for it.
+    # If OUTPUT is missing, argparse reads the last model as OUTPUT.
     if (resolved(options.dest) / "config.json").exists():
         raise ValueError(
             f"OUTPUT comes last, and {options.dest} is an exported folder: "

@@ -76,7 +76,7 @@ def add_parser(commands):
 
 
 def run(options):
-    """Label the inputs, in a file or on the screen.
+    """Label the inputs, and write the labels to a file or print them.
 
     Arguments
     ---------

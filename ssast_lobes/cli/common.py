@@ -81,7 +81,7 @@ def add_model(command):
 
 
 def add_tasks(command):
-    """Add the options for tasks and output, of probes and heads.
+    """Add the options for tasks and output that probes and heads share.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def add_tasks(command):
 
 
 def add_device(command):
-    """Add the device.
+    """Add the option for the device.
 
     Arguments
     ---------
@@ -112,7 +112,7 @@ def add_device(command):
 
 
 def add_computing(command):
-    """Add device and batch size.
+    """Add the options for device and batch size.
 
     Arguments
     ---------
@@ -172,7 +172,7 @@ def positive(text):
     Raises
     ------
     argparse.ArgumentTypeError
-        If it is not a positive integer.
+        If `text` is not a positive integer.
 
     Example
     -------
@@ -266,7 +266,7 @@ def training_paths(inputs):
     Raises
     ------
     ValueError
-        If all of them are valid or test.
+        If the inputs mark all files as valid or test.
     """
     from ssast_lobes.dataio.held_out import without_held_out
 
@@ -340,7 +340,7 @@ def find_model(options):
     Arguments
     ---------
     options : argparse.Namespace
-        Options of `add_model`; its `model` and `inputs` change.
+        Options of `add_model`, whose `model` and `inputs` change.
 
     Raises
     ------
@@ -482,7 +482,7 @@ def print_columns(rows):
     Arguments
     ---------
     rows : list of sequence of str
-        The cells; the first row has the names.
+        The cells; the first row contains the names of the columns.
 
     Example
     -------
@@ -502,7 +502,7 @@ def count_files(count):
     Arguments
     ---------
     count : int
-        How many.
+        Number of files.
 
     Returns
     -------

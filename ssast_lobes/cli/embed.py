@@ -65,7 +65,8 @@ def run(options):
     encoder = common.load_model(AudioEncoder, options)
     unreadable, paths, lengths, shape = [], [], [], None
     folder = os.path.dirname(os.path.abspath(options.output))
-    # Frames of many hours do not fit into memory, so write each clip at once.
+    # Frames of many hours do not fit into memory, so write each clip
+    # immediately.
     with tempfile.TemporaryFile(dir=folder) as raw:
         for path, embedding in encoder.encode_files(
             list(id_of), options.what, unreadable

@@ -105,7 +105,8 @@ def _write(found, ids, output, layout, tracks):
     from ssast_lobes.dataio.event_tables import write_events
 
     if not tracks:
-        # Tables of DESED have file names; tables of this package have paths.
+        # Tables of DESED contain file names; tables of this package contain
+        # paths.
         names = ids if layout == "tsv" else {path: path for path in ids}
         clips = [(names[result.path], result.events) for result in found]
         write_events(output, clips, layout)
@@ -116,7 +117,7 @@ def _write(found, ids, output, layout, tracks):
 
 
 def _require_names(ids, name_of):
-    """Raise if two files would share the name of a file or of a clip."""
+    """Raise if two inputs would share an output file or a clip name."""
     paths = {}
     for path, clip_id in ids.items():
         name = name_of(clip_id)
@@ -147,7 +148,7 @@ def _print_table(found):
 
 
 def _read_truth(table):
-    """Return the true events by path, and by file name if it is unique."""
+    """Return the true events by path, and by file name if unique."""
     if table is None:
         return {}
     from ssast_lobes.dataio.event_tables import read_event_table

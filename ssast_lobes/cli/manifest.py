@@ -68,7 +68,7 @@ def add_parser(commands):
 
 
 def run(options):
-    """Write a table of class folders.
+    """Write a table of the clips in class folders.
 
     Arguments
     ---------

@@ -139,7 +139,7 @@ def run(options):
 
 
 def name_models(words):
-    """Name models by the word before an equals sign, or by their paths.
+    """Name models by the word before the equals sign, or by their paths.
 
     Arguments
     ---------
@@ -154,7 +154,7 @@ def name_models(words):
     Raises
     ------
     ValueError
-        If two models get one name.
+        If two models get the same name.
 
     Example
     -------

@@ -3,7 +3,7 @@
 A recipe is a folder of scripts and YAMLs to run and to change, so users copy
 it. The copy keeps the layout of the repository, with ``recipes/`` next to
 ``hparams/``, so that paths in the READMEs stay valid. Links become files, as in
-a wheel, so that a script finds its imports next to it.
+a wheel, so that a script finds its imports in its own folder.
 """
 
 import filecmp
@@ -27,7 +27,7 @@ class Recipe(NamedTuple):
     Arguments
     ---------
     name : str
-        Its folder.
+        Name of its folder.
     title : str
         First heading of its README.
     """
@@ -89,9 +89,9 @@ def copy_recipe(name, folder):
         One of `list_recipes`.
     folder : str or path
         Where to copy to. The copies are ``recipes/NAME``, other recipes whose
-        scripts this one uses, and the presets in ``hparams/``. The presets are
-        examples: a name (``--training esc50_frame``) chooses the preset of the
-        package.
+        scripts this recipe uses, and the presets in ``hparams/``. The presets
+        are only examples: the name of a preset, as in ``--training
+        esc50_frame``, refers to the preset in the package.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def copy_recipe(name, folder):
     ValueError
         If there is no such recipe; the message lists all.
     FileExistsError
-        If files with other content exist there. Then nothing is copied.
+        If files with other content exist in `folder`. Then nothing is copied.
 
     Example
     -------

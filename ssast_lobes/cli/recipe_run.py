@@ -8,7 +8,7 @@ import sys
 from ssast_lobes.cli.common import add_command
 from ssast_lobes.cli.recipe_files import recipes_folder
 
-# Folder and name of the YAML of each command.
+# Name of the folder, and also of the YAML, that each command uses.
 _RECIPES = {"pretrain": "pretrain", "finetune": "classify"}
 
 
@@ -140,7 +140,7 @@ def add_training(commands, name, key, summary, data_help, example):
     commands, name, summary, example
         See `ssast_lobes.cli.common.add_command`.
     key : str
-        Key of the YAML that takes the data.
+        Key of the YAML for the data.
     data_help : str
         Description of the data for the help.
     """

@@ -25,7 +25,7 @@ class Advice(NamedTuple):
     what : str
         What to begin with.
     why : str
-        The measurement behind it.
+        The measurement that supports it.
     commands : tuple of str
         Command lines with the fields ``{labels}``, ``{audio}`` and
         ``{model}``.
@@ -223,7 +223,7 @@ def _number(text):
 
 
 def _labels_per_class(source):
-    """Return the median training clips per class, and if there are splits."""
+    """Return the median of train clips per class, and if there are splits."""
     from ssast_lobes.dataio.class_folders import class_rows
     from ssast_lobes.dataio.tables import read_manifest
 

@@ -79,7 +79,7 @@ def encode_files(options):
 
 
 def _paths_by_id(inputs):
-    """Return paths by id. The ids are those of pretraining on the inputs."""
+    """Return paths by id, with the ids that pretraining on the inputs uses."""
     paths = {}
     for number, one in enumerate(inputs):
         start = f"{number}/" if len(inputs) > 1 else ""

@@ -1,4 +1,4 @@
-"""Fit k-means to audio: collect tokens in parts, then cluster them."""
+"""Fit k-means to audio: collect tokens in chunks, then cluster them."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from ssast_lobes.utils.lengths import full_lengths
 # This number of tokens suffices for a few hundred codes, and fits into memory.
 MOST_TOKENS = 200_000
 SECONDS = 10.0
-# Number of files in a part. A stopped run loses at most one part.
+# Number of files in a chunk. A stopped run loses at most one chunk.
 FILES_AT_ONCE = 200
 
 
@@ -44,7 +44,8 @@ def fit_tokenizer(options):
     features.to(options.device)
     paths = common.training_paths(options.inputs)
     common.make_parent(options.output)
-    # The tokens depend on these settings, so each set has its own folder.
+    # The tokens depend on these settings, so each combination of settings has
+    # its own folder.
     settings = [
         options.features,
         options.geometry,

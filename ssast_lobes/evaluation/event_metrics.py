@@ -1,16 +1,17 @@
 """Compute metrics of sound event detection with `sed_scores_eval`.
 
 - `decided_metrics` returns the segment-based and event-based F1 of decided
-  events, as the mean over classes (Mesaros et al., "Metrics for polyphonic
-  sound event detection", Applied Sciences 2016). Segments have 1 s. An event
-  counts as found if its onset is within 200 ms, and its offset within the
-  larger of 200 ms and 20 % of the event.
+  events, for each class and as the mean over classes (Mesaros et al., "Metrics
+  for polyphonic sound event detection", Applied Sciences 2016). Segments are
+  1 s long. An event counts as found if its onset is within 200 ms of the true
+  onset. The offset may differ by 200 ms or 20 % of the event, whichever is
+  larger.
 - `score_metrics` returns PSDS 1 and 2 of scores (Bilen et al., "A framework for
-  the robust evaluation of sound event detection", ICASSP 2020). It integrates
-  over all thresholds (Ebbers et al., ICASSP 2022), with the parameters of DCASE
-  2021 task 4.
+  the robust evaluation of sound event detection", ICASSP 2020). PSDS integrates
+  over all thresholds (Ebbers et al., ICASSP 2022), here with the parameters of
+  DCASE 2021 task 4.
 
-This module only converts the formats. It needs the extra `events`.
+This module only converts between formats. It needs the extra `events`.
 """
 
 import numpy as np
@@ -58,8 +59,8 @@ def decided_metrics(events, truth, seconds):
     Arguments
     ---------
     events, truth : dict of str to list
-        Clip -> events, which begin with onset, offset (seconds) and label. A
-        clip without events has an empty list.
+        Clip -> list of events. Each event begins with onset, offset (seconds)
+        and label. The list of a clip without events is empty.
     seconds : dict of str to float
         Clip -> duration.
 
@@ -135,7 +136,8 @@ def score_metrics(scores, truth, seconds, labels, timing):
     -------
     dict of str to dict
         ``psds1`` and ``psds2``: class -> value, and ``mean``, the PSDS. The
-        PSDS is the mean over classes minus a penalty for their deviation.
+        PSDS is the mean over classes minus a penalty for their standard
+        deviation.
     """
     truth, occurring = _triples(truth)
     frames = {
@@ -168,7 +170,8 @@ def psds_of_frames(frames, truth, seconds):
     found = {}
     for name, settings in PSDS.items():
         if len(classes) == 1:
-            # There is no other class to trigger. `sed_scores_eval` fails then.
+            # A single class has no cross-triggers, and `sed_scores_eval` fails
+            # without these settings.
             settings = {**settings, "alpha_ct": 0.0, "cttc_threshold": None}
         mean, by_class, *_ = intersection_based.psds(
             frames, truth, seconds, **settings

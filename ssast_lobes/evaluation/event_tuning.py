@@ -1,4 +1,4 @@
-"""Choose the rules that turn scores into events, on the validation part."""
+"""Choose the rules that turn scores into events, on the validation split."""
 
 import itertools
 
@@ -26,7 +26,7 @@ MEDIAN_SECONDS = (0.0, 0.12, 0.2, 0.36, 0.52, 0.76, 1.0)
 MIN_SECONDS = (0.0, 0.1, 0.2, 0.4)
 GAP_SECONDS = (0.0, 0.1, 0.2, 0.4, 0.8)
 KINDS = ("median", "sebbs")
-# `sebbs` itself tries these values, with one limit at a time.
+# The tuning of `sebbs` tries these values too, with one limit at a time.
 STEP_SECONDS = (0.32, 0.48, 0.64)
 LIMITS = (
     *((absolute, None) for absolute in (0.15, 0.2, 0.3)),
@@ -37,9 +37,9 @@ LIMITS = (
 def tune_rules(scores, truth, seconds, labels, timing, kind="median"):
     """Choose the rule of each class by event-based F1.
 
-    Choose the filter and the threshold first, over all thresholds. For
-    ``"median"``, then choose the shortest event and the longest gap. Among
-    rules of equal F1, take the one that changes the scores least.
+    First, the filter and the threshold are chosen; all thresholds are tried.
+    For ``"median"``, the shortest event and the longest gap are chosen next.
+    Among rules of equal F1, the one that changes the scores least is chosen.
 
     Arguments
     ---------
@@ -107,7 +107,7 @@ def _best_thresholds(frames, truth):
     from sed_scores_eval import collar_based
 
     f1, _, _, threshold, _ = collar_based.best_fscore(frames, truth, **COLLAR)
-    # If no threshold finds an event, the best one is infinite.
+    # If no threshold finds an event, the best threshold is infinite.
     return {
         label: (float(f1[label]), float(value) if 0 <= value <= 1 else 0.5)
         for label, value in threshold.items()
@@ -116,7 +116,7 @@ def _best_thresholds(frames, truth):
 
 
 def _gaps(scores, rules, truth, seconds, labels, timing, chosen):
-    """Return the rules with the best shortest event and best longest gap."""
+    """Return the rules with the best `min_seconds` and `gap_seconds`."""
     best = {}
     pairs = list(itertools.product(MIN_SECONDS, GAP_SECONDS))
     for shortest, gap in tqdm(pairs, "Choosing durations", delay=2):

@@ -15,7 +15,7 @@ _BATCH_SIZE = 8
 
 
 def frame_blocks(path, fbank):
-    """Read a file in blocks that together have each analysis frame once.
+    """Read a file in blocks that together contain each analysis frame once.
 
     Arguments
     ---------
@@ -46,7 +46,7 @@ def frame_blocks(path, fbank):
     length = fbank.samples_of(BLOCK_FRAMES)
     for start, wav in read_blocks(path, fbank.sample_rate, length, hop):
         require_length(path, start + len(wav), fbank)
-        # The rest after the last whole frame gives no block.
+        # Samples after the last whole frame give no block.
         if len(wav) >= fbank.least_samples:
             yield wav
 
@@ -72,7 +72,7 @@ def measure_statistics(paths, unreadable, sample_rate=16000, n_mels=128):
     statistics : RunningStatistics
         With `mean` and `std` over all frames and mel bins.
     hours : float
-        Duration of all frames.
+        Duration of all frames, in hours.
 
     Example
     -------

@@ -1,17 +1,17 @@
-"""Use exported folders on audio of any kind, by pretrained interfaces.
+"""Use exported folders on audio of any kind, with pretrained interfaces.
 
 `AudioEncoder` returns embeddings of clips, frames and patches.
-`AudioClassifier` returns labels and scores, `EventDetector` sounds with onset
-and offset, and `SpeakerVerifier` the similarity of two voices. The interfaces
-read `config.json` and `model.safetensors`, and execute no code from the folder.
-Without a folder they use the bundled model.
+`AudioClassifier` returns labels and scores. `EventDetector` returns events with
+onset and offset. `SpeakerVerifier` returns the similarity of two voices. The
+interfaces read `config.json` and `model.safetensors`, and execute no code from
+the folder. Without a folder they use the bundled model.
 
 Audio is converted to mono at the model's rate. Audio longer than the window of
-the export is cut into windows that overlap by half; the last one may be
-shorter. Windows start on the grid of patches, so that their frames fit
-together. Audio shorter than one analysis window of the filterbank (25 ms) is
-an error. The result of a clip does not depend on its neighbors in a batch. All
-results are on the CPU, in float32.
+the export is cut into windows that overlap by half. The last window may be
+shorter. Windows start at multiples of the patch stride, so that the time steps
+of overlapping windows coincide. Audio shorter than one analysis window of the
+filterbank (25 ms) is an error. The result of a clip does not depend on its
+neighbors in a batch. All results are on the CPU, in float32.
 
 Waveforms in memory follow the same rules as files. Integers are scaled by the
 range of their type (see `ssast_lobes.to_float`). Samples that are NaN, infinite

@@ -19,7 +19,7 @@ def read_blocks(path, sample_rate, length, hop):
     sample_rate : int
         Sampling rate of the blocks in Hz.
     length : int
-        Length of a block in samples; the last one may be shorter.
+        Length of a block in samples; the last block may be shorter.
     hop : int
         Samples from the start of a block to the start of the next.
 
@@ -66,7 +66,7 @@ def require_length(name, n_samples, fbank):
     Arguments
     ---------
     name : str
-        Name of the clip for the error.
+        Name of the clip in the error.
     n_samples : int
         Length of the clip in samples.
     fbank : KaldiFbank

@@ -22,12 +22,12 @@ def _best(scores):
 
 
 class WindowScores(NamedTuple):
-    """Scores of a part of a clip.
+    """Scores of one window of a clip.
 
     Arguments
     ---------
     start, end : float
-        Start and end of the part, in seconds.
+        Start and end of the window, in seconds.
     labels : list of str
         See `Classification`.
     scores : dict of str to float
@@ -54,10 +54,11 @@ class Classification(NamedTuple):
         For single-label models, the best label. For multi-label models, the
         labels whose score reaches the threshold, best first, or none.
     scores : dict of str to float
-        Probability of each label, in the order of the classes. In single-label
-        models they sum to 1. See `AudioClassifier` for the mean over windows.
+        Probability of each label, in the order of the classes. For single-label
+        models, the probabilities sum to 1. See `AudioClassifier` for the mean
+        over windows.
     windows : list of WindowScores
-        The parts of the clip.
+        Scores of each window of the clip.
     """
 
     path: str
@@ -118,14 +119,15 @@ class Classification(NamedTuple):
 class AudioClassifier(Interface):
     """Classify audio by the export of a classifier, or by a linear head.
 
-    The probabilities of single-label models sum to 1. Those of multi-label
-    models are independent for each label. If a clip has several windows, its
-    probabilities are the mean over the windows, weighted by duration. For a
-    linear head, this is the mean of the scores before the softmax.
+    The probabilities of single-label models sum to 1. The probabilities of
+    multi-label models are independent for each label. If a clip has several
+    windows, its probabilities are the mean over the windows, weighted by
+    duration. For a linear head, the scores are averaged before the softmax
+    instead.
 
-    `fitted_seconds` is the longest clip that the classifier is meant for. For a
-    linear head, it is the longest clip that the head was fitted or tested on.
-    Otherwise it is the window of the model.
+    `fitted_seconds` is the length of the longest clips that the classifier is
+    meant for. For a linear head, this is the longest clip that the head was
+    fitted or tested on. For other classifiers, this is the window of the model.
 
     Example
     -------
@@ -191,7 +193,7 @@ class AudioClassifier(Interface):
             export with one head needs no name.
         window_seconds : float, optional
             Length of the windows that longer audio is cut into. By default
-            `fitted_seconds`, or the window of the model if it is shorter.
+            `fitted_seconds`, but at most the window of the model.
         hop_seconds : float, optional
             Time between the starts of two windows, rounded down to whole
             patches. By default half a window.
@@ -206,7 +208,8 @@ class AudioClassifier(Interface):
             If the window is shorter than a patch or longer than the window of
             the model, or the hop is longer than the window.
         WeightsError
-            See `AudioEncoder.from_hparams`. Also if there is no such head.
+            See `AudioEncoder.from_hparams`. Also if the folder has no head with
+            this name.
         """
         return cls(
             *(source, device, batch_size, precision, task),
@@ -291,8 +294,8 @@ class AudioClassifier(Interface):
         path : str or path
             Audio of any rate, channel count, format and length.
         threshold : float
-            Labels with at least this score are returned, if the model gives a
-            clip several labels. Other models ignore it.
+            Lowest score of the labels that a multi-label model returns.
+            Single-label models ignore the threshold.
 
         Returns
         -------
@@ -301,7 +304,7 @@ class AudioClassifier(Interface):
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         files = self._files([path], self._probabilities, None, None)
         [(path, windows, results)] = files

@@ -3,8 +3,8 @@
 Front end, encoder and classifier become a ``torch.export`` program or an ONNX
 file, which needs neither Python nor this package. Batch size and length stay
 variable, and the result of a clip does not depend on its neighbors. An ONNX
-file is only kept if ONNX Runtime gives the results of the model. This module
-needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this package.
+file is only kept if ONNX Runtime reproduces the results of the model. This
+module needs torch 2.9 or newer; ONNX needs the extra ``onnx`` of this package.
 """
 
 import importlib.util
@@ -31,11 +31,11 @@ _ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
 
 class DeploymentError(ValueError):
-    """An error with the reason why a model cannot be deployed, and a fix."""
+    """An error that says why a model cannot be deployed, and how to fix it."""
 
 
 class DeployedModel(nn.Module):
-    """A whole exported folder as one module that can be traced.
+    """An exported folder as one module that can be traced.
 
     Arguments
     ---------
@@ -45,8 +45,8 @@ class DeployedModel(nn.Module):
     Raises
     ------
     DeploymentError
-        If its blocks scan tokens, as in SSAMBA, since no graph then fits all
-        lengths, or if it is a detector of events.
+        If the model's blocks scan tokens, as in SSAMBA, since no graph then
+        fits all lengths. Also if the model is an event detector.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -177,13 +177,13 @@ def export_program(source):
     Returns
     -------
     torch.export.ExportedProgram
-        Inputs and outputs are those of `DeployedModel.forward`, for batches
-        and clips of any size, on the CPU.
+        Inputs and outputs are those of `DeployedModel.forward`, for any batch
+        size and clip length, on the CPU.
 
     Raises
     ------
     DeploymentError
-        If this torch is too old, or the model has no such graph.
+        If this torch is too old, or `DeployedModel` does not support the model.
     WeightsError
         See `AudioEncoder.from_hparams`.
     """
@@ -230,7 +230,7 @@ def write_program(source, path):
     path : str or path
         The file to write, which appears when complete. Call
         ``torch.export.load(path).module()`` like a `DeployedModel`. The extra
-        file ``metadata.json`` has the labels and the sampling rate.
+        file ``metadata.json`` contains the labels and the sampling rate.
 
     Raises
     ------
@@ -251,8 +251,8 @@ def write_onnx(source, path):
 
     Inputs and outputs are those of `DeployedModel.forward`. The inputs are
     called ``wav`` and ``lengths``. The outputs are called ``scores``, or
-    ``clip``, ``frames`` and ``n_time``. The file's metadata has the kind, the
-    sampling rate, the window and the labels, each as JSON.
+    ``clip``, ``frames`` and ``n_time``. The file's metadata states the kind of
+    the export, the sampling rate, the window and the labels, each as JSON.
 
     Arguments
     ---------
@@ -271,7 +271,8 @@ def write_onnx(source, path):
     ------
     DeploymentError
         If a package of the extra ``onnx`` is missing, this torch is too old,
-        the model has no such graph, or ONNX Runtime gives other results.
+        `DeployedModel` does not support the model, or ONNX Runtime gives other
+        results.
     WeightsError
         See `AudioEncoder.from_hparams`.
     """

@@ -13,9 +13,9 @@ class AudioEncoder(Interface):
     If a clip has several windows, its vector is the mean over the windows,
     weighted by duration. Frames and patches of several windows are joined in
     time order. Where two windows overlap, each time step comes from the window
-    whose center is nearer. Clip vectors are the input of the export's
-    classifier, with its class tokens or layer weights. Frames and patches
-    always come from the last layer.
+    whose center is nearer. Clip vectors use the pooling of the export, such as
+    its class tokens or layer weights: they are the input of its classifier.
+    Frames and patches always come from the last layer.
 
     Example
     -------
@@ -76,12 +76,12 @@ class AudioEncoder(Interface):
         Returns
         -------
         torch.Tensor
-            (D,), (T', D) in time order, or (F', T', D).
+            (`clip_size`,), (T', D) in time order, or (F', T', D).
 
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         [(_, embedding)] = self._encode([path], output, None, None)
         return embedding
@@ -123,7 +123,7 @@ class AudioEncoder(Interface):
         Returns
         -------
         torch.Tensor
-            (B, D), (B, T', D) or (B, F', T', D), 0 at padding.
+            (B, `clip_size`), (B, T', D) or (B, F', T', D), 0 at padding.
 
         Raises
         ------

@@ -58,13 +58,14 @@ class Detection(NamedTuple):
 class EventDetector(Interface):
     """Find sound events in audio, with onset and offset.
 
-    Long audio is cut into windows that overlap by half. Their scores are
-    joined before the search for events, so an event may be longer than a
-    window, and borders of windows do not cut events. A file of any length needs
-    the memory of a few windows, except with `ChangePointRule`.
+    Long audio is cut into windows that overlap by half. The scores of the
+    windows are joined before the search for events, so an event may be longer
+    than a window, and borders of windows do not cut events. A file of any
+    length needs the memory of a few windows, except with `ChangePointRule`.
 
-    `labels` are the classes. `rules` tell for each class how scores become
-    events. You may change them; see `ssast_lobes.inference.events.EventRule`.
+    `labels` are the classes. `rules` maps each class to the rule that turns its
+    scores into events. You may change the rules; see
+    `ssast_lobes.inference.events.EventRule`.
 
     Example
     -------
@@ -121,9 +122,9 @@ class EventDetector(Interface):
         source, device, batch_size, precision
             See `AudioEncoder.from_hparams`.
         task : str, optional
-            Name of a head of events on the frozen encoder of the folder; see
-            `ssast_lobes.checkpoints.frame_heads.frame_head_names`. It is needed
-            only if the folder has several heads.
+            Name of an event head on the frozen encoder of the folder; see
+            `ssast_lobes.checkpoints.frame_heads.frame_head_names`. The name is
+            needed only if the folder contains several heads.
 
         Returns
         -------
@@ -132,8 +133,8 @@ class EventDetector(Interface):
         Raises
         ------
         WeightsError
-            See `AudioEncoder.from_hparams`. Also if there is no such head, or
-            if the rules need `sebbs` and it is not installed.
+            See `AudioEncoder.from_hparams`. Also if the folder has no head with
+            this name, or if the rules need `sebbs` and it is not installed.
         """
         return cls(source, device, batch_size, precision, task)
 
@@ -155,7 +156,7 @@ class EventDetector(Interface):
             raise WeightsError(str(error)) from error
 
     def _with_head(self, weights):
-        """Return the weights of an encoder with a head of events."""
+        """Return the weights of an encoder with an event head."""
         if self.task is None and not frame_head_names(self.source):
             raise WeightsError(
                 f"the export of a {weights.config['kind']} model finds no "
@@ -183,7 +184,7 @@ class EventDetector(Interface):
         Raises
         ------
         UnreadableAudio
-            If the file gives no audio, or less than 25 ms.
+            If the file cannot be read, or contains less than 25 ms of audio.
         """
         [detection] = self._detections([path], None, None)
         return detection
@@ -327,7 +328,7 @@ class EventDetector(Interface):
             yield from tracker.finish(spans[-1])
 
     def _merged(self, pairs):
-        """Yield the new final scores (frames, C) and the window, in turn."""
+        """Yield the newly final scores (frames, C), and the last window."""
         merger, window = ScoreMerger(), None
         for window, scores in pairs:
             # With reference padding, a window has more frames than its audio.

@@ -1,8 +1,8 @@
 """Turn scores into events: join windows, filter, and apply thresholds.
 
-The classes take consecutive parts of a recording, so that hours need no more
-memory than minutes. Only `ChangePointTracker` keeps all scores. The size of the
-parts does not change the result.
+Trackers take the scores of a recording in consecutive chunks, so that hours
+need no more memory than minutes. Only `ChangePointTracker` keeps all scores.
+The size of the chunks does not change the result.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ class DetectedEvent(NamedTuple):
     label : str
         Class of the sound.
     score : float
-        Mean probability of the class during the event. Frames of gaps that an
-        `EventRule` closed do not count.
+        Mean probability of the class during the event. Frames in gaps that an
+        `EventRule` has closed do not count.
     """
 
     onset: float
@@ -45,7 +45,8 @@ class EventRule(NamedTuple):
     threshold : float
         Lowest probability of an active frame, 0 to 1.
     median_seconds : float
-        Length of the median filter. It has no effect if at most one frame.
+        Length of the median filter. A length of at most one frame has no
+        effect.
     min_seconds : float
         Shorter events are dropped.
     gap_seconds : float
@@ -65,18 +66,19 @@ class EventRule(NamedTuple):
 class ChangePointRule(NamedTuple):
     """Turn change points of the scores of a class into events.
 
-    It follows Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024, by
-    their package `sebbs`. It needs all scores of a recording in memory.
+    It follows Ebbers et al., "Sound Event Bounding Boxes", Interspeech 2024,
+    and uses their package `sebbs`. It needs all scores of a recording in
+    memory.
 
     Arguments
     ---------
     threshold : float
-        Events have a higher mean probability than this.
+        Events have a mean probability above this.
     step_seconds : float
         Length of the filter that finds changes.
     merge_absolute, merge_relative : float or None
-        Largest drop of the score between two events to merge them, as a
-        difference and as a ratio. None is no limit.
+        Two events are merged if the score between them drops by at most this
+        difference and this ratio. None means no limit.
     """
 
     threshold: float = 0.5
@@ -98,7 +100,7 @@ def read_rules(labels, config):
     Returns
     -------
     dict of str to EventRule or ChangePointRule
-        All of one kind.
+        All rules are of the same kind.
 
     Raises
     ------
@@ -199,7 +201,7 @@ class ScoreMerger:
         Returns
         -------
         numpy.ndarray
-            (frames, C), the next after the frames that were returned before.
+            (frames, C), directly after the frames returned so far.
         """
         place = np.arange(len(scores), dtype=scores.dtype)
         weight = np.minimum(place + 1, place[::-1] + 1)[:, None]
@@ -225,10 +227,10 @@ class ScoreMerger:
 
 
 class EventTracker:
-    """Find events in scores that come in parts, by `EventRule`.
+    """Find events in scores that come in chunks, by `EventRule`.
 
     An event is returned when no later score can change it. The size of the
-    parts does not change the events.
+    chunks does not change the events.
 
     Arguments
     ---------
@@ -263,7 +265,7 @@ class EventTracker:
         self._open = [None] * len(rules)
 
     def add(self, scores):
-        """Return the events that are complete after a part of the scores.
+        """Return the events that are complete after a chunk of scores.
 
         Arguments
         ---------
@@ -359,7 +361,7 @@ class ChangePointTracker:
         self._parts = []
 
     def add(self, scores):
-        """Keep a part of the scores (frames, C); return no events yet."""
+        """Keep a chunk of scores (frames, C); return no events yet."""
         self._parts.append(scores)
         return []
 

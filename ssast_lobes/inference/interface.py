@@ -42,7 +42,7 @@ class Window(NamedTuple):
 
 
 class Interface:
-    """The base class of interfaces, which computes a lobe on windows of audio.
+    """The base class of interfaces, which run a lobe on windows of audio.
 
     Arguments
     ---------
@@ -93,10 +93,10 @@ class Interface:
         Arguments
         ---------
         source : str or path, optional
-            A folder, written by a recipe or by ``ssast-lobes convert``, or one
-            of Hugging Face's AST. Or a repository on the hub with such a
-            folder, ``user/repo`` or ``user/repo@revision``. Or a name that
-            ``ssast-lobes models`` lists. By default the bundled model.
+            A folder that a recipe or ``ssast-lobes convert`` has written; a
+            folder of Hugging Face's AST; a repository on the hub that contains
+            such a folder, as ``user/repo`` or ``user/repo@revision``; or a name
+            that ``ssast-lobes models`` lists. By default the bundled model.
         device : str
             Device to compute on, such as ``"cpu"`` or ``"cuda"``.
         batch_size : int
@@ -112,8 +112,8 @@ class Interface:
         Raises
         ------
         WeightsError
-            If the folder is not an export or is of another kind, or if its
-            weights are missing, damaged or do not fit its configuration.
+            If the folder is not an export, or an export of another kind. Also
+            if its weights are missing, damaged or do not fit its configuration.
         """
         return cls(source, device, batch_size, precision)
 
@@ -169,8 +169,8 @@ class Interface:
             wavs = [window.wav for window in batch if window.error is None]
             results = iter(self._compute(wavs, finish) if wavs else [])
             for window in batch:
-                # Drop the waveform, since those of many windows would fill the
-                # memory.
+                # Drop the waveform, since the waveforms of many windows would
+                # fill the memory.
                 result = None if window.error else next(results)
                 yield window._replace(wav=None), result
 

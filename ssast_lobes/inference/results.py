@@ -16,10 +16,10 @@ def write_results(results, path, windows=False, min_score=-math.inf):
     results : list of Classification or list of Verification
         The results.
     path : str or path
-        A ``.json`` file has everything, with windows and their times. A
-        ``.csv`` file has a row for each clip; see `Classification.rows`.
+        A ``.json`` file contains everything, with windows and their times. A
+        ``.csv`` file contains a row for each clip; see `Classification.rows`.
     windows : bool
-        Whether a CSV has a row for each window instead of each clip.
+        Whether a CSV contains a row for each window instead of each clip.
     min_score : float
         Lowest score of the rows of a CSV. Other rows are dropped.
 
@@ -61,7 +61,7 @@ def write_results(results, path, windows=False, min_score=-math.inf):
 
 
 def _rounded(value):
-    """Round to six significant digits, as float32 has; times to 1 us."""
+    """Round to six significant digits below 1, and to six decimals above."""
     if isinstance(value, float):
         return round(value, 6) if value >= 1 else float(f"{value:.6g}")
     if isinstance(value, dict):

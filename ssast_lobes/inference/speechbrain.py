@@ -1,4 +1,4 @@
-"""Define modules and hooks for SpeechBrain's interfaces to an export."""
+"""Define modules and hooks by which SpeechBrain loads an export."""
 
 import torch
 from speechbrain.utils.fetching import FetchConfig, FetchSource, LocalStrategy
@@ -195,12 +195,13 @@ class WindowedLobe(SpectrogramLobe):
     """Return clip vectors of audio of any length.
 
     This is the `embedding_model` of an exported folder. If a clip has several
-    windows, its vector is the mean of their vectors, weighted by duration. Its
-    probabilities are the mean of those of the windows, which the mean vector
-    does not determine. But SpeechBrain passes only one tensor to its classifier
-    (``self.mods.classifier(emb)`` in `EncoderClassifier`). So this tensor has
-    an attribute `windows` for `WindowClassifier`: vectors (B, W, D) and weights
-    (B, W). A tensor computed from it has no `windows`.
+    windows, its vector is the mean of the window vectors, weighted by duration.
+    The probabilities of the clip are the mean of the probabilities of the
+    windows, which the mean vector does not determine. But SpeechBrain passes
+    only one tensor to its classifier (``self.mods.classifier(emb)`` in
+    `EncoderClassifier`). So the returned tensor has an attribute `windows` for
+    `WindowClassifier`: vectors (B, W, D) and weights (B, W). A tensor computed
+    from the returned tensor has no `windows`.
 
     Arguments
     ---------

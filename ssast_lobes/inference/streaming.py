@@ -21,10 +21,10 @@ def cut_stream(pieces, window, hop):
     Arguments
     ---------
     pieces : iterable of torch.Tensor or numpy.ndarray
-        Parts of one waveform, in order, of any sizes. They are mono
-        (samples,), or (samples, channels) as from sounddevice and soundfile,
-        or (channels, samples) as from torchaudio. Channels are averaged.
-        Integers are scaled by `ssast_lobes.dataio.waveforms.to_float`.
+        Parts of one waveform, in order, of any sizes. Their shape is (samples,)
+        for mono, (samples, channels) as from sounddevice and soundfile, or
+        (channels, samples) as from torchaudio. Channels are averaged. Integers
+        are scaled by `ssast_lobes.dataio.waveforms.to_float`.
     window : int
         Length of a window in samples.
     hop : int
@@ -36,7 +36,8 @@ def cut_stream(pieces, window, hop):
         First sample of the window.
     wav : torch.Tensor
         Waveform (samples,), float32. The last window ends with the stream and
-        may be shorter. It is left out if the window before it reaches the end.
+        may be shorter. It is omitted if the previous window already reaches the
+        end.
 
     Raises
     ------
@@ -62,7 +63,7 @@ def cut_stream(pieces, window, hop):
         while len(kept) >= window:
             yield start, kept[:window]
             start, kept = start + hop, kept[hop:]
-    # The last full window has this overlap already.
+    # The last full window contains this overlap already.
     seen = window - hop if start > 0 else 0
     if len(kept) > seen:
         yield start, kept
@@ -80,8 +81,9 @@ def classify_stream(
     pieces : iterable of torch.Tensor or numpy.ndarray
         Parts of one waveform at the classifier's rate; see `cut_stream`.
     window_seconds : float, optional
-        Length of a window, at least 25 ms. Short windows answer sooner, long
-        windows have more context. By default the window of the classifier.
+        Length of a window, at least 25 ms. Short windows give results sooner,
+        long windows contain more context. By default the window of the
+        classifier.
     hop_seconds : float, optional
         Time between the starts of two windows. By default half a window.
     threshold : float

@@ -31,15 +31,15 @@ class Verification(NamedTuple):
         return self._asdict()
 
     def rows(self, windows=False):
-        """Return a list of the one row for a CSV; `windows` has no effect."""
+        """Return the row for a CSV, in a list; `windows` has no effect."""
         return [self._asdict()]
 
 
 class SpeakerVerifier(AudioEncoder):
-    """Verify whether two files have the same speaker, by a cosine.
+    """Verify whether two files contain the same speaker, by a cosine.
 
-    The score is the cosine of two clip embeddings. It works best with
-    the export of a speaker classifier. Scores of different models are not
+    The score is the cosine of two clip embeddings. This works best with the
+    export of a speaker classifier. Scores of different models are not
     comparable, so no threshold suits all models. Choose one on your own pairs,
     for example where the rates of false acceptances and false rejections are
     equal (`ssast_lobes.utils.metrics.equal_error_rate`).
@@ -78,7 +78,7 @@ class SpeakerVerifier(AudioEncoder):
         Raises
         ------
         UnreadableAudio
-            If a file gives no audio, or less than 25 ms.
+            If a file cannot be read, or contains less than 25 ms of audio.
         """
         pair = [self.encode_file(path) for path in (path_a, path_b)]
         score = torch.cosine_similarity(*pair, dim=0).item()

@@ -1,9 +1,9 @@
 """Cut audio of any length into windows, compute them, and join the results.
 
 Audio longer than a model's window is cut into windows that overlap by half, or
-by another hop; the last one may be shorter. Windows start on the grid of
-patches, so that their frames fit together. The interfaces, the exported
-SpeechBrain model and the harnesses all use this rule.
+with another hop. The last window may be shorter. Windows start at multiples of
+the patch stride, so that the time steps of overlapping windows coincide. The
+interfaces, the exported SpeechBrain model and the harnesses all use this rule.
 """
 
 import math
@@ -12,14 +12,14 @@ import torch
 
 
 class Windowing:
-    """Cut clips into windows, compute them, and weigh them.
+    """Cut clips into windows, compute the windows, and weight them.
 
     Arguments
     ---------
     fbank : KaldiFbank
         The filterbank of the model.
     grid : Grid
-        The grid of its patches.
+        Patch grid of the model.
     seconds : float
         Length of a window.
     hop_seconds : float, optional
@@ -44,8 +44,9 @@ class Windowing:
             hop_time = math.floor(hop_seconds * fbank.sample_rate / step + 1e-6)
         self.hop_time = max(1, hop_time)
         self.hop = self.hop_time * step
-        # The longest piece without another frame. With windows that barely
-        # overlap it is longer, so that the last one is never too short.
+        # The most samples that one window covers: up to the next frame. If
+        # windows barely overlap, one window covers more, so that the last
+        # window is never too short.
         self.reach = max(
             self.samples + fbank.hop_samples - 1,
             self.hop + fbank.least_samples - 1,
@@ -157,7 +158,7 @@ class Windowing:
 
 
 def count_windows(total, length, hop):
-    """Count the windows that cover a clip; the last may be shorter.
+    """Count the windows that cover a clip; the last window may be shorter.
 
     Arguments
     ---------

@@ -2,10 +2,10 @@
 
 An objective is a module that owns its encoder. ``forward(feats, n_frames,
 mask=None, generator=None, clip_keys=None)`` returns an `ObjectiveOutput`.
-``after_step(step, total_steps)`` runs once per optimizer step. `base` has the
-base class and shared functions. `maskers`, `block_maskers` and
+``after_step(step, total_steps)`` runs once per optimizer step. `base` contains
+the base class and shared functions. `maskers`, `block_maskers` and
 `multi_block_masker` draw masks. `views` and `corruption` alter clips.
-`projections` has heads and prototypes.
+`projections` contains heads and prototypes.
 
 To add an objective, add a file here, its name below and in
 ``ssast_lobes.__init__``, and a preset in ``hparams/objective/``.
@@ -58,7 +58,7 @@ __all__ = [
 
 
 def load_objective(name):
-    """Return a function that builds an objective with the numbers of a preset.
+    """Return a function that builds an objective from a preset.
 
     Arguments
     ---------
@@ -69,13 +69,13 @@ def load_objective(name):
     Returns
     -------
     callable
-        Takes an encoder and, by name, arguments that add to those of the
-        preset or replace them, such as `masker`. Returns an `Objective`.
+        Takes an encoder, and keyword arguments such as `masker` that are added
+        to those of the preset or replace them. Returns an `Objective`.
 
     Raises
     ------
     ValueError
-        If there is no such preset, or it has no objective.
+        If there is no such preset, or it defines no objective.
 
     Example
     -------

@@ -1,10 +1,10 @@
 """ASiT: reconstruct pixels, and distill patches and clips.
 
-Atito et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer for
-Event Classification", TASLP 2024. The student sees crops with corrupted groups
-of pixels; the teacher sees clean crops. The student restores the corrupted
-pixels. It also predicts the teacher's prototypes of each patch in the same
-view, and of the whole clip in the other view.
+Atito et al., "ASiT: Local-Global Audio Spectrogram vIsion Transformer for Event
+Classification", TASLP 2024. The student sees crops with corrupted groups of
+pixels; the teacher sees clean crops. The student restores the corrupted pixels.
+It also predicts which prototypes the teacher assigns to each patch in the same
+view, and to the whole clip in the other view.
 """
 
 import torch
@@ -37,7 +37,7 @@ class ASiT(Objective):
     The published numbers are in ``hparams/objective/asit.yaml``; see
     `load_objective`. The mean of the encoder's class tokens replaces the
     paper's single class token. In evaluation nothing is pasted from other
-    clips, so that the loss is a function of the clip.
+    clips, so that the loss depends on the clip alone.
 
     Arguments
     ---------
@@ -48,27 +48,29 @@ class ASiT(Objective):
     drop_area, paste_area, paste_probability, block, align
         See `GroupCorruption`.
     projector : list of float
-        Sizes of the projector's hidden layers, as multiples of D.
+        Sizes of the projector's hidden layers, as multiples of the encoder's
+        token size D.
     projection : int
-        Size of the projections, the same for each encoder size. It determines
-        how much cosines differ, and so which temperatures fit.
+        Size of the projections, independent of D. It determines how much the
+        cosines to the prototypes differ, and so which temperatures fit.
     class_prototypes, patch_prototypes : float
         Number of prototypes, as a multiple of D.
     decoder : list of float
-        Sizes of the decoder's layers, as multiples of D; a further layer
-        returns the pixels.
+        Sizes of the decoder's hidden layers, as multiples of D. Its output
+        layer returns the pixels.
     student_temperature : float
         Temperature of the student's softmax.
     teacher_temperature : tuple of float
         Temperature of the teacher's softmax at the first step, and after
         the warm-up.
     temperature_warmup : float
-        Fraction of the run in which this temperature changes linearly.
+        Fraction of the training in which the teacher's temperature changes
+        linearly.
     center_momentum : float
         See `Center`.
     momentum : tuple of float
-        Momentum of the teacher at the first and the last step; a cosine
-        between them.
+        Momentum of the teacher at the first and the last step. It follows a
+        cosine in between.
     class_weight, patch_weight, reconstruction_weight : float
         Weights of the three losses.
 
@@ -169,7 +171,7 @@ class ASiT(Objective):
         self.patch_prototypes = Prototypes(projection, n_patch)
         self.class_center = Center(n_class, center_momentum)
         self.patch_center = Center(n_patch, center_momentum)
-        # The paper has a transposed convolution. On patches that do not
+        # The paper uses a transposed convolution. On patches that do not
         # overlap, this is a linear layer.
         self.decoder = gelu_mlp([dim, *sizes_of(dim, decoder), pixels])
         self.teacher = EMATeacher(
@@ -194,7 +196,7 @@ class ASiT(Objective):
 
     @property
     def reconstructs(self):
-        """Return True, as the decoder gives pixels."""
+        """Return True, as the decoder predicts pixels."""
         return True
 
     def forward(
@@ -246,7 +248,7 @@ class ASiT(Objective):
         return clip_mean(error.abs().flatten(1), weight.flatten(1))
 
     def _distill(self, encoded, clean, counts):
-        """Return the cross-entropies of clips and patches, and the spread."""
+        """Return the losses of clips and patches, and `projection_std`."""
         temperatures = (
             self._config["student_temperature"],
             self.teacher_temperature,

@@ -2,8 +2,8 @@
 
 Li and Li, "ATST: Audio Representation Learning with Teacher-Student
 Transformer", Interspeech 2022. Two random crops are mixed with other clips and
-resized. From the class token of one, the student predicts the teacher's class
-token of the other.
+resized. From the class token of one crop, the student predicts the teacher's
+class token of the other crop.
 """
 
 import torch

@@ -24,19 +24,20 @@ from ssast_lobes.objectives.views import RandomResizedCrop
 class ATSTFrame(BYOL):
     """Predict a teacher's frames of another view at masked times.
 
-    One view is the clip unchanged. The other is the clip mixed with another
-    one and resized along frequency. So both views have the same sound at each
-    time. Each view is predicted from the other, with the same mask. On a grid
-    with several bands, whole times are masked, and the means over frequency
-    are compared. The published numbers are in
-    ``hparams/objective/atst_frame.yaml``; see `load_objective`.
+    One view is the clip unchanged. The other view is the clip mixed with
+    another clip and resized along frequency. So both views contain the same
+    sound at each time. Each view is predicted from the other, with the same
+    mask. On a grid with several tokens per time step, whole steps are masked,
+    and the means of their tokens over frequency are compared. The published
+    numbers are in ``hparams/objective/atst_frame.yaml``; see `load_objective`.
 
     Arguments
     ---------
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks; by default it masks half of the times, in spans of 5.
+        Draws the masks; by default it masks half of the time steps, in spans of
+        5 steps.
     freq_scale : tuple of float
         See `RandomResizedCrop`.
     **shared
@@ -85,7 +86,7 @@ class ATSTFrame(BYOL):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         mask : torch.Tensor, optional
-            Boolean (B, F', T'), True where masked; by default drawn. Times
+            Boolean (B, F', T'), True where masked; by default drawn. Time steps
             with any masked token are compared.
         generator, clip_keys
             Source of mask and views; see `Objective.random_source`.

@@ -1,9 +1,9 @@
-"""AudioMosaic: compare two views of each clip that drop tokens.
+"""AudioMosaic: contrast two views of each clip with dropped tokens.
 
 "AudioMosaic", ICML 2026; HanxunH/AudioMosaic, models/audiomosaic.py and
-losses/ntxent.py. One view drops times, the other drops frequencies. The loss
-moves the vectors of the two views nearer to each other than to those of all
-other clips.
+losses/ntxent.py. One view lacks time steps, the other view lacks frequencies.
+The loss moves the vectors of the two views nearer to each other than to those
+of all other clips.
 """
 
 import torch
@@ -33,14 +33,14 @@ class AudioMosaic(Objective):
     """Tell clips apart by two augmented views with dropped tokens (NT-Xent).
 
     Negatives are the views of all other clips of the batch, in all processes.
-    Gradients reach them too, so several processes train as one process on the
-    joined batch. In evaluation the loss must be a function of the clip, so
-    negatives are the last vectors of the training.
+    Gradients also flow through the negatives, so several processes train as one
+    process on the joined batch. In evaluation the loss must depend on the clip
+    alone, so the negatives are stored vectors of the last training batches.
 
     The released code augments the waveform. Here the spectrogram is augmented:
     by a roll along time, another clip as background, and a filter with a gain.
-    The encoder has fixed sin-cos positions, two class tokens, and its last
-    norm.
+    The encoder gets fixed sin-cos positions, and keeps its two class tokens and
+    its final norm.
 
     Arguments
     ---------
@@ -53,9 +53,10 @@ class AudioMosaic(Objective):
     temperature : float
         Divisor of the cosines.
     hidden, out : float
-        Sizes of the projector, as multiples of the encoder's D.
+        Hidden and output size of the projector, as multiples of the encoder's
+        token size D.
     memory : int
-        Number of vectors to compare with in evaluation.
+        Number of training vectors to store as negatives for evaluation.
 
     Raises
     ------
@@ -144,9 +145,9 @@ class AudioMosaic(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, the loss; ``accuracy``, the fraction of views whose
-            nearest neighbor is the other view of their clip; the chance levels
-            of both; and ``projection_std``, which falls towards 0 in a
+            Logs: ``nce``, the loss, and ``accuracy``, the fraction of views
+            whose nearest neighbor is the other view of their clip, each with
+            its chance level; and ``projection_std``, which falls towards 0 in a
             collapse.
         """
         rand = self.random_source(feats, generator, clip_keys)

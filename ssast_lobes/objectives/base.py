@@ -1,8 +1,8 @@
 """The base class of objectives, maskers by name, and helpers for tokens.
 
-The clips of a batch differ in their number of masked tokens. Tokens are
-therefore gathered to one given length that fits all clips, and surplus entries
-have the weight 0. So nothing is read back from the device.
+The clips of a batch differ in their number of masked tokens. Masked tokens are
+therefore padded to one length that fits all clips, and surplus entries get the
+weight 0. The caller gives this length, so nothing is read back from the device.
 """
 
 from typing import NamedTuple
@@ -34,8 +34,8 @@ class ObjectiveOutput(NamedTuple):
         Scalar to minimize.
     logs : dict of str to torch.Tensor
         Detached scalars. The chance level of a log, if known, is the log
-        ``NAME_chance``; see `matching_logs`. Logs whose name ends in
-        ``accuracy`` are better above chance, others below.
+        ``NAME_chance``; see `matching_logs`. A log whose name ends in
+        ``accuracy`` should be above chance, any other log below.
     """
 
     loss: torch.Tensor
@@ -50,31 +50,32 @@ class Objective(nn.Module):
     encoder : SpectrogramEncoder
         The encoder to train.
     masker : Masker or dict, optional
-        Draws the masks, if the objective masks tokens: a masker, or the
-        `config` of one. By default the masker of `preset`.
+        The masker of an objective that masks tokens, or the `config` of a
+        masker. By default the masker of `preset`.
 
     Raises
     ------
     ValueError
-        If `masker` is neither; see `make_masker`.
+        If `masker` is neither a masker nor a `config`; see `make_masker`.
     """
 
     # File of ``hparams/objective/`` with the published masker of the class;
     # None for an objective that masks no tokens.
     preset = None
 
-    # Prefixes of tensors that only this training needs. Checkpoints have them,
-    # exports do not. A teacher starts as a copy of a loaded student.
+    # Prefixes of the names of tensors that only pretraining needs. Checkpoints
+    # contain these tensors, exports do not. So after an export is loaded, the
+    # teacher starts as a copy of the student.
     training_only = ("teacher",)
     # Whether `forward` takes `positive_pairs`; see `ContrastiveMSPM`.
     uses_positive_pairs = False
     # Whether `forward` takes the waveforms too: ``wavs`` (B, S), ``n_samples``
-    # (B,) and, if the data have them, ``crop_starts`` (B,) in samples.
+    # (B,) and, if the data state them, ``crop_starts`` (B,) in samples.
     needs_audio = False
-    # Whether `forward` takes the source of each clip: ``clip_ids``, a list of
-    # B texts, and ``crop_starts`` (B,) in samples.
+    # Whether `forward` takes the source of each clip: ``clip_ids``, a list of B
+    # strings, and ``crop_starts`` (B,) in samples.
     needs_place = False
-    # Sampling rate in Hz that all audio must have; None: any.
+    # Sampling rate in Hz that all audio must have; None if any rate is allowed.
     sample_rate = None
     # Whether `forward` takes None for `n_frames`, if no clip has padding. The
     # attention then needs no mask.
@@ -120,7 +121,7 @@ class Objective(nn.Module):
         feats : torch.Tensor
             (B, T, n_mels).
         n_frames : torch.Tensor or None
-            Valid frames (B,); None: all.
+            Valid frames (B,); None if all frames are valid.
         generator, clip_keys
             See `random_source`.
 
@@ -143,7 +144,7 @@ class Objective(nn.Module):
         Returns
         -------
         dict of str to torch.Tensor
-            The tensors without those of `training_only`.
+            The tensors, without those that `training_only` names.
         """
         return {
             key: value
@@ -227,8 +228,8 @@ def make_masker(masker):
     Raises
     ------
     ValueError
-        If `masker` is neither, names no masker of this package, or its
-        arguments do not fit.
+        If `masker` is neither a masker nor a configuration, names no masker of
+        this package, or contains arguments that do not fit.
 
     Example
     -------
@@ -262,14 +263,14 @@ class TokenSplit(NamedTuple):
     Arguments
     ---------
     ids_masked : torch.Tensor
-        Positions of the masked tokens, int64 (B, K), then surplus ones.
+        int64 (B, K): positions of the masked tokens, then of surplus entries.
     weight : torch.Tensor
-        float32 (B, K), 1 at masked tokens and 0 at the surplus.
+        float32 (B, K), 1 at masked tokens and 0 at surplus entries.
     keep : tuple of torch.Tensor
-        Positions of the visible tokens (B, V), and whether each entry counts
-        (B, V), in the format of the encoder.
+        Positions of the visible tokens, int64 (B, V), and a boolean (B, V) that
+        is False at surplus entries. The encoder takes both as `keep`.
     visible : torch.Tensor
-        Boolean (B, N).
+        Boolean (B, N), True at visible tokens.
     is_token : torch.Tensor
         Boolean (B, N), True at tokens that are audio.
     """
@@ -332,9 +333,10 @@ def ids_masked(mask, max_masked):
     Returns
     -------
     index : torch.Tensor
-        int64 (B, K), masked tokens in order, then surplus ones.
+        int64 (B, K): positions of masked tokens in order, then of surplus
+        entries.
     weight : torch.Tensor
-        float32 (B, K), 1 at masked tokens and 0 at the surplus.
+        float32 (B, K), 1 at masked tokens and 0 at surplus entries.
 
     Example
     -------
@@ -363,9 +365,10 @@ def ids_keep(mask, is_token, max_kept):
     Returns
     -------
     index : torch.Tensor
-        int64 (B, V), visible tokens in order, then surplus ones.
+        int64 (B, V): positions of visible tokens in order, then of surplus
+        entries.
     is_token : torch.Tensor
-        Boolean (B, V), False at the surplus.
+        Boolean (B, V), False at surplus entries.
 
     Example
     -------
@@ -383,7 +386,7 @@ def gather_tokens(x, index):
 
 
 def clip_mean(values, weight):
-    """Return the mean within each clip, then over the nonempty clips.
+    """Return the mean within each clip, averaged over the nonempty clips.
 
     Arguments
     ---------
@@ -412,8 +415,8 @@ def clip_mean(values, weight):
 def matching_logs(nce, accuracy, n_candidates):
     """Return the logs of an InfoNCE loss, each next to its chance level.
 
-    A guess among K candidates has a loss of ln K, and is right in one of K
-    cases. Both chance levels are means over the clips that have candidates.
+    A uniform guess among K candidates gives a loss of ln K and an accuracy of
+    1/K. Both chance levels are means over the clips that have candidates.
 
     Arguments
     ---------
@@ -461,7 +464,8 @@ def projection_std(x, weight):
     Returns
     -------
     torch.Tensor
-        Scalar: near 1 if vectors have all directions, 0 if all have the same.
+        Scalar: near 1 if the vectors point in all directions, 0 if all point in
+        the same direction.
 
     Example
     -------
@@ -507,7 +511,7 @@ def require_class_tokens(encoder):
     Raises
     ------
     ValueError
-        If it has none.
+        If the encoder has none.
     """
     if encoder.n_class_tokens == 0:
         raise ArgumentError(

@@ -9,18 +9,18 @@ from ssast_lobes.utils.checks import whole
 class InverseBlockMasker(Masker):
     """Mask all tokens outside some square blocks, as EAT does.
 
-    The visible tokens are whole blocks, and a part of one more if the count
-    requires it. As in `ClusterMasker`, a block that crosses an edge of the
-    clip continues at the opposite edge, so that every token is visible equally
-    often. The official code cuts the block off, and then adds or removes
-    single tokens until the count is right. See Chen et al., "EAT:
-    Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
+    The visible tokens are whole blocks, and a part of one more block if the
+    count requires it. As in `ClusterMasker`, a block that crosses an edge of
+    the clip continues at the opposite edge, so that every token is visible
+    equally often. The official code cuts such a block at the edge, and then
+    adds or removes single tokens until the count is right. See Chen et al.,
+    "EAT: Self-Supervised Pre-Training with Efficient Audio Transformer", IJCAI
     2024, section 3.2.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count tokens to mask, not to keep.
+        See `Masker`. Both refer to masked tokens, not to visible tokens.
     block_size : int
         Tokens along each side of a block.
 
@@ -53,14 +53,15 @@ class InverseBlockMasker(Masker):
 
 
 class TimeMasker(Masker):
-    """Base class of maskers of whole times.
+    """Base class of maskers of whole time steps.
 
-    A subclass scores the times, as those of a grid with one frequency.
+    A subclass scores the time steps, as if the grid had a single frequency.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count times, and all tokens of a time are masked.
+        See `Masker`. Both refer to time steps. All tokens of a drawn time step
+        are masked.
     """
 
     def max_masked(self, n_freq, n_time):
@@ -68,7 +69,7 @@ class TimeMasker(Masker):
         return n_freq * self.n_masked(n_time)
 
     def draw(self, rand, n_time, n_freq, max_time):
-        """Draw times, and mask all their frequencies; see `Masker.draw`."""
+        """Draw time steps, and mask all their tokens; see `Masker.draw`."""
         masked = super().draw(rand, n_time, 1, max_time)
         return masked.expand(-1, n_freq, -1)
 
@@ -76,20 +77,21 @@ class TimeMasker(Masker):
 class SpanMasker(TimeMasker):
     """Mask spans of time over all frequencies, as ATST-Frame does.
 
-    A clip has exactly the requested ratio of masked times. The official code
-    uses `compute_mask_indices` of fairseq, which counts overlaps of spans
-    twice, so that its 0.65 masks half of a clip. The last span is cut short if
-    the count requires it. Spans wrap at the clip's own edges, so that every
-    time is masked equally often. See Li, Shao and Li, "Self-Supervised Audio
-    Teacher-Student Transformer for Both Clip-Level and Frame-Level Tasks",
-    TASLP 2024.
+    Exactly the requested number of time steps is masked; the last span is cut
+    short if the number requires it. The official code uses
+    `compute_mask_indices` of fairseq, which counts overlaps of spans twice. So
+    its setting of 0.65 masks half of a clip. Spans wrap at the clip's own
+    edges, so that every time step is masked equally often. See Li, Shao and Li,
+    "Self-Supervised Audio Teacher-Student Transformer for Both Clip-Level and
+    Frame-Level Tasks", TASLP 2024.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count times, and all tokens of a time are masked.
+        See `Masker`. Both refer to time steps. All tokens of a drawn time step
+        are masked.
     span : int
-        Tokens of a span along time.
+        Length of a span in time steps.
 
     Raises
     ------
@@ -114,13 +116,13 @@ class SpanMasker(TimeMasker):
         return {**super().config, "span": self.span}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return the least draw of a time's spans; see `Masker.scores`."""
+        """Return the lowest draw of each step's spans; see `Masker.scores`."""
         seeds = rand(1, max_time)
         time = torch.arange(max_time + self.span - 1, device=seeds.device)
         time = (time % n_time[:, None])[:, None]
         spans = seeds.gather(2, time).unfold(2, self.span, 1)
-        # Tokens of one span would tie. Those at its end get lower scores, so
-        # that a span that is cut short stays in one piece.
+        # Time steps of one span would get equal scores. Small offsets along the
+        # span make sure that a span that is cut short stays in one piece.
         within = torch.arange(self.span, device=seeds.device)
         return (spans + 1e-6 * within).amin(3)
 
@@ -131,7 +133,7 @@ class RowMasker(Masker):
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count rows, and all times of a row are masked.
+        See `Masker`. Both refer to rows. All tokens of a drawn row are masked.
 
     Example
     -------
@@ -145,7 +147,7 @@ class RowMasker(Masker):
         return n_time * self.n_masked(n_freq)
 
     def draw(self, rand, n_time, n_freq, max_time):
-        """Draw rows, and mask all their times; see `Masker.draw`."""
+        """Draw rows, and mask all their tokens; see `Masker.draw`."""
         rows = super().draw(rand, torch.ones_like(n_time), n_freq, 1)
         time = torch.arange(max_time, device=n_time.device)
         return rows & (time < n_time[:, None])[:, None]
@@ -158,15 +160,16 @@ class RowMasker(Masker):
 class ChunkMasker(TimeMasker):
     """Mask chunks of time, as in the first view of AudioMosaic's code.
 
-    A clip is cut into chunks of equal length, and some are masked whole. The
-    last one to be masked is masked in part if the count requires it.
+    A clip is cut into chunks of equal length. Some chunks are masked
+    completely, and one more is masked in part if the count requires it.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count times, and all tokens of a time are masked.
+        See `Masker`. Both refer to time steps. All tokens of a drawn time step
+        are masked.
     size : int
-        Tokens of a chunk along time.
+        Length of a chunk in time steps.
 
     Raises
     ------
@@ -191,7 +194,7 @@ class ChunkMasker(TimeMasker):
         return {**super().config, "size": self.size}
 
     def scores(self, rand, n_time, n_freq, max_time):
-        """Return the draw of each time's chunk; see `Masker.scores`."""
+        """Return the draw of each step's chunk; see `Masker.scores`."""
         chunks = rand(1, -(-max_time // self.size))
         return chunks.repeat_interleave(self.size, dim=2)[:, :, :max_time]
 
@@ -199,16 +202,16 @@ class ChunkMasker(TimeMasker):
 class PeriodicMasker(Masker):
     """Mask recurring cells, as in the second view of AudioMosaic's code.
 
-    All chunks of time have the same mask, frequencies by times. (The released
-    code is meant to mask frequencies, but reads a grid of 64 x 8 as one of
-    8 x 64.)
+    A clip is cut into chunks along time, and all chunks get the same mask,
+    which is drawn over frequencies and times. (The released code is meant to
+    mask frequencies, but reads a grid of 64 x 8 as one of 8 x 64.)
 
     Arguments
     ---------
     ratio, count
         See `Masker`.
     period : int
-        Tokens of a chunk along time, after which the mask recurs.
+        Length of a chunk in time steps, after which the mask recurs.
 
     Raises
     ------

@@ -23,17 +23,17 @@ class BYOL(Objective):
         Masker of an objective that masks tokens; see `Objective`.
     hidden : float
         Hidden size of projector and predictor, as a multiple of the encoder's
-        D.
+        token size D.
     out : float
         Size of the projections, as a multiple of D.
     momentum : tuple of float
-        Momentum of the teacher at the first and the last step; a cosine
-        between them.
+        Momentum of the teacher at the first and the last step. It follows a
+        cosine in between.
     mixup : float
         Greatest weight of another clip in a view.
     memory : int
         Number of clips to remember for mixing, each as long as the encoder's
-        position table. They are a part of the checkpoints.
+        position table. Checkpoints contain the remembered clips.
     """
 
     training_only = ("teacher", "mixup")
@@ -73,5 +73,5 @@ class BYOL(Objective):
         }
 
     def after_step(self, step, total_steps):
-        """Move the teacher; see `Objective.after_step`."""
+        """Update the teacher; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))

@@ -29,13 +29,13 @@ from ssast_lobes.utils.lengths import length_to_mask
 class Codes(Objective):
     """Predict the codes of masked tokens from the visible tokens.
 
-    With a `decoder`, the encoder sees the visible tokens alone, as in BEATs.
+    With a `decoder`, the encoder sees only the visible tokens, as in BEATs.
     Without one, a learned vector replaces the masked tokens, as in BEST-RQ and
     HuBERT. The loss is the cross-entropy of the codes of masked tokens,
     averaged within a clip, then over clips. With several codebooks, their
-    losses are summed. The encoder gets fixed sin-cos positions, because
-    learned positions begin so small that masked tokens stay alike for hundreds
-    of steps. (BEATs has convolutional and relative positions instead.)
+    losses are summed. The encoder gets fixed sin-cos positions, because learned
+    positions begin so small that masked tokens stay alike for hundreds of
+    steps. (BEATs uses convolutional and relative positions instead.)
 
     Arguments
     ---------
@@ -131,18 +131,18 @@ class Codes(Objective):
         generator, clip_keys
             Source of the mask; see `Objective.random_source`.
         **audio
-            What the tokenizer needs next to the log-mel; see `Objective`.
+            Further inputs of the tokenizer, such as waveforms; see `Objective`.
 
         Returns
         -------
         ObjectiveOutput
             Logs: ``cross_entropy`` in nats, without label smoothing, and
             ``accuracy``, each with its chance level. Chance is a guess that
-            knows only how frequent the codes of the batch are; its
-            cross-entropy is the entropy of the codes. ``codes_used`` is the
-            fraction of the codes that masked tokens of the batch have.
-            ``codes_recently_used`` is the same of the last hundred training
-            batches. All are means over the codebooks.
+            knows only how frequent each code is in the batch. Its cross-entropy
+            is the entropy of the codes. ``codes_used`` is the fraction of the
+            codes that occur at masked tokens of the batch.
+            ``codes_recently_used`` is this fraction over the last hundred
+            training batches. All logs are means over the codebooks.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         outputs = self.outputs(feats, n_frames, mask, split)
@@ -150,7 +150,7 @@ class Codes(Objective):
         return self.losses(outputs, ids, split.weight)
 
     def split(self, feats, n_frames, mask, generator, clip_keys):
-        """Return the mask of a batch and its split; draw a mask if None."""
+        """Return the mask of a batch and its split; draw a missing mask."""
         n_masked = None
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)

@@ -1,10 +1,10 @@
 """MSPM with a contrastive loss between crops of clips.
 
-SSAST's masked patch modeling trains no vector of the whole clip. Here each
-clip has two crops, and the network must also find the other crop of the same
-clip, as in COLA (Saeed et al., "Contrastive Learning of General-Purpose Audio
-Representations", ICASSP 2021). Crops of one recording share voice and room.
-Two takes of one content, such as a word in two voices, make better views,
+SSAST's masked patch modeling trains no vector of the whole clip. Here two crops
+are cut from each clip, and the network must also find the other crop of the
+same clip, as in COLA (Saeed et al., "Contrastive Learning of General-Purpose
+Audio Representations", ICASSP 2021). Crops of one recording share voice and
+room. Two takes of one content, such as a word in two voices, make better views,
 since they share only the content.
 """
 
@@ -33,12 +33,13 @@ class ContrastiveMSPM(MSPM):
     is the mean and the standard deviation of its tokens after a middle block,
     so that the last blocks can specialize on patches.
 
-    A clip may have two takes of the same content, one in each half. The halves
-    are then a positive pair. They replace the two crops, are not masked, and
-    have their own projection head. The negatives of a crop are the other crops
-    in the batch of the process; those of a half are the other halves. In
-    evaluation the loss must be a function of the clip, so there are no crops
-    and no contrast: the losses are those of `MSPM`.
+    A clip may contain two takes of the same content, one in each half. The
+    halves are then a positive pair. The halves replace the two crops, are not
+    masked, and get their own projection head. The negatives of a crop are the
+    crops of other clips in the batch of the process. The negatives of a half
+    are the halves of other clips. In evaluation the loss must depend on the
+    clip alone, so there are no crops and no contrast. The losses are then those
+    of `MSPM`.
 
     Arguments
     ---------
@@ -46,8 +47,8 @@ class ContrastiveMSPM(MSPM):
         The encoder to train; its patches must not overlap.
     crop : float or list of float
         Length of a crop as a fraction of the clip, or the least and the
-        greatest fraction. If the greatest is below 1, the first and the last
-        positions of whole clips are never trained.
+        greatest fraction. If the greatest fraction is below 1, the first and
+        the last positions of whole clips are never trained.
     background, channel : dict
         Arguments of `Background` and `RandomChannel`.
     contrast_depth : float
@@ -58,7 +59,8 @@ class ContrastiveMSPM(MSPM):
     temperature : float
         Divisor of the cosines.
     projection : float
-        Size of the compared vectors, as a multiple of the encoder's D.
+        Size of the compared vectors, as a multiple of the encoder's token size
+        D.
     **mspm
         Arguments of `MSPM`.
 
@@ -168,17 +170,17 @@ class ContrastiveMSPM(MSPM):
         Returns
         -------
         ObjectiveOutput
-            Logs: those of `MSPM`; in training also ``clip_nce``,
+            Logs: those of `MSPM`. In training also ``clip_nce``,
             ``clip_accuracy`` (the fraction of crops whose nearest crop is from
-            the same clip) and their chance levels; with `positive_pairs` the
-            same logs for these.
+            the same clip) and their chance levels. With `positive_pairs` also
+            ``pair_nce``, ``pair_accuracy`` and their chance levels.
         """
         if mask is not None or not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
         is_pair = positive_pairs
         if is_pair is None:
-            # Compute the loss of pairs without pairs too, since DDP waits for
-            # gradients of their projection.
+            # Compute the pair loss even if there are no pairs, since DDP waits
+            # for gradients of the pair projection.
             is_pair = torch.zeros_like(n_frames, dtype=torch.bool)
         rand = self.random_source(feats, generator, clip_keys)
         views = [self._view(feats, n_frames, is_pair, k, rand) for k in (0, 1)]
@@ -202,7 +204,8 @@ class ContrastiveMSPM(MSPM):
             nce, accuracy = self._contrast(projector, vectors, chosen)
             loss = loss + weight * nce
             if name == "clip" or positive_pairs is not None:
-                # A crop or half is compared with all other ones.
+                # Each crop is compared with all other crops, each half with all
+                # other halves.
                 others = chosen.sum(0, keepdim=True) - 1
                 matching = matching_logs(nce, accuracy, others)
                 logs |= {f"{name}_{key}": matching[key] for key in matching}

@@ -1,8 +1,8 @@
 """Corruption of spectrograms by groups of pixels, not by tokens.
 
 Group masked model learning hides blocks of any position and size. Blocks are
-drawn for the whole batch at once, within each clip's own length, and never
-wait for the device. All draws come from a given `RandomSource`.
+drawn for the whole batch at once, within each clip's own length, without
+waiting for the device. All draws come from a given `RandomSource`.
 """
 
 import torch
@@ -12,8 +12,9 @@ from ssast_lobes.objectives.views import draw_whole
 from ssast_lobes.utils.checks import real, reals, whole
 from ssast_lobes.utils.lengths import length_to_mask
 
-# Number of blocks to draw. If the largest is a third of each axis, all of them
-# cover nine tenths of a clip. Only as many are used as the wanted area needs.
+# Number of blocks to draw. If the greatest block size is a third of each axis,
+# all blocks together cover nine tenths of a clip. Only as many blocks are used
+# as the wanted area needs.
 _BLOCKS = 128
 
 
@@ -22,10 +23,10 @@ class GroupCorruption(nn.Module):
 
     This is the group masked model learning of SiT and ASiT (Atito et al.).
     Blocks are added until they cover the wanted area of the clip's own pixels.
-    In some clips, the pixels of another clip of the batch fill the blocks,
-    with zeros after the end of that clip. In the other clips, the blocks are
-    set to zero. Unlike in the released code, blocks also begin before the
-    clip's edges, so that every pixel is hidden equally often.
+    In some clips, the pixels of another clip of the batch fill the blocks, with
+    zeros after the end of that clip. In the other clips, the blocks are set to
+    zero. Blocks may cross the edges of the clip, so that every pixel is hidden
+    equally often. In the released code they may not.
 
     Arguments
     ---------
@@ -38,8 +39,9 @@ class GroupCorruption(nn.Module):
     block : float
         Greatest size of a block along either axis, as a fraction of the axis.
     align : tuple of int
-        Blocks begin and end at multiples of this many (mel bins, frames).
-        (1, 1) hides most patches in part; the patch size hides whole patches.
+        Blocks begin and end at multiples of these numbers of mel bins and
+        frames. With (1, 1), most patches are hidden only in part. With the
+        patch size, whole patches are hidden.
 
     Example
     -------

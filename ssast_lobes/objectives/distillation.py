@@ -1,9 +1,9 @@
 """Distillation: predict the layers of frozen teachers.
 
 Several teachers and sparse pairs of layers follow USAD (Chang et al., "USAD:
-Universal Speech and Audio Representation via Distillation", 2025); the loss,
-L1 and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al.,
-ICASSP 2022). Neither has published training code for several teachers.
+Universal Speech and Audio Representation via Distillation", 2025). The loss, L1
+and the log-sigmoid of the cosine, follows DistilHuBERT (Chang et al., ICASSP
+2022). Neither paper has published training code for several teachers.
 """
 
 import json
@@ -30,17 +30,17 @@ class Distillation(Objective):
 
     The student has L_S blocks, a teacher L_T layers. Of K pairs, pair k
     compares the student's block floor(k L_S / K) with the teacher's layer
-    floor(k L_T / K), through a linear head of its own. Pairs with a layer 0
-    are dropped. The student's last block is taken after its final norm. The
-    loss compares frames, which are means of the tokens over frequency. So
-    student and teachers may differ in patches, mel bins and steps. Targets are
-    resampled to the student's steps: by the mean over a step if the teacher's
-    steps are finer, by linear interpolation if they are coarser. Then they are
-    layer-normalized without weights.
+    floor(k L_T / K), through a linear head of its own. Pairs with a layer 0 are
+    dropped. For the student's last block, the output after the final norm is
+    used. The loss compares frames, which are means of the tokens over
+    frequency. So student and teachers may differ in patches, mel bins and time
+    steps. Targets are resampled to the student's steps: by the mean over a step
+    if the teacher's steps are finer, by linear interpolation if they are
+    coarser. Then layer norm without weights is applied to them.
 
     Teachers get the crop as the recipe reads it, without augmentation. The
     student sees all tokens of the crop. Teachers are no part of the module's
-    state: checkpoints and exports have only their names.
+    state: checkpoints and exports contain only their names.
 
     Arguments
     ---------
@@ -66,8 +66,8 @@ class Distillation(Objective):
     Raises
     ------
     ValueError
-        If there is no teacher, one takes audio of another rate, or an argument
-        is out of range.
+        If there is no teacher, a teacher needs another sampling rate, or an
+        argument is out of range.
 
     Example
     -------
@@ -188,11 +188,11 @@ class Distillation(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``l1`` and ``cosine``, means over pairs and teachers; with
-            several teachers also ``cosine_1``, ``cosine_2`` and so on;
-            ``target_std`` and ``projection_std`` of each teacher's last pair,
-            averaged over teachers, which fall towards 0 if all frames are
-            alike.
+            Logs: ``l1`` and ``cosine``, means over pairs and teachers. With
+            several teachers also ``cosine_1``, ``cosine_2`` and so on.
+            ``target_std`` and ``projection_std`` are those of each teacher's
+            last pair, averaged over teachers. They fall towards 0 if all frames
+            are alike.
         """
         encoded = self.encoder(feats, n_frames, hidden_states=True)
         grid = (encoded.n_freq, -1)
@@ -323,7 +323,7 @@ def layer_pairs(pairs, student, teacher):
 
 
 def time_weights(centers, step, own_centers, own_step):
-    """Return the weight of each teacher's step at each student's step.
+    """Return the weight of each teacher step for each student step.
 
     Arguments
     ---------

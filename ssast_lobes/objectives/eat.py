@@ -1,4 +1,4 @@
-"""EAT: predict a teacher's outputs for the whole clip from a few blocks.
+"""EAT: predict a teacher's outputs for the whole clip from few tokens.
 
 Chen et al., "EAT: Self-Supervised Pre-Training with Efficient Audio
 Transformer", IJCAI 2024, after data2vec 2.0 (Baevski et al., ICML 2023).
@@ -51,11 +51,12 @@ class StudentOutput(NamedTuple):
 class EAT(Objective):
     """Predict the mean of a teacher's layers, at masked tokens and per clip.
 
-    The teacher sees the whole clip once. The student sees a few blocks of it,
-    under several masks. A convolutional decoder predicts the teacher's tokens
-    at masked positions, and the mean of the class tokens predicts the mean of
-    the teacher's tokens. Both errors are squared distances over sqrt(D). The
-    encoder gets fixed sin-cos positions.
+    The teacher sees the whole clip once. The student sees it under several
+    masks, each of which leaves a few blocks of tokens visible. A convolutional
+    decoder predicts the teacher's tokens at masked positions, and the mean of
+    the class tokens predicts the mean of the teacher's tokens. Both errors are
+    squared distances divided by sqrt(D). The encoder gets fixed sin-cos
+    positions.
 
     Arguments
     ---------
@@ -65,17 +66,17 @@ class EAT(Objective):
         Draws the masks; by default it masks 80 %, all but blocks of 5 x 5
         tokens.
     n_masks : int
-        Number of masks of each clip. A mask passed to `forward` is the only
-        one.
+        Number of masks of each clip. If a mask is passed to `forward`, only
+        that mask is used.
     momentum : list of float
         Momentum of the teacher at the first step and from `momentum_duration`
-        on; linear between them.
+        on. It changes linearly in between.
     momentum_duration : int or float
-        Steps (int), or a fraction of the run (float).
+        Number of steps (int), or fraction of all steps (float).
     utterance_weight : float
         Weight of the class tokens' error.
     noise_std : float
-        Standard deviation of the decoder's input at masked tokens.
+        Standard deviation of the noise that the decoder gets at masked tokens.
     decoder : dict
         Arguments of `ConvDecoder`: depth, kernel and groups.
 
@@ -173,7 +174,7 @@ class EAT(Objective):
         return self.losses(student, *targets)
 
     def masks(self, rand, feats, n_frames, mask=None):
-        """Return the masks of a batch; a passed mask is the only one.
+        """Return the masks of a batch: the passed mask, or drawn masks.
 
         Arguments
         ---------
@@ -296,9 +297,10 @@ class EAT(Objective):
     def targets(self, feats, n_frames, is_token, keep=None):
         """Return the mean of the teacher's layers for whole clips.
 
-        The outputs of the MLPs (of the blocks, if these have no MLP) are
-        standardized over the valid tokens of a clip, channel by channel. Their
-        mean over the layers is then standardized, token by token.
+        The layers are the outputs of the MLPs, or of the blocks if these have
+        no MLP. Each layer is standardized over the valid tokens of a clip,
+        channel by channel. The mean over the layers is then standardized, token
+        by token.
 
         Arguments
         ---------
@@ -307,15 +309,16 @@ class EAT(Objective):
         is_token : torch.Tensor
             Boolean (B, N), True at tokens that are audio.
         keep : tuple of torch.Tensor, optional
-            Tokens that the teacher sees, as the encoder takes them; by default
-            all. N is their number, and `is_token` describes them.
+            Tokens that the teacher sees, in the format of the encoder; by
+            default all. N is then the number of these tokens, and `is_token`
+            refers to them.
 
         Returns
         -------
         tokens : torch.Tensor
             float32 (B, N, D), 0 at padding.
         clips : torch.Tensor
-            Their mean over the valid tokens, (B, D).
+            Mean of `tokens` over the valid tokens, (B, D).
         """
         layers = _layer_outputs(self.teacher.encoder, feats, n_frames, keep)
         mean = mean_of_layers(layers, is_token)
@@ -324,7 +327,7 @@ class EAT(Objective):
         return tokens, (tokens * _token_weight(is_token)).sum(1)
 
     def after_step(self, step, total_steps):
-        """Move the teacher; see `Objective.after_step`."""
+        """Update the teacher; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))
 
 
@@ -341,7 +344,7 @@ def mean_of_layers(layers, is_token):
     Returns
     -------
     torch.Tensor
-        float32 (B, N, D), arbitrary at other tokens.
+        float32 (B, N, D), arbitrary at tokens that do not count.
 
     Example
     -------
@@ -371,7 +374,7 @@ def targets_at(targets, ids_masked):
 
 
 def error(predictions, targets):
-    """Return the squared distance over sqrt(D): (.., D) to (..)."""
+    """Return the squared distance divided by sqrt(D): (.., D) to (..)."""
     scale = predictions.shape[-1] ** -0.5
     return scale * (predictions - targets).square().sum(-1)
 

@@ -24,18 +24,18 @@ from ssast_lobes.utils.schedules import Linear
 
 
 class JEPA(MaskedPrediction):
-    """Predict a teacher's layers at several groups of blocks, one by one.
+    """Predict a teacher's layers at several token groups, group by group.
 
     The encoder sees the context of a clip once. The predictor, a transformer,
     runs once for each group of targets. It sees the context and the positions
-    of this group, and no other tokens. Its targets are the outputs of the
-    teacher's last layers, each standardized over the tokens of the clip,
-    channel by channel, and averaged. The teacher sees the whole clip. The loss
-    is the mean squared error.
+    of this group, and no other tokens. Its targets are the mean of the
+    teacher's last layers. Each layer is first standardized over the tokens of
+    the clip, channel by channel. The teacher sees the whole clip. The loss is
+    the mean squared error.
 
     If you pass a mask, as validation does, all masked tokens are one group.
-    Unlike in WavJEPA, tokens are patches of a spectrogram, and a batch has one
-    crop of each clip. The encoder has two class tokens, which the predictor
+    Unlike in WavJEPA, tokens are patches of a spectrogram, and a batch contains
+    one crop of each clip. The encoder has two class tokens, which the predictor
     sees too.
 
     Arguments
@@ -43,17 +43,17 @@ class JEPA(MaskedPrediction):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws context and targets; see `Masker.draw_targets`. By default four
-        groups of blocks. If the masker draws a single mask, all of it is one
-        group.
+        Draws context and targets; see `Masker.draw_targets`. By default the
+        targets are four groups of blocks. If the masker draws only a mask, the
+        whole mask is one group.
     layers : float
         Fraction of the teacher's layers that are averaged, counted from the
         last.
     momentum : list of float
         Momentum of the teacher at the first step, and from `momentum_duration`
-        on; linear between them.
+        on. It changes linearly in between.
     momentum_duration : int or float
-        Steps (int), or a fraction of the run (float).
+        Number of steps (int), or fraction of all steps (float).
     decoder : dict
         Arguments of the predictor; see `MaskedPrediction`.
 
@@ -216,5 +216,5 @@ class JEPA(MaskedPrediction):
         return mean_of_layers(list(states[-count:]), is_token)
 
     def after_step(self, step, total_steps):
-        """Move the teacher; see `Objective.after_step`."""
+        """Update the teacher; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))

@@ -15,7 +15,8 @@ _SAMPLE_RATE = 16000
 # Hop of Kaldi's frames, and the sample in the middle of the first frame.
 _HOP = 160
 _FIRST_CENTER = 200
-# Features may begin or end elsewhere, so frame counts may differ by this many.
+# The encoder's features may begin or end at other samples, so frame counts may
+# differ by this number.
 _FRAMES_APART = 3
 _LEAST_STD = 1e-5
 
@@ -25,12 +26,12 @@ class LogFrequencySpectra(ExactBuffers):
 
     Each band sums the magnitudes of a short-time Fourier transform under a
     triangle that reaches from one neighboring note to the other. There are
-    three transforms (512, 1,024 and 2,048 samples). A band takes the shortest
-    one with bins that are no further apart than neighboring notes. So high
-    notes are sharp in time and low notes in frequency, as in a constant-Q
-    transform, at a small fraction of its cost. Below 139 Hz even the bins of
-    the longest transform are further apart than notes, so bands there are as
-    wide as its bins. The logarithm of one plus the sum is standardized over
+    three transforms (512, 1,024 and 2,048 samples). A band uses the shortest
+    transform whose bins are no further apart than neighboring notes. So high
+    notes are resolved in time and low notes in frequency, as in a constant-Q
+    transform, but at a small fraction of its cost. Below 139 Hz even the bins
+    of the longest transform are further apart than notes, so bands there are as
+    wide as these bins. The logarithm of one plus the sum is standardized over
     the clip, band by band, and averaged over the frames of a token.
 
     Arguments
@@ -77,7 +78,7 @@ class LogFrequencySpectra(ExactBuffers):
         Raises
         ------
         ValueError
-            If the features do not have a hop of 10 ms at 16 kHz.
+            If the hop of the features is not 10 ms at 16 kHz.
         """
         if abs(max_frames - wavs.shape[1] / _HOP) > _FRAMES_APART:
             raise ValueError(
@@ -126,8 +127,8 @@ def log_filters():
     Returns
     -------
     list of torch.Tensor
-        (Fourier bins, 84) each. A band has weights in one of the three. They
-        sum to 1.
+        (Fourier bins, 84) each. Each band has weights in only one of the three.
+        The weights of a band sum to 1.
 
     Example
     -------

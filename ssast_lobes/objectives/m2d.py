@@ -24,9 +24,9 @@ _EPS = 1e-6
 class M2D(MaskedPrediction):
     """Predict a teacher's outputs at masked tokens from visible tokens.
 
-    The teacher, a moving average of the encoder, sees the masked tokens
-    *only*, so both networks must model the whole from a part. Its outputs are
-    standardized token by token, and the loss is ``2 - 2 cos``.
+    The teacher, a moving average of the encoder, sees the masked tokens *only*,
+    so both networks must model the whole clip from a part of it. The teacher's
+    outputs are standardized token by token, and the loss is ``2 - 2 cos``.
 
     Arguments
     ---------
@@ -35,8 +35,8 @@ class M2D(MaskedPrediction):
     masker : Masker or dict, optional
         Draws the masks; by default it masks single tokens, 70 % of them.
     momentum : list of float
-        Momentum of the teacher at the first and the last step; linear between
-        them.
+        Momentum of the teacher at the first and the last step. It changes
+        linearly in between.
     decoder : dict
         See `MaskedPrediction`.
 
@@ -125,5 +125,5 @@ class M2D(MaskedPrediction):
         return (tokens - mean) * (variance + _EPS).rsqrt()
 
     def after_step(self, step, total_steps):
-        """Move the teacher; see `Objective.after_step`."""
+        """Update the teacher; see `Objective.after_step`."""
         self.teacher.update(self, self.momentum(step, total_steps))

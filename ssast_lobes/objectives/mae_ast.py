@@ -24,8 +24,8 @@ class MAEAST(MaskedAutoencoder):
     encoder : SpectrogramEncoder
         The encoder to train; its patches must not overlap.
     masker : Masker or dict, optional
-        Draws the masks; by default it masks clusters of patches, or single
-        frames, 75 % of them.
+        Draws the masks; by default it masks 75 % of the tokens: clusters of
+        patches, or single frames.
     generative_weight : float
         Weight of the reconstruction.
     decoder : dict
@@ -77,6 +77,6 @@ class MAEAST(MaskedAutoencoder):
 
     @staticmethod
     def scale(patches):
-        """Return means of 0 and deviations of 1, so that patches stay raw."""
+        """Return means 0 and standard deviations 1; patches stay raw."""
         mean = torch.zeros_like(patches[..., :1])
         return mean, torch.ones_like(mean)

@@ -123,14 +123,15 @@ class MaskedAutoencoder(MaskedPrediction):
 
     @property
     def reconstructs(self):
-        """Return True, as the decoder gives patches."""
+        """Return True, as the decoder predicts patches."""
         return True
 
     def reconstruct(self, feats, n_frames, mask):
         """Return spectrograms with the masked patches filled in by the model.
 
         The model predicts standardized patches. Here they get the mean and the
-        deviation of the true patch, as usual in pictures of such models.
+        standard deviation of the true patch, as usual in pictures of such
+        models.
 
         Arguments
         ---------

@@ -15,7 +15,7 @@ from ssast_lobes.objectives.base import (
 
 
 class MaskedPrediction(Objective):
-    """Base class of objectives that encode visible and decode all tokens.
+    """Base class of objectives that encode visible and predict all tokens.
 
     The encoder gets fixed sin-cos positions.
 

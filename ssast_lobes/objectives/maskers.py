@@ -1,10 +1,10 @@
 """Maskers, which draw masks over the tokens of clips.
 
-A mask is boolean (B, F', T'), True where a token is masked. Maskers mask only
-a clip's own valid tokens, and exactly the requested number.
+A mask is boolean (B, F', T'), True where a token is masked. In each clip,
+maskers mask only valid tokens, and exactly the requested number of them.
 
-A masker is a setting of an objective: `Masker.config` describes it in plain
-words and numbers, and `make_masker` builds it again.
+A masker is an argument of an objective. `Masker.config` describes it by strings
+and numbers, from which `make_masker` rebuilds it.
 """
 
 import torch
@@ -85,9 +85,9 @@ class Masker(nn.Module):
         return torch.minimum(wanted.clamp(min=1), n_tokens - 1).clamp(min=0)
 
     def max_masked(self, n_freq, n_time):
-        """Return the number of masked tokens of a clip, for buffers of losses.
+        """Return the number of masked tokens that losses allocate for a clip.
 
-        A subclass with a `draw` of its own may need its own number here too:
+        A subclass that overrides `draw` may have to override this method too:
         the loss ignores masked tokens beyond this number.
 
         Arguments
@@ -160,10 +160,10 @@ class Masker(nn.Module):
         Returns
         -------
         mask : torch.Tensor
-            The mask of `draw`, from the same draws.
+            The mask that `draw` returns for the same random source.
         targets : torch.Tensor
-            Boolean (B, M, F', T'), M parts of the mask; by default M is 1, and
-            the part is the whole mask.
+            Boolean (B, M, F', T'): M groups of masked tokens. By default there
+            is one group, the whole mask.
         """
         mask = self.draw(rand, n_time, n_freq, max_time)
         return mask, mask[:, None]
@@ -237,13 +237,13 @@ class ClusterMasker(Masker):
     """Mask square clusters of tokens, as SSAST masks patches.
 
     Each clip draws a cluster size C, and random draws seed the clusters. A
-    cluster that crosses an edge of the clip continues at the opposite edge.
-    So every token is masked equally often, in clips of any length. (The
-    official generator is biased: it masks the lowest mel row half as often as
-    the middle.) See section 2.2 of SSAST (Gong et al., AAAI 2022).
+    cluster that crosses an edge of the clip continues at the opposite edge. So
+    every token is masked equally often, in clips of any length. (The official
+    generator is biased: it masks the lowest mel row half as often as the middle
+    rows.) See section 2.2 of SSAST (Gong et al., AAAI 2022).
 
     On a grid with F' = 1, tokens are masked one by one, as by `RandomMasker`,
-    since the paper has clusters of patches, but not of frames.
+    since the paper masks clusters of patches, but single frames.
 
     Arguments
     ---------
@@ -324,5 +324,6 @@ def square_scores(sizes, rand, n_time, n_freq, max_time):
         extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
         lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
         scores = scores + lowest * (choice == number)[:, None, None]
-    # Tokens of one square tie. Let their own draws decide, not their order.
+    # Tokens of one square get equal scores. Let their own draws decide, not
+    # their order.
     return scores + 1e-5 * seeds

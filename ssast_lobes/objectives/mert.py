@@ -16,18 +16,18 @@ from ssast_lobes.utils.checks import real
 class MERT(Codes):
     """Predict codes and a constant-Q-like spectrum of masked tokens.
 
-    Some clips get another clip of the batch mixed in as background. The codes
+    Another clip of the batch is mixed into some clips as background. The codes
     and spectra to predict are those of the clip alone. A second head predicts
-    the spectrum of `LogFrequencySpectra`; its error is the mean square. In
-    evaluation there is no background, so the loss is a function of the clip.
+    the spectrum of `LogFrequencySpectra`, with a mean squared error. In
+    evaluation there is no background, so the loss depends on the clip alone.
 
     This objective follows the idea of MERT, not its model. MERT has a
     convolutional front end on waveforms of 24 kHz, with 75 tokens a second. It
     predicts the codes of EnCodec's eight codebooks, by cosines to trained code
     vectors at a temperature of 0.1. Its spectra are raw magnitudes of a
     constant-Q transform of 336 bins. It adds a penalty on the front end, and
-    mixes pieces of other clips at full volume; here the signal-to-noise ratio
-    is drawn.
+    mixes in pieces of other clips at full volume. Here the signal-to-noise
+    ratio is drawn.
 
     The objective also needs the waveforms; `PretrainingLobe` passes them.
 
@@ -38,8 +38,8 @@ class MERT(Codes):
     background : dict
         Arguments of `Background`.
     spectrum_weight : float
-        Weight of the spectrum's error; the cross-entropy of each codebook has
-        weight 1.
+        Weight of the error of the spectrum. The cross-entropy of each codebook
+        has weight 1.
     **arguments
         The other arguments of `Codes`.
 
@@ -118,8 +118,9 @@ class MERT(Codes):
         Returns
         -------
         ObjectiveOutput
-            The logs of `Codes`, and ``spectrum``, the mean squared error. Its
-            chance level is the error of predicting the mean of the clip.
+            The logs of `Codes`, and ``spectrum``, the mean squared error. The
+            chance level of ``spectrum`` is the error of predicting the mean of
+            the clip.
         """
         mask, split = self.split(feats, n_frames, mask, generator, clip_keys)
         heard = feats

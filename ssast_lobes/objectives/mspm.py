@@ -2,7 +2,8 @@
 
 Gong et al., "SSAST: Self-Supervised Audio Spectrogram Transformer", AAAI 2022,
 section 2.3. A discriminative task tells masked patches apart (InfoNCE within
-the clip), a generative task reconstructs them (mean squared error).
+the clip). A generative task reconstructs the masked patches (mean squared
+error).
 """
 
 import torch
@@ -45,11 +46,12 @@ class MSPM(Objective):
     softmax_over : str
         ``"predictions"``: for each target, the softmax is over the predictions
         of all masked tokens, as in the official code. ``"targets"``: for each
-        prediction, it is over all targets, as in equation 1 of the paper.
+        prediction, the softmax is over all targets, as in equation 1 of the
+        paper.
     sincos_positions : bool
         Whether to use fixed sin-cos positions, as masked autoencoders do.
         Learned positions begin so small that masked tokens, which differ in
-        nothing else, stay alike for hundreds of steps. The paper has learned
+        nothing else, stay alike for hundreds of steps. The paper uses learned
         positions.
 
     Raises
@@ -98,7 +100,8 @@ class MSPM(Objective):
         if sincos_positions:
             encoder.fix_positions()
         self.mask_embedding = nn.Parameter(torch.empty(encoder.dim))
-        # This is Xavier's deviation for the official (1, 1, D) tensor.
+        # This is the standard deviation of Xavier's initialization for the
+        # official (1, 1, D) tensor.
         nn.init.normal_(self.mask_embedding, std=(2 / (2 * encoder.dim)) ** 0.5)
         size = encoder.grid.patch_size
         if task != "generative":
@@ -136,9 +139,9 @@ class MSPM(Objective):
         Returns
         -------
         ObjectiveOutput
-            Logs: ``nce``, ``accuracy`` (the fraction of masked patches whose
-            prediction fits its own target best) and their chance levels for
-            the discriminative task; ``mse`` for the generative task.
+            Logs: for the discriminative task ``nce``, ``accuracy`` (the
+            fraction of masked patches whose prediction fits its own target
+            best) and their chance levels. For the generative task ``mse``.
         """
         if mask is None:
             mask = self.draw_mask(feats, n_frames, generator, clip_keys)

@@ -1,9 +1,9 @@
 """SSAST's objective with the behavior of the official code, quirks included.
 
-It serves to reproduce published numbers (YuanGongND/ssast at a1a3eec). It has
-two forward passes with independent masks, the biased mask generator and the
-accuracy of the official code, and treats padding as audio. For training, use
-`MSPM` instead.
+It serves to reproduce published numbers (YuanGongND/ssast at a1a3eec). It makes
+two forward passes with independent masks, and treats padding as audio. The
+biased mask generator and the accuracy are those of the official code. For
+training, use `MSPM` instead.
 """
 
 import random
@@ -25,7 +25,7 @@ def official_mask(n_freq, n_time, count, rng):
 
     Clusters are laid on the flattened token index, so they wrap into the next
     frequency, grow only towards high frequencies and late times, and never mask
-    the first and the last token.
+    the first or the last token.
 
     Arguments
     ---------
@@ -108,7 +108,7 @@ class MSPMReference(MSPM):
         """Return the loss of a batch; see `MSPM.forward`.
 
         `n_frames` is ignored, since the official code treats padding as audio.
-        A given `mask`, or the one of `clip_keys`, serves both passes.
+        A given `mask`, or the mask drawn by `clip_keys`, serves both passes.
         """
         if mask is None and clip_keys is not None:
             mask = self.draw_mask(feats, None, clip_keys=clip_keys)
@@ -150,9 +150,9 @@ class MSPMReference(MSPM):
 def official_info_nce(predictions, targets):
     """Return the official discriminative loss and accuracy.
 
-    For each target, the loss has a softmax over the predictions. For each
+    For each target, the loss uses a softmax over the predictions. For each
     prediction, the accuracy then takes the target with the highest of these
-    probabilities. So it is exactly neither direction of retrieval.
+    probabilities. The result is the accuracy of neither direction of retrieval.
 
     Arguments
     ---------

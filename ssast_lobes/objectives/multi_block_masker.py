@@ -9,20 +9,21 @@ from ssast_lobes.utils.checks import real, whole
 class MultiBlockMasker(Masker):
     """Mask several groups of blocks to predict, and further blocks.
 
-    Each group has exactly `target_ratio` of a clip's tokens, in square blocks
-    that wrap at the clip's own edges, as those of `ClusterMasker`. Groups may
-    overlap. The mask covers the groups, and further blocks until it has
-    exactly the requested ratio. The encoder does not see masked tokens, so
-    some tokens are neither seen nor predicted. If the groups together exceed
-    the ratio, some of their tokens stay visible and are no targets. The masks
-    follow Assran et al., "Self-Supervised Learning from Images with a
-    Joint-Embedding Predictive Architecture", CVPR 2023. The paper has larger
-    rectangles; WavJEPA has spans.
+    Each group contains exactly the fraction `target_ratio` of a clip's tokens.
+    The tokens of a group form square blocks that wrap at the clip's own edges,
+    as in `ClusterMasker`. Groups may overlap. The mask covers the groups, and
+    further blocks until exactly the requested fraction of tokens is masked. The
+    encoder does not see masked tokens, so some tokens are neither seen nor
+    predicted. If the groups together exceed this fraction, some of their tokens
+    stay visible and are no targets. The masks follow Assran et al.,
+    "Self-Supervised Learning from Images with a Joint-Embedding Predictive
+    Architecture", CVPR 2023. The paper uses larger rectangles, WavJEPA uses
+    spans.
 
     Arguments
     ---------
     ratio, count
-        See `Masker`. They count all tokens that the encoder does not see.
+        See `Masker`. Both refer to all tokens that the encoder does not see.
     n_targets : int
         Number of groups in each clip.
     target_ratio : float
@@ -66,7 +67,7 @@ class MultiBlockMasker(Masker):
         }
 
     def draw(self, rand, n_time, n_freq, max_time):
-        """Draw what the encoder does not see; see `Masker.draw`."""
+        """Draw the tokens that the encoder does not see; see `Masker.draw`."""
         return self.draw_targets(rand, n_time, n_freq, max_time)[0]
 
     def draw_targets(self, rand, n_time, n_freq, max_time):

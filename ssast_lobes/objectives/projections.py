@@ -7,7 +7,7 @@ from ssast_lobes.utils.distributed import SharedBatchNorm, mean_over_processes
 
 
 def sizes_of(dim, ratios):
-    """Return layer sizes that grow with the encoder.
+    """Return layer sizes that scale with the token size of the encoder.
 
     Arguments
     ---------
@@ -32,7 +32,7 @@ def sizes_of(dim, ratios):
 
 
 def gelu_mlp(sizes):
-    """Build linear layers with GELU between, initialized as in the encoder.
+    """Build linear layers with GELU in between, initialized as in encoders.
 
     Arguments
     ---------
@@ -138,8 +138,8 @@ class Center(nn.Module):
 
     It keeps one prototype from winning everywhere (Caron et al., section 3.1).
     The first batch sets the mean. Each later batch updates the mean before its
-    own logits are centered. Released code starts at a mean of 0, and teaches
-    every clip the same prototype for some twenty steps.
+    own logits are centered. Released code starts at a mean of 0, and assigns
+    the same prototype to every clip for some twenty steps.
 
     Arguments
     ---------
@@ -173,7 +173,7 @@ class Center(nn.Module):
         Arguments
         ---------
         mean : torch.Tensor
-            Mean raw logits of this process, (count,).
+            Mean of the logits of this process before centering, (count,).
         """
         if self.training:
             kept = self.momentum * self.started

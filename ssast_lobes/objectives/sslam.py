@@ -16,22 +16,23 @@ from ssast_lobes.utils.checks import real
 class SSLAM(EAT):
     """Predict a teacher's outputs for clips, and for mixtures of two clips.
 
-    Each clip of a batch is mixed with its partner, the clip before it. A bin of
-    the mixture is the larger one of the two clips. In two time windows the clip
-    stays unmixed. The student sees the clip and the mixture with the same
+    Each clip of a batch is mixed with its partner, the clip before it. Each bin
+    of the mixture is the larger value of the two clips. In two time windows the
+    clip stays unmixed. The student sees the clip and the mixture with the same
     masks, and predicts EAT's targets for both. The teacher also sees the clip
-    and the partner separately. For the mixture, the student predicts the mean
-    of these two outputs too. The three errors have equal weight.
+    and the partner separately. For the mixture, the student also predicts the
+    mean of these two outputs. The error of this prediction is added to EAT's
+    loss with weight 1.
 
     So the loss of a clip depends on its partner, by design. If the partner is
     shorter, the rest of the clip is not mixed. A longer partner is cut, so that
     padding never counts. In a batch of one, the clip is its own partner. In
-    evaluation the loss must be a function of the clip, so nothing is mixed, and
+    evaluation the loss must depend on the clip alone, so nothing is mixed, and
     the loss is EAT's.
 
-    The released code differs in two ways. Here windows are drawn for each clip,
-    within its own length, and the positions of the partner begin at its own
-    first frame.
+    The released code differs in two ways. Here the two time windows are drawn
+    for each clip, within its own length. And the positions of the partner begin
+    at the partner's own first frame.
 
     Arguments
     ---------
@@ -79,8 +80,8 @@ class SSLAM(EAT):
     ):
         """Return the loss of a batch; see `EAT.forward`.
 
-        In training the logs also have ``sources``, the error of the mixtures
-        against their parts.
+        In training the logs also contain ``sources``, the error of the mixtures
+        against the mean outputs of their two clips.
         """
         if not self.training:
             return super().forward(feats, n_frames, mask, generator, clip_keys)
@@ -97,7 +98,7 @@ class SSLAM(EAT):
         sounds = (sounds & (frame < n_partner[:, None]))[:, :, None]
         mixture = torch.where(sounds, feats.maximum(partner), feats)
 
-        # Clips and mixtures alternate, so that both take the draws of the
+        # Clips and mixtures alternate, so that both get the random draws of the
         # clip.
         views = torch.stack([feats, mixture], 1).flatten(0, 1)
         n_views, masks, is_views = (
@@ -125,15 +126,15 @@ class SSLAM(EAT):
         rand : RandomSource
             Source of the draws.
         n_frames, n_partner : torch.Tensor
-            Valid frames (B,) of clips, and of their partners within them.
+            Valid frames (B,) of the clips, and of their partners after the cut.
         max_frames : int
             Frames T of the batch.
 
         Returns
         -------
         torch.Tensor
-            Boolean (B, T'), False in the clean windows and where the partner
-            is over.
+            Boolean (B, T'), False in the clean windows and after the end of the
+            partner.
         """
         n_time, max_time = self.encoder.token_lengths(n_frames, max_frames)
         window = (self.clean_window * n_time.double()).floor().long()
@@ -150,7 +151,7 @@ class SSLAM(EAT):
 
     @torch.no_grad()
     def sources(self, tokens, partner, n_partner, is_mixed):
-        """Return the targets of mixtures: the mean over their parts.
+        """Return the targets of mixtures: the mean over their two clips.
 
         Arguments
         ---------

@@ -21,7 +21,8 @@ class TargetCache:
     folder : str or os.PathLike
         Folder of the files, created when it is first needed.
     maker : str
-        Text about all that determines targets, such as weights and layers.
+        Text that describes all that determines the targets, such as weights and
+        layers.
 
     Example
     -------

@@ -26,13 +26,14 @@ logger = get_logger(__name__)
 class VectorQuantizer(Objective):
     """Quantize tokens so that a decoder restores a frozen teacher's tokens.
 
-    The encoder sees all tokens. `Quantizer` gives each a code. A light decoder
-    predicts the teacher's tokens from the codes alone; its error is 1 -
-    cosine. Gradients pass straight through the codes, and a second error pulls
-    the vectors towards their codes. The teacher is a frozen copy of the
-    initial encoder, so start from a pretrained encoder by ``--source``. (BEATs
-    starts the tokenizer from random weights, and has a pretrained teacher.)
-    The export is a tokenizer for `Codes`; see `VectorQuantizerTokenizer`.
+    The encoder sees all tokens. `Quantizer` assigns a code to each token. A
+    light decoder predicts the teacher's tokens from the codes alone, with the
+    error 1 - cosine. Gradients pass straight through the quantization, and a
+    second error pulls the vectors towards their codes. The teacher is a frozen
+    copy of the initial encoder, so start from a pretrained encoder with
+    ``--source``. (BEATs starts the tokenizer from random weights, with a
+    pretrained teacher.) The export is a tokenizer for `Codes`; see
+    `VectorQuantizerTokenizer`.
 
     Arguments
     ---------
@@ -43,8 +44,8 @@ class VectorQuantizer(Objective):
     code_momentum : float
         Weight of the old code in an update.
     restart_after : int or None
-        Number of batches after which an unused code moves to a vector of the
-        batch; None: never.
+        Number of batches after which a vector of the batch replaces an unused
+        code; None to keep unused codes.
     commitment : float
         Weight of the mean squared distance between vector and code.
     decoder : dict
@@ -127,9 +128,9 @@ class VectorQuantizer(Objective):
         -------
         ObjectiveOutput
             Logs: ``cosine_error``, 1 - cosine to the teacher's tokens;
-            ``commitment``; ``codes_used``, the fraction of the codes that the
-            batch has; ``codes_recently_used``, the same of the last hundred
-            batches; ``code_entropy`` in nats, at most ln n_codes.
+            ``commitment``; ``codes_used``, the fraction of the codes that occur
+            in the batch; ``codes_recently_used``, this fraction over the last
+            hundred batches; ``code_entropy`` in nats, at most ln n_codes.
         """
         encoded = self.encoder(feats, n_frames)
         weight = encoded.is_token.float()
@@ -158,13 +159,13 @@ class VectorQuantizer(Objective):
         return ObjectiveOutput(error + self.commitment * commitment, logs)
 
     def restart_teacher(self):
-        """Copy the encoder into the teacher, and check for existing codes."""
+        """Copy the encoder into the teacher, and keep any loaded codes."""
         super().restart_teacher()
         self._has_source = True
         self.quantizer.started = bool(self.quantizer.codes.any())
 
     def after_step(self, step, total_steps):
-        """Keep the initial codes from now on, and warn of collapse."""
+        """Stop the initialization of the codes, and warn of collapse."""
         self.quantizer.started = True
         self.usage.warn_of_collapse(step, total_steps)
         if step == 1 and not self._has_source:

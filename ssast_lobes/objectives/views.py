@@ -3,7 +3,7 @@
 The views come from random crops, random resizing of the mel and time axes,
 random channels, and mixing with other clips. All modules work on a whole batch
 on its own device, and never wait for the device. They draw from a given
-`RandomSource`, and follow each clip's own length. Padding stays 0.
+`RandomSource`, and respect each clip's own length. Padding stays 0.
 """
 
 import math
@@ -24,7 +24,7 @@ def draw_whole(draw, choices):
     Arguments
     ---------
     draw : torch.Tensor
-        float32 in [0, 1), as `RandomSource` gives it.
+        float32 in [0, 1), as `RandomSource` returns it.
     choices : int or torch.Tensor
         Number of whole numbers to choose from.
 
@@ -43,19 +43,19 @@ def draw_whole(draw, choices):
 
 
 class RandomCrop(nn.Module):
-    """Cut a random stretch out of each clip.
+    """Crop each clip to a random segment.
 
     Arguments
     ---------
     fraction : float or tuple of float
-        Length of the stretch as a fraction of the clip's own frames; at least
+        Length of the segment as a fraction of the clip's own frames; at least
         one frame. With two numbers, the fraction of each clip is drawn
         uniformly between them.
 
     Raises
     ------
     ValueError
-        If a fraction is not above 0 and at most 1, or the least above the
+        If a fraction is not above 0 and at most 1, or the least is above the
         greatest.
 
     Example
@@ -80,7 +80,7 @@ class RandomCrop(nn.Module):
         self._least, self._greatest = least, greatest
 
     def forward(self, feats, n_frames, rand):
-        """Cut a random stretch out of each clip.
+        """Crop each clip to a random segment.
 
         Arguments
         ---------
@@ -115,7 +115,7 @@ class RandomCrop(nn.Module):
         Returns
         -------
         first, counts : torch.Tensor
-            First frame and number of frames of each stretch, (B,) int64.
+            First frame and number of frames of each segment, (B,) int64.
         """
         fraction = self._least
         if self._least < self._greatest:
@@ -126,26 +126,26 @@ class RandomCrop(nn.Module):
         return first[:, 0], counts
 
     def longest(self, feats):
-        """Return the frames (int) of the longest possible stretch."""
+        """Return the number of frames of the longest possible segment."""
         return max(1, round(self._greatest * feats.shape[1]))
 
 
 def cut(feats, first, counts, longest):
-    """Cut a stretch out of each clip.
+    """Return a segment of each clip.
 
     Arguments
     ---------
     feats : torch.Tensor
         (B, T, n_mels).
     first, counts : torch.Tensor
-        First frame and number of frames of each stretch, (B,) int64.
+        First frame and number of frames of each segment, (B,) int64.
     longest : int
         Frames of the result, at least the greatest of the counts.
 
     Returns
     -------
     torch.Tensor
-        (B, longest, n_mels), 0 beyond each stretch.
+        (B, longest, n_mels), 0 beyond each segment.
 
     Example
     -------
@@ -195,7 +195,7 @@ class RandomResizedCrop(nn.Module):
     It comes from BYOL-A (Niizumi et al., IJCNN 2021), and ATST makes its views
     with it. Along an axis, a part of random size is cut at a random position
     and resized with cubic convolution. An empty canvas around the clip allows
-    parts longer than the clip, which then shrinks and has zeros around it.
+    parts longer than the clip. The clip is then shrunk, with zeros around it.
 
     Arguments
     ---------
@@ -328,16 +328,16 @@ class LogMixup(nn.Module):
     normalization. After the end of a remembered clip, nothing is mixed in. In
     evaluation nothing is mixed or remembered.
 
-    The memory is first in, first out. It is a part of the checkpoints, so it
-    is float16 to stay small. All processes mix from the memory of the first
-    process, because DDP sends its buffers to the others. So a checkpoint of
-    the first process resumes them all.
+    The memory is first in, first out. Checkpoints contain it, so it is float16
+    to stay small. All processes mix from the memory of the first process,
+    because DDP sends the buffers of the first process to the others. So a
+    checkpoint of the first process resumes all processes.
 
     Arguments
     ---------
     ratio : float
         Greatest weight of the remembered clip. The weight is drawn uniformly
-        from 0 to this.
+        from 0 to `ratio`.
     memory : int
         Number of clips to remember.
     frames : int
@@ -403,7 +403,7 @@ class LogMixup(nn.Module):
         Arguments
         ---------
         feats : torch.Tensor
-            (B, T, n_mels); longer clips lose their end.
+            (B, T, n_mels); longer clips are cut at the end.
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         """
@@ -420,19 +420,19 @@ class LogMixup(nn.Module):
 
 
 class Background(nn.Module):
-    """Put another clip of the batch behind some of the clips.
+    """Add another clip of the batch to some of the clips, as background.
 
     The powers of the two clips are added, as those of two simultaneous sounds.
-    The level of the background depends on the mean of both log-mels. After the
-    end of a shorter background, nothing is added.
+    The level of the background is set by the mean log-mel of both clips. After
+    the end of a shorter background, nothing is added.
 
     Arguments
     ---------
     probability : float
         Fraction of the clips that get a background.
     snr : tuple of float
-        Least and greatest level of the clip over the background, in dB; drawn
-        uniformly.
+        Least and greatest signal-to-noise ratio in dB, drawn uniformly: the
+        level of the clip above that of the background.
     scale : float
         Nats of log-mel in one unit of the normalized features: 2 * std of
         `SpectrogramNorm`.
@@ -472,7 +472,7 @@ class Background(nn.Module):
         """
         draws = rand(1, 3)[:, 0]
         # The partner is the previous clip in a random order. A clip alone in
-        # its batch has none.
+        # its batch has no partner.
         order = draws[:, 0].argsort()
         partner = torch.empty_like(order)
         partner[order] = order.roll(1)
@@ -490,12 +490,12 @@ class Background(nn.Module):
 
 
 class RandomChannel(nn.Module):
-    """Random level and random linear filter of each clip.
+    """Change the level of each clip at random, and filter it at random.
 
-    A filter multiplies the spectrum, so it adds to the log-mel. Here it is a
-    sum of cosines over the mel axis; the k-th cosine has 1 / k of the greatest
-    amplitude of the first. The filter is the same at all frames, as those of
-    room and microphone are.
+    A linear filter multiplies the spectrum, so it adds an offset to the
+    log-mel. Here the offset is a sum of cosines over the mel axis. The greatest
+    amplitude of the k-th cosine is 1 / k of that of the first. The offset is
+    the same at all frames, as for the filter of a room or a microphone.
 
     Arguments
     ---------
@@ -503,7 +503,7 @@ class RandomChannel(nn.Module):
         Greatest offset up or down, in units of the normalized features.
     tilt : float
         Greatest amplitude of the first cosine in the same units. The first
-        cosine has half a period.
+        cosine spans half a period.
     cosines : int
         Number of cosines.
 

@@ -125,7 +125,7 @@ def get_scene_embeddings(audio, model):
     Returns
     -------
     torch.Tensor
-        (B, D), by the pooling of the export.
+        (B, `scene_embedding_size`), by the pooling of the export.
 
     Raises
     ------

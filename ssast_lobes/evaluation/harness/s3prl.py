@@ -17,10 +17,10 @@ SAMPLE_RATE = 16000
 class UpstreamExpert(WindowedModel):
     """An upstream with the hidden states of all layers.
 
-    A time step is the mean over frequency, so that time runs in order for patch
-    models too. s3prl expects as many steps as a clip's samples over the
-    downsample rate, rounded up. This may be more than the model has, so the
-    last step is repeated.
+    The vector of a time step is the mean over frequency, so that the vectors of
+    patch models are in order of time too. s3prl expects as many steps as the
+    samples of a clip divided by the downsample rate, rounded up. If the model
+    returns fewer steps, the last step is repeated.
 
     Arguments
     ---------
@@ -32,7 +32,8 @@ class UpstreamExpert(WindowedModel):
     Raises
     ------
     ValueError
-        If no folder is given, or the model needs another rate than 16 kHz.
+        If no folder is given, or the model needs another sampling rate than 16
+        kHz.
     WeightsError
         See `AudioEncoder.from_hparams`.
 
@@ -76,8 +77,8 @@ class UpstreamExpert(WindowedModel):
         dict
             ``"hidden_states"``: L + 1 tensors (B, T, D), the input of the first
             block and the output of each block. ``"last_hidden_state"``: (B, T,
-            D), after the final norm. T is the longest clip's samples over the
-            downsample rate, rounded up. Padding is 0.
+            D), after the final norm. T is the number of samples of the longest
+            clip divided by the downsample rate, rounded up. Padding is 0.
 
         Raises
         ------
@@ -92,7 +93,7 @@ class UpstreamExpert(WindowedModel):
         return {"hidden_states": states, "last_hidden_state": last}
 
     def _in_full(self, states, lengths, longest):
-        """Repeat each clip's last step to the number that s3prl expects."""
+        """Repeat each clip's last step up to the number that s3prl expects."""
         rate = self.samples_per_step
         time = torch.arange(-(-longest // rate), device=states.device)
         place = torch.minimum(time, self.n_time(lengths)[:, None] - 1)

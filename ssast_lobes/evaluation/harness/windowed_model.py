@@ -1,8 +1,8 @@
-"""Compute an exported folder on batches of audio of any length.
+"""Run an exported model on batches of audio of any length.
 
 The windows and results are those of `ssast_lobes.inference.AudioEncoder`. But
-this is a module, which moves between devices and can be trained. It never waits
-for the device.
+this model is a module, which moves between devices and can be trained. It never
+waits for the device.
 """
 
 import torch
@@ -14,7 +14,7 @@ from ssast_lobes.utils.lengths import full_lengths, length_to_mask
 
 
 class WindowedModel(nn.Module):
-    """Compute an exported folder on waveforms of any length.
+    """Run an exported model on waveforms of any length.
 
     Audio longer than the window of the export is cut into windows that overlap
     by half; see `ssast_lobes.inference`.

@@ -2,9 +2,9 @@
 
 The framework is that of Zhang et al., "X-ARES: A Comprehensive Framework for
 Assessing Audio Encoder Performance", Interspeech 2025. Its runner takes a
-Python file with exactly one name that ends in ``Encoder``. It builds this class
-without arguments, and keeps embeddings by the name of the class. So write a
-file and a class for each model.
+Python file with exactly one name that ends in ``Encoder``. The runner builds
+this class without arguments, and stores embeddings under the name of the class.
+So write a file and a class for each model.
 """
 
 from ssast_lobes.evaluation.harness.windowed_model import WindowedModel

@@ -1,9 +1,9 @@
 """Measure how well simple classifiers work on frozen encoders.
 
 The probes are an L2-penalized logistic regression and weighted nearest
-neighbors. Three baselines are next to them, which a trained encoder has to
-beat. The confidence intervals resample groups, such as speakers. Use probes to
-choose a checkpoint: see `probe`, and the command ``ssast-lobes probe``.
+neighbors. A trained encoder has to beat three baselines. The confidence
+intervals resample groups, such as speakers. Probes help to choose a checkpoint:
+see `probe`, and the command ``ssast-lobes probe``.
 """
 
 from ssast_lobes.evaluation.probing.classifiers import (

@@ -1,8 +1,9 @@
 """Classify fixed features by logistic regression and nearest neighbors.
 
 Both classifiers are scikit-learn's. They standardize every feature on the
-training part, choose their one setting on the validation part and classify the
-test part. They compute in float64 on the CPU, without random numbers.
+training split, choose their only hyperparameter on the validation split and
+classify the test split. They compute in float64 on the CPU, without random
+numbers.
 """
 
 import warnings
@@ -18,15 +19,15 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-# Tolerance of the gradient. On the audio compared, all predictions were equal
-# to those of L-BFGS at a tolerance of 1e-9. For 109 classes, L-BFGS takes four
-# times as long.
+# Tolerance of the gradient. On the audio that was compared, all predictions
+# were equal to those of L-BFGS at a tolerance of 1e-9. For 109 classes, L-BFGS
+# takes four times as long.
 _TOLERANCE = 1e-7
 _MAX_STEPS = 1000
 
 
 class Fit(NamedTuple):
-    """Predictions of a classifier on the test part.
+    """Predictions of a classifier on the test split.
 
     Arguments
     ---------
@@ -35,9 +36,9 @@ class Fit(NamedTuple):
     setting : float
         The chosen penalty, or the chosen number of neighbors.
     valid_score : float
-        The metric on the validation part, with this setting.
+        The metric on the validation split, with this setting.
     valid_loss : float
-        The cross-entropy on the validation part, in nats.
+        The cross-entropy on the validation split, in nats.
     """
 
     predictions: torch.Tensor
@@ -61,13 +62,14 @@ def logistic_regression(
     penalties=tuple(10.0**k for k in range(1, -6, -1)),
     metric=accuracy_score,
 ):
-    """Fit a multinomial logistic regression and classify the test part.
+    """Fit a multinomial logistic regression and classify the test split.
 
-    Every feature is standardized to mean 0 and deviation 1 on the training
-    part. The loss is the mean cross-entropy plus `penalty / 2` times the
-    squared weights (not the biases). Newton's method minimizes it. The penalty
-    with the highest validation score wins. Among equal scores, the lowest
-    validation cross-entropy wins, then the strongest penalty.
+    Every feature is standardized to mean 0 and standard deviation 1 on the
+    training split. The loss is the mean cross-entropy plus `penalty / 2` times
+    the sum of the squared weights, without the biases. Newton's method
+    minimizes it. The penalty with the highest validation score wins. Among
+    equal scores, the lowest validation cross-entropy wins, then the strongest
+    penalty.
 
     Arguments
     ---------
@@ -84,7 +86,7 @@ def logistic_regression(
     penalties : iterable of float
         Penalties to choose from.
     metric : callable
-        Maps true and predicted classes to a score, as those of scikit-learn
+        Maps true and predicted classes to a score, as metrics of scikit-learn
         do. Larger is better.
 
     Returns
@@ -136,11 +138,11 @@ def nearest_neighbors(
 ):
     """Classify by the most similar training clips.
 
-    The k training clips of the highest cosine similarity s vote for their
-    class with weight `exp(s / temperature)`, as in DINO (Caron et al., ICCV
-    2021). The default temperature is that of DINO. Unlike in DINO, the features
-    are first standardized on the training part, since the mean of pooled
-    features would make all of them similar.
+    The k training clips of the highest cosine similarity s vote for their class
+    with weight `exp(s / temperature)`, as in DINO (Caron et al., ICCV 2021).
+    The default temperature is that of DINO. Unlike in DINO, the features are
+    first standardized on the training split, since the mean of pooled features
+    would make all of them similar.
 
     The k with the highest validation score wins. Among equal scores, the lowest
     validation cross-entropy wins, then the largest k. For the cross-entropy,
@@ -153,10 +155,11 @@ def nearest_neighbors(
     train_x, train_y, valid_x, valid_y, test_x, metric
         As in `logistic_regression`.
     counts : iterable of int
-        Numbers of neighbors k to choose from. Those above the number of
+        Numbers of neighbors k to choose from. Numbers above the number of
         training clips are skipped.
     temperature : float
-        With a smaller value, the nearest neighbors count more.
+        Divisor of the similarities. With a smaller value, the nearest neighbors
+        count more.
 
     Returns
     -------
@@ -165,7 +168,8 @@ def nearest_neighbors(
     Raises
     ------
     ValueError
-        If features are not finite, or `counts` has no number that fits.
+        If features are not finite, or all `counts` exceed the number of
+        training clips.
 
     Example
     -------
@@ -207,7 +211,7 @@ def linear_weights(x, y, n_classes, penalty):
     """Fit a logistic regression, and return it as a linear layer.
 
     The fit is that of `logistic_regression`, with one penalty. The layer takes
-    raw features, since it includes their standardization.
+    raw features, since it includes the standardization.
 
     Arguments
     ---------
@@ -243,7 +247,8 @@ def linear_weights(x, y, n_classes, penalty):
     _fit(model, axes.fit_transform(_array(x, "x")), y, penalty)
     weight, bias = model.coef_, model.intercept_
     if len(model.classes_) == 2:
-        # For two classes, the solver has one row: the difference of their rows.
+        # For two classes, the solver returns one row: the difference of the
+        # rows of both classes.
         weight, bias = (np.stack([-v[0], v[0]]) / 2 for v in (weight, bias))
     scaler, rotation = (step for _, step in axes.steps)
     weight = weight @ rotation.components_
@@ -258,7 +263,7 @@ def linear_weights(x, y, n_classes, penalty):
 
 
 def _validated(model, x, y, metric, even=0.0):
-    """Return metric and cross-entropy, with a fraction `even` uniform."""
+    """Return metric and cross-entropy, smoothed by the fraction `even`."""
     probabilities, y = model.predict_proba(x), y.numpy()
     predicted = model.classes_[probabilities.argmax(1)]
     own = np.where(y[:, None] == model.classes_, probabilities, 0).sum(1)
@@ -301,8 +306,8 @@ def _solver():
 def _fit(model, x, y, penalty):
     """Fit with a penalty for the mean loss and one weight vector per class."""
     n_classes = len(y.unique())
-    # For two classes, scikit-learn has one weight vector w. The two vectors
-    # w / 2 and -w / 2 together have half of its square.
+    # For two classes, scikit-learn fits one weight vector w. The squared norms
+    # of the two vectors w / 2 and -w / 2 sum to half of that of w.
     factor = 2 if n_classes == 2 else 1
     model.C = factor / (penalty * len(x))
     model.fit(x, y.numpy())

@@ -31,7 +31,7 @@ from ssast_lobes.utils.metrics import unweighted_average_recall
 
 PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
-# With this choice, the validation part decides.
+# With this choice, the validation split decides.
 BEST = "best"
 MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
 SCORES = {
@@ -44,7 +44,7 @@ class Result(NamedTuple):
     """The scores of one system on one task, by one probe.
 
     Scores are fractions, 0 to 1. Intervals contain 95 % of the scores when the
-    groups of the test part are bootstrapped.
+    groups of the test split are bootstrapped.
 
     Arguments
     ---------
@@ -57,16 +57,17 @@ class Result(NamedTuple):
     probe : str
         ``"linear"`` or ``"k-NN"``.
     score, low, high : float
-        Score on the test part, with its interval.
+        Score on the test split, with its interval.
     gain, gain_low, gain_high : float or None
         Gain over an untrained encoder of the same architecture, with the
         interval of the paired difference; None for baselines.
     valid_score : float
-        Score on the validation part.
+        Score on the validation split.
     setting : float or None
-        Penalty or number of neighbors, chosen on the validation part.
+        Penalty or number of neighbors, chosen on the validation split.
     pooling, layers : str or None
-        How clips were pooled; None for baselines without pooling.
+        Pooling and layers of the clip vectors; None for baselines without
+        pooling.
     """
 
     task: str
@@ -107,26 +108,27 @@ def probe(
 ):
     """Measure how well simple classifiers work on frozen encoders.
 
-    The test part is used only for the scores. Features are standardized on
+    The test split is used only for the scores. Features are standardized on
     train. The penalty, the number of neighbors and, for ``"best"``, the pooling
     are chosen on valid, by the metric and then by the cross-entropy. The three
-    baselines are the most frequent class, the mean and deviation of the log-mel
-    energies over time, and each architecture with random weights.
+    baselines are the most frequent class, the mean and standard deviation of
+    the log-mel energies over time, and each architecture with random weights.
 
     Arguments
     ---------
     models : list or dict
-        Exported folders or official ``.pth`` files, named by `short_names`; or
-        a dict of these by the names to use in tables.
+        Exported folders or official ``.pth`` files. `short_names` names the
+        models of a list. The keys of a dict are the names in tables.
     tasks : list of Task
         From `read_task`.
     cache_folder : str or path
         Folder that keeps the vectors of the clips for the next run.
     pooling : str
-        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean
-        and deviation of the tokens), ``"dynamics"`` (these, and how much the
-        tokens change over one and two time steps) or ``"best"`` (the best for
-        each model). A single pooling for all models may reverse their order.
+        ``"mean"`` of the tokens, ``"class"`` tokens, ``"statistics"`` (mean and
+        standard deviation of the tokens), ``"dynamics"`` (the statistics, and
+        how much the tokens change over one and two time steps) or ``"best"``
+        (the best for each model). A single pooling for all models may reverse
+        their ranking.
     layers : str
         ``"last"``, ``"all-mean"`` (the mean of the outputs of all blocks),
         ``"all"`` (concatenated, for statistics and dynamics) or ``"best"``.
@@ -146,7 +148,7 @@ def probe(
     Raises
     ------
     ValueError
-        If a choice is unknown, or two tasks or models have one name.
+        If a choice is unknown, or two tasks or models have the same name.
     WeightsError
         If a model does not load.
 
@@ -177,7 +179,7 @@ def probe(
 
 
 def short_names(sources):
-    """Name models by those parts of their paths that differ.
+    """Name models by the components of their paths that differ.
 
     Arguments
     ---------
@@ -211,7 +213,7 @@ def short_names(sources):
 
 
 def _n_common(paths):
-    """Count the first parts that all paths have in common."""
+    """Count the leading components that all paths share."""
     columns = list(zip(*paths, strict=False))
     return next(
         (n for n, column in enumerate(columns) if len(set(column)) > 1),
@@ -234,7 +236,7 @@ def variants_of(pooling, layers):
     Raises
     ------
     ValueError
-        If a choice is unknown, or there is no such pair.
+        If a choice is unknown, or `VARIANTS` lacks the pair.
 
     Example
     -------
@@ -373,12 +375,12 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
     classify : callable
         One of `PROBES`.
     x : dict of str to torch.Tensor
-        Vectors (N, R, D) by split; see `PooledEncoder.vectors`. A source
-        without pooling has (N, 1, D).
+        Vectors (N, R, D) by split, with R vectors of each clip; see
+        `PooledEncoder.vectors`. Without pooling, R is 1.
     y : dict of str to torch.Tensor
-        Class indices (N,) by split. Those of test are not used.
+        Class indices (N,) by split. The indices of test are not used.
     task : Task
-        The task, which has the metric.
+        The task, which states the metric.
     variants : sequence of tuple
         Items of `VARIANTS` to choose from; by default all.
 

@@ -48,10 +48,12 @@ VARIANTS = (
     ("dynamics", "all"),
 )
 
-# Vectors of a layer: the dynamics of its tokens, the mean of its class tokens.
+# Vectors of a layer: the dynamics of its tokens, and the mean of its class
+# tokens.
 _PER_LAYER = POOLINGS["dynamics"] + 1
 
-# This is a part of every key. Raise it when the same weights give new vectors.
+# This is a part of every key. Increase it when the same weights give new
+# vectors.
 _VERSION = 3
 _FLUSH_SECONDS = 120
 
@@ -88,7 +90,8 @@ class PooledEncoder(AudioEncoder):
         _complete(weights.config)
         self._build(weights)
         self.lobe.pooling = _AllLayers()
-        # These have all settings, also those that the source leaves out.
+        # These configurations state all settings, including those that the
+        # source omits.
         self.architecture = {
             "encoder": self.lobe.encoder.config,
             "features": self.lobe.features.config,
@@ -192,8 +195,8 @@ class _AllLayers(nn.Module):
         for tokens, classes in parts:
             of_tokens = encoded.pool_tokens(tokens, classes, "dynamics")
             vectors += of_tokens.chunk(POOLINGS["dynamics"], dim=1)
-            # Without class tokens, repeat the mean. It is never chosen, since
-            # the first of equal choices wins. See `check_variants`.
+            # Without class tokens, repeat the mean. This copy is never chosen,
+            # since the first of equal choices wins. See `check_variants`.
             pooling = "class" if classes.shape[1] else "mean"
             vectors.append(encoded.pool_tokens(tokens, classes, pooling))
         return torch.stack(vectors, dim=1)
@@ -237,7 +240,7 @@ def pooled(vectors, pooling, layers):
 
 
 class LogMelStatistics:
-    """Mean and deviation of each log-mel bin over time, without a network.
+    """Mean and standard deviation of each log-mel bin over time.
 
     Arguments
     ---------
@@ -292,13 +295,13 @@ class LogMelStatistics:
 
 
 class MFCCStatistics(LogMelStatistics):
-    """Mean and deviation over time of cepstra and of their slopes.
+    """Mean and standard deviation over time of cepstra and their slopes.
 
     Mel-frequency cepstral coefficients are the orthonormal cosine transform
-    (DCT-II) of the log-mel energies. Their slopes over five frames are added,
-    and the slopes of these slopes. These features were usual before neural
-    networks. Long files are read in blocks of 30 s, and slopes do not cross the
-    borders of blocks.
+    (DCT-II) of the log-mel energies. Their slopes over five frames are
+    appended, and the slopes of these slopes. These features were usual before
+    neural networks. Long files are read in blocks of 30 s, and slopes do not
+    cross the borders of blocks.
 
     Arguments
     ---------
@@ -336,7 +339,7 @@ class MFCCStatistics(LogMelStatistics):
 
 
 def cached_vectors(source, name, paths, folder, unreadable):
-    """Return the vectors of files, from the cache where it has them.
+    """Return the vectors of files, from the cache if it contains them.
 
     The cache is written every two minutes, and when the run is stopped.
 
@@ -390,7 +393,8 @@ def _compute(source, name, paths, stamps, known, file, unreadable):
 def _by_duration(paths, unreadable):
     """Sort readable paths from long to short; list the unreadable ones.
 
-    This order needs little padding, and a lack of memory shows at once.
+    In this order, batches need little padding, and a lack of memory shows at
+    once.
     """
     seconds = {}
     for path in paths:
@@ -402,7 +406,7 @@ def _by_duration(paths, unreadable):
 
 
 def _read(file):
-    """Return (stamp, vectors) by path; none if there is no usable cache."""
+    """Return (stamp, vectors) by path; empty without a usable cache."""
     if not file.exists():
         return {}
     try:

@@ -1,7 +1,7 @@
-"""Fit linear heads to a frozen encoder, as probes do, and keep them.
+"""Fit linear heads to a frozen encoder, as probes do, and save them.
 
-`train_heads` writes a small copy of the encoder. It has half precision, no
-pretext heads, and a linear layer for each task.
+`train_heads` writes a small copy of the encoder. The copy has half precision,
+no pretext heads, and a linear layer for each task.
 """
 
 import math
@@ -54,19 +54,19 @@ def train_heads(
 ):
     """Write a copy of an encoder with linear heads, in half precision.
 
-    The penalty of each head is chosen on the validation part, as in `probe`.
+    The penalty of each head is chosen on the validation split, as in `probe`.
     Then the head is trained on train and valid together, and tested once. Heads
-    are trained on the rounded encoder.
+    are trained on the encoder in half precision.
 
     Arguments
     ---------
     model : str or path
-        Exported folder of any kind, or the name of a bundled model. Only the
-        encoder of a classifier is used.
+        Exported folder of any kind, or the name of a bundled model. If the
+        model is a classifier, only its encoder is used.
     tasks : list of Task
         From `read_task`. The heads get the names of the tasks.
     folder : str or path
-        Folder to write to. An older export there is replaced, also its heads.
+        Folder to write to. An older export there is replaced, with its heads.
     licenses : str, optional
         Markdown for the model card: the licenses of the training audio.
     cache_folder : str or path, optional
@@ -84,16 +84,16 @@ def train_heads(
     -------
     dict of str to tuple of float
         Two scores of each head, 0 to 1. The score on valid is that of a head
-        trained on train alone. The score on test is that of the final head.
+        trained on train only. The score on test is that of the final head.
 
     Raises
     ------
     FileExistsError
-        If the folder has other content than an export.
+        If the folder contains anything but an export.
     UnreadableAudio
         If a clip cannot be read.
     ValueError
-        If there is no task, or two have one name.
+        If there is no task, or two tasks have the same name.
     WeightsError
         If the model does not load, or `folder` is the model itself.
     """
@@ -156,7 +156,7 @@ def _write_encoder(folder, weights, clip_pooling, card):
 
 
 def _clip_pooling(config, variants):
-    """Return the pooling of the only variant, or that of plain exports."""
+    """Return the pooling of the only variant, else the mean of the tokens."""
     [(pooling, layers)] = variants if len(variants) == 1 else VARIANTS[:1]
     return ClipPooling(config["encoder"]["depth"], pooling, _KINDS[layers])
 

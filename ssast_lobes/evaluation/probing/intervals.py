@@ -1,8 +1,8 @@
-"""Compute confidence intervals over the choice of the test part.
+"""Compute confidence intervals of test scores by a cluster bootstrap.
 
-Clips of one speaker succeed and fail together. So the bootstrap resamples whole
-groups of clips, not clips (cluster bootstrap). Two systems with the same seed
-get the same groups, so the differences of their scores are paired.
+Clips of one speaker tend to be right or wrong together. So the bootstrap
+resamples whole groups of clips, not single clips. Two systems with the same
+seed get the same groups, so the differences of their scores are paired.
 """
 
 import torch
@@ -15,7 +15,7 @@ _CHUNK = 100
 
 
 def bootstrap(predicted, target, groups, metric, seed=0):
-    """Return bootstrapped scores of the test part.
+    """Return bootstrapped scores of the test split.
 
     Arguments
     ---------
@@ -25,15 +25,16 @@ def bootstrap(predicted, target, groups, metric, seed=0):
         Group index of each clip (M,), int64, from 0 without gaps.
     metric : str
         ``"accuracy"`` or ``"uar"``; see `ssast_lobes.utils.metrics`. A class
-        that does not occur in the drawn groups has no recall and is skipped.
+        that does not occur in the drawn groups is skipped in ``"uar"``.
     seed : int
-        Seed of the draws. They depend only on it and on the number of groups.
+        Seed of the draws. The draws depend only on the seed and on the number
+        of groups.
 
     Returns
     -------
     torch.Tensor
-        Scores (2000,), float64. Each is of one draw, with replacement, of as
-        many groups as the test part has.
+        Scores (2000,), float64. Each score is that of one draw, with
+        replacement, of as many groups as the test split contains.
 
     Example
     -------
@@ -81,7 +82,7 @@ def interval(scores):
 
 
 def _scores(hits, totals, metric):
-    """Return scores (R,) of hits and clips by class, both (R, C)."""
+    """Return scores (R,) from hits and clips by class, both (R, C)."""
     if metric == "accuracy":
         return hits.sum(1) / totals.sum(1)
     # A class without clips gives 0 / 0 = NaN, which the mean skips.

@@ -34,9 +34,9 @@ def markdown(results, tasks):
     -------
     str
         Markdown. A table describes the tasks. For each kind of probe, two
-        tables have the scores and the gains over the untrained encoder, in
-        percent. Models are sorted by their mean validation score. The last
-        line names the system to take.
+        tables show the scores and the gains over the untrained encoder, in
+        percent. Models are sorted by their mean validation score. The last line
+        names the system to choose.
 
     Example
     -------

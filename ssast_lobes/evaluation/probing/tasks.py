@@ -1,4 +1,4 @@
-"""Read tasks from CSVs: labeled clips in three parts."""
+"""Read tasks from CSVs: labeled clips in three splits."""
 
 import os
 import re
@@ -15,13 +15,14 @@ from ssast_lobes.dataio.tables import (
 )
 from ssast_lobes.evaluation.probing.intervals import METRICS
 
-# Use the first that a table has. `ssast-lobes manifest` writes the second.
+# Use the first of these columns that a table contains. `ssast-lobes manifest`
+# writes the second.
 _GROUP_COLUMNS = ("speaker", "group")
 _KEYS = ("label", "split", "group", "metric")
 
 
 class Task(NamedTuple):
-    """Clips with one label each, in a training, a validation and a test part.
+    """Clips with one label each, in a training, validation and test split.
 
     Arguments
     ---------
@@ -32,7 +33,7 @@ class Task(NamedTuple):
     rows : dict
         Rows (dicts with ``id``, ``path``, ``label`` and ``group``) by split.
     grouped : bool
-        Whether a column has the groups. Otherwise each clip is a group.
+        Whether a column states the groups. Otherwise each clip is a group.
     """
 
     name: str
@@ -42,21 +43,21 @@ class Task(NamedTuple):
 
     @property
     def labels(self):
-        """Classes: the sorted labels of the training part."""
+        """Classes: the sorted labels of the training split."""
         return sorted({row["label"] for row in self.rows["train"]})
 
     @property
     def n_groups(self):
-        """Number of groups in the test part."""
+        """Number of groups in the test split."""
         return len({row["group"] for row in self.rows["test"]})
 
     def paths(self, split=None):
-        """Return the files of a part, or of all parts, as a list of str."""
+        """Return the files of a split, or of all splits, as a list of str."""
         parts = self.rows.values() if split is None else [self.rows[split]]
         return [row["path"] for part in parts for row in part]
 
     def targets(self, split):
-        """Return the class indices of a part, int64 (N,)."""
+        """Return the class indices of a split, int64 (N,)."""
         index = {label: number for number, label in enumerate(self.labels)}
         return torch.tensor([index[row["label"]] for row in self.rows[split]])
 
@@ -68,7 +69,7 @@ class Task(NamedTuple):
         }
 
     def groups(self):
-        """Return group indices of the test part, int64 (M,), without gaps."""
+        """Return group indices of the test split, int64 (M,), without gaps."""
         names = [row["group"] for row in self.rows["test"]]
         index = {
             name: number for number, name in enumerate(dict.fromkeys(names))
@@ -90,8 +91,8 @@ class Task(NamedTuple):
         Raises
         ------
         ManifestError
-            If a part is then empty, valid or test has a class that train does
-            not have, or train has only one class.
+            If a split is then empty, valid or test contains a class that does
+            not occur in train, or train contains only one class.
         """
         rows = {
             split: [row for row in part if row["path"] not in paths]
@@ -109,17 +110,17 @@ def read_task(
     group=None,
     metric="accuracy",
 ):
-    """Read a task from a CSV, as the classification recipe takes it.
+    """Read a task from a CSV in the format of the classification recipe.
 
     Arguments
     ---------
     csv_path : str or path
         Each row has a path, a label and a split (train, valid or test).
     name : str, optional
-        Name in tables. By default that of the file, or that of its folder if
-        the file is called ``manifest.csv``.
+        Name in tables. By default the name of the file, or of its folder if the
+        file is called ``manifest.csv``.
     label, split : str
-        Columns of the class and of the part. If a column has another name than
+        Columns of the class and of the split. If a column has another name than
         "label" or "split", rows with an empty cell in it are skipped.
     group : str, optional
         Column of the groups that the intervals resample. By default "speaker"
@@ -156,8 +157,8 @@ def read_task(
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {METRICS}, got '{metric}'")
     columns = {"label": label, "split": split}
-    # A column of another name is in a table of several tasks. There, cells may
-    # be empty.
+    # A column of another name belongs to a table of several tasks, where cells
+    # may be empty.
     needs = [role for role, column in columns.items() if role == column]
     if group is not None:
         columns["group"] = group
@@ -185,7 +186,7 @@ def parse_task(text, **defaults):
         ``[NAME=]CSV[,label=COLUMN][,split=COLUMN][,group=COLUMN]
         [,metric=METRIC]``.
     **defaults
-        Arguments of `read_task`. Those in the text take precedence.
+        Arguments of `read_task`. Arguments in the text take precedence.
 
     Returns
     -------
@@ -216,8 +217,8 @@ def split_name(text):
     Arguments
     ---------
     text : str
-        ``[NAME=]PATH``. An existing path may have an equals sign. A name has
-        no slash.
+        ``[NAME=]PATH``. An existing path may contain an equals sign. A name
+        contains no slash.
 
     Returns
     -------

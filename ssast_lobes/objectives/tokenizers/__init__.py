@@ -3,9 +3,9 @@
 A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
 ``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
 N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
-arguments, as an `Objective` does; ``sample_rate`` is the rate of its audio. It
-is frozen and its codes are buffers, so that no optimizer changes them. It
-computes in float32 under autocast too.
+arguments, as an `Objective` does. Its ``sample_rate`` is the rate of this
+audio. A tokenizer is frozen and its codes are buffers, so that no optimizer
+changes them. It computes in float32 under autocast too.
 """
 
 import functools
@@ -106,7 +106,7 @@ def make_tokenizer(tokenizer, grid):
 
 
 def load_tokenizer(source):
-    """Load a fitted tokenizer, and the front end of its fit.
+    """Load a fitted tokenizer, and the front end that it was fitted with.
 
     Arguments
     ---------
@@ -117,13 +117,13 @@ def load_tokenizer(source):
     Returns
     -------
     tokenizer : torch.nn.Module
-        The tokenizer, for the grid of its fit.
+        The tokenizer, for the grid that it was fitted for.
     front_end : FrontEnd
 
     Raises
     ------
     ValueError
-        If `source` is neither.
+        If `source` is neither such a file nor such a folder.
 
     Example
     -------

@@ -11,9 +11,10 @@ from ssast_lobes.utils.checks import ArgumentError
 logger = get_logger(__name__)
 
 # If the data of the fit use less than this fraction of the codes, the codes
-# have collapsed: most clusters are empty.
+# have collapsed, since most clusters are empty.
 _LEAST_USED = 0.5
-# The limit is lower in training, since its audio may differ from the fit's.
+# The limit is lower in training, since the training audio may differ from the
+# audio of the fit.
 _FEW_USED = 0.1
 _BATCHES = 100
 
@@ -74,21 +75,22 @@ def code_frequency(ids, n_codes, weight):
 
 
 def refuse_collapse(frequency, source):
-    """Return how well codes are used; raise if most are unused.
+    """Return how many codes are used, and how evenly; raise for too few.
 
     Arguments
     ---------
     frequency : torch.Tensor
         See `code_frequency`.
     source : str
-        Name for the error.
+        Name of the codes in the error.
 
     Returns
     -------
     used : float
         Fraction of the codes that are used.
     entropy : float
-        Entropy of the codes over its maximum: 1 if all are equally frequent.
+        Entropy of the codes divided by its maximum: 1 if all codes are equally
+        frequent.
 
     Raises
     ------
@@ -114,11 +116,11 @@ def refuse_collapse(frequency, source):
 
 
 class CodeUsage(nn.Module):
-    """Count which codes the last hundred training batches had.
+    """Track which codes occurred in the last hundred training batches.
 
-    A single batch has few of many codes, so usage shows over many batches.
-    With several processes, the first one counts, since DDP sends its buffers
-    to the others.
+    A single batch contains only some of the codes, so usage is measured over
+    many batches. With several processes, only the batches of the first process
+    count, since DDP sends the buffers of the first process to the others.
 
     Arguments
     ---------
@@ -140,7 +142,7 @@ class CodeUsage(nn.Module):
         self.register_buffer("unused_for", unused_for)
 
     def forward(self, frequency):
-        """Add a batch in training.
+        """Record a batch in training, and return the fraction of used codes.
 
         Arguments
         ---------
@@ -166,7 +168,7 @@ class CodeUsage(nn.Module):
         return self.used().item() < _FEW_USED
 
     def told(self):
-        """Return the fraction in words."""
+        """Return the fraction of used codes in words."""
         return (
             f"{100 * self.used().item():.1f} % of {self.unused_for.shape[1]} "
             f"are used in {_BATCHES} batches"

@@ -15,25 +15,26 @@ from ssast_lobes.utils.checks import ArgumentError
 
 
 class VectorQuantizerTokenizer(nn.Module):
-    """Give tokens the codes of an export of `VectorQuantizer`.
+    """Assign codes to tokens by an export of `VectorQuantizer`.
 
     Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
     2023. The tokenizer's own encoder sees all tokens, and each token gets the
-    code most similar to its output. Both encoders get the same log-mel, so
-    their normalization statistics must agree.
+    code most similar to its output. This encoder and the encoder to train get
+    the same log-mel, so their normalization statistics must agree.
 
     Arguments
     ---------
     grid : Grid
         Grid of the encoder to train.
     folder : str or os.PathLike
-        The export.
+        Folder of the export.
 
     Raises
     ------
     ValueError
-        If the folder is no such export, has another grid, or its codes have
-        collapsed: the last hundred batches used fewer than a tenth.
+        If the folder is no such export, or an export with another grid. Also if
+        the codes have collapsed: the last hundred batches of the training used
+        fewer than a tenth of the codes.
 
     Example
     -------

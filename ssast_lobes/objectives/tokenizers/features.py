@@ -24,12 +24,12 @@ SAMPLE_RATE = 16000
 class Chroma(LogMel):
     """Compute the strength of the twelve pitch classes at each token.
 
-    It sums the magnitudes of a Fourier transform, from 130 to 4,200 Hz, over
-    128 ms of the waveform (16 kHz) around the middle of the token. A bin
-    counts for the two classes nearest to its pitch. The vector of twelve has
-    length 1, and is 0 in silence. All tokens of a time step have the same
-    vector. Mel bins are too wide for chroma, since they do not resolve low
-    pitches.
+    A Fourier transform is computed over 128 ms of the waveform (16 kHz) around
+    the middle of the token. Its magnitudes from 130 to 4,200 Hz are summed for
+    each class. A bin counts for the two classes nearest to its pitch. The
+    vector of twelve values is scaled to length 1, and is 0 in silence. All
+    tokens of a time step have the same vector. Mel bins are too wide for
+    chroma, since they do not resolve low pitches.
 
     Example
     -------
@@ -95,7 +95,7 @@ class Chroma(LogMel):
 
 
 class EncoderBlock(LogMel):
-    """Take the output of a frozen encoder's block at the time of each token.
+    """Return the output of a frozen encoder's block at the time of each token.
 
     These are the features of HuBERT's second iteration. The frozen encoder has
     its own front end, so its mel bins, patches and steps may differ. A token
@@ -137,8 +137,7 @@ class EncoderBlock(LogMel):
         self.front_end = FrontEnd(**features)
         self.encoder = make_encoder(encoder)
         self.block = whole("block", block, 1, self.encoder.depth)
-        # Without later blocks, which are not needed, the fitted file is
-        # smaller.
+        # Later blocks are not needed. Without them, the fitted file is smaller.
         del self.encoder.blocks[block:]
         self.requires_grad_(False)
         self.eval()

@@ -24,20 +24,20 @@ _TENSORS = ("centers", "mean", "std")
 
 
 class KMeansTokenizer(nn.Module):
-    """Give tokens the nearest of the centers that k-means has found.
+    """Assign the nearest center of a k-means fit to each token.
 
-    One file gives labels as in HuBERT (Hsu et al., TASLP 2021), two files as
-    in MERT's first version (Li et al., ICLR 2024). A file is complete: for
-    ``--features block`` it also has the frozen encoder.
+    With one file, labels are as in HuBERT (Hsu et al., TASLP 2021). With two
+    files, labels are as in MERT's first version (Li et al., ICLR 2024). A file
+    is complete: for ``--features block`` it also contains the frozen encoder.
 
     Arguments
     ---------
     grid : Grid
         Grid of the encoder to train.
     files : list of str
-        Files of ``ssast-lobes tokenizer fit``, one for each codebook.
-        `n_codes` is the size of the largest codebook; smaller ones do not use
-        all ids.
+        Files of ``ssast-lobes tokenizer fit``, one for each codebook. `n_codes`
+        is the size of the largest codebook; smaller codebooks do not use all
+        ids.
 
     Raises
     ------

@@ -12,13 +12,14 @@ _MOST_ROWS = 2**16
 
 
 class Quantizer(nn.Module):
-    """Project tokens, and give each the code with the highest cosine.
+    """Project tokens, and assign to each the code with the highest cosine.
 
     It follows van den Oord et al., "Neural Discrete Representation Learning",
     NeurIPS 2017. As in Chen et al., "BEATs", ICML 2023, codes and vectors have
-    length 1, and codes get no gradients. k-means on the first batch
-    initializes the codes. Then each code is a moving average of its vectors.
-    Both use the valid tokens of all processes. The codes are buffers.
+    length 1, and codes get no gradients. k-means on the first batch initializes
+    the codes. Then each code is a moving average of its vectors. The
+    initialization and the averages use the valid tokens of all processes. The
+    codes are buffers.
 
     Arguments
     ---------
@@ -113,12 +114,12 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def restart(self, unused, vectors, weight):
-        """Move codes to vectors of a batch of the first process.
+        """Replace codes by vectors from a batch of the first process.
 
         Arguments
         ---------
         unused : torch.Tensor
-            Boolean (n_codes,), True at the codes to move.
+            Boolean (n_codes,), True at the codes to replace.
         vectors : torch.Tensor
             (B, N, dim), from `forward`.
         weight : torch.Tensor

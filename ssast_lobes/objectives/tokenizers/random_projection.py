@@ -12,7 +12,7 @@ NORMS = ("layer", "l2")
 
 
 class RandomProjectionTokenizer(nn.Module):
-    """Give each patch the random code nearest to its random projection.
+    """Assign to each patch the random code nearest to its random projection.
 
     Nothing is fitted. ``norm="layer"`` follows the first iteration of BEATs
     (Chen et al., ICML 2023; ESPnet's ``espnet2/beats/random_tokenizer.py``): a
@@ -79,7 +79,8 @@ class RandomProjectionTokenizer(nn.Module):
 
         patch = grid.patch_size
         if norm == "layer":
-            # ESPnet initializes both projections with Xavier's deviations.
+            # ESPnet initializes both projections with Xavier's standard
+            # deviations.
             sizes = [patch, 2 * dim, dim]
             spreads = [(2 / (a + b)) ** 0.5 for a, b in pairwise(sizes)]
             codes = normal(n_codes, dim)

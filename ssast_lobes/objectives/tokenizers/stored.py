@@ -20,17 +20,17 @@ _MISSING = 2
 class StoredTokenizer(nn.Module):
     """Read the ids of tokens from files, such as those of a codec.
 
-    MERT (Li et al., ICLR 2024) predicts the eight codebooks of EnCodec. A
-    token gets the id at the time of its middle in the file, which follows from
+    MERT (Li et al., ICLR 2024) predicts the eight codebooks of EnCodec. A token
+    gets the id at its middle. The time of this middle in the file follows from
     the start of the crop. Augmentation must not move sounds in time, as a
     change of speed does, since the ids would not follow.
 
-    The folder has a file for each clip, ``ID.npy``; ID is the id of the clip's
-    row in the table. The file has whole numbers (times, n_books), or (times,
-    F', n_books) if each band of the grid has its own ids. ``codes.json`` has
-    ``rate`` (ids a second), ``n_books``, ``n_codes``, and optionally
-    ``start``, the time of the first id in seconds. ``ssast-lobes tokenizer
-    encode`` writes such a folder.
+    The folder contains a file for each clip, ``ID.npy``, where ID is the id of
+    the clip's row in the table. The file contains whole numbers (times,
+    n_books), or (times, F', n_books) if each band of the grid has its own ids.
+    ``codes.json`` states ``rate`` (ids a second), ``n_books``, ``n_codes``, and
+    optionally ``start``, the time of the first id in seconds. ``ssast-lobes
+    tokenizer encode`` writes such a folder.
 
     Each call reads files and waits for the device.
 
@@ -138,7 +138,8 @@ class StoredTokenizer(nn.Module):
         """Return the ids (F' or 1, len(times), n_books) of a clip."""
         file = stored_file(self.folder, clip_id)
         if not file.is_file():
-            # Further crops of a long clip have a suffix; see `repeat_long`.
+            # The ids of further crops of a long clip end in a suffix; see
+            # `repeat_long`.
             file = stored_file(self.folder, re.sub(r"#\d+$", "", clip_id))
         try:
             stored = np.load(file, mmap_mode="r", allow_pickle=False)
@@ -207,7 +208,7 @@ def write_stored_config(folder, **numbers):
     Raises
     ------
     ValueError
-        If the folder has a ``codes.json`` with other numbers.
+        If the folder contains a ``codes.json`` with other numbers.
 
     Example
     -------
