@@ -42,7 +42,8 @@ def class_rows(folder, label_column="label", group=None):
         Column of `metadata.csv` with the labels.
     group : re.Pattern, optional
         Pattern to search in each path below `folder`, as ``re.search`` does.
-        Its parentheses match what stays together, such as the speaker.
+        Its first parentheses match the group of the clip, such as its speaker.
+        The clips of a group stay together.
 
     Returns
     -------
@@ -55,7 +56,7 @@ def class_rows(folder, label_column="label", group=None):
     ManifestError
         If the folder is missing or has no audio, files have no label or no
         group, a label cannot be saved, or all files have the same label. The
-        message lists them.
+        message lists the problems.
 
     Example
     -------
@@ -111,7 +112,8 @@ def class_rows(folder, label_column="label", group=None):
 def _listed(folder, label_column):
     """Return the label of each path of `metadata.csv`; None without the file.
 
-    The folders of splits may have their own; then each of them needs one.
+    The folders of splits may have files of their own. If one of these folders
+    has such a file, all of them need one.
     """
     table = os.path.join(folder, _TABLE)
     if os.path.isfile(table):

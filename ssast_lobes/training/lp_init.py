@@ -34,7 +34,7 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
         Training clips with one label each, and items ``sig`` and ``target``;
         see `make_dataset`. Clips that cannot be read are skipped.
     penalty : float
-        Weight of the squared weights; see `logistic_regression`.
+        Factor of the squared weights in the loss; see `logistic_regression`.
     batch_size : int
         Number of clips computed at once.
 

@@ -45,7 +45,7 @@ def _limit(name, value):
 
 
 def _step_limit(name, value):
-    # SpeechBrain's command line leaves only this number as text.
+    # This is the only number that SpeechBrain's command line leaves as text.
     text = isinstance(value, str) and value.isdecimal()
     whole(name, int(value) if text else value, null=True)
 
@@ -183,8 +183,8 @@ def check_settings(settings):
     Raises
     ------
     ArgumentError
-        If any is; the message names each wrong setting, the allowed values and
-        its value.
+        If settings are impossible. The message names each of them, its allowed
+        values and its value.
 
     Example
     -------
