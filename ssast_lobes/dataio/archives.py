@@ -189,7 +189,7 @@ def _zip_members(archive):
 
 def _tar_members(archive):
     with tarfile.open(archive) as file:
-        # In order, since a compressed archive is read only once.
+        # Take members in their order, to read a compressed archive only once.
         for member in tqdm(file, f"Unpacking {archive.name}", unit="file"):
             if member.isdir():
                 yield member.name, None

@@ -70,7 +70,7 @@ class ClipReader:
         self.seed = whole("seed", seed, 0)
         self.random_crop = flag("random_crop", random_crop)
         self.unreadable_file = unreadable_file
-        # Shared memory lets loader workers that outlive an epoch see the next.
+        # Shared memory: loader workers outlive an epoch, and must see the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property

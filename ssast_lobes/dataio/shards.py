@@ -315,7 +315,7 @@ def _part_file(folder, number):
 
 
 def _finished(folder):
-    """Return the indices of the shards before the first incomplete one."""
+    """Return the index entries of the shards before an incomplete one."""
     parts = []
     while True:
         number = len(parts)
@@ -391,7 +391,7 @@ def _noting(clips, bar, unreadable, max_unreadable, audit):
 
 
 def _write_shard(folder, number, clips, codec, sample_rate):
-    """Write a shard and its index; return the index without its rows."""
+    """Write a shard and its index entry; return the entry without its rows."""
     name = _shard_name(number)
     part = {"next": 0, "clips": 0, "seconds": 0.0, "clipped": 0}
     rows, unreadable = [], []
@@ -409,7 +409,7 @@ def _write_shard(folder, number, clips, codec, sample_rate):
                 part["seconds"] += clip.frames / sample_rate
                 part["clipped"] += clip.clipped > 0
         part["bytes"] = file.tell()
-        # The shard must be on disk before its index.
+        # The shard must be on disk before its index entry.
         file.flush()
         os.fsync(file.fileno())
     part["unreadable"] = unreadable

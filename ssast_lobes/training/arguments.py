@@ -131,7 +131,7 @@ def parse_arguments(arguments):
         # A merged copy, only for the checks: the overrides stay short.
         whole = merge(copy.deepcopy(recipe), copy.deepcopy(tree))
         instead = list(presets)
-        # Check this first: otherwise the error would ask for an unused class.
+        # Check this before `merge`, whose error would ask for an unused class.
         _check_effect(given, recipe, whole, instead)
         for key, node in given.items():
             was_object = isinstance(recipe.get(key), dict)

@@ -106,7 +106,8 @@ class SpectrogramBrain(sb.Brain):
     train_logger : speechbrain.utils.train_logger.TrainLogger
         Gets the statistics of each epoch.
     use_tensorboard : bool
-        Whether TensorBoard gets them too, in ``<output_folder>/events``.
+        Whether TensorBoard gets the statistics too, in
+        ``<output_folder>/events``.
     readers : list of ClipReader
         In training, the Brain sets the epoch of the readers, on which their
         crops depend. It also sets their sampling rate to that of the front
@@ -180,7 +181,7 @@ class SpectrogramBrain(sb.Brain):
         )
 
     def _set_rate(self, takers):
-        """Set the sampling rate of readers or steps to the front end's."""
+        """Set the sampling rate of readers or steps to that of the front end."""
         for features in self.modules.modules():
             if isinstance(features, FrontEnd):
                 for taker in takers:

@@ -174,7 +174,7 @@ class PretrainingBrain(SpectrogramBrain):
         )
 
     def _watched(self):
-        """Return the spread of the first embeddings; keep the first picture."""
+        """Return rank and spread of the embeddings; keep the first picture."""
         kept = self.evaluated()
         pictures = (part["picture"] for part in kept if "picture" in part)
         self._picture = next(pictures, None)

@@ -39,7 +39,7 @@ def _column(name, value):
 
 
 def _limit(name, value):
-    # Infinity: no limit.
+    # Infinity means no limit.
     if value != math.inf:
         real(name, value)
 

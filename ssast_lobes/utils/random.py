@@ -62,7 +62,7 @@ def hash63(text):
 
 
 def mix_bits(keys):
-    """Scramble integers: a hash of 64 bits, on any device.
+    """Return 64-bit hashes of integers, on any device.
 
     Arguments
     ---------
@@ -91,9 +91,9 @@ def _shift(x, bits):
 
 
 def keyed_uniform(keys, rows, columns):
-    """Return uniform draws that depend only on a clip's key and the position.
+    """Return uniform draws that depend only on clip key, row and column.
 
-    A draw does not change if the clip has more padding.
+    The draws of a clip do not change if the clip gets more padding.
 
     Arguments
     ---------
@@ -132,8 +132,8 @@ class RandomSource:
     generator : torch.Generator, optional
         Source of the draws, on that device; by default PyTorch's own.
     clip_keys : torch.Tensor, optional
-        (B,) int64. If given, draws depend only on the clip's key, the number of
-        the call and the position.
+        (B,) int64. If given, a draw depends only on the clip's key, the number
+        of the call, and row and column.
 
     Example
     -------
