@@ -181,7 +181,7 @@ class SpectrogramBrain(sb.Brain):
         )
 
     def _set_rate(self, takers):
-        """Set the sampling rate of readers or steps to that of the front end."""
+        """Give readers or steps the sampling rate of the front end."""
         for features in self.modules.modules():
             if isinstance(features, FrontEnd):
                 for taker in takers:
