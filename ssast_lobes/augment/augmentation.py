@@ -121,8 +121,8 @@ class SpectrogramMasking(nn.Module):
 
     This is SpecAugment (Park et al., 2019) without time warping. Widths are
     drawn for each clip, as in torchaudio's `FrequencyMasking` and
-    `TimeMasking`. All positions where the mask fits are equally likely. (In
-    torchaudio, rounding excludes the last bin.) The stretch lies within the
+    `TimeMasking`. All positions where the mask fits are equally likely, whereas
+    torchaudio's rounding never masks the last bin. The stretch lies within the
     clip's own frames. Masked values become 0, the value of padding. After the
     fixed normalization, 0 is the mean of the dataset.
 

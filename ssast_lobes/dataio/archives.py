@@ -34,7 +34,7 @@ _BROKEN_ARCHIVE = (
 
 
 def unpack(archive, folder):
-    """Unpack a zip or tar archive into a folder, which keeps other files.
+    """Unpack a zip or tar archive into a folder, which keeps its other files.
 
     The members are unpacked into a hidden folder, and moved when all are there.
     An interrupted call thus leaves no incomplete folder. A second call does
@@ -234,7 +234,7 @@ def _damaged(archive, error):
 
 
 def _move(source, target):
-    """Move the entries of a folder into another one, which keeps others."""
+    """Move the entries of a folder into another one, which keeps its own."""
     target.mkdir(exist_ok=True)
     for entry in sorted(source.iterdir()):
         place = target / entry.name

@@ -40,8 +40,8 @@ from ssast_lobes.dataio.waveforms import (
 # from their start, without a seek. Decoding 10 s takes 2 ms to 20 ms.
 _MP3_PREROLL_SECONDS = 10
 
-# Beyond these rates in Hz, the resampler's kernel is too large or empty; bats
-# are recorded at 500 kHz.
+# Beyond these rates in Hz, the resampler's kernel is too large or empty. The
+# range includes recordings of bats, at 500 kHz.
 _RATES = (1000, 1_000_000)
 
 # Decoded lossy audio may end a little before the length that its header

@@ -28,11 +28,12 @@ def class_rows(folder, label_column="label", group=None):
     """Return rows for the labeled audio of a folder.
 
     The label of a file is the name of the folder directly under `folder` that
-    contains it, at any depth. If all these folders are called train, valid
+    contains it, at any depth. If all these folders are named train, valid
     (validation, val, dev) or test, they are the splits, and the folders in them
     are the labels. If there is a `metadata.csv` (in `folder`, or in each folder
-    of a split), its columns file_name and label list the files and labels;
-    folders then give only the splits. Hidden files and folders are left out.
+    of a split), its columns file_name and label list the files and labels. The
+    folders then determine only the splits. Hidden files and folders are left
+    out.
 
     Arguments
     ---------

@@ -10,8 +10,8 @@ import os
 
 import soundfile
 
-# libsndfile reports this many frames or more if a header (of a streamed FLAC)
-# states no length; no real file has 2 ** 48 frames.
+# libsndfile reports this many frames or more if a header states no length, such
+# as that of a streamed FLAC. No real file has 2 ** 48 frames.
 OPEN_LENGTH = 2**48
 
 # If an mp3 does not state its number of frames, libsndfile estimates its length
@@ -226,7 +226,7 @@ def _open_chunk(file, first, width, order, end):
     chunks = _chunks(file, first, width, order, end)
     for name, start, size in chunks:
         if name == b"ds64":
-            place = start + 8  # RF64 has the size here
+            place = start + 8  # RF64 states the size here
         elif name == b"data":
             if size in (0, 256**width - 1):
                 break

@@ -83,7 +83,7 @@ def read_event_table(table, audio_folder=None, extension=""):
     Raises
     ------
     ManifestError
-        If a column is missing or lines are bad; the message lists all of them
+        If a column is missing or lines are bad. The message lists the bad lines
         with their numbers. A line is bad if a time is negative or not a number,
         an offset is before its onset, one time is missing, or lines of a clip
         differ in `id` or `split`.

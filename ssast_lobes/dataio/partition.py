@@ -99,7 +99,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
         Key of the group of a clip, such as its speaker or recording. Groups are
         not divided.
     salt : str
-        Another text gives another order of the groups.
+        Text that also determines the order of the groups.
     keep : int
         Minimum number of groups of each label that are kept. If it is not 0,
         at least one group is held out for each label, whatever the fraction,

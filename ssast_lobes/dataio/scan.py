@@ -180,7 +180,7 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
 
     Call it once with the rows of all splits. It reads only files that are new
     or changed since `<output_folder>/save/durations.csv` was written, judged by
-    path, size and time of change. It writes this file only if it is
+    path, size and time of change. The scan writes this file only if it is
     interrupted. A rerun then resumes the scan.
 
     Arguments

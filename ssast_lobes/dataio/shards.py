@@ -91,13 +91,14 @@ def pack(
 
     Audio is stored as 16-bit mono. A 16-bit mono file with the same rate is
     stored without loss. Other audio is averaged over channels, resampled and
-    rounded.
-    Samples beyond full scale are clipped; `clipped` in the manifest counts them
-    for each clip. The folder gets the shards, `manifest.csv`, `index.json`
-    (the list of shards for the `wids` package), `unreadable.csv`, and files
-    from which a rerun resumes. The manifest has the columns of the rows. Its
-    `path`, `duration` and `sample_rate` are those of the packed clip;
-    `source_path` is the original path.
+    rounded. Samples beyond full scale are clipped, and counted for each clip in
+    the column `clipped` of the manifest.
+
+    The folder gets the shards, `manifest.csv`, `index.json` (the list of shards
+    for the `wids` package), `unreadable.csv`, and files from which a rerun
+    resumes. The manifest has the columns of the rows. Its `path`, `duration`
+    and `sample_rate` are those of the packed clip; `source_path` is the
+    original path.
 
     Arguments
     ---------

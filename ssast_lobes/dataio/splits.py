@@ -59,10 +59,11 @@ def write_splits(
     reads. Next to this file it writes `manifest.csv`, for people and other
     recipes, with the columns id, path, label, split, any other keys of the
     rows, and duration in seconds. See `dataio.scan.AudioScan.write` for further
-    files. A second call is fast. If a model was trained in the folder, the
-    clips must be those of its first start: the same ids, labels, events, takes,
-    splits, durations, and paths relative to their common folder. The common
-    folder may change.
+    files. A second call is fast.
+
+    If a model was trained in the folder, the clips must be those of the first
+    start: the same ids, labels, events, takes, splits, durations, and paths
+    relative to their common folder. The common folder may change.
 
     Arguments
     ---------

@@ -42,7 +42,7 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     root : str or os.PathLike, optional
         Folder that relative paths start from; by default that of the CSV.
     columns : dict, optional
-        Names of columns in the file, if they are others, for example
+        Names of columns in the file that differ from the keys, for example
         `{"label": "speaker", "split": "split_spkid"}`. A column that is named
         here but not in `needs` may be blank in some rows. A name that YAML
         reads as a number becomes text.
@@ -52,8 +52,8 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     list of dict
         One dict of str for each row: `path`, absolute; `id`, unique and the
         same on every machine; the other columns. Without a column `id`, the id
-        is the path as written. If all paths are absolute, it is the path
-        relative to their common folder.
+        is the path as written. It is the path relative to the common folder if
+        all paths are absolute.
 
     Raises
     ------

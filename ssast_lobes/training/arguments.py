@@ -66,13 +66,13 @@ def parse_arguments(arguments):
     """Parse a command line, as ``speechbrain.parse_arguments`` does.
 
     ``--objective NAME`` stands for the settings in a file of
-    ``hparams/objective/``, or in your own file ``NAME.yaml``. Its keys replace
-    those of the recipe. ``--training NAME`` and ``--degradation NAME`` do the
-    same. Other settings of the command line override those of a preset. A plain
-    mapping changes the existing one (``--masker '{ratio: 0.5}'``). A mapping
-    that names a class replaces it
-    (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``). A preset may
-    add keys and refer to them. These are then settings too, as in
+    ``hparams/objective/``, or in your own file ``NAME.yaml``. The keys of the
+    file replace those of the recipe. ``--training NAME`` and
+    ``--degradation NAME`` do the same. Other settings of the command line
+    override those of the file. A plain mapping changes the existing one
+    (``--masker '{ratio: 0.5}'``). A mapping that names a class replaces it
+    (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``). Such a file,
+    a preset, may add keys and refer to them. These are then settings too, as in
     ``--objective distillation --teachers "[FOLDER]"``.
 
     Without ``--output_folder``, the names of presets and the seed on the

@@ -389,8 +389,8 @@ class SpectrogramBrain(sb.Brain):
     def network(self, name, stage):
         """Return the module to call in a stage: without DDP in evaluation.
 
-        DDP waits for the other processes at each call, but other processes may
-        have fewer batches to evaluate.
+        At each call, DDP waits for the other processes, which may have fewer
+        batches to evaluate.
 
         Arguments
         ---------
@@ -553,7 +553,7 @@ class SpectrogramBrain(sb.Brain):
         Raises
         ------
         ManifestError
-            If their fraction of all files is above ``max_unreadable``.
+            If the fraction of unreadable files is above ``max_unreadable``.
         """
         # Other processes may still be reading and listing their clips.
         ddp_barrier()

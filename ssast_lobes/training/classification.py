@@ -216,7 +216,8 @@ class ClassificationBrain(SpectrogramBrain):
         clips : speechbrain.dataio.dataset.DynamicItemDataset
             Training clips that are read whole, like those of valid and test.
         penalty, batch_size
-            See `ssast_lobes.training.lp_init.fit_head`.
+            Penalty of the weights, and number of clips computed at once; see
+            `ssast_lobes.training.lp_init.fit_head`.
 
         Raises
         ------
@@ -431,7 +432,7 @@ class ClassificationBrain(SpectrogramBrain):
         valid_set : speechbrain.dataio.dataset.DynamicItemDataset
             The clips on which the fraction is chosen.
         loader_kwargs : dict
-            Options of their loader.
+            Options of the loader of these clips.
         """
         key, self.fraction = best_key(self.selection), None
         self.on_evaluate_start(**key)

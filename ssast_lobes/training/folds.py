@@ -67,7 +67,7 @@ def finished_result(folder, number_of_epochs):
     Returns
     -------
     dict or None
-        See `write_result`.
+        The result that `write_result` wrote.
     """
     path = Path(folder) / RESULT_FILE
     if not path.is_file():

@@ -1,8 +1,8 @@
 """Loaders that skip batches in which no clip can be decoded.
 
 `collate` drops the clips without audio, and raises if none is left. A long
-training must not end because of that. All processes must train on the same
-number of batches, so in training another clip replaces the batch. In
+training must not end because of such a batch. All processes must train on the
+same number of batches, so in training another clip replaces the batch. In
 evaluation, the batch is None.
 """
 
@@ -25,8 +25,9 @@ def loader_options(options, dataset, is_training, device, rank=None):
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
         The clips.
     is_training : bool
-        In training, SpeechBrain distributes the clips over the processes. In
-        evaluation, each process gets a part of the batches.
+        Whether the loader is for training. SpeechBrain then distributes the
+        clips over the processes. In evaluation, each process gets a part of the
+        batches.
     device : str or torch.device
         Device that the batches are copied to.
     rank : int, optional
@@ -60,9 +61,9 @@ def rank_loading(dataset, loading, rank, n_processes):
     dataset : torch.utils.data.Dataset
         All the clips.
     loading : dict
-        Arguments of the loader in one process.
-    rank, n_processes
-        See `RankBatchSampler`.
+        Arguments of the loader of a single process.
+    rank, n_processes : int
+        Number of this process, and number of processes.
 
     Returns
     -------

@@ -155,7 +155,7 @@ def needs_one_label(compute_cost):
     Arguments
     ---------
     compute_cost : callable
-        A loss, perhaps with arguments.
+        A loss, or a `functools.partial` of one.
 
     Returns
     -------
@@ -177,7 +177,7 @@ def loss_at_chance(compute_cost, targets):
     Arguments
     ---------
     compute_cost : callable
-        A loss, perhaps with arguments.
+        A loss, or a `functools.partial` of one.
     targets : torch.Tensor
         (N, C): one-hot, or multi-hot for `binary_cross_entropy`.
 

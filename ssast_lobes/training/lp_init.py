@@ -41,7 +41,7 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
     Raises
     ------
     SettingsError
-        If the head has a projection.
+        If the head has a projection or a cosine scale.
     UnreadableAudio
         If no clip can be read.
 

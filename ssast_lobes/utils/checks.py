@@ -147,7 +147,7 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
         Lowest and highest allowed value.
     count : int, optional
         Required length of the list. If it is 2, the numbers are a range: the
-        first must not be above the second. With None, any length is allowed.
+        first must not be above the second. None allows any length and order.
 
     Returns
     -------

@@ -34,7 +34,7 @@ def mean_over_processes(x):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of the gradients."""
+    """A sum whose gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx, x):

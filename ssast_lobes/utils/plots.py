@@ -3,8 +3,8 @@
 Each function draws one picture, writes it to a file and returns the figure. The
 suffix of the file chooses the format (.png, .pdf, .svg). Figures are made
 without pyplot, so the caller's backend and settings have no effect. The colors
-can be distinguished with every common color blindness and in gray print: maps
-with evenly increasing lightness, and the palette of Okabe & Ito.
+can be distinguished with every common color blindness and in gray print: color
+maps with evenly increasing lightness, and the palette of Okabe & Ito.
 """
 
 import math
@@ -371,9 +371,7 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
 
 
 def plot_intervals(panels, path, grey=()):
-    """Plot scores with intervals, in a row for each system.
-
-    Each task has a panel.
+    """Plot scores with intervals: systems are rows, and tasks are panels.
 
     Arguments
     ---------

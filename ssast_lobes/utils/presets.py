@@ -1,7 +1,7 @@
 """Read named settings: the presets of ``hparams/``.
 
-A number from a paper or an official script is in one preset only. Python code
-that needs it (``SSAST(model_size="tiny")``) reads it from there.
+A number from a paper or an official script is stated in one preset only. Python
+code that needs the number (``SSAST(model_size="tiny")``) reads it from there.
 
 A *preset* (objective, training, degradation) is a piece of YAML whose keys
 replace the same keys of a recipe. It may refer to any key of the recipe. A

@@ -1,7 +1,8 @@
 """Make seeds and draws that depend only on a position in the training.
 
-The draws of a clip depend on its id, and those of a step on its number. A
-resumed run and a run with more processes thus draw the same numbers.
+The draws of a clip depend on the id of the clip, and the draws of a step on the
+number of the step. A resumed run and a run with more processes thus draw the
+same numbers.
 """
 
 import hashlib
@@ -86,7 +87,7 @@ def mix_bits(keys):
 
 
 def _shift(x, bits):
-    """Shift int64 right without the sign; torch's own shift keeps it."""
+    """Shift int64 right without the sign; torch's own shift keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -214,10 +214,10 @@ class WarmupStepDecay:
 
     This is SSAST's fine-tuning schedule (`src/traintest.py`, `MultiStepLR` on
     `range(first, 1000, every)`). Epochs 0 to `first` - 1 have the full rate.
-    Then the rate is multiplied by `factor` every `every` epochs. Only the
-    warm-up differs: SSAST's starts at 0, rises every 50 steps and overrides the
-    decay. If a run is shorter or longer than `epochs`, the schedule is scaled
-    to its length.
+    Then the rate is multiplied by `factor` every `every` epochs. The warm-up
+    differs: SSAST's starts at 0, rises every 50 steps and overrides the decay.
+    If a run is shorter or longer than `epochs`, the schedule is scaled to its
+    length.
 
     Arguments
     ---------

@@ -16,8 +16,7 @@ def plot_timeline(features, scores, edges, labels, events, path, truth=None):
     """Plot spectrogram, score curves and events of one recording.
 
     A class is drawn if it occurs in the events or the truth, or if its score
-    reaches 0.3. If these are more than 20 classes, those with the highest
-    scores are drawn.
+    reaches 0.3. At most 20 classes are drawn, those with the highest scores.
 
     Arguments
     ---------
