@@ -1,8 +1,8 @@
 """Training augmentation: mixup, spectrogram masking, noise and roll.
 
 All modules work on a whole batch, on its device, and never wait for the device.
-They draw random numbers for each clip. An optional generator, on the same
-device, is the source of these. Padding stays 0.
+They draw random numbers for each clip, from an optional generator on the same
+device. Padding stays 0.
 """
 
 import torch
@@ -17,13 +17,13 @@ def _uniform(like, *shape, generator=None):
 
 
 class Mixup(nn.Module):
-    """Mix the waveforms of two clips, and their targets by the same ratio.
+    """Mix the waveforms of two clips, and their targets with the same weights.
 
     Follows SSAST (Gong et al., 2022, `src/dataloader.py`) and, before it,
-    Tokozume et al. (2018). Each waveform has its own mean subtracted. The
-    second is cut or padded to the length of the first. Then the mean of the
-    mixture is subtracted. The partner comes from a random permutation of the
-    batch. The soft targets fit both cross-entropy and binary cross-entropy.
+    Tokozume et al. (2018). The mean of each waveform is subtracted. The second
+    waveform is cut or padded to the length of the first. Then the mean of the
+    mixture is subtracted. The second clip comes from a random permutation of
+    the batch. The soft targets fit both cross-entropy and binary cross-entropy.
 
     Arguments
     ---------
@@ -50,7 +50,7 @@ class Mixup(nn.Module):
         self.probability = real("probability", probability, 0, 1)
 
     def forward(self, wav, lens, targets, generator=None):
-        """Mix each clip with a random one of the batch.
+        """Mix clips with random clips of the same batch.
 
         Arguments
         ---------
@@ -103,8 +103,8 @@ class Mixup(nn.Module):
         )
 
     def _ratio(self, wav, generator):
-        # torch.distributions.Beta takes no generator. A Beta draw is the
-        # ratio of one Gamma draw to the sum of two.
+        # torch.distributions.Beta accepts no generator. A Beta draw is one
+        # Gamma draw, divided by the sum of this draw and a second one.
         alpha = torch.full((2, wav.shape[0]), self.alpha, device=wav.device)
         first, second = torch._standard_gamma(alpha, generator=generator)
         return first / (first + second)
@@ -121,14 +121,14 @@ class SpectrogramMasking(nn.Module):
 
     This is SpecAugment (Park et al., 2019) without time warping. Widths are
     drawn for each clip, as in torchaudio's `FrequencyMasking` and
-    `TimeMasking`. All positions where the mask fits are equally likely
-    (torchaudio's rounding never masks the last bin). The stretch lies within
-    the clip's own frames. Masked values become 0, the value of padding. After
-    the fixed normalization this is the mean of the dataset.
+    `TimeMasking`. All positions where the mask fits are equally likely, whereas
+    torchaudio's rounding never masks the last bin. The stretch lies within the
+    clip's own frames. Masked values become 0, the value of padding. After the
+    fixed normalization, 0 is the mean of the dataset.
 
     `speechbrain.augment.freq_domain.SpectrogramDrop` is not used because it
-    overwrites its input, takes no generator, copies random numbers to the host
-    and also masks padding.
+    overwrites its input, accepts no generator, copies random numbers to the
+    host and also masks padding.
 
     Arguments
     ---------
@@ -136,7 +136,8 @@ class SpectrogramMasking(nn.Module):
         The band is 0 to `freq_width` - 1 mel bins wide. Each width is equally
         likely; with 0 there is no band.
     time_width : int
-        The same for the stretch, in frames. It masks at most the whole clip.
+        The stretch is 0 to `time_width` - 1 frames wide, and at most as long as
+        the clip.
 
     Example
     -------
@@ -187,11 +188,11 @@ class SpectrogramMasking(nn.Module):
 class NoiseAndRoll(nn.Module):
     """Add uniform noise of a random strength and rotate the clip in time.
 
-    Follows SSAST's `noise=True` (`src/dataloader.py`). Each clip draws a
-    strength from U(0, `noise`). Each value draws from U(0, 1), and the strength
-    times this is added to it. Then the frames rotate by -`shift` to `shift` - 1
-    places. Here only the clip's own frames rotate, so that the padding stays
-    behind the audio.
+    Follows SSAST's `noise=True` (`src/dataloader.py`). For each clip, a
+    strength is drawn from U(0, `noise`). To each value, the strength times a
+    draw from U(0, 1) is added. Then the frames rotate by -`shift` to
+    `shift` - 1 places. Here only the clip's own frames rotate, so that the
+    padding stays behind the audio.
 
     Arguments
     ---------

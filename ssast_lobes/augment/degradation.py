@@ -2,10 +2,10 @@
 
 A detector of fakes that is trained only on clean studio speech mistakes a
 telephone line for a forgery. Each step here degrades the waveforms of a batch
-and keeps their length. It works on their device and does not wait for it. It
-draws random numbers for each clip, from an optional generator on the same
-device. `Degradation` applies each step with a probability, and keeps the
-padding at 0.
+and keeps their length. A step works on the device of the waveforms and does not
+wait for this device. It draws random numbers for each clip, from an optional
+generator on the same device. `Degradation` applies each step with a
+probability, and keeps the padding at 0.
 """
 
 import math
@@ -23,10 +23,10 @@ class Degradation(nn.Module):
     Arguments
     ---------
     steps : list of torch.nn.Module
-        Modules of this file, in the order of the real chain: noise before
-        clipping, band limits before a codec.
+        Modules of this file, in the order in which the degradations really
+        occur: noise before clipping, band limits before a codec.
     probability : float
-        Probability of each step for each clip; other clips stay unchanged.
+        Probability that a step is applied to a clip.
 
     Example
     -------
@@ -77,10 +77,10 @@ class AddedNoise(nn.Module):
     Arguments
     ---------
     snr_db : tuple of float
-        Lowest and highest ratio in dB, over the clip's own samples.
+        Lowest and highest ratio in dB, computed without padding.
     slope : tuple of float
-        Lowest and highest exponent: the power of the noise falls with the
-        frequency to this exponent. 0 is white, 1 pink, 2 brown noise.
+        Lowest and highest slope. The power of the noise is proportional to
+        1 / frequency ** slope. 0 is white, 1 pink, 2 brown noise.
 
     Example
     -------
@@ -140,14 +140,14 @@ class Clipping(nn.Module):
 class BandLimit(nn.Module):
     """Remove low and high frequencies, as lines and microphones do.
 
-    The gain is that of a Butterworth filter of the given order; the phase does
+    The gain is that of a Butterworth filter of the given order. The phase does
     not change.
 
     Arguments
     ---------
     low_hz, high_hz : tuple of float
-        Lowest and highest frequency of each edge, where the power is halved
-        (-3 dB).
+        Lowest and highest frequency in Hz of the lower and of the upper edge.
+        At an edge, the power is halved (-3 dB).
     order : int
         Steepness of the edges: 6 dB an octave for each order.
     sample_rate : int
@@ -197,8 +197,8 @@ class Companding(nn.Module):
     Arguments
     ---------
     bits : tuple of float
-        Fewest and most bits in a sample; G.711 has 8. The number drawn is real:
-        7.5 means round(2 ** 7.5) levels.
+        Fewest and most bits in a sample; G.711 uses 8. The drawn number is
+        real: 7.5 means round(2 ** 7.5) levels.
 
     Example
     -------
@@ -230,8 +230,8 @@ class TransformCoding(nn.Module):
     """Quantize the short-time spectrum, as mp3, AAC or Opus do.
 
     The quantization step is a drawn multiple of the level around each
-    frequency. Peaks stay; weaker parts are lost and leave holes in the
-    spectrum, as low bit rates do. This imitates the family of codecs, and
+    frequency. Peaks stay. Weaker components are lost and leave holes in the
+    spectrum, as at low bit rates. This imitates the family of codecs, and
     reproduces none of them exactly.
 
     Arguments
@@ -265,7 +265,8 @@ class TransformCoding(nn.Module):
     def forward(self, wav, is_audio, generator=None):
         """Degrade waveforms (B, S); `is_audio` (B, S) is False at padding."""
         samples, half = wav.shape[1], self.window // 2
-        # Windows apply twice; squares of half-overlapping sines sum to 1.
+        # The window is applied before and after coding. The squares of sine
+        # windows that overlap by half sum to 1.
         places = torch.arange(self.window, device=wav.device) + 0.5
         sine = torch.sin(places * (math.pi / self.window))
         padded = nn.functional.pad(wav, (half, half + -samples % half))
@@ -280,7 +281,7 @@ class TransformCoding(nn.Module):
             count_include_pad=False,
         ).sqrt()
         coarse = _draw(wav, *self.step, generator)[:, :, None]
-        # Digital silence has the level 0, and stays silent.
+        # Digital silence, whose level is 0, stays silent.
         step = (coarse * level).clamp(min=1e-9)[..., None]
         spectrum = torch.view_as_complex((parts / step).round() * step)
         coded = torch.fft.irfft(spectrum, n=self.window) * sine

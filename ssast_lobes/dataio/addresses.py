@@ -17,7 +17,7 @@ _OPEN_TARS = 64
 _HEADER_BYTES = 512
 _NAME_BYTES = 100
 
-# The last "#" counts: folders may have one in their names.
+# The last "#" counts: names of folders may contain another one.
 _PATTERN = re.compile(r"(.+\.tar)#([^#/]+)@([0-9]+)\+([0-9]+)", re.DOTALL)
 
 
@@ -29,11 +29,12 @@ class Address(NamedTuple):
     tar : str
         Path of the tar.
     member : str
-        Name of the file in it.
+        Name of the file in the tar.
     offset : int
-        Where its bytes begin; its header is in the 512 bytes before them.
+        Position of the first byte of the file in the tar. The header of the
+        file is in the 512 bytes before.
     size : int
-        Number of its bytes.
+        Size of the file in bytes.
 
     Example
     -------
@@ -51,7 +52,7 @@ class Address(NamedTuple):
 
 
 def parse_address(path):
-    """Return the address that a path holds.
+    """Return the address that a path states, if it is one.
 
     Arguments
     ---------
@@ -135,13 +136,13 @@ class TarMember(io.RawIOBase):
     Arguments
     ---------
     address : Address
-        Where it is.
+        Address of the file.
 
     Raises
     ------
     OSError
-        If the tar cannot be opened, ends before the file does, or has
-        something else at this place.
+        If the tar cannot be opened, ends before the file does, or has other
+        content at this address.
 
     Example
     -------

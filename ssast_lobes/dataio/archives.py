@@ -34,7 +34,7 @@ _BROKEN_ARCHIVE = (
 
 
 def unpack(archive, folder):
-    """Unpack a zip or tar archive into a folder, next to its other files.
+    """Unpack a zip or tar archive into a folder, which keeps its other files.
 
     The members are unpacked into a hidden folder, and moved when all are there.
     An interrupted call thus leaves no incomplete folder. A second call does
@@ -55,8 +55,8 @@ def unpack(archive, folder):
     Raises
     ------
     ArchiveError
-        If the archive is damaged, of another kind, or has a member that is a
-        link or lies outside the folder; then nothing of it is unpacked.
+        If the archive is damaged or of another kind, or if a member is a link
+        or lies outside the folder. Nothing is then unpacked.
 
     Example
     -------
@@ -107,12 +107,12 @@ def find_archive(
     Arguments
     ---------
     data_folder : str or os.PathLike
-        The folder of the archive, or the folder that contains or will contain
-        it.
+        The unpacked folder of the archive, or the folder that contains or will
+        contain it.
     layout : list of str
-        Files and folders in it.
+        Files and folders in the archive.
     page : str
-        Where people get the archive, and perhaps how.
+        Page from which people get the archive, perhaps with instructions.
     names : sequence of str
         Possible names of the folder in `data_folder`, the usual one first.
         Empty if the archive has no folder of its own.
@@ -120,7 +120,7 @@ def find_archive(
         Address of the archive, its file name in `data_folder`, and its
         published checksum.
     allow_download : bool
-        Whether to fetch it if nothing of the layout is there.
+        Whether to fetch the archive if nothing of the layout is there.
 
     Returns
     -------
@@ -130,7 +130,7 @@ def find_archive(
     Raises
     ------
     ManifestError
-        If it is missing or incomplete, or cannot be fetched.
+        If the archive is missing or incomplete, or cannot be fetched.
 
     Example
     -------
@@ -169,7 +169,7 @@ def _members(archive):
     except _BROKEN_ARCHIVE as error:
         raise _damaged(archive, error) from error
     except OSError as error:
-        # The damaged directory of a zip points to before its beginning.
+        # The directory of a damaged zip may point to before the file begins.
         if error.errno != errno.EINVAL:
             raise
         raise _damaged(archive, error) from error
@@ -189,7 +189,7 @@ def _zip_members(archive):
 
 def _tar_members(archive):
     with tarfile.open(archive) as file:
-        # In order, since a compressed archive is read only once.
+        # Take members in their order, to read a compressed archive only once.
         for member in tqdm(file, f"Unpacking {archive.name}", unit="file"):
             if member.isdir():
                 yield member.name, None

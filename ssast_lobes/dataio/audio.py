@@ -40,17 +40,18 @@ from ssast_lobes.dataio.waveforms import (
 # from their start, without a seek. Decoding 10 s takes 2 ms to 20 ms.
 _MP3_PREROLL_SECONDS = 10
 
-# Beyond these rates in Hz, the resampler's kernel is too large or empty; bats
-# are recorded at 500 kHz.
+# Beyond these rates in Hz, the resampler's kernel is too large or empty. The
+# range includes recordings of bats, at 500 kHz.
 _RATES = (1000, 1_000_000)
 
-# Lossy decoders may end a little before the length their header estimates.
+# Decoded lossy audio may end a little before the length that its header
+# estimates.
 _MISSING_SECONDS = 0.1
 
-# Rounding to source frames moves a crop by at most so many frames.
+# Rounding to source frames moves a crop by at most this many frames.
 _ROUNDED = 2
 
-# A file whose header states no length is read in blocks of so many frames.
+# A file whose header states no length is read in blocks of this many frames.
 _BLOCK_FRAMES = 2**18
 
 
@@ -142,8 +143,8 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
     ------
     UnreadableAudio
         If the file cannot be opened, fails to decode, ends before the length
-        its header promises, holds NaN, infinite or absurdly loud samples, or
-        is not as long as `start`.
+        that its header promises, contains NaN, infinite or absurdly loud
+        samples, or ends before `start`.
 
     Example
     -------
@@ -208,7 +209,7 @@ def _open(path):
 
 
 def _ask(question, path):
-    """Ask a question of `containers` about the bytes of a file."""
+    """Return the answer of a function of `containers` about a file."""
     with _bytes_of(path) as file:
         return question(file)
 
@@ -220,7 +221,7 @@ def _opened(path, source, kind):
         raise UnreadableAudio(
             f"{path}: libsndfile cannot open it ({error.error_string})"
         ) from error
-    except TypeError as error:  # soundfile takes .raw for headerless samples
+    except TypeError as error:  # soundfile reads .raw as headerless samples
         raise UnreadableAudio(f"{path}: no header ({error})") from error
 
 
@@ -253,7 +254,7 @@ def _source(path):
             return decode(path)
         except OSError as error:
             raise UnreadableAudio(f"{path}: {error}") from error
-    # soundfile does not take text for names that are not UTF-8.
+    # soundfile accepts names that are not UTF-8 only as bytes.
     return path if os.name == "nt" else os.fsencode(path)
 
 
@@ -270,7 +271,7 @@ def _header(path, file):
 
 
 def _fit(first, count, frames):
-    """Undo what rounding to source frames pushed past the end."""
+    """Return the first frame, moved back if rounding put the end too late."""
     spare = frames - count
     return spare if 0 <= spare < first <= spare + 2 else first
 
@@ -302,7 +303,7 @@ def _known_part(path, file, info, first, count):
 
 
 def _open_part(path, file, first, count):
-    """Read samples, or fewer if the file ends earlier."""
+    """Read samples of a file of unknown length, or fewer if it ends earlier."""
     start = max(first - _ROUNDED, 0)
     skipped = _seek(path, file, start)
     wanted = file.frames if count is None else first - start + count
@@ -314,7 +315,7 @@ def _open_part(path, file, first, count):
 
 
 def _blocks(path, file, frames):
-    """Yield a number of frames, or all up to the end, in blocks."""
+    """Yield a number of frames in blocks, or fewer if the file ends earlier."""
     while frames > 0:
         shape = min(frames, _BLOCK_FRAMES), file.channels
         block = np.full(shape, np.nan, dtype=np.float32)
@@ -346,7 +347,7 @@ def _checked_mono(path, data):
 
 
 def _seek(path, file, first):
-    """Go to frame `first` or before it; return how many before."""
+    """Seek to frame `first` or earlier; return the distance in frames."""
     preroll = first
     if file.seekable() or isinstance(file, Unbounded):
         mp3 = _is_mpeg(file)

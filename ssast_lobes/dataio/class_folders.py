@@ -28,11 +28,12 @@ def class_rows(folder, label_column="label", group=None):
     """Return rows for the labeled audio of a folder.
 
     The label of a file is the name of the folder directly under `folder` that
-    contains it, at any depth. If all these folders are called train, valid
+    contains it, at any depth. If all these folders are named train, valid
     (validation, val, dev) or test, they are the splits, and the folders in them
     are the labels. If there is a `metadata.csv` (in `folder`, or in each folder
-    of a split), its columns file_name and label list the files and labels;
-    folders then give only the splits. Hidden files and folders are left out.
+    of a split), its columns file_name and label list the files and labels. The
+    folders then determine only the splits. Hidden files and folders are left
+    out.
 
     Arguments
     ---------
@@ -42,7 +43,8 @@ def class_rows(folder, label_column="label", group=None):
         Column of `metadata.csv` with the labels.
     group : re.Pattern, optional
         Pattern to search in each path below `folder`, as ``re.search`` does.
-        Its parentheses match what stays together, such as the speaker.
+        Its first parentheses match the group of the clip, such as its speaker.
+        The clips of a group stay together.
 
     Returns
     -------
@@ -55,7 +57,7 @@ def class_rows(folder, label_column="label", group=None):
     ManifestError
         If the folder is missing or has no audio, files have no label or no
         group, a label cannot be saved, or all files have the same label. The
-        message lists them.
+        message lists the problems.
 
     Example
     -------
@@ -111,7 +113,8 @@ def class_rows(folder, label_column="label", group=None):
 def _listed(folder, label_column):
     """Return the label of each path of `metadata.csv`; None without the file.
 
-    The folders of splits may have their own; then each of them needs one.
+    The folders of splits may have files of their own. If one of these folders
+    has such a file, all of them need one.
     """
     table = os.path.join(folder, _TABLE)
     if os.path.isfile(table):

@@ -41,7 +41,7 @@ def kind_of(path):
     Returns
     -------
     str
-        With its dot.
+        The extension with its dot.
 
     Example
     -------
@@ -60,7 +60,7 @@ def load_decoder():
     decoder : type or None
         `torchcodec.decoders.AudioDecoder`.
     reason : str or None
-        Why there is none.
+        Why there is no decoder.
 
     Example
     -------
@@ -118,7 +118,7 @@ def decode(path):
 # The crops and windows of one file are read one after the other.
 @functools.lru_cache(maxsize=1)
 def _decoded(path, size, changed):
-    """Return the bytes of an RF64 with the audio of a file, as it is now."""
+    """Return the bytes of an RF64 with the audio of a file of this stamp."""
     decoder, _ = load_decoder()
     wav = io.BytesIO()
     try:

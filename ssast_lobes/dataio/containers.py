@@ -1,8 +1,8 @@
 """Complete the headers of audio files that state no length.
 
-If the length of a file is an estimate, libsndfile stops reading there. If the
-size of the samples is missing, it reads nothing. The file objects here supply
-the missing bytes.
+If the length of a file is an estimate, libsndfile stops reading at this length.
+If the size of the samples is missing, it reads nothing. The file objects here
+supply the missing bytes.
 """
 
 import io
@@ -10,29 +10,29 @@ import os
 
 import soundfile
 
-# libsndfile reports this many frames or more if a header (of a streamed FLAC)
-# states no length; no real file has 2 ** 48 frames.
+# libsndfile reports this many frames or more if a header states no length, such
+# as that of a streamed FLAC. No real file has 2 ** 48 frames.
 OPEN_LENGTH = 2**48
 
 # If an mp3 does not state its number of frames, libsndfile estimates its length
-# from its size in bytes. `Overlaid` with this, the file seems so large that the
-# estimate is at least `OPEN_LENGTH`. libmpg123 looks for a tag in the last 128
-# bytes, and gives up if they are missing.
+# from its size in bytes. With these arguments of `Overlaid`, the file seems so
+# large that the estimate is at least `OPEN_LENGTH`. libmpg123 looks for a tag
+# in the last 128 bytes, and gives up if they are missing.
 FAR_END = (2**56 - 128, bytes(128), 2**56)
 
-# A Xing frame has its name within so many bytes: after the header, perhaps a
-# checksum, and the side information.
+# The name of a Xing frame is within this many bytes: after the header, perhaps
+# a checksum, and the side information.
 _XING_BYTES = 4 + 2 + 32 + 4
 
-# Where the first chunk begins, how many bytes count the size of each, and in
-# which order.
+# Position of the first chunk, number of bytes that state the size of a chunk,
+# and their order.
 _CHUNKS = {
     b"RIFF": (12, 4, "little"),
     b"RF64": (12, 4, "little"),
     b"caff": (8, 8, "big"),
 }
 
-# No Ogg page is longer: the last page begins at most so far from the end.
+# No Ogg page is longer: the last page begins at most this far from the end.
 _PAGE_BYTES = 65307
 
 
@@ -40,7 +40,8 @@ class Unbounded(soundfile.SoundFile):
     """A file without a stated length, which is read to its end.
 
     After a read, soundfile seeks to the expected end of the read, which fails
-    past the end of the file. It does not seek in a file that is not seekable.
+    past the end of the file. It does not seek in a file that says that it is
+    not seekable, as this class does.
 
     Arguments
     ---------
@@ -192,8 +193,8 @@ def open_size(file):
     offset : int
         Position of the size in the header.
     data : bytes
-        Bytes of the right size. If the header has a size or is of another
-        kind, None is returned instead of both.
+        The right size, as the bytes to put there. If the header states a size
+        or is of another kind, None is returned instead of offset and data.
 
     Example
     -------
@@ -225,7 +226,7 @@ def _open_chunk(file, first, width, order, end):
     chunks = _chunks(file, first, width, order, end)
     for name, start, size in chunks:
         if name == b"ds64":
-            place = start + 8  # RF64 has the size here
+            place = start + 8  # RF64 states the size here
         elif name == b"data":
             if size in (0, 256**width - 1):
                 break
@@ -263,7 +264,7 @@ def is_chained(file):
     Returns
     -------
     bool
-        True if its last page is of another stream than its first page.
+        True if the last page belongs to another stream than the first page.
 
     Example
     -------

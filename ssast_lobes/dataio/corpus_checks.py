@@ -18,14 +18,15 @@ def check_layout(folder, expected, page):
     folder : str or os.PathLike
         Where the unpacked archive should be.
     expected : list of str
-        Files and folders in it.
+        Files and folders in the archive.
     page : str
-        Where people get the archive, and perhaps how.
+        Page from which people get the archive, perhaps with instructions.
 
     Raises
     ------
     ManifestError
-        If any is missing; the message lists all of them, and names the page.
+        If any is missing. The message lists all missing ones, and names the
+        page.
 
     Example
     -------
@@ -81,12 +82,12 @@ def check_counts(found, published, source):
     found, published : dict of str to int
         Counts by name; see `tally`.
     source : str
-        Where the numbers were published.
+        Publication that states the counts `published`.
 
     Raises
     ------
     ManifestError
-        If any differs; the message says how.
+        If a count differs; the message states found and published counts.
 
     Example
     -------

@@ -70,7 +70,7 @@ class ClipReader:
         self.seed = whole("seed", seed, 0)
         self.random_crop = flag("random_crop", random_crop)
         self.unreadable_file = unreadable_file
-        # Shared memory lets loader workers that outlive an epoch see the next.
+        # Shared memory: loader workers outlive an epoch, and must see the next.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     @property
@@ -95,9 +95,9 @@ class ClipReader:
         path : str
             The file.
         duration : float
-            Its length in seconds.
+            Length of the clip in seconds.
         clip_id : str
-            Its id in the manifest.
+            Id of the clip in the manifest.
 
         Returns
         -------
@@ -119,14 +119,14 @@ class ClipReader:
         Arguments
         ---------
         duration, clip_id
-            As in a call.
+            Length in seconds and id of the clip.
 
         Returns
         -------
         start : float
-            In seconds.
+            Start of the crop in seconds.
         seconds : float or None
-            None: the whole clip.
+            Length of the crop; None for the whole clip.
         """
         if self.crop_seconds is None or duration <= self.crop_seconds:
             return 0.0, None
@@ -146,7 +146,7 @@ class ClipReader:
 
 
 def repeat_long(rows, crop_seconds):
-    """Repeat the row of each clip, once for each crop that fits into it.
+    """Repeat the rows of long clips, so that crops can cover them.
 
     Arguments
     ---------
@@ -158,8 +158,9 @@ def repeat_long(rows, crop_seconds):
     Returns
     -------
     dict
-        The number of crops is rounded, and at least 1. Each row has its own
-        id, so that `ClipReader` crops at another position.
+        Rows by id. The number of rows of a clip is its duration divided by
+        `crop_seconds`, rounded, and at least 1. Each row has its own id, for
+        which `ClipReader` draws another position.
 
     Example
     -------
@@ -181,10 +182,11 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
     Arguments
     ---------
     rows : dict
-        Clip id -> row with `path`, `duration` (seconds) and perhaps `label`
-        and `speaker` (str), and `takes` ("2" or "").
+        Clip id -> row with `path` and `duration` (seconds). Optional keys are
+        `label` and `speaker` (str), and `takes` ("1", "2" or "").
     reader : ClipReader
-        Or any other callable (path, duration, id) -> waveform (samples,).
+        Reads clips. Any other callable (path, duration, id) -> waveform
+        (samples,) can replace it.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder, optional
         Class index of each label; without it there are no targets.
     multi_label : bool
@@ -196,9 +198,9 @@ def make_dataset(rows, reader, label_encoder=None, multi_label=False):
         With items `id`, `sig` (samples,), `label` and `speaker` if all rows
         have them, and `target`: class index () int64 or, if `multi_label`,
         multi-hot (classes,) float32. If a row has `takes`, there is
-        `positive_pairs` () bool: True if the clip's halves are two takes of one
-        content. Without targets, there is `crop_starts` () int64, in samples,
-        if the reader has `crop_start`.
+        `positive_pairs` () bool: True if the halves of the clip are two takes
+        of the same content. If there are no targets, and the reader has
+        `crop_start`, there is `crop_starts` () int64, in samples.
 
     Raises
     ------
@@ -261,8 +263,8 @@ def collate(
     examples : list of dict
         Items of a dataset from `make_dataset`.
     pad_seconds : float, optional
-        Pad each batch to a multiple of this. Each new length needs another
-        compilation, so few lengths are better.
+        Pad each batch to a multiple of this duration. Each new length needs
+        another compilation, so few lengths are better.
     sample_rate : int
         Sampling rate of the audio in Hz.
     padded_keys : sequence of str
@@ -345,7 +347,7 @@ def _multi_hot(classes, cell):
 
 
 def _check_labels(data, classes, multi_label):
-    """Find unknown labels now, not in the middle of an epoch."""
+    """Raise if labels are unknown: now, not in the middle of an epoch."""
     unknown = {}
     for clip_id, row in data.items():
         label = row["label"]

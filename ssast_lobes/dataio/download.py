@@ -132,7 +132,8 @@ def _receive(answer, part, start, total, name):
     with bar, filename_in_errors(part), open(part, mode) as file:
         block, whole = b"begun", True
         try:
-            # An error of writing, such as a full disk, is none of the transfer.
+            # An error of writing, such as a full disk, must not count as a
+            # broken transfer.
             while block and whole:
                 block, whole = _read(answer)
                 file.write(block)
@@ -163,7 +164,7 @@ def _refused(url, part, error):
 
 
 def _wrong_sum(path, kind, expected):
-    """Say how the checksum differs; return None if equal or none is known."""
+    """Return how the checksum differs; None if it is equal or unknown."""
     if expected is None:
         return None
     digest = hashlib.new(kind)

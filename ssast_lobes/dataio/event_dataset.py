@@ -29,9 +29,9 @@ def make_event_dataset(rows, reader, label_encoder, timing):
     -------
     speechbrain.dataio.dataset.DynamicItemDataset
         With items `id`, `sig` (samples,), `label`, `frame_target` (T', C)
-        float32, `target` (C,) and `is_strong` () bool. `target` has the classes
-        anywhere in the crop; `is_strong` tells whether the frame targets are
-        known.
+        float32, `target` (C,) and `is_strong` () bool. `target` is 1 for
+        classes that occur anywhere in the crop. `is_strong` tells whether the
+        frame targets are known.
 
     Raises
     ------

@@ -5,11 +5,11 @@ All formats are read into the same form: one row for each clip, whose
 is an event without times. A clip without events is a negative clip: none of
 the classes occurs in it.
 
-- TSV, strong: ``filename, onset, offset, event_label`` of DESED;
-  ``segment_id, start_time_seconds, end_time_seconds, label`` of AudioSet.
+- TSV, strong: ``filename, onset, offset, event_label`` as in DESED, or
+  ``segment_id, start_time_seconds, end_time_seconds, label`` as in AudioSet.
 - TSV, weak: ``filename, event_labels``, separated by commas.
-- CSV: ``path, label, onset, offset`` and any other columns, several rows a
-  clip.
+- CSV: ``path, label, onset, offset`` and any other columns. A clip may have
+  several rows.
 - Audacity: a label track ``NAME.txt`` next to ``NAME.wav``.
 """
 
@@ -31,7 +31,7 @@ from ssast_lobes.utils.files import absolute, atomic_write
 
 logger = get_logger(__name__)
 
-# Names of the columns in tables, ours first.
+# Names of the columns in tables: first those of this package, then others.
 _COLUMNS = {
     "path": ("path", "filename", "segment_id"),
     "onset": ("onset", "start_time_seconds"),
@@ -39,7 +39,7 @@ _COLUMNS = {
     "label": ("label", "event_label", "event_labels"),
 }
 FORMATS = ("csv", "tsv", "audacity")
-# Audacity writes labels as they are: a quote in one is no mark.
+# Audacity writes labels as they are: a quote in a label does not delimit it.
 _AS_WRITTEN = {"quoting": csv.QUOTE_NONE, "quotechar": None}
 
 
@@ -51,7 +51,7 @@ class Event(NamedTuple):
     onset, offset : float or None
         Seconds from the start of the clip; None for a weak label.
     label : str
-        Its class.
+        Class of the sound.
     """
 
     onset: float
@@ -77,13 +77,13 @@ def read_event_table(table, audio_folder=None, extension=""):
     list of dict
         A row for each clip, in the order of the table: `id` (the name as
         written), `path` (absolute), `events` (list of `Event`), and other
-        columns. A column in which lines of a clip differ describes events, so
-        it is dropped.
+        columns. If lines of a clip differ in a column, it describes events, and
+        is dropped.
 
     Raises
     ------
     ManifestError
-        If a column is missing or lines are bad; the message lists all of them
+        If a column is missing or lines are bad. The message lists the bad lines
         with their numbers. A line is bad if a time is negative or not a number,
         an offset is before its onset, one time is missing, or lines of a clip
         differ in `id` or `split`.
@@ -171,7 +171,8 @@ def read_label_track(track):
     Raises
     ------
     ManifestError
-        See `read_event_table`; also if a label is missing.
+        If lines are bad; see `read_event_table`. A line without a label is bad
+        too.
 
     Example
     -------
@@ -209,7 +210,7 @@ def label_track_rows(folder):
     Returns
     -------
     list of dict
-        See `read_event_table`.
+        Rows with `id` (path relative to `folder`), `path` and `events`.
 
     Raises
     ------
@@ -258,8 +259,8 @@ def fit_events(source, rows):
     Raises
     ------
     ManifestError
-        If clips have events after their end, or both strong and weak labels;
-        the message lists all of them.
+        If clips have events after their end, or both strong and weak labels.
+        The message lists all problems.
 
     Example
     -------
@@ -310,7 +311,7 @@ def join_events(events):
     Arguments
     ---------
     events : list of Event
-        With times, of any classes.
+        Events with times, of any classes.
 
     Returns
     -------
@@ -358,8 +359,8 @@ def write_events(path, clips, layout="csv"):
         The file. For ``"audacity"`` it is a label track, which holds one clip.
     clips : list of tuple
         Name of a clip, and its events: onset, offset, label and optionally a
-        score. A clip without events gets a row without times, which is read as
-        a negative clip.
+        score. In CSV and TSV, a clip without events gets a row without times,
+        which is read as a negative clip.
     layout : str
         ``"csv"``: columns path, onset, offset, label, score. ``"tsv"``: the
         columns of DESED. ``"audacity"``: a label track.

@@ -7,7 +7,7 @@ def held_out(row):
     """Return whether any split of a row holds it out from training.
 
     Every column whose name starts with "split" counts: a table for several
-    tasks may have one for each.
+    tasks may have one for each task.
 
     Arguments
     ---------
@@ -22,8 +22,8 @@ def held_out(row):
     Raises
     ------
     ManifestError
-        If one says anything but train, valid, test or nothing; the message
-        names the row's id, the column and the value.
+        If one of these columns says anything but train, valid, test or nothing.
+        The message names the row's id, the column and the value.
 
     Example
     -------
@@ -64,7 +64,7 @@ def without_held_out(rows, others=()):
     Raises
     ------
     ManifestError
-        See `held_out`.
+        If a split is unknown; see `held_out`.
 
     Example
     -------

@@ -24,8 +24,8 @@ def hash_fractions(ids):
     Returns
     -------
     list of float
-        To hold out a fraction, take the clips with smaller numbers. A clip
-        then stays in its part, even if other clips are added or removed.
+        To hold out a fraction, take the clips whose number is below it. A clip
+        then stays in its split, even if other clips are added or removed.
 
     Example
     -------
@@ -85,8 +85,9 @@ def rows_from_names(paths, pattern, page):
 def hold_out(rows, fraction, group, salt="", keep=0):
     """Split rows in two, by whole groups and with similar labels.
 
-    Only the names of the groups decide their order. A group is held out if this
-    brings the number of held-out clips of its labels closer to the fraction.
+    The groups are tried in an order that depends only on their names. A group
+    is held out if this brings the number of held-out clips of its labels closer
+    to the fraction.
 
     Arguments
     ---------
@@ -95,9 +96,10 @@ def hold_out(rows, fraction, group, salt="", keep=0):
     fraction : float
         Fraction of each label's clips to hold out, 0 to 1.
     group : str
-        Key of what must not be in both parts: the speaker or the recording.
+        Key of the group of a clip, such as its speaker or recording. Groups are
+        not divided.
     salt : str
-        Another text gives another order of the groups.
+        Text that also determines the order of the groups.
     keep : int
         Minimum number of groups of each label that are kept. If it is not 0,
         at least one group is held out for each label, whatever the fraction,
@@ -106,8 +108,8 @@ def hold_out(rows, fraction, group, salt="", keep=0):
     Returns
     -------
     kept, held : list of dict
-        Rows of the two parts, in their order; neither is empty, unless `keep`
-        keeps all.
+        Kept and held-out rows, in their order. Both lists have rows, unless
+        `keep` allows no group to be held out.
 
     Raises
     ------
@@ -135,7 +137,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
     left = Counter(label for counts in members.values() for label in counts)
 
     def misfit(name):
-        """Return the distance from the wanted labels with this group."""
+        """Return the change of the distance from the wanted labels."""
         return sum(
             abs(held[label] + count - wanted[label])
             - abs(held[label] - wanted[label])
@@ -143,7 +145,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
         )
 
     def is_free(name):
-        """Return whether enough is kept without this group."""
+        """Return whether enough groups are kept without this group."""
         return len(chosen) < len(members) - 1 and all(
             left[label] > keep for label in members[name]
         )
@@ -166,7 +168,7 @@ def hold_out(rows, fraction, group, salt="", keep=0):
                 if able:
                     take(min(able, key=misfit))
     elif not chosen:
-        # Every group holds more than is wanted: take the one that fits best.
+        # Every group has more clips than wanted: take the one that fits best.
         take(min(sorted(members), key=misfit))
     return (
         [row for row in rows if row[group] not in chosen],
@@ -185,13 +187,13 @@ def hold_out_by_hash(rows, fraction, group="id"):
         Fraction to hold out, 0 to 1. With 0 no group is held out, otherwise at
         least one.
     group : str
-        Key of what must not be in both parts; rows without it are groups of
-        their own.
+        Key of the group of a clip. Groups are not divided. A row without this
+        key is a group of its own.
 
     Returns
     -------
     kept, held : list of dict
-        Rows of the two parts, in their order.
+        Kept and held-out rows, in their order.
 
     Example
     -------
@@ -214,21 +216,21 @@ def hold_out_by_hash(rows, fraction, group="id"):
 def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     """Split labeled rows into train, valid and test, by whole groups.
 
-    Rows that have a split keep it. Empty parts are then drawn from train; see
-    `hold_out`. Every label is in every part if it has enough groups. A warning
-    names the labels that are missing in a part.
+    Rows that have a split keep it. Empty splits are then drawn from train; see
+    `hold_out`. Every label is in every split if it has enough groups. A warning
+    names the labels that are missing in a split.
 
     Arguments
     ---------
     rows : list of dict
-        With the keys `label` and `group`, perhaps `split`.
+        With the keys `label` and `group`, and optionally `split`.
     fractions : sequence of float
         Fractions of the clips for train, valid and test, with a sum of 1. A
-        part of 0 is not drawn.
+        split with the fraction 0 is not drawn.
     seed : int
         Seed of the draw; the result depends on it and the names of the groups.
     group : str
-        Key of what must not be in two parts.
+        Key of the group of a clip. All clips of a group are in the same split.
 
     Returns
     -------
@@ -251,8 +253,9 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
         for name in SPLITS
     }
     fraction_of = dict(zip(SPLITS, fractions, strict=True))
-    # Test, drawn last, gets the labels that are too rare for both: they matter
-    # more for the result than for the choice of the epoch.
+    # Labels that are too rare for both valid and test are put into test, which
+    # is drawn last: they matter more for the result than for the choice of the
+    # epoch.
     drawn = [
         n for n in ("valid", "test") if fraction_of[n] > 0 and not splits[n]
     ]
@@ -291,7 +294,7 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
 
 
 def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
-    """Split rows into the parts of one fold of a cross-validation.
+    """Split rows into train, valid and test of one fold.
 
     Arguments
     ---------
@@ -302,10 +305,11 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     valid_fraction : float
         Fraction of the other folds that becomes valid; see `hold_out`.
     group : str
-        Key of what must not be in both train and valid.
+        Key of the group of a clip. Groups are not divided between train and
+        valid.
     valid_is_test : bool
         True: choose the epoch on the test fold, as some official scripts do,
-        and train on all the others. The result is then too optimistic.
+        and train on all other folds. The result is then too optimistic.
 
     Returns
     -------
@@ -315,7 +319,7 @@ def fold_splits(rows, fold, valid_fraction, group, valid_is_test=False):
     Raises
     ------
     ManifestError
-        If there are no clips of this fold, or of others.
+        If there are no clips of this fold, or none of other folds.
 
     Example
     -------

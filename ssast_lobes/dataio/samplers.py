@@ -1,4 +1,4 @@
-"""Choose the clips of an epoch, and the process of each.
+"""Choose the clips of an epoch, and distribute them over processes.
 
 The samplers of training are functions of (seed, epoch). A run that is resumed
 within an epoch thus continues with the same clips, and SpeechBrain can
@@ -24,8 +24,8 @@ class PartSampler(Sampler):
 
     If a pass takes days, validation, checkpoints and schedules that follow a
     metric are needed more often. Pass n is a permutation that depends on
-    (seed, n). Epochs take the clips of one pass after the other, so each clip
-    occurs once in each pass.
+    (seed, n), so each clip occurs once in each pass. The passes follow one
+    another, and are cut into epochs.
 
     Arguments
     ---------
@@ -109,7 +109,8 @@ class LengthBuckets(Sampler):
     batch_size : int
         Number of clips in a batch.
     n_batches : int
-        Number of batches in a stretch, in each process; 1 sorts nothing.
+        Number of batches in a stretch, in each process. With 1 and a single
+        process, the clips of a batch are those of the sampler.
     seed : int
         Seed of the order of the batches.
     n_processes : int
@@ -159,7 +160,7 @@ class LengthBuckets(Sampler):
             yield from self._shuffled(stretch, number)
 
     def _shuffled(self, stretch, number):
-        """Shuffle the batches of a sorted part, step by step."""
+        """Cut a sorted stretch into batches, and shuffle the steps."""
         batches = _cut(stretch, self.batch_size)
         steps = _cut(batches, self.n_processes)
         generator = torch.Generator()
@@ -219,11 +220,11 @@ class ClipOrder:
     seed : int
         Seed of the order.
     passes_per_epoch : int
-        Number of passes in an epoch, if a pass is too short for validation
-        after each. All passes of an epoch have the same crops. At the border of
-        two passes, a batch may hold a clip twice.
+        Number of passes in an epoch, if passes are too short for validation
+        after each pass. All passes of an epoch have the same crops. At the
+        border of two passes, a batch may contain a clip twice.
     clips_per_epoch : int, optional
-        Cut a pass over a large corpus into epochs of so many clips.
+        Cut the passes over a large corpus into epochs of this many clips.
     balanced : bool
         Draw rare classes as often as frequent ones, see `balanced_sampler`.
     multi_label : bool
@@ -231,7 +232,8 @@ class ClipOrder:
     length_buckets : int, optional
         Number of batches that are sorted by length; see `LengthBuckets`.
     crop_seconds : float
-        Length of a crop: for sorting, longer clips have this length.
+        Length of a crop. Clips are sorted by length; longer clips count as this
+        long.
 
     Raises
     ------
@@ -348,14 +350,14 @@ class ClipOrder:
 class RankBatchSampler(Sampler):
     """Choose the batches that one of n processes evaluates: every n-th.
 
-    No batch is repeated to make the parts equal, so each clip counts once.
-    Batches keep their clips. Each clip thus has exactly the result that it has
-    in one process, bit by bit.
+    No batch is repeated to give each process the same number, so each clip
+    counts once. Batches keep their clips. Each clip thus has exactly the same
+    result as with a single process, bit by bit.
 
     Arguments
     ---------
     batches : torch.utils.data.Sampler
-        Batches of indices, as one process would take them.
+        Batches of indices, as for a single process.
     rank : int
         Number of this process.
     n_processes : int

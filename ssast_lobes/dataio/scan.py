@@ -109,7 +109,7 @@ class AudioScan(NamedTuple):
     rows : list of dict
         The usable rows in their order, each with a float `duration` (seconds).
     unreadable : list of tuple
-        (path, reason) of each file set aside as unreadable.
+        (path, reason) of each unreadable file.
     n_files : int
         Number of rows before the scan.
     n_short : int
@@ -144,7 +144,7 @@ class AudioScan(NamedTuple):
         Raises
         ------
         ManifestError
-            If more files are unreadable, or no row is left.
+            If the fraction of unreadable files is larger, or no row is left.
         """
         _write_durations(self.folder, self.cache)
         listed = os.path.join(self.folder, "unreadable.csv")
@@ -179,9 +179,9 @@ def scan_audio(rows, output_folder, min_seconds=0.0, workers=16):
     """Read every header; separate unreadable and short files.
 
     Call it once with the rows of all splits. It reads only files that are new
-    or changed since `<output_folder>/save/durations.csv` was written, by their
-    path, size and time of change. It writes nothing unless it is interrupted; a
-    rerun then resumes it.
+    or changed since `<output_folder>/save/durations.csv` was written, judged by
+    path, size and time of change. The scan writes this file only if it is
+    interrupted. A rerun then resumes the scan.
 
     Arguments
     ---------
@@ -249,7 +249,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     unreadable_file : str or os.PathLike
         CSV (path, reason) that `AudioScan` and `ClipReader` write.
     n_files : int
-        Number of files in all.
+        Number of all files, readable or not.
     max_unreadable : float
         Largest accepted fraction of unreadable files, 0 to 1.
 
@@ -261,7 +261,7 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     Raises
     ------
     ManifestError
-        If their fraction of all files is above `max_unreadable`.
+        If the fraction of unreadable files is above `max_unreadable`.
 
     Example
     -------
@@ -294,7 +294,7 @@ def _is_audio(name):
 def _scan(paths, cache, workers):
     """Return durations by path, and (path, reason) of unreadable files.
 
-    Adds what it reads to the cache, see `_read_durations`.
+    Durations that are read are added to the cache; see `_read_durations`.
     """
     durations, failed = {}, []
 
@@ -321,8 +321,8 @@ def _scan(paths, cache, workers):
             else:
                 cache[path] = entry
                 durations[path] = entry[2]
-    # Read these once more, without threads: all threads share the variable in
-    # which libsndfile keeps the reason of a failure.
+    # Read the failed files once more, without threads: all threads share the
+    # variable in which libsndfile keeps the reason of a failure.
     unreadable = []
     for path in failed:
         try:

@@ -90,13 +90,15 @@ def pack(
     """Pack audio into shards.
 
     Audio is stored as 16-bit mono. A 16-bit mono file with the same rate is
-    stored without loss; other audio is averaged, resampled and rounded.
-    Samples beyond full scale are clipped; `clipped` in the manifest counts them
-    for each clip. The folder gets the shards, `manifest.csv`, `index.json`
-    (the list of shards for the `wids` package), `unreadable.csv`, and files
-    from which a rerun resumes. The manifest has the columns of the rows. Its
-    `path`, `duration` and `sample_rate` are those of the packed clip;
-    `source_path` is the original path.
+    stored without loss. Other audio is averaged over channels, resampled and
+    rounded. Samples beyond full scale are clipped, and counted for each clip in
+    the column `clipped` of the manifest.
+
+    The folder gets the shards, `manifest.csv`, `index.json` (the list of shards
+    for the `wids` package), `unreadable.csv`, and files from which a rerun
+    resumes. The manifest has the columns of the rows. Its `path`, `duration`
+    and `sample_rate` are those of the packed clip; `source_path` is the
+    original path.
 
     Arguments
     ---------
@@ -108,9 +110,10 @@ def pack(
     codec : str
         "flac", or "int16": twice the bytes, and faster to read.
     sample_rate : int
-        In Hz.
+        Sampling rate of the packed audio in Hz.
     shard_bytes : int
-        Largest size of a shard's audio, unless one clip alone is larger.
+        Largest size of the audio of a shard in bytes. A shard of one clip may
+        be larger.
     max_unreadable : float
         Largest accepted fraction of unreadable files, 0 to 1.
     workers : int, optional
@@ -123,7 +126,7 @@ def pack(
     Raises
     ------
     ManifestError
-        If too many files are unreadable, or the folder holds other files.
+        If too many files are unreadable, or the folder contains other files.
     OSError
         If the shards cannot be written, or a worker was killed.
 
@@ -184,17 +187,17 @@ def pack(
 
 
 def read_from_shards(parts, folder, manifest):
-    """Read the clips of an experiment from shards.
+    """Replace the paths of an experiment's clips by addresses in shards.
 
-    Audio that was unreadable when the shards were made keeps its path.
+    A clip that was unreadable when the shards were made keeps its path.
 
     Arguments
     ---------
     parts : dict
         From `dataio.splits.read_splits`.
     folder : str or os.PathLike
-        Folder of the shards. Their clips have the ids of the manifest that they
-        were made from.
+        Folder of the shards. The id of a clip there is that in the manifest
+        from which the shards were made.
     manifest : str or os.PathLike
         Manifest of the experiment, for the command in error messages.
 
@@ -262,7 +265,7 @@ class _Clip(NamedTuple):
 
 
 def _as_utf8(text):
-    """Return a CSV's text as bytes, also if names are not UTF-8."""
+    """Return a text with escapes for the bytes that are not UTF-8."""
     escaped = text.encode("utf-8", "surrogateescape")
     return escaped.decode("utf-8", "backslashreplace")
 
@@ -299,7 +302,7 @@ def _open_folder(folder, settings):
             )
         write_json(path, settings)
     (folder / _PARTS).mkdir(exist_ok=True)
-    # A run that was killed leaves these.
+    # A run that was killed leaves partial files.
     for partial in folder.rglob("*.partial"):
         partial.unlink()
 
@@ -313,7 +316,7 @@ def _part_file(folder, number):
 
 
 def _finished(folder):
-    """Return the index of the shards before the first incomplete one."""
+    """Return the index entries of the shards before an incomplete one."""
     parts = []
     while True:
         number = len(parts)
@@ -389,7 +392,7 @@ def _noting(clips, bar, unreadable, max_unreadable, audit):
 
 
 def _write_shard(folder, number, clips, codec, sample_rate):
-    """Write a shard and its index; return the index without its rows."""
+    """Write a shard and its index entry; return the entry without its rows."""
     name = _shard_name(number)
     part = {"next": 0, "clips": 0, "seconds": 0.0, "clipped": 0}
     rows, unreadable = [], []
@@ -407,7 +410,7 @@ def _write_shard(folder, number, clips, codec, sample_rate):
                 part["seconds"] += clip.frames / sample_rate
                 part["clipped"] += clip.clipped > 0
         part["bytes"] = file.tell()
-        # The shard must be on disk before its index.
+        # The shard must be on disk before its index entry.
         file.flush()
         os.fsync(file.fileno())
     part["unreadable"] = unreadable

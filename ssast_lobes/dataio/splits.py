@@ -1,10 +1,10 @@
-"""Write the rows of a dataset as train, valid and test parts.
+"""Write the rows of a dataset as splits: train, valid and test.
 
 A prepare script reads the official lists of its dataset into rows (dicts with
-`id`, `path`, `label` and any other keys), and assigns the rows to parts.
-`write_splits` checks the parts, leaves out unreadable audio, and writes one
+`id`, `path`, `label` and any other keys), and assigns the rows to splits.
+`write_splits` checks the splits, leaves out unreadable audio, and writes one
 JSON file for the experiment and one CSV for people. For protocols with folds,
-`prepare_folds` makes the parts and writes them.
+`prepare_folds` makes the splits and writes them.
 """
 
 import csv
@@ -53,14 +53,16 @@ def write_splits(
     max_unreadable=0.01,
     valid_fraction=0.0,
 ):
-    """Check the parts of a dataset and write them for the experiment.
+    """Check the splits of a dataset and write them for the experiment.
 
     The function writes `<output_folder>/save/splits.json`, which `read_splits`
-    reads. It writes `manifest.csv` next to it, for people and other recipes,
-    with the columns id, path, label, split, any other keys of the rows, and
-    duration in seconds. `dataio.scan.scan_audio` lists further files. A second
-    call is fast. If a model was trained in the folder, the clips must be those
-    of its first start: the same ids, labels, parts, durations, and paths
+    reads. Next to this file it writes `manifest.csv`, for people and other
+    recipes, with the columns id, path, label, split, any other keys of the
+    rows, and duration in seconds. See `dataio.scan.AudioScan.write` for further
+    files. A second call is fast.
+
+    If a model was trained in the folder, the clips must be those of the first
+    start: the same ids, labels, events, takes, splits, durations, and paths
     relative to their common folder. The common folder may change.
 
     Arguments
@@ -82,10 +84,12 @@ def write_splits(
     classes : list of str, optional
         All expected labels; by default those of train.
     group : str
-        Key of what should not be in both train and another part. A warning
-        names it, unless it is the label.
+        Key of the group of a clip, such as its speaker. A warning is logged if
+        groups are in both train and another split, unless the group of each
+        clip is its label.
     min_seconds, max_unreadable : float
-        See `dataio.scan.scan_audio`.
+        Shortest accepted duration, and largest accepted fraction of unreadable
+        files.
     valid_fraction : float
         Fraction of the usable training clips to move to valid, chosen by a hash
         of the id. With 0 no clip is moved, otherwise at least one.
@@ -98,12 +102,12 @@ def write_splits(
     Raises
     ------
     ManifestError
-        If ids occur twice, files are missing, a part or a class is empty,
+        If ids occur twice, files are missing, a split or a class is empty,
         labels are unknown or cannot be saved, or all training clips have the
         same label. The message lists all problems.
     OtherClips
-        If a model was trained in the folder on other clips; the message names
-        the first that differs. The folder does not change.
+        If a model was trained in the folder on other clips. The message names
+        the first clip that differs. The folder does not change.
 
     Example
     -------
@@ -175,7 +179,7 @@ def prepare_folds(
     require_counts=True,
     **writing,
 ):
-    """Count the clips of a corpus, and write the parts of one fold.
+    """Check the counts of a corpus, and write the splits of one fold.
 
     Prepare scripts use this if their protocol has folds.
 
@@ -188,9 +192,10 @@ def prepare_folds(
     fold : int or str
         The fold to test on.
     corpus : str
-        Name of the data, before the number of the fold: "ESC-50, test fold".
+        Name of the data, to which the fold is appended: "ESC-50, test fold".
     found, published : dict of str to int
-        See `dataio.corpus_checks.check_counts`.
+        Counts of the clips on disk, and published counts, by name; see
+        `dataio.corpus_checks.check_counts`.
     source : str
         Publication that states the counts `published`.
     group : str
@@ -260,21 +265,21 @@ def has_begun(folder):
 
 
 def read_splits(path, shards=None):
-    """Read the parts that `write_splits` wrote.
+    """Read the splits that `write_splits` wrote.
 
     Arguments
     ---------
     path : str or os.PathLike
         The JSON file.
     shards : str or os.PathLike, optional
-        Folder to read the audio from: ``ssast-lobes shard`` made it of the
+        Folder of shards with the audio. ``ssast-lobes shard`` makes it from the
         ``manifest.csv`` next to the JSON file.
 
     Returns
     -------
     dict
         `corpus` (str); `labels` (list of str) if the data is labeled; and for
-        each part its rows by id.
+        each split its rows by id.
 
     Raises
     ------
@@ -336,7 +341,7 @@ def _clips(content):
 
 
 def _repeated(splits):
-    """Return ids that occur twice, in one part or in two."""
+    """Return a problem for each id that several clips have."""
     parts = dict(splits)
     if parts.get("valid") is parts.get("test"):
         parts.pop("valid", None)
@@ -367,7 +372,7 @@ def _labels(rows, multi_label):
 
 
 def _label_problems(labels, classes):
-    """List parts and classes without clips, and labels that train lacks."""
+    """List splits and classes without clips, and labels that train lacks."""
     empty = [name for name, part in labels.items() if not part]
     problems = [f"no clip is {name}" for name in empty]
     known = set(classes or labels["train"])
@@ -400,9 +405,10 @@ def _unfit(splits, labels, multi_label):
 
 
 def warn_of_shared_groups(corpus, splits, group):
-    """Warn if groups of valid or test are in train: scores are too high.
+    """Warn if groups of valid or test are in train too.
 
-    There is no warning if the group of each row is its label.
+    Scores are then too optimistic. There is no warning if the group of each row
+    is its label.
 
     Arguments
     ---------

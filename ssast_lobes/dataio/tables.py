@@ -30,19 +30,19 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     The first line names the columns, in upper or lower case and in any order.
     Unknown columns are kept, with lower-case names. If several columns differ
     only in case, the exact name is used. Columns without a name are left out.
-    If only paths are needed, the file may have one path a line, without names
-    of columns. All values stay text.
+    If only paths are needed, the file may consist of one path per line, without
+    a line of column names. All values stay text.
 
     Arguments
     ---------
     csv_path : str or os.PathLike
-        UTF-8 CSV, separated by commas, any line ends.
+        CSV in UTF-8, separated by commas, with any line endings.
     needs : sequence of str
         Columns in which every row must have a value.
     root : str or os.PathLike, optional
         Folder that relative paths start from; by default that of the CSV.
     columns : dict, optional
-        Other names of columns in the file, for example
+        Names of columns in the file that differ from the keys, for example
         `{"label": "speaker", "split": "split_spkid"}`. A column that is named
         here but not in `needs` may be blank in some rows. A name that YAML
         reads as a number becomes text.
@@ -51,9 +51,9 @@ def read_manifest(csv_path, needs=("path",), root=None, columns=None):
     -------
     list of dict
         One dict of str for each row: `path`, absolute; `id`, unique and the
-        same on every machine; the other columns. Without a column `id`, it is
-        the path as written or, if all paths are absolute, relative to their
-        common folder.
+        same on every machine; the other columns. Without a column `id`, the id
+        is the path as written. It is the path relative to the common folder if
+        all paths are absolute.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def raise_problems(source, problems, name="problem{} with the data"):
     problems : list of str
         One line for each problem.
     name : str
-        What to call the problems; the braces stand for the plural s.
+        Words for the problems. The braces stand for the plural s.
 
     Raises
     ------
@@ -264,7 +264,7 @@ def all_alike(targets):
 
 
 def _named_lines(csv_path, source):
-    """Return the places of the columns by key, their number, and the lines.
+    """Return places of columns by key, the number of columns, and the lines.
 
     A line is (line number, cells).
     """
@@ -326,7 +326,7 @@ def _find_columns(first, asked):
 
 
 def _separator(first, missing):
-    """Say which other separator makes the missing columns of a first line."""
+    """Return a hint if another separator yields the missing columns."""
     for mark, name in (("\t", "tabs"), (";", "semicolons")):
         found = {_bare(cell) for cell in ",".join(first).split(mark)}
         if len(first) == 1 and found.issuperset(map(_bare, missing)):
@@ -335,7 +335,7 @@ def _separator(first, missing):
 
 
 def _other_names(first, missing, source):
-    """Name columns that differ from a missing one only in spelling."""
+    """Return a hint to columns that a missing name may mean."""
     hint = ""
     for name in missing:
         near = [cell for cell in first if _bare(cell) == _bare(name)]
@@ -364,7 +364,7 @@ def _bare(name):
 
 
 def _other_spelling(written, root):
-    """Say why a file that exists under another spelling is not found."""
+    """Return why a file that exists under another spelling is not found."""
     spellings = {
         "write / in place of \\": written.replace("\\", "/"),
         "cells must be separated by commas, not tabs": written.split("\t")[0],
@@ -385,7 +385,7 @@ def _other_spelling(written, root):
 
 
 def _numbered_lines(csv_path):
-    """Yield the number and the stripped cells of each nonblank line."""
+    """Return the number and the stripped cells of each nonblank line."""
     try:
         # utf-8-sig drops the byte order mark that spreadsheets write.
         with open(csv_path, encoding="utf-8-sig", newline="") as file:
@@ -407,7 +407,7 @@ def _numbered_lines(csv_path):
 
 
 def _problem(row, n_cells, n_columns, needs, source, seen):
-    """Return the problem with a row, apart from its file; or None."""
+    """Return the problem with a row, or None; its file is not checked."""
     if n_cells != n_columns:
         return (
             f"{n_cells} cells under {n_columns} columns "

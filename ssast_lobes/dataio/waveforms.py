@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torchaudio
 
-# The energies of a spectrum of louder samples overflow in float32.
+# The spectral energies of samples beyond this level overflow in float32.
 _LOUDEST = 1e15
 
 # Value of silence and full scale of integer samples, as in libsndfile.
@@ -23,8 +23,8 @@ _PCM = {
 class UnreadableAudio(RuntimeError):
     """A file without usable audio; the message begins with its path."""
 
-    # Not arguments of the constructor: an error comes out of a loader's worker
-    # with its message alone.
+    # Path and reason are not arguments of the constructor: of an error in a
+    # loader worker, only the message reaches the main process.
     def reason(self, path):
         """Return the message without the path.
 
@@ -56,7 +56,7 @@ def to_mono(audio, source_rate, sample_rate=16000):
     audio : torch.Tensor
         Waveform (samples,) or (samples, channels), float32.
     source_rate : int
-        Its sampling rate in Hz.
+        Sampling rate of `audio` in Hz.
     sample_rate : int
         Sampling rate of the result in Hz.
 
@@ -94,7 +94,7 @@ def to_float(samples):
     Raises
     ------
     ValueError
-        If the type says nothing about the range, such as int64 or bool.
+        If the type does not determine the full scale, such as int64 or bool.
 
     Example
     -------
@@ -130,7 +130,7 @@ def check_samples(name, samples):
     Raises
     ------
     UnreadableAudio
-        If any sample is.
+        If any sample is NaN, infinite or absurdly loud.
 
     Example
     -------
@@ -152,7 +152,8 @@ def resampling_ratio(source, target):
     """Return source over target rate, exact for every common rate.
 
     The kernel grows with the denominator. For unusual rates (22255 Hz) the
-    exact ratio would need gigabytes; the error of this one is less than a cent.
+    exact ratio would need gigabytes. The error of the returned ratio is less
+    than a cent.
     """
     return Fraction(source, target).limit_denominator(1000)
 
@@ -161,8 +162,8 @@ def resampling_ratio(source, target):
 def _resampler(ratio):
     """Build the resampler of one ratio, flat to 7 kHz at 16 kHz.
 
-    With the default width of 6, 9 kHz aliases with only 17 dB of damping. Here
-    the damping is 68 dB, and takes 1 ms to 13 ms for a clip of 10 s.
+    With the default width of 6, a tone of 9 kHz aliases, damped by only 17 dB.
+    Here it is damped by 68 dB. A clip of 10 s takes 1 ms to 13 ms.
     """
     return torchaudio.transforms.Resample(
         ratio.numerator,

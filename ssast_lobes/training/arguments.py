@@ -1,4 +1,4 @@
-"""Parse command lines of recipes: SpeechBrain's, with names for presets."""
+"""Parse the command lines of recipes, in which names stand for presets."""
 
 import contextlib
 import copy
@@ -38,7 +38,7 @@ from ssast_lobes.utils.presets import (
     tag_of,
 )
 
-# Names of settings in other toolkits.
+# Names in other toolkits, and the settings here that mean the same.
 _ELSEWHERE = {
     "learning_rate": "lr",
     "epochs": "number_of_epochs",
@@ -46,17 +46,18 @@ _ELSEWHERE = {
     "model": "source",
     "checkpoint": "source",
 }
-# Comment in overrides that names the user's file from which they come.
+# Start of a comment in overrides, before the path of a user's preset file.
 FROM = "# from "
-# Folders of hparams/ whose files a word selects: --objective eat.
+# Folders of hparams/. A word selects one of their files: --objective eat.
 WORDS = ("objective", "training", "degradation", "compute_cost")
 # Tag of a node that replaces what it overrides.
 REPLACE = "!applyref:ssast_lobes.utils.presets.replace"
-# Plain tables: they replace null, which has no settings to change.
+# Keys of plain mappings. The default is null, which has no settings to change,
+# so the mapping replaces it.
 TABLES = ("class_weights",)
-# Tags that a class or a function follows.
+# Tags that precede the name of a class or function.
 _CALLS = ("!new", "!name", "!apply")
-# Keys of an object that may be left out.
+# Keys whose value may be null instead of an object.
 _OPTIONAL = ("degradation", "masker", "mixup", "weight_decay_schedule")
 # Stands for anything that is not a plain value.
 _OBJECT = object()
@@ -70,18 +71,19 @@ def parse_arguments(arguments):
     """Parse a command line, as ``speechbrain.parse_arguments`` does.
 
     ``--objective NAME`` stands for the settings in a file of
-    ``hparams/objective/``, or in your own file ``NAME.yaml``. Its keys replace
-    those of the recipe. ``--training NAME`` and ``--degradation NAME`` do the
-    same. Other settings of the command line override them: a plain mapping
-    changes the existing one (``--masker '{ratio: 0.5}'``), and a mapping that
-    names a class replaces it
-    (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``). A preset may
-    add keys that it refers to, which are then settings too
-    (``--objective distillation --teachers "[FOLDER]"``).
+    ``hparams/objective/``, or in your own file ``NAME.yaml``. The keys of the
+    file replace those of the recipe. ``--training NAME`` and
+    ``--degradation NAME`` do the same. Other settings of the command line
+    override those of the file. A plain mapping changes the existing one
+    (``--masker '{ratio: 0.5}'``). A mapping that names a class replaces it
+    (``--masker '!new:ssast_lobes.RandomMasker {ratio: 0.5}'``). Such a file,
+    a preset, may add keys and refer to them. These are then settings too, as in
+    ``--objective distillation --teachers "[FOLDER]"``.
 
-    Without ``--output_folder``, the words and the seed of the command line are
-    added to the folder of the recipe (``results/pretrain_m2d_seed2``). The same
-    command thus resumes its run, and another word or seed has its own folder.
+    Without ``--output_folder``, the names of presets and the seed on the
+    command line are added to the folder name of the recipe
+    (``results/pretrain_m2d_seed2``). The same command thus resumes its run. A
+    command with another preset or seed gets its own folder.
 
     Arguments
     ---------
@@ -95,14 +97,15 @@ def parse_arguments(arguments):
     run_opts : speechbrain.utils.run_opts.RunOptions
         Options such as the device.
     overrides : str
-        For `load_hyperpyyaml` and `create_experiment_directory`.
+        Settings that override those of the YAML, for `load_hyperpyyaml` and
+        `create_experiment_directory`.
 
     Raises
     ------
     SettingsError
-        If a word, a key, a class or an argument of a class is unknown, a key
-        occurs twice, a setting would have no effect, or a value is impossible,
-        as far as this is known before an object is built.
+        If a preset, a key, a class or an argument of a class is unknown, a key
+        occurs twice, or a setting would have no effect. If a value is
+        impossible, as far as this is known before any object is built.
 
     Example
     -------
@@ -133,7 +136,7 @@ def parse_arguments(arguments):
         # A merged copy, only for the checks: the overrides stay short.
         whole = merge(copy.deepcopy(recipe), copy.deepcopy(tree))
         instead = list(presets)
-        # Check this first: otherwise the error would ask for an unused class.
+        # Check this before `merge`, whose error would ask for an unused class.
         _check_effect(given, recipe, whole, instead)
         for key, node in given.items():
             was_object = isinstance(recipe.get(key), dict)
@@ -215,12 +218,12 @@ def plain_settings(hparams_file, overrides):
 
 
 def flag_value(value):
-    """Return a plain value as a command line gives it to `parse_arguments`.
+    """Return a plain value as text for the command line of a recipe.
 
     Arguments
     ---------
     value : object
-        A text, which does not change, or any value that YAML can hold.
+        Text, which is returned unchanged, or any value that YAML can contain.
 
     Returns
     -------
@@ -302,9 +305,9 @@ def _pop_words(given, recipe):
 
 
 def _fill_in(preset, recipe, given):
-    """Insert the values of keys that a preset adds where it refers to them.
+    """Replace references to keys that a preset adds by the values of the keys.
 
-    The recipe itself does not change: ``teachers`` of ``distillation.yaml`` is
+    The recipe does not get these keys: ``teachers`` of ``distillation.yaml`` is
     an option of the command line only with ``--objective distillation``.
     """
     added = {
@@ -323,7 +326,7 @@ def _fill_in(preset, recipe, given):
 
 
 def _name_folder(tree, folder, presets):
-    """Add words and seed of the command line to a default output folder."""
+    """Add presets and seed of the command line to a default output folder."""
     words = [
         Path(word.split(maxsplit=1)[1]).stem
         for word, preset in presets.items()
@@ -343,8 +346,8 @@ def _includes(node):
 
 
 def _check_effect(given, recipe, whole, instead):
-    """Raise if a setting is used only by objects that others replace."""
-    # A key in a plain value, such as <seed> in a path, is used elsewhere.
+    """Raise if only replaced objects would use a setting."""
+    # References in plain values, such as <seed> in a path, do not count here.
     objects = [x for x in recipe.values() if isinstance(x, dict | list)]
     idle = references(objects) - references(whole)
     for key in given:
@@ -356,7 +359,7 @@ def _check_effect(given, recipe, whole, instead):
 
 
 def _check_calls(name, node):
-    """Raise if a class is missing, or does not take an argument."""
+    """Raise if a class does not exist, or does not accept an argument."""
     kind, _, path = tag_of(node).partition(":")
     if kind in _CALLS:
         callable_ = pydoc.locate(path)
@@ -399,7 +402,7 @@ def _instead(node):
 
 
 def _check_values(recipe, whole):
-    """Raise if a value is impossible, as far as this shows without objects."""
+    """Raise if a value is impossible, as far as known before objects exist."""
     settings = {key: _plain(node, whole) for key, node in whole.items()}
     for key, node in recipe.items():
         _check_kind(key, node, settings[key])
@@ -490,7 +493,7 @@ def _try(key, callable_, arguments, settings):
 
 
 def _depth(settings):
-    """Return the number of blocks; with a source, enough to freeze any."""
+    """Return the number of blocks, or of frozen ones if a source sets it."""
     size = settings.get("model_size")
     if settings.get("source") is None and isinstance(size, str):
         try:
@@ -502,7 +505,7 @@ def _depth(settings):
 
 
 def _replacing(node):
-    """Mark a node that names a class, so that it replaces another."""
+    """Mark nodes that name a class: they replace the nodes of the recipe."""
     if not isinstance(node, dict):
         return node
     if tag_of(node):
@@ -515,7 +518,8 @@ def _replacing(node):
 def _in_lines(node):
     """Write a node without braces and brackets.
 
-    Inside these, ruamel.yaml writes a tagged mapping with one key incorrectly.
+    Inside braces or brackets, ruamel.yaml writes a tagged mapping with one key
+    incorrectly.
     """
     if isinstance(node, CommentedMap | CommentedSeq):
         node.fa.set_block_style()

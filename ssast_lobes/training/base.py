@@ -1,11 +1,11 @@
 """The base of all Brains: the training step, skipped steps, exact resume.
 
 SpeechBrain's `Brain` clips only the first parameter group. With gradient
-accumulation, it drops the last batches of an epoch and saves between two steps.
-It steps if the loss is not finite, and has no schedule by step. This class
-fixes these; ``docs/upstream.md`` describes each. All random numbers are a
-function of seed, epoch, step and process, so a resumed run equals an
-uninterrupted one.
+accumulation, it drops the last batches of an epoch, and may save a checkpoint
+between two steps. It steps even if the loss is not finite, and has no schedule
+by step. `SpectrogramBrain` solves these problems; ``docs/upstream.md``
+describes each. All random numbers are a function of seed, epoch, step and
+process, so a resumed run equals an uninterrupted one.
 """
 
 import math
@@ -88,10 +88,10 @@ class SpectrogramBrain(sb.Brain):
     If the loss or a gradient is not finite in one process, all processes skip
     the step. Weights, optimizer, teacher, running statistics and averaged
     weights then do not change. ``nonfinite.csv`` in the output folder lists the
-    clips. The run ends if an epoch has more than ``nonfinite_patience`` such
-    steps. This is a run option of SpeechBrain or a key of ``hparams``, by
-    default 3. Clips of evaluated batches are listed too, but do not end the
-    run.
+    clips. The run ends if more than ``nonfinite_patience`` steps of an epoch
+    are skipped. ``nonfinite_patience`` is a run option of SpeechBrain or a key
+    of ``hparams``, by default 3. Clips of evaluated batches are listed too, but
+    do not end the run.
 
     Arguments
     ---------
@@ -106,14 +106,15 @@ class SpectrogramBrain(sb.Brain):
     train_logger : speechbrain.utils.train_logger.TrainLogger
         Gets the statistics of each epoch.
     use_tensorboard : bool
-        Whether TensorBoard gets them too, in ``<output_folder>/events``.
+        Whether TensorBoard gets the statistics too, in
+        ``<output_folder>/events``.
     readers : list of ClipReader
-        The Brain sets their epoch in training, on which their crops depend. It
-        also sets their sampling rate to that of the front end, which a
-        pretrained model brings.
+        In training, the Brain sets the epoch of the readers, on which their
+        crops depend. It also sets their sampling rate to that of the front
+        end, which may be that of a pretrained model.
     n_files : int
-        Number of clips in all datasets. ``max_unreadable`` is a fraction of
-        their sum with the files that are already listed as unreadable.
+        Number of clips in all datasets. The files already listed as unreadable
+        are added, and ``max_unreadable`` is a fraction of the sum.
 
     Raises
     ------
@@ -121,7 +122,7 @@ class SpectrogramBrain(sb.Brain):
         If TensorBoard is requested but not installed.
     """
 
-    # SpeechBrain sets it under DDP only.
+    # SpeechBrain sets the rank under DDP only.
     rank = 0
 
     def __init__(
@@ -142,7 +143,7 @@ class SpectrogramBrain(sb.Brain):
         given = getattr(run_opts, "overridden_args", run_opts) or ()
         steps, minutes = "ckpt_interval_steps", "ckpt_interval_minutes"
         if steps in given and minutes not in given:
-            # SpeechBrain allows one interval; the YAML has the other one.
+            # SpeechBrain allows only one interval, and the YAML sets minutes.
             hparams = {**hparams, minutes: 0}
         super().__init__(modules, opt_class, hparams, run_opts, checkpointer)
         self.schedule = schedule
@@ -160,11 +161,11 @@ class SpectrogramBrain(sb.Brain):
         self._skipped = 0
         # Number of processes in the run whose checkpoint was loaded.
         self._n_processes_before = None
-        self.clips = {}  # rows by id, of each stage
+        self.clips = {}  # for each stage, rows by id
         self.progress = None
         # Count from now: every run draws at its end.
         self._last_picture = time.time()
-        # The command line gives it as text.
+        # The command line gives this limit as text.
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)
         if self.debug:
@@ -180,7 +181,7 @@ class SpectrogramBrain(sb.Brain):
         )
 
     def _set_rate(self, takers):
-        """Set the sampling rate of readers or steps to the front end's."""
+        """Give readers or steps the sampling rate of the front end."""
         for features in self.modules.modules():
             if isinstance(features, FrontEnd):
                 for taker in takers:
@@ -215,11 +216,11 @@ class SpectrogramBrain(sb.Brain):
         """Resume; end the epochs if the run has taken all its steps.
 
         SpeechBrain's `SaveableDataLoader` skips the batches that were used
-        before; samplers and crops are functions of seed and epoch.
+        before. Samplers and crops are functions of seed and epoch.
         """
         if self.compile or self.compile_module_keys:
-            # Each length, the last batch and evaluation need their own code.
-            # Beyond the limit, PyTorch runs without compilation.
+            # Each length, the last batch and evaluation need their own compiled
+            # code. Beyond the limit, PyTorch runs without compilation.
             torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         super().on_fit_start()
         self._check_processes()
@@ -231,7 +232,7 @@ class SpectrogramBrain(sb.Brain):
         self.progress = Progress(self, self.task())
 
     def _check_processes(self):
-        """Raise if the rest of a resumed epoch would have other clips."""
+        """Raise if an epoch is resumed with another number of processes."""
         before, now = self._n_processes_before, n_processes()
         if before in (None, now):
             return
@@ -294,8 +295,9 @@ class SpectrogramBrain(sb.Brain):
             with self.training_ctx:
                 outputs = self.compute_forward(batch, sb.Stage.TRAIN)
                 loss = self.compute_objectives(outputs, batch, sb.Stage.TRAIN)
-            # A loss that is not finite makes all gradients so, and DDP those
-            # of all processes. Thus all skip the step without communication.
+            # A loss that is not finite makes all gradients of its process NaN,
+            # and DDP then makes the gradients of all processes NaN. All of them
+            # thus skip the step without further communication.
             spoilt = torch.where(loss.isfinite(), 1.0, math.nan)
             self.scaler.scale(loss * spoilt / group).backward()
         value = loss.detach().float()
@@ -387,7 +389,7 @@ class SpectrogramBrain(sb.Brain):
     def network(self, name, stage):
         """Return the module to call in a stage: without DDP in evaluation.
 
-        DDP waits for the other processes at each call, but they may have fewer
+        At each call, DDP waits for the other processes, which may have fewer
         batches to evaluate.
 
         Arguments
@@ -445,8 +447,8 @@ class SpectrogramBrain(sb.Brain):
         Returns
         -------
         list of dict
-            One for each batch with decoded clips, in the order in which a
-            single process evaluates them.
+            One for each batch with decoded clips and a finite loss, in the
+            order in which a single process evaluates them.
         """
         return [values for values in gather_in_turn(self._kept) if values]
 
@@ -467,7 +469,7 @@ class SpectrogramBrain(sb.Brain):
             self.progress.start_epoch()
 
     def accumulate(self, logs, count):
-        """Add a batch to the averages of the stage, without a device sync.
+        """Add a batch to the averages of the stage, without a wait for the GPU.
 
         Arguments
         ---------
@@ -487,12 +489,12 @@ class SpectrogramBrain(sb.Brain):
         Returns
         -------
         dict of str to float
-            Over the clips of all processes.
+            Means over the clips of all processes, by name.
 
         Raises
         ------
         UnreadableAudio
-            If no clip could be decoded.
+            If no clip could be decoded, or no loss is finite.
         """
         sums = gather_sums(self._sums)
         if not sums:
@@ -519,7 +521,7 @@ class SpectrogramBrain(sb.Brain):
             "step": self.optimizer_step,
             "lr": group["lr"] / group["lr_scale"],
         }
-        # All processes call it, since it broadcasts.
+        # All processes must call `log_stats`, since it broadcasts.
         self.train_logger.log_stats(
             stats_meta=meta,
             train_stats=readable(train),
@@ -532,7 +534,7 @@ class SpectrogramBrain(sb.Brain):
                 self._last_picture = time.time()
 
     def told_epochs(self):
-        """Return the epoch of the weights and the total, for the card."""
+        """Return the epoch of the weights and the number of epochs (str)."""
         counter = self.hparams.epoch_counter
         return f"{counter.current} of {counter.limit}"
 
@@ -551,7 +553,7 @@ class SpectrogramBrain(sb.Brain):
         Raises
         ------
         ManifestError
-            See `check_unreadable`.
+            If the fraction of unreadable files is above ``max_unreadable``.
         """
         # Other processes may still be reading and listing their clips.
         ddp_barrier()

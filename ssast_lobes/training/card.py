@@ -20,7 +20,7 @@ from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.utils.files import write_json
 
 RESULT_FILE = "test_result.json"
-# Functions of other modules are written with the name of their module.
+# Functions of these packages are written without the name of their module.
 _KNOWN = ("ssast_lobes.", "speechbrain.", "torch.")
 
 
@@ -47,7 +47,8 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
     Raises
     ------
     SettingsError
-        If the requested length is less than a crop or the position table.
+        If the requested length is less than that of a crop or of the position
+        table.
     """
     if window_seconds is not None:
         table = table_seconds(lobe.encoder.config, lobe.features.config)
@@ -59,7 +60,7 @@ def export_window(lobe, dataset, crop_seconds=math.inf, window_seconds=None):
 
 
 def check_window(window, least, name="window_seconds"):
-    """Raise unless an export can have windows of a length.
+    """Raise if the windows of an export are too short.
 
     Arguments
     ---------
@@ -68,12 +69,12 @@ def check_window(window, least, name="window_seconds"):
     least : float
         Seconds of a crop, or of the position table if it is longer.
     name : str
-        Name of the window in the message.
+        Name of the setting in the message.
 
     Raises
     ------
     SettingsError
-        If the window is shorter, or not a finite number.
+        If the window is shorter than `least`, or not a finite number.
 
     Example
     -------
@@ -103,13 +104,14 @@ def model_card(hparams_file, rows, metrics, **settings):
         Measured values by name.
     **settings
         Settings by name. Functions are written as their names and arguments.
-        Settings that are None or False are left out, except a `source` of None.
-        For a source, the card also names its objective and license.
+        Settings that are None or False are left out. The exception is `source`:
+        None stands for random weights. For any other source, the card also
+        names its objective and license.
 
     Returns
     -------
     dict
-        For `export_pretrained` and its like.
+        The `card` of `export_pretrained` and the other export functions.
 
     Example
     -------
@@ -145,7 +147,7 @@ def model_card(hparams_file, rows, metrics, **settings):
 
 
 def _amounts(rows):
-    """Say how many clips each part has, and how long the training clips are."""
+    """Return the number of clips of each split, and the training hours."""
     minutes = sum(clip["duration"] for clip in rows["train"].values()) / 60
     length = (
         f"{minutes / 60:.1f} hours" if minutes > 99 else f"{minutes:.0f} min"
@@ -184,7 +186,7 @@ def _origin(source):
 
 
 def told(value):
-    """Return a setting as plain values for JSON.
+    """Return a setting as a plain value for JSON.
 
     Arguments
     ---------
@@ -229,7 +231,7 @@ def write_result(folder, rows, test, result):
     Returns
     -------
     dict
-        What the file holds.
+        The content of the file.
     """
     content = {"data": rows["corpus"], "clips": len(test), **result}
     if if_main_process():

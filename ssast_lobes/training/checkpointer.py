@@ -1,7 +1,7 @@
 """Checkpoints that are written completely or not at all.
 
-SpeechBrain's `Checkpointer` writes into the folder that recovery looks at,
-starting with the meta file. A run that is killed during a save then cannot
+SpeechBrain's `Checkpointer` writes directly to the folder that recovery reads,
+and writes the meta file first. A run that is killed during a save then cannot
 resume. Here a checkpoint is written to a hidden folder, flushed to the disk,
 and renamed once. It contains the checksums of its files. A damaged checkpoint
 is reported, renamed and skipped.
@@ -36,7 +36,8 @@ _PARTIAL_PREFIX = f".partial-{CKPT_PREFIX}"
 _DELETED_PREFIX = f".deleted-{CKPT_PREFIX}"
 _DAMAGED_PREFIX = f"damaged-{CKPT_PREFIX}"
 
-# It keeps the prefix of checkpoints, and is one until its successor is there.
+# A replaced checkpoint keeps the prefix of checkpoints, so that it can be
+# loaded until its successor is there.
 _REPLACED_SUFFIX = "+replaced"
 
 # In the format of the command sha256sum: `sha256sum -c SHA256SUMS` checks too.
@@ -54,7 +55,7 @@ class AtomicCheckpointer(Checkpointer):
     It takes the arguments of `speechbrain.utils.checkpoints.Checkpointer`, and
     can replace it in any recipe. The files of a killed save are never listed,
     and the next save removes them. A damaged checkpoint is renamed to
-    ``damaged-CKPT+...``, and the one before is loaded. Checkpoints of
+    ``damaged-CKPT+...``, and the previous one is loaded. Checkpoints of
     SpeechBrain's own checkpointer have no checksums, and are not checked.
 
     Example
@@ -90,7 +91,7 @@ class AtomicCheckpointer(Checkpointer):
     def save_checkpoint(
         self, meta=None, end_of_epoch=True, name=None, verbosity=logging.INFO
     ):
-        """Save a checkpoint, on every process of the run.
+        """Save a checkpoint; all processes of the run must call this.
 
         Arguments
         ---------
@@ -99,15 +100,15 @@ class AtomicCheckpointer(Checkpointer):
         end_of_epoch : bool
             Whether the epoch is over.
         name : str, optional
-            Name instead of the time. A checkpoint saved again under the same
-            name replaces the older one once it is whole.
+            Name instead of the time. An older checkpoint of the same name is
+            replaced as soon as the new one is complete.
         verbosity : int
             Logging level of the message.
 
         Returns
         -------
         Checkpoint or None
-            The saved checkpoint; None on other than the main process.
+            The saved checkpoint; None on all processes but the main one.
 
         Raises
         ------
@@ -175,7 +176,8 @@ class AtomicCheckpointer(Checkpointer):
         min_keys, max_keys : list of str, optional
             Entries of the meta whose lowest and highest values are important.
         importance_keys : sequence of callable
-            Further orders: functions of a checkpoint, the highest value first.
+            Further orders: functions of a checkpoint whose highest values are
+            important.
         ckpt_predicate : callable, optional
             Which checkpoints may be deleted; all by default.
         verbosity : int
@@ -205,7 +207,8 @@ class AtomicCheckpointer(Checkpointer):
         Arguments
         ---------
         *args, **kwargs
-            As for the parent: which checkpoint, the newest by default.
+            Arguments of the parent that choose the checkpoint; by default, the
+            newest one is loaded.
 
         Returns
         -------
@@ -215,7 +218,8 @@ class AtomicCheckpointer(Checkpointer):
         Raises
         ------
         CheckpointError
-            If all checkpoints are damaged, or one does not fit.
+            If all checkpoints are damaged, or the chosen one does not fit the
+            recoverables.
         """
         if if_main_process():
             self._put_damaged_aside()
@@ -281,7 +285,7 @@ class AtomicCheckpointer(Checkpointer):
         """Say where writing fails, and why."""
         try:
             yield
-        # PyTorch's writer raises RuntimeError where the disk is full.
+        # PyTorch's writer raises RuntimeError if the disk is full.
         except (OSError, RuntimeError) as error:
             reason = str(error).partition("\n")[0]
             free = shutil.disk_usage(self.checkpoints_dir).free / 2**20
@@ -370,7 +374,7 @@ def _write_sums(folder):
 
 
 def _damage(folder):
-    """Say what is wrong with the files of a checkpoint, or None."""
+    """Return what is wrong with the files of a checkpoint, or None."""
     files = _files(folder)
     if METAFNAME not in files:
         return f"{METAFNAME} is missing"

@@ -1,4 +1,4 @@
-"""Classification: fine-tuning and frozen probing, one or many labels."""
+"""Fine-tune or probe a classifier, for one or several labels in a clip."""
 
 import copy
 import functools
@@ -69,14 +69,15 @@ class ClassificationBrain(SpectrogramBrain):
     Arguments
     ---------
     *args, **kwargs
-        Those of `SpectrogramBrain`.
+        Arguments of `SpectrogramBrain`.
     label_encoder : speechbrain.dataio.encoder.CategoricalEncoder
         The classes.
     multi_label : bool
         Whether a clip may have several labels.
     selection : str
-        The metric on valid that chooses the epoch: accuracy, uar, macro_f1 or
-        eer (the equal error rate of two classes), or mAP of several labels.
+        The metric on valid that chooses the epoch. If a clip has one label:
+        accuracy, uar, macro_f1 or, for two classes, eer (equal error rate). If
+        it may have several: mAP.
     compute_cost : callable
         (scores (B, C), soft targets (B, C)) -> loss, such as
         `ssast_lobes.training.losses.cross_entropy`.
@@ -84,7 +85,7 @@ class ClassificationBrain(SpectrogramBrain):
         Weights that `compute_cost` gets as ``weight``; see
         `ssast_lobes.training.losses.class_weights`.
     mixup : callable, optional
-        See `ssast_lobes.augment.augmentation.Mixup`.
+        Mixes clips in training; see `ssast_lobes.augment.augmentation.Mixup`.
     augment : list of callable
         Augmentations of features in training; see
         `ssast_lobes.augment.augmentation`.
@@ -92,19 +93,20 @@ class ClassificationBrain(SpectrogramBrain):
         Degradation of waveforms in training; see
         `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
-        See `parameter_groups`.
+        Scales of the learning rates; see `parameter_groups`.
     swa_start_epoch : int, optional
-        Choose no epoch, but test the mean of the weights at the end of this
-        epoch and all later ones, as in PSLA (Gong et al., IEEE/ACM TASLP 2021).
-        Validation uses the mean so far, which the checkpoints contain.
+        If it is set, no epoch is chosen. The tested weights are the mean of
+        those at the end of this epoch and of all later ones, as in PSLA (Gong
+        et al., IEEE/ACM TASLP 2021). Validation uses the mean so far, which the
+        checkpoints contain.
     wise_ft : bool
         Whether to keep the initial weights, which `mix_with_start` needs.
 
     Raises
     ------
     SettingsError
-        If the loss or the selection does not fit the kind of labels, or there
-        is no epoch to average.
+        If the loss or the selection does not fit the kind of labels, or
+        `swa_start_epoch` is not one of the epochs.
     """
 
     def __init__(
@@ -198,7 +200,7 @@ class ClassificationBrain(SpectrogramBrain):
         }
 
     def parameter_groups(self):
-        """Return groups whose rates fall from the head to the first block."""
+        """Group parameters; learning rates fall from head to first block."""
         return parameter_groups(
             self.model,
             head_lr_scale=self.head_lr_scale,
@@ -212,9 +214,10 @@ class ClassificationBrain(SpectrogramBrain):
         Arguments
         ---------
         clips : speechbrain.dataio.dataset.DynamicItemDataset
-            Whole training clips, as valid and test are read.
+            Training clips that are read whole, like those of valid and test.
         penalty, batch_size
-            See `ssast_lobes.training.lp_init.fit_head`.
+            Penalty of the weights, and number of clips computed at once; see
+            `ssast_lobes.training.lp_init.fit_head`.
 
         Raises
         ------
@@ -337,7 +340,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def on_stage_start(self, stage, epoch=None):
-        """Validate the mean of the weights, if it is used."""
+        """Load the mean of the weights before validation, if it is used."""
         super().on_stage_start(stage, epoch)
         if stage == sb.Stage.VALID and self._validates_mean(epoch):
             self.average.update_parameters(self.model)
@@ -362,7 +365,7 @@ class ClassificationBrain(SpectrogramBrain):
             stats[f"loss{CHANCE}"] = chance
         if stage == sb.Stage.VALID:
             self.log_epoch(epoch, self._train_stats, stats)
-            # The few batches of a trial may have only one class.
+            # The few batches of --debug may contain only one class.
             if not self.debug:
                 self._check_selection(stats)
             if self._validates_mean(epoch):
@@ -378,7 +381,7 @@ class ClassificationBrain(SpectrogramBrain):
             self._write_test(stats, summary, kept)
 
     def _measured(self, kept):
-        """Return the numbers to log, and all metrics of a part."""
+        """Return the numbers to log, and all metrics of a split."""
         # Without a usable clip, this raises the error that names the files.
         averages = self.averages()
         metrics = ClassificationMetrics(self.multi_label)
@@ -396,9 +399,9 @@ class ClassificationBrain(SpectrogramBrain):
             )
 
     def on_evaluate_start(self, max_key=None, min_key=None):
-        """Load the best epoch, or the mean of the last epochs.
+        """Load the weights of the best epoch, or the mean of the last epochs.
 
-        After `mix_with_start`, mix it with the weights at the start.
+        After `mix_with_start`, mix them with the initial weights.
         """
         if self.average is None:
             super().on_evaluate_start(max_key, min_key)
@@ -419,17 +422,17 @@ class ClassificationBrain(SpectrogramBrain):
 
         This is WiSE-FT (Wortsman et al., "Robust fine-tuning of zero-shot
         models", CVPR 2022). The candidates are the `FRACTIONS` of the way from
-        the initial to the trained weights. A candidate must have a selection
-        metric on valid that is no worse than the initial one. Among these, the
-        lowest loss on valid wins (if valid is small, the loss chooses better
-        than the metric).
+        the initial to the trained weights. On valid, the selection metric of a
+        candidate must not be worse than that of the initial weights. Among
+        these candidates, the one with the lowest loss on valid is chosen: if
+        valid is small, the loss chooses better than the metric.
 
         Arguments
         ---------
         valid_set : speechbrain.dataio.dataset.DynamicItemDataset
-            The clips to choose on.
+            The clips on which the fraction is chosen.
         loader_kwargs : dict
-            Options of their loader.
+            Options of the loader of these clips.
         """
         key, self.fraction = best_key(self.selection), None
         self.on_evaluate_start(**key)
@@ -467,7 +470,7 @@ class ClassificationBrain(SpectrogramBrain):
         )
 
     def _mix(self, end, fraction):
-        """Load weights between the initial and the trained ones."""
+        """Load a mixture of the initial and the trained weights."""
         start = self.start.state_dict()
         self.model.load_state_dict(
             {key: torch.lerp(start[key], end[key], fraction) for key in end}
@@ -481,7 +484,7 @@ class ClassificationBrain(SpectrogramBrain):
             meta = {"mean of epochs": f"{self.swa_start_epoch} to {last}"}
         if self.fraction is not None:
             meta["fraction from the start"] = f"{self.fraction:g}"
-        # All processes must call it, since it broadcasts.
+        # All processes must call `log_stats`, since it broadcasts.
         self.train_logger.log_stats(stats_meta=meta, test_stats=readable(stats))
         self.draw()
         if not if_main_process():
@@ -521,7 +524,7 @@ class ClassificationBrain(SpectrogramBrain):
         Returns
         -------
         dict
-            The epoch that was tested, how it was trained, and the metrics.
+            The tested epoch, settings of its training, and the metrics.
         """
         return {
             "epoch": self.hparams.epoch_counter.current,
@@ -544,7 +547,8 @@ class ClassificationBrain(SpectrogramBrain):
         hparams_file, rows
             For the model card; see `model_card`.
         window : float
-            Seconds that the export takes at once; see `export_window`.
+            Seconds of audio that the export processes at once; see
+            `export_window`.
         **settings
             Further entries of the model card.
         """

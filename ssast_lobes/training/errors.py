@@ -42,7 +42,7 @@ _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def yaml_errors(hparams_file):
     """Turn errors in a YAML or an override into one message.
 
-    The message of a constructor gets the key in the YAML as a prefix:
+    The message of a constructor begins with the key in the YAML:
     ``masker: mask ratio must be a number between 0 and 1, got 2``.
 
     Arguments
@@ -91,7 +91,7 @@ def _place(error):
     keys = [
         str(frame.f_locals["key"])
         for frame, _ in traceback.walk_tb(error.__traceback__)
-        # HyperPyYAML builds the value of a key while it builds its mapping.
+        # HyperPyYAML builds each value while it builds the mapping around it.
         if frame.f_code.co_name == "construct_mapping"
         and "key" in frame.f_locals
     ]

@@ -20,7 +20,7 @@ def event_cross_entropy(
     scores : EventScores
         Logits of frames (B, T', C) and of clips (B, C).
     frame_targets : torch.Tensor
-        (B, T', C), any padding.
+        (B, T', C). The padding may have any value.
     clip_targets : torch.Tensor
         (B, C).
     is_strong : torch.Tensor
@@ -31,8 +31,9 @@ def event_cross_entropy(
     Returns
     -------
     torch.Tensor
-        Scalar: the mean over frames and classes within a clip, then over
-        clips.
+        Scalar: the frame term plus `weak_weight` times the clip term. The frame
+        term is a mean over frames and classes within a clip, then over strong
+        clips. The clip term is a mean over clips and classes.
 
     Example
     -------

@@ -27,9 +27,9 @@ from ssast_lobes.utils.metrics import average_precision
 class EventBrain(SpectrogramBrain):
     """Train a `SpectrogramDetector`; valid chooses the epoch and the rules.
 
-    The best epoch has the highest mean average precision of frames. `tune`
-    then chooses how its scores become events. ``modules`` holds ``features``
-    and ``model``.
+    The best epoch has the highest mean average precision of frames on valid.
+    `tune` then chooses how the scores of this epoch become events. ``modules``
+    holds ``features`` and ``model``.
 
     Arguments
     ---------
@@ -51,7 +51,7 @@ class EventBrain(SpectrogramBrain):
         Degradation of waveforms in training; see
         `ssast_lobes.augment.degradation`.
     head_lr_scale, layer_decay : float
-        See `parameter_groups`.
+        Scales of the learning rates; see `parameter_groups`.
 
     Raises
     ------
@@ -121,7 +121,7 @@ class EventBrain(SpectrogramBrain):
         }
 
     def parameter_groups(self):
-        """Return groups whose rates fall from the head to the first block."""
+        """Group parameters; learning rates fall from head to first block."""
         return parameter_groups(
             self.model,
             head_lr_scale=self.head_lr_scale,
@@ -158,7 +158,7 @@ class EventBrain(SpectrogramBrain):
         targets : torch.Tensor
             (B, T, C), as long as the longest clip.
         scores : torch.Tensor
-            (B, T', C); longer if batches are padded to few lengths.
+            (B, T', C). T' exceeds T if batches are padded to few lengths.
         """
         missing = scores.shape[1] - targets.shape[1]
         return torch.nn.functional.pad(targets, (0, 0, 0, max(missing, 0)))
@@ -207,12 +207,12 @@ class EventBrain(SpectrogramBrain):
         super().evaluate(valid_set, max_key="frame_mAP", **kwargs)
 
     def test(self, rows, test_set, **kwargs):
-        """Test the best epoch by the chosen rules.
+        """Test the best epoch with the chosen rules.
 
         Arguments
         ---------
         rows, test_set, **kwargs
-            See `tune`, but for the test part.
+            As for `tune`, but of the test split.
 
         Raises
         ------
@@ -226,7 +226,7 @@ class EventBrain(SpectrogramBrain):
         super().evaluate(test_set, max_key="frame_mAP", **kwargs)
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log; save the checkpoint; choose the rules; write the test."""
+        """Log; save the checkpoint; choose rules; write the test results."""
         self.check_audio()
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
@@ -268,7 +268,7 @@ class EventBrain(SpectrogramBrain):
 
     def _write_test(self, stats, metrics, events):
         self.test_stats = stats
-        # All processes must call it, since it broadcasts.
+        # All processes must call `log_stats`, since it broadcasts.
         self.train_logger.log_stats(
             stats_meta={"best epoch": self.hparams.epoch_counter.current},
             test_stats=readable(stats),
@@ -290,7 +290,7 @@ class EventBrain(SpectrogramBrain):
         Returns
         -------
         dict
-            The tested epoch, its training and the metrics.
+            The tested epoch, settings of its training, and the metrics.
         """
         return {
             "epoch": self.hparams.epoch_counter.current,
@@ -311,7 +311,7 @@ class EventBrain(SpectrogramBrain):
         hparams_file, rows
             For the model card; see `model_card`.
         window : float
-            Seconds of audio that the export takes at once; see
+            Seconds of audio that the export processes at once; see
             `export_window`.
         **settings
             Further entries of the model card.

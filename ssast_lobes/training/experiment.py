@@ -1,4 +1,4 @@
-"""Guard an output folder: one run at a time, and the same experiment."""
+"""Guard an output folder: one run at a time, and only one experiment."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from ssast_lobes.utils.presets import merge, read_tree, tag_of
 
 SETTINGS_FILE = "save/settings.json"
 # Settings that may change between two starts of one experiment: how it runs,
-# and where its data are (the clips themselves are compared).
+# and where its data are. The clips themselves are compared.
 _FREE = {
     "allow_download",
     "audio",
@@ -54,17 +54,17 @@ _NO_LOG_FILE = {"handlers": {"file_handler": {"filename": os.devnull}}}
 
 @contextmanager
 def experiment(hparams_file, overrides, folder):
-    """Hold an output folder for one run of one experiment.
+    """Reserve an output folder for one run of one experiment.
 
-    A folder accepts only the settings of its first start;
-    `dataio.splits.write_splits` compares the clips. Inside this context, first
-    prepare the data, then call SpeechBrain's ``create_experiment_directory``: a
-    refused start then changes nothing. An export folder with other files is
-    refused too.
+    Later starts must have the settings of the first start in the folder. (The
+    clips are compared by `dataio.splits.write_splits`.) Inside this context,
+    first prepare the data, then call SpeechBrain's
+    ``create_experiment_directory``: a refused start then changes nothing. An
+    export folder with other files is refused too.
 
-    The first start copies the user's own files (YAMLs that a word names, and
-    modules of classes) to ``code`` in the folder. At the end of the context,
-    the result of the run is printed.
+    The first start copies the user's own files to ``code`` in the folder:
+    presets from the command line, and modules of classes in the settings. At
+    the end of the context, the result of the run is printed.
 
     Arguments
     ---------
@@ -155,7 +155,7 @@ def _keep_or_compare(hparams_file, overrides, folder):
 
 
 def _own_files(overrides, tree):
-    """Return the user's own files that the settings come from."""
+    """Return the user's own files that the settings name or come from."""
     yamls = [
         Path(line.removeprefix(FROM))
         for line in overrides.splitlines()
@@ -170,7 +170,7 @@ def _own_files(overrides, tree):
 
 
 def _module(tag):
-    """Return the file of a module, unless it belongs to a package."""
+    """Return the user's module file with the class of a tag, or None."""
     _, _, name = str(tag).partition(":")
     found = pydoc.locate(name) if str(tag).startswith("!") else None
     module = sys.modules.get(getattr(found, "__module__", None))

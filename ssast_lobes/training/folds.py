@@ -24,7 +24,7 @@ def chosen_folds(fold, folds, epoch_chosen_on):
     folds : sequence of int or str
         Names of all folds.
     epoch_chosen_on : str
-        ``"valid"``, or ``"test"``, as some official scripts do.
+        ``"valid"``, or ``"test"`` as in some official scripts.
 
     Returns
     -------
@@ -33,7 +33,7 @@ def chosen_folds(fold, folds, epoch_chosen_on):
     Raises
     ------
     SettingsError
-        If there is no such fold, or `epoch_chosen_on` is another word.
+        If there is no such fold, or `epoch_chosen_on` is neither of the two.
 
     Example
     -------
@@ -59,14 +59,15 @@ def finished_result(folder, number_of_epochs):
     Arguments
     ---------
     folder : str or os.PathLike
-        Its output folder.
+        Output folder of the experiment.
     number_of_epochs : int
-        Requested epochs. If the experiment has run fewer, it is not finished.
+        Requested epochs. The result of another number of epochs does not count,
+        nor does that of a debug run.
 
     Returns
     -------
     dict or None
-        See `write_result`.
+        The result that `write_result` wrote.
     """
     path = Path(folder) / RESULT_FILE
     if not path.is_file():
@@ -147,8 +148,8 @@ def format_table(results):
     Returns
     -------
     str
-        Lines with fractions in percent; the standard deviation divides by
-        n - 1.
+        Lines with fractions in percent. The standard deviation is that of a
+        sample, with the divisor n - 1.
 
     Example
     -------
@@ -214,7 +215,7 @@ def _at_common_epoch(folder, results, selection):
 
 
 def _summary(results):
-    """Return the mean and the deviation of each statistic over the folds."""
+    """Return mean and standard deviation of each statistic over the folds."""
     names = [name for name in next(iter(results.values())) if name != "epoch"]
     values = {n: [one[n] for one in results.values()] for n in names}
     return (

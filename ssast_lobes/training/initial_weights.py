@@ -10,7 +10,8 @@ from ssast_lobes.checkpoints.warm_start import initialize
 
 logger = get_logger(__name__)
 
-# Labeled clips in a class; the preset was measured with 10 to 36.
+# With fewer labeled clips in a class, the preset for few labels is recommended.
+# It was measured with 10 to 36.
 FEW = 50
 
 
@@ -27,7 +28,7 @@ def log_source(lobe):
 
 
 def recommend_training(rows):
-    """Log a recommendation of the preset for few labels, if they are few.
+    """Recommend the preset for few labels in the log, if labels are few.
 
     Arguments
     ---------
@@ -58,13 +59,13 @@ def load_pretrained(source, encoder, objective):
     encoder : SpectrogramEncoder
         Changed in place.
     objective : Objective
-        Its heads and decoders are loaded if the source has them; the log lists
-        the loaded ones.
+        Its heads and decoders are loaded if the source contains them. The log
+        lists what was loaded.
 
     Raises
     ------
     WeightsError
-        If the source does not load.
+        If the source cannot be loaded.
     """
     if source is not None:
         for line in initialize(encoder, load_weights(source), objective):

@@ -1,9 +1,9 @@
 """Loaders that skip batches in which no clip can be decoded.
 
 `collate` drops the clips without audio, and raises if none is left. A long
-training must not end because of that. All processes must train on the same
-number of batches, so there another clip replaces the batch. In evaluation, the
-batch is None.
+training must not end because of such a batch. All processes must train on the
+same number of batches, so in training another clip replaces the batch. In
+evaluation, the batch is None.
 """
 
 import torch
@@ -25,8 +25,9 @@ def loader_options(options, dataset, is_training, device, rank=None):
     dataset : speechbrain.dataio.dataset.DynamicItemDataset
         The clips.
     is_training : bool
-        In evaluation each process takes a part of the batches; SpeechBrain
-        distributes the training clips.
+        Whether the loader is for training. SpeechBrain then distributes the
+        clips over the processes. In evaluation, each process gets a part of the
+        batches.
     device : str or torch.device
         Device that the batches are copied to.
     rank : int, optional
@@ -53,16 +54,16 @@ def loader_options(options, dataset, is_training, device, rank=None):
 
 
 def rank_loading(dataset, loading, rank, n_processes):
-    """Return the arguments of a loader that evaluates the part of a process.
+    """Return the arguments of a loader that evaluates one process's batches.
 
     Arguments
     ---------
     dataset : torch.utils.data.Dataset
         All the clips.
     loading : dict
-        Arguments of the loader in one process.
-    rank, n_processes
-        See `RankBatchSampler`.
+        Arguments of the loader of a single process.
+    rank, n_processes : int
+        Number of this process, and number of processes.
 
     Returns
     -------
@@ -92,12 +93,12 @@ def cuda_loading(loading):
     """Return the arguments of a loader whose batches go to a GPU.
 
     Batches wait in pinned memory, from which they are copied while the GPU
-    computes; workers live as long as the loader, and keep more batches ready.
+    computes. Workers live as long as the loader, and keep more batches ready.
 
     Arguments
     ---------
     loading : dict
-        Arguments of the loader; the given ones do not change.
+        Arguments of the loader. This dict is not changed.
 
     Returns
     -------
@@ -125,8 +126,8 @@ class SkipUndecodable:
         Makes a batch of a list of examples; raises `UnreadableAudio` if none
         has audio.
     dataset : speechbrain.dataio.dataset.DynamicItemDataset, optional
-        Gives the next clip that can be decoded instead. Without it, such a
-        batch is None.
+        Training clips. The next one that can be decoded replaces the batch.
+        Without a dataset, the batch is None.
 
     Example
     -------

@@ -31,13 +31,13 @@ def folder_lock(folder):
 
     A second run would delete the checkpoints that the first is writing. The
     operating system releases the lock when the process ends, for any reason.
-    Loader workers that outlive the process do not hold it.
+    Loader workers that outlive the process do not hold the lock. Call this only
+    on the main process of a run.
 
     Arguments
     ---------
     folder : str or os.PathLike
-        The output folder; made if it does not exist. Call this only on the
-        main process of a run.
+        The output folder. It is created if it does not exist.
 
     Raises
     ------
@@ -95,7 +95,7 @@ def folder_lock(folder):
 
 
 def _read_owner(path):
-    """Return what the owner wrote; it may still be writing."""
+    """Return the owner of a lock, or unknown if its file is incomplete."""
     try:
         return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError):

@@ -101,7 +101,7 @@ class EpochLog:
         Arguments
         ---------
         meta : dict of str to float
-            With ``epoch``, and for TensorBoard ``lr``.
+            Contains ``epoch``. TensorBoard also needs ``lr``.
         train, valid : dict of str to float
             Statistics of the two stages.
         """

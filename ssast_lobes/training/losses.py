@@ -55,7 +55,7 @@ def binary_cross_entropy(scores, targets, weight=None, label_smoothing=0.0):
     scores, targets
         As for `cross_entropy`.
     weight : torch.Tensor, optional
-        (C,): weight of each class where it is present.
+        (C,): weight of each class in the clips that have its label.
     label_smoothing : float
         Fraction of the way that targets move towards 0.5, from 0 to 1.
 
@@ -112,11 +112,11 @@ def focal_loss(scores, targets, weight=None, gamma=2.0):
 
 
 def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
-    """Return the additive angular margin loss of cosines, for voices.
+    """Return the additive angular margin loss, for speaker recognition.
 
     Deng et al., "ArcFace", CVPR 2019, with SpeechBrain's
-    `AdditiveAngularMargin`. The classifier's head has to give cosines times
-    `scale`: `cosine_scale` of `SpectrogramClassifier`.
+    `AdditiveAngularMargin`. The head of the classifier must return cosines
+    times `scale`: set `cosine_scale` of `SpectrogramClassifier` to `scale`.
 
     Arguments
     ---------
@@ -125,9 +125,9 @@ def aam_softmax(scores, targets, weight=None, margin=0.2, scale=30.0):
     targets, weight
         As for `cross_entropy`; the targets must be one-hot (no mixup).
     margin : float
-        Angle by which the right class has to be closer, in radians.
+        Angle in radians that is added to the angle of the right class.
     scale : float
-        Scale of the head.
+        Factor of the cosines in `scores`.
 
     Returns
     -------
@@ -155,7 +155,7 @@ def needs_one_label(compute_cost):
     Arguments
     ---------
     compute_cost : callable
-        A loss, perhaps with arguments.
+        A loss, or a `functools.partial` of one.
 
     Returns
     -------
@@ -177,14 +177,14 @@ def loss_at_chance(compute_cost, targets):
     Arguments
     ---------
     compute_cost : callable
-        A loss, perhaps with arguments.
+        A loss, or a `functools.partial` of one.
     targets : torch.Tensor
         (N, C): one-hot, or multi-hot for `binary_cross_entropy`.
 
     Returns
     -------
     float or None
-        None if the loss is not one of the two cross-entropies.
+        None if the loss is neither `cross_entropy` nor `binary_cross_entropy`.
 
     Example
     -------
@@ -213,10 +213,11 @@ def class_weights(kind, labels, classes, multi_label=False):
     Arguments
     ---------
     kind : str or dict
-        ``"balanced"``: inversely proportional to the clips of a class, with a
-        mean of 1 over the clips. For several labels in a clip: the number of
-        clips without the class over the number with it. A dict gives the weight
-        of each label whose weight is not 1.
+        With ``"balanced"``, a weight is inversely proportional to the number of
+        clips of the class, and the mean over the clips is 1. If a clip may have
+        several labels, a weight is the number of clips without the class,
+        divided by the number with it. A dict states weights by label; other
+        labels have weight 1.
     labels : list of list of str
         The labels of each training clip.
     classes : list of str

@@ -34,14 +34,14 @@ def fit_head(model, features, dataset, penalty, batch_size=16):
         Training clips with one label each, and items ``sig`` and ``target``;
         see `make_dataset`. Clips that cannot be read are skipped.
     penalty : float
-        Weight of the squared weights; see `logistic_regression`.
+        Factor of the squared weights in the loss; see `logistic_regression`.
     batch_size : int
         Number of clips computed at once.
 
     Raises
     ------
     SettingsError
-        If the head has a projection.
+        If the head has a projection or a cosine scale.
     UnreadableAudio
         If no clip can be read.
 

@@ -1,4 +1,4 @@
-"""Group parameters: rate of the head, decay of the rate, no weight decay."""
+"""Group parameters by their learning rate and weight decay."""
 
 import re
 
@@ -19,20 +19,21 @@ def parameter_groups(
     Arguments
     ---------
     module : torch.nn.Module
-        A model with an ``encoder``, perhaps a ``pooling`` and a ``head``.
+        A model with an ``encoder``. It may have a ``pooling`` and a ``head``.
     head_lr_scale : float
         Learning rate of pooling and head, divided by that of the encoder.
     layer_decay : float
-        Learning rate of each encoder block, divided by that of the block above
-        it; 1 gives all the same (Clark et al., ELECTRA, ICLR 2020, section 3).
+        Learning rate of each encoder block, divided by that of the next block
+        towards the head (Clark et al., ELECTRA, ICLR 2020, section 3). With 1,
+        all blocks have the same rate.
     decay_vectors : bool
         Whether weight decay applies to biases, norms and Mamba's decay rates.
 
     Returns
     -------
     list of dict
-        Groups for a torch optimizer, with ``lr_scale``, in ascending order
-        of it.
+        Groups for a torch optimizer, each with its ``lr_scale``, in ascending
+        order of ``lr_scale``.
 
     Raises
     ------

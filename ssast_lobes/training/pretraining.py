@@ -20,8 +20,9 @@ logger = get_logger(__name__)
 # Number of clips whose embeddings give the effective rank.
 RANK_CLIPS = 1000
 
-# A run that is at chance after so many steps logs a warning: the slowest run
-# that learned began after 1,100 (hparams/objective/mspm_small_data.yaml).
+# A run that is at chance after this many steps logs a warning. Of the runs that
+# learned, the slowest began to learn after 1,100 steps
+# (hparams/objective/mspm_small_data.yaml).
 STEPS_TO_BEGIN = 1200
 
 
@@ -30,9 +31,9 @@ class PretrainingBrain(SpectrogramBrain):
 
     The arguments are those of `SpectrogramBrain`. ``modules`` holds
     ``pretrainer``, a `PretrainingLobe`. In addition to the logs of the
-    objective, validation logs the effective rank of the clip embeddings and
-    their mean deviation per dimension. Both fall when a representation
-    collapses.
+    objective, validation logs the effective rank of the clip embeddings, and
+    their standard deviation averaged over dimensions. Both fall when a
+    representation collapses.
     """
 
     def __init__(self, *args, **kwargs):
@@ -52,7 +53,7 @@ class PretrainingBrain(SpectrogramBrain):
         return {"objective": type(self.objective).__name__}
 
     def parameter_groups(self):
-        """Return all trainable parameters in one group, at one rate."""
+        """Group the trainable parameters; all have one learning rate."""
         decay = not self.remove_vector_weight_decay
         return parameter_groups(self.objective, decay_vectors=decay)
 
@@ -62,7 +63,7 @@ class PretrainingBrain(SpectrogramBrain):
         super().fit(epoch_counter, train_set, valid_set, **kwargs)
 
     def compute_forward(self, batch, stage):
-        """Return the loss of the objective, and what it logs."""
+        """Return the loss and the logs of the objective."""
         # Check this on the CPU: without padding, attention needs no mask.
         is_padded = bool((batch.sig.lengths < 1).any())
         batch = batch.to(self.device, non_blocking=True)
@@ -84,16 +85,16 @@ class PretrainingBrain(SpectrogramBrain):
 
     @torch.no_grad()
     def watch(self, wavs, wav_lens, keys, ids):
-        """Keep a picture and the embeddings of the first clips of a part.
+        """Keep the embeddings of the first clips, and one clip to draw.
 
         Arguments
         ---------
         wavs, wav_lens : torch.Tensor
             The batch.
         keys : torch.Tensor
-            See `clip_keys`.
+            Keys of the clips; see `clip_keys`.
         ids : list of str
-            The clips.
+            Ids of the clips.
         """
         if self._n_watched >= RANK_CLIPS:
             return
@@ -109,18 +110,18 @@ class PretrainingBrain(SpectrogramBrain):
         self._n_watched += len(ids)
 
     def on_fit_batch_end(self, batch, outputs, loss, should_step):
-        """Let the objective follow the step (teacher, schedules)."""
+        """Update the teacher and the schedules of the objective."""
         if should_step:
             self.objective.after_step(self.optimizer_step, self.total_steps)
 
     def on_stage_start(self, stage, epoch=None):
-        """Reset the number of clips to watch, for each validation."""
+        """Reset the number of watched clips, and the picture."""
         super().on_stage_start(stage, epoch)
         self._n_watched = 0
         self._picture = None
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log and save a checkpoint, after validation if there is one."""
+        """Log and save a checkpoint, after the validation if there is one."""
         self.check_audio()
         stats = self.averages()
         if stage == sb.Stage.TRAIN:
@@ -143,8 +144,8 @@ class PretrainingBrain(SpectrogramBrain):
     def _warn_at_chance(self, stages):
         """Warn once if a run has not begun to learn.
 
-        The check follows the first epoch that ends after the warm-up and
-        `STEPS_TO_BEGIN`, or the last epoch of a shorter run.
+        The check is made after the first epoch that ends after both the warm-up
+        and `STEPS_TO_BEGIN`. In a shorter run, it is made after the last epoch.
 
         Arguments
         ---------
@@ -160,7 +161,7 @@ class PretrainingBrain(SpectrogramBrain):
         if not before[-1] < due <= row:
             return
         name = next(n for n in stages[0] if f"{n}{CHANCE}" in stages[0])
-        # With learned positions, the model tells masked patches apart late.
+        # With learned positions, a model distinguishes masked patches late.
         told_apart = getattr(self.objective, "sincos_positions", True)
         logger.warning(
             f"After {row} steps the model is no better than chance "
@@ -173,7 +174,7 @@ class PretrainingBrain(SpectrogramBrain):
         )
 
     def _watched(self):
-        """Return the spread of the first embeddings; keep the first picture."""
+        """Return rank and spread of the embeddings; keep the first picture."""
         kept = self.evaluated()
         pictures = (part["picture"] for part in kept if "picture" in part)
         self._picture = next(pictures, None)
@@ -209,9 +210,11 @@ class PretrainingBrain(SpectrogramBrain):
         hparams_file, rows
             For the model card; see `model_card`.
         metrics : dict of str to float
-            From `finish`; the card has those of validation, if there are any.
+            From `finish`. The card states those of validation or, without
+            validation, those of training.
         window : float
-            Seconds that the export takes at once; see `export_window`.
+            Seconds of audio that the export processes at once; see
+            `export_window`.
         **settings
             Further entries of the model card.
         """
@@ -238,7 +241,7 @@ class PretrainingBrain(SpectrogramBrain):
 
     @torch.no_grad()
     def draw(self):
-        """Draw the curves, and a reconstruction if the objective has one."""
+        """Draw the curves and, if the objective reconstructs, a picture."""
         super().draw()
         if self._picture is None or not self.objective.reconstructs:
             return
@@ -268,7 +271,8 @@ def items_of(batch):
     Returns
     -------
     dict
-        Items by their names in `PretrainingLobe`; None if the batch has none.
+        Items by their names in `PretrainingLobe`. An item that the batch lacks
+        is None.
 
     Example
     -------

@@ -1,8 +1,8 @@
 """Speech recognition: the base of a recipe's Brain.
 
-The base has learning rates by block, logs, the choice of the epoch by its word
-error rate, and the words of a test. A recipe derives its Brain from it, and
-defines how scores and loss are computed.
+The base sets learning rates by block, writes logs, chooses the epoch by word
+error rate, and writes the words of a test. A recipe derives its Brain from this
+base, and defines how scores and loss are computed.
 """
 
 import speechbrain as sb
@@ -17,7 +17,7 @@ from ssast_lobes.utils.files import atomic_write
 
 
 def load_tokenizer(tokenizer_class):
-    """Return a tokenizer; the main process trains it if there is none.
+    """Return a tokenizer; the main process trains it if none is saved.
 
     Arguments
     ---------
@@ -34,8 +34,8 @@ def load_tokenizer(tokenizer_class):
     Raises
     ------
     SettingsError
-        If the transcripts have fewer pieces than requested; the message says
-        how many they have.
+        If the transcripts yield fewer pieces than requested. The message states
+        the possible number.
 
     Example
     -------
@@ -60,23 +60,23 @@ def _train(tokenizer_class):
 class RecognitionBrain(SpectrogramBrain):
     """Keep words, logs and checkpoints; valid chooses the best epoch.
 
-    A subclass has `compute_forward` and `compute_objectives`. These call
-    `accumulate` and, outside of training, `keep_words`. ``modules`` holds
+    A subclass defines `compute_forward` and `compute_objectives`. They must
+    call `accumulate` and, outside of training, `keep_words`. ``modules`` holds
     ``model``, a `SpectrogramRecognizer` or another module with ``encoder`` and
     ``head``.
 
     Arguments
     ---------
     *args, **kwargs
-        Those of `SpectrogramBrain`.
+        Arguments of `SpectrogramBrain`.
     tokenizer : speechbrain.tokenizers.SentencePiece.SentencePiece
-        For the subclass.
+        Tokenizer, for the subclass.
     compute_cost, decode : callable
-        For the subclass.
+        Loss and decoder, for the subclass.
     augment : list of callable
         Augmentations of features in training, for the subclass.
     head_lr_scale, layer_decay : float
-        See `parameter_groups`.
+        Scales of the learning rates; see `parameter_groups`.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RecognitionBrain(SpectrogramBrain):
         self.augment = augment or ()
         self.head_lr_scale = head_lr_scale
         self.layer_decay = layer_decay
-        self.part = None  # name of the part that is tested
+        self.part = None  # name of the split that is tested
         self.test_stats = {}
         self._n_tested = {}
         self._train_stats = {}
@@ -108,7 +108,7 @@ class RecognitionBrain(SpectrogramBrain):
         return unwrap(self.modules.model)
 
     def parameter_groups(self):
-        """Return groups whose rates fall from the head to the first block."""
+        """Group parameters; learning rates fall from head to first block."""
         return parameter_groups(
             self.model,
             head_lr_scale=self.head_lr_scale,
@@ -117,22 +117,22 @@ class RecognitionBrain(SpectrogramBrain):
         )
 
     def keep_words(self, heard, batch):
-        """Keep the words for the word error rate.
+        """Keep the words of a batch for the word error rate.
 
         Arguments
         ---------
         heard : list of list of str
-            Words of each clip.
+            Recognized words of each clip.
         batch : speechbrain.dataio.batch.PaddedBatch
             Batch with the transcripts as ``label``.
         """
-        # SpeechBrain's tokenizer makes one empty word of no pieces.
+        # SpeechBrain's tokenizer returns one empty word if there are no pieces.
         heard = [[word for word in words if word] for words in heard]
         said = [text.split() for text in batch.label]
         self.keep(ids=batch.id, heard=heard, said=said)
 
     def test(self, parts, **kwargs):
-        """Test the best epoch separately on each of several parts.
+        """Test the best epoch on each of several splits.
 
         Arguments
         ---------
@@ -166,7 +166,7 @@ class RecognitionBrain(SpectrogramBrain):
 
     def _write_test(self, stats, errors):
         self.test_stats[self.part] = stats
-        # All processes must call it, since it broadcasts.
+        # All processes must call `log_stats`, since it broadcasts.
         self.train_logger.log_stats(
             stats_meta={
                 "best epoch": self.hparams.epoch_counter.current,
@@ -186,7 +186,8 @@ class RecognitionBrain(SpectrogramBrain):
         Returns
         -------
         dict
-            The epoch that was tested, and the metrics of each part.
+            The tested epoch, and for each split the number of clips and the
+            metrics.
         """
         return {
             "clips": self._n_tested,

@@ -27,7 +27,8 @@ logger = get_logger(__name__)
 _DETAILS = ("core", "utils.quirks", "utils.checkpoints", "utils.epoch_loop")
 # Last words of the names of metrics that are fractions.
 _FRACTIONS = ("accuracy", "eer", "f1", "mAP", "uar", "used", "wer")
-# Hide the warning that it cannot save figures: no run here saves any by it.
+# Hide the warning that TrainLogger cannot save figures: no run here saves any
+# with it.
 logging.getLogger("speechbrain.utils.train_logger").addFilter(
     lambda record: "torchvision" not in record.getMessage()
 )
@@ -55,7 +56,7 @@ def readable(stats):
     Arguments
     ---------
     stats : dict of str to float
-        By name, such as ``"accuracy"`` or ``"valid_accuracy"``.
+        Values by name, such as ``"accuracy"`` or ``"valid_accuracy"``.
 
     Returns
     -------
@@ -103,7 +104,7 @@ def duration(seconds):
 
 
 def block(title, rows):
-    """Return aligned lines under a title, without unknown entries.
+    """Return aligned lines under a title, without entries that are None.
 
     Arguments
     ---------
@@ -134,9 +135,9 @@ class Progress:
     Arguments
     ---------
     brain : SpectrogramBrain
-        A Brain that is ready to train, perhaps resumed.
+        A Brain that is ready to train, whether new or resumed.
     rows : dict of str to str
-        Lines about the task, from the Brain.
+        Lines about the task; see `SpectrogramBrain.task`.
     """
 
     def __init__(self, brain, rows):
@@ -162,13 +163,12 @@ class Progress:
         logger.info(block("This run", rows))
 
     def seconds_left(self):
-        """Return the seconds for the remaining steps, at the pace of this
-        start.
+        """Return the seconds that the remaining steps will take.
 
         Returns
         -------
         float or None
-            None before the first step of this start.
+            None before the first step since this start of the run.
         """
         done = self.brain.optimizer_step - self.first_step
         if done == 0:
@@ -192,8 +192,8 @@ class Progress:
 def quiet():
     """Log SpeechBrain's messages of starts and epochs at debug level.
 
-    Loader workers also hide the warning that SpeechBrain's collation raises in
-    each of them.
+    The warning that SpeechBrain's collation raises in each loader worker is
+    hidden too.
 
     Example
     -------
@@ -224,9 +224,9 @@ def log_end(folder, export_folder):
     Arguments
     ---------
     folder : str or os.PathLike
-        Its output folder.
+        Output folder of the run.
     export_folder : str or os.PathLike
-        Its export.
+        Folder with the exported model.
     """
     folder, export = Path(folder), Path(export_folder)
     paths = {
@@ -241,20 +241,20 @@ def log_end(folder, export_folder):
 
 
 def _next(folder, export):
-    """Return commands to use next, as a shell takes them."""
+    """Return commands to use next, quoted for a shell."""
     table = folder / "save" / "manifest.csv"
     if not table.is_file():
         return {}
     kind = json.loads((export / CONFIG_FILE).read_text("utf-8"))["kind"]
     if kind != "pretrained":
-        # File names on Linux may hold bytes that are not UTF-8, which neither
-        # log.txt nor a screen takes.
+        # File names on Linux may contain bytes that are not UTF-8, which can be
+        # written neither to log.txt nor to a screen.
         text = {"encoding": "utf-8", "errors": "surrogateescape"}
         with open(table, newline="", **text) as file:
             rows = csv.DictReader(file)
             clips = (row["path"] for row in rows if row["split"] == "test")
             clips = filter(str.isprintable, clips)
-            # For shards, only the table has the addresses.
+            # For clips in shards, name the table, which contains the addresses.
             clip = next(filter(os.path.isfile, clips), table)
         command = "events" if kind == "detector" else "classify"
         return {"next": _command(command, export, clip)}
@@ -275,7 +275,7 @@ def _result(folder):
     if path.is_file():
         found = json.loads(path.read_text(encoding="utf-8"))
         parts = found["metrics"]
-        # Several parts are tested separately.
+        # A recognizer is tested on several splits.
         if not all(isinstance(value, dict) for value in parts.values()):
             parts = {"test": parts}
         told = [f"{part}: {_told(one)}" for part, one in parts.items()]
@@ -301,7 +301,7 @@ def _told(stats):
 
 
 def _model(brain):
-    """Return the size of the encoder, and the number of parameters."""
+    """Return the size of the encoder and the number of parameters (str)."""
     parameters = list(brain.modules.parameters())
     n = sum(p.numel() for p in parameters)
     trained = sum(p.numel() for p in parameters if p.requires_grad)
@@ -323,7 +323,7 @@ def _model(brain):
 
 
 def _data(clips):
-    """Return the clips and hours of the stages."""
+    """Return the number of clips and the hours of train and valid (str)."""
     told = []
     for stage, rows in clips.items():
         if rows and stage != sb.Stage.TEST:

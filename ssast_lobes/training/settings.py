@@ -39,13 +39,13 @@ def _column(name, value):
 
 
 def _limit(name, value):
-    # Infinity: no limit.
+    # Infinity means no limit.
     if value != math.inf:
         real(name, value)
 
 
 def _step_limit(name, value):
-    # SpeechBrain's command line leaves only this number as text.
+    # This is the only number that SpeechBrain's command line leaves as text.
     text = isinstance(value, str) and value.isdecimal()
     whole(name, int(value) if text else value, null=True)
 
@@ -56,11 +56,11 @@ def _class_weights(name, value):
             real(f"{name} of {label}", weight, 0)
         return
     right = value in (None, "balanced")
-    require(right, name, "balanced, a table {label: weight}, or null", value)
+    require(right, name, "balanced, a mapping {label: weight}, or null", value)
 
 
 def _loader(name, value):
-    require(isinstance(value, dict), name, "a table", value)
+    require(isinstance(value, dict), name, "a mapping", value)
     for key in value:
         one_of(f"the keys of {name}", key, _LOADER_OPTIONS)
     for key, check in _LOADER_KEYS.items():
@@ -183,8 +183,8 @@ def check_settings(settings):
     Raises
     ------
     ArgumentError
-        If any is; the message names each wrong setting, the allowed values and
-        its value.
+        If settings are impossible. The message names each of them, its allowed
+        values and its value.
 
     Example
     -------

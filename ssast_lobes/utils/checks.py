@@ -1,6 +1,6 @@
 """Check arguments, with one form of message.
 
-A message has the name, the allowed values and the value:
+A message states the name of the argument, its allowed values and its value:
 ``dropout must be a number from 0 to 1, got 2``. The constructors of the package
 call these checks, and so does the code that reads the settings of a recipe.
 With ``null=True`` a check also accepts None.
@@ -45,7 +45,7 @@ def require(right, name, allowed, value):
 
 
 def whole(name, value, least=1, most=None, null=False):
-    """Return a whole number; raise if it is another value.
+    """Return a value that is a whole number; raise for any other value.
 
     Arguments
     ---------
@@ -67,7 +67,7 @@ def whole(name, value, least=1, most=None, null=False):
     Raises
     ------
     ArgumentError
-        If it is not a whole number, or out of range.
+        If the value is not a whole number, or out of range.
 
     Example
     -------
@@ -88,7 +88,7 @@ least 1, got 0
 
 
 def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
-    """Return a number; raise if it is another value.
+    """Return a value that is a number; raise for any other value.
 
     Arguments
     ---------
@@ -99,7 +99,7 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     least, most : float
         Lowest and highest allowed value.
     inside : bool
-        Whether the limits themselves are not allowed.
+        Whether the limits themselves are forbidden.
     null : bool
         Whether None is allowed too.
 
@@ -110,7 +110,7 @@ def real(name, value, least=-math.inf, most=math.inf, inside=False, null=False):
     Raises
     ------
     ArgumentError
-        If it is not a number, or out of range.
+        If the value is not a number, or out of range.
 
     Example
     -------
@@ -135,7 +135,7 @@ and 1, got 2
 
 
 def reals(name, value, least=-math.inf, most=math.inf, count=2):
-    """Return a list of numbers; raise if it is another value.
+    """Return a value that is a list of numbers; raise for any other value.
 
     Arguments
     ---------
@@ -146,8 +146,8 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
     least, most : float
         Lowest and highest allowed value.
     count : int, optional
-        Required length of the list. Two numbers are a range: the first must not
-        be above the second. None: any length, in any order.
+        Required length of the list. If it is 2, the numbers are a range: the
+        first must not be above the second. None allows any length and order.
 
     Returns
     -------
@@ -157,7 +157,7 @@ def reals(name, value, least=-math.inf, most=math.inf, count=2):
     Raises
     ------
     ArgumentError
-        If it is not such a list.
+        If the value is not such a list.
 
     Example
     -------
@@ -188,7 +188,7 @@ highest number of a range from 0 to 1, got [0.7, 0.1]
 
 
 def flag(name, value, null=False):
-    """Return True or False; raise if it is another value.
+    """Return a value that is True or False; raise for any other value.
 
     Arguments
     ---------
@@ -206,7 +206,7 @@ def flag(name, value, null=False):
     Raises
     ------
     ArgumentError
-        If it is neither.
+        If the value is neither True nor False.
 
     Example
     -------
@@ -229,7 +229,7 @@ def one_of(name, value, allowed, null=False):
     value : object
         Value to check.
     allowed : iterable of str
-        The words.
+        The allowed words.
     null : bool
         Whether None is allowed too.
 
@@ -240,7 +240,7 @@ def one_of(name, value, allowed, null=False):
     Raises
     ------
     ArgumentError
-        If it is none of them.
+        If the value is none of the allowed words.
 
     Example
     -------

@@ -2,16 +2,16 @@
 
 
 class UnusableTorchaudio(ImportError):
-    """torchaudio is missing, or does not load next to this torch."""
+    """torchaudio is missing, or does not load with this torch."""
 
 
 def check_torchaudio():
-    """Raise with the wheel to install if torchaudio does not load.
+    """Raise if torchaudio does not load; the error names a wheel to install.
 
     Raises
     ------
     UnusableTorchaudio
-        If it is missing, or was built for another torch.
+        If torchaudio is missing, or was built for another torch.
 
     Example
     -------

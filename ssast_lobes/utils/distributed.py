@@ -1,4 +1,4 @@
-"""Compute means, sums and batch norm over all processes, and gather."""
+"""Gather values of all processes, and compute means, sums and batch norm."""
 
 import itertools
 
@@ -34,7 +34,7 @@ def mean_over_processes(x):
 
 
 class _SumOverProcesses(torch.autograd.Function):
-    """A sum whose gradient is the sum of the gradients."""
+    """A sum whose gradient is the sum of the gradients of all processes."""
 
     @staticmethod
     def forward(ctx, x):
@@ -75,18 +75,18 @@ def sum_over_processes(x):
 def gather_rows(x):
     """Return the rows of all processes, with gradient.
 
-    With several processes it waits for the device: their numbers of rows may
-    differ, since unreadable clips are skipped.
+    With several processes, this waits for the device. The number of rows may
+    differ between processes, since unreadable clips are skipped.
 
     Arguments
     ---------
     x : torch.Tensor
-        (N, D) of this process.
+        Rows of this process, (N, D).
 
     Returns
     -------
     rows : torch.Tensor
-        (M, D), in the order of the processes.
+        Rows of all processes, (M, D), in the order of the processes.
     first : int
         Index of the first row of `x` in `rows`.
 
@@ -112,13 +112,14 @@ def gather_rows(x):
 class SharedBatchNorm(nn.Module):
     """Batch norm over the rows of all processes, on any backend.
 
-    PyTorch's SyncBatchNorm needs CUDA; this does not. Rows can be weighted, so
-    that padded rows do not count. The result is computed in float32.
+    PyTorch's SyncBatchNorm needs CUDA; this class does not. Rows can be
+    weighted, so that padded rows do not count. The result is computed in
+    float32.
 
     Arguments
     ---------
     dim : int
-        Columns D.
+        Number of columns D.
     affine : bool
         Whether to learn a scale and an offset for each column.
     momentum : float
@@ -187,18 +188,19 @@ class SharedBatchNorm(nn.Module):
 
 
 def gather_in_turn(own):
-    """Gather the items of all processes: all first items, then all second.
+    """Gather items of all processes: the first of each, then the second.
 
     Arguments
     ---------
     own : list
-        Items of this process, on the CPU; processes may have different
-        numbers.
+        Items of this process, on the CPU. The number of items may differ
+        between processes.
 
     Returns
     -------
     list
-        The same in all processes; in a single process, `own`.
+        Items of all processes, the same list in each. In a single process, this
+        is `own`.
 
     Example
     -------
@@ -215,7 +217,7 @@ def gather_in_turn(own):
 
 
 def n_processes():
-    """Return the number of processes, which is 1 without a group.
+    """Return the number of processes, which is 1 without a process group.
 
     Returns
     -------
@@ -237,13 +239,14 @@ def gather_sums(sums):
     Arguments
     ---------
     sums : dict of str to tuple
-        The sum and the number of clips of each name in this process, as
+        For each name, the sum and the number of clips in this process, as
         numbers or scalar tensors.
 
     Returns
     -------
     dict of str to tuple
-        The same in all processes, as floats.
+        For each name, the sum and the number of clips in all processes, as
+        floats.
 
     Example
     -------

@@ -1,4 +1,4 @@
-"""Write files that appear when they are complete; name files in errors."""
+"""Write files that appear only when complete, and name files in errors."""
 
 import csv
 import io
@@ -30,7 +30,8 @@ def filename_in_errors(path):
         yield
     except OSError as error:
         if error.errno is None:
-            # This error has only a text, so a filename attribute garbles it.
+            # The error has only a text, and a filename attribute would garble
+            # it.
             error.args = (f"{path}: {error}",)
         elif error.filename is None:
             error.filename = os.fspath(path)
@@ -71,7 +72,7 @@ def atomic_write(path, mode="w"):
         ):
             yield file
     except BaseException:
-        # If it could not be opened, there is no such file.
+        # There is no partial file if it could not be opened.
         Path(partial).unlink(missing_ok=True)
         raise
     os.replace(partial, path)
@@ -146,12 +147,13 @@ def write_json(path, content):
 def append_row(path, row):
     """Append a row to a CSV that several processes write.
 
-    The row is one write in append mode, so rows of processes do not mix.
+    The row is written at once, in append mode, so rows of different processes
+    do not mix.
 
     Arguments
     ---------
     path : str or os.PathLike
-        The file; made if it does not exist.
+        The file, which is created if it does not exist.
     row : sequence
         The cells.
 
@@ -223,11 +225,12 @@ def atomic_replace_dir(folder, files, check):
     Arguments
     ---------
     folder : pathlib.Path
-        The folder to replace, links resolved.
+        The folder to replace, with links resolved.
     files : tuple of str
-        Names that belong to the old folder; its other entries are kept.
+        Names of entries that are replaced. Other entries of the old folder are
+        kept.
     check : callable
-        Called with the folder; raises if it must not be replaced.
+        Function of the folder that raises if it must not be replaced.
 
     Yields
     ------
@@ -267,7 +270,7 @@ def atomic_replace_dir(folder, files, check):
 
 
 def _keep_others(old, folder, files):
-    """Move all other entries of an old folder to a new one; remove the old."""
+    """Move all entries but `files` to a new folder; remove the old folder."""
     for entry in old.iterdir():
         if entry.name not in files and not (folder / entry.name).exists():
             os.replace(entry, folder / entry.name)

@@ -6,7 +6,7 @@ import torch
 
 
 def fingerprint(module, settings=""):
-    """Return a text that differs if weights or settings do.
+    """Return a text that changes with the weights and the settings.
 
     Arguments
     ---------

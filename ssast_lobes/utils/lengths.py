@@ -2,7 +2,7 @@
 
 import torch
 
-# Rounding noise that a relative length of 1 may have.
+# Rounding error that a relative length of 1 may have.
 _LENGTH_NOISE = 1e-6
 
 
@@ -59,7 +59,7 @@ def sample_counts(wav, wav_lens=None):
     wav : torch.Tensor
         Waveforms (B, S).
     wav_lens : torch.Tensor, optional
-        Relative lengths (B,) in (0, 1]; by default all clips are full.
+        Relative lengths (B,) in (0, 1]; by default no clip is padded.
 
     Returns
     -------
@@ -69,9 +69,10 @@ def sample_counts(wav, wav_lens=None):
     Raises
     ------
     ValueError
-        If there is not one length for each clip, or one is not in (0, 1]. The
-        function does not wait for lengths on a GPU: a wrong one there ends the
-        process with CUDA's "device-side assert", which quotes the same reason.
+        If there is not one length for each clip, or a length is not in (0, 1].
+        The function does not wait for lengths on a GPU. A wrong length there
+        ends the process with CUDA's "device-side assert", which quotes the same
+        reason.
 
     Example
     -------
@@ -95,8 +96,8 @@ def sample_counts(wav, wav_lens=None):
 
 
 def _require_relative(wav_lens):
-    # An exported graph takes lengths in samples, and raises nothing. Dynamo
-    # reports an export also when it compiles.
+    # An exported graph takes lengths in samples, and raises nothing.
+    # `is_exporting` is True also while Dynamo compiles.
     compiling = torch.compiler.is_dynamo_compiling()
     if torch.compiler.is_exporting() and not compiling:
         return

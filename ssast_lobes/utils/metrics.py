@@ -2,7 +2,7 @@
 
 scikit-learn computes the metrics of classification. Every function takes
 tensors or arrays of a whole evaluation set. It returns a fraction between 0 and
-1, never a percentage, except ``effective_rank``, a number of dimensions.
+1, never a percentage. Only ``effective_rank`` returns a number of dimensions.
 `ClassificationMetrics` collects the batches of an evaluation and returns the
 metrics for its kind of label. If a metric is undefined (no clips, scores that
 are NaN), a ``ValueError`` is raised.
@@ -25,7 +25,7 @@ from ssast_lobes.utils.chance import CHANCE
 def unweighted_average_recall(target, predicted):
     """Return the mean of the recalls of all classes (UAR).
 
-    It is also called balanced accuracy. A class without clips has no recall,
+    UAR is also called balanced accuracy. A class without clips has no recall,
     and is left out of the mean.
 
     Arguments
@@ -59,10 +59,10 @@ def unweighted_average_recall(target, predicted):
 def average_precision(scores, targets):
     """Return the average precision of each class, over all clips.
 
-    It is the sum of ``(R_n - R_(n-1)) * P_n`` over the distinct thresholds n,
-    with precision P and recall R, without interpolation. scikit-learn and the
-    AudioSet literature define it so. Clips with equal scores pass a threshold
-    together, so the order of the clips does not matter.
+    Average precision is the sum of ``(R_n - R_(n-1)) * P_n`` over the distinct
+    thresholds n, with precision P and recall R, without interpolation, as in
+    scikit-learn and the AudioSet literature. Clips with equal scores pass a
+    threshold together, so the order of the clips does not matter.
 
     Arguments
     ---------
@@ -107,8 +107,8 @@ def average_precision(scores, targets):
 def equal_error_rate(scores, labels):
     """Return the rate at which false acceptances equal false rejections (EER).
 
-    The ROC curve is a straight line between two neighboring thresholds. The
-    rate is thus exact even for few trials, and does not depend on their order.
+    Between neighboring thresholds, the ROC curve is a straight line. The rate
+    is thus exact even for few trials, and does not depend on their order.
 
     Arguments
     ---------
@@ -152,12 +152,13 @@ def equal_error_rate(scores, labels):
 
 
 def mean_deviation(embeddings):
-    """Return the mean deviation of embeddings over their dimensions.
+    """Return the standard deviation of embeddings, averaged over dimensions.
 
-    The embeddings are scaled to length sqrt(D), and the standard deviation of
-    each dimension over the clips is averaged. The result is near 1 if
-    directions are evenly distributed, and near 0 if all are the same (Bardes et
-    al., "VICReg", ICLR 2022, use a similar measure).
+    Each embedding is scaled to length sqrt(D). The standard deviation of each
+    dimension over the clips is computed, and averaged over dimensions. The
+    result is near 1 if the directions of the embeddings are evenly distributed,
+    and near 0 if all are the same. Bardes et al., "VICReg", ICLR 2022, use a
+    similar measure.
 
     Arguments
     ---------
@@ -167,7 +168,7 @@ def mean_deviation(embeddings):
     Returns
     -------
     float
-        Mean deviation, from 0 to about 1.
+        Mean standard deviation, from 0 to about 1.
 
     Example
     -------
@@ -185,11 +186,12 @@ def mean_deviation(embeddings):
 def effective_rank(embeddings):
     """Return the number of dimensions that a set of embeddings fills.
 
-    The singular values are divided by their sum; the effective rank is the
-    exponential of their entropy (Roy & Vetterli, "The effective rank", EUSIPCO
-    2007). As in RankMe (Garrido et al., ICML 2023), the embeddings are not
-    centered; RankMe's small constant is left out. No labels are needed. During
-    pretraining, a value that falls towards 1 shows a collapse.
+    The singular values are divided by their sum. The effective rank is the
+    exponential of the entropy of these quotients (Roy & Vetterli, "The
+    effective rank", EUSIPCO 2007). As in RankMe (Garrido et al., ICML 2023),
+    the embeddings are not centered. RankMe's small constant is left out. No
+    labels are needed. During pretraining, a value that falls towards 1 shows a
+    collapse.
 
     Compare values only for the same number of clips, because the result is at
     most min(N, D).
@@ -235,7 +237,7 @@ def effective_rank(embeddings):
 class ClassificationMetrics:
     """Collect the batches of an evaluation, and summarize them.
 
-    Make a new one for every evaluation.
+    Make a new object for every evaluation.
 
     Arguments
     ---------
@@ -298,16 +300,17 @@ class ClassificationMetrics:
         Returns
         -------
         dict
-            Each number has its chance level, such as ``accuracy_chance``: the
-            best score of a constant answer.
             Single-label: ``accuracy``, ``uar`` and ``macro_f1`` (float), and
-            ``confusion_matrix`` (int64 (C, C), rows are the truth). For two
-            classes with clips: ``eer`` (float), the equal error rate of the
-            difference of their scores; it does not depend on which class is
-            the target.
+            ``confusion_matrix`` (int64 (C, C), rows are the truth). If there
+            are two classes, both with clips: ``eer`` (float), the equal error
+            rate of the difference of their scores. It does not depend on which
+            class is the target.
             Multi-label: ``mAP`` (float), ``average_precision``
             (float64 (C,), NaN for a class without positives) and
             ``classes_scored`` (int, number of classes in the mAP).
+            For ``accuracy``, ``uar``, ``eer`` and ``mAP``, the chance level is
+            added, such as ``accuracy_chance``: the best score of a constant
+            answer.
 
         Raises
         ------

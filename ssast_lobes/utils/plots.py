@@ -3,8 +3,8 @@
 Each function draws one picture, writes it to a file and returns the figure. The
 suffix of the file chooses the format (.png, .pdf, .svg). Figures are made
 without pyplot, so the caller's backend and settings have no effect. The colors
-can be distinguished with every common color blindness and in gray print: maps
-with evenly increasing lightness, and the palette of Okabe & Ito.
+can be distinguished with every common color blindness and in gray print: color
+maps with evenly increasing lightness, and the palette of Okabe & Ito.
 """
 
 import math
@@ -38,7 +38,7 @@ _STYLE = [
     },
 ]
 
-# Name, color, line and marker of each part of the data.
+# Name, color, line and marker of each split.
 _SPLITS = {
     "train": ("Training", _BLUE, "-", "o"),
     "valid": ("Validation", _ORANGE, "--", "s"),
@@ -76,8 +76,8 @@ def plot_reconstruction(
     """Plot a spectrogram, its visible patches and its reconstruction.
 
     The three panels have one color scale, that of the spectrogram. The third
-    shows the prediction only at masked patches: elsewhere the model predicts
-    nothing.
+    panel shows the prediction only at masked patches: elsewhere the model
+    predicts nothing.
 
     Arguments
     ---------
@@ -160,17 +160,18 @@ def plot_training_curves(log_rows, path):
     """Plot every logged number over time, with a panel for each metric.
 
     A key such as ``train_loss`` or ``valid loss`` is the metric "loss" of a
-    part of the data. Train, valid and test share the panel of their metric.
-    A key without such a first word (``lr``) has its own panel. A chance level,
+    split. Train, valid and test share the panel of their metric. A key without
+    a split (``lr``) has its own panel. A chance level,
     ``train_accuracy_chance``, is a thin dashed line in the panel of its metric,
-    in the color of its part of the data.
-    Values that are missing or not finite are left out.
+    in the color of its split. Values that are missing or not finite are left
+    out.
 
     Arguments
     ---------
     log_rows : list of dict
-        One row for each log entry: ``step`` or ``epoch`` (``step`` if a row has
-        both), and numbers by name.
+        One row for each log entry: ``step`` or ``epoch``, and numbers by name.
+        If all rows have ``step``, it is the horizontal axis, otherwise
+        ``epoch``.
     path : str or Path
         File to write.
 
@@ -182,7 +183,7 @@ def plot_training_curves(log_rows, path):
     Raises
     ------
     ValueError
-        If the rows have no number to draw, or a row has no step or epoch.
+        If the rows have no number to draw, or a row lacks the axis.
 
     Example
     -------
@@ -237,8 +238,8 @@ def plot_confusion_matrix(matrix, labels, path):
     The color is the fraction of the row's clips, so that rare and frequent
     classes can be compared. Cells without clips stay empty, and the row of a
     class that never occurs is gray. The picture grows with the number of
-    classes; with more than about 35 it is larger than a page. With more than
-    150 classes it has colors only.
+    classes: with more than about 35 classes, it is larger than a page. With
+    more than 150 classes, it has colors only.
 
     Arguments
     ---------
@@ -309,12 +310,12 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
     ---------
     rows : list of tuple
         ``(name, mean, spread)`` of each system, drawn from top to bottom.
-        Mean and spread are fractions between 0 and 1 and drawn as percentages;
-        a spread of None or 0 (a single run) has no error bar.
+        Mean and spread are fractions between 0 and 1, drawn as percentages.
+        With a spread of None or 0 (a single run), there is no error bar.
     path : str or Path
         File to write.
     label : str
-        Name of the number, which should say what the spread is.
+        Name of the number. It should also say what the spread is.
 
     Returns
     -------
@@ -370,15 +371,15 @@ def plot_comparison(rows, path, label="Accuracy (%)"):
 
 
 def plot_intervals(panels, path, grey=()):
-    """Plot scores with intervals: a row for each system, a panel for each
-    task.
+    """Plot scores with intervals: systems are rows, and tasks are panels.
 
     Arguments
     ---------
     panels : dict
         Title -> system -> series -> ``(score, low, high)``, all fractions
         between 0 and 1, drawn as percentages. Systems are drawn from top to
-        bottom, in the order of the first panel; three series at most.
+        bottom, in the order of the first panel. At most three series are
+        possible.
     path : str or Path
         File to write.
     grey : collection of str
@@ -487,7 +488,7 @@ def _draw_curve(axis, split, points):
     """Draw one curve and return its handle for the legend."""
     _, color, line, marker = _SPLITS.get(split, ("", "black", "-", "o"))
     steps, values = zip(*points, strict=True)
-    # Markers distinguish the curves if there is space, else kinds of line.
+    # Markers distinguish the curves if there is space, otherwise line styles.
     if len(points) <= _MOST_MARKERS:
         style = {"marker": marker, "markersize": 3.5}
     else:
@@ -499,16 +500,16 @@ def _draw_chance(axis, split, points):
     """Draw a chance level, and return a gray handle for the legend."""
     steps, values = zip(*points, strict=True)
     look = {"linewidth": 0.9, "linestyle": "--"}
-    # A single epoch has a point, which no line shows.
+    # A single epoch is one point, which a line would not show.
     marker = "_" if len(points) == 1 else None
-    # Batches of train and valid may differ in size, and so in chance.
+    # Batches of train and valid may differ in size, and so in chance level.
     color = _SPLITS.get(split, ("", "black"))[1]
     axis.plot(steps, values, color=color, marker=marker, **look)
     return Line2D([], [], color="0.4", **look)
 
 
 def _draw_intervals(axis, systems, scores):
-    """Draw the intervals of one panel; return a handle by series."""
+    """Draw the intervals of one panel; return the legend handle by series."""
     names = list(dict.fromkeys(name for row in scores.values() for name in row))
     handles = {}
     for number, name in enumerate(names):

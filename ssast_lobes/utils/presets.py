@@ -1,11 +1,12 @@
 """Read named settings: the presets of ``hparams/``.
 
-A number from a paper or an official script is in one preset only. Python code
-that needs it (``SSAST(model_size="tiny")``) reads it from there.
+A number from a paper or an official script is stated in one preset only. Python
+code that needs the number (``SSAST(model_size="tiny")``) reads it from there.
 
 A *preset* (objective, training, degradation) is a piece of YAML whose keys
-replace the same keys of a recipe. It may refer to any key of the recipe. It may
-begin with ``base: NAME``, and then has only the keys that differ.
+replace the same keys of a recipe. It may refer to any key of the recipe. A
+preset may name another one as its ``base: NAME``, and then states only the keys
+that differ.
 """
 
 import io
@@ -23,13 +24,13 @@ _PACKAGE = Path(__file__).parents[1]
 def hparams_folder():
     """Return the folder of the presets.
 
-    In an installed wheel it is inside the package; in a checkout it is
-    ``hparams/`` next to the package.
+    In an installed wheel, the folder is inside the package. In a checkout, it
+    is ``hparams/`` next to the package.
 
     Returns
     -------
     pathlib.Path
-        The folder that holds ``model/``, ``features/`` and so on.
+        The folder that contains ``model/``, ``features/`` and so on.
 
     Example
     -------
@@ -111,7 +112,8 @@ def read_preset(kind, name):
         Folder under ``hparams/``, such as ``"objective"``.
     name : str
         File name without ``.yaml``, or the path of a file, which ends in
-        ``.yaml``. A path after ``base:`` starts from the folder of its file.
+        ``.yaml``. A relative path after ``base:`` starts from the folder of the
+        file that states it.
 
     Returns
     -------
@@ -204,7 +206,7 @@ def tag_of(node):
 
 
 def references(node):
-    """Return the keys that the references below a node of YAML name.
+    """Return the keys to which the references below a node of YAML refer.
 
     Arguments
     ---------
@@ -248,20 +250,20 @@ def children(node):
 
 
 def merge(tree, changes):
-    """Override settings by others, in place.
+    """Override the settings of a tree, in place.
 
-    A plain mapping changes the existing mapping, key by key. Everything else
-    replaces the existing value, also a mapping that names a class.
+    A plain mapping changes the existing mapping, key by key. Everything else,
+    including a mapping that names a class, replaces the existing value.
 
     Arguments
     ---------
     tree, changes : dict
-        Trees of YAML.
+        Trees of YAML: the settings, and those that override them.
 
     Returns
     -------
     dict
-        `tree`.
+        The changed `tree`.
 
     Raises
     ------
@@ -290,10 +292,11 @@ def merge(tree, changes):
 
 
 def replace(node):
-    """Return a node unchanged: it replaces what it overrides.
+    """Return a node unchanged, so that it replaces what it overrides.
 
-    HyperPyYAML merges a mapping *into* the one that it overrides, which keeps
-    its class. The result of ``!applyref:`` with this function replaces it.
+    HyperPyYAML merges an overriding mapping *into* the existing one, which
+    keeps its class. The result of ``!applyref:`` with this function replaces
+    the existing mapping.
 
     Arguments
     ---------

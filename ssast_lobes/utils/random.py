@@ -1,7 +1,8 @@
 """Make seeds and draws that depend only on a position in the training.
 
-The draws of a clip depend on its id, and those of a step on its number. A
-resumed run and a run with more processes thus draw the same numbers.
+The draws of a clip depend on the id of the clip, and the draws of a step on the
+number of the step. A resumed run and a run with more processes thus draw the
+same numbers.
 """
 
 import hashlib
@@ -62,7 +63,7 @@ def hash63(text):
 
 
 def mix_bits(keys):
-    """Scramble integers: a hash of 64 bits, on any device.
+    """Return 64-bit hashes of integers, on any device.
 
     Arguments
     ---------
@@ -86,14 +87,14 @@ def mix_bits(keys):
 
 
 def _shift(x, bits):
-    """Shift int64 right without the sign; torch's own shift keeps it."""
+    """Shift int64 right without the sign; torch's own shift keeps the sign."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def keyed_uniform(keys, rows, columns):
-    """Return uniform draws that depend only on a clip's key and the position.
+    """Return uniform draws that depend only on clip key, row and column.
 
-    A draw does not change if the clip has more padding.
+    The draws of a clip do not change if the clip gets more padding.
 
     Arguments
     ---------
@@ -132,8 +133,8 @@ class RandomSource:
     generator : torch.Generator, optional
         Source of the draws, on that device; by default PyTorch's own.
     clip_keys : torch.Tensor, optional
-        (B,) int64. If given, draws depend only on the clip's key, the number of
-        the call and the position.
+        (B,) int64. If given, a draw depends only on the clip's key, the number
+        of the call, and row and column.
 
     Example
     -------

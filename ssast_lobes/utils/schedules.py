@@ -3,7 +3,7 @@
 Each schedule is called with the steps taken so far and the steps of the whole
 run. It returns a number: a multiplier of the learning rate, a weight decay, a
 momentum or a temperature. Schedules have no state, so a resumed run continues
-the same curve. Only `WarmupPlateau` has one, because it follows a metric.
+the same curve. Only `WarmupPlateau` has a state, because it follows a metric.
 """
 
 import math
@@ -45,7 +45,7 @@ def count_steps(duration, total_steps):
 
 
 def _duration(name, value):
-    """Return a duration; raise if it is another value."""
+    """Return a value that is a duration; raise for any other value."""
     right = isinstance(value, float) and 0.0 <= value <= 1.0
     whole_number = isinstance(value, int) and not isinstance(value, bool)
     require(
@@ -61,14 +61,15 @@ def _duration(name, value):
 def warmup_factor(step, warmup_steps):
     """Return a factor that rises linearly to 1 at the last warm-up step.
 
-    It is above 0 at the first step, since a step at learning rate 0 is wasted.
+    The factor is above 0 at the first step, since a step at learning rate 0 is
+    wasted.
 
     Arguments
     ---------
     step : int
         Optimizer steps taken so far.
     warmup_steps : int
-        Number of steps of the rise; 0 for none.
+        Number of steps of the rise; 0 means no warm-up.
 
     Returns
     -------
@@ -126,15 +127,15 @@ class Linear:
     Arguments
     ---------
     start : float
-        Value at the beginning, after the warm-up.
+        Value at the end of the warm-up, or at step 0 without a warm-up.
     end : float
         Value from the end of `duration` on.
     warmup : int or float
         Length of a linear rise from 0 to `start`, in steps (int) or as a
         fraction of the run (float).
     duration : int or float
-        Step that reaches `end`, counted from step 0, in steps (int) or as a
-        fraction of the run (float).
+        Time from step 0 until `end` is reached, including the warm-up, in steps
+        (int) or as a fraction of the run (float).
 
     Example
     -------
@@ -179,22 +180,22 @@ class Linear:
 class WarmupCosine(Linear):
     """Return values on half a cosine (Loshchilov & Hutter, 2017).
 
-    With a warm-up and an `end` above 0, it is the learning-rate schedule of
+    With a warm-up and an `end` above 0, this is the learning-rate schedule of
     this project's own recipes. Without a warm-up and with `end` above `start`,
     it is the rising momentum of a teacher, or the rising weight decay of DINO.
 
     Arguments
     ---------
     start : float
-        Value at the beginning, after the warm-up.
+        Value at the end of the warm-up, or at step 0 without a warm-up.
     end : float
         Value from the end of `duration` on.
     warmup : int or float
         Length of a linear rise from 0 to `start`, in steps (int) or as a
         fraction of the run (float).
     duration : int or float
-        Step that reaches `end`, counted from step 0, in steps (int) or as a
-        fraction of the run (float).
+        Time from step 0 until `end` is reached, including the warm-up, in steps
+        (int) or as a fraction of the run (float).
 
     Example
     -------
@@ -209,14 +210,14 @@ class WarmupCosine(Linear):
 
 
 class WarmupStepDecay:
-    """Multiply by a factor every few epochs, after a linear warm-up.
+    """Reduce the rate by a factor every few epochs, after a linear warm-up.
 
     This is SSAST's fine-tuning schedule (`src/traintest.py`, `MultiStepLR` on
-    `range(first, 1000, every)`). Epochs 0 to `first` - 1 have the full rate;
-    then the rate is multiplied by `factor` every `every` epochs. SSAST's
-    warm-up starts at 0, rises every 50 steps and overrides the decay; this one
-    does not. If a run is shorter or longer than `epochs`, the schedule is
-    scaled to its length.
+    `range(first, 1000, every)`). Epochs 0 to `first` - 1 have the full rate.
+    Then the rate is multiplied by `factor` every `every` epochs. The warm-up
+    differs: SSAST's starts at 0, rises every 50 steps and overrides the decay.
+    If a run is shorter or longer than `epochs`, the schedule is scaled to its
+    length.
 
     Arguments
     ---------
@@ -273,9 +274,9 @@ class WarmupPlateau(nn.Module):
     This is SSAST's pretraining schedule (`src/traintest_mask.py`). The warm-up
     ends at step 1000. The rate is halved at the third evaluation in a row
     without a better masked accuracy. The rule is that of
-    `torch.optim.lr_scheduler.ReduceLROnPlateau` with `mode="max"`, for metrics
-    of either sign. The class is a module without parameters, so that its state
-    is checkpointed like that of other modules.
+    `torch.optim.lr_scheduler.ReduceLROnPlateau` with `mode="max"`, but also
+    fits negative metrics. The class is a module without parameters, so that its
+    state is checkpointed like that of other modules.
 
     Arguments
     ---------
@@ -285,8 +286,8 @@ class WarmupPlateau(nn.Module):
     factor : float
         Multiplier of each reduction.
     patience : int
-        Number of evaluations without improvement before the one that reduces
-        the rate.
+        Number of evaluations in a row without improvement that do not reduce
+        the rate. The next one does.
     threshold : float
         Relative gain that counts as an improvement.
 
@@ -328,7 +329,7 @@ class WarmupPlateau(nn.Module):
         return warmup_factor(step, warmup) * self.multiplier
 
     def update(self, metric):
-        """Use the result of an evaluation.
+        """Update the multiplier after an evaluation.
 
         Arguments
         ---------
@@ -351,7 +352,7 @@ class WarmupPlateau(nn.Module):
         Returns
         -------
         dict
-            Best metric, bad evaluations in a row and the multiplier.
+            Best metric, number of bad evaluations in a row, and multiplier.
         """
         return {
             "best": self.best,
@@ -373,7 +374,7 @@ class WarmupPlateau(nn.Module):
 
 
 def apply_learning_rate(optimizer, lr):
-    """Set the learning rate of every group, in its own proportion.
+    """Set the learning rate of every group, scaled by its own factor.
 
     Arguments
     ---------
@@ -398,7 +399,7 @@ def apply_learning_rate(optimizer, lr):
 
 
 def apply_weight_decay(optimizer, weight_decay):
-    """Set the weight decay of every group that has one.
+    """Set the weight decay of every group whose weights may decay.
 
     Arguments
     ---------

@@ -15,8 +15,8 @@ _MOST_CLASSES = 20
 def plot_timeline(features, scores, edges, labels, events, path, truth=None):
     """Plot spectrogram, score curves and events of one recording.
 
-    A class has a curve if it occurs in the events or the truth, or reaches a
-    score of 0.3.
+    A class is drawn if it occurs in the events or the truth, or if its score
+    reaches 0.3. At most 20 classes are drawn, those with the highest scores.
 
     Arguments
     ---------
@@ -27,7 +27,7 @@ def plot_timeline(features, scores, edges, labels, events, path, truth=None):
     edges : list of float
         Borders of the T' frames: T' + 1 times in seconds.
     labels : list of str
-        Class of each column.
+        Class of each column of `scores`.
     events : list of tuple
         Detected events: onset, offset (seconds), label, and perhaps a score.
     path : str or Path
