@@ -160,7 +160,7 @@ def test_table_of_weights():
     assert weights.tolist() == [0.5, 1.0, 2.0]
     with pytest.raises(ValueError, match="of cow: no such class; .* cat, dog"):
         class_weights({"cow": 2}, [], classes)
-    with pytest.raises(ValueError, match=r"a table .*cat: 2.0.*, got even"):
+    with pytest.raises(ValueError, match=r"a mapping .*cat: 2.0.*, got even"):
         class_weights("even", [], classes)
 
 
