@@ -199,7 +199,7 @@ def objective_costs(report):
     return [
         ["objective", *sizes],
         *(
-            [f"`{name}`", *(f"{own[size]:.2f}" for size in sizes)]
+            [f"`{name}`", *(f"{own[size]:.1f}" for size in sizes)]
             for name, own in ratios.items()
         ),
     ]

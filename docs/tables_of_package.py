@@ -99,7 +99,7 @@ SSAMBA = [name for name in PARAMETERS if "ssamba" in name]
 def objectives(report):
     """Return objectives, papers, and the cost of a step relative to MSPM's."""
     ratios = {
-        row["objective"]: f"{row['ratio']:.2f}"
+        row["objective"]: f"{row['ratio']:.1f}"
         for row in report["rows"]
         if row["model"] == "tiny"
     }
