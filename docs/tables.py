@@ -73,7 +73,7 @@ def table(name):
     Example
     -------
     >>> table("objective_costs")[:3]
-    ['| objective | tiny | base |', '|---|---|---|', '| `mspm` | 1.00 | 1.00 |']
+    ['| objective | tiny | base |', '|---|---|---|', '| `mspm` | 1.0 | 1.0 |']
     """
     rows_of, *sources = TABLES[name]
     header, *rows = rows_of(*(read(ROOT / source) for source in sources))

@@ -37,7 +37,7 @@ def test_a_number_that_differs_is_found(tmp_path):
     shutil.copy(ROOT / "docs/objectives.md", page)
     assert list(tables.changes(tmp_path)) == []
     right = page.read_text("utf-8")
-    wrong = right.replace("| `m2d` | 0.91 |", "| `m2d` | 0.19 |")
+    wrong = right.replace("| `m2d` | 0.9 |", "| `m2d` | 9.0 |")
     assert wrong != right
     page.write_text(wrong, "utf-8")
     assert list(tables.changes(tmp_path)) == [(page, wrong, right)]
