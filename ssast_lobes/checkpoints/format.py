@@ -301,11 +301,11 @@ def exported_state(objective):
 
 
 def window_seconds(encoder, features):
-    """Return the shortest window into which audio is cut for a model.
+    """Return the least length of a model's windows, in seconds.
 
-    This is the length of the position table, which is the length of the
+    By default it is the time that the position table covers: the length of the
     pretraining clips. With reference padding, it is the length to which every
-    clip is padded. An export may have a longer window.
+    clip is padded. An export may state a longer window.
 
     Arguments
     ---------

@@ -8,12 +8,12 @@ from ssast_lobes.models.patches import Grid
 
 
 def initialize(encoder, weights, objective=None):
-    """Start an encoder, and its objective, from a checkpoint.
+    """Initialize an encoder, and its objective, from a checkpoint.
 
     The encoder must have the depth, token size, number of heads and `crop` of
-    the checkpoint. It gets the position table of the checkpoint, whatever its
-    length. If the patch size differs, the patch projection and the pretext
-    heads of MSPM are resampled.
+    the checkpoint. The position table of the checkpoint replaces that of the
+    encoder, even if their lengths differ. If the patch size differs, the patch
+    projection and the pretext heads of MSPM are resampled.
 
     Arguments
     ---------
@@ -24,8 +24,8 @@ def initialize(encoder, weights, objective=None):
     objective : Objective, optional
         The objective that owns the encoder, to continue pretraining. If the
         checkpoint contains the same kind of objective, the tensors of that
-        objective are loaded. Tensors that the checkpoint lacks start from
-        scratch. A teacher starts as a copy of the student.
+        objective are loaded. Tensors that the checkpoint lacks keep their
+        initial values. A teacher starts as a copy of the student.
 
     Returns
     -------

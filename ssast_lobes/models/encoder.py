@@ -247,8 +247,8 @@ class SpectrogramEncoder(nn.Module):
         )
         if self.scans and (self.n_class_tokens != usual or not qkv_bias):
             raise ArgumentError(
-                f"blocks '{blocks}' have {usual} class tokens and do not take "
-                "qkv_bias"
+                f"blocks '{blocks}' need n_class_tokens={usual} and have no "
+                "qkv_bias to leave out"
             )
         self.class_tokens = nn.Parameter(torch.empty(self.n_class_tokens, dim))
         self.class_positions = nn.Parameter(

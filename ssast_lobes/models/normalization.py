@@ -50,7 +50,7 @@ class SpectrogramNorm(ExactBuffers):
 
     @classmethod
     def from_preset(cls, name):
-        """Return the norm with the official statistics of a data set.
+        """Build the normalization with the official statistics of a data set.
 
         Arguments
         ---------

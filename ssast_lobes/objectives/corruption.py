@@ -115,7 +115,7 @@ class GroupCorruption(nn.Module):
         n_frames : torch.Tensor
             Valid frames (B,) int64.
         frames, n_mels : int
-            T and the mel bins.
+            Numbers of frames T and of mel bins.
         area : torch.Tensor
             Wanted fraction of each clip's pixels, (B,).
 

@@ -22,17 +22,18 @@ _LEAST_STD = 1e-5
 
 
 class LogFrequencySpectra(ExactBuffers):
-    """Compute spectra in 84 bands of a semitone for each token.
+    """Compute a spectrum of 84 bands, a semitone apart, for each token.
 
-    Each band sums the magnitudes of a short-time Fourier transform under a
-    triangle that reaches from one neighboring note to the other. There are
-    three transforms (512, 1,024 and 2,048 samples). A band uses the shortest
-    transform whose bins are no further apart than neighboring notes. So high
-    notes are resolved in time and low notes in frequency, as in a constant-Q
-    transform, but at a small fraction of its cost. Below 139 Hz even the bins
-    of the longest transform are further apart than notes, so bands there are as
-    wide as these bins. The logarithm of one plus the sum is standardized over
-    the clip, band by band, and averaged over the frames of a token.
+    Each band is a triangular filter on the magnitudes of a short-time Fourier
+    transform. The filter extends from the center of the band below to that of
+    the band above. There are three transforms (512, 1,024 and 2,048 samples). A
+    band uses the shortest transform whose bins are no further apart than
+    neighboring bands. So high notes are resolved in time and low notes in
+    frequency, as in a constant-Q transform, but at a small fraction of its
+    cost. Below 139 Hz, the bins of the longest transform are more than a
+    semitone apart, so the bands there are as wide as these bins. Then log(1 +
+    x) of each band is standardized over the clip, and averaged over the frames
+    of a token.
 
     Arguments
     ---------

@@ -51,7 +51,7 @@ class Percentage(float):
 
 
 def readable(stats):
-    """Return statistics whose fractions print as percentages.
+    """Return statistics, with fractions such as accuracies as percentages.
 
     Arguments
     ---------

@@ -159,8 +159,8 @@ def test_no_class_tokens_cannot_be_pooled(pooling):
         ({"norms": ["middle"]}, "norms must be a list, each of patches, first"),
         ({"n_class_tokens": 3}, "n_class_tokens must be a whole number from 0"),
         ({"crop": "end"}, "crop must be one of center, start"),
-        ({"blocks": "mamba", "n_class_tokens": 1}, "blocks 'mamba' have 2"),
-        ({"blocks": "mamba", "qkv_bias": False}, "do not take qkv_bias"),
+        ({"blocks": "mamba", "n_class_tokens": 1}, "n_class_tokens=2"),
+        ({"blocks": "mamba", "qkv_bias": False}, "no qkv_bias to leave out"),
     ],
 )
 def test_wrong_arguments_are_told(arguments, message):

@@ -142,7 +142,9 @@ class CodeUsage(nn.Module):
         self.register_buffer("unused_for", unused_for)
 
     def forward(self, frequency):
-        """Record a batch in training, and return the fraction of used codes.
+        """Return the fraction of codes of the last training batches.
+
+        In training, first record this batch.
 
         Arguments
         ---------
@@ -152,7 +154,7 @@ class CodeUsage(nn.Module):
         Returns
         -------
         torch.Tensor
-            Scalar, the fraction of the codes that are used.
+            Scalar.
         """
         if self.training:
             self.unused_for += 1

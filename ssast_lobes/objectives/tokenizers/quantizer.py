@@ -12,14 +12,14 @@ _MOST_ROWS = 2**16
 
 
 class Quantizer(nn.Module):
-    """Project tokens, and assign to each the code with the highest cosine.
+    """Project tokens, and assign the code with the highest cosine to each.
 
     It follows van den Oord et al., "Neural Discrete Representation Learning",
     NeurIPS 2017. As in Chen et al., "BEATs", ICML 2023, codes and vectors have
     length 1, and codes get no gradients. k-means on the first batch initializes
-    the codes. Then each code is a moving average of its vectors. The
-    initialization and the averages use the valid tokens of all processes. The
-    codes are buffers.
+    the codes. In training, each code then follows the moving average of the
+    vectors that are assigned to it. The initialization and the averages use the
+    valid tokens of all processes. The codes are buffers.
 
     Arguments
     ---------
