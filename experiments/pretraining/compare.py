@@ -48,7 +48,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     pooled,
 )
 from ssast_lobes.training.arguments import flag_value
-from ssast_lobes.utils.files import write_json
+from ssast_lobes.utils.files import write_csv, write_json
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parents[1] / "recipes/CustomData/pretrain"
@@ -75,10 +75,7 @@ def decode(data, folder, names):
             path = folder / name / row["path"]
             path.parent.mkdir(parents=True, exist_ok=True)
             soundfile.write(path, wav.numpy(), 16000, subtype="PCM_16")
-        with open(table, "w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, rows[0])
-            writer.writeheader()
-            writer.writerows(rows)
+        write_csv(table, [rows[0], *(row.values() for row in rows)])
 
 
 def pretrain(folder, settings):
@@ -120,7 +117,7 @@ def steps_in(seconds, folder, settings):
 
 def folds(task):
     """Return pairs of indices to fit on and to score, into train + valid."""
-    train, valid = (task.rows[split] for split in ("train", "valid"))
+    train, valid = (task.rows[split] for split in CHOSEN_ON)
     rows = train + valid
     if len({row["group"] for row in valid}) >= LEAST_GROUPS:
         return [(np.arange(len(train)), np.arange(len(train), len(rows)))]
@@ -134,9 +131,9 @@ def cross_validated(task, vectors):
 
     As in `probe`, the part that is scored chooses the penalty.
     """
-    rows = task.rows["train"] + task.rows["valid"]
-    x = torch.stack([vectors[row["path"]] for row in rows])
-    y = torch.cat([task.targets(split) for split in ("train", "valid")])
+    paths = [path for split in CHOSEN_ON for path in task.paths(split)]
+    x = torch.stack([vectors[path] for path in paths])
+    y = torch.cat([task.targets(split) for split in CHOSEN_ON])
     metric, truth, predicted = SCORES[task.metric], [], []
     for fit, scored in folds(task):
         found = logistic_regression(

@@ -17,6 +17,7 @@ import soundfile
 from tqdm import tqdm
 
 from ssast_lobes.dataio.audio import read_audio
+from ssast_lobes.utils.files import write_csv
 
 RATE = 16000
 # Each clip has two, so a recording is in four on average.
@@ -57,12 +58,8 @@ def main():
             name = f"audio/{len(rows):05}.wav"
             clip = np.concatenate([takes[place] for place in pair])
             soundfile.write(options.folder / name, clip, RATE, "PCM_16")
-            rows.append({"path": name, "takes": 2})
-    manifest = options.folder / "manifest.csv"
-    with open(manifest, "w", encoding="utf-8", newline="") as file:
-        writer = csv.DictWriter(file, ["path", "takes"])
-        writer.writeheader()
-        writer.writerows(rows)
+            rows.append((name, 2))
+    write_csv(options.folder / "manifest.csv", [("path", "takes"), *rows])
 
 
 if __name__ == "__main__":
