@@ -148,14 +148,14 @@ def cross_validated(task, vectors):
 
 def tested(task, vectors):
     """Return the score on test of a linear classifier chosen on valid."""
-    parts = []
-    for split in CHOSEN_ON:
-        parts.append(torch.stack([vectors[p] for p in task.paths(split)]))
-        parts.append(task.targets(split))
-    x = torch.stack([vectors[path] for path in task.paths("test")])
+    x = task.stacked(vectors)
+    y = {split: task.targets(split) for split in x}
     metric = SCORES[task.metric]
-    found = logistic_regression(*parts, x, metric=metric)
-    return metric(task.targets("test"), found.predictions)
+    found = logistic_regression(
+        *(x["train"], y["train"], x["valid"], y["valid"], x["test"]),
+        metric=metric,
+    )
+    return metric(y["test"], found.predictions)
 
 
 class Comparison:
