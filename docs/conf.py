@@ -22,6 +22,7 @@ include_patterns = [
     "benchmarks/**.md",
     "docs/**",
     "experiments/*.md",
+    "experiments/*/README.md",
     "recipes/*/README.md",
 ]
 exclude_patterns = [".*", "build", "dist", "results", "recipes/*/*/results"]

@@ -21,7 +21,11 @@ ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = sorted((ROOT / "recipes").glob("*/README.md"))
-EXPERIMENTS = sorted((ROOT / "experiments").glob("*.md"))
+EXPERIMENTS = sorted(
+    page
+    for pattern in ("*.md", "*/README.md")
+    for page in (ROOT / "experiments").glob(pattern)
+)
 BENCHMARKS = [ROOT / "benchmarks" / "README.md"]
 TIMEOUT = 900
 # A reader has set up already.
