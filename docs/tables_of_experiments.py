@@ -227,6 +227,36 @@ def equal_time(results):
     ]
 
 
+def projection(results):
+    """Return scores with few labels, with and without a projection."""
+    tasks = ("keywords", "digits", "emotion", "events")
+    counts = list(results[0]["scores"])
+    found = {
+        (one["model"], one["projection"], one["task"]): one["scores"]
+        for one in results
+    }
+    rows = dict.fromkeys((model, name) for model, name, _ in found)
+    return [
+        [
+            "labels for each class",
+            *(f"{t}, {c}" for t in tasks for c in counts),
+        ],
+        *(
+            [
+                f"`{model}`"
+                if name is None
+                else f"`{model}`, projection `{name}`"
+            ]
+            + [
+                f"{100 * found[model, name, task][count]:.1f}"
+                for task in tasks
+                for count in counts
+            ]
+            for model, name in rows
+        ),
+    ]
+
+
 def results(report):
     """Return the scores that the README shows."""
     tasks = [
@@ -253,5 +283,6 @@ TABLES = {
     ),
     "ablation": (ablation, f"{TRANSFER}/ablation.json"),
     "events": (events, "experiments/events/events.json"),
+    "projection": (projection, "experiments/pretraining/few_labels.json"),
     "equal_time": (equal_time, "experiments/pretraining/objectives.json"),
 }

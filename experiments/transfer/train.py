@@ -715,16 +715,16 @@ class Transfer:
             task = task.without({path for path, _ in unreadable})
         x = task.stacked(vectors)
         y = {split: task.targets(split) for split in task.rows}
-        fit, (pooling, layers) = best_fit(
-            PROBES[system.how], x, y, task, self.variants
-        )
+        readouts = source.readouts(self.variants)
+        fit, readout = best_fit(PROBES[system.how], x, y, task, readouts)
         labels = [task.labels[number] for number in fit.predictions.tolist()]
         ids = [row["id"] for row in task.rows["test"]]
         return {
             "valid": fit.valid_score,
             "setting": fit.setting,
-            "pooling": pooling,
-            "layers": layers,
+            "pooling": readout.pooling,
+            "layers": readout.layers,
+            "projection": readout.projection and readout.projection.name,
             "predicted": dict(zip(ids, labels, strict=True)),
         }
 

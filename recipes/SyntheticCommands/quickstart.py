@@ -32,6 +32,7 @@ from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.tables import read_manifest
 from ssast_lobes.evaluation.probing import logistic_regression, read_task
 from ssast_lobes.evaluation.probing.comparison import best_fit
+from ssast_lobes.evaluation.probing.embeddings import Readout
 from ssast_lobes.inference import AudioClassifier, AudioEncoder
 from ssast_lobes.models.features import KaldiFbank
 from ssast_lobes.utils.plots import plot_comparison
@@ -199,7 +200,7 @@ def bundled_accuracy(manifest):
     clips = AudioEncoder.from_hparams().encode_files(task.paths())
     x = task.stacked({path: clip[None] for path, clip in clips})
     y = {split: task.targets(split) for split in SPLITS}
-    fit, _ = best_fit(logistic_regression, x, y, task)
+    fit, _ = best_fit(logistic_regression, x, y, task, [Readout()])
     return (fit.predictions == y["test"]).double().mean().item()
 
 

@@ -24,6 +24,7 @@ from ssast_lobes.checkpoints.format import (
     HEADS_FOLDER,
     HYPERPARAMS_FILE,
     LABELS_FILE,
+    PROJECTIONS_FOLDER,
     WEIGHTS_FILE,
     Weights,
     WeightsError,
@@ -488,9 +489,10 @@ def write_export(
             key: value.half() if value.is_floating_point() else value
             for key, value in state.items()
         }
-    # Heads of an older encoder would be wrong for the new encoder, so remove
-    # them.
-    replaced = (*EXPORT_FILES, HEADS_FOLDER, FRAME_HEADS_FOLDER)
+    # Heads and projections of an older encoder would be wrong for the new one,
+    # so remove them.
+    folders = (HEADS_FOLDER, FRAME_HEADS_FOLDER, PROJECTIONS_FOLDER)
+    replaced = (*EXPORT_FILES, *folders)
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:
             save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})

@@ -16,6 +16,7 @@ LABELS_FILE = "label_encoder.txt"
 CARD_FILE = "README.md"
 HEADS_FOLDER = "heads"
 FRAME_HEADS_FOLDER = "frame_heads"
+PROJECTIONS_FOLDER = "projections"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 EXPORT_FILES = (

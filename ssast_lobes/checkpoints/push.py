@@ -11,6 +11,7 @@ from ssast_lobes.checkpoints.format import (
     FRAME_HEADS_FOLDER,
     HEADS_FOLDER,
     LABELS_FILE,
+    PROJECTIONS_FOLDER,
     HubError,
     WeightsError,
     check_weights,
@@ -97,9 +98,9 @@ def push_to_hub(
         if (folder / name).is_file()
     }
     contents[CARD_FILE] = card.encode("utf-8")
-    for name in (HEADS_FOLDER, FRAME_HEADS_FOLDER):
+    for name in (HEADS_FOLDER, FRAME_HEADS_FOLDER, PROJECTIONS_FOLDER):
         if (folder / name).is_dir():
-            logger.warning(f"{folder / name} is not pushed: heads are local")
+            logger.warning(f"{folder / name} is not pushed: {name} are local")
     api = HfApi(endpoint=endpoint, token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)

@@ -47,6 +47,16 @@ def add_parser(commands):
         "layers, concatenated (default: best)",
     )
     command.add_argument(
+        "--projection",
+        action="append",
+        default=[],
+        metavar="[NAME=]FILE.csv[,group=COLUMN]",
+        help="recordings whose contents repeat in other voices or rooms; the "
+        "column (default: group) names the content. From them, a projection "
+        "is fitted that helps heads of few labels. Each head tries it next to "
+        "the plain vectors, as it does with the projections of MODEL",
+    )
+    command.add_argument(
         "--licenses",
         metavar="FILE.md",
         help="licenses of the training audio, for the model card",
@@ -84,6 +94,7 @@ def run(options):
         options.batch_size,
         options.pooling,
         options.layers,
+        options.projection,
     )
     for task in tasks:
         valid, test = (100 * score for score in scores[task.name])

@@ -36,6 +36,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     LogMelStatistics,
     MFCCStatistics,
     PooledEncoder,
+    Readout,
     cached_vectors,
     pooled,
 )
@@ -171,11 +172,11 @@ def test_equal_poolings_are_told_apart_by_the_cross_entropy(classify, near):
     rows = [{"label": str(label)} for label in y.tolist()]
     task = Task("blobs", "accuracy", dict.fromkeys(x, rows), grouped=False)
     targets = dict.fromkeys(x, y)
-    variants = [("mean", "last"), ("class", "last")]
-    each = [best_fit(classify, x, targets, task, [one])[0] for one in variants]
+    readouts = [Readout("mean", "last"), Readout("class", "last")]
+    each = [best_fit(classify, x, targets, task, [one])[0] for one in readouts]
     assert [one.valid_score for one in each] == [1, 1]
-    found, variant = best_fit(classify, x, targets, task, variants)
-    assert variant == ("class", "last")
+    found, readout = best_fit(classify, x, targets, task, readouts)
+    assert readout == ("class", "last", None)
     accuracy = [(one.predictions == y).float().mean() for one in each]
     assert accuracy[1] > accuracy[0] + 0.05
     assert torch.equal(found.predictions, each[1].predictions)

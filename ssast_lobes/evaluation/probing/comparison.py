@@ -23,8 +23,8 @@ from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     LogMelStatistics,
     PooledEncoder,
+    Readout,
     cached_vectors,
-    pooled,
 )
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
 from ssast_lobes.utils.metrics import unweighted_average_recall
@@ -68,6 +68,8 @@ class Result(NamedTuple):
     pooling, layers : str or None
         Pooling and layers of the clip vectors; None for baselines without
         pooling.
+    projection : str or None
+        Name of the projection of the clip vectors.
     """
 
     task: str
@@ -85,6 +87,7 @@ class Result(NamedTuple):
     setting: float
     pooling: str
     layers: str
+    projection: str = None
 
 
 class _System(NamedTuple):
@@ -110,7 +113,8 @@ def probe(
 
     The test split is used only for the scores. Features are standardized on
     train. The penalty, the number of neighbors and, for ``"best"``, the pooling
-    are chosen on valid, by the metric and then by the cross-entropy. The three
+    are chosen on valid, by the metric and then by the cross-entropy. So is the
+    projection, if the folder of a model has any; see `train_heads`. The three
     baselines are the most frequent class, the mean and standard deviation of
     the log-mel energies over time, and each architecture with random weights.
 
@@ -164,7 +168,7 @@ def probe(
         models = short_names(models)
     _check_names(models, tasks)
     systems = _systems(models, variants, device, batch_size)
-    vectors, missing = _all_vectors(systems, tasks, cache_folder)
+    vectors, missing = _all_vectors(systems, tasks, variants, cache_folder)
     if missing and unreadable is None:
         raise UnreadableAudio("{}: {}".format(*next(iter(missing.items()))))
     if missing:
@@ -174,7 +178,7 @@ def probe(
     n_fits = len(tasks) * len(systems) * len(PROBES)
     with tqdm(total=n_fits, desc="Probing", unit="probe") as bar:
         for task in tasks:
-            results += _probe_task(task, systems, vectors, variants, bar)
+            results += _probe_task(task, systems, vectors, bar)
     return results
 
 
@@ -309,37 +313,41 @@ def _untrained(open_model):
     return open_model().untrained()
 
 
-def _all_vectors(systems, tasks, cache_folder):
-    """Return vectors by system and path, and reasons by unreadable file."""
+def _all_vectors(systems, tasks, variants, cache_folder):
+    """Return by system the vectors by path and the readouts.
+
+    Also return the reasons by unreadable file.
+    """
     paths = [path for task in tasks for path in task.paths()]
-    vectors, missing = {}, {}
+    found, missing = {}, {}
     for system in systems:
-        unreadable = []
-        vectors[system.name] = cached_vectors(
-            system.open(), system.name, paths, cache_folder, unreadable
+        unreadable, source = [], system.open()
+        vectors = cached_vectors(
+            source, system.name, paths, cache_folder, unreadable
         )
+        found[system.name] = vectors, source.readouts(variants)
         missing |= dict(unreadable)
-    return vectors, missing
+    return found, missing
 
 
 class _Measured(NamedTuple):
-    """The best fit of one system, how it was pooled, and its bootstrap."""
+    """The best fit of one system, its readout, and its bootstrap."""
 
     fit: Fit
-    variant: tuple
+    readout: Readout
     score: float
     draws: torch.Tensor
 
 
-def _probe_task(task, systems, vectors, variants, bar):
+def _probe_task(task, systems, vectors, bar):
     """Return the results of one task."""
     y = {split: task.targets(split) for split in SPLITS}
     groups, metric = task.groups(), SCORES[task.metric]
 
-    def measured(fit, variant):
+    def measured(fit, readout):
         return _Measured(
             fit,
-            variant,
+            readout,
             metric(y["test"], fit.predictions),
             bootstrap(fit.predictions, y["test"], groups, task.metric),
         )
@@ -347,11 +355,12 @@ def _probe_task(task, systems, vectors, variants, bar):
     found = {}
     for probe_name, classify in PROBES.items():
         fit = _majority(y, metric)
-        found[MAJORITY, probe_name] = measured(fit, (None, None))
+        found[MAJORITY, probe_name] = measured(fit, Readout())
         for system in systems:
-            x = task.stacked(vectors[system.name])
-            fit, variant = best_fit(classify, x, y, task, variants)
-            found[system.name, probe_name] = measured(fit, variant)
+            own, readouts = vectors[system.name]
+            x = task.stacked(own)
+            fit, readout = best_fit(classify, x, y, task, readouts)
+            found[system.name, probe_name] = measured(fit, readout)
             bar.update()
     return [
         _result(task, system, probe_name, found)
@@ -367,8 +376,8 @@ def _majority(y, metric):
     return Fit(test, None, metric(y["valid"], valid), None)
 
 
-def best_fit(classify, x, y, task, variants=VARIANTS):
-    """Return the fit that ranks first on valid, and its pooling.
+def best_fit(classify, x, y, task, readouts):
+    """Return the fit that ranks first on valid, and its readout.
 
     Arguments
     ---------
@@ -376,20 +385,20 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
         One of `PROBES`.
     x : dict of str to torch.Tensor
         Vectors (N, R, D) by split, with R vectors of each clip; see
-        `PooledEncoder.vectors`. Without pooling, R is 1.
+        `PooledEncoder.vectors`.
     y : dict of str to torch.Tensor
         Class indices (N,) by split. The indices of test are not used.
     task : Task
         The task, which states the metric.
-    variants : sequence of tuple
-        Items of `VARIANTS` to choose from; by default all.
+    readouts : list of Readout
+        The readouts to choose from.
 
     Returns
     -------
     fit : Fit
         See `ssast_lobes.evaluation.probing.classifiers`.
-    variant : tuple
-        Pooling and layers; both None if vectors are not pooled.
+    readout : Readout
+        Among equal ranks, the first.
 
     Example
     -------
@@ -398,19 +407,13 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
     >>> task = Task("parity", "accuracy", dict.fromkeys(SPLITS, rows), False)
     >>> x = dict.fromkeys(SPLITS, torch.tensor([[[0.0]], [[1.0]]] * 2))
     >>> y = {split: task.targets(split) for split in SPLITS}
-    >>> fit, variant = best_fit(nearest_neighbors, x, y, task)
-    >>> fit.predictions.tolist(), variant
-    ([0, 1, 0, 1], (None, None))
+    >>> fit, _ = best_fit(nearest_neighbors, x, y, task, [Readout()])
+    >>> fit.predictions.tolist()
+    [0, 1, 0, 1]
     """
-    metric = SCORES[task.metric]
-    if x["train"].shape[1] == 1:
-        variants = [(None, None)]
-    best = None
-    for variant in variants:
-        own = {
-            split: part[:, 0] if variant[0] is None else pooled(part, *variant)
-            for split, part in x.items()
-        }
+    metric, best = SCORES[task.metric], None
+    for readout in readouts:
+        own = {split: readout(part) for split, part in x.items()}
         fit = classify(
             own["train"],
             y["train"],
@@ -420,12 +423,13 @@ def best_fit(classify, x, y, task, variants=VARIANTS):
             metric=metric,
         )
         if best is None or fit.rank > best[0].rank:
-            best = fit, variant
+            best = fit, readout
     return best
 
 
 def _result(task, system, probe_name, found):
     own = found[system.name, probe_name]
+    pooling, layers, projection = own.readout
     gain = gain_low = gain_high = None
     if system.twin is not None:
         twin = found[system.twin, probe_name]
@@ -444,5 +448,7 @@ def _result(task, system, probe_name, found):
         gain_high,
         own.fit.valid_score,
         own.fit.setting,
-        *own.variant,
+        pooling,
+        layers,
+        projection and projection.name,
     )

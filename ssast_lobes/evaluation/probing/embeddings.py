@@ -11,6 +11,7 @@ import json
 import time
 import zipfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from torch import nn
 from torchaudio.functional import compute_deltas, create_dct
 from tqdm import tqdm
 
+from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import window_seconds
 from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.projections import Projection, read_projections
 from ssast_lobes.dataio.addresses import stamp_of
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
@@ -90,6 +93,7 @@ class PooledEncoder(AudioEncoder):
         _complete(weights.config)
         self._build(weights)
         self.lobe.pooling = _AllLayers()
+        self.projections = read_projections(resolve_name(source))
         # These configurations state all settings, including those that the
         # source omits.
         self.architecture = {
@@ -117,6 +121,7 @@ class PooledEncoder(AudioEncoder):
             encoder = make_encoder(self.architecture["encoder"])
         other.lobe.encoder = encoder.requires_grad_(False).eval()
         other.lobe.to(self.device)
+        other.projections = []
         return other
 
     def check_variants(self, variants):
@@ -138,6 +143,25 @@ class PooledEncoder(AudioEncoder):
                 f"{self.source}: pooling 'class': this encoder has no class "
                 "tokens, choose mean or best"
             )
+
+    def readouts(self, variants):
+        """Return the variants, then the projections of their vectors.
+
+        Arguments
+        ---------
+        variants : list of tuple
+            Items of `VARIANTS`.
+
+        Returns
+        -------
+        list of Readout
+        """
+        projected = [
+            Readout(projection.pooling, projection.layers, projection)
+            for projection in self.projections
+            if (projection.pooling, projection.layers) in variants
+        ]
+        return [Readout(*variant) for variant in variants] + projected
 
     @property
     def key(self):
@@ -239,6 +263,34 @@ def pooled(vectors, pooling, layers):
     return chosen[:, 2:].mean(1).flatten(1)
 
 
+class Readout(NamedTuple):
+    """A way to make one vector of the vectors of a clip.
+
+    Arguments
+    ---------
+    pooling, layers : str or None
+        See `pooled`; None for sources that have one vector for each clip.
+    projection : Projection or None
+        Maps the pooled vector.
+
+    Example
+    -------
+    >>> Readout("mean", "last")(torch.randn(3, 5 * (12 + 2), 192)).shape
+    torch.Size([3, 192])
+    """
+
+    pooling: str = None
+    layers: str = None
+    projection: Projection = None
+
+    def __call__(self, vectors):
+        """Return the vectors (N, D') of clips, from vectors (N, R, D)."""
+        if self.pooling is None:
+            return vectors[:, 0]
+        one = pooled(vectors, self.pooling, self.layers)
+        return one if self.projection is None else self.projection(one)
+
+
 class LogMelStatistics:
     """Mean and standard deviation of each log-mel bin over time.
 
@@ -267,6 +319,10 @@ class LogMelStatistics:
         """Text with all settings that change the vectors."""
         fbank = self.fbank
         return f"log-mel-{fbank.sample_rate}-{fbank.n_mels}-{_VERSION}"
+
+    def readouts(self, variants):
+        """Return the only readout; see `PooledEncoder.readouts`."""
+        return [Readout()]
 
     def vectors(self, paths, name, unreadable):
         """Yield vectors (1, 2 M); see `PooledEncoder.vectors`."""

@@ -1,7 +1,8 @@
 """Fit linear heads to a frozen encoder, as probes do, and save them.
 
 `train_heads` writes a small copy of the encoder. The copy has half precision,
-no pretext heads, and a linear layer for each task.
+no pretext heads, and a linear layer for each task. It may also have projections
+of clip vectors, which help heads of few labels.
 """
 
 import math
@@ -16,6 +17,10 @@ from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import read_card
+from ssast_lobes.checkpoints.projections import (
+    read_projections,
+    write_projection,
+)
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.classifiers import (
@@ -27,11 +32,11 @@ from ssast_lobes.evaluation.probing.comparison import (
     best_fit,
     variants_of,
 )
+from ssast_lobes.evaluation.probing.discriminants import fit_projection
 from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     PooledEncoder,
     cached_vectors,
-    pooled,
 )
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.chance import CHANCE
@@ -51,6 +56,7 @@ def train_heads(
     batch_size=16,
     pooling="best",
     layers="best",
+    projections=(),
 ):
     """Write a copy of an encoder with linear heads, in half precision.
 
@@ -79,6 +85,12 @@ def train_heads(
         How clips become vectors, as in `probe`. ``"best"`` chooses for each
         head. `ssast-lobes embed`, which uses no head, then writes the mean of
         the tokens of the last layer.
+    projections : list of str
+        Tables of recordings whose contents repeat, in another voice or room,
+        as ``[NAME=]CSV[,group=COLUMN]``: the column, by default ``group``,
+        names the content. From each, a projection is fitted by linear
+        discriminant analysis. The copy gets these projections and those that
+        the model has. Each head tries them, next to the plain clip vectors.
 
     Returns
     -------
@@ -122,8 +134,14 @@ def train_heads(
         encoder = PooledEncoder(rounded, device, batch_size)
         encoder.check_variants(variants)
         cache = cache_folder or Path(scratch) / "embeddings"
+        fitted = [fit_projection(text, encoder, cache) for text in projections]
+        new = {projection.name for projection in fitted}
+        older = read_projections(model)
+        fitted += [known for known in older if known.name not in new]
+        encoder.projections = fitted
+        readouts = encoder.readouts(variants)
         trained = {
-            task.name: _head(task, encoder, variants, cache) for task in tasks
+            task.name: _head(task, encoder, readouts, cache) for task in tasks
         }
     metrics = {}
     for task in tasks:
@@ -133,6 +151,8 @@ def train_heads(
     _write_encoder(folder, weights, clip_pooling, card)
     for name, (head, *_) in trained.items():
         write_head(folder, name, head)
+    for projection in fitted:
+        write_projection(folder, projection)
     return {name: scores for name, (_, *scores) in trained.items()}
 
 
@@ -169,7 +189,7 @@ def _chance(task):
     return int(counts.max()) / int(counts.sum())
 
 
-def _head(task, encoder, variants, cache_folder):
+def _head(task, encoder, readouts, cache_folder):
     """Return the head of a task, its score on valid, and that on test."""
     unreadable = []
     vectors = cached_vectors(
@@ -179,8 +199,8 @@ def _head(task, encoder, variants, cache_folder):
         raise UnreadableAudio("{}: {}".format(*unreadable[0]))
     x = task.stacked(vectors)
     y = {split: task.targets(split) for split in task.rows}
-    fit, (pooling, layers) = best_fit(logistic_regression, x, y, task, variants)
-    x = {split: pooled(part, pooling, layers) for split, part in x.items()}
+    fit, readout = best_fit(logistic_regression, x, y, task, readouts)
+    x = {split: readout(part) for split, part in x.items()}
     weight, bias = linear_weights(
         torch.cat([x["train"], x["valid"]]),
         torch.cat([y["train"], y["valid"]]),
@@ -188,6 +208,11 @@ def _head(task, encoder, variants, cache_folder):
         fit.setting,
     )
     scores = x["test"].double() @ weight.T + bias
+    pooling, layers, projection = readout
+    if projection is not None:
+        # A linear layer of a linear projection is one linear layer.
+        bias = bias + weight @ projection.bias.double()
+        weight = weight @ projection.weight.double()
     score = SCORES[task.metric](y["test"], scores.argmax(1))
     # Resampling to the model's rate may add a sample, so round up to 10 ms.
     longest = max(audio_info(path).seconds for path in task.paths())

@@ -174,7 +174,7 @@ def read_task(
     _check(csv_path, rows)
     if label != (group or column):
         warn_of_shared_groups(csv_path, rows, "group")
-    return Task(name or _name(csv_path), metric, rows, column in found[0])
+    return Task(name or table_name(csv_path), metric, rows, column in found[0])
 
 
 def parse_task(text, **defaults):
@@ -204,11 +204,37 @@ def parse_task(text, **defaults):
     ...
     ssast_lobes...ManifestError: ...nowhere.csv: No such file ...
     """
-    key = "|".join(_KEYS)
-    start, tail = re.fullmatch(rf"(.*?)((?:,(?:{key})=[^,]*)*)", text).groups()
-    own = dict(pair.split("=", 1) for pair in tail.split(",")[1:])
-    name, csv_path = split_name(start)
+    name, csv_path, own = split_options(text, _KEYS)
     return read_task(csv_path, **{**defaults, "name": name, **own})
+
+
+def split_options(text, keys):
+    """Split ``[NAME=]PATH[,KEY=VALUE]`` into its parts.
+
+    Arguments
+    ---------
+    text : str
+        A path may contain commas and equals signs too.
+    keys : sequence of str
+        The known keys.
+
+    Returns
+    -------
+    name : str or None
+        None if the text has no name.
+    path : str
+        The path, whether it exists or not.
+    options : dict of str to str
+
+    Example
+    -------
+    >>> split_options("words=a,b.csv,group=word", ["group"])
+    ('words', 'a,b.csv', {'group': 'word'})
+    """
+    key = "|".join(keys)
+    start, tail = re.fullmatch(rf"(.*?)((?:,(?:{key})=[^,]*)*)", text).groups()
+    options = dict(pair.split("=", 1) for pair in tail.split(",")[1:])
+    return *split_name(start), options
 
 
 def split_name(text):
@@ -238,7 +264,24 @@ def split_name(text):
     return name, path
 
 
-def _name(csv_path):
+def table_name(csv_path):
+    """Return the name of a table in reports.
+
+    Arguments
+    ---------
+    csv_path : str or path
+        The table.
+
+    Returns
+    -------
+    str
+        Name of the file, or of its folder if the file is ``manifest.csv``.
+
+    Example
+    -------
+    >>> table_name("acted.csv"), table_name("emodb/manifest.csv")
+    ('acted', 'emodb')
+    """
     folder, file = os.path.split(os.path.abspath(csv_path))
     stem = os.path.splitext(file)[0]
     return os.path.basename(folder) if stem == "manifest" else stem
