@@ -8,8 +8,9 @@ trains for as many steps as fit into `minutes` of one core, and reads the frozen
 encoder with a linear classifier on all its layers. A row of `averages` is the
 mean of the weights of other rows. Scores are those of valid; if valid has few
 speakers or recordings, they are cross-validated on train and valid. The script
-writes each score to a JSON next to the YAML, and a rerun skips the rows that
-are there. WORK has the audio as wav, the runs and the exports.
+writes each score to a JSON next to the YAML, and a picture of all; a rerun
+skips the rows that are there. WORK has the audio as wav, the runs and the
+exports.
 
 `--seeds 2 3 --best 4` runs more seeds of the four rows with the highest mean
 score. `--test` reads the test parts, once all is chosen.
@@ -49,6 +50,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
 )
 from ssast_lobes.training.arguments import flag_value
 from ssast_lobes.utils.files import write_csv, write_json
+from ssast_lobes.utils.plots import plot_intervals
 
 HERE = Path(__file__).resolve().parent
 RECIPE = HERE.parents[1] / "recipes/CustomData/pretrain"
@@ -287,6 +289,28 @@ class Comparison:
         write_json(self.results_file, self.results)
 
 
+    def draw(self):
+        """Draw the means of the scores and their ranges over seeds."""
+        by_row = {}
+        for result in self.results:
+            scores = {"mean": mean(result["scores"].values())}
+            scores |= result["scores"]
+            by_row.setdefault(result["row"], []).append(scores)
+        ordered = sorted(
+            by_row.items(),
+            key=lambda item: -mean(scores["mean"] for scores in item[1]),
+        )
+        panels = {}
+        for row, found in ordered:
+            for title in found[0]:
+                own = [scores[title] for scores in found]
+                point = {"linear probe": (mean(own), min(own), max(own))}
+                panels.setdefault(title, {})[row] = point
+        tried = self.plan["rows"].keys() | self.plan["averages"].keys()
+        picture = self.results_file.with_suffix(".png")
+        plot_intervals(panels, picture, by_row.keys() - tried)
+
+
 def main():
     """Fill in the missing rows."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n\n")[0])
@@ -313,6 +337,7 @@ def main():
     comparison.add_baselines()
     if options.test:
         comparison.test()
+    comparison.draw()
 
 
 if __name__ == "__main__":
