@@ -1,6 +1,6 @@
 """Rows of the tables that `experiments/` fills; see `tables.py`."""
 
-from statistics import mean
+from statistics import mean, stdev
 
 TRANSFER = "experiments/transfer"
 # Of each task its file in `clips/`, and the column that names the parts.
@@ -228,7 +228,7 @@ def equal_time(results):
 
 
 def projection(results):
-    """Return scores with few labels, with and without a projection."""
+    """Return scores with few labels, and their deviation over draws."""
     tasks = ("keywords", "digits", "emotion", "events")
     counts = list(results[0]["scores"])
     found = {
@@ -248,7 +248,8 @@ def projection(results):
                 else f"`{model}`, projection `{name}`"
             ]
             + [
-                f"{100 * found[model, name, task][count]:.1f}"
+                f"{100 * mean(found[model, name, task][count]):.1f} ± "
+                f"{100 * stdev(found[model, name, task][count]):.1f}"
                 for task in tasks
                 for count in counts
             ]

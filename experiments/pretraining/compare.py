@@ -160,6 +160,14 @@ def tested(task, vectors):
     return metric(y["test"], found.predictions)
 
 
+def tasks_of(plan, audio):
+    """Return the tasks that a YAML names."""
+    return [
+        read_task(audio / task.pop("set") / "manifest.csv", **task)
+        for task in plan["tasks"]
+    ]
+
+
 class Comparison:
     """The rows of a YAML, and what is known of them."""
 
@@ -174,10 +182,7 @@ class Comparison:
             self.results = json.loads(self.results_file.read_text("utf-8"))
         self.audio = work / "audio"
         decode(data, self.audio, self.plan["audio"])
-        self.tasks = [
-            read_task(self.audio / task.pop("set") / "manifest.csv", **task)
-            for task in self.plan["tasks"]
-        ]
+        self.tasks = tasks_of(self.plan, self.audio)
         for command in self.plan["before"]:
             if not (work / command["output"]).exists():
                 subprocess.run(command["run"], cwd=work, check=True, shell=True)
@@ -287,7 +292,6 @@ class Comparison:
             row, seed = result["row"], result["seed"]
             result["test"] = self.scores(row, seed, tested, splits)
         write_json(self.results_file, self.results)
-
 
     def draw(self):
         """Draw the means of the scores and their ranges over seeds."""

@@ -2,56 +2,66 @@
 """Compare frozen models that get few labels, on train and valid.
 
 > python few_labels.py objectives.yaml --data DATA --work WORK \
-    --models bundled=ssast-lobes-micro-1
+    --models bundled=ssast-lobes-micro-1 --projections words
 
-The models are read as in `compare.py`, with five and ten labels for each class,
-which four draws take from the part to fit on. A model with projections is read
-with each of them too. The penalty is always 1, and the test parts are not read.
-The scores are written to ``few_labels.json``, next to the YAML.
+The dynamics of all layers are read by a linear classifier, with five and ten
+labels for each class, which four draws take from the part to fit on. A model
+that has one of the projections is read with it too. As in `probe`, the part
+that is scored chooses the penalty, and the test parts are not read. The scores
+are written to ``few_labels.json``, next to the YAML.
 
 `--wheel` adds Google's `speech_embedding`, for which `benchmarks` has to be on
 PYTHONPATH; see `benchmarks/speech_embedding.py`.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from statistics import mean
 
 import numpy as np
 import torch
-from compare import Comparison, folds
+import yaml
+from compare import CHOSEN_ON, PENALTIES, decode, folds, tasks_of
 
+from ssast_lobes.checkpoints.bundled import resolve_name
+from ssast_lobes.checkpoints.format import WeightsError
+from ssast_lobes.checkpoints.projections import read_projection
 from ssast_lobes.evaluation.probing import logistic_regression
-from ssast_lobes.evaluation.probing.comparison import SCORES
+from ssast_lobes.evaluation.probing.comparison import SCORES, readouts_of
 from ssast_lobes.evaluation.probing.embeddings import (
     PooledEncoder,
+    Readout,
     cached_vectors,
 )
 from ssast_lobes.evaluation.probing.tasks import split_name
 from ssast_lobes.utils.files import write_json
 
-LABELS, DRAWS, PENALTY = (5, 10), 4, 1.0
-SPLITS = ("train", "valid")
+LABELS, DRAWS = (5, 10), 4
+READ = ("dynamics", "all")
 
 
-def few_labels_score(task, x, y, count):
-    """Return the mean score over draws of some labels for each class."""
+def scores_of_draws(task, x, y, count):
+    """Return the score of each draw of some labels, the mean over folds."""
     metric, found = SCORES[task.metric], []
-    for fit, scored in folds(task):
-        for seed in range(DRAWS):
+    for seed in range(DRAWS):
+        own = []
+        for fit, scored in folds(task):
             shuffled = np.random.default_rng(seed).permutation(fit)
             drawn = [
                 [clip for clip in shuffled if y[clip] == label][:count]
                 for label in range(len(task.labels))
             ]
-            drawn = np.concatenate(drawn).astype(int)
-            predicted = logistic_regression(
-                *(x[drawn], y[drawn], x[scored], y[scored], x[scored]),
-                penalties=(PENALTY,),
-                metric=metric,
-            ).predictions
-            found.append(metric(y[scored], predicted))
-    return mean(found)
+            drawn = np.concatenate(drawn)
+            own.append(
+                logistic_regression(
+                    *(x[drawn], y[drawn], x[scored], y[scored], x[scored]),
+                    penalties=PENALTIES,
+                    metric=metric,
+                ).valid_score
+            )
+        found.append(round(mean(own), 4))
+    return found
 
 
 def main():
@@ -60,14 +70,25 @@ def main():
     parser.add_argument("yaml", type=Path, help="the tasks")
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--work", type=Path, required=True)
-    parser.add_argument("--models", nargs="+", metavar="NAME=SOURCE")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME=SOURCE", required=True
+    )
+    parser.add_argument("--projections", nargs="*", default=[])
     parser.add_argument("--wheel", help="of openWakeWord 0.4.0")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    data, work = options.data.resolve(), options.work.resolve()
-    tasks = Comparison(options.yaml.resolve(), data, work).tasks
-    sources = dict(map(split_name, options.models))
-    sources = {name: PooledEncoder(source) for name, source in sources.items()}
+    plan = yaml.safe_load(options.yaml.read_text("utf-8"))
+    audio = options.work.resolve() / "audio"
+    decode(options.data.resolve(), audio, plan["audio"])
+    tasks, sources, projected = tasks_of(plan, audio), {}, {}
+    for name, folder in map(split_name, options.models):
+        sources[name] = PooledEncoder(folder)
+        for projection in options.projections:
+            try:
+                found = read_projection(resolve_name(folder), projection)
+            except WeightsError:
+                continue
+            projected[name, projection] = found
     first = next(iter(sources.values()))
     sources["untrained"] = first.untrained(seed=1)
     if options.wheel:
@@ -77,26 +98,30 @@ def main():
     results = []
     for name, source in sources.items():
         for task in tasks:
-            paths = [path for split in SPLITS for path in task.paths(split)]
+            clips = Counter(row["label"] for row in task.rows["train"])
+            if min(clips.values()) < max(LABELS):
+                continue
+            paths = [path for split in CHOSEN_ON for path in task.paths(split)]
             vectors = cached_vectors(
-                source, name, paths, work / "vectors", unreadable=[]
+                source, name, paths, audio.parent / "vectors", unreadable=[]
             )
             vectors = torch.stack([vectors[path] for path in paths])
-            y = torch.cat([task.targets(split) for split in SPLITS])
-            for readout in source.readouts([("dynamics", "all")]):
-                x, projection = readout(vectors), readout.projection
+            y = torch.cat([task.targets(split) for split in CHOSEN_ON])
+            [plain] = readouts_of({"train": vectors}, [READ])
+            readouts = {None: plain} | {
+                own: Readout(*READ, projection)
+                for (model, own), projection in projected.items()
+                if model == name
+            }
+            for own, readout in readouts.items():
+                x = readout(vectors)
                 scores = {
-                    str(count): round(few_labels_score(task, x, y, count), 4)
+                    str(count): scores_of_draws(task, x, y, count)
                     for count in LABELS
                 }
-                result = {
-                    "model": name,
-                    "projection": projection and projection.name,
-                    "task": task.name,
-                    "scores": scores,
-                }
-                print(result, flush=True)
-                results.append(result)
+                result = {"model": name, "projection": own, "task": task.name}
+                results.append({**result, "scores": scores})
+                print(results[-1], flush=True)
     write_json(options.yaml.resolve().with_name("few_labels.json"), results)
 
 

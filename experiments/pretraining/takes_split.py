@@ -5,7 +5,7 @@
 > ssast-lobes heads MODEL --projection words=FOLDER/manifest.csv ...
 
 The recipe SyntheticCommands makes clips whose halves are two takes of a word,
-in two voices. Each half becomes a file of FOLDER. The column `group` of its
+in two voices. Each half becomes a file of FOLDER. The column `label` of its
 manifest names language and word.
 """
 
@@ -29,7 +29,7 @@ def main():
     options.folder.mkdir(parents=True, exist_ok=True)
     with open(options.manifest, encoding="utf-8") as file:
         clips = [row for row in csv.DictReader(file) if row["takes"] == "2"]
-    rows = [["path", "group"]]
+    rows = [["path", "label"]]
     for number, clip in enumerate(tqdm(clips, "Splitting")):
         wav = read_audio(options.manifest.parent / clip["path"])
         for half, take in enumerate(wav.split(-(-len(wav) // 2))):

@@ -40,6 +40,7 @@ from ssast_lobes.evaluation.probing import Task
 from ssast_lobes.evaluation.probing.comparison import (
     PROBES,
     best_fit,
+    readouts_of,
     variants_of,
 )
 from ssast_lobes.evaluation.probing.embeddings import (
@@ -715,7 +716,7 @@ class Transfer:
             task = task.without({path for path, _ in unreadable})
         x = task.stacked(vectors)
         y = {split: task.targets(split) for split in task.rows}
-        readouts = source.readouts(self.variants)
+        readouts = readouts_of(x, self.variants)
         fit, readout = best_fit(PROBES[system.how], x, y, task, readouts)
         labels = [task.labels[number] for number in fit.predictions.tolist()]
         ids = [row["id"] for row in task.rows["test"]]
@@ -724,7 +725,6 @@ class Transfer:
             "setting": fit.setting,
             "pooling": readout.pooling,
             "layers": readout.layers,
-            "projection": readout.projection and readout.projection.name,
             "predicted": dict(zip(ids, labels, strict=True)),
         }
 

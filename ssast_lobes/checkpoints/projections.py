@@ -1,10 +1,9 @@
 """Projections of clip vectors next to a frozen encoder.
 
 An exported folder may contain a folder `projections/` with one safetensors file
-for each projection: a linear layer from clip vectors to a few numbers in which
-clips of one content are similar. With few labels, a classifier learns more from
-them than from the clip vectors themselves. `ssast-lobes heads` fits projections
-and uses them.
+for each projection: a linear map from clip vectors to a few numbers, in which
+recordings of the same content are similar. Heads of few labels learn more from
+them than from the clip vectors. `ssast-lobes heads` fits and uses projections.
 """
 
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ssast_lobes.checkpoints.format import PROJECTIONS_FOLDER
+from ssast_lobes.checkpoints.format import PROJECTIONS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
     damaged_head,
     read_head_file,
@@ -21,94 +20,99 @@ from ssast_lobes.checkpoints.tensors import (
 
 
 class Projection(NamedTuple):
-    """A linear map of clip vectors.
+    """A linear map of clip vectors, the dynamics of all layers.
 
     Arguments
     ---------
-    name : str
-        Name in tables, and of the file.
     weight : torch.Tensor
         (K, D).
     bias : torch.Tensor
         (K,).
-    pooling, layers : str
-        How clips become the vectors (D,) that are projected; see
-        `ssast_lobes.evaluation.probing.embeddings.pooled`.
+    recordings, contents : int
+        Number of recordings that it was fitted on, and of different contents.
 
     Example
     -------
-    >>> double = Projection("double", 2 * torch.eye(1), torch.ones(1))
+    >>> double = Projection(2 * torch.eye(1), torch.ones(1), 4, 2)
     >>> double(torch.tensor([[3.0]]))
     tensor([[7.]])
     """
 
-    name: str
     weight: torch.Tensor
     bias: torch.Tensor
-    pooling: str = "dynamics"
-    layers: str = "all"
+    recordings: int
+    contents: int
 
     def __call__(self, vectors):
         """Return vectors (N, K) of clip vectors (N, D)."""
         return vectors @ self.weight.T + self.bias
 
 
-def write_projection(folder, projection):
+def write_projection(folder, name, projection):
     """Write a projection to an exported folder.
 
     Arguments
     ---------
     folder : str or path
         The exported folder.
+    name : str
+        Name of the projection; an older one of this name is replaced.
     projection : Projection
-        The projection; an older one of this name is replaced.
+        The projection, which is stored in float32.
 
     Example
     -------
     >>> folder = getfixture("tmpdir")
-    >>> same = Projection("same", torch.eye(2), torch.zeros(2))
-    >>> write_projection(folder, same)
-    >>> [projection.name for projection in read_projections(folder)]
-    ['same']
+    >>> same = Projection(torch.eye(2), torch.zeros(2), 4, 2)
+    >>> write_projection(folder, "same", same)
+    >>> read_projection(folder, "same").contents
+    2
     """
-    name, weight, bias, pooling, layers = projection
-    write_head_file(
-        Path(folder, PROJECTIONS_FOLDER, f"{name}.safetensors"),
-        {"weight": weight, "bias": bias},
-        {"pooling": pooling, "layers": layers},
-    )
+    plain = projection._asdict()
+    tensors = {key: plain.pop(key) for key in ("weight", "bias")}
+    write_head_file(_path(folder, name), tensors, plain)
 
 
-def read_projections(folder):
-    """Read the projections of an exported folder.
+def read_projection(folder, name):
+    """Read a projection of an exported folder.
 
     Arguments
     ---------
     folder : str or path
-        The exported folder. Other sources of weights have no projections.
+        The exported folder.
+    name : str
+        Name of the projection.
 
     Returns
     -------
-    list of Projection
-        Sorted by name.
+    Projection
 
     Raises
     ------
     WeightsError
-        If a file is damaged.
+        If there is no such projection, or its file is damaged.
 
     Example
     -------
-    >>> read_projections("nowhere")
-    []
+    >>> read_projection(getfixture("tmpdir"), "words")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: no projection 'words'; there are: none
     """
-    found = []
-    files = Path(folder, PROJECTIONS_FOLDER).expanduser().glob("*.safetensors")
-    for path in sorted(files):
-        tensors, plain = read_head_file(path)
-        with damaged_head(path):
-            projection = Projection(path.stem, **tensors, **plain)
-            if len(projection.weight) != len(projection.bias):
-                raise ValueError("weight and bias differ in length")
-        found.append(projection)
-    return found
+    path = _path(folder, name)
+    if not path.is_file():
+        known = sorted(other.stem for other in path.parent.glob("*"))
+        raise WeightsError(
+            f"no projection '{name}'; there are: {', '.join(known) or 'none'}"
+        )
+    tensors, plain = read_head_file(path)
+    with damaged_head(path):
+        projection = Projection(**tensors, **plain)
+        if len(projection.weight) != len(projection.bias):
+            raise ValueError("weight and bias differ in length")
+    return projection
+
+
+def _path(folder, name):
+    path = Path(folder, PROJECTIONS_FOLDER, f"{name}.safetensors")
+    return path.expanduser()

@@ -50,11 +50,11 @@ def add_parser(commands):
         "--projection",
         action="append",
         default=[],
-        metavar="[NAME=]FILE.csv[,group=COLUMN]",
-        help="recordings whose contents repeat in other voices or rooms; the "
-        "column (default: group) names the content. From them, a projection "
-        "is fitted that helps heads of few labels. Each head tries it next to "
-        "the plain vectors, as it does with the projections of MODEL",
+        metavar="NAME or [NAME=]FILE.csv[,...]",
+        help="a projection of MODEL (the bundled model has `words`), or a "
+        "table to fit one on by linear discriminant analysis: recordings "
+        "whose label repeats in other voices or rooms. Each head tries it; "
+        "it helps heads of few labels",
     )
     command.add_argument(
         "--licenses",

@@ -18,8 +18,8 @@ from ssast_lobes.evaluation.probing.classifiers import (
     nearest_neighbors,
 )
 from ssast_lobes.evaluation.probing.embeddings import (
+    LAYERS,
     POOLINGS,
-    READOUTS,
     VARIANTS,
     LogMelStatistics,
     PooledEncoder,
@@ -68,8 +68,6 @@ class Result(NamedTuple):
     pooling, layers : str or None
         Pooling and layers of the clip vectors; None for baselines without
         pooling.
-    projection : str or None
-        Name of the projection of the clip vectors.
     """
 
     task: str
@@ -87,7 +85,6 @@ class Result(NamedTuple):
     setting: float
     pooling: str
     layers: str
-    projection: str = None
 
 
 class _System(NamedTuple):
@@ -113,8 +110,7 @@ def probe(
 
     The test split is used only for the scores. Features are standardized on
     train. The penalty, the number of neighbors and, for ``"best"``, the pooling
-    are chosen on valid, by the metric and then by the cross-entropy. So is the
-    projection, if the folder of a model has any; see `train_heads`. The three
+    are chosen on valid, by the metric and then by the cross-entropy. The three
     baselines are the most frequent class, the mean and standard deviation of
     the log-mel energies over time, and each architecture with random weights.
 
@@ -168,7 +164,7 @@ def probe(
         models = short_names(models)
     _check_names(models, tasks)
     systems = _systems(models, variants, device, batch_size)
-    vectors, missing = _all_vectors(systems, tasks, variants, cache_folder)
+    vectors, missing = _all_vectors(systems, tasks, cache_folder)
     if missing and unreadable is None:
         raise UnreadableAudio("{}: {}".format(*next(iter(missing.items()))))
     if missing:
@@ -178,7 +174,7 @@ def probe(
     n_fits = len(tasks) * len(systems) * len(PROBES)
     with tqdm(total=n_fits, desc="Probing", unit="probe") as bar:
         for task in tasks:
-            results += _probe_task(task, systems, vectors, bar)
+            results += _probe_task(task, systems, vectors, variants, bar)
     return results
 
 
@@ -247,7 +243,7 @@ def variants_of(pooling, layers):
     >>> variants_of("statistics", "best")
     [('statistics', 'last'), ('statistics', 'all')]
     """
-    choices = {"pooling": (pooling, POOLINGS), "layers": (layers, READOUTS)}
+    choices = {"pooling": (pooling, POOLINGS), "layers": (layers, LAYERS)}
     for name, (choice, known) in choices.items():
         if choice not in (*known, BEST):
             raise ValueError(
@@ -313,21 +309,17 @@ def _untrained(open_model):
     return open_model().untrained()
 
 
-def _all_vectors(systems, tasks, variants, cache_folder):
-    """Return by system the vectors by path and the readouts.
-
-    Also return the reasons by unreadable file.
-    """
+def _all_vectors(systems, tasks, cache_folder):
+    """Return vectors by system and path, and reasons by unreadable file."""
     paths = [path for task in tasks for path in task.paths()]
-    found, missing = {}, {}
+    vectors, missing = {}, {}
     for system in systems:
-        unreadable, source = [], system.open()
-        vectors = cached_vectors(
-            source, system.name, paths, cache_folder, unreadable
+        unreadable = []
+        vectors[system.name] = cached_vectors(
+            system.open(), system.name, paths, cache_folder, unreadable
         )
-        found[system.name] = vectors, source.readouts(variants)
         missing |= dict(unreadable)
-    return found, missing
+    return vectors, missing
 
 
 class _Measured(NamedTuple):
@@ -339,7 +331,7 @@ class _Measured(NamedTuple):
     draws: torch.Tensor
 
 
-def _probe_task(task, systems, vectors, bar):
+def _probe_task(task, systems, vectors, variants, bar):
     """Return the results of one task."""
     y = {split: task.targets(split) for split in SPLITS}
     groups, metric = task.groups(), SCORES[task.metric]
@@ -357,8 +349,8 @@ def _probe_task(task, systems, vectors, bar):
         fit = _majority(y, metric)
         found[MAJORITY, probe_name] = measured(fit, Readout())
         for system in systems:
-            own, readouts = vectors[system.name]
-            x = task.stacked(own)
+            x = task.stacked(vectors[system.name])
+            readouts = readouts_of(x, variants)
             fit, readout = best_fit(classify, x, y, task, readouts)
             found[system.name, probe_name] = measured(fit, readout)
             bar.update()
@@ -374,6 +366,31 @@ def _majority(y, metric):
     label = y["train"].bincount().argmax()
     valid, test = (torch.full_like(y[s], label) for s in ("valid", "test"))
     return Fit(test, None, metric(y["valid"], valid), None)
+
+
+def readouts_of(x, variants):
+    """Return the readouts of vectors: variants, or none to choose from.
+
+    Arguments
+    ---------
+    x : dict of str to torch.Tensor
+        Vectors (N, R, D) by split; see `PooledEncoder.vectors`. Baselines have
+        one vector for each clip, R = 1.
+    variants : list of tuple
+        Items of `VARIANTS`.
+
+    Returns
+    -------
+    list of Readout
+
+    Example
+    -------
+    >>> readouts_of({"train": torch.zeros(3, 1, 2)}, VARIANTS)
+    [Readout(pooling=None, layers=None, projection=None)]
+    """
+    if x["train"].shape[1] == 1:
+        return [Readout()]
+    return [Readout(*variant) for variant in variants]
 
 
 def best_fit(classify, x, y, task, readouts):
@@ -429,7 +446,6 @@ def best_fit(classify, x, y, task, readouts):
 
 def _result(task, system, probe_name, found):
     own = found[system.name, probe_name]
-    pooling, layers, projection = own.readout
     gain = gain_low = gain_high = None
     if system.twin is not None:
         twin = found[system.twin, probe_name]
@@ -448,7 +464,6 @@ def _result(task, system, probe_name, found):
         gain_high,
         own.fit.valid_score,
         own.fit.setting,
-        pooling,
-        layers,
-        projection and projection.name,
+        own.readout.pooling,
+        own.readout.layers,
     )

@@ -13,33 +13,38 @@ from sklearn.preprocessing import StandardScaler
 
 from ssast_lobes.checkpoints.projections import Projection
 from ssast_lobes.dataio.tables import ManifestError, read_manifest
+from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.evaluation.probing.embeddings import cached_vectors, pooled
-from ssast_lobes.evaluation.probing.tasks import split_options, table_name
+from ssast_lobes.utils.checks import real, whole
 
 # Chosen for spoken words, on clips of train and valid: of 32 to 192 directions
-# and of weights from 0.02 to 0.95, these scored highest with five and ten
+# and of weights from 0.02 to 0.95, these were among the best with five and ten
 # labels for each class.
 SIZE = 64
 SHRINKAGE = 0.4
-# With more features, the covariances take too much memory and time.
+# With more features, the covariances take too much memory and time. Then only
+# the principal components count.
 _MOST_FEATURES = 4096
+_N_COMPONENTS = 1024
+_NEEDS = "a projection needs two labels, one of them of two recordings"
 
 
-def linear_discriminants(x, groups, size=SIZE, shrinkage=SHRINKAGE):
-    """Return the directions in which groups differ most.
+def linear_discriminants(x, labels, size=SIZE, shrinkage=SHRINKAGE):
+    """Return the directions in which recordings of different labels differ.
 
-    The directions have the largest ratio of the covariance between groups to
-    the covariance within groups. Features are standardized first, and the
-    covariance within groups is shrunk towards a multiple of the identity.
+    The directions have the largest ratio of the covariance between labels to
+    the covariance within labels. Features are standardized first, and the
+    covariance within labels is shrunk towards a multiple of the identity. Of
+    more than 4,096 features, only 1,024 principal components count.
 
     Arguments
     ---------
     x : torch.Tensor
         Features (N, D).
-    groups : sequence of str
-        What each row contains (N). At least one group has two rows.
+    labels : sequence of str
+        What each row contains (N). At least one label has two rows.
     size : int
-        Number of directions K. It is reduced to what groups and features
+        Number of directions K. It is reduced to what labels and features
         allow.
     shrinkage : float
         Weight of the identity, above 0 and at most 1.
@@ -48,14 +53,15 @@ def linear_discriminants(x, groups, size=SIZE, shrinkage=SHRINKAGE):
     -------
     weight : torch.Tensor
         (K, D), float32. Along each direction, the (shrunk) variance within
-        groups is 1.
+        labels is 1.
     bias : torch.Tensor
         (K,), float32. The mean of ``x @ weight.T + bias`` is 0.
 
     Raises
     ------
     ValueError
-        If there are fewer than two groups, or no group has two rows.
+        If an argument is out of range, there are fewer than two labels, no
+        label has two rows, or the rows of each label are equal.
 
     Example
     -------
@@ -66,16 +72,19 @@ def linear_discriminants(x, groups, size=SIZE, shrinkage=SHRINKAGE):
     >>> (x @ weight.T + bias).mean().abs() < 1e-6
     tensor(True)
     """
-    names, index = np.unique(np.asarray(groups), return_inverse=True)
-    if len(names) < 2 or len(names) == len(x):
+    whole("size", size)
+    real("shrinkage", shrinkage, 0, 1)
+    names, index = np.unique(np.asarray(labels), return_inverse=True)
+    if not 1 < len(names) < len(x):
         raise ValueError(
-            f"{len(x)} clips of {len(names)} groups: discriminants need two "
-            "groups, one of them of two clips"
+            f"{len(x)} recordings of {len(names)} labels: {_NEEDS}"
         )
+    n_features, axes = x.shape[1], None
     scaler = StandardScaler()
-    z, axes = scaler.fit_transform(x.double().numpy()), None
-    if z.shape[1] > _MOST_FEATURES:
-        axes = PCA(min(_MOST_FEATURES, len(z) - 1), svd_solver="full")
+    z = scaler.fit_transform(x.double().numpy())
+    if n_features > _MOST_FEATURES:
+        n_components = min(_N_COMPONENTS, len(z) - 1)
+        axes = PCA(n_components, svd_solver="randomized", random_state=0)
         z = axes.fit_transform(z)
     z, index = torch.from_numpy(z), torch.from_numpy(index)
     counts = index.bincount()[:, None]
@@ -83,9 +92,12 @@ def linear_discriminants(x, groups, size=SIZE, shrinkage=SHRINKAGE):
     residuals = z - means[index]
     within = residuals.T @ residuals / (len(x) - len(names))
     between = (counts * means).T @ means / len(names)
-    identity = torch.eye(len(within)).double() * within.diagonal().mean()
+    variance = within.trace() / n_features
+    if not variance > 1e-12:
+        raise ValueError("the recordings of each label are equal")
+    identity = torch.eye(len(within)).double() * variance
     within = (1 - shrinkage) * within + shrinkage * identity
-    # Rotate and scale so that the covariance within groups is the identity.
+    # Rotate and scale so that the covariance within labels is the identity.
     whitening = torch.linalg.inv(torch.linalg.cholesky(within))
     _, directions = torch.linalg.eigh(whitening @ between @ whitening.T)
     size = min(size, len(names) - 1, len(within))
@@ -97,14 +109,71 @@ def linear_discriminants(x, groups, size=SIZE, shrinkage=SHRINKAGE):
     return weight.float(), bias.float()
 
 
-def fit_projection(text, encoder, cache_folder):
-    """Fit a projection to recordings whose contents repeat.
+def read_recordings(csv_path, label="label", split="split", held_out=()):
+    """Read a table of recordings for a projection.
 
     Arguments
     ---------
-    text : str
-        ``[NAME=]CSV[,group=COLUMN]``. The column, by default ``group``, says
-        what each recording contains: the word, the speaker or the sound.
+    csv_path : str or path
+        Each row has a path, and what the recording contains.
+    label, split : str
+        Columns of the content and of the split. If there is a split, only rows
+        of train count.
+    held_out : collection of str
+        Paths that must not be among the rows: those that tasks are validated
+        and tested on.
+
+    Returns
+    -------
+    dict of str to str
+        Contents by path.
+
+    Raises
+    ------
+    ManifestError
+        If the table is bad, has held-out recordings, or no content is in two
+        recordings.
+
+    Example
+    -------
+    >>> read_recordings("nowhere.csv")
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ManifestError: ...nowhere.csv: No such file ...
+    """
+    columns = {"label": label}
+    if split != "split":
+        columns["split"] = split
+    rows = read_manifest(csv_path, ["path", "label"], columns=columns)
+    found = {
+        row["path"]: row["label"]
+        for row in rows
+        if row.get("split", "train") == "train"
+    }
+    leaked = found.keys() & set(held_out)
+    if leaked:
+        raise ManifestError(
+            f"{csv_path}: {len(leaked)} recordings are valid or test in a "
+            f"task, such as {min(leaked)}: leave them out, or name the split"
+        )
+    n_labels = len(set(found.values()))
+    if not 1 < n_labels < len(found):
+        raise ManifestError(
+            f"{csv_path}: {len(found)} recordings of {n_labels} labels: "
+            f"{_NEEDS}"
+        )
+    return found
+
+
+def fit_projection(name, contents, encoder, cache_folder):
+    """Fit a projection of the dynamics of all layers.
+
+    Arguments
+    ---------
+    name : str
+        Name in the progress bar.
+    contents : dict of str to str
+        From `read_recordings`.
     encoder : PooledEncoder
         Computes the vectors.
     cache_folder : str or path
@@ -113,26 +182,20 @@ def fit_projection(text, encoder, cache_folder):
     Returns
     -------
     Projection
-        Of the dynamics of all layers.
 
     Raises
     ------
-    ManifestError
-        If the table is bad, or no group has two readable clips.
+    UnreadableAudio
+        If a recording cannot be read.
     """
-    name, csv_path, columns = split_options(text, ["group"])
-    name, unreadable = name or table_name(csv_path), []
-    rows = read_manifest(csv_path, ["path", "group"], columns=columns)
-    vectors = cached_vectors(
-        encoder, name, [row["path"] for row in rows], cache_folder, unreadable
+    unreadable = []
+    vectors = cached_vectors(encoder, name, contents, cache_folder, unreadable)
+    if unreadable:
+        raise UnreadableAudio("{}: {}".format(*unreadable[0]))
+    x = torch.stack([vectors[path] for path in contents])
+    labels = list(contents.values())
+    return Projection(
+        *linear_discriminants(pooled(x, "dynamics", "all"), labels),
+        len(labels),
+        len(set(labels)),
     )
-    rows = [row for row in rows if row["path"] in vectors]
-    groups = [row["group"] for row in rows]
-    if not 1 < len(set(groups)) < len(groups):
-        raise ManifestError(
-            f"{csv_path}: {len(rows)} readable clips of {len(set(groups))} "
-            "groups; a projection needs two groups, one of them of two clips"
-        )
-    x = torch.stack([vectors[row["path"]] for row in rows])
-    x = pooled(x, "dynamics", "all")
-    return Projection(name, *linear_discriminants(x, groups))

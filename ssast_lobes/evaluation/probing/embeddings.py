@@ -20,10 +20,9 @@ from torch import nn
 from torchaudio.functional import compute_deltas, create_dct
 from tqdm import tqdm
 
-from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import window_seconds
 from ssast_lobes.checkpoints.loading import load_weights
-from ssast_lobes.checkpoints.projections import Projection, read_projections
+from ssast_lobes.checkpoints.projections import Projection
 from ssast_lobes.dataio.addresses import stamp_of
 from ssast_lobes.dataio.audio import audio_info
 from ssast_lobes.dataio.waveforms import UnreadableAudio
@@ -37,7 +36,7 @@ from ssast_lobes.utils.fingerprint import fingerprint
 
 logger = get_logger(__name__)
 
-READOUTS = ("last", "all-mean", "all")
+LAYERS = ("last", "all-mean", "all")
 
 # Probes choose from these ways of pooling: pairs of a pooling and layers.
 VARIANTS = (
@@ -93,7 +92,6 @@ class PooledEncoder(AudioEncoder):
         _complete(weights.config)
         self._build(weights)
         self.lobe.pooling = _AllLayers()
-        self.projections = read_projections(resolve_name(source))
         # These configurations state all settings, including those that the
         # source omits.
         self.architecture = {
@@ -121,7 +119,6 @@ class PooledEncoder(AudioEncoder):
             encoder = make_encoder(self.architecture["encoder"])
         other.lobe.encoder = encoder.requires_grad_(False).eval()
         other.lobe.to(self.device)
-        other.projections = []
         return other
 
     def check_variants(self, variants):
@@ -143,25 +140,6 @@ class PooledEncoder(AudioEncoder):
                 f"{self.source}: pooling 'class': this encoder has no class "
                 "tokens, choose mean or best"
             )
-
-    def readouts(self, variants):
-        """Return the variants, then the projections of their vectors.
-
-        Arguments
-        ---------
-        variants : list of tuple
-            Items of `VARIANTS`.
-
-        Returns
-        -------
-        list of Readout
-        """
-        projected = [
-            Readout(projection.pooling, projection.layers, projection)
-            for projection in self.projections
-            if (projection.pooling, projection.layers) in variants
-        ]
-        return [Readout(*variant) for variant in variants] + projected
 
     @property
     def key(self):
@@ -270,7 +248,7 @@ class Readout(NamedTuple):
     ---------
     pooling, layers : str or None
         See `pooled`; None for sources that have one vector for each clip.
-    projection : Projection or None
+    projection : Projection, optional
         Maps the pooled vector.
 
     Example
@@ -319,10 +297,6 @@ class LogMelStatistics:
         """Text with all settings that change the vectors."""
         fbank = self.fbank
         return f"log-mel-{fbank.sample_rate}-{fbank.n_mels}-{_VERSION}"
-
-    def readouts(self, variants):
-        """Return the only readout; see `PooledEncoder.readouts`."""
-        return [Readout()]
 
     def vectors(self, paths, name, unreadable):
         """Yield vectors (1, 2 M); see `PooledEncoder.vectors`."""

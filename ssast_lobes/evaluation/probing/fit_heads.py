@@ -18,7 +18,7 @@ from ssast_lobes.checkpoints.linear_heads import LinearHead, write_head
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.model_card import read_card
 from ssast_lobes.checkpoints.projections import (
-    read_projections,
+    read_projection,
     write_projection,
 )
 from ssast_lobes.dataio.audio import audio_info
@@ -32,15 +32,23 @@ from ssast_lobes.evaluation.probing.comparison import (
     best_fit,
     variants_of,
 )
-from ssast_lobes.evaluation.probing.discriminants import fit_projection
+from ssast_lobes.evaluation.probing.discriminants import (
+    fit_projection,
+    read_recordings,
+)
 from ssast_lobes.evaluation.probing.embeddings import (
     VARIANTS,
     PooledEncoder,
+    Readout,
     cached_vectors,
 )
-from ssast_lobes.models.pooling import ClipPooling
+from ssast_lobes.evaluation.probing.tasks import split_options, table_name
+from ssast_lobes.models.pooling import POOLINGS, ClipPooling
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
+
+# The readout that projections project.
+_PROJECTED = ("dynamics", "all")
 
 # Names of layers in `ClipPooling`. "weighted" has equal weights until trained.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
@@ -86,11 +94,10 @@ def train_heads(
         head. `ssast-lobes embed`, which uses no head, then writes the mean of
         the tokens of the last layer.
     projections : list of str
-        Tables of recordings whose contents repeat, in another voice or room,
-        as ``[NAME=]CSV[,group=COLUMN]``: the column, by default ``group``,
-        names the content. From each, a projection is fitted by linear
-        discriminant analysis. The copy gets these projections and those that
-        the model has. Each head tries them, next to the plain clip vectors.
+        Projections that each head tries, next to the plain vectors, and that
+        the copy gets. Each is the name of a projection of the model, or a table
+        to fit one on, ``[NAME=]CSV[,label=COLUMN][,split=COLUMN]``, of
+        recordings whose contents repeat, in other voices or rooms.
 
     Returns
     -------
@@ -104,10 +111,14 @@ def train_heads(
         If the folder contains anything but an export.
     UnreadableAudio
         If a clip cannot be read.
+    ManifestError
+        If the table of a projection is bad, or has recordings that are valid or
+        test in a task.
     ValueError
-        If there is no task, or two tasks have the same name.
+        If there is no task, two tasks or projections have the same name, or the
+        projected vectors are not among the choices.
     WeightsError
-        If the model does not load, or `folder` is the model itself.
+        If the model does not load, lacks a projection, or is `folder` itself.
     """
     names = [task.name for task in tasks]
     if not names or len(set(names)) < len(names):
@@ -118,13 +129,19 @@ def train_heads(
     check_export_folder(folder)
     weights = load_weights(model)
     variants = variants_of(pooling, layers)
+    if projections and _PROJECTED not in variants:
+        raise ValueError(
+            "projections are of the dynamics of all layers: choose these, or "
+            "best"
+        )
+    projected, tables = _projections(projections, model, weights, tasks)
     clip_pooling = _clip_pooling(weights.config, variants)
     card = read_card(resolved(model))
-    # The copy does not get the heads of the model.
+    # The copy does not get the heads and projections of the model.
     card = {
         title: card[title]
         for title in card
-        if not {"head", "heads"} & set(title.lower().split())
+        if not {"head", "heads", "projections"} & set(title.lower().split())
     }
     if licenses is not None:
         card["licenses_of_the_training_audio"] = licenses.strip()
@@ -134,12 +151,10 @@ def train_heads(
         encoder = PooledEncoder(rounded, device, batch_size)
         encoder.check_variants(variants)
         cache = cache_folder or Path(scratch) / "embeddings"
-        fitted = [fit_projection(text, encoder, cache) for text in projections]
-        new = {projection.name for projection in fitted}
-        older = read_projections(model)
-        fitted += [known for known in older if known.name not in new]
-        encoder.projections = fitted
-        readouts = encoder.readouts(variants)
+        for name, contents in tables.items():
+            projected[name] = fit_projection(name, contents, encoder, cache)
+        readouts = [Readout(*variant) for variant in variants]
+        readouts += [Readout(*_PROJECTED, p) for p in projected.values()]
         trained = {
             task.name: _head(task, encoder, readouts, cache) for task in tasks
         }
@@ -148,12 +163,45 @@ def train_heads(
         name = f"{task.name} ({task.metric})"
         metrics |= {name: trained[task.name][-1], name + CHANCE: _chance(task)}
     card["linear_heads_on_test"] = metrics
+    if projected:
+        card["projections"] = {
+            name: f"{len(p.weight)} linear discriminants of {p.contents} "
+            f"contents in {p.recordings} recordings"
+            for name, p in projected.items()
+        }
     _write_encoder(folder, weights, clip_pooling, card)
     for name, (head, *_) in trained.items():
         write_head(folder, name, head)
-    for projection in fitted:
-        write_projection(folder, projection)
+    for name, projection in projected.items():
+        write_projection(folder, name, projection)
     return {name: scores for name, (_, *scores) in trained.items()}
+
+
+def _projections(projections, model, weights, tasks):
+    """Return projections of the model by name, and tables to fit others on."""
+    held_out = [
+        p for task in tasks for s in ("valid", "test") for p in task.paths(s)
+    ]
+    encoder = weights.config["encoder"]
+    size = POOLINGS["dynamics"] * (encoder["depth"] + 1) * encoder["dim"]
+    known, tables = {}, {}
+    for text in projections:
+        name, csv_path, columns = split_options(text, ("label", "split"))
+        if name is None and not csv_path.lower().endswith(".csv"):
+            name = csv_path
+            known[name] = read_projection(resolved(model), name)
+            if known[name].weight.shape[1] != size:
+                raise WeightsError(
+                    f"{model}: the projection '{name}' is of another encoder"
+                )
+        else:
+            name = name or table_name(csv_path)
+            tables[name] = read_recordings(
+                csv_path, **columns, held_out=held_out
+            )
+    if len(known.keys() | tables.keys()) < len(projections):
+        raise ValueError("each projection needs a name of its own")
+    return known, tables
 
 
 def _write_encoder(folder, weights, clip_pooling, card):
@@ -208,12 +256,12 @@ def _head(task, encoder, readouts, cache_folder):
         fit.setting,
     )
     scores = x["test"].double() @ weight.T + bias
+    score = SCORES[task.metric](y["test"], scores.argmax(1))
     pooling, layers, projection = readout
     if projection is not None:
         # A linear layer of a linear projection is one linear layer.
         bias = bias + weight @ projection.bias.double()
         weight = weight @ projection.weight.double()
-    score = SCORES[task.metric](y["test"], scores.argmax(1))
     # Resampling to the model's rate may add a sample, so round up to 10 ms.
     longest = max(audio_info(path).seconds for path in task.paths())
     seconds = math.ceil(100 * longest) / 100
