@@ -30,6 +30,7 @@ from ssast_lobes.checkpoints.projections import read_projection
 from ssast_lobes.evaluation.probing import logistic_regression
 from ssast_lobes.evaluation.probing.comparison import SCORES, readouts_of
 from ssast_lobes.evaluation.probing.embeddings import (
+    PROJECTED,
     PooledEncoder,
     Readout,
     cached_vectors,
@@ -38,7 +39,6 @@ from ssast_lobes.evaluation.probing.tasks import split_name
 from ssast_lobes.utils.files import write_json
 
 LABELS, DRAWS = (5, 10), 4
-READ = ("dynamics", "all")
 
 
 def scores_of_draws(task, x, y, count):
@@ -107,9 +107,9 @@ def main():
             )
             vectors = torch.stack([vectors[path] for path in paths])
             y = torch.cat([task.targets(split) for split in CHOSEN_ON])
-            [plain] = readouts_of({"train": vectors}, [READ])
+            [plain] = readouts_of({"train": vectors}, [PROJECTED])
             readouts = {None: plain} | {
-                own: Readout(*READ, projection)
+                own: Readout(*PROJECTED, projection)
                 for (model, own), projection in projected.items()
                 if model == name
             }

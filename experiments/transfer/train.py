@@ -34,6 +34,7 @@ from ssast_lobes.checkpoints.averaging import export_mean
 from ssast_lobes.checkpoints.bundled import resolve_name
 from ssast_lobes.checkpoints.format import WEIGHTS_FILE
 from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.projections import read_projection
 from ssast_lobes.dataio.partition import hash_fractions
 from ssast_lobes.dataio.splits import write_splits
 from ssast_lobes.evaluation.probing import Task
@@ -44,9 +45,11 @@ from ssast_lobes.evaluation.probing.comparison import (
     variants_of,
 )
 from ssast_lobes.evaluation.probing.embeddings import (
+    PROJECTED,
     LogMelStatistics,
     MFCCStatistics,
     PooledEncoder,
+    Readout,
     cached_vectors,
 )
 from ssast_lobes.models.encoder import SpectrogramEncoder
@@ -223,7 +226,9 @@ class Transfer:
         self.folder = Path(hparams["output_folder"]).resolve()
         self.seeds = hparams["seeds"]
         try:
-            self.variants = variants_of(**hparams["probing"])
+            probing = dict(hparams["probing"])
+            self.projection = probing.pop("projection", None)
+            self.variants = variants_of(**probing)
         except (KeyError, TypeError, ValueError) as error:
             raise SettingsError(
                 "probing needs two keys, such as {pooling: best, layers: "
@@ -345,6 +350,8 @@ class Transfer:
                 "pretrainings: name at least one, and none of them "
                 f"{', '.join(taken)}"
             )
+        if self.projection is not None:
+            self._check_projection()
         _check_methods(self.hparams["methods"], "one_for_all")
         if self.hparams["methods"].keys() == {FINE_TUNED}:
             raise SettingsError(
@@ -674,17 +681,31 @@ class Transfer:
                     bar.update()
             for name in self.pretrainings:
                 twin = self._baseline(UNTRAINED, name)
-                source = self._frozen(name)
+                source, more = self._frozen(name), []
+                if self.projection is not None:
+                    folder = self.exports[name]
+                    projection = read_projection(folder, self.projection)
+                    more = [Readout(*PROJECTED, projection)]
                 for probe in PROBES:
                     system = System(name, probe, System(twin, probe))
-                    self._probe_one(system, source, results)
+                    self._probe_one(system, source, results, more=more)
                 bar.update()
         return results
+
+    def _check_projection(self):
+        for name in self.pretrainings:
+            if name not in self.hparams["exports"]:
+                raise SettingsError(
+                    f"probing: {name} is pretrained here, and only exports "
+                    "have projections"
+                )
+            source = resolve_name(self.hparams["exports"][name])
+            read_projection(source, self.projection)
 
     def _frozen(self, name):
         return PooledEncoder(self.exports[name], self.device)
 
-    def _probe_one(self, system, source, results, only_seed=None):
+    def _probe_one(self, system, source, results, only_seed=None, more=()):
         """Add the results of one probe on all tasks."""
         for item in self.items:
             seeds = self.seeds if item.labels_per_class else self.seeds[:1]
@@ -698,11 +719,11 @@ class Transfer:
                         "data": _digest_of(task),
                         "probing": self.hparams["probing"],
                     },
-                    partial(self._fit, task, system, source),
+                    partial(self._fit, task, system, source, more),
                 )
                 results.setdefault((task.name, system), {})[seed] = result
 
-    def _fit(self, task, system, source):
+    def _fit(self, task, system, source, more):
         """Return what a simple classifier says of the test part."""
         unreadable = []
         vectors = cached_vectors(
@@ -716,7 +737,7 @@ class Transfer:
             task = task.without({path for path, _ in unreadable})
         x = task.stacked(vectors)
         y = {split: task.targets(split) for split in task.rows}
-        readouts = readouts_of(x, self.variants)
+        readouts = [*readouts_of(x, self.variants), *more]
         fit, readout = best_fit(PROBES[system.how], x, y, task, readouts)
         labels = [task.labels[number] for number in fit.predictions.tolist()]
         ids = [row["id"] for row in task.rows["test"]]
@@ -725,6 +746,7 @@ class Transfer:
             "setting": fit.setting,
             "pooling": readout.pooling,
             "layers": readout.layers,
+            "projected": readout.projection is not None,
             "predicted": dict(zip(ids, labels, strict=True)),
         }
 

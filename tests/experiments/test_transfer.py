@@ -17,15 +17,20 @@ from hyperpyyaml import load_hyperpyyaml
 
 from ssast_lobes import FrontEnd, SpectrogramEncoder
 from ssast_lobes.checkpoints.folder import export_pretrained
+from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.loading import load_weights
+from ssast_lobes.checkpoints.projections import write_projection
 from ssast_lobes.dataio.tables import ManifestError
-from ssast_lobes.evaluation.probing import Task
+from ssast_lobes.evaluation.probing import Task, read_task
+from ssast_lobes.evaluation.probing.discriminants import fit_projection
+from ssast_lobes.evaluation.probing.embeddings import PooledEncoder
 from ssast_lobes.objectives import MSPM
 from ssast_lobes.training.errors import SettingsError
 
 RECIPE = Path(__file__).parents[2] / "experiments/transfer"
 SMALL = {"crop_seconds": 0.6, "batch_size": 4}
 MASKED = {"objective": "mspm_small_data"}
+ALL_LAYERS = {"pooling": "dynamics", "layers": "all"}
 
 
 @pytest.fixture(scope="session")
@@ -260,6 +265,10 @@ def test_a_part_is_done_once_and_refuses_other_settings(script, tmp_path):
         ),
         ({"methods": {"finetuned": {}}}, "finetuned"),
         ({"probing": {"pooling": "max"}}, "pooling must be one of"),
+        (
+            {"probing": {**ALL_LAYERS, "projection": "words"}},
+            "pretrained is pretrained here",
+        ),
         ({"pretrainings": {"other": {"objective": "x"}}}, "named 'x'"),
         ({"stages": {"pretrained": MASKED}}, "a stage and a pretraining"),
         ({"stages": {"a": {**MASKED, "source": "a"}}}, "that one before it"),
@@ -731,6 +740,44 @@ def test_an_export_needs_neither_its_stages_nor_their_audio(
     )
     content = run(["hparams/five_tasks.yaml", *words, "--device=cpu"])
     assert content["pretraining"] == {}
+
+
+def test_valid_may_choose_the_projection_of_an_export(
+    run, export, tones, tmp_path
+):
+    folder = shutil.copytree(export, tmp_path / "export")
+    rows = read_task(tones.manifest).rows
+    labels = {r["path"]: r["label"] for part in rows.values() for r in part}
+    # It has seen the answers, so that it wins.
+    projection = fit_projection(
+        "kinds", labels, PooledEncoder(folder), tmp_path / "cache"
+    )
+    write_projection(folder, "kinds", projection)
+    _, *flags = flags_of(
+        tmp_path / "out",
+        [{"name": "tones", "csv_path": str(tones.manifest)}],
+        exports={"pretrained": str(folder)},
+        probing={**ALL_LAYERS, "projection": "kinds"},
+        untrained_seeds=[3],
+    )
+    frozen = (RECIPE / "hparams/transfer.yaml").read_text()
+    frozen = frozen.partition("methods:\n")[0] + "methods: {}\n"
+    (tmp_path / "frozen.yaml").write_text(frozen)
+    flags = [str(tmp_path / "frozen.yaml")] + [
+        flag for flag in flags if not flag.startswith("--methods=")
+    ]
+    run(flags)
+    probes = tmp_path / "out/probes/tones"
+    found = {
+        path.parts[-4]: json.loads(path.read_text())
+        for path in probes.glob("*/linear/*/result.json")
+    }
+    assert found.keys() == {"log-mel", "MFCC", "untrained", "pretrained"}
+    projected = {name for name in found if found[name]["projected"]}
+    assert projected == {"pretrained"}
+    flags = [flag.replace("kinds", "words") for flag in flags]
+    with pytest.raises(WeightsError, match="'words'; there are: kinds"):
+        run(flags)
 
 
 def test_fine_tuning_needs_its_baseline(run, tones, tmp_path):

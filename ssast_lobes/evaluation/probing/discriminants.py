@@ -14,7 +14,11 @@ from sklearn.preprocessing import StandardScaler
 from ssast_lobes.checkpoints.projections import Projection
 from ssast_lobes.dataio.tables import ManifestError, read_manifest
 from ssast_lobes.dataio.waveforms import UnreadableAudio
-from ssast_lobes.evaluation.probing.embeddings import cached_vectors, pooled
+from ssast_lobes.evaluation.probing.embeddings import (
+    PROJECTED,
+    cached_vectors,
+    pooled,
+)
 from ssast_lobes.utils.checks import real, whole
 
 # Chosen for spoken words, on clips of train and valid: of 32 to 192 directions
@@ -82,9 +86,10 @@ def linear_discriminants(x, labels, size=SIZE, shrinkage=SHRINKAGE):
     n_features, axes = x.shape[1], None
     scaler = StandardScaler()
     z = scaler.fit_transform(x.double().numpy())
-    if n_features > _MOST_FEATURES:
-        n_components = min(_N_COMPONENTS, len(z) - 1)
-        axes = PCA(n_components, svd_solver="randomized", random_state=0)
+    most = _N_COMPONENTS if n_features > _MOST_FEATURES else n_features
+    if min(most, len(z) - 1) < n_features:
+        # All components of few recordings change nothing, and are faster.
+        axes = PCA(min(most, len(z) - 1), random_state=0)
         z = axes.fit_transform(z)
     z, index = torch.from_numpy(z), torch.from_numpy(index)
     counts = index.bincount()[:, None]
@@ -195,7 +200,7 @@ def fit_projection(name, contents, encoder, cache_folder):
     x = torch.stack([vectors[path] for path in contents])
     labels = list(contents.values())
     return Projection(
-        *linear_discriminants(pooled(x, "dynamics", "all"), labels),
+        *linear_discriminants(pooled(x, *PROJECTED), labels),
         len(labels),
         len(set(labels)),
     )

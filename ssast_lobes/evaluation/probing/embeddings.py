@@ -50,6 +50,9 @@ VARIANTS = (
     ("dynamics", "all"),
 )
 
+# The vectors that projections take.
+PROJECTED = ("dynamics", "all")
+
 # Vectors of a layer: the dynamics of its tokens, and the mean of its class
 # tokens.
 _PER_LAYER = POOLINGS["dynamics"] + 1

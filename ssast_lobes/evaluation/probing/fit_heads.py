@@ -37,6 +37,7 @@ from ssast_lobes.evaluation.probing.discriminants import (
     read_recordings,
 )
 from ssast_lobes.evaluation.probing.embeddings import (
+    PROJECTED,
     VARIANTS,
     PooledEncoder,
     Readout,
@@ -46,9 +47,6 @@ from ssast_lobes.evaluation.probing.tasks import split_options, table_name
 from ssast_lobes.models.pooling import POOLINGS, ClipPooling
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
-
-# The readout that projections project.
-_PROJECTED = ("dynamics", "all")
 
 # Names of layers in `ClipPooling`. "weighted" has equal weights until trained.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
@@ -129,7 +127,7 @@ def train_heads(
     check_export_folder(folder)
     weights = load_weights(model)
     variants = variants_of(pooling, layers)
-    if projections and _PROJECTED not in variants:
+    if projections and PROJECTED not in variants:
         raise ValueError(
             "projections are of the dynamics of all layers: choose these, or "
             "best"
@@ -154,7 +152,7 @@ def train_heads(
         for name, contents in tables.items():
             projected[name] = fit_projection(name, contents, encoder, cache)
         readouts = [Readout(*variant) for variant in variants]
-        readouts += [Readout(*_PROJECTED, p) for p in projected.values()]
+        readouts += [Readout(*PROJECTED, p) for p in projected.values()]
         trained = {
             task.name: _head(task, encoder, readouts, cache) for task in tasks
         }
