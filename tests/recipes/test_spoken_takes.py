@@ -110,6 +110,7 @@ HAS_FLITE = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @HAS_FLITE
 def test_flite_says_its_share_of_the_english_words(recipe, words, tmp_path):
     recipe.prepare_spoken_takes(tmp_path, 1, words=words, flite_fraction=0.8)
