@@ -2,13 +2,13 @@
 """Compare frozen models that get few labels, on train and valid.
 
 > python few_labels.py objectives.yaml --data DATA --work WORK \
-    --models bundled=ssast-lobes-micro-1 --projections words
+    --models bundled=ssast-lobes-micro-1
 
 The dynamics of all layers are read by a linear classifier, with five and ten
 labels for each class, which four draws take from the part to fit on. A model
-that has one of the projections is read with it too. As in `probe`, the part
-that is scored chooses the penalty, and the test parts are not read. The scores
-are written to ``few_labels.json``, next to the YAML.
+that has projections is read with each of them too. As in `probe`, the part that
+is scored chooses the penalty, and the test parts are not read. The scores are
+written to ``few_labels.json``, next to the YAML.
 
 `--wheel` adds Google's `speech_embedding`, for which `benchmarks` has to be on
 PYTHONPATH; see `benchmarks/speech_embedding.py`.
@@ -25,8 +25,10 @@ import yaml
 from compare import CHOSEN_ON, PENALTIES, decode, folds, tasks_of
 
 from ssast_lobes.checkpoints.bundled import resolve_name
-from ssast_lobes.checkpoints.format import WeightsError
-from ssast_lobes.checkpoints.projections import read_projection
+from ssast_lobes.checkpoints.projections import (
+    projection_names,
+    read_projection,
+)
 from ssast_lobes.evaluation.probing import logistic_regression
 from ssast_lobes.evaluation.probing.comparison import SCORES, readouts_of
 from ssast_lobes.evaluation.probing.embeddings import (
@@ -73,7 +75,6 @@ def main():
     parser.add_argument(
         "--models", nargs="+", metavar="NAME=SOURCE", required=True
     )
-    parser.add_argument("--projections", nargs="*", default=[])
     parser.add_argument("--wheel", help="of openWakeWord 0.4.0")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -83,11 +84,9 @@ def main():
     tasks, sources, projected = tasks_of(plan, audio), {}, {}
     for name, folder in map(split_name, options.models):
         sources[name] = PooledEncoder(folder)
-        for projection in options.projections:
-            try:
-                found = read_projection(resolve_name(folder), projection)
-            except WeightsError:
-                continue
+        place = resolve_name(folder)
+        for projection in projection_names(place):
+            found = read_projection(place, projection)
             projected[name, projection] = found
     first = next(iter(sources.values()))
     sources["untrained"] = first.untrained(seed=1)
@@ -107,7 +106,7 @@ def main():
             )
             vectors = torch.stack([vectors[path] for path in paths])
             y = torch.cat([task.targets(split) for split in CHOSEN_ON])
-            [plain] = readouts_of({"train": vectors}, [PROJECTED])
+            [plain] = readouts_of(vectors, [PROJECTED])
             readouts = {None: plain} | {
                 own: Readout(*PROJECTED, projection)
                 for (model, own), projection in projected.items()

@@ -227,7 +227,7 @@ class Transfer:
         self.seeds = hparams["seeds"]
         try:
             probing = dict(hparams["probing"])
-            self.projection = probing.pop("projection", None)
+            projection = probing.pop("projection", None)
             self.variants = variants_of(**probing)
         except (KeyError, TypeError, ValueError) as error:
             raise SettingsError(
@@ -257,6 +257,12 @@ class Transfer:
         ]
         self.exports = {}
         self.baselines = {**STATISTICS, **hparams["baselines"]}
+        self.projections = {}
+        if projection is not None:
+            self.projections = {
+                name: self._read_projection(name, projection)
+                for name in self.pretrainings
+            }
         self._check()
 
     def run(self):
@@ -350,8 +356,6 @@ class Transfer:
                 "pretrainings: name at least one, and none of them "
                 f"{', '.join(taken)}"
             )
-        if self.projection is not None:
-            self._check_projection()
         _check_methods(self.hparams["methods"], "one_for_all")
         if self.hparams["methods"].keys() == {FINE_TUNED}:
             raise SettingsError(
@@ -681,31 +685,26 @@ class Transfer:
                     bar.update()
             for name in self.pretrainings:
                 twin = self._baseline(UNTRAINED, name)
-                source, more = self._frozen(name), []
-                if self.projection is not None:
-                    folder = self.exports[name]
-                    projection = read_projection(folder, self.projection)
-                    more = [Readout(*PROJECTED, projection)]
+                source = self._frozen(name)
                 for probe in PROBES:
                     system = System(name, probe, System(twin, probe))
-                    self._probe_one(system, source, results, more=more)
+                    self._probe_one(system, source, results)
                 bar.update()
         return results
 
-    def _check_projection(self):
-        for name in self.pretrainings:
-            if name not in self.hparams["exports"]:
-                raise SettingsError(
-                    f"probing: {name} is pretrained here, and only exports "
-                    "have projections"
-                )
-            source = resolve_name(self.hparams["exports"][name])
-            read_projection(source, self.projection)
+    def _read_projection(self, name, projection):
+        if name not in self.hparams["exports"]:
+            raise SettingsError(
+                f"probing: {name} is pretrained here, and only exports have "
+                "projections"
+            )
+        source = resolve_name(self.hparams["exports"][name])
+        return read_projection(source, projection)
 
     def _frozen(self, name):
         return PooledEncoder(self.exports[name], self.device)
 
-    def _probe_one(self, system, source, results, only_seed=None, more=()):
+    def _probe_one(self, system, source, results, only_seed=None):
         """Add the results of one probe on all tasks."""
         for item in self.items:
             seeds = self.seeds if item.labels_per_class else self.seeds[:1]
@@ -719,11 +718,11 @@ class Transfer:
                         "data": _digest_of(task),
                         "probing": self.hparams["probing"],
                     },
-                    partial(self._fit, task, system, source, more),
+                    partial(self._fit, task, system, source),
                 )
                 results.setdefault((task.name, system), {})[seed] = result
 
-    def _fit(self, task, system, source, more):
+    def _fit(self, task, system, source):
         """Return what a simple classifier says of the test part."""
         unreadable = []
         vectors = cached_vectors(
@@ -737,7 +736,10 @@ class Transfer:
             task = task.without({path for path, _ in unreadable})
         x = task.stacked(vectors)
         y = {split: task.targets(split) for split in task.rows}
-        readouts = [*readouts_of(x, self.variants), *more]
+        readouts = readouts_of(x["train"], self.variants)
+        if system.name in self.projections:
+            projection = self.projections[system.name]
+            readouts.append(Readout(*PROJECTED, projection))
         fit, readout = best_fit(PROBES[system.how], x, y, task, readouts)
         labels = [task.labels[number] for number in fit.predictions.tolist()]
         ids = [row["id"] for row in task.rows["test"]]

@@ -101,16 +101,36 @@ def read_projection(folder, name):
     """
     path = _path(folder, name)
     if not path.is_file():
-        known = sorted(other.stem for other in path.parent.glob("*"))
-        raise WeightsError(
-            f"no projection '{name}'; there are: {', '.join(known) or 'none'}"
-        )
+        known = ", ".join(projection_names(folder)) or "none"
+        raise WeightsError(f"no projection '{name}'; there are: {known}")
     tensors, plain = read_head_file(path)
     with damaged_head(path):
         projection = Projection(**tensors, **plain)
         if len(projection.weight) != len(projection.bias):
             raise ValueError("weight and bias differ in length")
     return projection
+
+
+def projection_names(folder):
+    """Return the names of the projections of an exported folder.
+
+    Arguments
+    ---------
+    folder : str or path
+        The exported folder.
+
+    Returns
+    -------
+    list of str
+        Sorted names; empty if there are none.
+
+    Example
+    -------
+    >>> projection_names("nowhere")
+    []
+    """
+    files = _path(folder, "*").parent.glob("*.safetensors")
+    return sorted(path.stem for path in files)
 
 
 def _path(folder, name):

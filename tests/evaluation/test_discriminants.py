@@ -7,6 +7,7 @@ import pytest
 import scipy.linalg
 import soundfile
 import torch
+from export_kit import make_encoder
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.metrics import accuracy_score
 
@@ -137,9 +138,7 @@ def test_features_that_never_change():
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory):
     torch.manual_seed(0)
-    encoder = SpectrogramEncoder(
-        Grid(32, (32, 4)), dim=32, depth=2, heads=2, table_frames=200
-    )
+    encoder = make_encoder(Grid(32, (32, 4)), table_frames=200)
     folder = tmp_path_factory.mktemp("model") / "export"
     return export_pretrained(folder, MSPM(encoder), FrontEnd(n_mels=32), {})
 

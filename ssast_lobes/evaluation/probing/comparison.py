@@ -350,7 +350,7 @@ def _probe_task(task, systems, vectors, variants, bar):
         found[MAJORITY, probe_name] = measured(fit, Readout())
         for system in systems:
             x = task.stacked(vectors[system.name])
-            readouts = readouts_of(x, variants)
+            readouts = readouts_of(x["train"], variants)
             fit, readout = best_fit(classify, x, y, task, readouts)
             found[system.name, probe_name] = measured(fit, readout)
             bar.update()
@@ -368,14 +368,14 @@ def _majority(y, metric):
     return Fit(test, None, metric(y["valid"], valid), None)
 
 
-def readouts_of(x, variants):
+def readouts_of(vectors, variants):
     """Return the readouts of vectors: variants, or none to choose from.
 
     Arguments
     ---------
-    x : dict of str to torch.Tensor
-        Vectors (N, R, D) by split; see `PooledEncoder.vectors`. Baselines have
-        one vector for each clip, R = 1.
+    vectors : torch.Tensor
+        (N, R, D); see `PooledEncoder.vectors`. Baselines have one vector for
+        each clip, R = 1.
     variants : list of tuple
         Items of `VARIANTS`.
 
@@ -385,10 +385,10 @@ def readouts_of(x, variants):
 
     Example
     -------
-    >>> readouts_of({"train": torch.zeros(3, 1, 2)}, VARIANTS)
+    >>> readouts_of(torch.zeros(3, 1, 2), VARIANTS)
     [Readout(pooling=None, layers=None, projection=None)]
     """
-    if x["train"].shape[1] == 1:
+    if vectors.shape[1] == 1:
         return [Readout()]
     return [Readout(*variant) for variant in variants]
 

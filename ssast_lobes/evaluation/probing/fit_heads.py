@@ -44,7 +44,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
 )
 from ssast_lobes.evaluation.probing.tasks import split_options, table_name
-from ssast_lobes.models.pooling import POOLINGS, ClipPooling
+from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
 
@@ -181,7 +181,7 @@ def _projections(projections, model, weights, tasks):
         p for task in tasks for s in ("valid", "test") for p in task.paths(s)
     ]
     encoder = weights.config["encoder"]
-    size = POOLINGS["dynamics"] * (encoder["depth"] + 1) * encoder["dim"]
+    size = ClipPooling(encoder["depth"], *PROJECTED).output_size(encoder["dim"])
     known, tables = {}, {}
     for text in projections:
         name, csv_path, columns = split_options(text, ("label", "split"))

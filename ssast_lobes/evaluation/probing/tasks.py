@@ -220,10 +220,8 @@ def split_options(text, keys):
 
     Returns
     -------
-    name : str or None
-        None if the text has no name.
-    path : str
-        The path, whether it exists or not.
+    name, path
+        See `split_name`.
     options : dict of str to str
 
     Example
