@@ -23,6 +23,7 @@ include_patterns = [
     "docs/**",
     "experiments/*.md",
     "experiments/*/README.md",
+    "experiments/transfer/results.md",
     "recipes/*/README.md",
 ]
 exclude_patterns = [".*", "build", "dist", "results", "recipes/*/*/results"]

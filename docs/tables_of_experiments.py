@@ -206,25 +206,30 @@ def events(rows):
     return table
 
 
-def equal_time(results):
-    """Return scores on valid of each row, the mean over its seeds."""
-    tasks = list(results[0]["scores"])
+def scores_of_rows(results, part, title):
+    """Return the scores of each row, the mean over its seeds."""
+    tasks = list(results[0][part])
     table = []
     for name in dict.fromkeys(result["row"] for result in results):
         own = [result for result in results if result["row"] == name]
-        found = [mean(one["scores"][task] for one in own) for task in tasks]
+        found = [mean(one[part][task] for one in own) for task in tasks]
+        means = [mean(one[part].values()) for one in own]
+        spread = f" ± {100 * stdev(means):.1f}" if len(own) > 1 else ""
         steps = str(own[0].get("steps", ""))
-        table.append([name, str(len(own)), steps, *found, mean(found)])
+        table.append([name, str(len(own)), steps, spread, *found, mean(found)])
     # The best first, and what is no row of the YAML last.
     table.sort(key=lambda row: (not row[2], -row[-1]))
-    return [
-        ["valid score, %", "seeds", "steps", *tasks, "mean"],
-        *(
-            [f"`{name}`" if steps else name, seeds, steps]
-            + [f"{100 * value:.1f}" for value in values]
-            for name, seeds, steps, *values in table
-        ),
-    ]
+    rows = []
+    for name, seeds, steps, spread, *values in table:
+        *cells, last = [f"{100 * value:.1f}" for value in values]
+        name = f"`{name}`" if steps else name
+        rows.append([name, seeds, steps, *cells, last + spread])
+    return [[title, "seeds", "steps", *tasks, "mean"], *rows]
+
+
+def equal_time(results):
+    """Return scores on valid."""
+    return scores_of_rows(results, "scores", "valid score, %")
 
 
 def projection(results):

@@ -23,7 +23,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 RECIPES = sorted((ROOT / "recipes").glob("*/README.md"))
 EXPERIMENTS = sorted(
     page
-    for pattern in ("*.md", "*/README.md")
+    for pattern in ("*.md", "*/README.md", "transfer/results.md")
     for page in (ROOT / "experiments").glob(pattern)
 )
 BENCHMARKS = [ROOT / "benchmarks" / "README.md"]

@@ -13,7 +13,8 @@ skips the rows that are there. WORK has the audio as wav, the runs and the
 exports.
 
 `--seeds 2 3 --best 4` runs more seeds of the four rows with the highest mean
-score. `--test` reads the test parts, once all is chosen.
+score. With `--test` the script also scores these seeds, and the baselines, on
+the test parts. It belongs to the end, when all is chosen.
 """
 
 import argparse
@@ -175,6 +176,7 @@ class Comparison:
         text = path.read_text("utf-8").replace("HERE", str(path.parent))
         text = text.replace("WORK", str(work))
         self.plan = yaml.safe_load(text)
+        self.tried = self.plan["rows"].keys() | self.plan["averages"].keys()
         self.results_file = path.with_suffix(".json")
         self.work = work
         self.results = []
@@ -224,17 +226,24 @@ class Comparison:
         write_json(self.results_file, self.results)
         print(json.dumps(result), flush=True)
 
+    def steps(self, row, folder, settings):
+        """Return how many steps a row takes, the same for all its seeds."""
+        for result in self.results:
+            if result["row"] == row:
+                return result["steps"]
+        file = folder / "steps.json"
+        if not file.is_file():
+            seconds = 60 * self.plan["minutes"]
+            write_json(file, steps_in(seconds, folder, settings))
+        return json.loads(file.read_text("utf-8"))
+
     def run(self, row, seed):
         """Pretrain a row and score it, unless that is done."""
         if self.known(row, seed):
             return
         folder = self.work / f"{row}_{seed}"
         settings = self.settings(row, seed)
-        steps_file = self.work / f"{row}_1" / "steps.json"
-        if not steps_file.is_file():
-            seconds = 60 * self.plan["minutes"]
-            write_json(steps_file, steps_in(seconds, folder, settings))
-        steps = json.loads(steps_file.read_text("utf-8"))
+        steps = self.steps(row, folder, settings)
         settings["optimizer_step_limit"] = steps
         pretrain(folder / "run", settings)
         result = {"row": row, "seed": seed, "steps": steps}
@@ -242,14 +251,15 @@ class Comparison:
 
     def source(self, row, seed):
         """Return what computes the vectors of a row."""
-        if row in self.plan["rows"] or row in self.plan["averages"]:
+        if row in self.tried:
             return PooledEncoder(self.export(row, seed))
         if row in self.plan["models"]:
             return PooledEncoder(self.plan["models"][row])
         if row == "untrained":
-            # It has the architecture of the first row.
-            first = next(result for result in self.results if "steps" in result)
-            return self.source(first["row"], first["seed"]).untrained(seed)
+            # It has the architecture and the statistics of the first row.
+            exports = (self.export(r["row"], r["seed"]) for r in self.results)
+            first = next(folder for folder in exports if folder.exists())
+            return PooledEncoder(first).untrained(seed)
         return {"log-mel": LogMelStatistics, "MFCC": MFCCStatistics}[row]()
 
     def scores(self, row, seed, score=cross_validated, splits=CHOSEN_ON):
@@ -285,12 +295,13 @@ class Comparison:
         first.sort(key=lambda r: mean(r["scores"].values()), reverse=True)
         return [result["row"] for result in first[:count]]
 
-    def test(self):
-        """Add the scores of the test parts."""
+    def test(self, jobs):
+        """Add the scores of the test parts to these rows, and the baselines."""
         splits = (*CHOSEN_ON, "test")
         for result in self.results:
-            row, seed = result["row"], result["seed"]
-            result["test"] = self.scores(row, seed, tested, splits)
+            job = result["row"], result["seed"]
+            if job in jobs or job[0] not in self.tried:
+                result["test"] = self.scores(*job, tested, splits)
         write_json(self.results_file, self.results)
 
     def draw(self):
@@ -310,9 +321,8 @@ class Comparison:
                 own = [scores[title] for scores in found]
                 point = {"linear probe": (mean(own), min(own), max(own))}
                 panels.setdefault(title, {})[row] = point
-        tried = self.plan["rows"].keys() | self.plan["averages"].keys()
         picture = self.results_file.with_suffix(".png")
-        plot_intervals(panels, picture, by_row.keys() - tried)
+        plot_intervals(panels, picture, by_row.keys() - self.tried)
 
 
 def main():
@@ -325,7 +335,7 @@ def main():
     parser.add_argument("--seeds", type=int, nargs="*", default=[1])
     parser.add_argument("--best", type=int, help="of the first seed")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--test", action="store_true")
+    parser.add_argument("--test", action="store_true", help="once")
     options = parser.parse_args()
     torch.set_num_threads(1)
     data, work = options.data.resolve(), options.work.resolve()
@@ -340,7 +350,7 @@ def main():
         comparison.add_averages(seed)
     comparison.add_baselines()
     if options.test:
-        comparison.test()
+        comparison.test(jobs)
     comparison.draw()
 
 
