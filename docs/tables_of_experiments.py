@@ -101,10 +101,10 @@ def gains(report):
     return [
         ["relative gain over scratch", *(f"{100 * x:+.1f}" for x in relative)],
         [
-            "errors less than scratch [95 % of paired bootstraps]",
+            "error reduction over scratch [95 % paired bootstrap]",
             *errors("fine-tuned"),
         ],
-        ["frozen: errors less than untrained, likewise", *errors("linear")],
+        ["frozen: error reduction over untrained [same]", *errors("linear")],
     ]
 
 

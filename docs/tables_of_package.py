@@ -67,7 +67,7 @@ OBJECTIVES = {
         "MERT, ICLR 2024",
     ),
     "vector_quantizer": (
-        "no encoder but codes of one, for `beats`",
+        "learns codes from a frozen encoder, for `beats`",
         "BEATs, ICML 2023",
     ),
     "distillation": (
