@@ -232,6 +232,12 @@ def equal_time(results):
     return scores_of_rows(results, "scores", "valid score, %")
 
 
+def equal_time_test(results):
+    """Return scores on test, of the seeds that chose nothing."""
+    tested = [result for result in results if "test" in result]
+    return scores_of_rows(tested, "test", "test score, %")
+
+
 def projection(results):
     """Return scores with few labels, and their deviation over draws."""
     tasks = ("keywords", "digits", "emotion", "events")
@@ -291,4 +297,8 @@ TABLES = {
     "events": (events, "experiments/events/events.json"),
     "projection": (projection, "experiments/pretraining/few_labels.json"),
     "equal_time": (equal_time, "experiments/pretraining/objectives.json"),
+    "equal_time_test": (
+        equal_time_test,
+        "experiments/pretraining/objectives.json",
+    ),
 }
