@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ssast_lobes.checkpoints.format import FRAME_HEADS_FOLDER, WeightsError
-from ssast_lobes.checkpoints.tensors import read_head_file, write_head_file
+from ssast_lobes.checkpoints.tensors import (
+    head_file_names,
+    read_head_file,
+    write_head_file,
+)
 
 
 class FrameHead(NamedTuple):
@@ -119,8 +123,7 @@ def frame_head_names(folder):
     >>> frame_head_names(getfixture("tmpdir"))
     []
     """
-    heads = Path(folder, FRAME_HEADS_FOLDER).expanduser()
-    return sorted(path.stem for path in heads.glob("*.safetensors"))
+    return head_file_names(Path(folder, FRAME_HEADS_FOLDER))
 
 
 def _path(folder, name):

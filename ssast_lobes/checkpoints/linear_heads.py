@@ -15,6 +15,7 @@ import torch
 from ssast_lobes.checkpoints.format import HEADS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
     damaged_head,
+    head_file_names,
     read_head_file,
     write_head_file,
 )
@@ -145,8 +146,7 @@ def head_names(folder):
     >>> head_names(getfixture("tmpdir"))
     []
     """
-    heads = Path(folder, HEADS_FOLDER).expanduser()
-    return sorted(path.stem for path in heads.glob("*.safetensors"))
+    return head_file_names(Path(folder, HEADS_FOLDER))
 
 
 def _path(folder, task):

@@ -14,6 +14,7 @@ import torch
 from ssast_lobes.checkpoints.format import PROJECTIONS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
     damaged_head,
+    head_file_names,
     read_head_file,
     write_head_file,
 )
@@ -129,8 +130,7 @@ def projection_names(folder):
     >>> projection_names("nowhere")
     []
     """
-    files = _path(folder, "*").parent.glob("*.safetensors")
-    return sorted(path.stem for path in files)
+    return head_file_names(Path(folder, PROJECTIONS_FOLDER))
 
 
 def _path(folder, name):

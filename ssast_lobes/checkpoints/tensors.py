@@ -262,6 +262,29 @@ def write_head_file(path, tensors, config):
         file.write(save(plain, {"head": json.dumps(config)}))
 
 
+def head_file_names(folder):
+    """Return the names of the head files in a folder.
+
+    Arguments
+    ---------
+    folder : pathlib.Path
+        The folder, whether it exists or not.
+
+    Returns
+    -------
+    list of str
+        Sorted names; empty if there are none.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> head_file_names(Path("nowhere"))
+    []
+    """
+    files = folder.expanduser().glob("*.safetensors")
+    return sorted(path.stem for path in files)
+
+
 def read_head_file(path):
     """Read a file that `write_head_file` wrote.
 
