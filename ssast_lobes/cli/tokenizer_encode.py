@@ -8,6 +8,7 @@ from ssast_lobes.cli import common
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.objectives.tokenizers import load_tokenizer
+from ssast_lobes.objectives.tokenizers.codes import FEW_USED, refuse_collapse
 from ssast_lobes.objectives.tokenizers.spectral import token_times
 from ssast_lobes.objectives.tokenizers.stored import (
     stored_file,
@@ -17,6 +18,16 @@ from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
+
+SAMPLE_RATE = 16000
+# Long files are encoded in windows, since the cost of attention grows with the
+# square of the length. The ids near the edges of a window do not count.
+WINDOW_SECONDS = 20.0
+CONTEXT_SECONDS = 2.0
+# A Kaldi frame is this number of samples longer than its hop.
+_OVERLAP = 240
+# With fewer tokens for each code, unused codes mean little.
+_ENOUGH_TOKENS = 20
 
 
 @torch.no_grad()
@@ -29,10 +40,11 @@ def encode_files(options):
         Parsed options of ``ssast-lobes tokenizer encode``.
     """
     common.check_device(options.device)
-    tokenizer, front_end = load_tokenizer(options.tokenizer)
+    names = " ".join(options.tokenizer)
+    tokenizer, front_end = load_tokenizer(*options.tokenizer)
     rate = front_end.fbank.sample_rate
-    if rate != 16000:
-        raise ArgumentError(f"{options.tokenizer} takes {rate} Hz, not 16000")
+    if rate != SAMPLE_RATE:
+        raise ArgumentError(f"{names} takes {rate} Hz, not {SAMPLE_RATE}")
     tokenizer.to(options.device)
     front_end.to(options.device)
     grid = tokenizer.grid
@@ -59,23 +71,64 @@ def encode_files(options):
         except UnreadableAudio as error:
             unreadable.append((path, error.reason(path)))
             continue
-        ids = tokenizer(
-            *front_end(wavs), wavs=wavs, n_samples=full_lengths(wavs)
-        )
-        ids = ids[0].cpu()
-        counts.scatter_add_(1, ids.T, torch.ones(ids.T.shape))
-        # (times, F', n_books)
-        ids = ids.unflatten(0, (grid.n_freq, -1)).transpose(0, 1)
+        ids = encode_clip(wavs, tokenizer, front_end)
+        books = ids.flatten(0, 1).T
+        counts.scatter_add_(1, books, torch.ones(books.shape))
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, "wb") as content:
             np.save(content, ids.numpy().astype(kind))
     common.report_unreadable(unreadable, len(paths), options.output)
     if n_skipped:
         print(f"{common.count_files(n_skipped)} skipped: their ids are there")
-    if counts.any():
-        used = (counts > 0).float().mean().item()
-        print(f"{100 * used:.0f} % of the codes occur in what was encoded")
     print(f"written to {options.output}")
+    if counts.any():
+        enough = counts.sum() >= _ENOUGH_TOKENS * counts.numel()
+        used, entropy = refuse_collapse(
+            counts / counts.sum(1, keepdim=True),
+            names,
+            FEW_USED if enough else 0,
+        )
+        print(
+            f"{100 * used:.0f} % of the codes occur in what was encoded, "
+            f"entropy {entropy:.2f} of 1"
+        )
+
+
+@torch.no_grad()
+def encode_clip(wavs, tokenizer, front_end):
+    """Return the ids of a clip, in windows if it is long.
+
+    Arguments
+    ---------
+    wavs : torch.Tensor
+        Waveform (1, S), 16 kHz.
+    tokenizer : torch.nn.Module
+    front_end : FrontEnd
+        Front end of the tokenizer.
+
+    Returns
+    -------
+    torch.Tensor
+        int64 (times, F', n_books).
+    """
+    grid = tokenizer.grid
+    step = round(token_times(grid)[1] * SAMPLE_RATE)
+    core = round(WINDOW_SECONDS * SAMPLE_RATE / step)
+    context = round(CONTEXT_SECONDS * SAMPLE_RATE / step)
+    parts, first, ended = [], 0, False
+    while not ended:
+        begin = max(0, first - context)
+        end = (first + core + context) * step + _OVERLAP
+        ended = end >= wavs.shape[1]
+        part = wavs[:, begin * step : end]
+        ids = tokenizer(
+            *front_end(part), wavs=part, n_samples=full_lengths(part)
+        )
+        ids = ids[0].cpu().unflatten(0, (grid.n_freq, -1)).transpose(0, 1)
+        ids = ids[first - begin :]
+        parts.append(ids if ended else ids[:core])
+        first += core
+    return torch.cat(parts)
 
 
 def _paths_by_id(inputs):

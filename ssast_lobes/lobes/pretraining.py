@@ -44,7 +44,8 @@ class PretrainingLobe(nn.Module):
     Raises
     ------
     ValueError
-        If the objective needs audio of another rate than the front end.
+        If the objective needs audio of another rate, or features of another
+        front end.
 
     Example
     -------
@@ -67,6 +68,22 @@ class PretrainingLobe(nn.Module):
                 f"front end takes {rate} Hz: choose another tokenizer, or "
                 "another source"
             )
+        needed, given = objective.front_end, features.config
+        if needed is not None:
+            # A padded clip has the features of the clip, and silence.
+            differing = [
+                key
+                for key in needed | given
+                if key != "pad_frames" and needed.get(key) != given.get(key)
+            ]
+            if differing:
+                key = differing[0]
+                raise ArgumentError(
+                    f"the codes were fitted with {key} {needed.get(key)}, the "
+                    f"front end has {given.get(key)}: fit them again "
+                    "(`ssast-lobes tokenizer fit --help`), or choose the "
+                    f"{key} of the codes"
+                )
         self.objective = objective
         self.features = features
 

@@ -40,7 +40,9 @@ class Teacher(nn.Module):
     function of the clip alone. For lobes of this package, the vector of a time
     step is the mean of its patches over frequency, and its time is exact. For
     other lobes, only the outputs are known, so the steps are assumed to be
-    spread evenly over the clip. Clips of the same length are computed together,
+    spread evenly over the clip. This is wrong for a lobe that returns several
+    patches for each time step, as SpeechBrain's BEATs does: name its checkpoint
+    as the source instead. Clips of the same length are computed together,
     without padding. Comparing the lengths waits for the device.
 
     Arguments
@@ -58,7 +60,8 @@ class Teacher(nn.Module):
     WeightsError
         If the source does not load.
     ArgumentError
-        If the module is not a lobe, or the lobe does not return frames.
+        If the module is not a lobe, or the lobe does not return frames, or it
+        returns equally many for any clip.
 
     Example
     -------
@@ -103,6 +106,14 @@ class Teacher(nn.Module):
                 "frames (B, T, D), not one vector a clip",
                 tuple(states.shape[1:]),
             )
+            n_steps = self._layers_of(clip.repeat(1, 2)).shape[2]
+            if n_steps == states.shape[2]:
+                raise ArgumentError(
+                    f"the teacher {self.name} returns {n_steps} frames for "
+                    "clips of 1 s and of 2 s: it pads clips to one length, so "
+                    "the times of its frames are unknown. Wrap it in a lobe "
+                    "that returns only the frames of the clip"
+                )
             self.depth, self.dim = len(states) - 1, states.shape[3]
 
     def train(self, mode=True):

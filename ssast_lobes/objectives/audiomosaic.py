@@ -21,7 +21,7 @@ from ssast_lobes.objectives.base import (
 )
 from ssast_lobes.objectives.projections import sizes_of
 from ssast_lobes.objectives.views import Background, RandomChannel, roll
-from ssast_lobes.utils.checks import real, whole
+from ssast_lobes.utils.checks import ArgumentError, real, whole
 from ssast_lobes.utils.distributed import (
     SharedBatchNorm,
     gather_rows,
@@ -40,7 +40,8 @@ class AudioMosaic(Objective):
     The released code augments the waveform. Here the spectrogram is augmented:
     by a roll along time, another clip as background, and a filter with a gain.
     The encoder gets fixed sin-cos positions, and keeps its two class tokens and
-    its final norm.
+    its final norm. The last batch norm of the projector has no trained gain, as
+    in SimCLR; the released one has a gain.
 
     Arguments
     ---------
@@ -61,7 +62,8 @@ class AudioMosaic(Objective):
     Raises
     ------
     ValueError
-        If an argument is out of range.
+        If an argument is out of range, or `drop_freq` drops no token, such as
+        `RowMasker` for tokens of all mel bins.
 
     Example
     -------
@@ -94,6 +96,13 @@ class AudioMosaic(Objective):
         encoder.fix_positions()
         self.drop_time = make_masker(drop_time)
         self.drop_freq = make_masker(drop_freq)
+        if not self.drop_freq.max_masked(encoder.grid.n_freq, 64):
+            name = type(self.drop_freq).__name__
+            raise ArgumentError(
+                f"drop_freq: {name} drops nothing from {encoder.grid.n_freq} "
+                "row of tokens: take PeriodicMasker, as in "
+                "audiomosaic_small_data, or patches of fewer mel bins"
+            )
         self.background = Background(**background)
         self.channel = RandomChannel(**channel)
         self.temperature = real("temperature", temperature, 0, inside=True)

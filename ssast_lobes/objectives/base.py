@@ -77,6 +77,9 @@ class Objective(nn.Module):
     needs_place = False
     # Sampling rate in Hz that all audio must have; None if any rate is allowed.
     sample_rate = None
+    # `config` of the front end whose features the objective needs; None if any
+    # will do.
+    front_end = None
     # Whether `forward` takes None for `n_frames`, if no clip has padding. The
     # attention then needs no mask.
     n_frames_optional = False

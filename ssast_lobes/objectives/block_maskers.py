@@ -130,6 +130,8 @@ class SpanMasker(TimeMasker):
 class RowMasker(Masker):
     """Mask whole frequency rows, as AudioMosaic's authors describe it.
 
+    It masks nothing if there is only one row.
+
     Arguments
     ---------
     ratio, count

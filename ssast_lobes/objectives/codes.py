@@ -18,11 +18,12 @@ from ssast_lobes.objectives.base import (
     split_tokens,
 )
 from ssast_lobes.objectives.tokenizers import (
+    CodeChance,
     CodeUsage,
     code_frequency,
     make_tokenizer,
 )
-from ssast_lobes.utils.checks import real
+from ssast_lobes.utils.checks import ArgumentError, real
 from ssast_lobes.utils.lengths import length_to_mask
 
 
@@ -73,7 +74,7 @@ class Codes(Objective):
         "prediction of discrete codes (Chiu et al., BEST-RQ, ICML 2022; Hsu "
         "et al., HuBERT, TASLP 2021; Chen et al., BEATs, ICML 2023)"
     )
-    training_only = ("tokenizer", "usage")
+    training_only = ("tokenizer", "usage", "chance")
 
     def __init__(
         self, encoder, masker=None, *, tokenizer, decoder, label_smoothing=0.0
@@ -87,6 +88,7 @@ class Codes(Objective):
         self.needs_audio = getattr(self.tokenizer, "needs_audio", False)
         self.needs_place = getattr(self.tokenizer, "needs_place", False)
         self.sample_rate = getattr(self.tokenizer, "sample_rate", None)
+        self.front_end = getattr(self.tokenizer, "front_end", None)
         self.decoder_config = None if decoder is None else dict(decoder)
         width = encoder.dim
         if decoder is None:
@@ -98,6 +100,7 @@ class Codes(Objective):
         n_books, n_codes = self.tokenizer.n_books, self.tokenizer.n_codes
         self.head = nn.Linear(width, n_books * n_codes)
         self.usage = CodeUsage(n_books, n_codes)
+        self.chance = CodeChance(n_books, n_codes)
 
     @property
     def config(self):
@@ -138,8 +141,8 @@ class Codes(Objective):
         ObjectiveOutput
             Logs: ``cross_entropy`` in nats, without label smoothing, and
             ``accuracy``, each with its chance level. Chance is a guess that
-            knows only how frequent each code is in the batch. Its cross-entropy
-            is the entropy of the codes. ``codes_used`` is the fraction of the
+            knows only how frequent each code was in the training batches
+            before; see `CodeChance`. ``codes_used`` is the fraction of the
             codes that occur at masked tokens of the batch.
             ``codes_recently_used`` is this fraction over the last hundred
             training batches. All logs are means over the codebooks.
@@ -203,18 +206,21 @@ class Codes(Objective):
         with torch.no_grad():
             right = (logits.argmax(3) == ids).float().mean(2)
             frequency = code_frequency(ids, n_codes, weight)
+            guess, guessed = self.chance(ids)
+            if self.training:
+                self.chance.record(frequency)
             logs = {
                 "cross_entropy": clip_mean(own.mean(2), weight),
-                "cross_entropy_chance": torch.special.entr(frequency)
-                .sum(1)
-                .mean(),
+                "cross_entropy_chance": clip_mean(guess.mean(2), weight),
                 "accuracy": clip_mean(right, weight),
-                "accuracy_chance": frequency.amax(1).mean(),
+                "accuracy_chance": clip_mean(guessed.float().mean(2), weight),
                 "codes_used": (frequency > 0).float().mean(),
                 "codes_recently_used": self.usage(frequency),
             }
         return ObjectiveOutput(loss, logs)
 
     def after_step(self, step, total_steps):
-        """Warn once if hardly any codes occur; see `CodeUsage`."""
-        self.usage.warn_of_collapse(step, total_steps)
+        """Raise if hardly any codes occur; see `CodeUsage.collapse`."""
+        message = self.usage.collapse(step)
+        if message:
+            raise ArgumentError(message)

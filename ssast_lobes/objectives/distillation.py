@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.functional import cosine_similarity, layer_norm, logsigmoid, pad
+from torch.nn.functional import cosine_similarity, logsigmoid, pad
 
 from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.models.features import KaldiFbank
@@ -22,6 +22,7 @@ from ssast_lobes.objectives.base import (
     projection_std,
 )
 from ssast_lobes.objectives.target_cache import TargetCache
+from ssast_lobes.objectives.teacher_targets import layer_pairs, resampled
 from ssast_lobes.utils.checks import ArgumentError, real, whole
 
 
@@ -251,7 +252,7 @@ class Distillation(Objective):
         """
         max_time = is_step.shape[1]
         if self.cache is None:
-            return self._hear(wavs, n_samples, max_time)
+            return self._resampled(wavs, n_samples, max_time)
         most = float("inf")
         if self.training and self.crop_seconds is not None:
             most = round(self.crop_seconds * self.timing.sample_rate)
@@ -262,7 +263,7 @@ class Distillation(Objective):
             made = self.cache.get(
                 wav[None, :count],
                 partial(
-                    self._hear,
+                    self._resampled,
                     n_samples=n_samples.new_tensor([count]),
                     max_time=n_time,
                 ),
@@ -274,89 +275,13 @@ class Distillation(Objective):
             for parts in zip(*clips, strict=True)
         ]
 
-    def _hear(self, wavs, n_samples, max_time):
+    def _resampled(self, wavs, n_samples, max_time):
         """Return targets of `max_time` steps; see `targets`."""
-        place = torch.arange(max_time, device=wavs.device) + 0.5
-        centers = self.timing.start + place * self.timing.step
-        heard = []
-        for teacher, found in zip(self.teachers, self.layers, strict=True):
-            output = teacher(wavs, n_samples, [layer for _, layer in found])
-            weights = time_weights(
-                output.centers, output.step, centers, self.timing.step
+        return [
+            resampled(
+                teacher(wavs, n_samples, [layer for _, layer in pairs]),
+                self.timing,
+                max_time,
             )
-            weights = weights * output.is_step[:, None]
-            total = weights.sum(2, keepdim=True)
-            weights = weights / torch.where(total > 0, total, 1)
-            # Resampling must be exact under bf16 too.
-            with torch.autocast(wavs.device.type, enabled=False):
-                values = weights @ output.states.float()
-            heard.append(layer_norm(values, values.shape[3:]))
-        return heard
-
-
-def layer_pairs(pairs, student, teacher):
-    """Return the pairs of layers to compare.
-
-    Arguments
-    ---------
-    pairs : int
-        K.
-    student, teacher : int
-        Numbers of layers.
-
-    Returns
-    -------
-    list of tuple of int
-        (student's layer, teacher's layer) of each pair, counted from 1,
-        without duplicates.
-
-    Example
-    -------
-    >>> layer_pairs(4, 6, 12), layer_pairs(4, 12, 1)
-    ([(1, 3), (3, 6), (4, 9), (6, 12)], [(12, 1)])
-    """
-    found = [
-        (k * student // pairs, k * teacher // pairs)
-        for k in range(1, pairs + 1)
-    ]
-    return list(dict.fromkeys(pair for pair in found if all(pair)))
-
-
-def time_weights(centers, step, own_centers, own_step):
-    """Return the weight of each teacher step for each student step.
-
-    Arguments
-    ---------
-    centers : torch.Tensor
-        Middles of the teacher's steps in seconds, (B, T).
-    step : torch.Tensor
-        Seconds from one step of the teacher to the next, (B,).
-    own_centers : torch.Tensor
-        Middles of the student's steps in seconds, (T',).
-    own_step : float
-        Seconds from one step of the student to the next.
-
-    Returns
-    -------
-    torch.Tensor
-        (B, T', T), not normalized: the overlap in seconds or, if the teacher's
-        steps are longer, the weights of linear interpolation.
-
-    Example
-    -------
-    >>> fine, coarse = torch.arange(4) + 0.5, torch.arange(2) * 2 + 1.0
-    >>> time_weights(fine[None], torch.tensor([1.0]), coarse, 2.0)
-    tensor([[[1., 1., 0., 0.],
-             [0., 0., 1., 1.]]])
-    >>> time_weights(coarse[None], torch.tensor([2.0]), fine, 1.0) / 2
-    tensor([[[0.7500, 0.0000],
-             [0.7500, 0.2500],
-             [0.2500, 0.7500],
-             [0.0000, 0.7500]]])
-    """
-    step = step[:, None, None]
-    distance = (own_centers[:, None] - centers[:, None, :]).abs()
-    overlap = ((step + own_step) / 2 - distance).clamp(min=0)
-    overlap = torch.minimum(overlap, step.clamp(max=own_step))
-    linear = (step - distance).clamp(min=0)
-    return torch.where(step > own_step, linear, overlap)
+            for teacher, pairs in zip(self.teachers, self.layers, strict=True)
+        ]

@@ -79,13 +79,14 @@ class LogFrequencySpectra(ExactBuffers):
         Raises
         ------
         ValueError
-            If the hop of the features is not 10 ms at 16 kHz.
+            If the hop of the features is not 10 ms at 16 kHz, or they are
+            padded.
         """
         if abs(max_frames - wavs.shape[1] / _HOP) > _FRAMES_APART:
             raise ValueError(
-                "log-frequency targets need waveforms of 16 kHz and features "
-                f"with frames of 10 ms, got {wavs.shape[1]} samples and "
-                f"{max_frames} frames"
+                "log-frequency targets need waveforms of 16 kHz, and features "
+                f"with frames of 10 ms and without pad_frames, got "
+                f"{wavs.shape[1]} samples and {max_frames} frames"
             )
         with torch.autocast(wavs.device.type, enabled=False):
             wavs = wavs.float() * length_to_mask(n_samples, wavs.shape[1])

@@ -75,6 +75,7 @@ class MERT(Codes):
         # The tokenizer may need audio; the spectra always do.
         self.ids_need_audio = self.needs_audio or self.needs_place
         self.needs_audio = True
+        self.sample_rate = 16000
         self.background_config = dict(background)
         self.background = Background(**background)
         self.spectrum_weight = real("spectrum_weight", spectrum_weight, 0)

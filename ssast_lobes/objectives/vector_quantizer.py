@@ -45,7 +45,7 @@ class VectorQuantizer(Objective):
         Weight of the old code in an update.
     restart_after : int or None
         Number of batches after which a vector of the batch replaces an unused
-        code; None to keep unused codes.
+        code, and again after as many; None to keep unused codes.
     commitment : float
         Weight of the mean squared distance between vector and code.
     decoder : dict
@@ -154,7 +154,10 @@ class VectorQuantizer(Objective):
                 "code_entropy": torch.special.entr(frequency).sum(),
             }
             if self.training and self.restart_after is not None:
-                unused = self.usage.unused_for[0] >= self.restart_after
+                # A new code has as many batches to occur as the old one had.
+                unused_for = self.usage.unused_for[0]
+                unused = unused_for % self.restart_after == 0
+                unused &= unused_for > 0
                 self.quantizer.restart(unused, vectors, weight)
         return ObjectiveOutput(error + self.commitment * commitment, logs)
 
@@ -167,7 +170,9 @@ class VectorQuantizer(Objective):
     def after_step(self, step, total_steps):
         """Stop the initialization of the codes, and warn of collapse."""
         self.quantizer.started = True
-        self.usage.warn_of_collapse(step, total_steps)
+        message = self.usage.collapse(step)
+        if message:
+            logger.warning(message)
         if step == 1 and not self._has_source:
             logger.warning(
                 "The teacher of vector_quantizer is an untrained encoder: "

@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from ssast_lobes import (
     FrontEnd,
@@ -14,9 +16,11 @@ from ssast_lobes import (
     StoredTokenizer,
 )
 from ssast_lobes.checkpoints.folder import export_pretrained
-from ssast_lobes.cli import main, tokenizer_fit
+from ssast_lobes.cli import main, tokenizer_encode, tokenizer_fit
+from ssast_lobes.cli.tokenizer_encode import encode_clip
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.objectives import MSPM, load_objective
+from ssast_lobes.objectives.tokenizers import fit_kmeans, make_features
 
 GEOMETRY = (128, 4)
 
@@ -112,6 +116,75 @@ def test_ids_of_files_are_those_of_the_tokenizer(
     feats, n_frames = feats[:, 20:], n_frames - 20
     assert torch.equal(stored(feats, n_frames, **place), expected[:, 5:])
     assert np.load(tmp_path / "noise_3.wav.npy").dtype == np.int16
+
+
+def test_several_tokenizers_are_books(tones, codes, tmp_path, capsys):
+    chroma = fitted(tmp_path, [tones.manifest], "--features=chroma")
+    words = ["--tokenizer", str(codes), str(chroma)]
+    words += ["--output", str(tmp_path / "ids")]
+    assert main(["tokenizer", "encode", str(tones.manifest), *words]) == 0
+    assert ", entropy 0." in capsys.readouterr().out
+    ids = np.load(tmp_path / "ids/noise_3.wav.npy")
+    assert ids.shape[1:] == (1, 2)
+    encoded(codes, tmp_path / "one", tones.manifest)
+    assert (np.load(tmp_path / "one/noise_3.wav.npy") == ids[..., :1]).all()
+
+
+def test_collapsed_codes_are_told_with_their_numbers(tones, tmp_path, capsys):
+    """Twenty codes far away from all tokens but one."""
+    file = tmp_path / "far.safetensors"
+    words = [f"--geometry={list(GEOMETRY)}", f"--output={file}", "--codes=20"]
+    assert main(["tokenizer", "fit", *words, str(tones.manifest)]) == 0
+    with safe_open(file, "pt") as content:
+        told = content.metadata()
+        tensors = {key: content.get_tensor(key) for key in content.keys()}
+    tensors["centers"][1:] += 1000
+    save_file(tensors, file, told)
+    words = [f"--tokenizer={file}", f"--output={tmp_path / 'ids'}"]
+    assert main(["tokenizer", "encode", *words, str(tones.manifest)]) == 2
+    message = "the codes have collapsed: 5 % of 20 are used, entropy 0.00"
+    assert message in capsys.readouterr().err
+    assert (tmp_path / "ids/noise_3.wav.npy").exists()
+
+
+def test_long_files_are_encoded_in_windows(monkeypatch, tmp_path):
+    """Codes of pixels stay; those of a block are those of a window."""
+    grid = Grid(128, GEOMETRY)
+    torch.manual_seed(0)
+    frozen = SpectrogramEncoder(grid, dim=32, depth=2, heads=2)
+    block = {"encoder": frozen.config, "features": FrontEnd().config}
+    wavs = torch.randn(1, 16000 * 9 + 123).cumsum(1)
+    wavs /= wavs.abs().max()
+    feats, n_frames = FrontEnd()(wavs)
+    n_samples = torch.tensor([wavs.shape[1]])
+    lengths = []
+    monkeypatch.setattr(tokenizer_encode, "WINDOW_SECONDS", 2.0)
+    monkeypatch.setattr(tokenizer_encode, "CONTEXT_SECONDS", 0.5)
+    for name, more in (("logmel", {}), ("block", {**block, "block": 2})):
+        features = make_features(name, grid, **more)
+        audio = (wavs, n_samples) if features.needs_audio else ()
+        x = features(feats, n_frames, *audio)[0]
+        fit_kmeans(features, x, tmp_path / name, 8, FrontEnd())
+        tokenizer = KMeansTokenizer(grid, [tmp_path / name])
+        expected = tokenizer(
+            feats, n_frames, wavs=wavs, n_samples=n_samples
+        ).transpose(0, 1)
+        tokenizer.register_forward_pre_hook(
+            lambda _, given: lengths.append(given[0].shape[1])
+        )
+        ids = encode_clip(wavs, tokenizer, FrontEnd())
+        assert ids.shape == expected.shape
+        if name == "logmel":
+            assert torch.equal(ids, expected)
+    # The second window is steps 50 to 99, heard from 38 to 111.
+    part = wavs[:, 38 * 640 : 112 * 640 + 240]
+    feats, n_frames = FrontEnd()(part)
+    n_samples = torch.tensor([part.shape[1]])
+    heard = tokenizer(feats, n_frames, wavs=part, n_samples=n_samples)
+    assert torch.equal(ids[50:100, 0], heard[0, 12:62])
+    assert len(ids.unique()) > 2
+    # At most 2 s and a context on both sides.
+    assert max(lengths) <= 301
 
 
 def test_encode_skips_what_is_there(tones, codes, tmp_path, capsys):

@@ -182,11 +182,12 @@ def test_no_pixel_that_is_masked_reaches_the_encoder(configs, name):
 
 @pytest.mark.slow
 @names
-def test_it_learns_without_collapse_and_resumes(configs, name):
+@presets
+def test_it_learns_without_collapse_and_resumes(configs, preset, name):
     """Fifty steps; the same again, stopped after two and rebuilt."""
-    lobe = lobe_of(configs[name])
+    lobe = lobe_of(configs[name], preset)
     history, _ = optimize(lobe, 4)
-    part = lobe_of(configs[name])
+    part = lobe_of(configs[name], preset)
     _, optimizer = optimize(part, 2)
     encoder = encoder_of(9)
     rebuilt = Codes(encoder, **copy.deepcopy(part.objective.config))

@@ -477,3 +477,18 @@ def test_a_wav2vec_lobe_teaches(tmp_path):
     part = targets[:, 1, : steps.shape[1]]
     assert (part - alone[:, 0]).abs().max() < 1e-4
     assert loss_of(objective, wavs).loss.isfinite()
+
+
+class Fixed(Local):
+    """It pads clips to 30 s, as Whisper does."""
+
+    def forward(self, wav, wav_lens):
+        wav = nn.functional.pad(wav, (0, 30 * 16000 - wav.shape[1]))
+        return super().forward(wav, wav_lens)
+
+
+def test_a_teacher_that_pads_clips_to_one_length_is_refused():
+    with pytest.raises(
+        ArgumentError, match="Fixed returns 1500 frames for cli"
+    ):
+        Teacher(Fixed())

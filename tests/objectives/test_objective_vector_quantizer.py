@@ -230,6 +230,12 @@ def test_unused_codes_begin_anew_on_vectors_of_the_batch():
     vectors = seen[0].detach()[real]
     assert (vectors == quantizer.codes[0]).all(1).any()
     assert not quantizer.codes[1].any()
+    # The new code has two batches to occur, too.
+    usage.unused_for[0, 0] = 2
+    new = quantizer.codes[0] = -quantizer.codes[0]
+    objective(feats, n_frames)
+    assert usage.unused_for[0, 0] == 3
+    assert torch.equal(quantizer.codes[0], new)
 
 
 def test_a_resumed_run_equals_one_that_was_not_stopped():
@@ -293,7 +299,7 @@ def test_a_collapsed_export_is_refused(tmp_path, caplog):
     objective(*clips(0))
     objective.usage.unused_for.fill_(100)
     objective.usage.unused_for[0, :2] = 0
-    objective.after_step(150, 150)
+    objective.after_step(200, 900)
     assert "collapsed: 5.0 % of 40 are used in 100 batches" in caplog.text
     export_pretrained(tmp_path / "e", objective, FrontEnd(), card={})
     with pytest.raises(ValueError, match="have collapsed: 5.0 % of 40 are use"):

@@ -494,6 +494,15 @@ def test_published_masks_and_momenta():
     assert m2d.momentum(1000, 1000) == 0.99999
     assert eat.momentum(100_000, 400_000) == eat.momentum(4, 4) == 0.99999
     assert isinstance(eat, EAT) and eat.n_masks == 16
+    assert eat.momentum(0, 400_000) == 0.9998
+    assert eat.masker.config == {
+        "name": "InverseBlockMasker",
+        "ratio": 0.8,
+        "count": None,
+        "block_size": 5,
+    }
+    assert (eat.utterance_weight, eat.noise_std) == (1, 0.01)
+    assert eat.decoder_config == {"depth": 0.5, "kernel": 3, "groups": 16}
     # 190 tokens of M2D's 6 s, 496 of MaskSpec's 10 s.
     assert m2d.masker.n_masked(190) == 190 - 57
     assert load_objective("maskspec")(encoder).masker.n_masked(496) == 372

@@ -6,12 +6,15 @@ import pytest
 import torch
 
 from ssast_lobes import FrontEnd, Grid, PretrainingLobe, SpectrogramEncoder
+from ssast_lobes.models.beats import BEATsEncoder
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.objectives.tokenizers import (
+    CodeChance,
     CodeUsage,
     KMeansTokenizer,
     RandomProjectionTokenizer,
     StoredTokenizer,
+    code_frequency,
     fit_kmeans,
     make_features,
     make_tokenizer,
@@ -168,6 +171,53 @@ def test_frames_of_an_encoder_are_those_nearest_in_time():
         make_features("block", grid, **{**block.config, "block": 4})
 
 
+def test_a_block_of_beats_is_the_same_when_it_is_loaded(tmp_path):
+    """The scale of its blocks depends on how many the encoder has."""
+    torch.manual_seed(0)
+    sizes = {"dim": 32, "depth": 6, "heads": 2, "patch_dim": 24}
+    sizes |= {"kernel": 8, "groups": 4, "buckets": 16}
+    frozen = BEATsEncoder(Grid(), **sizes).eval()
+    block = make_features(
+        "block",
+        Grid(),
+        encoder=frozen.config,
+        features=FrontEnd().config,
+        block=2,
+    )
+    own = frozen.state_dict()
+    needed = block.encoder.state_dict()
+    block.encoder.load_state_dict({key: own[key] for key in needed})
+    wavs, n_samples = noise(4, 16000), torch.full((4,), 16000)
+    feats, n_frames = FrontEnd()(wavs)
+    x = block(feats, n_frames, wavs, n_samples)
+    hidden = frozen(feats, n_frames, hidden_states=True).hidden_states[2]
+    expected = hidden.unflatten(1, (8, -1)).mean(1)
+    torch.testing.assert_close(x.unflatten(1, (8, -1))[:, 0], expected)
+    file = tmp_path / "block.safetensors"
+    fit_kmeans(block, x.flatten(0, 1), file, 8, FrontEnd())
+    book = KMeansTokenizer(Grid(), [file]).books[0]
+    again = book.features(feats, n_frames, wavs, n_samples)
+    assert torch.equal(again, x)
+
+
+def test_codes_of_another_front_end_are_refused(tmp_path):
+    files = {}
+    for name, statistics in (("a", "audioset"), ("b", "esc50")):
+        features = make_features("cepstra", Grid())
+        files[name] = tmp_path / name
+        x = noise(64, 20)
+        fit_kmeans(features, x, files[name], 4, FrontEnd(statistics))
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    tokenizer = KMeansTokenizer(Grid(), [files["a"]])
+    objective = load_objective("beats")(encoder, tokenizer=tokenizer)
+    assert PretrainingLobe(objective, FrontEnd())
+    assert PretrainingLobe(objective, FrontEnd(pad_frames=200))
+    with pytest.raises(ValueError, match="fitted with statistics .*-4.2"):
+        PretrainingLobe(objective, FrontEnd("esc50"))
+    with pytest.raises(ValueError, match="fitted with different statistics"):
+        KMeansTokenizer(Grid(), list(files.values()))
+
+
 def test_files_are_books(tmp_path):
     """Each book has the ids that its file has alone, whatever its size."""
     grid, feats = GRIDS["patch"], noise(2, 64, 128)
@@ -257,19 +307,42 @@ def test_the_loss_is_that_of_torch():
     each = each.unflatten(0, (2, 5, 2)).sum(2)
     expected = (each[0].mean() + each[1, :2].mean()) / 2
     torch.testing.assert_close(output.loss, expected)
-    # What is guessed by one who knows how frequent the codes of a book are.
+    # Before the first batch all codes are equally likely, and the first is
+    # guessed.
+    logs = output.logs
+    assert logs["cross_entropy_chance"].item() == pytest.approx(math.log(16))
+    first = (ids == 0).float().mean(2)
+    first = (first[0].mean() + first[1, :2].mean()) / 2
+    torch.testing.assert_close(logs["accuracy_chance"], first)
     counts = torch.stack(
         [
             torch.bincount(torch.cat([ids[0, :, b], ids[1, :2, b]]), None, 16)
             for b in range(2)
         ]
     )
-    frequency = counts / counts.sum(1, keepdim=True)
-    assert output.logs["accuracy_chance"] == frequency.amax(1).mean()
     assert output.logs["codes_used"] == (counts > 0).float().mean()
     assert output.logs["codes_recently_used"] == output.logs["codes_used"]
-    chance = -(frequency * frequency.clamp(min=1e-9).log()).sum(1).mean()
-    torch.testing.assert_close(output.logs["cross_entropy_chance"], chance)
+    # The next batch is guessed by one who knows this batch.
+    frequency = (counts / counts.sum(1, keepdim=True) + 1 / 16) / 2
+    logs = objective.losses(outputs, ids, weight).logs
+    books = torch.arange(2)
+    surprise = -frequency[books, ids].log().mean(2)
+    surprise = (surprise[0].mean() + surprise[1, :2].mean()) / 2
+    torch.testing.assert_close(logs["cross_entropy_chance"], surprise)
+    right = (ids == frequency.argmax(1)).float().mean(2)
+    right = (right[0].mean() + right[1, :2].mean()) / 2
+    torch.testing.assert_close(logs["accuracy_chance"], right)
+
+
+def test_chance_is_that_of_the_source_though_batches_are_small():
+    """Of 500 codes a batch has 20: its own entropy is far too low."""
+    chance = CodeChance(1, 500)
+    draw = torch.Generator().manual_seed(0)
+    for _ in range(300):
+        ids = torch.randint(0, 500, (1, 20, 1), generator=draw)
+        told = chance(ids)[0].mean()
+        chance.record(code_frequency(ids, 500, torch.ones(1, 20)))
+    assert abs(told - math.log(500)) < 0.5 < math.log(500) - math.log(20)
 
 
 def test_replaced_tokens_do_not_show():
@@ -289,7 +362,7 @@ def test_replaced_tokens_do_not_show():
     assert torch.equal(*seen)
 
 
-def test_usage_is_that_of_the_last_hundred_batches(caplog):
+def test_usage_is_that_of_the_last_hundred_batches():
     usage = CodeUsage(1, 20)
     one = torch.zeros(1, 20)
     one[0, 3] = 1.0
@@ -302,10 +375,17 @@ def test_usage_is_that_of_the_last_hundred_batches(caplog):
     for _ in range(99):
         used = usage(one)
     assert used == pytest.approx(0.05)
-    usage.warn_of_collapse(100, 900)
-    assert not caplog.records
-    usage.warn_of_collapse(200, 900)
-    assert "collapsed: 5.0 % of 20 are used in 100 batches" in caplog.text
+    assert usage.collapse(100) is None
+    message = "collapsed: 5.0 % of 20 are used in 100 batches"
+    assert message in usage.collapse(200)
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    tokenizer = RandomProjectionTokenizer(encoder.grid, 20, 8)
+    objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
+    objective.usage.unused_for.zero_()
+    objective.after_step(200, 900)
+    objective.usage = usage
+    with pytest.raises(ValueError, match=message):
+        objective.after_step(200, 900)
 
 
 @pytest.mark.parametrize("kind", ["chroma", "stored"])

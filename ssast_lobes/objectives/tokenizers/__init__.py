@@ -4,8 +4,9 @@ A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
 ``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
 N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
 arguments, as an `Objective` does. Its ``sample_rate`` is the rate of this
-audio. A tokenizer is frozen and its codes are buffers, so that no optimizer
-changes them. It computes in float32 under autocast too.
+audio. Its ``front_end`` is the `config` of the front end it was fitted with, or
+None if any front end will do. A tokenizer is frozen and its codes are buffers,
+so that no optimizer changes them. It computes in float32 under autocast too.
 """
 
 import functools
@@ -16,6 +17,7 @@ from torch import nn
 from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.models.patches import Grid
 from ssast_lobes.objectives.tokenizers.codes import (
+    CodeChance,
     CodeUsage,
     code_frequency,
     nearest,
@@ -36,6 +38,7 @@ from ssast_lobes.objectives.tokenizers.random_projection import (
 from ssast_lobes.objectives.tokenizers.stored import StoredTokenizer
 
 __all__ = [
+    "CodeChance",
     "CodeUsage",
     "KMeansTokenizer",
     "RandomProjectionTokenizer",
@@ -105,14 +108,14 @@ def make_tokenizer(tokenizer, grid):
         raise ValueError(f"tokenizer: {error}") from error
 
 
-def load_tokenizer(source):
+def load_tokenizer(*sources):
     """Load a fitted tokenizer, and the front end that it was fitted with.
 
     Arguments
     ---------
-    source : str or os.PathLike
-        A file of ``ssast-lobes tokenizer fit``, or an exported folder of the
-        objective `VectorQuantizer`.
+    *sources : str or os.PathLike
+        One or several files of ``ssast-lobes tokenizer fit``, one for each
+        codebook, or an exported folder of the objective `VectorQuantizer`.
 
     Returns
     -------
@@ -123,7 +126,8 @@ def load_tokenizer(source):
     Raises
     ------
     ValueError
-        If `source` is neither such a file nor such a folder.
+        If a source is neither such a file nor such a folder, or a folder is not
+        the only source, or files do not fit together.
 
     Example
     -------
@@ -132,11 +136,15 @@ def load_tokenizer(source):
     ...
     ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
     """
-    if Path(source).is_dir():
-        config, _ = read_quantizer(source)
+    if len(sources) == 1 and Path(sources[0]).is_dir():
+        config, _ = read_quantizer(sources[0])
         grid = Grid(**config["encoder"]["grid"])
-        front_end = FrontEnd(**config["features"])
-        return VectorQuantizerTokenizer(grid, source), front_end
-    fitted, _ = read_fitted(source)
-    tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), [source])
-    return tokenizer, FrontEnd(**fitted["front_end"])
+        tokenizer = VectorQuantizerTokenizer(grid, sources[0])
+        front_end = config["features"]
+    else:
+        fitted, _ = read_fitted(sources[0])
+        tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), list(sources))
+        # Without log-mel features, the front end only counts frames.
+        front_end = tokenizer.front_end or fitted["front_end"]
+    # Clips keep their own lengths.
+    return tokenizer, FrontEnd(**{**front_end, "pad_frames": None})

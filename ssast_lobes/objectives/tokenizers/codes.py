@@ -1,21 +1,18 @@
-"""Nearest codes, their frequency, and their collapse."""
+"""Nearest codes, their frequency, their chance level, and their collapse."""
 
 import math
 
 import torch
-from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from ssast_lobes.utils.checks import ArgumentError
-
-logger = get_logger(__name__)
 
 # If the data of the fit use less than this fraction of the codes, the codes
 # have collapsed, since most clusters are empty.
 _LEAST_USED = 0.5
 # The limit is lower in training, since the training audio may differ from the
 # audio of the fit.
-_FEW_USED = 0.1
+FEW_USED = 0.1
 _BATCHES = 100
 
 
@@ -74,7 +71,7 @@ def code_frequency(ids, n_codes, weight):
     return total / total.sum(1, keepdim=True).clamp(min=1)
 
 
-def refuse_collapse(frequency, source):
+def refuse_collapse(frequency, source, least=_LEAST_USED):
     """Return how many codes are used, and how evenly; raise for too few.
 
     Arguments
@@ -83,6 +80,8 @@ def refuse_collapse(frequency, source):
         See `code_frequency`.
     source : str
         Name of the codes in the error.
+    least : float
+        Least fraction of the codes of all codebooks, by default half.
 
     Returns
     -------
@@ -95,7 +94,7 @@ def refuse_collapse(frequency, source):
     Raises
     ------
     ValueError
-        If fewer than half of the codes of all codebooks are used.
+        If a smaller fraction is used.
 
     Example
     -------
@@ -106,7 +105,7 @@ def refuse_collapse(frequency, source):
     used = (frequency > 0).float().mean().item()
     entropy = torch.special.entr(frequency).sum(1).mean().item()
     entropy /= math.log(n_codes)
-    if used < _LEAST_USED:
+    if used < least:
         raise ArgumentError(
             f"{source}: the codes have collapsed: {100 * used:.0f} % of "
             f"{n_codes} are used, entropy {entropy:.2f} of 1; fit fewer codes, "
@@ -167,7 +166,7 @@ class CodeUsage(nn.Module):
 
     def is_collapsed(self):
         """Return whether hardly any code is used; waits for the device."""
-        return self.used().item() < _FEW_USED
+        return self.used().item() < FEW_USED
 
     def told(self):
         """Return the fraction of used codes in words."""
@@ -176,19 +175,80 @@ class CodeUsage(nn.Module):
             f"are used in {_BATCHES} batches"
         )
 
-    def warn_of_collapse(self, step, total_steps):
-        """Warn once if few codes are used after 200 steps, or at the end.
+    def collapse(self, step):
+        """Return a message if hardly any code is used after 200 steps.
 
         Arguments
         ---------
-        step, total_steps : int
-            Number of this step, and number of steps of the training.
+        step : int
+            Number of this step.
+
+        Returns
+        -------
+        str or None
+            None at all other steps, and if the codes have not collapsed.
         """
         # By then the first batches, from before a collapse, no longer count.
-        due = min(2 * _BATCHES, total_steps)
-        if step == due and self.is_collapsed():
-            logger.warning(
-                f"The codes have collapsed: {self.told()}. Codes that are "
-                "nearly always the same teach nothing: take fewer codes, or "
-                "codes that are fitted to your audio"
-            )
+        if step != 2 * _BATCHES or not self.is_collapsed():
+            return None
+        return (
+            f"the codes have collapsed: {self.told()}. Codes that are nearly "
+            "always the same teach nothing: take fewer codes, or codes that "
+            "are fitted to your audio"
+        )
+
+
+class CodeChance(nn.Module):
+    """Guess codes by how frequent they were in the last training batches.
+
+    This is the chance level of a prediction of codes. The frequencies are a
+    moving average over about a hundred batches, since a single batch contains
+    only some of the codes. Before the first batch all codes are equally likely.
+    With several processes, only the batches of the first process count, since
+    DDP sends the buffers of the first process to the others.
+
+    Arguments
+    ---------
+    n_books, n_codes : int
+        Number of codebooks, and of codes in each.
+
+    Example
+    -------
+    >>> chance = CodeChance(1, 4)
+    >>> chance(torch.tensor([[[0]]]))[0].exp()  # one of four
+    tensor([[[4.]]])
+    >>> chance.record(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
+    >>> cross_entropy, right = chance(torch.tensor([[[2]]]))
+    >>> cross_entropy.exp(), right.item()
+    (tensor([[[1.6000]]]), True)
+    """
+
+    def __init__(self, n_books, n_codes):
+        super().__init__()
+        # All codes together weigh as much as one batch, so that no code has a
+        # probability of 0.
+        self.register_buffer("counts", torch.zeros(n_books, n_codes))
+
+    def forward(self, ids):
+        """Return the cross-entropy of the guess, and whether it is right.
+
+        Arguments
+        ---------
+        ids : torch.Tensor
+            Codes (B, K, n_books) int64.
+
+        Returns
+        -------
+        cross_entropy : torch.Tensor
+            In nats, float32 (B, K, n_books).
+        right : torch.Tensor
+            Boolean (B, K, n_books), True at the most frequent code.
+        """
+        counts = self.counts + 1 / self.counts.shape[1]
+        surprise = -(counts / counts.sum(1, keepdim=True)).log()
+        books = torch.arange(len(counts), device=ids.device)
+        return surprise[books, ids], ids == counts.argmax(1)
+
+    def record(self, frequency):
+        """Add a training batch; `frequency` is that of `code_frequency`."""
+        self.counts.mul_(1 - 1 / _BATCHES).add_(frequency)

@@ -61,6 +61,7 @@ class VectorQuantizerTokenizer(nn.Module):
                 f"{self.encoder.grid.config}, that of the encoder "
                 f"{grid.config}"
             )
+        self.front_end = config["features"]
         self.n_codes = numbers["n_codes"]
         self.quantizer = Quantizer(
             self.encoder.dim,

@@ -136,6 +136,9 @@ class EncoderBlock(LogMel):
         self.start, self.step = token_times(grid)
         self.front_end = FrontEnd(**features)
         self.encoder = make_encoder(encoder)
+        # The blocks of some encoders depend on how many there are, so a file
+        # keeps the configuration of the whole encoder.
+        self.encoder_config = dict(encoder)
         self.block = whole("block", block, 1, self.encoder.depth)
         # Later blocks are not needed. Without them, the fitted file is smaller.
         del self.encoder.blocks[block:]
@@ -146,7 +149,7 @@ class EncoderBlock(LogMel):
     def config(self):
         """The arguments, without the grid, that rebuild this."""
         return {
-            "encoder": self.encoder.config,
+            "encoder": self.encoder_config,
             "features": self.front_end.config,
             "block": self.block,
         }

@@ -42,7 +42,8 @@ class KMeansTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If a file is missing, or was fitted for another grid.
+        If a file is missing, or was fitted for another grid, or files were
+        fitted with different statistics.
 
     Example
     -------
@@ -76,6 +77,14 @@ class KMeansTokenizer(nn.Module):
         self.n_codes = max(len(book.centers) for book in self.books)
         self.needs_audio = any(b.features.needs_audio for b in self.books)
         self.sample_rate = SAMPLE_RATE if self.needs_audio else None
+        of_log_mel = [b for b in self.books if not b.features.needs_audio]
+        self.front_end = of_log_mel[0].front_end if of_log_mel else None
+        for book in of_log_mel:
+            if book.front_end != self.front_end:
+                raise ArgumentError(
+                    f"tokenizer: {files} were fitted with different "
+                    f"statistics: {self.front_end} and {book.front_end}"
+                )
 
     @property
     def config(self):
@@ -114,6 +123,7 @@ class _Book(nn.Module):
         for name in _TENSORS:
             self.register_buffer(name, tensors.pop(name))
         grid = Grid(**fitted["grid"])
+        self.front_end = fitted["front_end"]
         self.features = make_features(grid=grid, **fitted["features"])
         self.features.load_state_dict(tensors)
 

@@ -4,7 +4,11 @@ import torch
 from speechbrain.utils.distributed import is_distributed_initialized
 from torch import nn
 
-from ssast_lobes.utils.distributed import gather_rows, mean_over_processes
+from ssast_lobes.utils.distributed import (
+    gather_rows,
+    mean_over_processes,
+    n_processes,
+)
 
 # Iterations of the k-means that initializes the codes.
 _ROUNDS = 10
@@ -92,8 +96,9 @@ class Quantizer(nn.Module):
 
     def _start(self, rows, weight):
         """Set the codes to k-means centers of the valid rows (M, dim)."""
-        rows, _ = gather_rows(torch.cat([rows, weight[:, None]], dim=1))
-        rows = rows[:: max(1, len(rows) // _MOST_ROWS)]
+        rows = torch.cat([rows, weight[:, None]], dim=1)
+        rows = rows[:: max(1, n_processes() * len(rows) // _MOST_ROWS)]
+        rows, _ = gather_rows(rows)
         rows, weight = rows[:, :-1], rows[:, -1]
         codes = rows[self._spread(weight)]
         for _ in range(_ROUNDS):
