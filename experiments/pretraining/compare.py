@@ -296,13 +296,14 @@ class Comparison:
         return [result["row"] for result in first[:count]]
 
     def test(self, jobs):
-        """Add the scores of the test parts to these rows, and the baselines."""
+        """Test these rows and the baselines, unless that is done."""
         splits = (*CHOSEN_ON, "test")
         for result in self.results:
             job = result["row"], result["seed"]
-            if job in jobs or job[0] not in self.tried:
+            asked = job in jobs or job[0] not in self.tried
+            if asked and "test" not in result:
                 result["test"] = self.scores(*job, tested, splits)
-        write_json(self.results_file, self.results)
+                write_json(self.results_file, self.results)
 
     def draw(self):
         """Draw the means of the scores and their ranges over seeds."""

@@ -109,7 +109,8 @@ def _add_encode(parts):
         "Write the ids of every file to FOLDER/ID.npy, for StoredTokenizer\n"
         "(docs/objectives.md). ID is the id of the file's row. The command\n"
         "skips existing files. Give the inputs of the pretraining, in the\n"
-        "same order. Several --tokenizer give several codebooks.",
+        "same order. Several --tokenizer give several codebooks. Long files\n"
+        "are encoded in windows of 20 s, with 2 s of context at both sides.",
         "ssast-lobes tokenizer encode train.csv --tokenizer "
         "codes.safetensors --output codes/",
     )
@@ -119,11 +120,11 @@ def _add_encode(parts):
     )
     command.add_argument(
         "--tokenizer",
-        nargs="+",
+        action="append",
         metavar="FILE|FOLDER",
         required=True,
-        help="files from `ssast-lobes tokenizer fit`, one for each codebook, "
-        "or an export of the objective vector_quantizer",
+        help="file from `ssast-lobes tokenizer fit`, once for each codebook, "
+        "or export of the objective vector_quantizer",
     )
     command.add_argument("--output", metavar="FOLDER", required=True)
     common.add_device(command)

@@ -7,9 +7,9 @@ from tqdm import tqdm
 from ssast_lobes.cli import common
 from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
+from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.objectives.tokenizers import load_tokenizer
 from ssast_lobes.objectives.tokenizers.codes import FEW_USED, refuse_collapse
-from ssast_lobes.objectives.tokenizers.spectral import token_times
 from ssast_lobes.objectives.tokenizers.stored import (
     stored_file,
     write_stored_config,
@@ -24,7 +24,7 @@ SAMPLE_RATE = 16000
 # square of the length. The ids near the edges of a window do not count.
 WINDOW_SECONDS = 20.0
 CONTEXT_SECONDS = 2.0
-# A Kaldi frame is this number of samples longer than its hop.
+# A frame of 25 ms is this number of samples longer than its hop.
 _OVERLAP = 240
 # With fewer tokens for each code, unused codes mean little.
 _ENOUGH_TOKENS = 20
@@ -40,58 +40,62 @@ def encode_files(options):
         Parsed options of ``ssast-lobes tokenizer encode``.
     """
     common.check_device(options.device)
-    names = " ".join(options.tokenizer)
     tokenizer, front_end = load_tokenizer(*options.tokenizer)
     rate = front_end.fbank.sample_rate
     if rate != SAMPLE_RATE:
-        raise ArgumentError(f"{names} takes {rate} Hz, not {SAMPLE_RATE}")
+        raise ArgumentError(
+            f"{options.tokenizer[0]} takes {rate} Hz, not {SAMPLE_RATE}"
+        )
     tokenizer.to(options.device)
     front_end.to(options.device)
-    grid = tokenizer.grid
-    start, step = token_times(grid)
+    timing = FrameTiming(tokenizer.grid, front_end.fbank)
     write_stored_config(
         options.output,
-        rate=1 / step,
-        start=start,
+        rate=1 / timing.step,
+        start=timing.start,
         n_books=tokenizer.n_books,
         n_codes=tokenizer.n_codes,
         tokenizer=fingerprint(tokenizer),
+        window_seconds=WINDOW_SECONDS,
+        context_seconds=CONTEXT_SECONDS,
     )
     paths = _paths_by_id(options.inputs)
     kind = np.int16 if tokenizer.n_codes <= 2**15 else np.int32
-    counts = torch.zeros(tokenizer.n_books, tokenizer.n_codes)
+    counts = np.zeros((tokenizer.n_books, tokenizer.n_codes), dtype=np.int64)
     unreadable, n_skipped = [], 0
     for clip_id, path in tqdm(paths.items(), "Encoding", unit="file"):
         file = stored_file(options.output, clip_id)
         if file.exists():
             n_skipped += 1
+            _count(counts, np.load(file))
             continue
         try:
             wavs = read_audio(path)[None].to(options.device)
         except UnreadableAudio as error:
             unreadable.append((path, error.reason(path)))
             continue
-        ids = encode_clip(wavs, tokenizer, front_end)
-        books = ids.flatten(0, 1).T
-        counts.scatter_add_(1, books, torch.ones(books.shape))
+        ids = encode_clip(wavs, tokenizer, front_end).numpy()
+        _count(counts, ids)
         file.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(file, "wb") as content:
-            np.save(content, ids.numpy().astype(kind))
+            np.save(content, ids.astype(kind))
     common.report_unreadable(unreadable, len(paths), options.output)
     if n_skipped:
         print(f"{common.count_files(n_skipped)} skipped: their ids are there")
     print(f"written to {options.output}")
-    if counts.any():
-        enough = counts.sum() >= _ENOUGH_TOKENS * counts.numel()
-        used, entropy = refuse_collapse(
-            counts / counts.sum(1, keepdim=True),
-            names,
-            FEW_USED if enough else 0,
-        )
-        print(
-            f"{100 * used:.0f} % of the codes occur in what was encoded, "
-            f"entropy {entropy:.2f} of 1"
-        )
+    for name, own, size in zip(
+        options.tokenizer, counts, tokenizer.sizes, strict=True
+    ):
+        if own.any():
+            enough = own.sum() >= _ENOUGH_TOKENS * size
+            frequency = torch.from_numpy(own[None, :size] / own.sum())
+            used, entropy = refuse_collapse(
+                frequency, name, FEW_USED if enough else 0
+            )
+            print(
+                f"{name}: {100 * used:.0f} % of the codes occur, entropy "
+                f"{entropy:.2f} of 1"
+            )
 
 
 @torch.no_grad()
@@ -112,9 +116,9 @@ def encode_clip(wavs, tokenizer, front_end):
         int64 (times, F', n_books).
     """
     grid = tokenizer.grid
-    step = round(token_times(grid)[1] * SAMPLE_RATE)
-    core = round(WINDOW_SECONDS * SAMPLE_RATE / step)
-    context = round(CONTEXT_SECONDS * SAMPLE_RATE / step)
+    step = round(FrameTiming(grid, front_end.fbank).step * SAMPLE_RATE)
+    core = max(1, round(WINDOW_SECONDS * SAMPLE_RATE / step))
+    context = max(1, round(CONTEXT_SECONDS * SAMPLE_RATE / step))
     parts, first, ended = [], 0, False
     while not ended:
         begin = max(0, first - context)
@@ -129,6 +133,12 @@ def encode_clip(wavs, tokenizer, front_end):
         parts.append(ids if ended else ids[:core])
         first += core
     return torch.cat(parts)
+
+
+def _count(counts, ids):
+    """Add ids (times, F', n_books) to the counts (n_books, n_codes)."""
+    for own, book in zip(counts, ids.reshape(-1, len(counts)).T, strict=True):
+        own += np.bincount(book, minlength=len(own))
 
 
 def _paths_by_id(inputs):

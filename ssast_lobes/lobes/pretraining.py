@@ -65,25 +65,10 @@ class PretrainingLobe(nn.Module):
         if objective.sample_rate not in (None, rate):
             raise ArgumentError(
                 f"the objective needs audio at {objective.sample_rate} Hz, the "
-                f"front end takes {rate} Hz: choose another tokenizer, or "
-                "another source"
+                f"front end takes {rate} Hz: choose another source, or "
+                "another objective or tokenizer"
             )
-        needed, given = objective.front_end, features.config
-        if needed is not None:
-            # A padded clip has the features of the clip, and silence.
-            differing = [
-                key
-                for key in needed | given
-                if key != "pad_frames" and needed.get(key) != given.get(key)
-            ]
-            if differing:
-                key = differing[0]
-                raise ArgumentError(
-                    f"the codes were fitted with {key} {needed.get(key)}, the "
-                    f"front end has {given.get(key)}: fit them again "
-                    "(`ssast-lobes tokenizer fit --help`), or choose the "
-                    f"{key} of the codes"
-                )
+        objective.check_front_end(features)
         self.objective = objective
         self.features = features
 

@@ -95,6 +95,7 @@ class Teacher(nn.Module):
             clip = torch.linspace(-0.1, 0.1, self.sample_rate)[None]
             try:
                 states = self._layers_of(clip)
+                n_steps = self._layers_of(clip.repeat(1, 2)).shape[2]
             except (TypeError, RuntimeError) as error:
                 raise ArgumentError(
                     f"the teacher {self.name} does not take lobe(wav, "
@@ -106,7 +107,6 @@ class Teacher(nn.Module):
                 "frames (B, T, D), not one vector a clip",
                 tuple(states.shape[1:]),
             )
-            n_steps = self._layers_of(clip.repeat(1, 2)).shape[2]
             if n_steps == states.shape[2]:
                 raise ArgumentError(
                     f"the teacher {self.name} returns {n_steps} frames for "

@@ -77,9 +77,6 @@ class Objective(nn.Module):
     needs_place = False
     # Sampling rate in Hz that all audio must have; None if any rate is allowed.
     sample_rate = None
-    # `config` of the front end whose features the objective needs; None if any
-    # will do.
-    front_end = None
     # Whether `forward` takes None for `n_frames`, if no clip has padding. The
     # attention then needs no mask.
     n_frames_optional = False
@@ -140,6 +137,20 @@ class Objective(nn.Module):
         n_time, max_time = self.encoder.token_lengths(n_frames, feats.shape[1])
         n_freq = self.encoder.grid.n_freq
         return self.masker(n_time, n_freq, max_time, generator, clip_keys)
+
+    def check_front_end(self, features):
+        """Raise if the objective needs another front end; by default any.
+
+        Arguments
+        ---------
+        features : FrontEnd
+            The front end that computes the features of the training.
+
+        Raises
+        ------
+        ValueError
+            If it needs another one.
+        """
 
     def exported_state(self):
         """Return the tensors for an export.

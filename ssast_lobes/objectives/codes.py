@@ -23,7 +23,7 @@ from ssast_lobes.objectives.tokenizers import (
     code_frequency,
     make_tokenizer,
 )
-from ssast_lobes.utils.checks import ArgumentError, real
+from ssast_lobes.utils.checks import real
 from ssast_lobes.utils.lengths import length_to_mask
 
 
@@ -88,7 +88,6 @@ class Codes(Objective):
         self.needs_audio = getattr(self.tokenizer, "needs_audio", False)
         self.needs_place = getattr(self.tokenizer, "needs_place", False)
         self.sample_rate = getattr(self.tokenizer, "sample_rate", None)
-        self.front_end = getattr(self.tokenizer, "front_end", None)
         self.decoder_config = None if decoder is None else dict(decoder)
         width = encoder.dim
         if decoder is None:
@@ -208,7 +207,7 @@ class Codes(Objective):
             frequency = code_frequency(ids, n_codes, weight)
             guess, guessed = self.chance(ids)
             if self.training:
-                self.chance.record(frequency)
+                self.chance.record(frequency * weight.sum())
             logs = {
                 "cross_entropy": clip_mean(own.mean(2), weight),
                 "cross_entropy_chance": clip_mean(guess.mean(2), weight),
@@ -220,7 +219,11 @@ class Codes(Objective):
         return ObjectiveOutput(loss, logs)
 
     def after_step(self, step, total_steps):
-        """Raise if hardly any codes occur; see `CodeUsage.collapse`."""
-        message = self.usage.collapse(step)
-        if message:
-            raise ArgumentError(message)
+        """Warn of few codes, and raise if the codes have collapsed."""
+        self.usage.warn_of_collapse(step, total_steps)
+        self.chance.refuse_collapse(step)
+
+    def check_front_end(self, features):
+        """Raise if the codes were fitted with another front end."""
+        if hasattr(self.tokenizer, "check_front_end"):
+            self.tokenizer.check_front_end(features)

@@ -170,9 +170,7 @@ class VectorQuantizer(Objective):
     def after_step(self, step, total_steps):
         """Stop the initialization of the codes, and warn of collapse."""
         self.quantizer.started = True
-        message = self.usage.collapse(step)
-        if message:
-            logger.warning(message)
+        self.usage.warn_of_collapse(step, total_steps)
         if step == 1 and not self._has_source:
             logger.warning(
                 "The teacher of vector_quantizer is an untrained encoder: "

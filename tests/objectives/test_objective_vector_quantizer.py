@@ -8,7 +8,7 @@ import torch
 from objective_kit import PRESETS, build_with, clips
 from torch import nn
 
-from ssast_lobes import FrontEnd, Grid, SpectrogramEncoder
+from ssast_lobes import FrontEnd, Grid, PretrainingLobe, SpectrogramEncoder
 from ssast_lobes.checkpoints.folder import export_pretrained
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.warm_start import initialize
@@ -299,11 +299,21 @@ def test_a_collapsed_export_is_refused(tmp_path, caplog):
     objective(*clips(0))
     objective.usage.unused_for.fill_(100)
     objective.usage.unused_for[0, :2] = 0
-    objective.after_step(200, 900)
-    assert "collapsed: 5.0 % of 40 are used in 100 batches" in caplog.text
+    objective.after_step(150, 150)
+    assert "Few codes occur: 5.0 % of 40 are used in 100 batches" in caplog.text
     export_pretrained(tmp_path / "e", objective, FrontEnd(), card={})
     with pytest.raises(ValueError, match="have collapsed: 5.0 % of 40 are use"):
         VectorQuantizerTokenizer(Grid(), tmp_path / "e")
+
+
+def test_its_codes_need_its_front_end(trained):
+    _, folder = trained
+    encoder = SpectrogramEncoder(Grid(), dim=32, depth=1, heads=2)
+    tokenizer = VectorQuantizerTokenizer(Grid(), folder)
+    objective = load_objective("beats")(encoder, tokenizer=tokenizer)
+    assert PretrainingLobe(objective, FrontEnd())
+    with pytest.raises(ValueError, match="export was .* another pad_frames"):
+        PretrainingLobe(objective, FrontEnd(pad_frames=200))
 
 
 def test_the_teacher_is_the_source(trained, tmp_path, caplog):

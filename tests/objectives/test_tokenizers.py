@@ -103,7 +103,7 @@ def test_kmeans_finds_kinds_of_sound(features, tmp_path):
     assert (used, entropy) == (1.0, pytest.approx(1.0))
     ids = KMeansTokenizer(grid, [file])(clip(9))[0, :, 0]
     assert len({*zip(kinds.tolist(), ids.tolist(), strict=True)}) == 4
-    with pytest.raises(ValueError, match="was fitted for .* the encoder has"):
+    with pytest.raises(ValueError, match="was fitted for .*, not {.*16, 16"):
         KMeansTokenizer(GRIDS["patch"], [file])
 
 
@@ -212,9 +212,12 @@ def test_codes_of_another_front_end_are_refused(tmp_path):
     objective = load_objective("beats")(encoder, tokenizer=tokenizer)
     assert PretrainingLobe(objective, FrontEnd())
     assert PretrainingLobe(objective, FrontEnd(pad_frames=200))
-    with pytest.raises(ValueError, match="fitted with statistics .*-4.2"):
+    with pytest.raises(ValueError, match=r"/a was .*other statistics .*-6\."):
         PretrainingLobe(objective, FrontEnd("esc50"))
-    with pytest.raises(ValueError, match="fitted with different statistics"):
+    bins = {"mean": [-4.0] * 128, "std": [4.0] * 128}
+    with pytest.raises(ValueError, match="front end of the pretraining: its"):
+        PretrainingLobe(objective, FrontEnd(bins))
+    with pytest.raises(ValueError, match="/b was fitted with another stat.*/a"):
         KMeansTokenizer(Grid(), list(files.values()))
 
 
@@ -323,7 +326,7 @@ def test_the_loss_is_that_of_torch():
     assert output.logs["codes_used"] == (counts > 0).float().mean()
     assert output.logs["codes_recently_used"] == output.logs["codes_used"]
     # The next batch is guessed by one who knows this batch.
-    frequency = (counts / counts.sum(1, keepdim=True) + 1 / 16) / 2
+    frequency = (counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)
     logs = objective.losses(outputs, ids, weight).logs
     books = torch.arange(2)
     surprise = -frequency[books, ids].log().mean(2)
@@ -334,15 +337,19 @@ def test_the_loss_is_that_of_torch():
     torch.testing.assert_close(logs["accuracy_chance"], right)
 
 
-def test_chance_is_that_of_the_source_though_batches_are_small():
-    """Of 500 codes a batch has 20: its own entropy is far too low."""
-    chance = CodeChance(1, 500)
+@pytest.mark.parametrize("n_codes", [500, 8192])
+def test_chance_is_that_of_the_source_though_batches_are_small(n_codes):
+    """A batch has 20 tokens: its own entropy is far too low."""
+    chance = CodeChance(1, n_codes)
     draw = torch.Generator().manual_seed(0)
+    told = []
     for _ in range(300):
-        ids = torch.randint(0, 500, (1, 20, 1), generator=draw)
-        told = chance(ids)[0].mean()
-        chance.record(code_frequency(ids, 500, torch.ones(1, 20)))
-    assert abs(told - math.log(500)) < 0.5 < math.log(500) - math.log(20)
+        ids = torch.randint(0, n_codes, (1, 20, 1), generator=draw)
+        told.append(chance(ids)[0].mean())
+        frequency = code_frequency(ids, n_codes, torch.ones(1, 20))
+        chance.record(20 * frequency)
+    error = torch.stack(told[100:]).mean() - math.log(n_codes)
+    assert 0 < error < 0.2 < math.log(n_codes) - math.log(20)
 
 
 def test_replaced_tokens_do_not_show():
@@ -362,7 +369,7 @@ def test_replaced_tokens_do_not_show():
     assert torch.equal(*seen)
 
 
-def test_usage_is_that_of_the_last_hundred_batches():
+def test_usage_is_that_of_the_last_hundred_batches(caplog):
     usage = CodeUsage(1, 20)
     one = torch.zeros(1, 20)
     one[0, 3] = 1.0
@@ -375,16 +382,29 @@ def test_usage_is_that_of_the_last_hundred_batches():
     for _ in range(99):
         used = usage(one)
     assert used == pytest.approx(0.05)
-    assert usage.collapse(100) is None
-    message = "collapsed: 5.0 % of 20 are used in 100 batches"
-    assert message in usage.collapse(200)
+    usage.warn_of_collapse(100, 900)
+    assert not caplog.records
+    usage.warn_of_collapse(200, 900)
+    message = "Few codes occur: 5.0 % of 20 are used in 100 batches"
+    assert message in caplog.text
+
+
+def test_a_collapsed_book_stops_the_training():
+    """Also next to a sound one; but not codes that are few."""
+    torch.manual_seed(0)
     encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
-    tokenizer = RandomProjectionTokenizer(encoder.grid, 20, 8)
+    tokenizer = RandomProjectionTokenizer(encoder.grid, 1000, 8, n_books=2)
     objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
-    objective.usage.unused_for.zero_()
+    outputs, weight = noise(2, 5, 32), torch.ones(2, 5)
+    ids = torch.randint(0, 5, (2, 5, 2))
+    for _ in range(3):
+        objective.losses(outputs, ids, weight)
     objective.after_step(200, 900)
-    objective.usage = usage
-    with pytest.raises(ValueError, match=message):
+    ids[..., 1] = 7
+    for _ in range(900):
+        objective.losses(outputs, ids, weight)
+    objective.after_step(199, 900)
+    with pytest.raises(ValueError, match="book 2 of 2 has collapsed.*1.0 code"):
         objective.after_step(200, 900)
 
 

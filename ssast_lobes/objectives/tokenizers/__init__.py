@@ -4,9 +4,10 @@ A tokenizer is a module with ``n_books``, ``n_codes`` and ``config``. Its
 ``forward(feats, n_frames)`` maps normalized log-mel (B, T, n_mels) to ids (B,
 N, n_books). If it sets ``needs_audio`` or ``needs_place``, it gets further
 arguments, as an `Objective` does. Its ``sample_rate`` is the rate of this
-audio. Its ``front_end`` is the `config` of the front end it was fitted with, or
-None if any front end will do. A tokenizer is frozen and its codes are buffers,
-so that no optimizer changes them. It computes in float32 under autocast too.
+audio. If its codes depend on the front end, its ``check_front_end(features)``
+raises an error for another one. A tokenizer is frozen and its codes are
+buffers, so that no optimizer changes them. It computes in float32 under
+autocast too.
 """
 
 import functools
@@ -36,6 +37,7 @@ from ssast_lobes.objectives.tokenizers.random_projection import (
     RandomProjectionTokenizer,
 )
 from ssast_lobes.objectives.tokenizers.stored import StoredTokenizer
+from ssast_lobes.utils.checks import ArgumentError
 
 __all__ = [
     "CodeChance",
@@ -136,7 +138,12 @@ def load_tokenizer(*sources):
     ...
     ssast_lobes...ArgumentError: tokenizer: nowhere is no file of ...
     """
-    if len(sources) == 1 and Path(sources[0]).is_dir():
+    if len(sources) > 1 and any(Path(source).is_dir() for source in sources):
+        raise ArgumentError(
+            "tokenizer: the export of a vector_quantizer is a tokenizer of its "
+            "own: give one folder, or files"
+        )
+    if Path(sources[0]).is_dir():
         config, _ = read_quantizer(sources[0])
         grid = Grid(**config["encoder"]["grid"])
         tokenizer = VectorQuantizerTokenizer(grid, sources[0])
@@ -144,7 +151,8 @@ def load_tokenizer(*sources):
     else:
         fitted, _ = read_fitted(sources[0])
         tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), list(sources))
-        # Without log-mel features, the front end only counts frames.
-        front_end = tokenizer.front_end or fitted["front_end"]
+        # Features of the waveform only count its frames.
+        front_ends = tokenizer.front_ends.values()
+        front_end = next(iter(front_ends), fitted["front_end"])
     # Clips keep their own lengths.
     return tokenizer, FrontEnd(**{**front_end, "pad_frames": None})

@@ -3,9 +3,13 @@
 import math
 
 import torch
+from speechbrain.utils.logger import get_logger
 from torch import nn
 
 from ssast_lobes.utils.checks import ArgumentError
+from ssast_lobes.utils.distributed import mean_over_processes
+
+logger = get_logger(__name__)
 
 # If the data of the fit use less than this fraction of the codes, the codes
 # have collapsed, since most clusters are empty.
@@ -13,6 +17,8 @@ _LEAST_USED = 0.5
 # The limit is lower in training, since the training audio may differ from the
 # audio of the fit.
 FEW_USED = 0.1
+# With fewer equally frequent codes than this, a prediction teaches nothing.
+_LEAST_CODES = 2
 _BATCHES = 100
 
 
@@ -175,37 +181,32 @@ class CodeUsage(nn.Module):
             f"are used in {_BATCHES} batches"
         )
 
-    def collapse(self, step):
-        """Return a message if hardly any code is used after 200 steps.
+    def warn_of_collapse(self, step, total_steps):
+        """Warn once if few codes are used after 200 steps, or at the end.
 
         Arguments
         ---------
-        step : int
-            Number of this step.
-
-        Returns
-        -------
-        str or None
-            None at all other steps, and if the codes have not collapsed.
+        step, total_steps : int
+            Number of this step, and number of steps of the training.
         """
         # By then the first batches, from before a collapse, no longer count.
-        if step != 2 * _BATCHES or not self.is_collapsed():
-            return None
-        return (
-            f"the codes have collapsed: {self.told()}. Codes that are nearly "
-            "always the same teach nothing: take fewer codes, or codes that "
-            "are fitted to your audio"
-        )
+        due = min(2 * _BATCHES, total_steps)
+        if step == due and self.is_collapsed():
+            logger.warning(
+                f"Few codes occur: {self.told()}. Fewer codes, or codes that "
+                "are fitted to your audio, may teach more"
+            )
 
 
 class CodeChance(nn.Module):
     """Guess codes by how frequent they were in the last training batches.
 
-    This is the chance level of a prediction of codes. The frequencies are a
-    moving average over about a hundred batches, since a single batch contains
-    only some of the codes. Before the first batch all codes are equally likely.
-    With several processes, only the batches of the first process count, since
-    DDP sends the buffers of the first process to the others.
+    This is the chance level of a prediction of codes. The counts decay over
+    about a hundred batches, since a single batch contains only some of the
+    codes. Each code counts half a token more, so that no code is impossible:
+    before the first batch all codes are equally likely. With several processes,
+    only the batches of the first process count, since DDP sends the buffers of
+    the first process to the others.
 
     Arguments
     ---------
@@ -217,16 +218,14 @@ class CodeChance(nn.Module):
     >>> chance = CodeChance(1, 4)
     >>> chance(torch.tensor([[[0]]]))[0].exp()  # one of four
     tensor([[[4.]]])
-    >>> chance.record(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
+    >>> chance.record(torch.tensor([[0.0, 0.0, 8.0, 0.0]]))
     >>> cross_entropy, right = chance(torch.tensor([[[2]]]))
     >>> cross_entropy.exp(), right.item()
-    (tensor([[[1.6000]]]), True)
+    (tensor([[[1.1765]]]), True)
     """
 
     def __init__(self, n_books, n_codes):
         super().__init__()
-        # All codes together weigh as much as one batch, so that no code has a
-        # probability of 0.
         self.register_buffer("counts", torch.zeros(n_books, n_codes))
 
     def forward(self, ids):
@@ -244,11 +243,88 @@ class CodeChance(nn.Module):
         right : torch.Tensor
             Boolean (B, K, n_books), True at the most frequent code.
         """
-        counts = self.counts + 1 / self.counts.shape[1]
+        counts = self.counts + 0.5
         surprise = -(counts / counts.sum(1, keepdim=True)).log()
         books = torch.arange(len(counts), device=ids.device)
         return surprise[books, ids], ids == counts.argmax(1)
 
-    def record(self, frequency):
-        """Add a training batch; `frequency` is that of `code_frequency`."""
-        self.counts.mul_(1 - 1 / _BATCHES).add_(frequency)
+    def record(self, counts):
+        """Add the tokens of each code of a training batch.
+
+        Arguments
+        ---------
+        counts : torch.Tensor
+            (n_books, n_codes).
+        """
+        self.counts.mul_(1 - 1 / _BATCHES).add_(counts)
+
+    def refuse_collapse(self, step):
+        """Raise if the codes of a book are nearly always the same.
+
+        The check is due once, after 200 steps. Codes are too few if their
+        entropy is that of fewer than two equally frequent codes. All processes
+        decide alike, and wait for each other.
+
+        Arguments
+        ---------
+        step : int
+            Number of this step.
+
+        Raises
+        ------
+        ValueError
+            If a codebook has collapsed.
+        """
+        if step != 2 * _BATCHES:
+            return
+        counts = mean_over_processes(self.counts.clone())
+        frequency = counts / counts.sum(1, keepdim=True).clamp(min=1)
+        codes = torch.special.entr(frequency).sum(1).exp()
+        if codes.min() < _LEAST_CODES:
+            raise ArgumentError(
+                f"codebook {codes.argmin() + 1} of {len(codes)} has collapsed: "
+                f"nearly all tokens have the same of its {counts.shape[1]} "
+                f"codes (entropy that of {codes.min():.1f} codes), so there is "
+                "nothing to predict. Fit codes to your audio (`ssast-lobes "
+                "tokenizer fit --help`), or choose another tokenizer"
+            )
+
+
+def refuse_other_front_end(source, fitted, other, given, ignored=()):
+    """Raise if codes were fitted with another front end.
+
+    Arguments
+    ---------
+    source : str
+        File or folder of the codes.
+    fitted : dict
+        `config` of their front end.
+    other : str
+        Name of the other front end in the error.
+    given : dict
+        Its `config`.
+    ignored : tuple of str
+        Keys that may differ.
+
+    Raises
+    ------
+    ValueError
+        If an entry differs.
+
+    Example
+    -------
+    >>> refuse_other_front_end("a", {"n_mels": 128}, "b", {"n_mels": 64})
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...ArgumentError: tokenizer: a was fitted with another n_mels ...
+    """
+    for key in sorted((fitted | given).keys() - set(ignored)):
+        own, its = fitted.get(key), given.get(key)
+        if own != its:
+            told = f", {own} instead of {its}"
+            raise ArgumentError(
+                f"tokenizer: {source} was fitted with another {key} than "
+                f"{other}{told if len(told) < 160 else ''}: its codes would "
+                "mean nothing. Fit it again with the settings of the "
+                "pretraining, or pretrain with those of the fit"
+            )

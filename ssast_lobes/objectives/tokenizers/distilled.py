@@ -9,7 +9,10 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ssast_lobes.models.encoders import make_encoder
-from ssast_lobes.objectives.tokenizers.codes import CodeUsage
+from ssast_lobes.objectives.tokenizers.codes import (
+    CodeUsage,
+    refuse_other_front_end,
+)
 from ssast_lobes.objectives.tokenizers.quantizer import Quantizer
 from ssast_lobes.utils.checks import ArgumentError
 
@@ -20,7 +23,7 @@ class VectorQuantizerTokenizer(nn.Module):
     Chen et al., "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML
     2023. The tokenizer's own encoder sees all tokens, and each token gets the
     code most similar to its output. This encoder and the encoder to train get
-    the same log-mel, so their normalization statistics must agree.
+    the same log-mel, so another front end is an error.
 
     Arguments
     ---------
@@ -63,6 +66,7 @@ class VectorQuantizerTokenizer(nn.Module):
             )
         self.front_end = config["features"]
         self.n_codes = numbers["n_codes"]
+        self.sizes = [self.n_codes]
         self.quantizer = Quantizer(
             self.encoder.dim,
             self.n_codes,
@@ -95,6 +99,15 @@ class VectorQuantizerTokenizer(nn.Module):
     def config(self):
         """The arguments, without the grid, that rebuild this."""
         return {"name": "VectorQuantizerTokenizer", "folder": self.folder}
+
+    def check_front_end(self, features):
+        """Raise if the front end is not that of the tokenizer's encoder."""
+        refuse_other_front_end(
+            self.folder,
+            self.front_end,
+            "the front end of the pretraining",
+            features.config,
+        )
 
     def train(self, mode=True):
         """Stay in evaluation mode."""

@@ -12,6 +12,7 @@ from ssast_lobes.objectives.tokenizers.codes import (
     code_frequency,
     nearest,
     refuse_collapse,
+    refuse_other_front_end,
 )
 from ssast_lobes.objectives.tokenizers.features import (
     SAMPLE_RATE,
@@ -42,8 +43,8 @@ class KMeansTokenizer(nn.Module):
     Raises
     ------
     ValueError
-        If a file is missing, or was fitted for another grid, or files were
-        fitted with different statistics.
+        If a file is missing, or was fitted for another grid, or with another
+        front end than the other files.
 
     Example
     -------
@@ -70,26 +71,35 @@ class KMeansTokenizer(nn.Module):
             if book.features.grid != grid:
                 raise ArgumentError(
                     f"tokenizer: {file} was fitted for "
-                    f"{book.features.grid.config}, the encoder has "
-                    f"{grid.config}"
+                    f"{book.features.grid.config}, not {grid.config}"
                 )
         self.n_books = len(self.books)
-        self.n_codes = max(len(book.centers) for book in self.books)
+        self.sizes = [len(book.centers) for book in self.books]
+        self.n_codes = max(self.sizes)
         self.needs_audio = any(b.features.needs_audio for b in self.books)
         self.sample_rate = SAMPLE_RATE if self.needs_audio else None
-        of_log_mel = [b for b in self.books if not b.features.needs_audio]
-        self.front_end = of_log_mel[0].front_end if of_log_mel else None
-        for book in of_log_mel:
-            if book.front_end != self.front_end:
-                raise ArgumentError(
-                    f"tokenizer: {files} were fitted with different "
-                    f"statistics: {self.front_end} and {book.front_end}"
-                )
+        # Features of the waveform do not depend on the front end.
+        self.front_ends = {
+            file: book.front_end
+            for file, book in zip(self.files, self.books, strict=True)
+            if not book.features.needs_audio
+        }
+        for file, config in list(self.front_ends.items())[:1]:
+            self._refuse_other(file, config)
 
     @property
     def config(self):
         """The arguments, without the grid, that rebuild this."""
         return {"name": "KMeansTokenizer", "files": self.files}
+
+    def check_front_end(self, features):
+        """Raise if log-mel features were fitted with another front end."""
+        self._refuse_other("the front end of the pretraining", features.config)
+
+    def _refuse_other(self, name, config):
+        for file, own in self.front_ends.items():
+            # A padded clip has the features of the clip, and silence.
+            refuse_other_front_end(file, own, name, config, ("pad_frames",))
 
     @torch.no_grad()
     def forward(self, feats, n_frames=None, **audio):
