@@ -10,6 +10,7 @@ from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.objectives.tokenizers import load_tokenizer
 from ssast_lobes.objectives.tokenizers.codes import FEW_USED, refuse_collapse
+from ssast_lobes.objectives.tokenizers.spectral import token_times
 from ssast_lobes.objectives.tokenizers.stored import (
     stored_file,
     write_stored_config,
@@ -40,6 +41,12 @@ def encode_files(options):
         Parsed options of ``ssast-lobes tokenizer encode``.
     """
     common.check_device(options.device)
+    for one in options.inputs:
+        if one.endswith(".safetensors"):
+            raise ArgumentError(
+                f"{one} is no audio: give each codebook a --tokenizer of its "
+                "own"
+            )
     tokenizer, front_end = load_tokenizer(*options.tokenizer)
     rate = front_end.fbank.sample_rate
     if rate != SAMPLE_RATE:
@@ -48,11 +55,11 @@ def encode_files(options):
         )
     tokenizer.to(options.device)
     front_end.to(options.device)
-    timing = FrameTiming(tokenizer.grid, front_end.fbank)
+    start, step = token_times(tokenizer.grid)
     write_stored_config(
         options.output,
-        rate=1 / timing.step,
-        start=timing.start,
+        rate=1 / step,
+        start=start,
         n_books=tokenizer.n_books,
         n_codes=tokenizer.n_codes,
         tokenizer=fingerprint(tokenizer),
@@ -67,7 +74,12 @@ def encode_files(options):
         file = stored_file(options.output, clip_id)
         if file.exists():
             n_skipped += 1
-            _count(counts, np.load(file))
+            try:
+                _count(counts, np.load(file))
+            except (OSError, ValueError, EOFError) as error:
+                raise ArgumentError(
+                    f"{file} is damaged, remove it: {error}"
+                ) from error
             continue
         try:
             wavs = read_audio(path)[None].to(options.device)
@@ -83,19 +95,23 @@ def encode_files(options):
     if n_skipped:
         print(f"{common.count_files(n_skipped)} skipped: their ids are there")
     print(f"written to {options.output}")
+    frequencies = {}
     for name, own, size in zip(
         options.tokenizer, counts, tokenizer.sizes, strict=True
     ):
         if own.any():
-            enough = own.sum() >= _ENOUGH_TOKENS * size
             frequency = torch.from_numpy(own[None, :size] / own.sum())
-            used, entropy = refuse_collapse(
-                frequency, name, FEW_USED if enough else 0
-            )
+            frequencies[name] = frequency
+            used, entropy = refuse_collapse(frequency, name, 0)
             print(
                 f"{name}: {100 * used:.0f} % of the codes occur, entropy "
                 f"{entropy:.2f} of 1"
             )
+    # Some features are the same for all bands of a time.
+    enough = _ENOUGH_TOKENS * tokenizer.n_codes * tokenizer.grid.n_freq
+    if counts[0].sum() >= enough:
+        for name, frequency in frequencies.items():
+            refuse_collapse(frequency, name, FEW_USED)
 
 
 @torch.no_grad()

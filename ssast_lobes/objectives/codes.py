@@ -5,6 +5,8 @@ Speech Recognition", ICML 2022; Hsu et al., "HuBERT", TASLP 2021; Chen et al.,
 "BEATs: Audio Pre-Training with Acoustic Tokenizers", ICML 2023.
 """
 
+import math
+
 import torch
 from torch import nn
 
@@ -207,10 +209,13 @@ class Codes(Objective):
             frequency = code_frequency(ids, n_codes, weight)
             guess, guessed = self.chance(ids)
             if self.training:
-                self.chance.record(frequency * weight.sum())
+                self.chance.record(frequency)
             logs = {
                 "cross_entropy": clip_mean(own.mean(2), weight),
-                "cross_entropy_chance": clip_mean(guess.mean(2), weight),
+                # Nobody has to guess worse than by equally likely codes.
+                "cross_entropy_chance": clip_mean(guess.mean(2), weight).clamp(
+                    max=math.log(n_codes)
+                ),
                 "accuracy": clip_mean(right, weight),
                 "accuracy_chance": clip_mean(guessed.float().mean(2), weight),
                 "codes_used": (frequency > 0).float().mean(),

@@ -128,6 +128,9 @@ def test_several_tokenizers_are_books(tones, codes, tmp_path, capsys):
         assert f"{file}: 100 % of the codes occur, entropy 0." in told
     ids = np.load(tmp_path / "ids/noise_3.wav.npy")
     assert ids.shape[1:] == (1, 2)
+    words = [str(tones.manifest), "--tokenizer", str(codes), str(chroma)]
+    assert main(["tokenizer", "encode", *words, "--output=ids"]) == 2
+    assert "a --tokenizer of its own" in capsys.readouterr().err
     encoded(codes, tmp_path / "one", tones.manifest)
     assert (np.load(tmp_path / "one/noise_3.wav.npy") == ids[..., :1]).all()
 
@@ -205,6 +208,12 @@ def test_encode_skips_what_is_there(tones, codes, tmp_path, capsys):
     assert "23 files skipped: their ids are there" in capsys.readouterr().out
     assert files[0].read_bytes() == before
     assert files[1].stat().st_mtime_ns == untouched
+    whole = files[1].read_bytes()
+    files[1].write_bytes(whole[:30])
+    words = [f"--tokenizer={codes}", f"--output={tmp_path}"]
+    assert main(["tokenizer", "encode", *words, str(tones.manifest)]) == 2
+    assert f"{files[1]} is damaged, remove it" in capsys.readouterr().err
+    files[1].write_bytes(whole)
     other = json.loads((tmp_path / "codes.json").read_text())
     (tmp_path / "codes.json").write_text(json.dumps({**other, "n_codes": 7}))
     words = [f"--tokenizer={codes}", f"--output={tmp_path}"]

@@ -326,7 +326,7 @@ def test_the_loss_is_that_of_torch():
     assert output.logs["codes_used"] == (counts > 0).float().mean()
     assert output.logs["codes_recently_used"] == output.logs["codes_used"]
     # The next batch is guessed by one who knows this batch.
-    frequency = (counts + 0.5) / (counts + 0.5).sum(1, keepdim=True)
+    frequency = (counts / counts.sum(1, keepdim=True) + 1 / 16) / 2
     logs = objective.losses(outputs, ids, weight).logs
     books = torch.arange(2)
     surprise = -frequency[books, ids].log().mean(2)
@@ -337,19 +337,30 @@ def test_the_loss_is_that_of_torch():
     torch.testing.assert_close(logs["accuracy_chance"], right)
 
 
-@pytest.mark.parametrize("n_codes", [500, 8192])
-def test_chance_is_that_of_the_source_though_batches_are_small(n_codes):
+@pytest.mark.parametrize("n_codes, n_used", [(500, 500), (8192, 100)])
+def test_chance_is_that_of_the_source_though_batches_are_small(n_codes, n_used):
     """A batch has 20 tokens: its own entropy is far too low."""
     chance = CodeChance(1, n_codes)
     draw = torch.Generator().manual_seed(0)
     told = []
     for _ in range(300):
-        ids = torch.randint(0, n_codes, (1, 20, 1), generator=draw)
+        ids = torch.randint(0, n_used, (1, 20, 1), generator=draw)
         told.append(chance(ids)[0].mean())
-        frequency = code_frequency(ids, n_codes, torch.ones(1, 20))
-        chance.record(20 * frequency)
-    error = torch.stack(told[100:]).mean() - math.log(n_codes)
-    assert 0 < error < 0.2 < math.log(n_codes) - math.log(20)
+        chance.record(code_frequency(ids, n_codes, torch.ones(1, 20)))
+    error = torch.stack(told[100:]).mean() - math.log(n_used)
+    assert 0 < error < 0.5 < math.log(n_used) - math.log(20)
+
+
+def test_chance_is_never_worse_than_equally_likely_codes():
+    """Of 8,192 codes a hundred batches of ten tokens met few."""
+    torch.manual_seed(0)
+    encoder = SpectrogramEncoder(dim=32, depth=1, heads=2)
+    tokenizer = RandomProjectionTokenizer(encoder.grid, 8192, 8)
+    objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
+    for _ in range(100):
+        ids = torch.randint(0, 8192, (2, 5, 1))
+        logs = objective.losses(noise(2, 5, 32), ids, torch.ones(2, 5)).logs
+    assert logs["cross_entropy_chance"].item() == pytest.approx(math.log(8192))
 
 
 def test_replaced_tokens_do_not_show():
@@ -396,15 +407,16 @@ def test_a_collapsed_book_stops_the_training():
     tokenizer = RandomProjectionTokenizer(encoder.grid, 1000, 8, n_books=2)
     objective = load_objective("best_rq")(encoder, tokenizer=tokenizer)
     outputs, weight = noise(2, 5, 32), torch.ones(2, 5)
-    ids = torch.randint(0, 5, (2, 5, 2))
-    for _ in range(3):
-        objective.losses(outputs, ids, weight)
+    # Nothing is known yet.
+    objective.after_step(200, 900)
+    ids = torch.tensor([0, 0, 0, 0, 1]).repeat(2, 1)[..., None].repeat(1, 1, 2)
+    objective.losses(outputs, ids, weight)
     objective.after_step(200, 900)
     ids[..., 1] = 7
-    for _ in range(900):
+    for _ in range(500):
         objective.losses(outputs, ids, weight)
     objective.after_step(199, 900)
-    with pytest.raises(ValueError, match="book 2 of 2 has collapsed.*1.0 code"):
+    with pytest.raises(ValueError, match="book 2 of 2 has collapsed.*same"):
         objective.after_step(200, 900)
 
 

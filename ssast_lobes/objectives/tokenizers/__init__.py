@@ -148,6 +148,11 @@ def load_tokenizer(*sources):
         grid = Grid(**config["encoder"]["grid"])
         tokenizer = VectorQuantizerTokenizer(grid, sources[0])
         front_end = config["features"]
+        if front_end.get("pad_frames") is not None:
+            raise ArgumentError(
+                f"tokenizer: {sources[0]} was trained on padded clips "
+                "(pad_frames), so its codes of a clip alone would be others"
+            )
     else:
         fitted, _ = read_fitted(sources[0])
         tokenizer = KMeansTokenizer(Grid(**fitted["grid"]), list(sources))

@@ -17,8 +17,8 @@ _LEAST_USED = 0.5
 # The limit is lower in training, since the training audio may differ from the
 # audio of the fit.
 FEW_USED = 0.1
-# With fewer equally frequent codes than this, a prediction teaches nothing.
-_LEAST_CODES = 2
+# If a larger fraction of the tokens has the same code, codes teach nothing.
+_MOST_ALIKE = 0.98
 _BATCHES = 100
 
 
@@ -182,7 +182,7 @@ class CodeUsage(nn.Module):
         )
 
     def warn_of_collapse(self, step, total_steps):
-        """Warn once if few codes are used after 200 steps, or at the end.
+        """Warn if few codes are used, after 200 steps and at the end.
 
         Arguments
         ---------
@@ -190,8 +190,7 @@ class CodeUsage(nn.Module):
             Number of this step, and number of steps of the training.
         """
         # By then the first batches, from before a collapse, no longer count.
-        due = min(2 * _BATCHES, total_steps)
-        if step == due and self.is_collapsed():
+        if step in (2 * _BATCHES, total_steps) and self.is_collapsed():
             logger.warning(
                 f"Few codes occur: {self.told()}. Fewer codes, or codes that "
                 "are fitted to your audio, may teach more"
@@ -201,12 +200,12 @@ class CodeUsage(nn.Module):
 class CodeChance(nn.Module):
     """Guess codes by how frequent they were in the last training batches.
 
-    This is the chance level of a prediction of codes. The counts decay over
-    about a hundred batches, since a single batch contains only some of the
-    codes. Each code counts half a token more, so that no code is impossible:
-    before the first batch all codes are equally likely. With several processes,
-    only the batches of the first process count, since DDP sends the buffers of
-    the first process to the others.
+    This is the chance level of a prediction of codes. The frequencies decay
+    over about a hundred batches, since a single batch contains only some of the
+    codes. All codes together count as one more batch, so that no code is
+    impossible: before the first batch all codes are equally likely. With
+    several processes, only the batches of the first process count, since DDP
+    sends the buffers of the first process to the others.
 
     Arguments
     ---------
@@ -218,10 +217,10 @@ class CodeChance(nn.Module):
     >>> chance = CodeChance(1, 4)
     >>> chance(torch.tensor([[[0]]]))[0].exp()  # one of four
     tensor([[[4.]]])
-    >>> chance.record(torch.tensor([[0.0, 0.0, 8.0, 0.0]]))
+    >>> chance.record(torch.tensor([[0.0, 0.0, 1.0, 0.0]]))
     >>> cross_entropy, right = chance(torch.tensor([[[2]]]))
     >>> cross_entropy.exp(), right.item()
-    (tensor([[[1.1765]]]), True)
+    (tensor([[[1.6000]]]), True)
     """
 
     def __init__(self, n_books, n_codes):
@@ -243,27 +242,26 @@ class CodeChance(nn.Module):
         right : torch.Tensor
             Boolean (B, K, n_books), True at the most frequent code.
         """
-        counts = self.counts + 0.5
+        counts = self.counts + 1 / self.counts.shape[1]
         surprise = -(counts / counts.sum(1, keepdim=True)).log()
         books = torch.arange(len(counts), device=ids.device)
         return surprise[books, ids], ids == counts.argmax(1)
 
-    def record(self, counts):
-        """Add the tokens of each code of a training batch.
+    def record(self, frequency):
+        """Add a training batch.
 
         Arguments
         ---------
-        counts : torch.Tensor
-            (n_books, n_codes).
+        frequency : torch.Tensor
+            See `code_frequency`.
         """
-        self.counts.mul_(1 - 1 / _BATCHES).add_(counts)
+        self.counts.mul_(1 - 1 / _BATCHES).add_(frequency)
 
     def refuse_collapse(self, step):
         """Raise if the codes of a book are nearly always the same.
 
-        The check is due once, after 200 steps. Codes are too few if their
-        entropy is that of fewer than two equally frequent codes. All processes
-        decide alike, and wait for each other.
+        The check is due once, after 200 steps: a code must not have more than
+        98 % of the tokens. All processes decide alike, and wait for each other.
 
         Arguments
         ---------
@@ -278,15 +276,16 @@ class CodeChance(nn.Module):
         if step != 2 * _BATCHES:
             return
         counts = mean_over_processes(self.counts.clone())
-        frequency = counts / counts.sum(1, keepdim=True).clamp(min=1)
-        codes = torch.special.entr(frequency).sum(1).exp()
-        if codes.min() < _LEAST_CODES:
+        total = counts.sum(1).clamp(min=torch.finfo(counts.dtype).tiny)
+        alike = counts.amax(1) / total
+        if alike.max() > _MOST_ALIKE:
             raise ArgumentError(
-                f"codebook {codes.argmin() + 1} of {len(codes)} has collapsed: "
-                f"nearly all tokens have the same of its {counts.shape[1]} "
-                f"codes (entropy that of {codes.min():.1f} codes), so there is "
-                "nothing to predict. Fit codes to your audio (`ssast-lobes "
-                "tokenizer fit --help`), or choose another tokenizer"
+                f"codebook {alike.argmax() + 1} of {len(alike)} has collapsed: "
+                f"{100 * alike.max():.1f} % of the tokens have the same of its "
+                f"{counts.shape[1]} codes, so there is nothing to predict. Fit "
+                "codes to your audio (`ssast-lobes tokenizer fit --help`), or "
+                "measure its statistics (`ssast-lobes stats`), in case it is "
+                "quiet"
             )
 
 

@@ -221,6 +221,6 @@ def write_stored_config(folder, **numbers):
         write_json(file, numbers)
     elif json.loads(file.read_text("utf-8")) != numbers:
         raise ArgumentError(
-            f"{folder} has ids of another tokenizer: choose another folder, "
-            "or remove it"
+            f"{folder} has ids of another tokenizer, or of other windows: "
+            "choose another folder, or remove it"
         )
