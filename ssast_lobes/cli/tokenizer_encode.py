@@ -9,7 +9,12 @@ from ssast_lobes.dataio.audio import read_audio
 from ssast_lobes.dataio.waveforms import UnreadableAudio
 from ssast_lobes.models.event_head import FrameTiming
 from ssast_lobes.objectives.tokenizers import load_tokenizer
-from ssast_lobes.objectives.tokenizers.codes import FEW_USED, refuse_collapse
+from ssast_lobes.objectives.tokenizers.codes import (
+    FEW_USED,
+    refuse_collapse,
+    used_and_entropy,
+)
+from ssast_lobes.objectives.tokenizers.features import SAMPLE_RATE
 from ssast_lobes.objectives.tokenizers.spectral import token_times
 from ssast_lobes.objectives.tokenizers.stored import (
     stored_file,
@@ -20,7 +25,6 @@ from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.fingerprint import fingerprint
 from ssast_lobes.utils.lengths import full_lengths
 
-SAMPLE_RATE = 16000
 # Long files are encoded in windows, since the cost of attention grows with the
 # square of the length. The ids near the edges of a window do not count.
 WINDOW_SECONDS = 20.0
@@ -102,7 +106,7 @@ def encode_files(options):
         if own.any():
             frequency = torch.from_numpy(own[None, :size] / own.sum())
             frequencies[name] = frequency
-            used, entropy = refuse_collapse(frequency, name, 0)
+            used, entropy = used_and_entropy(frequency)
             print(
                 f"{name}: {100 * used:.0f} % of the codes occur, entropy "
                 f"{entropy:.2f} of 1"

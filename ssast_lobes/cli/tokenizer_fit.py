@@ -16,6 +16,7 @@ from ssast_lobes.lobes.spectrogram import lobe_of
 from ssast_lobes.models.features import FrontEnd
 from ssast_lobes.models.patches import Grid
 from ssast_lobes.objectives.tokenizers import fit_kmeans, make_features
+from ssast_lobes.objectives.tokenizers.features import SAMPLE_RATE
 from ssast_lobes.utils.checks import ArgumentError
 from ssast_lobes.utils.files import atomic_write
 from ssast_lobes.utils.fingerprint import fingerprint
@@ -103,9 +104,9 @@ def _load_features(kind, encoder, grid):
         return make_features(name, grid)
     lobe = lobe_of(load_weights(encoder))
     front_end = lobe.features.config
-    if front_end["sample_rate"] != 16000:
+    if front_end["sample_rate"] != SAMPLE_RATE:
         raise ArgumentError(
-            f"{encoder} takes {front_end['sample_rate']} Hz, not 16000"
+            f"{encoder} takes {front_end['sample_rate']} Hz, not {SAMPLE_RATE}"
         )
     # Clips keep their own lengths.
     front_end.pop("pad_frames", None)

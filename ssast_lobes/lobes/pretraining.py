@@ -61,13 +61,6 @@ class PretrainingLobe(nn.Module):
 
     def __init__(self, objective, features):
         super().__init__()
-        rate = features.fbank.sample_rate
-        if objective.sample_rate not in (None, rate):
-            raise ArgumentError(
-                f"the objective needs audio at {objective.sample_rate} Hz, the "
-                f"front end takes {rate} Hz: choose another source, or "
-                "another objective or tokenizer"
-            )
         objective.check_front_end(features)
         self.objective = objective
         self.features = features

@@ -139,7 +139,10 @@ class Objective(nn.Module):
         return self.masker(n_time, n_freq, max_time, generator, clip_keys)
 
     def check_front_end(self, features):
-        """Raise if the objective needs another front end; by default any.
+        """Raise if the objective needs another front end.
+
+        By default, any front end with the sampling rate of the objective will
+        do.
 
         Arguments
         ---------
@@ -151,6 +154,13 @@ class Objective(nn.Module):
         ValueError
             If it needs another one.
         """
+        rate = features.fbank.sample_rate
+        if self.sample_rate not in (None, rate):
+            raise ArgumentError(
+                f"the objective needs audio at {self.sample_rate} Hz, the "
+                f"front end takes {rate} Hz: choose another source, or "
+                "another objective or tokenizer"
+            )
 
     def exported_state(self):
         """Return the tensors for an export.

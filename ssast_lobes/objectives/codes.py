@@ -230,5 +230,6 @@ class Codes(Objective):
 
     def check_front_end(self, features):
         """Raise if the codes were fitted with another front end."""
+        super().check_front_end(features)
         if hasattr(self.tokenizer, "check_front_end"):
             self.tokenizer.check_front_end(features)

@@ -11,7 +11,7 @@ N_BANDS = 84
 _LOWEST_HZ = 32.703
 _PER_OCTAVE = 12
 _FFT_SIZES = (512, 1024, 2048)
-_SAMPLE_RATE = 16000
+SAMPLE_RATE = 16000
 # Hop of Kaldi's frames, and the sample in the middle of the first frame.
 _HOP = 160
 _FIRST_CENTER = 200
@@ -140,7 +140,7 @@ def log_filters():
     note = torch.arange(-1, N_BANDS + 1, dtype=torch.float64)
     hertz = _LOWEST_HZ * 2 ** (note / _PER_OCTAVE)
     below, center, above = hertz[:-2], hertz[1:-1], hertz[2:]
-    spacings = [_SAMPLE_RATE / size for size in _FFT_SIZES]
+    spacings = [SAMPLE_RATE / size for size in _FFT_SIZES]
     matrices, free = [], torch.ones(N_BANDS, dtype=torch.bool)
     for size, spacing in zip(_FFT_SIZES, spacings, strict=True):
         bins = spacing * torch.arange(size // 2 + 1)[:, None]

@@ -8,7 +8,11 @@ from torch import nn
 
 from ssast_lobes.objectives.base import clip_mean, gather_tokens
 from ssast_lobes.objectives.codes import Codes
-from ssast_lobes.objectives.log_frequency import N_BANDS, LogFrequencySpectra
+from ssast_lobes.objectives.log_frequency import (
+    N_BANDS,
+    SAMPLE_RATE,
+    LogFrequencySpectra,
+)
 from ssast_lobes.objectives.views import Background
 from ssast_lobes.utils.checks import real
 
@@ -75,7 +79,7 @@ class MERT(Codes):
         # The tokenizer may need audio; the spectra always do.
         self.ids_need_audio = self.needs_audio or self.needs_place
         self.needs_audio = True
-        self.sample_rate = 16000
+        self.sample_rate = SAMPLE_RATE
         self.background_config = dict(background)
         self.background = Background(**background)
         self.spectrum_weight = real("spectrum_weight", spectrum_weight, 0)

@@ -147,7 +147,7 @@ def load_tokenizer(*sources):
         config, _ = read_quantizer(sources[0])
         grid = Grid(**config["encoder"]["grid"])
         tokenizer = VectorQuantizerTokenizer(grid, sources[0])
-        front_end = config["features"]
+        front_end = tokenizer.front_end
         if front_end.get("pad_frames") is not None:
             raise ArgumentError(
                 f"tokenizer: {sources[0]} was trained on padded clips "

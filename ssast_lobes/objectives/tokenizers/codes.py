@@ -77,8 +77,35 @@ def code_frequency(ids, n_codes, weight):
     return total / total.sum(1, keepdim=True).clamp(min=1)
 
 
+def used_and_entropy(frequency):
+    """Return how many codes are used, and how evenly.
+
+    Arguments
+    ---------
+    frequency : torch.Tensor
+        See `code_frequency`.
+
+    Returns
+    -------
+    used : float
+        Fraction of the codes of all codebooks that are used.
+    entropy : float
+        Entropy of the codes divided by its maximum: 1 if all codes are equally
+        frequent.
+
+    Example
+    -------
+    >>> used, entropy = used_and_entropy(torch.tensor([[0.5, 0.5, 0.0, 0.0]]))
+    >>> used, round(entropy, 3)
+    (0.5, 0.5)
+    """
+    used = (frequency > 0).float().mean().item()
+    entropy = torch.special.entr(frequency).sum(1).mean().item()
+    return used, entropy / math.log(frequency.shape[1])
+
+
 def refuse_collapse(frequency, source, least=_LEAST_USED):
-    """Return how many codes are used, and how evenly; raise for too few.
+    """Raise if too few codes are used.
 
     Arguments
     ---------
@@ -89,14 +116,6 @@ def refuse_collapse(frequency, source, least=_LEAST_USED):
     least : float
         Least fraction of the codes of all codebooks, by default half.
 
-    Returns
-    -------
-    used : float
-        Fraction of the codes that are used.
-    entropy : float
-        Entropy of the codes divided by its maximum: 1 if all codes are equally
-        frequent.
-
     Raises
     ------
     ValueError
@@ -104,20 +123,15 @@ def refuse_collapse(frequency, source, least=_LEAST_USED):
 
     Example
     -------
-    >>> refuse_collapse(torch.tensor([[0.5, 0.5, 0.0]]), "codes")[0]
-    0.6666666865348816
+    >>> refuse_collapse(torch.tensor([[0.5, 0.5, 0.0]]), "codes")
     """
-    n_codes = frequency.shape[1]
-    used = (frequency > 0).float().mean().item()
-    entropy = torch.special.entr(frequency).sum(1).mean().item()
-    entropy /= math.log(n_codes)
+    used, entropy = used_and_entropy(frequency)
     if used < least:
         raise ArgumentError(
             f"{source}: the codes have collapsed: {100 * used:.0f} % of "
-            f"{n_codes} are used, entropy {entropy:.2f} of 1; fit fewer codes, "
-            "or more audio"
+            f"{frequency.shape[1]} are used, entropy {entropy:.2f} of 1; fit "
+            "fewer codes, or more audio"
         )
-    return used, entropy
 
 
 class CodeUsage(nn.Module):
@@ -225,7 +239,8 @@ class CodeChance(nn.Module):
 
     def __init__(self, n_books, n_codes):
         super().__init__()
-        self.register_buffer("counts", torch.zeros(n_books, n_codes))
+        # The sum of the frequencies of recent batches.
+        self.register_buffer("recent", torch.zeros(n_books, n_codes))
 
     def forward(self, ids):
         """Return the cross-entropy of the guess, and whether it is right.
@@ -242,10 +257,10 @@ class CodeChance(nn.Module):
         right : torch.Tensor
             Boolean (B, K, n_books), True at the most frequent code.
         """
-        counts = self.counts + 1 / self.counts.shape[1]
-        surprise = -(counts / counts.sum(1, keepdim=True)).log()
-        books = torch.arange(len(counts), device=ids.device)
-        return surprise[books, ids], ids == counts.argmax(1)
+        weights = self.recent + 1 / self.recent.shape[1]
+        surprise = -(weights / weights.sum(1, keepdim=True)).log()
+        books = torch.arange(len(weights), device=ids.device)
+        return surprise[books, ids], ids == weights.argmax(1)
 
     def record(self, frequency):
         """Add a training batch.
@@ -255,7 +270,7 @@ class CodeChance(nn.Module):
         frequency : torch.Tensor
             See `code_frequency`.
         """
-        self.counts.mul_(1 - 1 / _BATCHES).add_(frequency)
+        self.recent.mul_(1 - 1 / _BATCHES).add_(frequency)
 
     def refuse_collapse(self, step):
         """Raise if the codes of a book are nearly always the same.
@@ -275,14 +290,14 @@ class CodeChance(nn.Module):
         """
         if step != 2 * _BATCHES:
             return
-        counts = mean_over_processes(self.counts.clone())
-        total = counts.sum(1).clamp(min=torch.finfo(counts.dtype).tiny)
-        alike = counts.amax(1) / total
+        recent = mean_over_processes(self.recent.clone())
+        total = recent.sum(1).clamp(min=torch.finfo(recent.dtype).tiny)
+        alike = recent.amax(1) / total
         if alike.max() > _MOST_ALIKE:
             raise ArgumentError(
                 f"codebook {alike.argmax() + 1} of {len(alike)} has collapsed: "
                 f"{100 * alike.max():.1f} % of the tokens have the same of its "
-                f"{counts.shape[1]} codes, so there is nothing to predict. Fit "
+                f"{recent.shape[1]} codes, so there is nothing to predict. Fit "
                 "codes to your audio (`ssast-lobes tokenizer fit --help`), or "
                 "measure its statistics (`ssast-lobes stats`), in case it is "
                 "quiet"

@@ -13,6 +13,7 @@ from ssast_lobes.objectives.tokenizers.codes import (
     nearest,
     refuse_collapse,
     refuse_other_front_end,
+    used_and_entropy,
 )
 from ssast_lobes.objectives.tokenizers.features import (
     SAMPLE_RATE,
@@ -84,8 +85,9 @@ class KMeansTokenizer(nn.Module):
             for file, book in zip(self.files, self.books, strict=True)
             if not book.features.needs_audio
         }
-        for file, config in list(self.front_ends.items())[:1]:
-            self._refuse_other(file, config)
+        if self.front_ends:
+            first = next(iter(self.front_ends))
+            self._refuse_other(first, self.front_ends[first])
 
     @property
     def config(self):
@@ -207,7 +209,7 @@ def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     Returns
     -------
     used, entropy : float
-        See `refuse_collapse`.
+        See `used_and_entropy`.
 
     Raises
     ------
@@ -228,7 +230,7 @@ def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     ids = model.fit_predict(((x - mean) / std).double().numpy())
     ids = torch.from_numpy(ids).long()[:, None]
     frequency = code_frequency(ids, n_codes, torch.ones(len(ids)))
-    used, entropy = refuse_collapse(frequency, file)
+    refuse_collapse(frequency, file)
     centers = torch.from_numpy(model.cluster_centers_).float()
     tensors = dict(zip(_TENSORS, (centers, mean, std), strict=True))
     fitted = {
@@ -239,4 +241,4 @@ def fit_kmeans(features, x, file, n_codes, front_end, seed=0):
     tensors |= features.state_dict()
     with atomic_write(file, "wb") as content:
         content.write(save(tensors, {"tokenizer": json.dumps(fitted)}))
-    return used, entropy
+    return used_and_entropy(frequency)
