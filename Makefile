@@ -2,7 +2,7 @@
 # Another interpreter than the first one found: make test PYTHON=python3.12
 
 VENV := .venv
-FLOOR := .venv-floor
+OLDEST := .venv-oldest
 PYTHON ?=
 
 SLOWEST := --durations=15 --durations-min=0.5
@@ -11,7 +11,7 @@ SLOWEST := --durations=15 --durations-min=0.5
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup quickstart test test-all test-floor docs lint clean
+.PHONY: help setup quickstart test test-all test-oldest docs lint clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' \
@@ -29,10 +29,10 @@ test: setup ## The tests, in less than six minutes on two cores
 test-all: setup ## The tests, and those that take longer
 	$(VENV)/bin/python -m pytest $(PARALLEL) $(SLOWEST)
 
-test-floor: ## The tests on the oldest packages that are declared
-	@sh requirements/setup.sh $(FLOOR) requirements/floor.txt 3.12 \
+test-oldest: ## The tests on the oldest packages that are declared
+	@sh requirements/setup.sh $(OLDEST) requirements/oldest.txt 3.12 \
 		$(or $(PYTHON),python3.10 python3.11 python3.12 python3)
-	$(FLOOR)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
+	$(OLDEST)/bin/python -m pytest $(PARALLEL) $(SLOWEST) -m "not slow"
 
 docs: setup ## The pages of docs/ and the API reference, in build/html/docs
 	$(VENV)/bin/python -m sphinx --quiet -W -c docs . build/html

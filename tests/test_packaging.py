@@ -84,11 +84,11 @@ def test_pins_satisfy_what_is_declared(python):
     assert "setuptools" in pins
 
 
-def test_floor_is_what_is_declared():
-    pins = pinned("floor.txt", "3.10")
+def test_oldest_is_what_is_declared():
+    pins = pinned("oldest.txt", "3.10")
     for name, need in declared().items():
-        (floor,) = (s for s in need.specifier if s.operator == ">=")
-        assert pins[name] == floor.version, need
+        (oldest,) = (s for s in need.specifier if s.operator == ">=")
+        assert pins[name] == oldest.version, need
 
 
 def test_running_versions_are_declared():
