@@ -6,7 +6,7 @@ OLDEST := .venv-oldest
 PYTHON ?=
 
 SLOWEST := --durations=15 --durations-min=0.5
-# One process a core, as the tests compute with one thread each. Neighbours
+# One process a core, as the tests compute with one thread each. Neighbors
 # stay together, since they share fixtures, until a process runs out of work.
 PARALLEL := --numprocesses=auto --maxprocesses=8 --dist=worksteal
 

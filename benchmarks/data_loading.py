@@ -37,7 +37,7 @@ BATCH_SIZE = 32
 
 
 def _clips(manifest, n_clips):
-    """Waveforms of 10 s: of a manifest, over and over, or of coloured noise."""
+    """Waveforms of 10 s: of a manifest, over and over, or of colored noise."""
     length = int(CLIP_SECONDS * SAMPLE_RATE)
     if manifest is None:
         rng = np.random.default_rng(0)

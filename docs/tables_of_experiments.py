@@ -49,6 +49,15 @@ DETECTORS = {
     "scratch, long": "from scratch, three times as long",
 }
 
+# Those that the page about events shows.
+SHORT_DETECTORS = {
+    "classify": "a classifier on windows, with window, threshold, filter and "
+    "durations chosen as well",
+    "frozen": "a linear frame head on the frozen bundled model",
+    "finetuned": "the bundled model, fine-tuned",
+    "scratch": "the same network from scratch",
+}
+
 
 def header(report):
     """Return the first row: the tasks, in the report's order."""
@@ -213,6 +222,17 @@ def events(rows):
     return table
 
 
+def event_f1(rows):
+    """Return the event-based F1 of the detectors that a user may choose."""
+    table = [["detector", "event F1"]]
+    for method, label in SHORT_DETECTORS.items():
+        own = [
+            row["test"]["event_f1"] for row in rows if row["method"] == method
+        ]
+        table.append([label, f"{100 * mean(own):.1f}"])
+    return table
+
+
 def scores_of_rows(results, part, title):
     """Return the scores of each row, the mean over its seeds."""
     tasks = list(results[0][part])
@@ -313,6 +333,7 @@ TABLES = {
     "continued": (continued, "experiments/pretraining/continued.json"),
     "ablation": (ablation, f"{TRANSFER}/ablation.json"),
     "events": (events, "experiments/events/events.json"),
+    "event_f1": (event_f1, "experiments/events/events.json"),
     "projection": (projection, "experiments/pretraining/few_labels.json"),
     "equal_time": (equal_time, "experiments/pretraining/objectives.json"),
     "equal_time_test": (

@@ -19,7 +19,7 @@ OBJECTIVES = {
     ),
     "audiomae": ("the same with 80 % masked", "AudioMAE, NeurIPS 2022"),
     "mae_ast": (
-        "SSAST's two losses from the visible patches",
+        "computes SSAST's two losses from the visible patches",
         "MAE-AST, Interspeech 2022",
     ),
     "m2d": (
@@ -59,7 +59,7 @@ OBJECTIVES = {
         "BEATs, ICML 2023",
     ),
     "best_rq": (
-        "predicts codes of masked patches; with fitted codes HuBERT",
+        "predicts codes of masked patches; with fitted codes, this is HuBERT",
         "BEST-RQ, ICML 2022",
     ),
     "mert": (

@@ -118,7 +118,7 @@ def quickstart(tmp_path_factory):
 def test_quickstart(quickstart):
     folder, shown = quickstart
     assert "points over training from scratch" in shown
-    assert "and the model hears" in shown
+    assert "and the model recognizes" in shown
     for picture in (
         "comparison.png",
         "pretrain/curves.png",

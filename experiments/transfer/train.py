@@ -157,7 +157,7 @@ def read_item(
     Raises
     ------
     ManifestError, SettingsError
-        If the table cannot be used, or the entry says what nobody knows.
+        If the table cannot be used, or the entry has an unknown key.
     """
     task = read_entry(arguments)
     if "group" not in arguments:
@@ -817,7 +817,7 @@ def once(folder, asked, work, remove=()):
         Gives the result, a dict of plain values. Called again after it was
         killed, it may continue in the folder.
     remove : tuple of str
-        Subfolders that nobody needs any more.
+        Subfolders that are not needed any more.
 
     Returns
     -------

@@ -159,7 +159,7 @@ def read_emotions(table):
                 raise ManifestError(
                     f"{table}: line {number} is not a time, an utterance and "
                     f"its emotion, separated by tabs: '{line.strip()[:60]}'. "
-                    "Unpack the archive anew"
+                    "Unpack the archive again"
                 )
             pairs.append((cells[1], cells[2]))
     return pairs

@@ -241,13 +241,13 @@ def demonstrate(folder, manifest, seed):
     row = next(row for row in rows if row["split"] == "test")
     result = AudioClassifier.from_hparams(export).classify_file(row["path"])
     print(
-        f"\n{row['path']}\nsays '{row['label']}', and the model hears "
+        f"\n{row['path']}\nsays '{row['label']}', and the model recognizes "
         f"'{result.label}' ({100 * result.scores[result.label]:.0f} %)"
     )
     print(f"The exported folder: {export}")
     bundled = AudioClassifier.from_hparams(task="keywords")
     print(
-        "The bundled model, which was never told of this corpus, hears "
+        "The bundled model, which was not trained on this corpus, recognizes "
         f"'{bundled.classify_file(row['path']).label}': "
         "ssast-lobes classify --task keywords FILE"
     )

@@ -145,7 +145,7 @@ def read_split_list(path):
                 raise ManifestError(
                     f"{path}: line {number} is not a part (1, 2 or 3) and a "
                     f"file, as in '3 id10001/1zcIwhmdeo4/00001.wav', but "
-                    f"'{line.strip()[:60]}'. Get the list from {PAGE} anew"
+                    f"'{line.strip()[:60]}'. Get the list from {PAGE} again"
                 )
             part, clip, speaker, video = found.groups()
             row = {"id": clip, "path": clip, "label": speaker}

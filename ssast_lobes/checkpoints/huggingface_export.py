@@ -146,8 +146,8 @@ def _check_holdable(config):
     """Raise if Hugging Face's AST cannot represent our model."""
     if "kind" not in config:
         raise WeightsError(
-            "an official checkpoint does not tell its features: make an "
-            "exported folder of it first (`ssast-lobes convert`)"
+            "an official checkpoint does not state its front end: convert it "
+            "to an exported folder first (`ssast-lobes convert`)"
         )
     if config["kind"] == "detector":
         raise WeightsError(
@@ -176,13 +176,13 @@ def _check_holdable(config):
         )
     if config.get("head", {}).get("projection"):
         raise WeightsError(
-            "the classifier's head has a projection, that of Hugging Face's "
-            "AST a layer norm: fine-tune without projection"
+            "the head has a projection, and Hugging Face's AST has a layer "
+            "norm in its place: fine-tune without projection"
         )
     if config.get("head", {}).get("cosine_scale") is not None:
         raise WeightsError(
-            "the scores of the head are cosines (cosine_scale), those of "
-            "Hugging Face's AST are linear: fine-tune without cosine_scale"
+            "the head scores cosines (cosine_scale), and Hugging Face's AST "
+            "has a linear head: fine-tune without cosine_scale"
         )
 
 

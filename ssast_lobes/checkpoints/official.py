@@ -348,8 +348,8 @@ def _check_head(config):
         )
     if config.get("head", {}).get("cosine_scale") is not None:
         raise WeightsError(
-            "the scores of the head are cosines (cosine_scale), those of the "
-            "official one are linear"
+            "the head scores cosines (cosine_scale), and the official head "
+            "is linear"
         )
 
 

@@ -89,8 +89,8 @@ BY_HOURS = (
     Advice(
         10,
         "pretrain on your audio, and probe it next to the bundled model",
-        "the bundled model was pretrained on 17 hours, in two hours on one CPU "
-        "core and seven minutes on a GPU",
+        "the bundled model was pretrained on 17 hours, in seven minutes on a "
+        "GPU and two hours of a CPU core",
         (
             "ssast-lobes pretrain {audio} --model_size micro "
             '--geometry "[128, 4]" --objective contrastive_mspm',

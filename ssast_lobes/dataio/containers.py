@@ -98,11 +98,11 @@ class Overlaid(io.RawIOBase):
         return self._position >= self._end
 
     def readable(self):
-        """Return True: it can be read."""
+        """Return True, as it can be read."""
         return True
 
     def seekable(self):
-        """Return True: its position can be set."""
+        """Return True, as its position can be set."""
         return True
 
     def tell(self):

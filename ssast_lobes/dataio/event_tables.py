@@ -128,7 +128,7 @@ def read_event_table(table, audio_folder=None, extension=""):
         more = {name: cells[n] for n, name in others.items()}
         try:
             if not value["path"]:
-                raise ValueError("no file")
+                raise ValueError("the file name is empty")
             name = value["path"] + extension
             first = rows.setdefault(
                 name,

@@ -141,8 +141,8 @@ def classify_stream(
     shortest = classifier.fbank.least_samples
     if window < shortest:
         raise ValueError(
-            f"a window of {window / rate:g} s is too short, at least "
-            f"{shortest / rate:g} s are needed"
+            f"a window of {window / rate:g} s is too short: the model needs "
+            f"at least {shortest / rate:g} s"
         )
     for start, wav in cut_stream(pieces, window, hop):
         if len(wav) < shortest:

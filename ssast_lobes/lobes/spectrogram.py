@@ -158,6 +158,20 @@ class SpectrogramLobe(nn.Module):
         Returns
         -------
         EncoderOutput
+            ``tokens`` (B, N, D) and ``patches`` (B, F', T', D), 0 at padding;
+            class tokens (B, C, D); ``hidden_states`` (L + 1, B, N, D) if asked
+            for, or if the pooling needs them.
+
+        Raises
+        ------
+        ValueError
+            As in `forward`.
+
+        Example
+        -------
+        >>> lobe = SpectrogramLobe(SpectrogramEncoder(dim=32, depth=1, heads=2))
+        >>> lobe.extract_features(torch.randn(2, 16000)).patches.shape
+        torch.Size([2, 8, 7, 32])
         """
         with self._gradients():
             feats, n_frames = self.features(wav, wav_lens)

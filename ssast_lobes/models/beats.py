@@ -46,7 +46,9 @@ class GatedAttention(nn.Module):
     def __init__(self, dim, heads):
         super().__init__()
         if dim % heads:
-            raise ValueError(f"dim {dim} is not a multiple of heads {heads}")
+            raise ValueError(
+                f"dim must be a multiple of heads ({heads}), got {dim}"
+            )
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)

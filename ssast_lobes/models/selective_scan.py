@@ -159,9 +159,10 @@ def _kernel_scan(prepare, reverse, *tensors):
 
 
 def recomputed(function, *arguments):
-    """Call a function, and call it again in the backward pass.
+    """Call a function with activation checkpointing, to save memory.
 
-    Only its arguments are stored.
+    Only its arguments are stored, and the backward pass calls it again. The
+    random state is not restored, so the function must not draw numbers.
 
     Arguments
     ---------

@@ -265,7 +265,7 @@ def make_masker(masker):
         return masker
     if not isinstance(masker, dict) or "name" not in masker:
         raise ValueError(
-            "masker must be a masker, or a dict with its name and arguments, "
+            "masker must be a Masker, or a dict with its name and arguments, "
             f"got {masker!r}"
         )
     arguments = dict(masker)

@@ -212,7 +212,7 @@ class Codes(Objective):
                 self.chance.record(frequency)
             logs = {
                 "cross_entropy": clip_mean(own.mean(2), weight),
-                # Nobody has to guess worse than by equally likely codes.
+                # Equally likely codes are the worst guess that is needed.
                 "cross_entropy_chance": clip_mean(guess.mean(2), weight).clamp(
                     max=math.log(n_codes)
                 ),

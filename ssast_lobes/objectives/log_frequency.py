@@ -124,13 +124,13 @@ class LogFrequencySpectra(ExactBuffers):
 
 
 def log_filters():
-    """Return the triangles of the three transforms.
+    """Return the triangular filters of the three Fourier transforms.
 
     Returns
     -------
     list of torch.Tensor
-        (Fourier bins, 84) each. Each band has weights in only one of the three.
-        The weights of a band sum to 1.
+        (Fourier bins, 84) of each transform, the shortest first. Each band has
+        weights in only one of the three, which sum to 1.
 
     Example
     -------

@@ -77,6 +77,6 @@ class MAEAST(MaskedAutoencoder):
 
     @staticmethod
     def scale(patches):
-        """Return means 0 and standard deviations 1; patches stay raw."""
+        """Return mean 0 and deviation 1, both (.., 1): patches stay raw."""
         mean = torch.zeros_like(patches[..., :1])
         return mean, torch.ones_like(mean)

@@ -273,12 +273,12 @@ def resize_part(x, sizes, canvas, size, first):
     x : torch.Tensor
         (B, L, C).
     sizes : torch.Tensor
-        Valid entries along L of each clip, (B,) int64.
+        Length of each clip along L, (B,) int64.
     canvas : torch.Tensor
-        Entries of the canvas, (B,). The clip is in the middle of the canvas,
-        with zeros around it.
+        Length of each clip's canvas, (B,) int64. The clip is in the middle of
+        the canvas, with zeros around it.
     size, first : torch.Tensor
-        Entries of the part and its first position on the canvas, (B,).
+        Length of the part, and its start on the canvas, (B,) int64.
 
     Returns
     -------
@@ -288,7 +288,8 @@ def resize_part(x, sizes, canvas, size, first):
     Example
     -------
     >>> x, whole = torch.arange(4.0)[None, :, None], torch.tensor([4])
-    >>> part = resize_part(x, whole, whole, torch.tensor([2]), whole - 3)
+    >>> size, first = torch.tensor([2]), torch.tensor([1])
+    >>> part = resize_part(x, whole, whole, size, first)
     >>> [round(value, 2) for value in part.flatten().tolist()]
     [1.0, 1.31, 1.69, 2.0]
     """

@@ -352,7 +352,7 @@ class ClassificationBrain(SpectrogramBrain):
         return self.average is not None and epoch >= self.swa_start_epoch
 
     def on_stage_end(self, stage, stage_loss, epoch=None):
-        """Log; save the checkpoint; write the test results."""
+        """Log and save after validation; write the results after the test."""
         self.check_audio()
         if stage == sb.Stage.TRAIN:
             self._train_stats = self.averages()

@@ -228,7 +228,7 @@ def references(node):
 
 
 def children(node):
-    """Return (key, node) for each entry of a mapping or a list.
+    """Return the keys and nodes of a mapping or a list.
 
     Arguments
     ---------
@@ -238,6 +238,7 @@ def children(node):
     Returns
     -------
     list of tuple
+        (key, node) of a mapping, (index, node) of a list; empty for others.
 
     Example
     -------

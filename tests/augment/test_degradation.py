@@ -99,7 +99,7 @@ def test_noise_has_the_ratio_of_the_clips_own_samples(snr):
 
 
 @pytest.mark.parametrize("slope", [0.0, 1.0, 2.0])
-def test_noise_has_the_colour(slope):
+def test_noise_has_the_color(slope):
     wav, valid = tone(100, samples=1 << 17)
     step = AddedNoise(snr_db=(0.0, 0.0), slope=(slope, slope))
     noise = step(wav, valid, seeded(0)) - wav

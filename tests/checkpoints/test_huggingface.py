@@ -578,7 +578,7 @@ REFUSED = {
     ),
     "cosines": (
         lambda folder: export(folder, cosine_scale=30.0),
-        "scores of the head are cosines",
+        "head scores cosines",
     ),
 }
 

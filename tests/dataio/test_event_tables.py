@@ -137,7 +137,7 @@ def test_bad_lines_are_named_all_at_once(tmp_path):
         'line 4: "x" is not a number of seconds',
         "line 5: an onset without an offset",
         "line 6: times without a label",
-        "line 7: no file",
+        "line 7: the file name is empty",
         'line 8: a.wav has the split "valid" here and "train" above',
     ]
     for line, reason in zip(lines[1:], reasons, strict=True):

@@ -426,7 +426,7 @@ CONFIGS = {
     "no encoder": lambda config: config.pop("encoder"),
     "other depth": lambda config: config["encoder"].update(depth=3),
     "other table": lambda config: config["encoder"].update(table=[4, 9]),
-    "odd argument": lambda config: config["encoder"].update(colour="red"),
+    "odd argument": lambda config: config["encoder"].update(color="red"),
     "bad statistics": lambda c: c["features"]["statistics"].update(std=0),
     "no window": lambda config: config.pop("window_seconds"),
     "fewer labels": lambda config: config["labels"].pop(),

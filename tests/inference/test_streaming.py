@@ -151,7 +151,7 @@ def test_integers_are_scaled_and_bad_samples_are_errors(classifier):
 
 def test_windows_that_cannot_be_are_told(classifier):
     wav = torch.randn(RATE)
-    with pytest.raises(ValueError, match="too short, at least 0.025 s"):
+    with pytest.raises(ValueError, match="too short: .* at least 0.025 s"):
         list(classify_stream(classifier, [wav], 0.02))
     with pytest.raises(ValueError, match="hop must be from 1 to 16000"):
         list(classify_stream(classifier, [wav], 1.0, 1.5))

@@ -1,4 +1,4 @@
-"""Exports of pretraining: what is in them, and going on from one."""
+"""Exports of pretraining: what is in them, and resuming from one."""
 
 import pytest
 import torch

@@ -115,7 +115,7 @@ class VectorQuantizerTokenizer(nn.Module):
 
     @torch.no_grad()
     def forward(self, feats, n_frames=None, **audio):
-        """Return the ids of all tokens.
+        """Return the code of each token.
 
         Arguments
         ---------
@@ -129,7 +129,8 @@ class VectorQuantizerTokenizer(nn.Module):
         Returns
         -------
         torch.Tensor
-            (B, N, 1) int64, arbitrary at padding.
+            Ids (B, N, 1) int64 in [0, n_codes), frequency-major as the tokens
+            of the encoder. Values at padding are arbitrary.
         """
         with torch.autocast(feats.device.type, enabled=False):
             tokens = self.encoder(feats.float(), n_frames).tokens
