@@ -19,6 +19,45 @@ GPUS = {"H200 or H100": 989, "A100": 312}
 CLIPS = 19e6  # ten passes over AudioSet-2M and LibriSpeech
 CLAIM = {512: "10 s of audio", 4096: "82 s", 8192: "164 s", 22016: "7.3 min"}
 
+# Of each family of other labs its names, and the inputs that are compared.
+PEERS = {
+    "eat": (
+        "EAT, SSLAM",
+        "1024 and 496 frames; padded to 1024 and to whole patches",
+    ),
+    "m2d": (
+        "M2D",
+        "patches 16 x 16, 16 x 4, 80 x 2, each of the training length and "
+        "shorter; 8 s in chunks",
+    ),
+    "atst_frame": (
+        "ATST-Frame",
+        "small and base; 1001 and 403 frames; a padded batch; 12 s in chunks",
+    ),
+    "atst_clip": (
+        "ATST-Clip",
+        "small and base; 601 and 302 frames; a padded batch; 8 s in chunks",
+    ),
+    "audiomae": (
+        "AudioMAE",
+        "1024 frames; pretrained, and fine-tuned with 527 classes",
+    ),
+    "maskspec": (
+        "MaskSpec",
+        "992 frames; pretrained, and the pooling of the fine-tuned",
+    ),
+    "dasheng": ("Dasheng", "base; 1008 and 400 frames; 12 s in chunks"),
+    "asit": ("ASiT", "small and base; 592 frames"),
+    "audiomosaic": (
+        "AudioMosaic",
+        "1024 frames; 512 with the table resized; fine-tuned with 527 classes",
+    ),
+    "beats": (
+        "BEATs",
+        "1008 and 400 frames; a padded batch with the official mask",
+    ),
+}
+
 
 def number(value):
     """Return three digits of a number, or all before the point."""
@@ -205,6 +244,33 @@ def objective_costs(report):
     ]
 
 
+def peer_parity(rows):
+    """Return the largest differences from the official codes."""
+    columns = {
+        "tokens": "tokens and layers",
+        "clip": "clip vectors",
+        "features": "normalized features",
+        "waveform": "outputs from the waveform",
+    }
+    found = {row["family"]: row for row in rows}
+    return [
+        ["model", *columns.values(), "cases"],
+        *(
+            [
+                name,
+                *(
+                    f"{found[family][key]:.1e}".replace("e-0", "e-")
+                    if key in found[family]
+                    else "-"
+                    for key in columns
+                ),
+                cases,
+            ]
+            for family, (name, cases) in PEERS.items()
+        ),
+    ]
+
+
 TABLES = {
     "speed_cpu": (speed_cpu, f"{RESULTS}/speed_cpu.json"),
     "speed_cuda": (speed_cuda, f"{RESULTS}/speed_cuda.json"),
@@ -213,5 +279,6 @@ TABLES = {
     "memory": (list, f"{RESULTS}/memory.md"),
     "training_hours": (training_hours, f"{RESULTS}/memory.json"),
     "ssamba_claim": (ssamba_claim, f"{RESULTS}/ssamba_claim_cpu.json"),
+    "peer_parity": (peer_parity, f"{RESULTS}/peer_parity.json"),
     "objective_costs": (objective_costs, f"{RESULTS}/objectives_cpu.json"),
 }

@@ -321,9 +321,9 @@ def _describe(config, n_parameters):
         f"{grid['patch'][0]} mel bins x {grid['patch'][1]} frames with stride "
         f"{grid['stride'][0]} x {grid['stride'][1]}. It takes mono audio at "
         f"{features['sample_rate']} Hz ({features['n_mels']} mel bins, "
-        f"{normalized}); our interfaces convert other "
-        "audio, and cut what is longer than "
-        f"{config['window_seconds']:.2f} s into windows of that length. "
+        f"{normalized}). The interfaces of ssast_lobes convert other audio, "
+        f"and cut longer clips into windows of {config['window_seconds']:.2f} "
+        "s. "
     )
     if "pad_frames" in features:
         text += (
@@ -337,8 +337,8 @@ def _describe(config, n_parameters):
                 f"Pretrained without labels by {config['objective']['name']}. "
             )
         return text + (
-            f"{how}It gives embeddings of clips, frames and patches; that of a "
-            f"clip is {_pooled(config['pooling'])}."
+            f"{how}It returns embeddings of clips, frames and patches. The "
+            f"embedding of a clip is {_pooled(config['pooling'])}."
         )
     labels = ", ".join(config["labels"][:20])
     labels += ", ..." if len(config["labels"]) > 20 else ""

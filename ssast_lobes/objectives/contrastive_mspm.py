@@ -87,7 +87,7 @@ class ContrastiveMSPM(MSPM):
 
     paper = (
         "masked spectrogram patch modeling (SSAST: Gong et al., AAAI 2022), "
-        "and crops of a clip told from those of others (Saeed et al., "
+        "and contrastive learning of two crops of a clip (Saeed et al., "
         '"Contrastive Learning of General-Purpose Audio Representations", '
         "ICASSP 2021)"
     )
