@@ -222,6 +222,33 @@ def events(rows):
     return table
 
 
+def clip_vectors(report, probe):
+    """Return scores of the bundled model, read by two kinds of vectors."""
+    tasks = [task["name"] for task in report["tasks"]]
+    table = [["read by", "from", *header(report)[1:]]]
+    for how, label in (
+        ("linear", "a linear probe"),
+        ("k-NN", "nearest neighbors"),
+    ):
+        own = {
+            row["task"]: row["mean"]
+            for row in report["scores"]
+            if (row["system"], row["how"]) == ("pretrained", how)
+        }
+        means = {
+            row["task"]: row["score"]
+            for row in probe["results"]
+            if (row["system"], row["probe"]) == ("bundled", how)
+        }
+        for reader, name, found in (
+            (label, "`clip`", own),
+            ("", "the mean of `frames`", means),
+        ):
+            cells = [f"{100 * found[task]:.1f}" for task in tasks]
+            table.append([reader, name, *cells])
+    return table
+
+
 def event_f1(rows):
     """Return the event-based F1 of the detectors that a user may choose."""
     table = [["detector", "event F1"]]
@@ -321,6 +348,11 @@ TABLES = {
         five_tasks,
         f"{TRANSFER}/five_tasks.json",
         *(f"{TRANSFER}/clips/{name}.csv" for name in CLIP_FILES),
+    ),
+    "clip_vectors": (
+        clip_vectors,
+        f"{TRANSFER}/five_tasks.json",
+        f"{TRANSFER}/mean_of_frames.json",
     ),
     "few_labels": (few_labels, f"{TRANSFER}/few_labels.json"),
     "fewer_labels": (
