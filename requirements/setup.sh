@@ -108,4 +108,4 @@ export PIP_DISABLE_PIP_VERSION_CHECK=1
 
 printf '%s\n' "$key" >"$stamp"
 rm -f "$mark"
-say "done"
+say "done: source $venv/bin/activate"

@@ -160,5 +160,5 @@ def test_ctrl_c_is_one_line(capsys):
         raise KeyboardInterrupt
     assert stopped.value.code == 130
     assert capsys.readouterr().err.splitlines() == [
-        "Stopped: the same command resumes from what is done"
+        "Stopped: the same command resumes at the last checkpoint"
     ]

@@ -113,7 +113,8 @@ def _warn_of_long(results, classifier, windows):
         told = (
             f"{n_cut} of {common.count_files(len(results))} longer than the "
             f"{classifier.fitted_seconds:g} s that this classifier was fitted "
-            f"for: cut into windows of {classifier.window_seconds:g} s. "
+            f"for: cut into windows of {classifier.window_seconds:g} s "
+            "(--window-seconds sets others). "
         )
         if not windows:
             told += (

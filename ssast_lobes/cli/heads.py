@@ -97,10 +97,11 @@ def run(options):
         options.projection,
     )
     for task in tasks:
-        valid, test = (100 * score for score in scores[task.name])
+        own = scores[task.name]
         print(
-            f"{task.name}: {task.metric} {valid:.1f} % on valid (trained on "
-            f"train alone), {test:.1f} % on test"
+            f"{task.name}: {task.metric} {100 * own.valid:.1f} % on valid "
+            f"(trained on train alone), {100 * own.test:.1f} % on test; "
+            f"vectors chosen on valid: {own.vectors}"
         )
     print(f"written to {options.output}: {', '.join(scores)}")
     print(

@@ -47,7 +47,9 @@ def add_parser(commands):
         type=_pattern,
         help="regular expression, searched in the path below FOLDER. Its "
         "parentheses match what must not be in two splits, such as the speaker "
-        "(default: each file is its own group)",
+        "(default: each file is its own group). It must match each file; "
+        "'(speaker[0-9]+|^(?!.*speaker).*$)' also matches paths without "
+        "a speaker",
     )
     command.add_argument(
         "--splits",
@@ -110,6 +112,13 @@ def run(options):
     write_csv(output, [columns, *([r[c] for c in columns] for r in table)])
     _print_counts(table, list(splits), options.group is not None)
     print(f"{common.count_files(len(table))} in {output}")
+    if not options.group:
+        print(
+            "The splits are drawn clip by clip. If clips share a voice or a "
+            "recording, --group keeps them in one split"
+        )
+    elif len({row["group"] for row in table}) == len(table):
+        print("Each file is a group of its own: check --group")
 
 
 def _below(output, path):

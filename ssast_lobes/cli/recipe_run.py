@@ -166,7 +166,7 @@ def add_training(commands, name, key, summary, data_help, example):
         help="settings of the YAML, and options of SpeechBrain",
     )
     command.set_defaults(
-        when_stopped="the same command resumes from what is done",
+        when_stopped="the same command resumes at the last checkpoint",
         data_key=key,
     )
 

@@ -162,7 +162,8 @@ def run(options):
             if os.path.isdir(options.labels):
                 print(
                     "first draw train, valid and test:\n"
-                    f"  ssast-lobes manifest {names['labels']}"
+                    f"  ssast-lobes manifest {names['labels']}\n"
+                    "  (--group REGEX, if clips share a voice or a recording)"
                 )
                 manifest = os.path.join(options.labels, "manifest.csv")
                 names["labels"] = shlex.quote(manifest)

@@ -274,15 +274,13 @@ def check_unreadable(unreadable_file, n_files, max_unreadable):
     listed.pop("path", None)
     if len(listed) / max(n_files, 1) > max_unreadable:
         need = files_in_need(listed.items())
+        name, reason = next(iter(listed.items()))
         raise ManifestError(
-            f"{len(listed)} of {n_files} "
-            "audio files are unreadable, "
-            "more than the accepted fraction "
-            f"of {max_unreadable:g}: they are "
-            "listed with reasons in "
-            f"{unreadable_file}; repair or "
-            "remove them, or raise "
-            "max_unreadable" + (f". {need}" if need else "")
+            f"{len(listed)} of {n_files} audio files are unreadable, more than "
+            f"the accepted fraction of {max_unreadable:g}. The first is {name} "
+            f"({reason}), and all are listed in {unreadable_file}. Repair or "
+            "remove them, or raise --max_unreadable"
+            + (f". {need}" if need else "")
         )
     return len(listed)
 

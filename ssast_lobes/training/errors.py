@@ -127,7 +127,7 @@ def exit_on_user_error():
         raise SystemExit(2) from error
     except KeyboardInterrupt as error:
         print(
-            "Stopped: the same command resumes from what is done",
+            "Stopped: the same command resumes at the last checkpoint",
             file=sys.stderr,
         )
         raise SystemExit(130) from error

@@ -340,4 +340,16 @@ def _device(device):
     name = str(device)
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
+    elif torch.get_num_threads() > 1 and _is_busy():
+        # The threads of an operation wait for each other, so one that gets no
+        # core stops all.
+        name += (
+            "; other programs use the cores: OMP_NUM_THREADS=1 may be faster"
+        )
     return f"{n_processes()} x {name}" if n_processes() > 1 else name
+
+
+def _is_busy():
+    """Return whether more programs computed in the last minute than fit."""
+    has_load = hasattr(os, "getloadavg")  # not on Windows
+    return has_load and os.getloadavg()[0] > os.cpu_count()

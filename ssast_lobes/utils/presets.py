@@ -9,6 +9,7 @@ preset may name another one as its ``base: NAME``, and then states only the keys
 that differ.
 """
 
+import difflib
 import io
 import re
 from pathlib import Path
@@ -69,8 +70,13 @@ def preset_path(kind, name):
     folder = hparams_folder() / kind
     path = folder / f"{name}.yaml"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
-        raise ValueError(f"no {kind} preset named '{name}'; there are: {known}")
+        known = sorted(p.stem for p in folder.glob("*.yaml"))
+        near = difflib.get_close_matches(name, known, n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        raise ValueError(
+            f"no {kind} preset named '{name}'{hint}; there are: "
+            f"{', '.join(known)}"
+        )
     return path
 
 

@@ -105,9 +105,12 @@ def test_heads_do_in_use_what_was_measured(with_heads, tasks):
     assert classifier.labels == task.labels == ["chirp", "noise", "tone"]
     results = classifier.classify_files(task.paths("test"))
     predicted = [task.labels.index(result.label) for result in results]
-    valid, test = scores["sounds"]
+    valid, test, vectors = scores["sounds"]
     assert accuracy_score(task.targets("test"), predicted) == test
     assert 0 <= valid <= 1
+    chosen = read_head(folder, "sounds")
+    assert vectors.startswith(chosen.pooling)
+    assert f"| sounds | {vectors} |" in (folder / "README.md").read_text()
     for result in results:
         assert sum(result.scores.values()) == pytest.approx(1, abs=1e-5)
     # On clips that it was trained on a linear head of 32 numbers is better.
@@ -129,7 +132,7 @@ def test_clips_of_several_windows_are_scored_as_their_mean_vector(
     )
     folder = tmp_path / "with_heads"
     pooling = {"pooling": "statistics", "layers": "all"}
-    _, measured = train_heads(model, tasks[:1], folder, **pooling)["sounds"]
+    measured = train_heads(model, tasks[:1], folder, **pooling)["sounds"].test
     test = tasks[0].paths("test")
     classifier = AudioClassifier.from_hparams(folder, task="sounds")
     results = classifier.classify_files(test)

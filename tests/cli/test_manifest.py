@@ -62,6 +62,16 @@ def told(folder, capsys):
     return error
 
 
+def test_the_user_learns_how_the_splits_are_drawn(folder, capsys):
+    assert make(folder) == 0
+    assert "drawn clip by clip" in capsys.readouterr().out
+    assert make(folder, "--overwrite", *BY_SPEAKER) == 0
+    shown = capsys.readouterr().out
+    assert "clip by clip" not in shown and "check --group" not in shown
+    assert make(folder, "--overwrite", "--group", "(.*)") == 0
+    assert "Each file is a group of its own" in capsys.readouterr().out
+
+
 def test_table_of_class_folders(folder, capsys):
     assert make(folder) == 0
     rows = written(folder / "manifest.csv")

@@ -170,7 +170,8 @@ def projected(pretrained, task, tmp_path_factory):
 
 
 def test_head_of_a_projection_is_one_linear_layer(projected, task):
-    folder, (_, measured) = projected
+    folder, (_, measured, vectors) = projected
+    assert vectors == "dynamics, all, projection kinds"
     projection = read_projection(folder, "kinds")
     assert projection.weight.shape == (2, 4 * 3 * 32)
     assert (projection.recordings, projection.contents) == (24, 3)
@@ -201,7 +202,7 @@ def test_projections_of_a_model_are_used_by_name(projected, task, tmp_path):
         read_projection(place, "kinds") for place in (folder, tmp_path / "a")
     )
     assert torch.equal(before.weight, after.weight)
-    assert again["sounds"] == pytest.approx(scores)
+    assert again["sounds"][:2] == pytest.approx(scores[:2])
     # Who names none gets none, nor their section of the card.
     train_heads(folder, [task], tmp_path / "b")
     assert "Projections" not in read_card(tmp_path / "b")

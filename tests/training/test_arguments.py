@@ -320,6 +320,7 @@ def test_the_saved_yaml_is_a_whole_recipe(recipe, tmp_path):
         (["--lr=[1"], "expected ',' or ']'"),
         (["stray"], "stray belongs to no --KEY"),
         (["--objective=nope"], "'nope'; there are: asit, .*mspm_small_data"),
+        (["--objective=msmp"], "'msmp' .did you mean mspm.."),
         (["--objective=nope.yaml"], "nope.yaml cannot be read: .*No such file"),
         (["--objective=!include:m2d.yaml"], "name of a file of hparams/objec"),
         (

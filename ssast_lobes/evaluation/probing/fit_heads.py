@@ -8,6 +8,7 @@ of clip vectors, which help heads of few labels.
 import math
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -50,6 +51,24 @@ from ssast_lobes.utils.files import resolved
 
 # Names of layers in `ClipPooling`. "weighted" has equal weights until trained.
 _KINDS = {"last": "last", "all-mean": "weighted", "all": "all"}
+
+
+class HeadScores(NamedTuple):
+    """Describe how well a head works.
+
+    Arguments
+    ---------
+    valid : float
+        Score on valid of a head trained on train only, 0 to 1.
+    test : float
+        Score on test of the final head, 0 to 1.
+    vectors : str
+        Pooling, layers and projection of the clip vectors, chosen on valid.
+    """
+
+    valid: float
+    test: float
+    vectors: str
 
 
 def train_heads(
@@ -99,9 +118,8 @@ def train_heads(
 
     Returns
     -------
-    dict of str to tuple of float
-        Two scores of each head, 0 to 1. The score on valid is that of a head
-        trained on train only. The score on test is that of the final head.
+    dict of str to HeadScores
+        Scores of each head by the name of its task.
 
     Raises
     ------
@@ -151,16 +169,24 @@ def train_heads(
         cache = cache_folder or Path(scratch) / "embeddings"
         for name, contents in tables.items():
             projected[name] = fit_projection(name, contents, encoder, cache)
-        readouts = [Readout(*variant) for variant in variants]
-        readouts += [Readout(*PROJECTED, p) for p in projected.values()]
+        readouts = {
+            ", ".join(variant): Readout(*variant) for variant in variants
+        }
+        for name, projection in projected.items():
+            vectors = ", ".join([*PROJECTED, f"projection {name}"])
+            readouts[vectors] = Readout(*PROJECTED, projection)
         trained = {
             task.name: _head(task, encoder, readouts, cache) for task in tasks
         }
     metrics = {}
     for task in tasks:
         name = f"{task.name} ({task.metric})"
-        metrics |= {name: trained[task.name][-1], name + CHANCE: _chance(task)}
+        score = trained[task.name][1].test
+        metrics |= {name: score, name + CHANCE: _chance(task)}
     card["linear_heads_on_test"] = metrics
+    card["vectors_of_the_heads"] = {
+        name: scores.vectors for name, (_, scores) in trained.items()
+    }
     if projected:
         card["projections"] = {
             name: f"{len(p.weight)} linear discriminants of {p.contents} "
@@ -168,11 +194,11 @@ def train_heads(
             for name, p in projected.items()
         }
     _write_encoder(folder, weights, clip_pooling, card)
-    for name, (head, *_) in trained.items():
+    for name, (head, _) in trained.items():
         write_head(folder, name, head)
     for name, projection in projected.items():
         write_projection(folder, name, projection)
-    return {name: scores for name, (_, *scores) in trained.items()}
+    return {name: scores for name, (_, scores) in trained.items()}
 
 
 def _projections(projections, model, weights, tasks):
@@ -236,7 +262,7 @@ def _chance(task):
 
 
 def _head(task, encoder, readouts, cache_folder):
-    """Return the head of a task, its score on valid, and that on test."""
+    """Return the head of a task, and its scores."""
     unreadable = []
     vectors = cached_vectors(
         encoder, task.name, task.paths(), cache_folder, unreadable
@@ -245,7 +271,9 @@ def _head(task, encoder, readouts, cache_folder):
         raise UnreadableAudio("{}: {}".format(*unreadable[0]))
     x = task.stacked(vectors)
     y = {split: task.targets(split) for split in task.rows}
-    fit, readout = best_fit(logistic_regression, x, y, task, readouts)
+    fit, readout = best_fit(
+        logistic_regression, x, y, task, list(readouts.values())
+    )
     x = {split: readout(part) for split, part in x.items()}
     weight, bias = linear_weights(
         torch.cat([x["train"], x["valid"]]),
@@ -264,4 +292,6 @@ def _head(task, encoder, readouts, cache_folder):
     longest = max(audio_info(path).seconds for path in task.paths())
     seconds = math.ceil(100 * longest) / 100
     plain = task.labels, pooling, _KINDS[layers], seconds
-    return LinearHead(weight, bias, *plain), fit.valid_score, score
+    vectors = next(name for name, one in readouts.items() if one is readout)
+    head = LinearHead(weight, bias, *plain)
+    return head, HeadScores(fit.valid_score, score, vectors)
