@@ -97,7 +97,8 @@ def run(options):
         scan = scan_audio(rows, scratch)
     common.report_unreadable(scan.unreadable, scan.n_files, output)
     unit = "group" if options.group else "id"
-    splits = draw_splits(scan.rows, options.splits, options.seed, unit)
+    # Of all files, as `finetune FOLDER` draws: a damaged one moves no other.
+    splits = draw_splits(rows, options.splits, options.seed, unit)
     split_of = {row["id"]: name for name in splits for row in splits[name]}
     columns = ["path", "label", "split", *([unit] if options.group else [])]
     table = [

@@ -69,14 +69,14 @@ BY_LABELS = (
         "a linear head, and fine-tuning: choose the better one on valid",
         "10 labels per class: frozen 77.1 %, fine-tuned 79.2 %, from scratch "
         "64.6 %; frozen was better on two tasks of five",
-        (_HEADS, _FINETUNE),
+        (_HEADS, _FINETUNE, _PROBE),
     ),
     Advice(
         30,
         "fine-tune the bundled model",
         "8 to 118 labels per class: frozen 85.1 %, fine-tuned 88.8 %, from "
         "scratch 78.5 %; fine-tuned was better on four tasks of five",
-        (_FINETUNE, _HEADS),
+        (_FINETUNE, _HEADS, _PROBE),
     ),
 )
 BY_HOURS = (

@@ -72,6 +72,15 @@ def test_the_user_learns_how_the_splits_are_drawn(folder, capsys):
     assert "Each file is a group of its own" in capsys.readouterr().out
 
 
+def test_a_damaged_file_moves_no_other(folder):
+    assert make(folder) == 0
+    before = splits_of(folder / "manifest.csv")
+    name, _ = before.popitem()
+    (folder / name).write_bytes(b"no audio")
+    assert make(folder, "--overwrite") == 0
+    assert splits_of(folder / "manifest.csv") == before
+
+
 def test_table_of_class_folders(folder, capsys):
     assert make(folder) == 0
     rows = written(folder / "manifest.csv")
