@@ -113,12 +113,21 @@ def run(options):
     write_csv(output, [columns, *([r[c] for c in columns] for r in table)])
     _print_counts(table, list(splits), options.group is not None)
     print(f"{common.count_files(len(table))} in {output}")
-    if not options.group:
+    _comment_groups(rows, options.group)
+
+
+def _comment_groups(rows, pattern):
+    """Print what a user may not expect of the draw."""
+    from ssast_lobes.dataio.tables import SPLITS
+
+    if len({row.get("split") for row in rows}) == len(SPLITS):
+        return  # the folders are the splits
+    if not pattern:
         print(
             "The splits are drawn clip by clip. If clips share a voice or a "
             "recording, --group keeps them in one split"
         )
-    elif len({row["group"] for row in table}) == len(table):
+    elif len({row["group"] for row in rows}) == len(rows):
         print("Each file is a group of its own: check --group")
 
 

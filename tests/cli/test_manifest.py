@@ -262,13 +262,14 @@ def in_splits(folder, names):
     return places
 
 
-def test_folders_of_splits_give_the_splits(folder):
+def test_folders_of_splits_give_the_splits(folder, capsys):
     places = in_splits(folder, ["train", "validation", "test"])
     assert make(folder) == 0
     rows = written(folder / "manifest.csv")
     assert {row["label"] for row in rows} == {"dog", "cat", "owl"}
     expected = {path: name[:5] for path, name in places.items()}
     assert splits_of(folder / "manifest.csv") == expected
+    assert "drawn clip by clip" not in capsys.readouterr().out
 
 
 def test_splits_that_are_not_given_are_drawn_from_train(folder):
