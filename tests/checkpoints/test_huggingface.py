@@ -598,7 +598,7 @@ def test_other_blocks_lengths_and_sources_are_refused(tmp_path, ours):
     for refused, length, message in (
         (mamba(weights), None, "blocks of kind 'mamba'"),
         (weights, 15, "max_length must be at least a patch, 16 frames, got 15"),
-        (bare, None, "make an exported folder of it first"),
+        (bare, None, "convert it to an exported folder first"),
     ):
         with pytest.raises(WeightsError, match=message):
             to_huggingface(refused, tmp_path / "theirs", length)
