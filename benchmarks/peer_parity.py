@@ -9,12 +9,13 @@ models, and writes the largest difference of each kind of output of a family to
 named by SSAST_GOLDEN, as there.
 """
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 
 from tqdm import tqdm
+
+from ssast_lobes.utils.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests" / "checkpoints")]
@@ -48,9 +49,7 @@ def main():
             if kind is not None:
                 row[kind] = max(row.get(kind, 0.0), difference)
     file = ROOT / "benchmarks" / "results" / "peer_parity.json"
-    file.write_text(
-        json.dumps([*rows.values()], indent=1) + "\n", encoding="utf-8"
-    )
+    write_json(file, [*rows.values()])
     print(f"Written to {file}")
 
 

@@ -48,7 +48,6 @@ DETECTORS = {
     "scratch": "from scratch",
     "scratch, long": "from scratch, three times as long",
 }
-
 # Those that the page about events shows.
 SHORT_DETECTORS = {
     "classify": "a classifier on windows, with window, threshold, filter and "
@@ -222,28 +221,20 @@ def events(rows):
 
 def clip_vectors(report, probe):
     """Return scores of the bundled model, read by two kinds of vectors."""
-    tasks = [task["name"] for task in report["tasks"]]
     table = [["read by", "from", *header(report)[1:]]]
-    for how, label in (
+    for how, reader in (
         ("linear", "a linear probe"),
         ("k-NN", "nearest neighbors"),
     ):
-        own = {
-            row["task"]: row["mean"]
-            for row in report["scores"]
-            if (row["system"], row["how"]) == ("pretrained", how)
-        }
-        means = {
+        [own] = scores(report, {("pretrained", how): reader}, bold=False)
+        found = {
             row["task"]: row["score"]
             for row in probe["results"]
             if (row["system"], row["probe"]) == ("bundled", how)
         }
-        for reader, name, found in (
-            (label, "`clip`", own),
-            ("", "the mean of `frames`", means),
-        ):
-            cells = [f"{100 * found[task]:.1f}" for task in tasks]
-            table.append([reader, name, *cells])
+        means = [f"{100 * found[t['name']]:.1f}" for t in report["tasks"]]
+        table.append([reader, "`clip`", *own[1:]])
+        table.append(["", "the mean of `frames`", *means])
     return table
 
 
