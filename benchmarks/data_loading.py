@@ -10,7 +10,6 @@ which also makes batches and hands them over, by the clock.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from ssast_lobes.dataio.dataset import ClipReader, collate, make_dataset
 from ssast_lobes.dataio.scan import scan_audio
 from ssast_lobes.dataio.shards import pack
 from ssast_lobes.dataio.tables import index_rows, read_manifest
+from ssast_lobes.utils.files import write_json
 
 SAMPLE_RATE = 16000
 CLIP_SECONDS = 10.0
@@ -209,10 +209,7 @@ def main(arguments):
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / "data_loading_cpu"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n",
-        encoding="utf-8",
-    )
+    write_json(stem.with_suffix(".json"), {"machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ share of the memory that the batches do not take.
 """
 
 import argparse
-import json
 import math
 import sys
 from pathlib import Path
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.utils.files import write_json
 
 SIZES = ("tiny", "small", "base", "large")
 # In float32: weights, gradients and the two averages of Adam.
@@ -173,10 +173,8 @@ def main(arguments):
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / "memory"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"frames": options.frames, "rows": rows}, indent=2) + "\n",
-        encoding="utf-8",
-    )
+    content = {"frames": options.frames, "rows": rows}
+    write_json(stem.with_suffix(".json"), content)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ backward, optimizer and teacher.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ssast_lobes import SpectrogramEncoder, SpectrogramLobe, Teacher
 from ssast_lobes.objectives import load_objective
+from ssast_lobes.utils.files import write_json
 
 # Name of the preset: geometry and mel bins, each method's own.
 OBJECTIVES = {
@@ -171,10 +171,7 @@ def main(arguments):
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / f"objectives_{device.type}"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"machine": machine, "rows": rows}, indent=2) + "\n",
-        encoding="utf-8",
-    )
+    write_json(stem.with_suffix(".json"), {"machine": machine, "rows": rows})
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ one process, so that a machine that is busy with other things slows all of them.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import time
@@ -22,6 +21,7 @@ from tqdm import tqdm
 
 from ssast_lobes.models.mamba import EXPAND, STATE
 from ssast_lobes.models.selective_scan import fused_scan, selective_scan
+from ssast_lobes.utils.files import write_json
 
 # Floating-point operations for each token, channel and state, an exponential
 # counted as one. Forward: delta A, exp, delta B u, multiply and add for the
@@ -168,13 +168,8 @@ def main(arguments):
     options.output.mkdir(parents=True, exist_ok=True)
     stem = options.output / f"selective_scan_{device.type}"
     stem.with_suffix(".md").write_text(text, "utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps(
-            {"machine": machine, "rounds": rounds, "rows": rows}, indent=1
-        )
-        + "\n",
-        "utf-8",
-    )
+    content = {"machine": machine, "rounds": rounds, "rows": rows}
+    write_json(stem.with_suffix(".json"), content)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,6 @@ resident set in a process of its own, on CUDA that of PyTorch's allocations.
 """
 
 import argparse
-import json
 import statistics
 import sys
 import tempfile
@@ -49,6 +48,7 @@ from ssast_lobes.models.features import FrontEnd, KaldiFbank
 from ssast_lobes.objectives import load_objective
 from ssast_lobes.training.losses import binary_cross_entropy
 from ssast_lobes.training.memory import keep_freed_memory
+from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.lengths import full_lengths
 
 PARTS = ("joint", "features", "inference", "finetune", "loading")
@@ -585,10 +585,7 @@ def write(rows, machine, options, setting):
     suffix = "_bf16" if setting.bf16 and setting.device == "cpu" else ""
     stem = options.output / f"speed_{setting.device}{suffix}"
     stem.with_suffix(".md").write_text(text, encoding="utf-8")
-    stem.with_suffix(".json").write_text(
-        json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n",
-        encoding="utf-8",
-    )
+    write_json(stem.with_suffix(".json"), {"machine": machine, "rows": rows})
     return text
 
 

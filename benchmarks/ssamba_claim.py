@@ -32,6 +32,7 @@ from tqdm import tqdm
 
 from ssast_lobes import SpectrogramEncoder
 from ssast_lobes.models.selective_scan import fused_scan
+from ssast_lobes.utils.files import write_json
 
 # Name: model size, and whether the attention matrix is written out.
 MODELS = {
@@ -369,8 +370,8 @@ def main(arguments):
     machine = describe(options, device)
 
     def save(rows):
-        text = json.dumps({"machine": machine, "rows": rows}, indent=1)
-        stem.with_suffix(".json").write_text(text + "\n", "utf-8")
+        content = {"machine": machine, "rows": rows}
+        write_json(stem.with_suffix(".json"), content)
 
     rows = measure_all(options, device, _known(stem, machine), save)
     text = f"{machine}\n\n{table(rows)}\n"

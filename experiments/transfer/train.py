@@ -61,7 +61,7 @@ from ssast_lobes.training.errors import (
     yaml_errors,
 )
 from ssast_lobes.training.logs import read_log
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import write_json
 from ssast_lobes.utils.presets import read_preset
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes" / "CustomData"
@@ -284,7 +284,7 @@ class Transfer:
             f"{task}/{'/'.join(method)}": found
             for (task, method), found in chosen.items()
         }
-        _write_json(self.folder / "tuning.json", tuning)
+        write_json(self.folder / "tuning.json", tuning)
         if self.hparams["tune_only"]:
             print("\n".join(tuning_table(tuning)))
             return None
@@ -840,9 +840,9 @@ def once(folder, asked, work, remove=()):
             )
     else:
         folder.mkdir(parents=True, exist_ok=True)
-        _write_json(begun, asked)
+        write_json(begun, asked)
     if not done.is_file():
-        _write_json(done, {**work(), "asked": asked})
+        write_json(done, {**work(), "asked": asked})
     for name in remove:
         shutil.rmtree(folder / name, ignore_errors=True)
     return json.loads(done.read_text("utf-8"))
@@ -859,11 +859,6 @@ def _difference(before, now):
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key)
     )
-
-
-def _write_json(path, content):
-    with atomic_write(path) as file:
-        json.dump(content, file, indent=1)
 
 
 def _digest(content):

@@ -5,7 +5,6 @@ fractions, 0 to 1, with mean and deviation over seeds; intervals hold 95 % of
 bootstraps over the test part, in which all systems and seeds share the draws.
 """
 
-import json
 import os
 import statistics
 from pathlib import Path
@@ -15,7 +14,7 @@ import torch
 
 from ssast_lobes.evaluation.probing.comparison import SCORES
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
-from ssast_lobes.utils.files import atomic_write
+from ssast_lobes.utils.files import atomic_write, write_json
 from ssast_lobes.utils.plots import plot_intervals
 
 SCRATCH, FINE_TUNED = "scratch", "fine_tuned"
@@ -248,8 +247,7 @@ def report(folder, items, results, tuning, costs):
         file.write(text + "\n")
     content = _plain(items, n_clips, results, found, gains)
     content |= {"tuning": tuning, "pretraining": costs}
-    with atomic_write(folder / "transfer.json") as file:
-        json.dump(content, file, indent=1)
+    write_json(folder / "transfer.json", content)
     _plot(items, found, folder / "transfer.png")
     print(text)
     return content

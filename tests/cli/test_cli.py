@@ -238,21 +238,22 @@ def test_probe_as_a_process(tmp_path, tones):
     ]
     result = run("probe", *words)
     assert result.returncode == 0, result.stderr
-    assert "16/16" in result.stderr  # the progress bar
+    assert "20/20" in result.stderr  # the progress bar
     table = (output / "probe.md").read_text()
     assert table in result.stdout
     for word in ("sounds (accuracy)", "(UAR)", "first", "another"):
         assert word in table
     with open(output / "probe.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["system"] for row in rows[::2]][:5] == [
+    assert [row["system"] for row in rows[::2]][:6] == [
         "majority class",
+        "duration",
         "log-mel",
         "untrained",
         "first",
         "another",
     ]
-    assert len(list((output / "embeddings").iterdir())) == 4
+    assert len(list((output / "embeddings").iterdir())) == 5
     assert (output / "probe.png").stat().st_size > 10000
 
 

@@ -16,7 +16,7 @@ from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.loading import load_weights
 from ssast_lobes.checkpoints.official import to_official
 from ssast_lobes.dataio.audio import read_audio
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import SPLITS, ManifestError
 from ssast_lobes.evaluation.probing import (
     Result,
     Task,
@@ -49,6 +49,7 @@ from ssast_lobes.lobes.spectrogram import SpectrogramLobe
 from ssast_lobes.models.features import KaldiFbank
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.objectives import MSPM
+from ssast_lobes.utils.files import write_csv
 from ssast_lobes.utils.metrics import unweighted_average_recall
 
 
@@ -595,11 +596,11 @@ def probed(models, tones, tmp_path_factory):
 
 def test_probe_measures_models_and_baselines(probed):
     results, tasks, _ = probed
-    systems = ["majority class", "log-mel", "untrained", "a", "b"]
+    systems = ["majority class", "duration", "log-mel", "untrained", "a", "b"]
     for task in tasks:
         own = [row for row in results if row.task == task.name]
         assert [row.system for row in own[::2]] == systems
-        assert [row.probe for row in own] == ["linear", "k-NN"] * 5
+        assert [row.probe for row in own] == ["linear", "k-NN"] * 6
     found = {(row.task, row.system, row.probe): row for row in results}
     majority = found["sounds", "majority class", "linear"]
     assert majority.score == pytest.approx(1 / 3)
@@ -617,6 +618,24 @@ def test_probe_measures_models_and_baselines(probed):
         assert (row.pooling, row.layers) in VARIANTS
     # Three kinds of sound that mean spectra tell apart.
     assert found["sounds", "log-mel", "linear"].score > 0.6
+
+
+def test_duration_tells_of_classes_cut_in_unlike_ways(tmp_path):
+    """Noise of 0.5 s and of 1.0 s: only the baseline of durations says it."""
+    draw = np.random.default_rng(0)
+    rows = [("path", "label", "split")]
+    for number in range(24):
+        label, split = number % 2, SPLITS[number // 2 % 3]
+        path = tmp_path / f"{number}.wav"
+        length = round(8000 * (1 + label) * draw.uniform(0.9, 1.1))
+        soundfile.write(path, draw.standard_normal(length) / 9, 16000)
+        rows.append((path.name, "short long".split()[label], split))
+    write_csv(tmp_path / "noise.csv", rows)
+    task = read_task(tmp_path / "noise.csv", "noise")
+    results = probe([], [task], tmp_path / "cache")
+    found = {(row.system, row.probe): row.score for row in results}
+    assert found["duration", "linear"] == found["duration", "k-NN"] == 1
+    assert found["majority class", "linear"] == 0.5
 
 
 def test_gain_is_paired(models, tones, tmp_path):
@@ -640,7 +659,7 @@ def test_gain_is_paired(models, tones, tmp_path):
 def test_probe_repeats_from_its_cache(probed, models, tmp_path):
     results, tasks, cache = probed
     files = sorted(cache.iterdir())
-    assert len(files) == 4
+    assert len(files) == 5
     times = [file.stat().st_mtime_ns for file in files]
     assert probe(models, tasks, cache) == results
     assert [file.stat().st_mtime_ns for file in files] == times
@@ -674,7 +693,7 @@ def test_architectures_have_twins_of_their_own(models, tones, tmp_path):
     other = export(tmp_path / "deep", depth=3)
     tasks = [read_task(tones.manifest)]
     results = probe({"a": models[0], "deep": other}, tasks, tmp_path / "cache")
-    assert [row.system for row in results[::2]][2:] == [
+    assert [row.system for row in results[::2]][3:] == [
         "untrained (a)",
         "untrained (deep)",
         "a",
@@ -732,11 +751,11 @@ def test_report(probed, tmp_path):
     with open(tmp_path / "probe.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["score"]) for row in rows] == [r.score for r in results]
-    row = results[6]
+    row = results[8]
     line = next(x for x in text.splitlines() if x.startswith("| a "))
     assert f"{100 * row.score:.1f}" in line
     assert f"[{100 * row.low:.1f}, {100 * row.high:.1f}]" in line
-    valid = [f"{100 * own.valid_score:.1f}" for own in results[6::10]]
+    valid = [f"{100 * own.valid_score:.1f}" for own in results[8::12]]
     assert [cell.strip() for cell in line.split("|")[3:-1:2]] == valid
     # Two speakers in test, and three labels: few.
     assert "sounds, uar say little" in text

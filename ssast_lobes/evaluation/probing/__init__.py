@@ -1,7 +1,7 @@
 """Measure how well simple classifiers work on frozen encoders.
 
 The probes are an L2-penalized logistic regression and weighted nearest
-neighbors. A trained encoder has to beat three baselines. The confidence
+neighbors. A trained encoder has to beat four baselines. The confidence
 intervals resample groups, such as speakers. Probes help to choose a checkpoint:
 see `probe`, and the command ``ssast-lobes probe``.
 """

@@ -1,4 +1,4 @@
-"""Probe frozen encoders and three baselines on any number of tasks."""
+"""Probe frozen encoders and four baselines on any number of tasks."""
 
 import json
 import os
@@ -21,6 +21,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     LAYERS,
     POOLINGS,
     VARIANTS,
+    ClipDuration,
     LogMelStatistics,
     PooledEncoder,
     Readout,
@@ -33,7 +34,8 @@ PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
 # With this choice, the validation split decides.
 BEST = "best"
-MAJORITY, LOG_MEL, UNTRAINED = "majority class", "log-mel", "untrained"
+MAJORITY, DURATION = "majority class", "duration"
+LOG_MEL, UNTRAINED = "log-mel", "untrained"
 SCORES = {
     "accuracy": accuracy_score,
     "uar": unweighted_average_recall,
@@ -110,9 +112,10 @@ def probe(
 
     The test split is used only for the scores. Features are standardized on
     train. The penalty, the number of neighbors and, for ``"best"``, the pooling
-    are chosen on valid, by the metric and then by the cross-entropy. The three
-    baselines are the most frequent class, the mean and standard deviation of
-    the log-mel energies over time, and each architecture with random weights.
+    are chosen on valid, by the metric and then by the cross-entropy. The four
+    baselines are the most frequent class, the duration of the clip, the mean
+    and standard deviation of the log-mel energies over time, and each
+    architecture with random weights.
 
     Arguments
     ---------
@@ -271,7 +274,7 @@ def _check_names(models, tasks):
         raise ValueError(
             f"two tasks are called {twice[0]}: give them names of their own"
         )
-    taken = sorted({MAJORITY, LOG_MEL} & models.keys())
+    taken = sorted({MAJORITY, DURATION, LOG_MEL} & models.keys())
     taken += [name for name in models if name.startswith(UNTRAINED)]
     if taken:
         raise ValueError(f"'{taken[0]}' is a baseline: rename the model")
@@ -296,6 +299,7 @@ def _systems(models, variants, device, batch_size):
     settings = {k: fbank[k] for k in ("sample_rate", "n_mels") if fbank}
     open_log_mel = partial(LogMelStatistics, **settings)
     return [
+        _System(DURATION, ClipDuration, None, True),
         _System(LOG_MEL, open_log_mel, None, True),
         *(
             _System(named[first], partial(_untrained, open_model), None, True)

@@ -1,4 +1,4 @@
-"""Compute clip vectors for probes, by frozen encoders or log-mel statistics.
+"""Compute clip vectors for probes, by frozen encoders or as baselines.
 
 A source computes the vectors of a clip for all ways of pooling in one pass. The
 cache identifies a source by its weights and settings, never by its path. If an
@@ -371,6 +371,35 @@ class MFCCStatistics(LogMelStatistics):
         return torch.cat([cepstra, slopes, compute_deltas(slopes)]).T
 
 
+class ClipDuration:
+    """Duration of each clip, in seconds, and its logarithm.
+
+    Where classes differ in this alone, such as sounds that are cut in one way
+    and speech that is cut in another, high scores say little about the audio.
+
+    Example
+    -------
+    >>> import soundfile
+    >>> path = str(getfixture("tmpdir").join("silence.wav"))
+    >>> soundfile.write(path, np.zeros(8000), 8000)
+    >>> [(_, vectors)] = ClipDuration().vectors([path], "duration", [])
+    >>> vectors
+    tensor([[1., 0.]])
+    """
+
+    key = f"duration-{_VERSION}"
+
+    def vectors(self, paths, name, unreadable):
+        """Yield vectors (1, 2); see `PooledEncoder.vectors`."""
+        for path in tqdm(paths, f"Measuring, {name}", unit="file"):
+            try:
+                seconds = torch.tensor(audio_info(path).seconds)
+            except UnreadableAudio as error:
+                unreadable.append((path, error.reason(path)))
+            else:
+                yield path, torch.stack([seconds, seconds.log()])[None]
+
+
 def cached_vectors(source, name, paths, folder, unreadable):
     """Return the vectors of files, from the cache if it contains them.
 
@@ -378,7 +407,7 @@ def cached_vectors(source, name, paths, folder, unreadable):
 
     Arguments
     ---------
-    source : PooledEncoder or LogMelStatistics
+    source : PooledEncoder, LogMelStatistics or ClipDuration
         Computes the vectors.
     name : str
         Name of the source in the progress bar.
