@@ -41,7 +41,6 @@ from ssast_lobes.evaluation.probing import (
     logistic_regression,
     read_task,
 )
-from ssast_lobes.evaluation.probing.comparison import SCORES
 from ssast_lobes.evaluation.probing.embeddings import (
     LogMelStatistics,
     MFCCStatistics,
@@ -49,6 +48,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
     pooled,
 )
+from ssast_lobes.evaluation.probing.tasks import SCORES
 from ssast_lobes.training.arguments import flag_value
 from ssast_lobes.utils.files import write_csv, write_json
 from ssast_lobes.utils.plots import plot_intervals

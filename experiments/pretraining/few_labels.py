@@ -30,14 +30,14 @@ from ssast_lobes.checkpoints.projections import (
     read_projection,
 )
 from ssast_lobes.evaluation.probing import logistic_regression
-from ssast_lobes.evaluation.probing.comparison import SCORES, readouts_of
+from ssast_lobes.evaluation.probing.comparison import readouts_of
 from ssast_lobes.evaluation.probing.embeddings import (
     PROJECTED,
     PooledEncoder,
     Readout,
     cached_vectors,
 )
-from ssast_lobes.evaluation.probing.tasks import split_name
+from ssast_lobes.evaluation.probing.tasks import SCORES, split_name
 from ssast_lobes.utils.files import write_json
 
 LABELS, DRAWS = (5, 10), 4

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import torch
 
-from ssast_lobes.evaluation.probing.comparison import SCORES
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
+from ssast_lobes.evaluation.probing.tasks import SCORES
 from ssast_lobes.utils.files import atomic_write, write_json
 from ssast_lobes.utils.plots import plot_intervals
 

@@ -234,7 +234,8 @@ class NoiseAndRoll(nn.Module):
         batch, frames, _ = feats.shape
         strength = _uniform(feats, batch, 1, 1, generator=generator)
         noise = _uniform(feats, *feats.shape, generator=generator)
-        # U[0, 1) * 2 * shift, floored, is every whole number below 2 * shift.
+        # U[0, 1) * 2 * shift, rounded down, is each whole number below
+        # 2 * shift.
         shift = _uniform(feats, batch, generator=generator) * 2 * self.shift
         shift = shift.long() - self.shift
 

@@ -13,6 +13,8 @@ MODEL_HELP = (
     "exported folder, Hugging Face folder, or user/repo on the hub with one "
     "of these; or a name that `ssast-lobes models` lists"
 )
+# Endings of files that hold weights, and are never audio.
+_WEIGHTS = (".pth", ".pt", ".ckpt", ".bin", ".safetensors")
 _SHOWN_UNREADABLE = 20
 
 
@@ -367,7 +369,7 @@ def find_model(options):
     ]
     path, is_model = os.path.expanduser(resolve_name(first)), bool(others)
     if os.path.isfile(path):
-        is_model = path.endswith(".pth")
+        is_model = path.lower().endswith(_WEIGHTS)
     elif os.path.isdir(path):
         is_model = os.path.isfile(os.path.join(path, CONFIG_FILE))
         try:

@@ -101,7 +101,7 @@ def run(options):
         print(
             f"{task.name}: {task.metric} {100 * own.valid:.1f} % on valid "
             f"(trained on train alone), {100 * own.test:.1f} % on test; "
-            f"vectors chosen on valid: {own.vectors}"
+            f"vectors: {own.vectors}"
         )
     print(f"written to {options.output}: {', '.join(scores)}")
     print(

@@ -111,9 +111,9 @@ def finetune(manifest, output_folder, *options, **settings):
 def _train(command, data_key, data, output_folder, options, settings):
     from ssast_lobes.training.arguments import flag_value
 
-    if not isinstance(data, list):
-        data = os.fspath(data)
-    for path in data if isinstance(data, list) else [data]:
+    is_list = isinstance(data, list)
+    data = [*map(os.fspath, data)] if is_list else os.fspath(data)
+    for path in data if is_list else [data]:
         if not os.path.exists(os.path.expanduser(path)):
             raise FileNotFoundError(f"{path}: no such file or folder")
     settings = {

@@ -160,11 +160,17 @@ def run(options):
             amount, has_splits = _labels_per_class(options.labels)
             names["labels"] = shlex.quote(options.labels)
             if os.path.isdir(options.labels):
+                first = ("draw train, valid and test", "write the table")[
+                    has_splits
+                ]
                 print(
-                    "first draw train, valid and test:\n"
-                    f"  ssast-lobes manifest {names['labels']}\n"
-                    "  (--group REGEX, if clips share a voice or a recording)"
+                    f"first {first}:\n  ssast-lobes manifest {names['labels']}"
                 )
+                if not has_splits:
+                    print(
+                        "  (--group REGEX, if clips share a voice or a "
+                        "recording)"
+                    )
                 manifest = os.path.join(options.labels, "manifest.csv")
                 names["labels"] = shlex.quote(manifest)
             elif not has_splits:

@@ -14,7 +14,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssast_lobes.models.encoder import EncoderOutput
-from ssast_lobes.models.patches import Grid
+from ssast_lobes.models.patches import Grid, replace_masked
 from ssast_lobes.models.transformer import MLP, drop_path, init_transformer
 from ssast_lobes.utils.checks import flag, one_of, real, whole
 from ssast_lobes.utils.lengths import full_lengths, length_to_mask
@@ -265,9 +265,7 @@ class BEATsEncoder(nn.Module):
         x = self.patch_norm(self.patch_embedding(self.grid.unfold(feats)))
         x = self.projection(x)
         if mask is not None:
-            if mask_embedding is None:
-                raise ValueError("mask needs mask_embedding")
-            x = torch.where(mask.flatten(1)[:, :, None], mask_embedding, x)
+            x = replace_masked(x, mask, mask_embedding, (n_freq, max_time))
         kept = is_token
         if keep is not None:
             # Surplus entries may repeat a kept token, so count the kept

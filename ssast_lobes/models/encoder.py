@@ -11,7 +11,12 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ssast_lobes.models import mamba
-from ssast_lobes.models.patches import Grid, PatchEmbedding, PositionTable
+from ssast_lobes.models.patches import (
+    Grid,
+    PatchEmbedding,
+    PositionTable,
+    replace_masked,
+)
 from ssast_lobes.models.pooling import pool
 from ssast_lobes.models.transformer import (
     NORM_EPS,
@@ -401,8 +406,9 @@ class SpectrogramEncoder(nn.Module):
         Raises
         ------
         ValueError
-            If the features do not have the grid's number of mel bins, or there
-            is a `mask` but no `mask_embedding`.
+            If the features do not have the grid's number of mel bins, the mask
+            does not have the shape of the patches, or there is a `mask` but no
+            `mask_embedding`.
         """
         # Features are float32, but the weights may have another type.
         feats = feats.to(self.class_tokens.dtype)
@@ -468,10 +474,8 @@ class SpectrogramEncoder(nn.Module):
         is_token = self.grid.is_token(n_time, max_time)
         tokens = self.patch_norm(self.patch_embedding(patches))
         if mask is not None:
-            if mask_embedding is None:
-                raise ValueError("mask needs mask_embedding")
-            masked = mask.flatten(1)[:, :, None]
-            tokens = torch.where(masked, mask_embedding, tokens)
+            shape = self.grid.n_freq, max_time
+            tokens = replace_masked(tokens, mask, mask_embedding, shape)
         positions = self.positions(self.grid.n_freq, n_time, max_time)
         return tokens + positions, is_token
 

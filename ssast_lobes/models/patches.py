@@ -461,6 +461,47 @@ def sincos_positions(n_freq, n_time, dim, device=None):
     return torch.cat([of_freq, of_time], dim=2)
 
 
+def replace_masked(tokens, mask, mask_embedding, shape):
+    """Return tokens with the mask embedding in place of masked ones.
+
+    Arguments
+    ---------
+    tokens : torch.Tensor
+        (B, F' * T', D).
+    mask : torch.Tensor
+        Boolean (B, F', T'), True where masked.
+    mask_embedding : torch.Tensor or None
+        (D,).
+    shape : tuple of int
+        F' and T' of the batch.
+
+    Returns
+    -------
+    torch.Tensor
+        (B, F' * T', D).
+
+    Raises
+    ------
+    ValueError
+        If there is no mask embedding, or the mask has another shape.
+
+    Example
+    -------
+    >>> mask = torch.tensor([[[True, False]]])
+    >>> replace_masked(torch.ones(1, 2, 1), mask, torch.zeros(1), (1, 2))
+    tensor([[[0.],
+             [1.]]])
+    """
+    if mask_embedding is None:
+        raise ValueError("mask needs mask_embedding")
+    if mask.shape[1:] != shape:
+        n_freq, n_time = shape
+        raise ValueError(
+            f"mask must be (B, {n_freq}, {n_time}), got {tuple(mask.shape)}"
+        )
+    return torch.where(mask.flatten(1)[:, :, None], mask_embedding, tokens)
+
+
 def _resample(index, size, full, crop="center"):
     """Map entry `index` of `size` entries to a table of `full` entries.
 

@@ -174,7 +174,9 @@ def drop_path(branch, rate, training):
     if not training or rate == 0:
         return branch
     draw = torch.empty(len(branch), 1, 1, device=branch.device)
-    return branch * (draw.bernoulli_(1 - rate) / (1 - rate))
+    kept = draw.bernoulli_(1 - rate)
+    # With a rate of 1, no clip keeps the branch, and there is nothing to scale.
+    return branch * (kept if rate == 1 else kept / (1 - rate))
 
 
 def init_transformer(module):

@@ -163,7 +163,8 @@ class ContrastiveMSPM(MSPM):
             Boolean (B, F', T'), True where masked, for whole clips in
             evaluation. In training each crop draws its own mask.
         generator, clip_keys
-            Source of the draws; see `Objective.random_source`.
+            Source of the draws; see `Objective.random_source`. In training,
+            masks do not depend on `clip_keys`.
         positive_pairs : torch.Tensor, optional
             Boolean (B,), True for clips whose halves are two takes.
 

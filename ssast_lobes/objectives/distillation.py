@@ -30,10 +30,10 @@ class Distillation(Objective):
     """Match layers of the encoder to layers of frozen teachers.
 
     The student has L_S blocks, a teacher L_T layers. Of K pairs, pair k
-    compares the student's block floor(k L_S / K) with the teacher's layer
-    floor(k L_T / K), through a linear head of its own. Pairs with a layer 0 are
-    dropped. For the student's last block, the output after the final norm is
-    used. The loss compares frames, which are means of the tokens over
+    compares the student's block k L_S / K with the teacher's layer k L_T / K,
+    both rounded down, through a linear head of its own. Pairs with a layer 0
+    are dropped. For the student's last block, the output after the final norm
+    is used. The loss compares frames, which are means of the tokens over
     frequency. So student and teachers may differ in patches, mel bins and time
     steps. Targets are resampled to the student's steps: by the mean over a step
     if the teacher's steps are finer, by linear interpolation if they are

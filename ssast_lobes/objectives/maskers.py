@@ -322,8 +322,8 @@ def square_scores(sizes, rand, n_time, n_freq, max_time):
     scores = 0
     for number, size in enumerate(sizes):
         extended = wrapped[:, : n_freq + size - 1, : max_time + size - 1]
-        lowest = -nn.functional.max_pool2d(-extended, size, stride=1)
-        scores = scores + lowest * (choice == number)[:, None, None]
+        least = -nn.functional.max_pool2d(-extended, size, stride=1)
+        scores = scores + least * (choice == number)[:, None, None]
     # Tokens of one square get equal scores. Let their own draws decide, not
     # their order.
     return scores + 1e-5 * seeds

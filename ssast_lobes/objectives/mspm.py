@@ -173,6 +173,8 @@ class MSPM(Objective):
         -------
         ObjectiveOutput
         """
+        # Padding is never a target, whatever mask the caller passes.
+        mask = mask.flatten(1) & encoded.is_token
         index, weight = ids_masked(mask, max_masked)
         tokens = gather_tokens(encoded.tokens, index)
         targets = gather_tokens(self.encoder.grid.unfold(feats).detach(), index)

@@ -55,7 +55,7 @@ RECOMPILE_LIMIT = 64
 
 
 def unwrap(module):
-    """Return the module inside the wrappers of DDP and ``torch.compile``.
+    """Return the module inside DDP and, inside that, ``torch.compile``.
 
     Arguments
     ---------
@@ -168,7 +168,8 @@ class SpectrogramBrain(sb.Brain):
         # The command line gives this limit as text.
         if self.optimizer_step_limit is not None:
             self.optimizer_step_limit = int(self.optimizer_step_limit)
-        if self.debug:
+        # As in SpeechBrain, 0 or less stands for all epochs.
+        if self.debug and self.debug_epochs > 0:
             counter = self.hparams.epoch_counter
             counter.limit = min(counter.limit, self.debug_epochs)
         self.output_folder = Path(self.hparams.output_folder)
@@ -302,7 +303,7 @@ class SpectrogramBrain(sb.Brain):
             self.scaler.scale(loss * spoilt / group).backward()
         value = loss.detach().float()
         if should_step:
-            # A step waits for the device only here.
+            # A batch that ends a step waits for the device only here.
             value, norm = torch.stack([value, self.clip_gradients()]).cpu()
         self._group.append((batch.id, value))
         stepped = should_step and self._step_or_skip(norm)
@@ -533,7 +534,7 @@ class SpectrogramBrain(sb.Brain):
                 self.draw()
                 self._last_picture = time.time()
 
-    def told_epochs(self):
+    def epochs_text(self):
         """Return the epoch of the weights and the number of epochs (str)."""
         counter = self.hparams.epoch_counter
         return f"{counter.current} of {counter.limit}"

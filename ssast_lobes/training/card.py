@@ -138,7 +138,7 @@ def model_card(hparams_file, rows, metrics, **settings):
         "recipe": recipe,
         "data": f"{rows['corpus']}: {_amounts(rows)}",
         "settings": {
-            key: told(value)
+            key: plain_value(value)
             for key, value in settings.items()
             if value is not None and value is not False
         },
@@ -162,7 +162,7 @@ def _amounts(rows):
 def _origin(source):
     """Return the known facts about the weights that training started from."""
     place = Path(resolve_name(source)).expanduser()
-    told_there, found = read_card(place), {}
+    source_card, found = read_card(place), {}
     if source in bundled_names() or not place.exists():
         # The name of a bundled model, or one on the hub.
         found["base_model"] = os.fspath(source).partition("@")[0]
@@ -172,11 +172,11 @@ def _origin(source):
     family = FAMILIES.get(weights.config.get("family"))
     known = {} if family is None else family.card
     for name, heading in (("license", "license"), ("weights", "Weights")):
-        value = told_there.get(heading, known.get(name))
+        value = source_card.get(heading, known.get(name))
         if value is not None:
             found[name] = value
-    if "Pretraining" in told_there:
-        found["pretraining"] = told_there["Pretraining"]
+    if "Pretraining" in source_card:
+        found["pretraining"] = source_card["Pretraining"]
     elif weights.part("objective"):
         # Released checkpoints of SSAST have no configuration.
         name = weights.config.get("objective", {}).get("name", "MSPM")
@@ -185,7 +185,7 @@ def _origin(source):
     return found
 
 
-def told(value):
+def plain_value(value):
     """Return a setting as a plain value for JSON.
 
     Arguments
@@ -199,12 +199,16 @@ def told(value):
 
     Example
     -------
-    >>> told(functools.partial(math.log, base=2)), told(print), told(1)
+    >>> (
+    ...     plain_value(functools.partial(math.log, base=2)),
+    ...     plain_value(print),
+    ...     plain_value(1),
+    ... )
     ('math.log(base=2)', 'builtins.print', 1)
     """
     if isinstance(value, functools.partial):
-        given = (f"{k}={told(v)}" for k, v in value.keywords.items())
-        return f"{told(value.func)}({', '.join(given)})"
+        given = (f"{k}={plain_value(v)}" for k, v in value.keywords.items())
+        return f"{plain_value(value.func)}({', '.join(given)})"
     if not callable(value):
         return value
     named = value if hasattr(value, "__name__") else type(value)
@@ -224,7 +228,7 @@ def write_result(folder, rows, test, result):
     rows : dict
         From `dataio.splits.read_splits`.
     test : sequence
-        The clips that were tested.
+        The clips of the test split, with those that could not be decoded.
     result : dict
         Plain values by name, such as a Brain's ``result()``.
 

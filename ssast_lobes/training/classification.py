@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ssast_lobes.checkpoints.folder import export_classifier
 from ssast_lobes.dataio.tables import split_labels
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
-from ssast_lobes.training.card import model_card, told
+from ssast_lobes.training.card import model_card, plain_value
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.losses import (
     class_weights,
@@ -133,7 +133,7 @@ class ClassificationBrain(SpectrogramBrain):
         self.multi_label = multi_label
         self.selection = selection
         self.compute_cost = compute_cost
-        self._told_cost = told(compute_cost)
+        self._cost_name = plain_value(compute_cost)
         self.class_weights = class_weights
         self.mixup = mixup
         self.augment = augment or ()
@@ -195,7 +195,7 @@ class ClassificationBrain(SpectrogramBrain):
         many = ", several a clip" if self.multi_label else ""
         return {
             "task": f"{len(self.label_encoder)} classes{many}",
-            "loss": self._told_cost,
+            "loss": self._cost_name,
             "epoch by": f"{self.selection} on valid",
         }
 
@@ -272,7 +272,7 @@ class ClassificationBrain(SpectrogramBrain):
             ) from error
         if getattr(loss, "shape", None) != ():
             raise SettingsError(
-                f"compute_cost: {self._told_cost} must return one number, got "
+                f"compute_cost: {self._cost_name} must return one number, got "
                 f"{getattr(loss, 'shape', loss)} for two clips"
             )
 
@@ -531,7 +531,7 @@ class ClassificationBrain(SpectrogramBrain):
             "number_of_epochs": self.hparams.epoch_counter.limit,
             "swa_start_epoch": self.swa_start_epoch,
             "wise_ft": self.fraction,
-            "compute_cost": self._told_cost,
+            "compute_cost": self._cost_name,
             "class_weights": self.class_weights,
             "debug": self.debug,
             "metrics": self.test_stats,
@@ -554,12 +554,12 @@ class ClassificationBrain(SpectrogramBrain):
         """
         if if_main_process():
             known = {
-                "compute_cost": self._told_cost,
+                "compute_cost": self._cost_name,
                 "class_weights": self.class_weights,
                 "freeze_encoder": self.model.freeze_encoder,
                 "frozen_blocks": self.model.frozen_blocks or None,
                 "lora_rank": self.model.lora_rank or None,
-                "epochs": self.told_epochs(),
+                "epochs": self.epochs_text(),
                 "steps": self.optimizer_step,
                 "swa_start_epoch": self.swa_start_epoch,
                 "wise_ft": self.fraction,

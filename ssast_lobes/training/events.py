@@ -16,7 +16,7 @@ from ssast_lobes.evaluation.event_tuning import (
 )
 from ssast_lobes.inference.events import require_sebbs
 from ssast_lobes.training.base import SpectrogramBrain, unwrap
-from ssast_lobes.training.card import model_card, told
+from ssast_lobes.training.card import model_card, plain_value
 from ssast_lobes.training.errors import SettingsError
 from ssast_lobes.training.optimizers import parameter_groups
 from ssast_lobes.training.report import readable
@@ -89,7 +89,7 @@ class EventBrain(SpectrogramBrain):
         self.label_encoder = label_encoder
         self.timing = timing
         self.compute_cost = compute_cost
-        self._told_cost = told(compute_cost)
+        self._cost_name = plain_value(compute_cost)
         self.rule_kind = rule_kind
         self.augment = augment or ()
         self.degradation = degradation
@@ -116,7 +116,7 @@ class EventBrain(SpectrogramBrain):
         """Return the number of classes, the loss and the selection metric."""
         return {
             "task": f"events of {len(self.label_encoder)} classes",
-            "loss": self._told_cost,
+            "loss": self._cost_name,
             "epoch by": "mean average precision of frames on valid",
         }
 
@@ -295,7 +295,7 @@ class EventBrain(SpectrogramBrain):
         return {
             "epoch": self.hparams.epoch_counter.current,
             "number_of_epochs": self.hparams.epoch_counter.limit,
-            "compute_cost": self._told_cost,
+            "compute_cost": self._cost_name,
             "rule_kind": self.rule_kind,
             "debug": self.debug,
             "metrics": self.test_stats,
@@ -318,10 +318,10 @@ class EventBrain(SpectrogramBrain):
         """
         if if_main_process():
             known = {
-                "compute_cost": self._told_cost,
+                "compute_cost": self._cost_name,
                 "rule_kind": self.rule_kind,
                 "freeze_encoder": self.model.freeze_encoder,
-                "epochs": self.told_epochs(),
+                "epochs": self.epochs_text(),
                 "steps": self.optimizer_step,
                 "seed": self.hparams.seed,
             }

@@ -215,10 +215,9 @@ def class_weights(kind, labels, classes, multi_label=False):
     kind : str or dict
         With ``"balanced"``, a weight is inversely proportional to the number of
         clips of the class, and the mean weight of the training clips is 1. If a
-        clip may have
-        several labels, a weight is the number of clips without the class,
-        divided by the number with it. A dict states weights by label; other
-        labels have weight 1.
+        clip may have several labels, a weight is the number of clips without
+        the class, divided by the number with it. A dict states weights by
+        label; other labels have weight 1.
     labels : list of list of str
         The labels of each training clip.
     classes : list of str

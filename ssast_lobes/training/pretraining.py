@@ -232,7 +232,7 @@ class PretrainingBrain(SpectrogramBrain):
                 {k: v for k, v in metrics.items() if k.startswith(part)},
                 **settings,
                 masker=masker or None,
-                epochs=self.told_epochs(),
+                epochs=self.epochs_text(),
                 steps=self.optimizer_step,
                 seed=self.hparams.seed,
             )

@@ -114,7 +114,7 @@ _CHECKS = {
     "crop_seconds": _length,
     "data_folder": _path_or_null,
     "debug_batches": whole,
-    "debug_epochs": real,
+    "debug_epochs": partial(whole, least=-1),
     "device": _device,
     "distributed_backend": partial(one_of, allowed=("nccl", "gloo", "mpi")),
     "epoch_chosen_on": partial(one_of, allowed=("valid", "test")),

@@ -359,7 +359,7 @@ def test_a_model_is_told_from_inputs(
     assert "unrecognized arguments: --wat" in capsys.readouterr().err
 
 
-def test_without_a_box_the_error_names_the_fix(
+def test_without_a_bundled_model_the_error_names_the_fix(
     tones, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(bundled_models, "BUNDLED", tmp_path)

@@ -609,6 +609,7 @@ MISTAKES = {
         *("convert", "{official}", "{tmp}/other", "--stride", "16,16"),
         *("--statistics", "mars"),
     ],
+    "weights alone": ["classify", "{pretrained}/model.safetensors", "{good}"],
     "pretrained only": ["classify", "{pretrained}", "{good}"],
     "no task": [
         *("probe", "{model}", "--data", "{tmp}/none.csv"),

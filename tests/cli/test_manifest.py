@@ -130,12 +130,12 @@ def test_a_seed_decides_the_splits(folder, tmp_path):
 
 
 def test_paths_are_relative_below_the_table_only(folder, tmp_path):
-    above, beside = tmp_path / "all.csv", tmp_path / "tables" / "all.csv"
+    above, below = tmp_path / "all.csv", tmp_path / "tables" / "all.csv"
     assert make(folder, "--output", above) == 0
     assert written(above)[0]["path"].startswith("sounds/cat/")
-    assert make(folder, "--output", beside) == 0
-    assert written(beside)[0]["path"].startswith(f"{folder}/cat/")
-    assert len(read_manifest(beside)) == 56
+    assert make(folder, "--output", below) == 0
+    assert written(below)[0]["path"].startswith(f"{folder}/cat/")
+    assert len(read_manifest(below)) == 56
 
 
 def test_an_older_table_is_kept_unless_told_otherwise(folder, told):

@@ -59,6 +59,13 @@ def test_words_arrive_as_on_the_command_line(tmp_path, monkeypatch):
     )
     (tmp_path / "a.csv").touch()
     with pytest.raises(RuntimeError, match="train.py failed"):
+        ssast_lobes.pretrain([tmp_path / "a.csv"], tmp_path / "out")
+    assert (tmp_path / "seen").read_text().splitlines() == [
+        "my.yaml",
+        f"--audio=[{tmp_path / 'a.csv'}]",
+        f"--output_folder={tmp_path / 'out'}",
+    ]
+    with pytest.raises(RuntimeError, match="train.py failed"):
         ssast_lobes.finetune(
             tmp_path / "a.csv", "out", "--debug", lr=1e-3, mixup=None
         )

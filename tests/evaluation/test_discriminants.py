@@ -121,8 +121,9 @@ def test_wrong_arguments():
     x, contents = recordings(8, 12, seed=0)
     with pytest.raises(ValueError, match="size"):
         linear_discriminants(x, contents, size=0)
-    with pytest.raises(ValueError, match="shrinkage"):
-        linear_discriminants(x, contents, shrinkage=1.5)
+    for shrinkage in (0, 1.5):
+        with pytest.raises(ValueError, match="shrinkage"):
+            linear_discriminants(x, contents, shrinkage=shrinkage)
     copies = torch.tensor([[0.0, 1], [0, 1], [1, 0], [1, 0]])
     with pytest.raises(ValueError, match="recordings of each label are equal"):
         linear_discriminants(copies, ["a", "a", "b", "b"])

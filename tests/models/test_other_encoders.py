@@ -93,6 +93,8 @@ def test_beats_replaces_masked_tokens():
     torch.testing.assert_close(changed.tokens, plain.tokens)
     with pytest.raises(ValueError, match="mask needs mask_embedding"):
         encoder(feats, mask=mask)
+    with pytest.raises(ValueError, match=r"must be \(B, 4, 4\), got \(1, 2, 8"):
+        encoder(feats, mask=mask.view(1, 2, 8), mask_embedding=torch.ones(32))
 
 
 @pytest.mark.parametrize("name", ["beats", "best_rq", "audiomosaic", "m2d"])

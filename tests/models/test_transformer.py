@@ -10,6 +10,7 @@ from ssast_lobes.models.transformer import (
     MLP,
     Attention,
     TransformerBlock,
+    drop_path,
     init_transformer,
 )
 
@@ -26,6 +27,13 @@ def attention_by_hand(module, x, seen):
         scores = scores.masked_fill(~seen[:, None], -torch.inf)
         outputs.append(scores.softmax(2) @ value[..., part])
     return module.proj(torch.cat(outputs, dim=2))
+
+
+def test_a_drop_rate_of_1_drops_all():
+    branch = torch.ones(3, 2, 2, requires_grad=True)
+    dropped = drop_path(branch, 1.0, training=True)
+    dropped.sum().backward()
+    assert not dropped.any() and not branch.grad.any()
 
 
 def test_attention_equals_the_formula():

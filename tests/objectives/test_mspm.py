@@ -257,6 +257,30 @@ def test_gradients_reach_everything_but_the_targets(geometry):
     assert moved[~mask.flatten(1)].any()
 
 
+def test_a_mask_of_the_caller_never_makes_padding_a_target():
+    objective = small(geometry="frame").eval()
+    feats, n_frames = batch("frame")
+    everywhere = torch.zeros(4, 1, 80, dtype=torch.bool)
+    everywhere[:, :, 5:] = True
+    n_time, _ = objective.encoder.token_lengths(n_frames, 160)
+    is_audio = torch.arange(80) < n_time[:, None]
+    audio_only = everywhere & is_audio[:, None]
+    one, other = (
+        objective(feats, n_frames, mask) for mask in (everywhere, audio_only)
+    )
+    assert one.loss == other.loss and one.logs == other.logs
+
+
+def test_a_mask_of_another_shape_is_an_error():
+    objective = small()
+    feats, n_frames = batch()
+    mask = objective.draw_mask(feats, n_frames)
+    with pytest.raises(
+        ValueError, match=r"must be \(B, 8, 10\), got \(4, 10, 8"
+    ):
+        objective(feats, n_frames, mask.transpose(1, 2))
+
+
 def test_a_batch_that_hides_nothing_is_finite():
     objective = small("frame")
     feats, n_frames = batch("frame", (2, 1))

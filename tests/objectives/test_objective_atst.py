@@ -144,7 +144,7 @@ def test_views_are_mixed_with_clips_of_the_past(name):
     assert losses[0] != losses[1]
 
 
-def test_the_memory_is_small_beside_a_checkpoint():
+def test_the_memory_is_smaller_than_a_checkpoint():
     encoder = SpectrogramEncoder.from_size("micro", (64, 4), n_mels=64)
     objective = load_objective("atst_frame")(encoder)
     clips = objective.mixup.clips

@@ -223,6 +223,13 @@ def test_debug_mode_ends_though_it_is_run_twice(rows, tmp_path):
         assert len(run.brain.log_rows()) == 2
 
 
+def test_debug_epochs_of_no_number_above_0_are_all(rows, tmp_path):
+    """As SpeechBrain documents it."""
+    debug = {"debug": True, "debug_epochs": -1}
+    run = fit(build("pretrain", rows, tmp_path, run_opts=debug, epochs=3))
+    assert len(run.brain.log_rows()) == 3
+
+
 # Steps --------------------------------------------------------------------
 
 

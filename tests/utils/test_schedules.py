@@ -24,7 +24,7 @@ def curve(schedule, total=TOTAL):
 
 @pytest.mark.parametrize("kind", [Linear, WarmupCosine])
 @pytest.mark.parametrize("warmup", [40, 0.1])
-def test_warmup_rises_then_falls_to_the_floor(kind, warmup):
+def test_warmup_rises_then_falls_to_the_end_rate(kind, warmup):
     values = curve(kind(start=2.0, end=0.02, warmup=warmup))
     assert values[0] == pytest.approx(2.0 / 40)
     assert values[39] == values[40] == 2.0

@@ -255,7 +255,8 @@ def linear_weights(x, y, n_classes, penalty):
     bias = bias - weight @ rotation.mean_
     weight = weight / scaler.scale_
     bias = bias - weight @ scaler.mean_
-    # Make a class without clips less likely than any other.
+    # A class without clips gets no weights and the smallest bias, so it is
+    # unlikely.
     all_weights = np.zeros((n_classes, weight.shape[1]))
     all_biases = np.full(n_classes, bias.min() - np.log(len(x)))
     all_weights[model.classes_], all_biases[model.classes_] = weight, bias

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from sklearn.metrics import accuracy_score
 from tqdm import tqdm
 
 from ssast_lobes.dataio.tables import SPLITS
@@ -28,7 +27,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
 )
 from ssast_lobes.evaluation.probing.intervals import bootstrap, interval
-from ssast_lobes.utils.metrics import unweighted_average_recall
+from ssast_lobes.evaluation.probing.tasks import SCORES
 
 PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 
@@ -36,10 +35,6 @@ PROBES = {"linear": logistic_regression, "k-NN": nearest_neighbors}
 BEST = "best"
 MAJORITY, DURATION = "majority class", "duration"
 LOG_MEL, UNTRAINED = "log-mel", "untrained"
-SCORES = {
-    "accuracy": accuracy_score,
-    "uar": unweighted_average_recall,
-}
 
 
 class Result(NamedTuple):

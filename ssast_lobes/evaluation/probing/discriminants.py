@@ -19,7 +19,7 @@ from ssast_lobes.evaluation.probing.embeddings import (
     cached_vectors,
     pooled,
 )
-from ssast_lobes.utils.checks import real, whole
+from ssast_lobes.utils.checks import real, require, whole
 
 # Chosen for spoken words, on clips of train and valid: of 32 to 192 directions
 # and of weights from 0.02 to 0.95, these were among the best with five and ten
@@ -78,6 +78,7 @@ def linear_discriminants(x, labels, size=SIZE, shrinkage=SHRINKAGE):
     """
     whole("size", size)
     real("shrinkage", shrinkage, 0, 1)
+    require(shrinkage > 0, "shrinkage", "above 0", shrinkage)
     names, index = np.unique(np.asarray(labels), return_inverse=True)
     if not 1 < len(names) < len(x):
         raise ValueError(

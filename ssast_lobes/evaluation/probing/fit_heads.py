@@ -28,11 +28,7 @@ from ssast_lobes.evaluation.probing.classifiers import (
     linear_weights,
     logistic_regression,
 )
-from ssast_lobes.evaluation.probing.comparison import (
-    SCORES,
-    best_fit,
-    variants_of,
-)
+from ssast_lobes.evaluation.probing.comparison import best_fit, variants_of
 from ssast_lobes.evaluation.probing.discriminants import (
     fit_projection,
     read_recordings,
@@ -44,7 +40,11 @@ from ssast_lobes.evaluation.probing.embeddings import (
     Readout,
     cached_vectors,
 )
-from ssast_lobes.evaluation.probing.tasks import split_options, table_name
+from ssast_lobes.evaluation.probing.tasks import (
+    SCORES,
+    split_options,
+    table_name,
+)
 from ssast_lobes.models.pooling import ClipPooling
 from ssast_lobes.utils.chance import CHANCE
 from ssast_lobes.utils.files import resolved
@@ -63,7 +63,7 @@ class HeadScores(NamedTuple):
     test : float
         Score on test of the final head, 0 to 1.
     vectors : str
-        Pooling, layers and projection of the clip vectors, chosen on valid.
+        Pooling, layers and projection of the clip vectors.
     """
 
     valid: float

@@ -7,7 +7,6 @@ seed get the same groups, so the differences of their scores are paired.
 
 import torch
 
-METRICS = ("accuracy", "uar")
 REPLICATES = 2000
 
 # Number of draws at a time. All draws at once would need much memory.

@@ -5,6 +5,7 @@ import re
 from typing import NamedTuple
 
 import torch
+from sklearn.metrics import accuracy_score
 
 from ssast_lobes.dataio.splits import warn_of_shared_groups
 from ssast_lobes.dataio.tables import (
@@ -13,12 +14,15 @@ from ssast_lobes.dataio.tables import (
     all_alike,
     read_manifest,
 )
-from ssast_lobes.evaluation.probing.intervals import METRICS
+from ssast_lobes.utils.metrics import unweighted_average_recall
 
 # Use the first of these columns that a table contains. `ssast-lobes manifest`
 # writes the second.
 _GROUP_COLUMNS = ("speaker", "group")
 _KEYS = ("label", "split", "group", "metric")
+
+# Metrics of a task.
+SCORES = {"accuracy": accuracy_score, "uar": unweighted_average_recall}
 
 
 class Task(NamedTuple):
@@ -154,8 +158,10 @@ def read_task(
     >>> task.name, task.labels, task.targets("test")
     ('animals', ['cat', 'dog'], tensor([1]))
     """
-    if metric not in METRICS:
-        raise ValueError(f"metric must be one of {METRICS}, got '{metric}'")
+    if metric not in SCORES:
+        raise ValueError(
+            f"metric must be one of {tuple(SCORES)}, got '{metric}'"
+        )
     columns = {"label": label, "split": split}
     # A column of another name belongs to a table of several tasks, where cells
     # may be empty.
