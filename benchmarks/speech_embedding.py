@@ -1,4 +1,4 @@
-"""Google's `speech_embedding`, to stand next to our models in tables.
+"""Google's `speech_embedding`, as a baseline of probes.
 
 It is the model of Lin et al., "Training Keyword Spotters with Limited and
 Synthesized Speech Data" (ICASSP 2020), trained on millions of clips, and
