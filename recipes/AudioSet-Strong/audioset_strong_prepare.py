@@ -187,7 +187,8 @@ def with_audio(rows, clips, names, table, require_counts):
     Raises
     ------
     ManifestError
-        If a class is unknown, or there is too little audio.
+        If a class is unknown, a video has several files, or there is too
+        little audio.
     """
     unknown = {
         event.label
@@ -203,6 +204,11 @@ def with_audio(rows, clips, names, table, require_counts):
     for row in rows:
         video = row["id"].rpartition("_")[0]
         paths = clips.get(video, [])
+        if len(paths) > 1:
+            raise ManifestError(
+                f"{video}: more than one file has this segment: "
+                f"{', '.join(paths)}; keep one of them"
+            )
         if paths:
             events = [
                 event._replace(label=names[event.label])

@@ -95,7 +95,7 @@ def read_rows(folder):
     ManifestError
         If a file has another name.
     """
-    paths = sorted((folder / "AudioWAV").glob("*.wav"))
+    paths = sorted((folder / "AudioWAV").glob("[!.]*.wav"))
     rows = rows_from_names(paths, NAME, PAGE)
     for row in rows:
         row["label"] = EMOTIONS[row.pop("emotion")]

@@ -103,7 +103,7 @@ def read_rows(folder):
     ManifestError
         If a file has another name.
     """
-    paths = sorted((folder / "wav").glob("*.wav"))
+    paths = sorted((folder / "wav").glob("[!.]*.wav"))
     rows = rows_from_names(paths, NAME, PAGE)
     for row in rows:
         row["label"] = EMOTIONS[row.pop("emotion")]

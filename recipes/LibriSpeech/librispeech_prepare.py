@@ -262,7 +262,10 @@ def find_librispeech(librispeech_folder, parts, allow_download):
     if allow_download and folder.name == NAME:
         for part in parts:
             _fetch(part, folder)
-    check_layout(folder, parts, f"{PAGE}, which --allow_download True fetches")
+    page = f"{PAGE}, which --allow_download True fetches"
+    if folder.name != NAME:
+        page = f"{PAGE}; parts are fetched only into a folder called {NAME}"
+    check_layout(folder, parts, page)
     return folder
 
 
@@ -276,7 +279,9 @@ def _fetch(part, folder):
 
 
 def _rows(folder):
-    paths = tqdm(folder.glob("*/*/*.flac"), f"Finding {folder.name}", delay=2)
+    paths = tqdm(
+        folder.glob("*/*/[!.]*.flac"), f"Finding {folder.name}", delay=2
+    )
     return [
         {"id": path.stem, "path": str(path), "speaker": path.parts[-3]}
         for path in sorted(paths)

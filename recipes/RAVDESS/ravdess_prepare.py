@@ -150,7 +150,7 @@ def read_rows(folder):
     folds = {
         f"{actor:02}": fold for fold, own in ACTORS.items() for actor in own
     }
-    rows = rows_from_names(sorted(folder.glob("Actor_*/*.wav")), FILE, PAGE)
+    rows = rows_from_names(sorted(folder.glob("Actor_*/[!.]*.wav")), FILE, PAGE)
     rows = [row for row in rows if row.pop("channel") == "01"]
     for row in rows:
         row["label"] = EMOTIONS[row.pop("emotion")]

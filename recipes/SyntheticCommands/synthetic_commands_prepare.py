@@ -141,7 +141,8 @@ def claim(output_folder, wanted):
     Raises
     ------
     ValueError
-        If the existing corpus was made with other settings.
+        If the existing corpus was made with other settings, or the folder
+        contains other files.
     """
     path = output_folder / "settings.json"
     if path.is_file():
@@ -153,6 +154,13 @@ def claim(output_folder, wanted):
             )
         return
     output_folder.mkdir(parents=True, exist_ok=True)
+    # Another run may be writing the settings at this moment.
+    others = {item.name for item in output_folder.iterdir()} - {path.name}
+    if any(not name.startswith(f".{path.name}.") for name in others):
+        raise ValueError(
+            f"{output_folder} is not empty and holds no synthetic corpus: "
+            "choose another folder"
+        )
     write_whole(path, json.dumps(wanted, indent=2) + "\n")
 
 

@@ -172,7 +172,7 @@ class BandLimit(nn.Module):
     ):
         super().__init__()
         self.low_hz = reals("low_hz", low_hz, 0)
-        self.high_hz = reals("high_hz", high_hz, 0)
+        self.high_hz = reals("high_hz", high_hz, 1)
         self.order = whole("order", order)
         self.sample_rate = whole("sample_rate", sample_rate)
 

@@ -13,7 +13,8 @@ def export_mean(folder, sources):
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     sources : list of str or path
         The exported folders. The settings of the objective and the window are
         those of the first.

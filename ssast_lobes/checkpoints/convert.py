@@ -90,7 +90,8 @@ def convert(
     Raises
     ------
     FileExistsError
-        If the folder contains files, but no earlier result.
+        If the folder contains files, but no earlier result, or if the
+        ``.pth`` exists.
     ValueError
         If there is no such conversion, or an option would have no effect.
     WeightsError
@@ -117,6 +118,12 @@ def convert(
         "pad_frames": pad_frames,
         "family": family,
     }
+    if str(dest).endswith(".pth"):
+        dest = Path(dest).expanduser()
+        if dest.exists():
+            raise FileExistsError(
+                f"{dest} exists; choose another name or remove it"
+            )
     with tqdm(desc="Reading", total=3, unit="step", leave=False) as bar:
         weights = load_weights(source, stride, family)
         kind, to = _kinds(weights, source, dest, to)

@@ -8,6 +8,7 @@ by name only, so that the folder can be moved or published on a model hub. The
 folder appears only when it is complete.
 """
 
+import json
 import os
 import shutil
 
@@ -47,7 +48,8 @@ def export_pretrained(folder, objective, features, card, least_window=0.0):
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     objective : Objective
         The objective, which owns the encoder; not wrapped for distributed
         training.
@@ -140,7 +142,8 @@ def export_classifier(
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     model : SpectrogramClassifier
         The classifier; not wrapped for distributed training.
     features : FrontEnd
@@ -208,7 +211,8 @@ def export_detector(
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     model : SpectrogramDetector
         The detector; not wrapped for distributed training.
     features : FrontEnd
@@ -294,7 +298,8 @@ def export_encoder(folder, encoder, features, card, least_window=0.0):
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     encoder : SpectrogramEncoder
         The encoder.
     features : FrontEnd
@@ -401,11 +406,21 @@ def check_export_folder(folder):
     if not folder.exists():
         return
     names = os.listdir(folder) if folder.is_dir() else [folder.name]
-    if names and not {CONFIG_FILE, WEIGHTS_FILE} <= set(names):
+    if names and not _is_export(folder):
         raise FileExistsError(
             f"{folder} exists and is not an exported folder; choose another "
             "name or remove it"
         )
+
+
+def _is_export(folder):
+    """Return whether a folder is ours; other models have the same names."""
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
+    except (OSError, ValueError):
+        return False
+    is_ours = isinstance(config, dict) and "format_version" in config
+    return is_ours and (folder / WEIGHTS_FILE).is_file()
 
 
 def write_export(
@@ -422,7 +437,8 @@ def write_export(
     Arguments
     ---------
     folder : str or path
-        Folder to write. An older export there is replaced; other files stay.
+        Folder to write. An older export there is replaced, with its heads and
+        projections; other files stay.
     state : dict of str to torch.Tensor
         Keys start with ``encoder.``, ``objective.``, ``pooling.``, ``head.``.
     config : dict
@@ -493,6 +509,11 @@ def write_export(
     # so remove them.
     folders = (HEADS_FOLDER, FRAME_HEADS_FOLDER, PROJECTIONS_FOLDER)
     replaced = (*EXPORT_FILES, *folders)
+    for name in folders:
+        if (folder / name).is_dir():
+            logger.warning(
+                f"{folder / name} is removed: it belongs to the older weights"
+            )
     with atomic_replace_dir(folder, replaced, check_export_folder) as partial:
         try:
             save_file(state, partial / WEIGHTS_FILE, {"format": "pt"})

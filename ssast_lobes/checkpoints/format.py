@@ -244,6 +244,32 @@ def check_weights(weights):
         compare(module.state_dict(), weights.part(name), name)
 
 
+def renamed(key, names):
+    """Return the new name of a tensor.
+
+    Arguments
+    ---------
+    key : str
+        The name.
+    names : dict of str to str
+        New names by former names, or by former prefixes, which end with a dot.
+
+    Returns
+    -------
+    str or None
+        None if there is no new name.
+
+    Example
+    -------
+    >>> renamed("v.blocks.0.bias", {"v.blocks.": "encoder.blocks."})
+    'encoder.blocks.0.bias'
+    """
+    for former, new in names.items():
+        if key == former or (former[-1] == "." and key.startswith(former)):
+            return new + key[len(former) :]
+    return None
+
+
 def version_of(config):
     """Return the lowest format version that can represent a configuration.
 

@@ -7,6 +7,7 @@ metadata states the labels, the pooling and the duration of the longest clip.
 `ssast_lobes.inference.AudioClassifier` reads them.
 """
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -150,4 +151,8 @@ def head_names(folder):
 
 
 def _path(folder, task):
+    if os.path.basename(task) != task:
+        raise ValueError(
+            f"'{task}' cannot be the name of a head: it has a slash"
+        )
     return Path(folder, HEADS_FOLDER, f"{task}.safetensors").expanduser()

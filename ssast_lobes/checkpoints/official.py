@@ -2,7 +2,12 @@
 
 import torch
 
-from ssast_lobes.checkpoints.format import Weights, WeightsError, compare
+from ssast_lobes.checkpoints.format import (
+    Weights,
+    WeightsError,
+    compare,
+    renamed,
+)
 from ssast_lobes.models.encoder import SpectrogramEncoder
 from ssast_lobes.models.patches import Grid
 from ssast_lobes.utils.presets import load_preset
@@ -162,7 +167,7 @@ def to_official(weights):
         elif key == "encoder.patch_embedding.weight":
             out["v.patch_embed.proj.weight"] = value.reshape(-1, 1, *patch)
         elif key != "encoder.positions.table":
-            name = _renamed(key, names)
+            name = renamed(key, names)
             if name is None:
                 raise WeightsError(
                     f"no place in the official layout for: {key}"
@@ -298,18 +303,10 @@ def _translate(key, value, table_size, names, classes):
         return {"objective.mask_embedding": value[0, 0]}
     if key == "v.patch_embed.proj.weight":
         return {"encoder.patch_embedding.weight": value.flatten(1)}
-    name = _renamed(key, names)
+    name = renamed(key, names)
     if name is None:
         raise WeightsError(f"unknown tensor: {key}")
     return {name: value}
-
-
-def _renamed(key, names):
-    """Return the new name of a tensor, by its name or prefix, or None."""
-    for former, new in names.items():
-        if key == former or (former[-1] == "." and key.startswith(former)):
-            return new + key[len(former) :]
-    return None
 
 
 def _check_grid(weights):

@@ -160,10 +160,11 @@ def find_archive(
 def _members(archive):
     """Yield each member's name and its open file, None for a folder."""
     try:
-        if zipfile.is_zipfile(archive):
-            yield from _zip_members(archive)
-        elif tarfile.is_tarfile(archive):
+        # A tar that ends with a zip looks like a zip too, so ask for tar first.
+        if tarfile.is_tarfile(archive):
             yield from _tar_members(archive)
+        elif zipfile.is_zipfile(archive):
+            yield from _zip_members(archive)
         else:
             raise ArchiveError(f"{archive}: neither zip nor tar")
     except _BROKEN_ARCHIVE as error:

@@ -145,6 +145,8 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
         If the file cannot be opened, fails to decode, ends before the length
         that its header promises, contains NaN, infinite or absurdly loud
         samples, or ends before `start`.
+    ValueError
+        If `start` is negative.
 
     Example
     -------
@@ -155,6 +157,8 @@ def read_audio(path, sample_rate=16000, start=0.0, seconds=None):
     >>> read_audio(path, start=0.3, seconds=0.25).shape
     torch.Size([4000])
     """
+    if start < 0:
+        raise ValueError(f"start must be at least 0, got {start:g}")
     with _open(path) as file:
         info = _header(path, file)
         ratio = resampling_ratio(info.sample_rate, sample_rate)
@@ -210,8 +214,11 @@ def _open(path):
 
 def _ask(question, path):
     """Return the answer of a function of `containers` about a file."""
-    with _bytes_of(path) as file:
-        return question(file)
+    try:
+        with _bytes_of(path) as file:
+            return question(file)
+    except OSError as error:
+        raise UnreadableAudio(f"{path}: {error.strerror}") from error
 
 
 def _opened(path, source, kind):
@@ -273,7 +280,7 @@ def _header(path, file):
 def _fit(first, count, frames):
     """Return the first frame, moved back if rounding put the end too late."""
     spare = frames - count
-    return spare if 0 <= spare < first <= spare + 2 else first
+    return spare if 0 <= spare < first <= spare + _ROUNDED else first
 
 
 def _known_part(path, file, info, first, count):

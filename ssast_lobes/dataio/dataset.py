@@ -173,7 +173,8 @@ def repeat_long(rows, crop_seconds):
         repeated[clip_id] = row
         for number in range(2, round(row["duration"] / crop_seconds) + 1):
             repeated[f"{clip_id}#{number}"] = row
-    return repeated
+    # A clip may have the id of another one's repetition.
+    return repeated | rows
 
 
 def make_dataset(rows, reader, label_encoder=None, multi_label=False):

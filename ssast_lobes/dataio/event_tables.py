@@ -59,7 +59,7 @@ class Event(NamedTuple):
     label: str
 
 
-def read_event_table(table, audio_folder=None, extension=""):
+def read_event_table(table, audio_folder=None):
     """Read a CSV or TSV of events.
 
     Arguments
@@ -69,8 +69,6 @@ def read_event_table(table, audio_folder=None, extension=""):
     audio_folder : str or os.PathLike, optional
         Folder that relative names of audio files start from; by default that
         of the table.
-    extension : str
-        Extension to add to the names, such as ``".wav"``.
 
     Returns
     -------
@@ -123,13 +121,19 @@ def read_event_table(table, audio_folder=None, extension=""):
     others = {n: name for n, name in others.items() if n not in places.values()}
     rows, problems, of_events = {}, [], set()
     for number, cells in lines[1:]:
+        surplus = cells[len(head) :]
         cells = cells + [""] * (len(head) - len(cells))
         value = {k: "" if n is None else cells[n] for k, n in places.items()}
         more = {name: cells[n] for n, name in others.items()}
         try:
+            if any(surplus):
+                raise ValueError(
+                    f"{len(cells)} cells under {len(head)} columns "
+                    "(text with commas must stand in double quotes)"
+                )
             if not value["path"]:
                 raise ValueError("the file name is empty")
-            name = value["path"] + extension
+            name = value["path"]
             first = rows.setdefault(
                 name,
                 {"path": absolute(name, root), "events": [], **more},
@@ -423,7 +427,7 @@ def _events_of(value, mark):
         raise ValueError(
             f"{label} ends at {offset:g} s, before it begins at {onset:g} s"
         )
-    return [Event(onset, offset, label)]
+    return [Event(onset, offset, name) for name in split_labels(label)]
 
 
 def _seconds(text):

@@ -80,7 +80,9 @@ def without_held_out(rows, others=()):
         for path in _places(row)
     }
     kept = {
-        row["path"]: row for row in rows if left_out.isdisjoint(_places(row))
+        row.get("source_path", row["path"]): row
+        for row in rows
+        if left_out.isdisjoint(_places(row))
     }
     return list(kept.values())
 

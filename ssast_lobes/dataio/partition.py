@@ -249,7 +249,7 @@ def draw_splits(rows, fractions=(0.7, 0.1, 0.2), seed=1986, group="id"):
     {'train': 14, 'valid': 2, 'test': 4}
     """
     splits = {
-        name: [row for row in rows if row.get("split", "train") == name]
+        name: [row for row in rows if (row.get("split") or "train") == name]
         for name in SPLITS
     }
     fraction_of = dict(zip(SPLITS, fractions, strict=True))

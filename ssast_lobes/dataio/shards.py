@@ -51,6 +51,8 @@ _FULL_SCALE = 2**15
 # Number of clips queued for each worker.
 _AHEAD = 4
 _SHOWN_CLIPS = 5
+# A packed clip whose length differs by more is another clip of the same name.
+_OTHER_SECONDS = 0.2
 
 
 class Packed(NamedTuple):
@@ -241,6 +243,9 @@ def read_from_shards(parts, folder, manifest):
         found[name] = {}
         for clip, row in rows.items():
             own = packed.get(_as_utf8(clip))
+            # Clips of another corpus may have the same ids.
+            if own and abs(own["duration"] - row["duration"]) > _OTHER_SECONDS:
+                own = None
             if own is None and _as_utf8(row["path"]) not in left_out:
                 missing.append(clip)
             found[name][clip] = row | (own or {})

@@ -128,6 +128,8 @@ def write_splits(
     (['rain', 'wind'], 0.05)
     """
     multi_label = multi_label and labeled
+    if valid_fraction > 0 and splits.get("valid"):
+        raise ValueError("valid_fraction needs splits without valid clips")
     raise_problems(corpus, _repeated(splits) + _missing(splits))
     rows = {row["id"]: row for part in splits.values() for row in part}
     scan = scan_audio(list(rows.values()), output_folder, min_seconds)
@@ -331,8 +333,7 @@ def _clips(content):
         own = clips.setdefault(clip, {"split": name})
         if own["split"] != name:
             own["split"] += f" and {name}"
-        if "labels" in content:
-            own["label"] = row.get("label", "")
+        own["label"] = row.get("label", "") if "labels" in content else ""
         own["takes"] = row.get("takes", "")
         own["events"] = row.get("events", "")
         own["seconds"] = row["duration"]
@@ -436,7 +437,7 @@ def warn_of_shared_groups(corpus, splits, group):
 def _write_table(path, splits):
     """Write the rows as a CSV that people read."""
     rows = {
-        row["id"]: row | {"split": name}
+        row["id"]: row | {"split": name if name in SPLITS else "test"}
         for name, part in splits.items()
         for row in part
     }

@@ -114,11 +114,14 @@ def read_rules(labels, config):
     """
     rules = {}
     for label in labels:
+        if label not in config:
+            raise ValueError(f"no rule for {label}")
         values = config[label]
         kind = ChangePointRule if "step_seconds" in values else EventRule
         rules[label] = kind(**values)
         for name, value in values.items():
-            real(f"{name} of {label}", value, 0, null=True)
+            is_merge = name.startswith("merge_")
+            real(f"{name} of {label}", value, 0, null=is_merge)
     if len({type(rule) for rule in rules.values()}) > 1:
         raise ValueError(
             "all rules must be of one kind: thresholds or change points"

@@ -187,7 +187,7 @@ highest number of a range from 0 to 1, got [0.7, 0.1]
     return _checked(right, name, words, value, null=False)
 
 
-def flag(name, value, null=False):
+def flag(name, value):
     """Return a value that is True or False; raise for any other value.
 
     Arguments
@@ -196,12 +196,10 @@ def flag(name, value, null=False):
         Name of the argument.
     value : object
         Value to check.
-    null : bool
-        Whether None is allowed too.
 
     Returns
     -------
-    bool or None
+    bool
 
     Raises
     ------
@@ -216,7 +214,8 @@ def flag(name, value, null=False):
     ssast_lobes...ArgumentError: random_crop must be True or False, got \
 'yes'
     """
-    return _checked(isinstance(value, bool), name, "True or False", value, null)
+    right = isinstance(value, bool)
+    return _checked(right, name, "True or False", value, null=False)
 
 
 def one_of(name, value, allowed, null=False):

@@ -512,6 +512,24 @@ def test_export_never_replaces_something_else(tmp_path, kind):
     assert kept.read_text() == "my thesis"
 
 
+def test_export_never_replaces_a_model_of_another_library(tmp_path):
+    """Those of Hugging Face have files of the same names."""
+    export(tmp_path, make_classifier())
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(FileExistsError, match="not an exported folder"):
+        export(tmp_path, make_classifier())
+    assert (tmp_path / "config.json").read_text() == '{"model_type": "bert"}'
+
+
+def test_heads_of_older_weights_are_removed_and_named(tmp_path, caplog):
+    folder = export(tmp_path / "export", make_classifier())
+    (folder / "heads").mkdir()
+    (folder / "heads" / "pets.safetensors").touch()
+    export(folder, make_classifier())
+    assert not (folder / "heads").exists()
+    assert f"{folder / 'heads'} is removed" in caplog.text
+
+
 def test_new_empty_and_older_exports_may_be_written(tmp_path):
     folder = tmp_path / "export"
     check_export_folder(folder)

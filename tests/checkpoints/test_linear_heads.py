@@ -218,6 +218,8 @@ def test_a_head_that_does_not_know_its_clips_takes_all_the_model_does(
     classifier = AudioClassifier(tmp_path / "older", task="sounds")
     window = load_weights(tmp_path / "older").config["window_seconds"]
     assert classifier.window_seconds == classifier.fitted_seconds == window
+    with pytest.raises(ValueError, match="'pets/small' cannot be the name"):
+        write_head(tmp_path / "older", "pets/small", head)
     write_head(tmp_path / "older", "sounds", head._replace(seconds=-1.0))
     with pytest.raises(WeightsError, match="damaged.*clips of -1.0 s"):
         read_head(tmp_path / "older", "sounds")

@@ -665,6 +665,8 @@ def test_reference_padding_is_the_official_length(tmp_path):
     short, silent = wave(1), torch.cat([wave(1), torch.zeros(1600)])
     vectors = [encoder.encode_batch(x[None]) for x in (short, silent)]
     assert not torch.equal(*vectors)
+    with pytest.raises(WeightsError, match="512 positions do not form a grid"):
+        convert(path, tmp_path / "odd", pad_frames=500)
 
 
 @families

@@ -597,6 +597,7 @@ MISTAKES = {
     "export of an export": ["convert", "{model}", "{tmp}/other"],
     "not an export": ["convert", "{tmp}/bad.csv", "{tmp}/other.pth"],
     "other things there": ["convert", "{official}", "{tmp}"],
+    "a file there": ["convert", "{model}", "{official}"],
     "few labels": [
         *("convert", "{official}", "{tmp}/other", "--stride", "16,16"),
         *("--labels", "{tmp}/bad.csv"),

@@ -1,5 +1,6 @@
 """Archives over a loopback server: broken, resumed, wrong, and hostile."""
 
+import gzip
 import hashlib
 import io
 import os
@@ -215,6 +216,17 @@ def test_unpack_next_to_other_files(make, name, tmp_path):
     shutil.rmtree(folder / "data")
     unpack(archive, folder)
     assert contents(folder) == FILES
+
+
+def test_a_tar_that_ends_with_a_zip_is_a_tar(tmp_path):
+    inner = zipped(tmp_path / "inner.zip", {"inner.txt": b"inner"}).read_bytes()
+    files = {"first.txt": b"first", "last.zip": inner}
+    packed = tarred(tmp_path / "corpus.tar.gz", files).read_bytes()
+    archive = tmp_path / "corpus.tar"
+    archive.write_bytes(gzip.decompress(packed))
+    assert zipfile.is_zipfile(archive)
+    unpack(archive, tmp_path / "out")
+    assert contents(tmp_path / "out") == files
 
 
 @MAKERS

@@ -1,5 +1,6 @@
 """Reading audio: every kind of file, exact crops, clear errors."""
 
+import errno
 import math
 import os
 import pickle
@@ -11,6 +12,7 @@ import soundfile
 import torch
 from scan_kit import scan_and_write
 
+from ssast_lobes.dataio import audio
 from ssast_lobes.dataio.addresses import Address
 from ssast_lobes.dataio.audio import audio_info, read_audio
 from ssast_lobes.dataio.dataset import ClipReader
@@ -125,6 +127,21 @@ def test_what_is_left_at_the_end_comes_short(tmp_path):
     assert len(read_audio(path, start=0.75, seconds=5)) == 4000
     with pytest.raises(UnreadableAudio, match="no audio at 1 s.* has 1 s"):
         read_audio(path, start=1.0, seconds=5)
+    with pytest.raises(ValueError, match="start must be at least 0, got -0.5"):
+        read_audio(path, start=-0.5)
+
+
+def test_a_file_that_may_not_be_read_is_unreadable(tmp_path, monkeypatch):
+    path = tmp_path / "secret.wav"
+    path.write_bytes(b"RIFF")
+
+    def refuse(*arguments, **named):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    # The tests may run as a user who may read everything.
+    monkeypatch.setattr(audio, "open", refuse, raising=False)
+    with pytest.raises(UnreadableAudio, match="secret.wav: Permission denied"):
+        audio_info(path)
 
 
 @pytest.mark.parametrize("start", [20.0, 35.3])

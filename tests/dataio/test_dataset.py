@@ -276,6 +276,11 @@ def test_long_clips_are_cropped_all_over_in_one_pass(rows):
     assert len(starts) == 5
 
 
+def test_a_repetition_never_replaces_a_clip():
+    rows = {"b#2": {"duration": 1.0}, "b": {"duration": 4.0}}
+    assert repeat_long(rows, crop_seconds=2.0)["b#2"] is rows["b#2"]
+
+
 def test_clips_of_two_takes_are_told_from_others(rows):
     assert "positive_pairs" not in make_dataset(rows, ClipReader())[0]
     rows["long"]["takes"], rows["short"]["takes"] = "2", ""

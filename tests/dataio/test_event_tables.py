@@ -80,6 +80,12 @@ def test_strong_tables(tmp_path, name, text):
     assert "score" not in row
 
 
+def test_a_timed_label_may_hold_several(tmp_path):
+    text = "path,label,onset,offset\na.wav,dog; big,1,2\n"
+    rows = read_event_table(table(tmp_path, text))
+    assert events_of(rows)["a.wav"] == [Event(1, 2, "dog"), Event(1, 2, "big")]
+
+
 def test_weak_and_negative_clips(tmp_path):
     text = "filename | event_labels\nb.wav | Dog,Cat\nc.wav |  \n"
     rows = read_event_table(table(tmp_path, text, "weak.tsv"), "/audio")
@@ -126,11 +132,12 @@ def test_bad_lines_are_named_all_at_once(tmp_path):
         "a.wav,,1,2,train\n"
         ",dog,1,2,train\n"
         "a.wav,dog,1,2,valid\n"
+        "a.wav,dog, big,1,2,train\n"
     )
     with pytest.raises(ManifestError) as caught:
         read_event_table(table(tmp_path, text))
     lines = str(caught.value).splitlines()
-    assert "7 bad lines" in lines[0]
+    assert "8 bad lines" in lines[0]
     reasons = [
         "line 2: dog ends at 1 s, before it begins at 2 s",
         "line 3: -1 s is no time in a clip",
@@ -139,6 +146,7 @@ def test_bad_lines_are_named_all_at_once(tmp_path):
         "line 6: times without a label",
         "line 7: the file name is empty",
         'line 8: a.wav has the split "valid" here and "train" above',
+        "line 9: 6 cells under 5 columns (text with commas must stand in",
     ]
     for line, reason in zip(lines[1:], reasons, strict=True):
         assert reason in line

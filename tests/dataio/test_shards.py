@@ -552,8 +552,16 @@ def test_members_are_plain_and_timeless(packed):
 # Recipes' rows ------------------------------------------------------------
 
 
+def seconds_of(path):
+    """Return a duration that is a little wrong, as that of another codec."""
+    try:
+        return audio_info(path).seconds + 0.05
+    except UnreadableAudio:
+        return 0.0
+
+
 def parts_of(rows):
-    timed = [row | {"duration": 99.0} for row in rows]
+    timed = [row | {"duration": seconds_of(row["path"])} for row in rows]
     return {
         "corpus": "Pets",
         "labels": ["cat", "dog"],
@@ -585,6 +593,15 @@ def test_clips_that_are_not_in_the_shards_are_told(packed, rows):
     )
     with pytest.raises(ManifestError, match=f"^{re.escape(message)}$"):
         read_from_shards(parts_of([*rows, new]), folder, "out/manifest.csv")
+
+
+def test_other_clips_of_the_same_name_are_told(packed, rows):
+    folder = Path(packed["flac"].manifest).parent
+    parts = parts_of(rows)
+    clip = list(parts["train"])[2]
+    parts["train"][clip]["duration"] += 1
+    with pytest.raises(ManifestError, match=f": 1 clips .* such as {clip};"):
+        read_from_shards(parts, folder, "out/manifest.csv")
 
 
 def test_clips_that_could_not_be_packed_stay_where_they_are(bad_rows, tmp_path):

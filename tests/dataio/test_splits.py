@@ -8,8 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
-from ssast_lobes.dataio.partition import fold_splits, hash_fractions, hold_out
+from ssast_lobes.dataio.held_out import without_held_out
+from ssast_lobes.dataio.partition import (
+    draw_splits,
+    fold_splits,
+    hash_fractions,
+    hold_out,
+)
 from ssast_lobes.dataio.splits import (
+    OtherClips,
     prepare_folds,
     read_splits,
     write_splits,
@@ -282,6 +289,33 @@ def test_unreadable_audio_is_left_out_and_may_empty_a_class(splits, tmp_path):
             classes=["chirp", "noise", "tone", "broken"],
             max_unreadable=0.1,
         )
+
+
+def test_a_fraction_never_replaces_valid_clips(splits, tmp_path):
+    with pytest.raises(ValueError, match="splits without valid clips"):
+        write_splits(splits, tmp_path, "Tones", valid_fraction=0.3)
+
+
+def test_labels_in_a_folder_begun_without_are_told(splits, tmp_path):
+    parts = {"train": splits["train"], "valid": []}
+    write_splits(parts, tmp_path, "All", labeled=False)
+    (tmp_path / "save" / "CKPT+1").mkdir()
+    with pytest.raises(OtherClips, match="has the label .* now, and had"):
+        write_splits(parts | {"test": []}, tmp_path, "All")
+
+
+def test_drawn_splits_have_all_rows():
+    rows = [{"id": str(n), "label": "ab"[n % 2]} for n in range(20)]
+    rows = [row | {"split": ""} for row in rows[:4]] + rows[4:]
+    assert sum(map(len, draw_splits(rows).values())) == 20
+
+
+def test_a_file_in_a_folder_and_in_its_shards_is_one_clip():
+    rows = [
+        {"id": "a", "path": "/a.wav"},
+        {"id": "a", "path": "/x.tar#a.flac", "source_path": "/a.wav"},
+    ]
+    assert len(without_held_out(rows)) == 1
 
 
 def test_audio_without_labels(splits, tmp_path):

@@ -37,6 +37,7 @@ from ssast_lobes.inference.events import (
     ScoreMerger,
     find_events,
     median_filter,
+    read_rules,
 )
 from ssast_lobes.models.event_head import FrameTiming
 
@@ -176,6 +177,14 @@ def folder(model, tmp_path_factory):
         card={"metrics": {"event_f1": 0.5}},
         least_window=2.0,
     )
+
+
+def test_wrong_rules_are_refused():
+    rule = {"threshold": 0.5}
+    with pytest.raises(ValueError, match="no rule for high"):
+        read_rules(["low", "high"], {"low": rule})
+    with pytest.raises(ValueError, match="threshold of low"):
+        read_rules(["low"], {"low": {"threshold": None}})
 
 
 # Longer than four windows of two seconds, and across many of their borders.

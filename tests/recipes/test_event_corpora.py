@@ -108,6 +108,13 @@ def test_audioset_strong(tmp_path, caplog):
     assert "1 events of valid and test have classes that train" in caplog.text
     with pytest.raises(ManifestError, match="train: 12, published 103463"):
         prepare(folder, tmp_path / "other")
+    clip = folder / "audio" / "Ye-000000001.wav"
+    clip.with_name("Ye-000000001_0.000_10.000.wav").write_bytes(
+        clip.read_bytes()
+    )
+    with pytest.raises(ManifestError, match="more than one file has this"):
+        prepare(folder, tmp_path / "other", **settings)
+    clip.unlink()
     names = folder / "lists" / "mid_to_display_name.tsv"
     names.write_text(names.read_text().replace("/m/02", "/m/99"))
     with pytest.raises(ManifestError, match="/m/02 not in mid_to_display"):

@@ -10,7 +10,7 @@ import miniature_librispeech
 import pytest
 
 from ssast_lobes.dataio.splits import read_splits
-from ssast_lobes.dataio.tables import ManifestError
+from ssast_lobes.dataio.tables import ManifestError, read_manifest
 
 RECIPE = Path(__file__).parents[2] / "recipes" / "LibriSpeech"
 UTTERANCE = "LibriSpeech/dev-clean/84/121123/84-121123-0002.flac"
@@ -89,6 +89,15 @@ def test_missing_part(prepare, archive):
     shutil.rmtree(archive / "LibriSpeech" / "test-other")
     with pytest.raises(ManifestError, match="missing there: test-other"):
         prepare()
+    renamed = (archive / "LibriSpeech").rename(archive / "speech")
+    with pytest.raises(ManifestError, match="into a folder called LibriSpeech"):
+        prepare(renamed, allow_download=True)
+
+
+def test_the_manifest_has_splits_that_other_recipes_know(prepare, tmp_path):
+    prepare()
+    rows = read_manifest(tmp_path / "out" / "save/manifest.csv", ["split"])
+    assert {row["split"] for row in rows} == {"train", "valid", "test"}
 
 
 @pytest.mark.parametrize("whole_file", [True, False])

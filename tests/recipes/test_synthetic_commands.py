@@ -197,6 +197,13 @@ def test_other_arguments_are_refused(prepare, corpus):
     assert str(corpus) in str(error.value)
 
 
+def test_a_folder_with_other_files_is_refused(prepare, tmp_path):
+    (tmp_path / "manifest.csv").write_text("mine")
+    with pytest.raises(ValueError, match="not empty and holds no synthetic"):
+        prepare.prepare_synthetic_commands(tmp_path, **SIZES)
+    assert [path.name for path in tmp_path.iterdir()] == ["manifest.csv"]
+
+
 def test_negative_sizes_are_refused(prepare, tmp_path):
     with pytest.raises(ValueError, match="negative"):
         prepare.prepare_synthetic_commands(tmp_path / "new", n_unlabelled=-1)

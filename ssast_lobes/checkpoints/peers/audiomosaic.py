@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from ssast_lobes.checkpoints.format import WeightsError
 from ssast_lobes.checkpoints.peers.family import HEAD, VIT, Family
 
 
@@ -46,6 +47,11 @@ class AudioMosaic(Family):
         rows = table.transpose(0, 1).flatten(0, 1)
         if n_time * n_freq == len(rows):
             return
+        if len(rows) % n_time:
+            raise WeightsError(
+                f"{len(rows)} positions do not form a grid of {n_time} steps: "
+                "choose another --pad-frames"
+            )
         image = rows.unflatten(0, (-1, n_time)).permute(2, 0, 1)[None]
         image = nn.functional.interpolate(
             image, (n_freq, n_time), mode="bilinear", align_corners=False

@@ -8,6 +8,7 @@ from ssast_lobes.checkpoints.format import (
     Weights,
     WeightsError,
     check_weights,
+    renamed,
     window_seconds,
 )
 from ssast_lobes.models.features import FrontEnd
@@ -171,7 +172,7 @@ class Family:
             start = next(
                 (s for s in self.left_out if short.startswith(s)), None
             )
-            name = _renamed(short, self.names)
+            name = renamed(short, self.names)
             if start is not None:
                 left_out[start] = left_out.get(start, 0) + 1
             elif name is None or not isinstance(value, torch.Tensor):
@@ -324,11 +325,3 @@ class Family:
         frames : int
             Length to which all clips are padded.
         """
-
-
-def _renamed(key, names):
-    """Return our name of a tensor, by its name or prefix, or None."""
-    for theirs, ours in names.items():
-        if key == theirs or (theirs[-1] == "." and key.startswith(theirs)):
-            return ours + key[len(theirs) :]
-    return None

@@ -93,8 +93,9 @@ class WindowedModel(nn.Module):
         Raises
         ------
         ValueError
-            If a clip is shorter than one analysis window (25 ms), or is not
-            floating point.
+            If `wav` is shorter than one analysis window (25 ms), or is not
+            floating point. Lengths are not checked, since that would wait for
+            the device.
         """
         lengths = self._lengths(wav, lengths)
         vectors, weights = self._windowing.clips(self.lobe, wav, lengths)
