@@ -162,6 +162,7 @@ def test_nothing_waits_for_the_device(name):
 FEATURES_ONLY = [name for name in OBJECTIVES if name != "distillation"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", marked(["classifier", *FEATURES_ONLY]))
 def test_no_gradient_waits_for_the_device(name, monkeypatch):
     # Without a GPU there is no backward pass on the device. On the CPU the

@@ -355,6 +355,7 @@ def test_set_up_explains_itself(tmp_path, version, missing, message):
     assert not venv.exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_the_package_name_hides_nothing(tmp_path):
     """As a clone does, seen from the folder that it lies in."""
     (tmp_path / "ssast_lobes" / "recipes").mkdir(parents=True)

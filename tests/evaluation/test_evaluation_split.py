@@ -168,15 +168,16 @@ def alone(task, rows, folder, state):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task, count",
     [
-        pytest.param("pretrain", 2, marks=pytest.mark.slow),
-        pytest.param("pretrain", 3, marks=pytest.mark.slow),
+        ("pretrain", 2),
+        ("pretrain", 3),
         ("classify", 2),
-        pytest.param("classify", 3, marks=pytest.mark.slow),
-        pytest.param("several", 2, marks=pytest.mark.slow),
-        pytest.param("recognize", 3, marks=pytest.mark.slow),
+        ("classify", 3),
+        ("several", 2),
+        ("recognize", 3),
     ],
 )
 def test_results_are_those_of_one_process(task, count, tones, tmp_path):

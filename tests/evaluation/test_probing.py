@@ -701,6 +701,7 @@ def test_architectures_have_twins_of_their_own(models, tones, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_unreadable_clips_are_left_out_for_all(models, tones, tmp_path):
     with open(tones.manifest, newline="") as file:
         header, *rows = csv.reader(file)

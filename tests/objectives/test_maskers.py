@@ -52,7 +52,8 @@ def draw_shares(masker, n_freq, steps, padding, masks):
 
 
 @pytest.mark.parametrize(
-    "count", [100, pytest.param(250, marks=pytest.mark.slow), 400]
+    "count",
+    [100, *(pytest.param(n, marks=pytest.mark.slow) for n in (250, 400))],
 )
 def test_clusters_are_flat_where_the_official_ones_are_not(count):
     hidden = shares(ClusterMasker(count=count), 8, 64)

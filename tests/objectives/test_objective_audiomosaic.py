@@ -173,7 +173,9 @@ def train(objective, steps, first=0, optimizer=None):
 
 
 @pytest.mark.parametrize("preset", ["audiomosaic", "audiomosaic_small_data"])
-@pytest.mark.parametrize("blocks", ["attention", "mamba"])
+@pytest.mark.parametrize(
+    "blocks", ["attention", pytest.param("mamba", marks=pytest.mark.slow)]
+)
 def test_fifty_steps_tell_clips_apart_without_collapse(preset, blocks):
     objective = build(preset, blocks=blocks, **QUIET)
     outputs, _ = train(objective, 50)

@@ -372,6 +372,7 @@ def test_the_loss_falls_on_eight_clips(name):
         assert last < 0.9
 
 
+@pytest.mark.slow
 @names
 def test_no_collapse_after_fifty_steps(name):
     objective, (feats, n_frames) = small(name), tones()
@@ -389,6 +390,7 @@ def test_no_collapse_after_fifty_steps(name):
         assert target > 0.3 and own > 0.1
 
 
+@pytest.mark.slow
 @latent
 def test_predictions_tell_tokens_apart_after_fifty_steps(name):
     last = optimize(small(name), *slopes(), steps=50)[-1]

@@ -96,6 +96,7 @@ def test_other_audio_is_refused(trained):
         clip.write_bytes(kept)
 
 
+@pytest.mark.slow
 def test_the_same_clips_in_another_place_are_resumed(trained, tmp_path):
     task, table, folder = trained
     weights = exported(folder)

@@ -20,8 +20,6 @@ HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # These have tests of their own.
 OTHERS = ("CustomData.csv", "SyntheticCommands.csv")
-# Not marked as slow.
-QUICK = {"FSDD: Spoken digits"}
 NO_METRICS = pytest.mark.skipif(
     importlib.util.find_spec("sed_scores_eval") is None,
     reason="metrics of events need the extra `events`",
@@ -35,9 +33,8 @@ def table_rows():
         with open(table, newline="") as file:
             for row in csv.DictReader(file):
                 name = f"{row['Dataset']}: {row['Task']}"
-                marks = [] if name in QUICK else [pytest.mark.slow]
-                if row["Task"] == "Sound event detection":
-                    marks.append(NO_METRICS)
+                is_events = row["Task"] == "Sound event detection"
+                marks = [NO_METRICS] if is_events else []
                 yield pytest.param(row, id=name, marks=marks)
 
 
@@ -58,6 +55,7 @@ def miniatures(tmp_path_factory):
     return Miniatures(tmp_path_factory.mktemp("miniatures"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", list(table_rows()))
 def test_recipe(row, miniatures, tmp_path):
     flags = row["test_debug_flags"].format_map(miniatures)
@@ -74,7 +72,3 @@ def test_recipe(row, miniatures, tmp_path):
     found = re.search(r"file_exists=\[(.*)\]", row["test_debug_checks"])
     for name in found[1].split(","):
         assert (tmp_path / "out" / name).is_file(), name
-
-
-def test_quick_recipes_are_listed():
-    assert {parameter.id for parameter in table_rows()} >= QUICK

@@ -488,6 +488,7 @@ def test_other_settings_in_the_same_folder_are_refused(classified, train):
 # Settings of the command line ---------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretraining_frames_in_bf16_with_a_step_limit(train):
     pytest.importorskip("tensorboard")
     folder = train(
@@ -681,6 +682,7 @@ def test_lp_init_knows_whole_clips(pretrained, train, tones):
     )
 
 
+@pytest.mark.slow
 def test_few_labels(pretrained, train, tmp_path):
     source = f"--source={pretrained / 'export'}"
     folder = train("classify", source)

@@ -128,6 +128,7 @@ def test_there_are_objects():
     assert {("pretrain", "objective"), ("classify", "compute_cost")} <= keys
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task, key, tag", OBJECTS)
 def test_a_class_takes_the_place_of_an_object(task, key, tag, monkeypatch):
     """Nothing is left of what the YAML says of the other one."""

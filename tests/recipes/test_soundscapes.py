@@ -215,6 +215,7 @@ def test_a_released_checkpoint_of_another_rate(train, soundscapes, tmp_path):
     check_events(detector, folder, soundscapes)
 
 
+@pytest.mark.slow
 def test_the_package_s_brain_does_the_same(train, recipe, monkeypatch):
     flags = ["--number_of_epochs=1", "--crop_seconds=2.0"]
     flags += ["--model_size=micro", "--geometry=[128, 16]"]

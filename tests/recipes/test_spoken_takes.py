@@ -61,6 +61,7 @@ def test_each_half_is_a_take_in_a_voice_of_its_own(recipe, corpus):
         assert (np.abs(halves).max(1) > 0.05).all()
 
 
+@pytest.mark.slow
 def test_voices_vary_and_little_noise_is_heard(recipe, corpus):
     speakers = [
         recipe.draw_speaker("", "en+f2", rng, **recipe.VARIED)
@@ -78,6 +79,7 @@ def test_voices_vary_and_little_noise_is_heard(recipe, corpus):
     assert np.median(ranges) > 30
 
 
+@pytest.mark.slow
 def test_a_finished_corpus_stays_and_another_is_refused(recipe, corpus, words):
     before = rows(corpus)
     changed = (corpus / "audio/0000/takes.csv").stat().st_mtime_ns
@@ -152,6 +154,7 @@ def test_flite_that_is_not_there(recipe, words, tmp_path, monkeypatch):
         )
 
 
+@pytest.mark.slow
 def test_frequent_words_leave_the_benchmarks_out(recipe):
     languages = {
         found[0][0]: [word for _, word in found]

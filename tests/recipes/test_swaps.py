@@ -541,7 +541,11 @@ def test_all_swaps_are_tried():
 # Training -----------------------------------------------------------------
 
 
-@FROM_BOTH
+@pytest.mark.parametrize(
+    "source",
+    [pytest.param("scratch", marks=pytest.mark.slow), "export"],
+    indirect=True,
+)
 @EACH
 def test_trains_saves_and_resumes(brain, source, tmp_path):
     first = build(brain, tmp_path / "run", source)

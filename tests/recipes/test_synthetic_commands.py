@@ -135,6 +135,7 @@ def test_plan_does_not_move_with_the_sizes_of_other_parts(plan):
     assert test_part() == test_part(n_unlabelled=700, n_train_per_word=9)
 
 
+@pytest.mark.slow
 def test_same_arguments_same_bytes(
     prepare, workers, corpus, tmp_path, monkeypatch
 ):

@@ -909,6 +909,7 @@ def train_both_tasks(rank, folder, manifest):
     return reports
 
 
+@pytest.mark.slow
 def test_two_processes(rows, tones, tmp_path):
     results = run_processes(train_both_tasks, 2, tmp_path, tones.manifest)
     for task in ("pretrain", "classify"):

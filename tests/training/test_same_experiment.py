@@ -270,6 +270,7 @@ def test_nothing_is_trained_yet(tmp_path):
         start("pretrain", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", ["", "{", "[1]", "7", "null", '"lr"'])
 def test_damaged_settings_are_told(text, first):
     task, folder = first

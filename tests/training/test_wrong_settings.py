@@ -400,7 +400,16 @@ def test_each_setting_is_in_the_table(yaml):
             assert path in ARGUMENTS or path in NO_ARGUMENTS, path
 
 
-@each_yaml
+@pytest.mark.parametrize(
+    "yaml",
+    [
+        pytest.param(
+            yaml, marks=[] if "pretrain" in yaml.parts else pytest.mark.slow
+        )
+        for yaml in YAMLS
+    ],
+    ids=name_of,
+)
 def test_wrong_settings_are_one_line(yaml):
     """In the order of the YAML; all that are not told are listed."""
     problems, seen = [], set()

@@ -161,7 +161,8 @@ def test_training_curves_of_nothing_raise(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "n_classes", [2, 12, 35, pytest.param(110, marks=pytest.mark.slow)]
+    "n_classes",
+    [2, 12, *(pytest.param(n, marks=pytest.mark.slow) for n in (35, 110))],
 )
 def test_confusion_matrix_can_be_read(n_classes, tmp_path):
     matrix = confusion(n_classes)
@@ -195,6 +196,7 @@ def test_confusion_matrix_colors_rows_and_writes_counts(tmp_path):
     assert axis.get_ylabel() == "True class"
 
 
+@pytest.mark.slow
 def test_confusion_matrix_of_a_thousand_classes_stays_a_picture(tmp_path):
     path = tmp_path / "confusion.png"
     figure = plot_confusion_matrix(confusion(1000), names(1000), path)
@@ -239,6 +241,7 @@ def test_comparison_of_percentages_or_nothing_raises(tmp_path):
         plot_comparison([], tmp_path / "a.png")
 
 
+@pytest.mark.slow
 def test_the_callers_matplotlib_is_left_alone(tmp_path):
     program = """
 import sys
