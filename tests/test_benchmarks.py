@@ -69,6 +69,7 @@ def test_a_step_trains(name):
     assert not any(same)
 
 
+@pytest.mark.slow
 def test_our_encoder_is_that_of_hugging_face():
     ours, theirs = speed.encoders(CASE, PLAIN)
     torch.testing.assert_close(ours(), theirs(), atol=1e-5, rtol=0)

@@ -437,6 +437,7 @@ def test_a_name_stands_for_the_model_in_python(weights):
     assert same(encoder, weights)
 
 
+@pytest.mark.slow
 def test_a_name_stands_for_the_model_in_commands(weights, tones, tmp_path):
     path = str(tones.folder / "tone_0.wav")
     for model, output in (

@@ -257,6 +257,7 @@ def test_probe_as_a_process(tmp_path, tones):
     assert (output / "probe.png").stat().st_size > 10000
 
 
+@pytest.mark.slow
 def test_probe_lists_unreadable_clips(tmp_path, model, tones, capsys):
     bad = tmp_path / "bad.wav"
     bad.write_text("no audio")

@@ -391,6 +391,7 @@ def test_classification_refuses_what_a_folder_does_not_say(folder, prepare):
         prepare(folder)
 
 
+@pytest.mark.slow
 def test_a_name_and_class_folders_make_a_classifier(
     folder, tmp_path, monkeypatch
 ):

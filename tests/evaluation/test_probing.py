@@ -638,6 +638,7 @@ def test_duration_tells_of_classes_cut_in_unlike_ways(tmp_path):
     assert found["majority class", "linear"] == 0.5
 
 
+@pytest.mark.slow
 def test_gain_is_paired(models, tones, tmp_path):
     """An untrained model gains 0 over its twin, for certain."""
     folder = tmp_path / "export"
@@ -656,6 +657,7 @@ def test_gain_is_paired(models, tones, tmp_path):
     assert nearest.low < nearest.high
 
 
+@pytest.mark.slow
 def test_probe_repeats_from_its_cache(probed, models, tmp_path):
     results, tasks, cache = probed
     files = sorted(cache.iterdir())

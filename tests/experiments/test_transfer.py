@@ -427,6 +427,7 @@ def without_test_audio(tones, tmp_path):
     return table
 
 
+@pytest.mark.slow
 def test_tuning_reads_no_test_clip(
     run, script, export, without_test_audio, tmp_path
 ):
@@ -742,6 +743,7 @@ def test_an_export_needs_neither_its_stages_nor_their_audio(
     assert content["pretraining"] == {}
 
 
+@pytest.mark.slow
 def test_valid_may_choose_the_projection_of_an_export(
     run, export, tones, tmp_path
 ):

@@ -585,7 +585,9 @@ def test_ddp_gives_the_same_gradients(kind, tmp_path):
         near(parameter.grad, grad)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(KINDS[1], marks=pytest.mark.slow), KINDS[0]]
+)
 def test_training_lowers_the_loss(kind):
     torch.manual_seed(0)
     encoder = SpectrogramEncoder(dim=32, depth=2, blocks=kind)

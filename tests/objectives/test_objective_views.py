@@ -202,6 +202,7 @@ LEARNT = {
 }
 
 
+@pytest.mark.slow
 @all_objectives
 def test_it_learns_eight_clips_without_collapse(name):
     objective, batch = build(name, **QUICK.get(name, {})), sounds()

@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 from ssast_lobes.dataio.splits import OtherClips
 from ssast_lobes.training.errors import SettingsError
 
+pytestmark = pytest.mark.slow
+
 HERE = Path(__file__).parent
 TASK = HERE.parents[1] / "recipes" / "ESC50" / "classify"
 FOLDS = (1, 2)

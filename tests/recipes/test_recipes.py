@@ -395,6 +395,7 @@ def test_mean_of_pretrainings(train, pretrained, tmp_path):
     assert same(again, mean)
 
 
+@pytest.mark.slow
 def test_window_of_the_export(train, pretrained):
     assert load_weights(pretrained / "export").config["window_seconds"] < 0.65
     folder = train("pretrain", "--number_of_epochs=1", "--window_seconds=0.9")
@@ -861,6 +862,7 @@ def test_wrong_source(train, tmp_path):
             train("classify", f"--source={tmp_path / name}")
 
 
+@pytest.mark.slow
 def test_unreadable_audio_is_listed_up_to_a_limit(tones, train, tmp_path):
     corpus = tmp_path / "corpus"
     shutil.copytree(tones.folder, corpus)

@@ -53,6 +53,7 @@ def data_of(task, manifest):
     return f"--{'audio' if task == 'pretrain' else 'manifest'}={manifest}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "task", ["pretrain", pytest.param("classify", marks=pytest.mark.slow)]
 )

@@ -34,6 +34,7 @@ BRAINS = {
 # The script's own Brain ---------------------------------------------------
 
 
+@pytest.mark.slow
 @ONE_OF_BOTH
 def test_the_package_s_brain_does_the_same(task, train, scripts, monkeypatch):
     """What a script overrides, to show it, is what the package does."""

@@ -179,6 +179,7 @@ def train(recipe, soundscapes, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 def test_a_detector_learns_and_is_exported(train, soundscapes):
     flags = "--number_of_epochs=5 --lr=0.01 --augment=null --crop_seconds=4.0"
     frozen = ["--source=ssast-lobes-micro-1", "--freeze_encoder=True"]

@@ -690,6 +690,7 @@ def test_verification_loads_what_was_trained(tmp_path):
 # Pretraining --------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_pretraining_in_a_plain_brain(tmp_path, monkeypatch):
     """The page shows the YAML and a script of 40 lines, which trains."""
     page = SWAPS.parents[1] / "docs" / "speechbrain_recipes.md"

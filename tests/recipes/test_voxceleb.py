@@ -212,6 +212,7 @@ def test_list_is_fetched(prepare, script, archive, tmp_path, monkeypatch):
     assert prepare() == parts
 
 
+@pytest.mark.slow
 def test_margin_between_the_voices(voxceleb, tmp_path):
     """AAM-softmax by its word trains, and its head comes with the export."""
     folder = voxceleb(

@@ -65,6 +65,7 @@ def test_a_training_that_only_harms_is_undone(rows, tmp_path):
     assert evaluate(run)["accuracy"] >= before["accuracy"]
 
 
+@pytest.mark.slow
 def test_start_of_a_resumed_run(rows, tmp_path):
     settings = {"epochs": 3, **RANDOM["classify"]}
     whole, start = started(rows, tmp_path / "whole", **settings)
