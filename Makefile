@@ -20,7 +20,7 @@ help: ## Show this list
 setup: ## Only set up .venv (all the others do it by themselves)
 	@sh requirements/setup.sh $(VENV) requirements/pinned.txt 3.14 $(PYTHON)
 
-quickstart: setup ## Pretrain, fine-tune, compare, export: at most ten minutes
+quickstart: setup ## Pretrain, fine-tune, compare, export, in ten to twenty minutes
 	$(VENV)/bin/python recipes/SyntheticCommands/quickstart.py
 
 test: setup ## The tests, in less than six minutes on two cores

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
-"""The main job on an embedded default: pretrain, fine-tune, compare, export.
+"""Pretrain, fine-tune, compare and export on synthetic words.
 
-Makes a corpus of synthetic spoken commands, pretrains a small SSAST on its
-unlabelled part, fine-tunes it on a few labelled clips with and without the
-pretrained weights, classifies a file from the exported folder, reads the model
-that comes with the package on the same clips, and prints one table. Ten minutes
-at most on two CPU cores; started again it continues where it stopped.
+The script makes a corpus of spoken commands and pretrains a small SSAST on its
+unlabeled part. It fine-tunes on a few labeled clips, with and without the
+pretrained weights, classifies a file from the exported folder, and reads the
+bundled model on the same clips. It prints one table. This takes ten to twenty
+minutes on two CPU cores. A rerun resumes.
 
 > python quickstart.py
 """
