@@ -160,11 +160,11 @@ def run(options):
             amount, has_splits = _labels_per_class(options.labels)
             names["labels"] = shlex.quote(options.labels)
             if os.path.isdir(options.labels):
-                first = ("draw train, valid and test", "write the table")[
-                    has_splits
-                ]
+                what = "draw train, valid and test"
+                if has_splits:
+                    what = "write the table"
                 print(
-                    f"first {first}:\n  ssast-lobes manifest {names['labels']}"
+                    f"first {what}:\n  ssast-lobes manifest {names['labels']}"
                 )
                 if not has_splits:
                     print(

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 from statistics import mean
 
@@ -110,6 +111,13 @@ def test_clips_are_counted(tmp_path, capsys):
     assert "\n4 labels per class" in out and " hours of audio" in out
     assert out.startswith("first draw train, valid and test:\n  ssast-lobes ")
     assert f"ssast-lobes manifest '{folder}'" in out
+    splits = tmp_path / "has splits"
+    for part in ("train", "valid", "test"):
+        shutil.copytree(folder, splits / part)
+    assert main(["suggest", f"--labels={splits}"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("first write the table:\n  ssast-lobes manifest")
+    assert "--group" not in out
     csv.write_text("\n".join(line.rpartition(",")[0] for line in lines))
     assert main(["suggest", f"--labels={csv}"]) == 0
     out = capsys.readouterr().out
