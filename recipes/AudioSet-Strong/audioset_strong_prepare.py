@@ -16,7 +16,7 @@ download, in folders of any depth. Its file names are those that
 
 from pathlib import Path
 
-from audioset_prepare import find_clips
+from audioset_prepare import clip_of, find_clips
 from speechbrain.utils.logger import get_logger
 
 from ssast_lobes.dataio.corpus_checks import check_counts
@@ -203,18 +203,13 @@ def with_audio(rows, clips, names, table, require_counts):
     there = []
     for row in rows:
         video = row["id"].rpartition("_")[0]
-        paths = clips.get(video, [])
-        if len(paths) > 1:
-            raise ManifestError(
-                f"{video}: more than one file has this segment: "
-                f"{', '.join(paths)}; keep one of them"
-            )
-        if paths:
+        path = clip_of(video, clips)
+        if path is not None:
             events = [
                 event._replace(label=names[event.label])
                 for event in row["events"]
             ]
-            there.append({"id": row["id"], "path": paths[0], "events": events})
+            there.append({"id": row["id"], "path": path, "events": events})
     least = MIN_AVAILABLE * len(rows) if require_counts else 1
     if len(there) < least:
         raise ManifestError(

@@ -203,7 +203,7 @@ class AudioSet:
             self._clips = find_clips(self.folder)
         rows = []
         for video, label in segments.items():
-            path = self._path(video)
+            path = clip_of(video, self._clips)
             if path is not None:
                 row = {"id": video, "path": path}
                 rows.append(row if label is None else row | {"label": label})
@@ -224,15 +224,6 @@ class AudioSet:
             f"{self.folder.absolute()}: {name} is missing, which "
             f"--allow_download True fetches. {_EXPECTED}"
         )
-
-    def _path(self, video):
-        paths = self._clips.get(video, [])
-        if len(paths) > 1:
-            raise ManifestError(
-                f"{video}: more than one file has this segment: "
-                f"{', '.join(paths)}; keep one of them"
-            )
-        return paths[0] if paths else None
 
     def _check_available(self, name):
         found, total = self._available[name]
@@ -275,6 +266,34 @@ def find_clips(folder):
         for video in _readings(os.path.splitext(os.path.basename(path))[0]):
             clips.setdefault(video, []).append(path)
     return clips
+
+
+def clip_of(video, clips):
+    """Return the file of a segment, None if there is none.
+
+    Arguments
+    ---------
+    video : str
+        Id of the video.
+    clips : dict
+        From `find_clips`.
+
+    Returns
+    -------
+    str or None
+
+    Raises
+    ------
+    ManifestError
+        If several files may be the segment.
+    """
+    paths = clips.get(video, [])
+    if len(paths) > 1:
+        raise ManifestError(
+            f"{video}: more than one file has this segment: "
+            f"{', '.join(paths)}; keep one of them"
+        )
+    return paths[0] if paths else None
 
 
 def _readings(stem):

@@ -8,8 +8,6 @@ by name only, so that the folder can be moved or published on a model hub. The
 folder appears only when it is complete.
 """
 
-import json
-import os
 import shutil
 
 from safetensors import SafetensorError
@@ -31,6 +29,7 @@ from ssast_lobes.checkpoints.format import (
     WeightsError,
     check_weights,
     exported_state,
+    read_json,
     version_of,
     window_seconds,
 )
@@ -403,24 +402,18 @@ def check_export_folder(folder):
     FileExistsError: ... exists and is not an exported folder; ...
     """
     folder = resolved(folder)
-    if not folder.exists():
+    if not folder.exists() or folder.is_dir() and not any(folder.iterdir()):
         return
-    names = os.listdir(folder) if folder.is_dir() else [folder.name]
-    if names and not _is_export(folder):
+    # Models of other libraries have files of the same names.
+    try:
+        is_ours = "format_version" in read_json(folder / CONFIG_FILE)
+    except WeightsError:
+        is_ours = False
+    if not is_ours or not (folder / WEIGHTS_FILE).is_file():
         raise FileExistsError(
             f"{folder} exists and is not an exported folder; choose another "
             "name or remove it"
         )
-
-
-def _is_export(folder):
-    """Return whether a folder is ours; other models have the same names."""
-    try:
-        config = json.loads((folder / CONFIG_FILE).read_text("utf-8"))
-    except (OSError, ValueError):
-        return False
-    is_ours = isinstance(config, dict) and "format_version" in config
-    return is_ours and (folder / WEIGHTS_FILE).is_file()
 
 
 def write_export(

@@ -1,5 +1,6 @@
 """The format of exported folders: file names, `Weights`, strict loading."""
 
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -242,6 +243,40 @@ def check_weights(weights):
             modules["head"] = make_head(config)
     for name, module in modules.items():
         compare(module.state_dict(), weights.part(name), name)
+
+
+def read_json(path):
+    """Return the object of a JSON file.
+
+    Arguments
+    ---------
+    path : pathlib.Path
+        The file.
+
+    Returns
+    -------
+    dict
+
+    Raises
+    ------
+    WeightsError
+        If the file is missing, is not JSON, or does not contain an object.
+
+    Example
+    -------
+    >>> from pathlib import Path
+    >>> read_json(Path("nowhere.json"))
+    Traceback (most recent call last):
+    ...
+    ssast_lobes...WeightsError: nowhere.json: missing or damaged ...
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: missing or damaged ({error})") from error
+    if not isinstance(content, dict):
+        raise WeightsError(f"{path}: damaged, holds no names")
+    return content
 
 
 def renamed(key, names):

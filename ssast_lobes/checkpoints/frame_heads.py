@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from ssast_lobes.checkpoints.format import FRAME_HEADS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
+    head_file,
     head_file_names,
     read_head_file,
     write_head_file,
@@ -60,7 +61,7 @@ def write_frame_head(folder, name, head):
     >>> frame_head_names(folder), read_frame_head(folder, "pets").config
     (['pets'], {'labels': ['cat']})
     """
-    path = _path(folder, name)
+    path = head_file(Path(folder, FRAME_HEADS_FOLDER), name)
     write_head_file(path, head.state, head.config)
     return path
 
@@ -102,7 +103,9 @@ def read_frame_head(folder, name=None):
             else (f"no head of events named '{name}'")
         )
         raise WeightsError(f"{asked}; there are: {', '.join(names) or 'none'}")
-    return FrameHead(*read_head_file(_path(folder, name)))
+    return FrameHead(
+        *read_head_file(head_file(Path(folder, FRAME_HEADS_FOLDER), name))
+    )
 
 
 def frame_head_names(folder):
@@ -124,7 +127,3 @@ def frame_head_names(folder):
     []
     """
     return head_file_names(Path(folder, FRAME_HEADS_FOLDER))
-
-
-def _path(folder, name):
-    return Path(folder, FRAME_HEADS_FOLDER, f"{name}.safetensors").expanduser()

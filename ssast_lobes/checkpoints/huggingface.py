@@ -8,7 +8,6 @@ two class tokens. No code here needs ``transformers``. This module reads the
 folders and maps the names; `huggingface_export` writes the folders.
 """
 
-import json
 from pathlib import Path
 
 import torch
@@ -21,6 +20,7 @@ from ssast_lobes.checkpoints.format import (
     WeightsError,
     compare,
     error_context,
+    read_json,
     window_seconds,
 )
 from ssast_lobes.checkpoints.tensors import read_tensors
@@ -137,39 +137,6 @@ def from_huggingface(folder):
         report.append(f"norms: epsilon {NORM_EPS}, not {eps}")
     with error_context(folder):
         return Weights(_our_state(state, ours), ours, report)
-
-
-def read_json(path):
-    """Return the object of a JSON file.
-
-    Arguments
-    ---------
-    path : pathlib.Path
-        The file.
-
-    Returns
-    -------
-    dict
-
-    Raises
-    ------
-    WeightsError
-        If the file is missing, is not JSON, or does not contain an object.
-
-    Example
-    -------
-    >>> read_json(Path("nowhere.json"))
-    Traceback (most recent call last):
-    ...
-    ssast_lobes...WeightsError: nowhere.json: missing or damaged ...
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WeightsError(f"{path}: missing or damaged ({error})") from error
-    if not isinstance(content, dict):
-        raise WeightsError(f"{path}: damaged, holds no names")
-    return content
 
 
 def read_folder_tensors(folder):

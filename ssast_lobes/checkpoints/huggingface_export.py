@@ -9,6 +9,7 @@ from ssast_lobes.checkpoints.format import (
     CONFIG_FILE,
     WEIGHTS_FILE,
     WeightsError,
+    read_json,
     window_seconds,
 )
 from ssast_lobes.checkpoints.huggingface import (
@@ -25,7 +26,6 @@ from ssast_lobes.checkpoints.huggingface import (
     PREPROCESSOR_FILE,
     QKV,
     encoder_names,
-    read_json,
     with_kinds,
 )
 from ssast_lobes.checkpoints.model_card import PIPELINE_TAGS

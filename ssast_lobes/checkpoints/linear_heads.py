@@ -7,7 +7,6 @@ metadata states the labels, the pooling and the duration of the longest clip.
 `ssast_lobes.inference.AudioClassifier` reads them.
 """
 
-import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ import torch
 from ssast_lobes.checkpoints.format import HEADS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
     damaged_head,
+    head_file,
     head_file_names,
     read_head_file,
     write_head_file,
@@ -75,7 +75,7 @@ def write_head(folder, task, head):
     >>> read_head(folder, "pets").labels
     ['cat', 'dog']
     """
-    path = _path(folder, task)
+    path = head_file(Path(folder, HEADS_FOLDER), task)
     tensors = {"weight": head.weight, "bias": head.bias}
     plain = {
         key: value
@@ -118,7 +118,7 @@ def read_head(folder, task):
             f"no head for the task '{task}'; there are: "
             f"{', '.join(names) or 'none (`ssast-lobes heads` trains them)'}"
         )
-    path = _path(folder, task)
+    path = head_file(Path(folder, HEADS_FOLDER), task)
     tensors, plain = read_head_file(path)
     with damaged_head(path):
         head = LinearHead(**tensors, **plain)
@@ -148,11 +148,3 @@ def head_names(folder):
     []
     """
     return head_file_names(Path(folder, HEADS_FOLDER))
-
-
-def _path(folder, task):
-    if os.path.basename(task) != task:
-        raise ValueError(
-            f"'{task}' cannot be the name of a head: it has a slash"
-        )
-    return Path(folder, HEADS_FOLDER, f"{task}.safetensors").expanduser()

@@ -14,6 +14,7 @@ import torch
 from ssast_lobes.checkpoints.format import PROJECTIONS_FOLDER, WeightsError
 from ssast_lobes.checkpoints.tensors import (
     damaged_head,
+    head_file,
     head_file_names,
     read_head_file,
     write_head_file,
@@ -71,7 +72,9 @@ def write_projection(folder, name, projection):
     """
     plain = projection._asdict()
     tensors = {key: plain.pop(key) for key in ("weight", "bias")}
-    write_head_file(_path(folder, name), tensors, plain)
+    write_head_file(
+        head_file(Path(folder, PROJECTIONS_FOLDER), name), tensors, plain
+    )
 
 
 def read_projection(folder, name):
@@ -100,7 +103,7 @@ def read_projection(folder, name):
     ...
     ssast_lobes...WeightsError: no projection 'words'; there are: none
     """
-    path = _path(folder, name)
+    path = head_file(Path(folder, PROJECTIONS_FOLDER), name)
     if not path.is_file():
         known = ", ".join(projection_names(folder)) or "none"
         raise WeightsError(f"no projection '{name}'; there are: {known}")
@@ -131,8 +134,3 @@ def projection_names(folder):
     []
     """
     return head_file_names(Path(folder, PROJECTIONS_FOLDER))
-
-
-def _path(folder, name):
-    path = Path(folder, PROJECTIONS_FOLDER, f"{name}.safetensors")
-    return path.expanduser()

@@ -4,6 +4,7 @@ import argparse
 import json
 import re
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -260,6 +261,38 @@ def write_head_file(path, tensors, config):
     }
     with atomic_write(path, "wb") as file:
         file.write(save(plain, {"head": json.dumps(config)}))
+
+
+def head_file(folder, name):
+    """Return the file of a head or projection.
+
+    Arguments
+    ---------
+    folder : str or path
+        The folder of the heads.
+    name : str
+        Name of the head.
+
+    Returns
+    -------
+    pathlib.Path
+
+    Raises
+    ------
+    ValueError
+        If the name contains a slash, so that `head_file_names` would not find
+        the file.
+
+    Example
+    -------
+    >>> head_file("heads", "pets").name
+    'pets.safetensors'
+    """
+    if Path(name).name != name:
+        raise ValueError(
+            f"'{name}' cannot be the name of a head: it has a slash"
+        )
+    return Path(folder, f"{name}.safetensors").expanduser()
 
 
 def head_file_names(folder):

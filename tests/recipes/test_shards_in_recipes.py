@@ -54,9 +54,7 @@ def data_of(task, manifest):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "task", ["pretrain", pytest.param("classify", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("task", ["pretrain", "classify"])
 def test_same_weights_from_shards_and_files(task, train, manifests, tmp_path):  # noqa: F811
     folders = []
     for name, manifest in manifests.items():
